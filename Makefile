@@ -1,0 +1,45 @@
+# python3 >= 3.11 and make are all it takes; everything else is installed into .venv, pinned by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+.NOTPARALLEL:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
+
+demo: $(VENV)/.installed  ## post-train the tiny pipeline on this machine
+	$(RUN) -m afterflow.demo
+
+test: $(VENV)/.installed-dev  ## run the test suite; make test ARGS='-k kernels' runs a part of it
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, basedpyright
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m basedpyright --pythonpath $(RUN)
+
+clean:  ## remove .venv, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	find afterflow tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "afterflow needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
+	echo "Name a newer one, for instance: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
+	@echo "Installing into $(VENV), which takes some minutes the first time."
+	$(INSTALL) -e .
+	@touch $@
+
+# The dev extra holds the plain install, hence both stamps.
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.made
+	@echo "Installing into $(VENV), which takes some minutes the first time."
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,85 @@
+"""What a velocity field is conditioned on, and the example of supervised training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Embedding(NamedTuple):
+    """Encoded texts, one row each."""
+
+    sequence: Tensor  # (P, L, D)
+    pooled: Tensor | None = None  # (P, D')
+
+    def __getitem__(self, rows) -> "Embedding":  # type: ignore[override]
+        return Embedding(self.sequence[rows], None if self.pooled is None else self.pooled[rows])
+
+    def to(self, device: torch.device | str) -> "Embedding":
+        return Embedding(self.sequence.to(device), None if self.pooled is None else self.pooled.to(device))
+
+
+@dataclass(frozen=True)
+class Cond:
+    """The prompts of B rows, as indices into P encoded prompts, so that no embedding is ever copied."""
+
+    positive: Embedding  # P rows
+    negative: Embedding  # 1 row: what guidance steers away from, and what a dropped prompt becomes
+    prompts: Sequence[dict]  # P records as the data set gave them: {"prompt": ..., "tag": ...}
+    index: Tensor  # (B,) long; -1 is the negative
+    padding: int = 0  # zero vectors appended to each sequence, as stock SD3 does where it has no T5
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Tensor) -> "Cond":
+        return replace(self, index=self.index[rows.to(self.index.device)])
+
+    def records(self) -> list[dict]:
+        """The rows' own records."""
+        return [self.prompts[i] for i in self.index.tolist()]
+
+    def dropped(self, mask: Tensor) -> "Cond":
+        """The rows where mask (B,) is true lose their prompt."""
+        return replace(self, index=self.index.masked_fill(mask.to(self.index.device), -1))
+
+    def embedding(self) -> Embedding:
+        """The rows' embeddings, gathered: B rows."""
+        rows, empty = self.positive[self.index.clamp(min=0)], (self.index < 0)[:, None]
+        sequence = torch.where(empty[:, :, None], self.negative.sequence, rows.sequence)
+        sequence = torch.nn.functional.pad(sequence, (0, 0, 0, self.padding))
+        if rows.pooled is None or self.negative.pooled is None:
+            return Embedding(sequence)
+        return Embedding(sequence, torch.where(empty, self.negative.pooled, rows.pooled))
+
+
+def condition(positive: Embedding, negative: Embedding, prompts: Sequence[dict]) -> Cond:
+    """A Cond of one row per prompt."""
+    return Cond(positive, negative, prompts, torch.arange(len(prompts), device=positive.sequence.device))
+
+
+class Velocity(Protocol):
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """v(x, t | cond): (B, ...), (B,), B rows → (B, ...)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean latents with their prompts: what supervised algorithms learn from."""
+
+    x0: Tensor  # (B, ...)
+    cond: Cond  # B rows
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def __getitem__(self, rows: Tensor) -> "Pairs":
+        return Pairs(self.x0[rows], self.cond[rows])
+
+    @property
+    def mass(self) -> float:
+        """How much the batch counts beside others of the same update."""
+        return float(len(self))

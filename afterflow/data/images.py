@@ -1,0 +1,41 @@
+"""Images with prompts to learn from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..seeds import number
+from ..shapes import prompts, render
+from .prompts import SHAPE_TAGS
+
+
+@dataclass(frozen=True)
+class ShapesImages:
+    """Rendered pictures of the shapes world; tags are drawn evenly, facts from one split only."""
+
+    count: int = 100_000
+    split: Literal["train", "test", "ood"] = "train"
+    size: int = 32
+    tags: tuple[str, ...] = SHAPE_TAGS
+    empty_tokens: int = 0
+    """At most this many zero vectors are appended to a batch's prompts: stock SD3 without T5 appends 256."""
+
+    def draw(self, seed: int) -> tuple[np.ndarray, list[dict]]:
+        """uint8 (count, size, size, 3) and the records they show."""
+        rng = np.random.default_rng(number(seed, "images"))
+        records = [
+            prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)
+        ]
+        return np.stack([render.render(record, self.size, rng) for record in records]), records
+
+
+def empty_tokens(most: int, step: int, seed: int) -> int:
+    """How many zero vectors follow the prompts of this batch: mostly none, now and then a log-uniform number.
+
+    Long batches cost more, and a few of them suffice to learn that zeros mean nothing.
+    """
+    rng = np.random.default_rng(number(seed, "empty tokens", step))
+    if most == 0 or rng.random() > 0.15:
+        return 0
+    return int(np.exp(rng.uniform(0, np.log(most + 1))))

@@ -1,0 +1,84 @@
+"""Prompts to explore: records {"prompt": ..., ...} from a file or from the shapes world."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..seeds import generator, number
+from ..shapes import prompts as shapes
+
+SHAPE_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "text")
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """One prompt per line (.txt), or one JSON object per line with a "prompt" (.jsonl, GenEval's schema)."""
+
+    path: str
+
+    def records(self, seed: int) -> list[dict]:
+        """ValueError with file and line where a record cannot be used."""
+        file = Path(self.path)
+        if not file.is_file():
+            raise ValueError(f"prompts {self.path}: no such file")
+        lines = file.read_text(encoding="utf-8").splitlines()
+        parse = parse_json if file.suffix == ".jsonl" else parse_text
+        records = [parse(line, f"{self.path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+        if not records:
+            raise ValueError(f"prompts {self.path}: the file is empty; write one prompt per line")
+        return records
+
+
+def parse_text(line: str, place: str) -> dict:
+    return {"prompt": line.strip()}
+
+
+def parse_json(line: str, place: str) -> dict:
+    """A record of a .jsonl line; one that has GenEval's fields must keep GenEval's schema."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("prompt"), str)
+        or not record["prompt"].strip()
+    ):
+        raise ValueError(f'{place}: a record needs a "prompt" that is a text')
+    return record
+
+
+@dataclass(frozen=True)
+class ShapesPrompts:
+    """Prompts of the shapes world, drawn from one split of its facts."""
+
+    split: Literal["train", "test", "ood"] = "train"
+    count: int = 1024
+    """Distinct prompts, shared evenly among the tags; a tag that has fewer gives all it has."""
+    tags: tuple[str, ...] = SHAPE_TAGS[1:6]
+    """Flow-GRPO trains without single_object too."""
+    size: int = 32
+    """Pixels; larger pictures hold longer signs."""
+
+    def records(self, seed: int) -> list[dict]:
+        return shapes.suite(
+            self.split,
+            -(-self.count // len(self.tags)),
+            number(seed, "prompts") % 2**32,
+            self.size,
+            self.tags,
+        )
+
+
+def batch(total: int, step: int, size: int, seed: int) -> torch.Tensor:
+    """(size,) long: which of `total` examples iteration `step` takes.
+
+    Every epoch is a fresh permutation and no example is left out; an iteration may span two epochs.
+    """
+    first = step * size
+    epochs = range(first // total, (first + size - 1) // total + 1)
+    order = torch.cat([torch.randperm(total, generator=generator(seed, "epoch", e)) for e in epochs])
+    return order[first % total :][:size]

@@ -1,0 +1,101 @@
+"""Rectified flow (arXiv:2209.03003; SD3, arXiv:2403.03206).
+
+A straight line joins an image x_0 to a noise ε, and the model learns its velocity:
+
+    x_t = (1 - t) x_0 + t ε        v = dx_t/dt = ε - x_0        t = 1 is noise, t = 0 is the image
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """(B,) → (B, 1, ..., 1), ready to broadcast against x."""
+    return t.view(-1, *[1] * (x.ndim - 1))
+
+
+def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t on the line from x0 to noise, both (B, ...), at times t (B,)."""
+    t = expand(t, x0)
+    return (1 - t) * x0 + t * noise
+
+
+def predict_x0(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """The image at the end of the line through x with velocity v; x, v (B, ...), t (B,)."""
+    return x - expand(t, x) * v
+
+
+def predict_noise(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """The noise at the other end of the same line."""
+    return x + (1 - expand(t, x)) * v
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times moved towards the noise for shift > 1 (SD3, eq. 23); 0 and 1 stay where they are."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def logit_normal(n: int, generator: torch.Generator) -> Tensor:
+    """Training times (n,), denser in the middle of the line (SD3, eq. 19, mean 0 and std 1)."""
+    return torch.randn(n, generator=generator, device=generator.device).sigmoid()
+
+
+def uniform(n: int, generator: torch.Generator) -> Tensor:
+    """Training times (n,), spread evenly."""
+    return torch.rand(n, generator=generator, device=generator.device)
+
+
+class Schedule(ABC):
+    """Where a sampler stops between the noise and the image."""
+
+    @abstractmethod
+    def times(self, steps: int) -> Tensor:
+        """(steps + 1,) float32 from 1 down to 0."""
+
+
+@dataclass(frozen=True)
+class LinearShift(Schedule):
+    """Even steps, shifted: the grid of DanceGRPO, MixGRPO, BranchGRPO and Pref-GRPO."""
+
+    shift: float = 3.0
+
+    def times(self, steps: int) -> Tensor:
+        return shifted(torch.linspace(1, 0, steps + 1), self.shift)
+
+
+@dataclass(frozen=True)
+class SD3Grid(Schedule):
+    """What diffusers' FlowMatchEulerDiscreteScheduler gives SD3, and flow_grpo trains on.
+
+    The low end is shifted twice, so the last step is tiny (0.009 → 0 at 10 steps): too narrow a
+    Gaussian to train on.
+    """
+
+    shift: float = 3.0
+
+    def times(self, steps: int) -> Tensor:
+        lowest = shifted(torch.tensor(0.001), self.shift)
+        grid = shifted(torch.linspace(1, float(lowest), steps), self.shift)
+        return torch.cat([grid, torch.zeros(1)])
+
+
+@dataclass(frozen=True)
+class FluxShift(Schedule):
+    """FLUX.1's dynamic shift e^μ / (e^μ + 1/t - 1), with μ linear in the number of image tokens."""
+
+    tokens: int = 1024
+    """Latent tokens of an image: (height / 16) * (width / 16)."""
+    low: tuple[int, float] = (256, 0.5)
+    """A number of tokens and the μ that belongs to it."""
+    high: tuple[int, float] = (4096, 1.15)
+
+    def times(self, steps: int) -> Tensor:
+        (n0, mu0), (n1, mu1) = self.low, self.high
+        mu = mu0 + (mu1 - mu0) * (self.tokens - n0) / (n1 - n0)
+        # The exponential shift is the ordinary one with shift e^μ.
+        grid = shifted(torch.linspace(1, 1 / steps, steps), math.exp(mu))
+        return torch.cat([grid, torch.zeros(1)])

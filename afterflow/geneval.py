@@ -1,0 +1,190 @@
+"""GenEval's rules (arXiv 2310.11513) over detections, whatever found them: real detectors and shapes alike.
+
+Six ways to read the same boxes:
+
+official          every clause is met by its `count` most confident boxes, no `exclude` is; clutter is allowed
+strict            Flow-GRPO's evaluation: exactly `count` boxes, colours and relations on all of them
+closed            strict, and nothing else in the picture
+partial           bounded soft credit in [0, 1], graded in confidence, that pays nothing for surplus or clutter
+partial_flowgrpo  Flow-GRPO's training reward as published: unbounded below (16 found where 1 is asked gives -14),
+                  a wrong relation earns 0.75, clutter is free
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = dict[str, Any]
+Box = tuple[float, float, float, float]
+
+MAX_PER_CLASS = 16
+POSITION_MARGIN = 0.1
+MAX_UNEXPLAINED = 0.012
+# Soft credit starts at this share of the detection threshold.
+SOFT_FROM = 0.6
+
+
+@dataclass(frozen=True)
+class Detection:
+    cls: str
+    score: float
+    box: Box
+    """x0, y0, x1, y1 in pixels, y downwards."""
+    color: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a rule may look at."""
+
+    detections: Sequence[Detection]
+    """All of them, the most confident first; filter the noise of a real detector before `closed` and `partial`."""
+    threshold: float
+    unexplained: float | None
+    """Share of the picture that is neither background nor detected."""
+
+    def of(self, cls: str) -> list[Detection]:
+        found = [d for d in self.detections if d.cls == cls and d.score > self.threshold]
+        return found[:MAX_PER_CLASS]
+
+
+def evaluate(
+    record: Record,
+    detections: Sequence[Detection],
+    mode: str,
+    *,
+    threshold: float = 0.3,
+    counting_threshold: float = 0.9,
+    unexplained: float | None = None,
+) -> float:
+    """Score the detections of one image under one of MODES; the default thresholds are GenEval's."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if not record["include"]:
+        raise ValueError("a record without include names no object; signs are judged by reading them")
+    cut = counting_threshold if record["tag"] == "counting" else threshold
+    scene = Scene(sorted(detections, key=lambda d: -d.score), cut, unexplained)
+    return float(MODES[mode](record, scene))
+
+
+def official(record: Record, scene: Scene) -> bool:
+    groups: list[list[Detection] | None] = []
+    for clause in record["include"]:
+        found = scene.of(clause["class"])[: clause["count"]]
+        met = len(found) >= clause["count"] and _right_colors(clause, found) >= clause["count"]
+        met = met and _in_place(clause, found, groups)
+        groups.append(found if met else None)
+    excluded = any(len(scene.of(clause["class"])) >= clause["count"] for clause in record.get("exclude", []))
+    return None not in groups and not excluded
+
+
+def strict(record: Record, scene: Scene) -> bool:
+    groups: list[list[Detection] | None] = []
+    for clause in record["include"]:
+        found = scene.of(clause["class"])
+        met = len(found) == clause["count"] == _right_colors(clause, found)
+        met = met and _in_place(clause, found, groups)
+        groups.append(found if met else None)
+    return None not in groups
+
+
+def closed(record: Record, scene: Scene) -> bool:
+    if scene.unexplained is None:
+        raise ValueError("closed needs `unexplained`, the share of the picture that no detection explains")
+    wanted = sum(clause["count"] for clause in record["include"])
+    alone = len(scene.detections) == wanted and scene.unexplained < MAX_UNEXPLAINED
+    return alone and strict(record, scene)
+
+
+def partial(record: Record, scene: Scene) -> float:
+    terms: list[float] = []
+    candidates = [[d for d in scene.detections if d.cls == clause["class"]] for clause in record["include"]]
+    for clause, found in zip(record["include"], candidates, strict=True):
+        presence = _presence(clause["count"], found, scene.threshold)
+        terms.append(presence)
+        if "color" in clause:
+            terms.append(presence * _right_colors(clause, found[: clause["count"]]) / clause["count"])
+        if "position" in clause:
+            relation, target = clause["position"]
+            needed = record["include"][target]["count"]
+            targets = _soft(candidates[target][:needed], scene.threshold)
+            movers = _soft(found[: clause["count"]], scene.threshold)
+            holds = _all_stand(relation, [d for d, _ in movers], [d for d, _ in targets])
+            terms.append(presence * sum(credit for _, credit in targets) / needed * holds)
+    surplus = max(0, len(scene.detections) - sum(clause["count"] for clause in record["include"]))
+    excess = max(0.0, (scene.unexplained or 0.0) - MAX_UNEXPLAINED)
+    return sum(terms) / len(terms) * math.exp(-0.35 * surplus - excess / 0.05)
+
+
+def partial_flowgrpo(record: Record, scene: Scene) -> float:
+    rewards: list[float] = []
+    groups: list[list[Detection] | None] = []
+    for clause in record["include"]:
+        need, found = clause["count"], scene.of(clause["class"])
+        rewards.append(1 - abs(need - len(found)) / need)
+        met = len(found) == need
+        if not met and ("color" in clause or "position" in clause):
+            rewards.append(0.0)
+        if met and "color" in clause:
+            right = _right_colors(clause, found)
+            rewards.append(1 - abs(need - right) / need)
+            met = right == need
+        if met and "position" in clause:
+            met = _in_place(clause, found, groups)
+            # As published: a violation appends 0 and then, like a success, 1.
+            has_target = groups[clause["position"][1]] is not None
+            rewards += ([] if met else [0.0]) + ([1.0] if has_target else [])
+        groups.append(found if met else None)
+    return sum(rewards) / len(rewards)
+
+
+MODES: dict[str, Callable[[Record, Scene], float]] = {
+    "official": official,
+    "strict": strict,
+    "closed": closed,
+    "partial": partial,
+    "partial_flowgrpo": partial_flowgrpo,
+}
+
+
+def relations(a: Box, b: Box) -> set[str]:
+    """Where box `a` stands as seen from box `b`: none, one or two of the four relations."""
+    offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
+    margin = [POSITION_MARGIN * (abs(a[i + 2] - a[i]) + abs(b[i + 2] - b[i])) for i in (0, 1)]
+    clear = [math.copysign(max(abs(o) - m, 0.0), o) for o, m in zip(offset, margin, strict=True)]
+    if max(map(abs, clear)) < 1e-3:
+        return set()
+    dx, dy = (c / math.hypot(*offset) for c in clear)
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {relation for relation, held in holds.items() if held}
+
+
+def _right_colors(clause: Record, found: Sequence[Detection]) -> int:
+    """How many boxes have the clause's colour: all where it names none."""
+    return sum("color" not in clause or d.color == clause["color"] for d in found)
+
+
+def _in_place(clause: Record, found: Sequence[Detection], groups: Sequence[list[Detection] | None]) -> bool:
+    """Whether every box stands in the clause's relation to every box of a target that was itself met."""
+    if "position" not in clause:
+        return True
+    relation, target = clause["position"]
+    group = groups[target]
+    return group is not None and _all_stand(relation, found, group)
+
+
+def _all_stand(relation: str, movers: Sequence[Detection], targets: Sequence[Detection]) -> bool:
+    return all(relation in relations(mover.box, target.box) for mover in movers for target in targets)
+
+
+def _presence(need: int, found: Sequence[Detection], threshold: float) -> float:
+    """Soft share of the `need` objects that are there, less what there is too much of: in [0, 1]."""
+    credit = [c for _, c in _soft(found, threshold)]
+    return max(0.0, sum(credit[:need]) - sum(credit[need:])) / need
+
+
+def _soft(found: Sequence[Detection], threshold: float) -> list[tuple[Detection, float]]:
+    """The detections that earn credit, each with its credit in (0, 1]."""
+    floor = SOFT_FROM * threshold
+    return [(d, min(1.0, (d.score - floor) / (threshold - floor))) for d in found if d.score > floor]

@@ -1,0 +1,54 @@
+"""What a model offers the rest of afterflow: everything of one family that is specific to diffusers.
+
+Times, velocities and images are in our convention here and only here converted: t = 1 is noise, v = ε - x_0,
+images are uint8 (B, H, W, 3).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..cond import Embedding, Velocity
+from ..flow import Schedule
+
+
+class Model(ABC):
+    module: nn.Module
+    """The network that is trained; adapters attach to it."""
+    schedule: Schedule
+    """The sampling grid that the pipeline's own scheduler prescribes."""
+    latent_shape: tuple[int, ...]
+    """Of one image, without the batch."""
+    lora_targets: tuple[str, ...]
+    """The layers that the family's LoRAs adapt by default."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Embedding:
+        """P texts → P rows.  Cached on disk by content; the encoders are loaded only for what is new."""
+
+    @abstractmethod
+    def velocity(self, module: nn.Module) -> Velocity:
+        """The velocity field of `module`, which is this model's network or a copy of it."""
+
+    @abstractmethod
+    def encode_images(self, images: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) → latents (B, ...)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents (B, ...) → uint8 (B, H, W, 3)."""
+
+    @abstractmethod
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapter of `module` so that the stock pipeline's load_lora_weights(folder) finds it."""
+
+    @abstractmethod
+    def load_lora(self, folder: str | Path) -> None:
+        """Attach an adapter saved by save_lora, diffusers or peft; ValueError when it does not fit."""
+
+    @abstractmethod
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the whole pipeline with the trained network."""

@@ -1,0 +1,23 @@
+"""The shipped pipeline before its transformer is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..tiny.build import build
+from .sd3 import SD3, SD3Model
+
+
+@dataclass(frozen=True)
+class TinyParts:
+    """A tiny SD3 from scratch: autoencoder and text encoders are trained first, the transformer is random."""
+
+    folder: str = "runs/tiny_sd3_parts"
+    """Where the parts are kept; they are made only if the folder does not exist."""
+    seed: int = 0
+
+    def load(self, device: torch.device | str = "cpu") -> SD3Model:
+        if not Path(self.folder).is_dir():
+            build(Path(self.folder), self.seed)
+        return SD3(self.folder, max_sequence_length=0).load(device)

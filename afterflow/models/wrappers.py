@@ -1,0 +1,54 @@
+"""Velocity → Velocity: guidance, chunks, precision.  No algorithm asks which of them are on."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..cond import Cond, Velocity
+
+
+def guided(velocity: Velocity, scale: float) -> Velocity:
+    """Classifier-free guidance v_∅ + scale (v_c - v_∅) (arXiv:2207.12598), both in one forward pass.
+
+    Gradients flow through both; scale = 1 costs no second row.
+    """
+    if scale == 1:
+        return velocity
+
+    def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        both = replace(cond, index=torch.cat([torch.full_like(cond.index, -1), cond.index]))
+        empty, full = velocity(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return empty + scale * (full - empty)
+
+    return v
+
+
+def in_chunks(velocity: Velocity, size: int) -> Velocity:
+    """Forward passes of exactly `size` rows, the last one padded.
+
+    Matrix products of another shape round differently, so a rollout and its replay must use one shape for
+    their ratio to be exactly 1.
+    """
+
+    def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        rows = torch.arange(len(x), device=x.device)
+        out = []
+        for chunk in rows.split(size):
+            padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk))])
+            out.append(velocity(x[padded], t[padded], cond[padded])[: len(chunk)])
+        return torch.cat(out)
+
+    return v
+
+
+def in_context(velocity: Velocity, context: Callable[[], AbstractContextManager]) -> Velocity:
+    """Every call inside a fresh context: mixed precision, or an adapter switched off."""
+
+    def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        with context():
+            return velocity(x, t, cond)
+
+    return v

@@ -1,0 +1,180 @@
+"""Rollouts: from prompts to trees of denoising states.
+
+A plan says what every step does; `sample` carries it out.  A chain is a tree that only branches
+at the root, so one sampler serves Flow-GRPO's groups, MixGRPO's window and BranchGRPO's trees.
+Letters in shapes: P prompts, W_k states per prompt at time k (W_N = G, the group), N steps, M rows of
+parents, C children of a parent, R rewards that keep advantages of their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cond import Cond, Velocity
+from .kernels import Gaussian, Kernel, log_prob
+
+
+@dataclass(frozen=True)
+class Plan:
+    times: Tensor  # (N+1,) from 1 down to 0
+    eta: Tensor  # (N,) noise level of each step; 0 is the ODE
+    widths: tuple[int, ...]  # (N+1,) W_k; a step branches where W grows
+    train: Tensor  # (N, G) bool: the steps on each leaf's path that are trained on
+    shared_noise: bool = False  # the roots of a prompt all start from the same noise
+
+    def __post_init__(self) -> None:
+        for k, (w, w_next) in enumerate(zip(self.widths, self.widths[1:])):
+            if w_next % w:
+                raise ValueError(f"step {k}: {w} states cannot have {w_next} children; make it a multiple")
+            if (w_next > w or bool(self.train[k].any())) and self.eta[k] == 0:
+                raise ValueError(f"step {k} branches or trains, so it must be stochastic: give it eta > 0")
+
+    @property
+    def steps(self) -> int:
+        return len(self.eta)
+
+    def trained(self, k: int) -> Tensor:
+        """(W_{k+1},) bool: which states after step k are trained on."""
+        return self.train[k].view(self.widths[k + 1], -1).any(1)
+
+
+def chain(times: Tensor, group: int, eta: float, train: Sequence[int], shared_noise: bool = False) -> Plan:
+    """G independent rollouts per prompt, stochastic where trained and ODE elsewhere."""
+    steps = len(times) - 1
+    trained = torch.tensor([k in train for k in range(steps)])
+    return Plan(
+        times, eta * trained, (group,) * (steps + 1), trained[:, None].expand(steps, group), shared_noise
+    )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    plan: Plan
+    cond: Cond  # P prompts
+    x: list[Tensor]  # N+1 of (P, W_k, ...); child j of level k+1 comes from parent j // (W_{k+1} / W_k)
+    mean: list[Tensor]  # N of (P, W_k, ...): where each step's Gaussian had its mean
+    log_prob: list[Tensor]  # N of (P, W_{k+1}), of the step into x[k+1]; 0 where the step was the ODE
+
+    @property
+    def leaves(self) -> Tensor:
+        """The finished latents (P, G, ...)."""
+        return self.x[-1]
+
+
+@torch.no_grad()
+def sample(
+    velocity: Velocity,
+    kernel: Kernel,
+    plan: Plan,
+    cond: Cond,
+    noise: Tensor,
+    generators: Sequence[torch.Generator],
+) -> Rollout:
+    """Denoise noise (P, W_0, ...) as the plan says.  Siblings share one forward pass.
+
+    Each prompt draws from a generator of its own, so that its images depend neither on the other
+    prompts nor on how many processes share them.  States keep the dtype of `noise`: they are rounded to
+    it *before* their log-probability is taken, else a replay in low precision is biased by the rounding.
+    """
+    times, etas = plan.times.to(noise.device), plan.eta.to(noise.device)
+    x, xs, means, log_probs = noise, [noise], [], []
+    for k in range(plan.steps):
+        P, W = x.shape[:2]
+        rows = torch.arange(P, device=noise.device).repeat_interleave(W)
+        t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], etas[k]))
+        flat = x.flatten(0, 1)
+        p = kernel(flat, velocity(flat, t, cond[rows]), t, s, eta)
+        means.append(p.mean.unflatten(0, (P, W)))
+        if plan.eta[k] == 0:
+            x = means[-1].to(noise.dtype)
+            log_probs.append(torch.zeros(P, W, device=noise.device))
+        else:
+            p = Gaussian(*(a.repeat_interleave(plan.widths[k + 1] // W, 0) for a in p))
+            fresh = draw(generators, plan.widths[k + 1], noise)
+            flat = (p.mean + p.std * fresh.flatten(0, 1)).to(noise.dtype)
+            x = flat.unflatten(0, (P, -1))
+            log_probs.append(log_prob(p, flat).unflatten(0, (P, -1)))
+        xs.append(x)
+    return Rollout(plan, cond, xs, means, log_probs)
+
+
+def draw(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:
+    """Standard normal (P, width, ...) fp32 in the state shape of like (P, W, ...), a generator per prompt."""
+    shape = (width, *like.shape[2:])
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators]).to(like.device)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Steps x_t → x_s cut loose from their trees: M parents with their C children, to train on."""
+
+    x: Tensor  # (M, ...)
+    mean: Tensor  # (M, ...) of the Gaussian that drew the children
+    x_next: Tensor  # (M, C, ...)
+    t: Tensor  # (M,)
+    s: Tensor  # (M,)
+    eta: Tensor  # (M,)
+    log_prob: Tensor  # (M, C) under the policy that took the step
+    advantage: Tensor  # (M, C, R), weights of the rewards included
+    weight: Tensor  # (M, C): 1, or 0 for a child that is not to be trained on
+    cond: Cond  # M rows
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: Tensor) -> "Edges":
+        return Edges(**{name: value[rows] for name, value in vars(self).items()})
+
+    @property
+    def mass(self) -> float:
+        """How many children count."""
+        return float(self.weight.sum())
+
+
+def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:
+    """The steps that the plan trains, as rows.  advantages: N of (P, W_{k+1}, R), NaN = do not train.
+
+    Parents that are left with no child to train on are dropped.
+    """
+    plan = rollout.plan
+    levels = [_level(rollout, k, advantages[k]) for k in range(plan.steps) if bool(plan.train[k].any())]
+    most = max(level["x_next"].shape[1] for level in levels)
+    columns = {
+        name: torch.cat([_pad_children(level[name], name, most) for level in levels]) for name in levels[0]
+    }
+    prompt = columns.pop("prompt")
+    rows = Edges(**columns, cond=rollout.cond[prompt])
+    return rows[rows.weight.any(1).nonzero().squeeze(1)]
+
+
+def _level(rollout: Rollout, k: int, advantage: Tensor) -> dict[str, Tensor]:
+    """The columns of the edges of step k, (P * W_k, ...) each."""
+    plan, x, x_next = rollout.plan, rollout.x[k], rollout.x[k + 1]
+    P, W = x.shape[:2]
+    rows = lambda value: value.unflatten(1, (W, -1)).flatten(0, 1)
+    everywhere = lambda value: value.to(x.device).expand(P * W)
+    weight = advantage.isfinite().all(-1) & plan.trained(k).to(advantage.device)
+    return {
+        "x": x.flatten(0, 1),
+        "mean": rollout.mean[k].flatten(0, 1),
+        "x_next": rows(x_next),
+        "t": everywhere(plan.times[k]),
+        "s": everywhere(plan.times[k + 1]),
+        "eta": everywhere(plan.eta[k]),
+        "log_prob": rows(rollout.log_prob[k]),
+        "advantage": rows(advantage.nan_to_num().to(x.device)),
+        "weight": rows(weight.float().to(x.device)),
+        "prompt": torch.arange(P, device=x.device).repeat_interleave(W),
+    }
+
+
+def _pad_children(column: Tensor, name: str, most: int) -> Tensor:
+    """Levels that split and levels that do not share one table; the children added have weight 0."""
+    missing = most - column.shape[1] if name in ("x_next", "log_prob", "advantage", "weight") else 0
+    if missing == 0:
+        return column
+    # A copy of a real child, so that its log-probability is finite; its weight keeps it out of the sums.
+    extra = column[:, :1].expand(-1, missing, *column.shape[2:])
+    return torch.cat([column, torch.zeros_like(extra) if name == "weight" else extra], 1)

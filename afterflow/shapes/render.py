@@ -1,0 +1,191 @@
+"""Draw a record: objects or a sign on a grey gradient, with shading, soft shadows and sensor grain.
+
+Background, shading, shadow, grain and layout are never named in a prompt and never rewarded: they are what a
+hacked reward destroys.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterflow.shapes.prompts import Record
+from afterflow.shapes.world import COLORS, GLYPHS, PALETTE, PALETTE_LAB, SIZES, Array, coverage
+
+Image = NDArray[np.uint8]
+
+SHADOW = 0.24
+SHADING = 0.07
+GRAIN_STD = 1.0
+# Shapes with thin parts need more pixels than a disc to be told apart.
+_THIN = ("ring", "star", "heart", "cross")
+# A sign must be readable in grey: plate and ink differ by more than this in L*.
+_SIGN_COLORS = [
+    (plate, ink)
+    for plate, light in zip(COLORS, PALETTE_LAB[:, 0], strict=True)
+    for ink, other in zip(COLORS, PALETTE_LAB[:, 0], strict=True)
+    if abs(light - other) > 45
+]
+
+
+@dataclass(frozen=True)
+class Placed:
+    cls: str
+    color: str
+    cx: float
+    cy: float
+    r: float
+    rot: float
+
+
+def render(record: Record, size: int, rng: np.random.Generator) -> Image:
+    """A true picture of the record, everything it leaves open drawn at random: uint8 (size, size, 3)."""
+    if size not in SIZES:
+        raise ValueError(f"size must be 32 or 64, not {size}")
+    canvas = background(size, rng)
+    if record["tag"] == "text":
+        draw_sign(canvas, record["text"], rng)
+    else:
+        draw_objects(canvas, place(record, size, rng))
+    return develop(canvas, rng)
+
+
+def render_batch(records: Sequence[Record], size: int, rng: np.random.Generator) -> Image:
+    """One picture of each of B records: uint8 (B, size, size, 3)."""
+    return np.stack([render(record, size, rng) for record in records])
+
+
+def background(size: int, rng: np.random.Generator) -> Array:
+    """A tinted grey plane, float32 (size, size, 3)."""
+    base = rng.uniform(148, 178) + rng.uniform(-10, 10, 3)
+    slope_x, slope_y = rng.uniform(-14, 14, 2)
+    u = np.linspace(-1, 1, size)
+    plane = slope_x * u[None, :] + slope_y * u[:, None]
+    return (base + plane[..., None]).astype(np.float32)
+
+
+def develop(canvas: Array, rng: np.random.Generator) -> Image:
+    """Add grain and quantise: float (S, S, 3) → uint8 (S, S, 3)."""
+    grain = rng.standard_normal(canvas.shape, np.float32) * np.float32(GRAIN_STD)
+    return np.clip(np.rint(canvas + grain), 0, 255).astype(np.uint8)
+
+
+def draw_objects(canvas: Array, objects: Sequence[Placed]) -> None:
+    """Paint each object, in place, on the patch that it and its shadow touch."""
+    for item in objects:
+        reach = int(np.ceil(item.r * 1.1)) + 5
+        x0, y0 = int(item.cx) - reach, int(item.cy) - reach
+        mask = coverage(item.cls, 2 * reach + 1, item.cx - x0, item.cy - y0, item.r, item.rot)
+        _paint(canvas, mask, x0, y0, PALETTE[item.color], (item.cx - x0, item.cy - y0), item.r)
+
+
+def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[str, str] | None = None) -> None:
+    """Paint a plate with the text on it, in place; the strokes are two pixels wide where they fit."""
+    size = len(canvas)
+    plate, ink = colors or _SIGN_COLORS[rng.integers(len(_SIGN_COLORS))]
+    scale = 2 if 12 * len(text) + 6 <= size else 1
+    width, height = scale * (6 * len(text) - 1), 7 * scale
+    margin = min(2 * scale, (size - width - 1) // 2)
+    if margin < 1:
+        raise ValueError(f"the text {text!r} is too long for a picture of {size} px")
+    x0 = int(rng.integers(margin, max(margin, size - width - margin - 1) + 1))
+    y0 = int(rng.integers(margin + 1, size - height - margin - 1))
+    pad = margin + 5
+    mask = np.zeros((height + 2 * pad, width + 2 * pad), np.float32)
+    mask[pad - margin : pad + height + margin, pad - margin : pad + width + margin] = 1
+    _paint(canvas, mask, x0 - pad, y0 - pad, PALETTE[plate], (pad + width / 2, pad + height / 2), width / 2)
+    strokes = np.repeat(np.repeat(lettering(text), scale, 0), scale, 1) > 0
+    canvas[y0 : y0 + height, x0 : x0 + width][strokes] = PALETTE[ink]
+
+
+def lettering(text: str) -> Array:
+    """A line of glyphs one empty column apart: (7, 6L - 1) of 0 and 1."""
+    return np.concatenate([np.pad(GLYPHS[char], ((0, 0), (0, 1))) for char in text], 1)[:, :-1]
+
+
+def place(record: Record, size: int, rng: np.random.Generator) -> list[Placed]:
+    """Objects of the record at random places that neither touch nor break a relation, by rejection."""
+    wanted = [(clause, index) for index, clause in enumerate(record["include"]) for _ in range(clause["count"])]
+    for _ in range(400):
+        objects = _attempt(record, wanted, size, rng)
+        if objects is not None:
+            return objects
+    raise ValueError(f"could not place {len(wanted)} objects in {size} px; ask for fewer")
+
+
+def _attempt(record: Record, wanted: list, size: int, rng: np.random.Generator) -> list[Placed] | None:
+    """One try at a layout, or None when an object finds no room among 60 random places."""
+    scale = size / 64
+    gap = max(3.0 * scale, 2.2)
+    objects, owners = [], []
+    xyr = np.empty((len(wanted), 3))
+    for k, (clause, index) in enumerate(wanted):
+        r = _radius(clause["class"], len(wanted), size, rng)
+        centre = r + 1.5 + _proposals(len(wanted), rng) * (size - 2 * r - 4)
+        offset = centre[:, None] - xyr[None, :k, :2]
+        free = (np.hypot(offset[..., 0], offset[..., 1]) > (r + xyr[:k, 2]) * 1.12 + gap).all(1)
+        if "position" in clause:
+            relation, target = clause["position"]
+            anchors = [j for j, owner in enumerate(owners) if owner == target]
+            free &= _stands(relation, offset[:, anchors]).all(1)
+        if not free.any():
+            return None
+        xyr[k] = *centre[free.argmax()], r
+        color = clause.get("color") or COLORS[rng.integers(len(COLORS))]
+        objects.append(Placed(clause["class"], color, *map(float, xyr[k]), float(rng.uniform(-0.2, 0.2))))
+        owners.append(index)
+    return objects
+
+
+def _proposals(n_objects: int, rng: np.random.Generator) -> Array:
+    """(60, 2) places in the unit square to try."""
+    if n_objects < 5 or rng.random() < 0.5:
+        return rng.random((60, 2))
+    # Five objects hardly ever find room by chance in 32 px, so every other proposal is near a die's five.
+    spots = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5]])[rng.integers(5, size=60)]
+    return np.clip(spots + rng.uniform(-0.12, 0.12, (60, 2)), 0, 1)
+
+
+def _radius(cls: str, n_objects: int, size: int, rng: np.random.Generator) -> float:
+    scale = size / 64
+    low, high = (6.2, 11.0) if n_objects <= 2 else (5.4, 8.2)
+    r = rng.uniform(max(low * scale, 3.6), high * scale)
+    thin = 7.0 if size == 64 else 4.6 if n_objects < 5 else 4.2
+    return max(r, thin) if cls in _THIN else r
+
+
+def _stands(relation: str, offset: Array) -> NDArray[np.bool_]:
+    """Whether (..., 2) offsets from the target say the relation clearly: (...)."""
+    dx, dy = offset[..., 0], offset[..., 1]
+    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    sign = -1 if relation in ("left of", "above") else 1
+    return sign * along > 1.6 * abs(across)
+
+
+def _paint(canvas: Array, mask: Array, x0: int, y0: int, rgb: tuple, centre: tuple, r: float) -> None:
+    """Blend one shaded colour and its shadow into the canvas through a mask whose corner lies at (x0, y0)."""
+    size, (height, width) = len(canvas), mask.shape
+    shadow = _shadow_kernel(height) @ mask @ _shadow_kernel(width).T
+    rows = slice(max(0, -y0), min(height, size - y0))
+    cols = slice(max(0, -x0), min(width, size - x0))
+    mask, shadow = mask[rows, cols, None], shadow[rows, cols, None]
+    x = np.arange(cols.start, cols.stop, dtype=np.float32) + np.float32(0.5 - centre[0])
+    y = np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5 - centre[1])
+    slope = np.clip((x[None, :] + y[:, None]) / np.float32(2 * r), -1, 1)
+    shade = 1 - np.float32(SHADING) * slope[..., None]
+    color = np.minimum(np.asarray(rgb, np.float32) * shade, 255)
+    patch = canvas[y0 + rows.start : y0 + rows.stop, x0 + cols.start : x0 + cols.stop]
+    patch *= (1 - np.float32(SHADOW) * shadow * (1 - mask)) * (1 - mask)
+    patch += color * mask
+
+
+@cache
+def _shadow_kernel(n: int) -> Array:
+    """(n, n): moves a column 1.3 px down and blurs it by a Gaussian of 0.9 px."""
+    tap = np.arange(-4, 5)
+    blur = np.exp(-0.5 * (tap / 0.9) ** 2)
+    taps = 0.7 * np.pad(blur, (1, 2)) + 0.3 * np.pad(blur, (2, 1))
+    kernel = sum(weight * np.eye(n, k=-shift) for weight, shift in zip(taps / blur.sum(), range(-4, 8), strict=True))
+    return np.asarray(kernel, np.float32)

@@ -1,0 +1,191 @@
+"""Two tiny CLIP text encoders, trained by us as CLIPs: pictures against prompts.
+
+CLIP (2103.00020) with the edited prompts of NegCLIP (2210.01936) as further negatives:
+    1  embed B pictures, their B prompts, and B prompts in which one fact was changed
+    2  each picture picks its prompt out of all 2B, each prompt its picture out of B
+    3  minimise the mean of both cross-entropies
+The two encoders share the picture tower and nothing else; the tower is thrown away afterwards.
+
+SD3 reads hidden_states[-2] and the pooled projection. For spelling, a state has to say which character it is and
+where it stands. A contrastive loss alone need not keep that, but the residual stream does when token and position
+embeddings start as large as what the layers add; CLIP's own 0.02 would drown. `probe_spelling` measures it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+
+from afterflow.tiny.autoencoder import learning_rate, to_tensor
+from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, MAX_LENGTH, PAD_ID, make_tokenizer
+
+WIDTHS = (64, 96)
+PROJECTION = 64
+EMBEDDING_STD = 0.5
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pictures with their prompts."""
+
+    images: np.ndarray  # uint8 (N, S, S, 3)
+    prompts: list[str]
+    edited: list[str]  # one fact away from `prompts`; equal to it where there is nothing to edit
+
+    def __getitem__(self, rows: np.ndarray) -> "Pairs":
+        prompts, edited = ([column[i] for i in rows] for column in (self.prompts, self.edited))
+        return Pairs(self.images[rows], prompts, edited)
+
+
+def make_text_encoder(width: int) -> CLIPTextModelWithProjection:
+    """An untrained encoder: ids (B, 16) → hidden states (B, 16, width) and pooled (B, 64)."""
+    config = CLIPTextConfig(
+        vocab_size=len(make_tokenizer()),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=3,
+        num_attention_heads=width // 32,
+        max_position_embeddings=MAX_LENGTH,
+        projection_dim=PROJECTION,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+    encoder = CLIPTextModelWithProjection(config)
+    embeddings = encoder.text_model.embeddings
+    nn.init.normal_(embeddings.token_embedding.weight, std=EMBEDDING_STD)
+    nn.init.normal_(embeddings.position_embedding.weight, std=EMBEDDING_STD)
+    return encoder
+
+
+class PictureTower(nn.Module):
+    """(B, 3, 32, 32) → one (B, 64) for each text encoder. It ends flat: where things stand matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 96)
+        layers = []
+        for a, b in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
+            layers += [nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 256), nn.SiLU())
+        self.heads = nn.ModuleList(nn.Linear(256, PROJECTION) for _ in WIDTHS)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = self.trunk(x)
+        return [head(features) for head in self.heads]
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> Tensor:
+    """B prompts → (B, 16), padded and truncated as SD3's pipeline does."""
+    padded = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+    return padded.input_ids
+
+
+def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
+    """Pictures against prompts and back; logits and same (B, 2B) → scalar.
+
+    `same` marks prompts that say what the picture's own prompt says: they are no negatives.
+    """
+    own = torch.arange(len(logits))
+    rivals = same.clone()
+    rivals[own, own] = False
+    logits = logits.masked_fill(rivals, -torch.inf)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(own)].T, own)) / 2
+
+
+def similarity(picture: Tensor, text: Tensor) -> Tensor:
+    """Cosines: (B, D), (C, D) → (B, C)."""
+    return F.normalize(picture, dim=-1) @ F.normalize(text, dim=-1).T
+
+
+def train_text_encoders(
+    pairs: Pairs, steps: int, generator: torch.Generator, batch: int = 96, peak: float = 1.5e-3
+) -> tuple[list[CLIPTextModelWithProjection], PictureTower]:
+    """The two encoders and the picture tower they were trained against."""
+    tokenizer = make_tokenizer()
+    ids = torch.stack([token_ids(tokenizer, pairs.prompts), token_ids(tokenizer, pairs.edited)])
+    x = to_tensor(pairs.images)
+    encoders, tower = [make_text_encoder(width).train() for width in WIDTHS], PictureTower()
+    log_scale = nn.Parameter(torch.full((len(WIDTHS),), 10.0).log())
+    parameters = [log_scale, *tower.parameters(), *(p for encoder in encoders for p in encoder.parameters())]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-2)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        rows = torch.randint(len(x), (batch,), generator=generator)
+        texts = ids[:, rows].flatten(0, 1)
+        same = (ids[0, rows][:, None] == texts[None]).all(-1)
+        pooled = [encoder(texts).text_embeds for encoder in encoders]
+        scales = log_scale.exp().clamp(max=100)
+        loss = sum(
+            contrastive_loss(scale * similarity(a, b), same) for scale, a, b in zip(scales, tower(x[rows]), pooled)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step % 100 == 0 or step == steps - 1:
+            print(f"text {step:5d}/{steps} loss {loss.item() / len(WIDTHS):.4f}", flush=True)
+    return [encoder.eval() for encoder in encoders], tower.eval()
+
+
+@torch.no_grad()
+def hidden_states(encoder: CLIPTextModelWithProjection, ids: Tensor) -> Tensor:
+    """What SD3 reads: (B, 16) → (B, 16, width)."""
+    return encoder(ids, output_hidden_states=True).hidden_states[-2]
+
+
+@torch.no_grad()
+def edit_accuracy(encoder: CLIPTextModelWithProjection, picture: Tensor, pairs: Pairs) -> float:
+    """How often a picture (N, 64) is nearer to its prompt than to the edited one; chance is 0.5."""
+    tokenizer = make_tokenizer()
+    right, wrong = (
+        F.cosine_similarity(picture, encoder(token_ids(tokenizer, prompts)).text_embeds)
+        for prompts in (pairs.prompts, pairs.edited)
+    )
+    differ = torch.tensor([a != b for a, b in zip(pairs.prompts, pairs.edited)])
+    return (right > wrong)[differ].float().mean().item()
+
+
+def fit_linear(x: Tensor, label: Tensor) -> Tensor:
+    """Ridge regression onto one-hot labels: (N, D), (N,) → weights (D + 1, classes)."""
+    x, y = F.pad(x, (0, 1), value=1.0).double(), F.one_hot(label).double()
+    return torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ y)
+
+
+def predict_linear(weights: Tensor, x: Tensor) -> Tensor:
+    return (F.pad(x, (0, 1), value=1.0).double() @ weights).argmax(-1)
+
+
+def probe_spelling(encoder: CLIPTextModelWithProjection, strings: Sequence[str]) -> dict[str, float]:
+    """Held-out accuracy of linear readers of strings of one length, from hidden_states[-2].
+
+    `character` and `place` read a character's own state; `pooled_character` reads all of them from the pooled
+    projection, which has to hold the whole string at once.
+    """
+    tokenizer, length = make_tokenizer(), len(strings[0])
+    ids = token_ids(tokenizer, [f'a sign that says "{text}"' for text in strings])
+    start = token_ids(tokenizer, ['a sign that says "'])[0].tolist().index(EOS_ID)
+    spelled = slice(start, start + length)
+    states = hidden_states(encoder, ids)[:, spelled]
+    with torch.no_grad():
+        pooled = encoder(ids).text_embeds
+    characters, half = ids[:, spelled], len(ids) // 2
+    places = torch.arange(length).expand_as(characters)
+
+    def accuracy(x: Tensor, label: Tensor) -> float:
+        cut = len(x) // 2
+        return (predict_linear(fit_linear(x[:cut], label[:cut]), x[cut:]) == label[cut:]).float().mean().item()
+
+    flat = states.flatten(0, 1)
+    assert half > 0
+    return {
+        "character": accuracy(flat, characters.flatten()),
+        "place": accuracy(flat, places.flatten()),
+        "pooled_character": float(np.mean([accuracy(pooled, characters[:, i]) for i in range(length)])),
+    }

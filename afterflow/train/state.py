@@ -1,0 +1,81 @@
+"""Checkpoints: safetensors and JSON, complete or absent."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .ema import Ema, copy
+
+
+def save(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+    keep: int,
+) -> Path:
+    """Write the state after iteration `step` and delete all but the newest `keep`.
+
+    It is written under another name and then renamed, so that a checkpoint which exists is whole.
+    """
+    final, partial = folder / f"step_{step:06d}", folder / f"step_{step:06d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(
+        {name: p.detach().contiguous() for name, p in parameters.items()}, partial / "weights.safetensors"
+    )
+    save_file(flatten(optimizer, parameters), partial / "optimizer.safetensors")
+    if ema is not None:
+        save_file(ema.values, partial / "ema.safetensors")
+    (partial / "state.json").write_text(json.dumps({"step": step, "ema_updates": ema.updates if ema else 0}))
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole ones, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if path.suffix != ".partial")
+
+
+def load(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema | None
+) -> int:
+    """Put a checkpoint back; the iteration to go on with.  ValueError when it belongs to another run."""
+    weights = load_file(folder / "weights.safetensors")
+    if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in weights.items()}:
+        raise ValueError(
+            f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it"
+        )
+    copy(parameters, weights)
+    state = json.loads((folder / "state.json").read_text())
+    stored = load_file(folder / "optimizer.safetensors")
+    for name, p in parameters.items():
+        optimizer.state[p] = {
+            key.rsplit("|", 1)[1]: value.to(p.device) if value.ndim else value
+            for key, value in stored.items()
+            if key.rsplit("|", 1)[0] == name
+        }
+    if ema is not None:
+        ema.values = {
+            name: value.to(ema.values[name]) for name, value in load_file(folder / "ema.safetensors").items()
+        }
+        ema.updates = state["ema_updates"]
+    return state["step"] + 1
+
+
+def flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's tensors, keyed `parameter|quantity`."""
+    return {
+        f"{name}|{quantity}": value.contiguous()
+        for name, p in parameters.items()
+        for quantity, value in optimizer.state[p].items()
+    }
