@@ -6,16 +6,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cond import Cond, Velocity
+from .cond import Cond, Velocity, condition
 from .kernels import flow_sde
 from .models.base import Model
+from .models.wrappers import guided, in_chunks
+from .report import VERDICTS, Judged, Report, Settings, report
 from .rollout import chain, draw, sample
-from .seeds import generator
+from .seeds import generator, number
+from .shapes import population
+from .shapes.fidelity import fidelity
+from .shapes.prompts import suite as distinct_prompts
+from .shapes.render import render_batch
+from .shapes.verify import verify
+from .shapes.world import SIZES, TAGS
+
+CHUNK = 64
+"""Images of one forward pass."""
 
 
 def starting_noise(cond: Cond, per_prompt: int, shape: Sequence[int], seed: int) -> Tensor:
     """(P, per_prompt, ...): depends on seed and the place of the prompt alone, so that two models can be paired."""
-    sources = [generator(seed, "evaluation", p) for p in range(len(cond))]
+    sources = [generator(seed, "evaluation", place) for place in cond.index.tolist()]
     return draw(sources, per_prompt, torch.empty(len(cond), 1, *shape, device=cond.index.device))
 
 
@@ -25,3 +36,80 @@ def pictures(velocity: Velocity, model: Model, cond: Cond, noise: Tensor, steps:
     leaves = sample(velocity, flow_sde, plan, cond, noise, ()).leaves
     images = model.decode(leaves.flatten(0, 1))
     return images.reshape(*leaves.shape[:2], *images.shape[1:])
+
+
+def picture_prompts(
+    model: Model, records: Sequence[dict], per_prompt: int, steps: int, guidance: float, seed: int
+) -> np.ndarray:
+    """P records → uint8 (P, per_prompt, H, W, 3); of what a rollout keeps, only a chunk at a time is in memory."""
+    texts = [record["prompt"] for record in records]
+    cond = condition(model.encode(texts), model.encode([""]), records)
+    velocity = in_chunks(guided(model.velocity(model.module), guidance), CHUNK)
+    parts = []
+    for rows in torch.arange(len(records)).split(max(1, CHUNK // per_prompt)):
+        part = cond[rows]
+        noise = starting_noise(part, per_prompt, model.latent_shape, seed)
+        parts.append(pictures(velocity, model, part, noise, steps))
+    return np.concatenate(parts)
+
+
+def picture_size(model: Model) -> int:
+    """Pixels of a side, asked of the decoder."""
+    device = next(model.module.parameters()).device
+    return model.decode(torch.zeros(1, *model.latent_shape, device=device)).shape[1]
+
+
+def suite_prompts(settings: Settings, size: int) -> list[dict]:
+    """The records of the suite `shapes`, tag by tag; those of one seed and split are the same for every model."""
+    if size not in SIZES:
+        raise ValueError(f"the suite shapes judges pictures of {SIZES[0]} or {SIZES[1]} px, not {size}; set --size")
+    tags = [tag for tag in TAGS if (settings.split, tag) != ("ood", "single_object")]
+    per_tag = -(-settings.prompts // len(tags))
+    return distinct_prompts(settings.split, per_tag, number(settings.seed, "suite") % 2**32, size, tags)
+
+
+def suite_pictures(model: Model, records: Sequence[dict], settings: Settings) -> np.ndarray:
+    """uint8 (P, images, H, W, 3)."""
+    return picture_prompts(model, records, settings.images, settings.steps, settings.guidance, settings.seed)
+
+
+def compare_pictures(
+    settings: Settings,
+    records: Sequence[dict],
+    tuned: np.ndarray,
+    base: np.ndarray | None,
+    model: str,
+    against: str | None,
+) -> tuple[Report, Judged, Judged | None]:
+    """Judge pictures (P, K, H, W, 3) of the same P records beside fresh renders of them."""
+    reference, fresh = (renders(records, tuned.shape, settings.seed, name) for name in ("reference", "fresh"))
+    features = population.features(reference.reshape(-1, *tuned.shape[2:]))
+    judged = judge(tuned, records, features)
+    judged_base = None if base is None else judge(base, records, features)
+    truth = {"Fréchet": frechet(fresh, features)}
+    if tuned.shape[1] > 1:
+        truth["diversity"] = float(np.mean([population.diversity(images) for images in fresh]))
+    return report(settings, records, judged, judged_base, truth, model, against), judged, judged_base
+
+
+def judge(images: np.ndarray, records: Sequence[dict], features: np.ndarray) -> Judged:
+    """Pictures (P, K, H, W, 3) of P records, with the features (P * K, F) of renders of them."""
+    P, K = images.shape[:2]
+    verdicts = [[verify(record, image) for image in of_prompt] for record, of_prompt in zip(records, images)]
+    scores = {name: np.array([[v[name] for v in row] for row in verdicts]) for name in VERDICTS if name != "fidelity"}
+    scores["fidelity"] = np.array([fidelity(image) for image in images.reshape(P * K, *images.shape[2:])]).reshape(P, K)
+    figures = {name: score.mean(1) for name, score in scores.items()}
+    if K > 1:
+        figures["diversity"] = np.array([population.diversity(of_prompt) for of_prompt in images])
+    return Judged(figures, scores["strict"] == 1, frechet(images, features))
+
+
+def renders(records: Sequence[dict], shape: Sequence[int], seed: int, name: str) -> np.ndarray:
+    """True pictures of P records, uint8 in `shape` (P, K, S, S, 3); another `name` gives others."""
+    rng = np.random.default_rng(number(seed, "renders", name))
+    return render_batch([record for record in records for _ in range(shape[1])], shape[2], rng).reshape(shape)
+
+
+def frechet(images: np.ndarray, features: np.ndarray) -> float:
+    """Distance of pictures (P, K, H, W, 3) to as many others, given as features (P * K, F)."""
+    return population.frechet(population.features(images.reshape(-1, *images.shape[2:])), features)

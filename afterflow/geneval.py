@@ -5,9 +5,9 @@ Six ways to read the same boxes:
 official          every clause is met by its `count` most confident boxes, no `exclude` is; clutter is allowed
 strict            Flow-GRPO's evaluation: exactly `count` boxes, colours and relations on all of them
 closed            strict, and nothing else in the picture
-partial           bounded soft credit in [0, 1], graded in confidence, that pays nothing for surplus or clutter
-partial_flowgrpo  Flow-GRPO's training reward as published: unbounded below (16 found where 1 is asked gives -14),
-                  a wrong relation earns 0.75, clutter is free
+partial           bounded soft credit in [0, 1], graded in confidence; surplus and clutter cost
+partial_flowgrpo  Flow-GRPO's training reward as published: unbounded below (16 found where 1 is asked give
+                  -14), a wrong relation earns 0.75, clutter is free
 """
 
 import math
@@ -39,7 +39,7 @@ class Scene:
     """What a rule may look at."""
 
     detections: Sequence[Detection]
-    """All of them, the most confident first; filter the noise of a real detector before `closed` and `partial`."""
+    """All, the most confident first; to `closed` and `partial` each counts, so filter a noisy detector's."""
     threshold: float
     unexplained: float | None
     """Share of the picture that is neither background nor detected."""

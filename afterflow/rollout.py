@@ -44,9 +44,7 @@ def chain(times: Tensor, group: int, eta: float, train: Sequence[int], shared_no
     """G independent rollouts per prompt, stochastic where trained and ODE elsewhere."""
     steps = len(times) - 1
     trained = torch.tensor([k in train for k in range(steps)])
-    return Plan(
-        times, eta * trained, (group,) * (steps + 1), trained[:, None].expand(steps, group), shared_noise
-    )
+    return Plan(times, eta * trained, (group,) * (steps + 1), trained[:, None].expand(steps, group), shared_noise)
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,7 @@ def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:
     plan = rollout.plan
     levels = [_level(rollout, k, advantages[k]) for k in range(plan.steps) if bool(plan.train[k].any())]
     most = max(level["x_next"].shape[1] for level in levels)
-    columns = {
-        name: torch.cat([_pad_children(level[name], name, most) for level in levels]) for name in levels[0]
-    }
+    columns = {name: torch.cat([_pad_children(level[name], name, most) for level in levels]) for name in levels[0]}
     prompt = columns.pop("prompt")
     rows = Edges(**columns, cond=rollout.cond[prompt])
     return rows[rows.weight.any(1).nonzero().squeeze(1)]

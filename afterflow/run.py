@@ -29,7 +29,8 @@ from .models.tiny import TinyParts
 from .models.tune import Full, LoRA, attach, reference
 from .models.wrappers import guided, in_chunks, in_context
 from .names import unknown
-from .rewards import REWARDS
+from .record import to_json
+from .rewards import NEEDS, REWARDS
 from .train import state
 from .train.clock import Clock
 from .train.ema import Ema
@@ -59,8 +60,8 @@ class Run:
     guidance_scale: float = 1.0
     """Classifier-free guidance in rollout, update and pictures; 1 is without (half the work)."""
     learning_rate: float = 3e-4
-    decay: Literal["constant", "cosine"] = "constant"
-    """cosine: the learning rate falls to a tenth over the run."""
+    decay: Literal["constant", "cosine", "late"] = "constant"
+    """cosine: the learning rate falls to a tenth over the run; late: over its last fifth, in a straight line."""
     warmup: int = 0
     """Iterations over which the learning rate rises from 0."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -90,9 +91,7 @@ class Run:
             raise ValueError(f"learning_rate = {self.learning_rate}: it must be positive")
         if isinstance(self.algorithm, Supervised) != isinstance(self.data, ShapesImages):
             need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
-            raise ValueError(
-                f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}"
-            )
+            raise ValueError(f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")
         if isinstance(self.algorithm, OnPolicy):
             if not self.algorithm.weights:
                 raise ValueError("algorithm.weights is empty: name at least one reward and its weight")
@@ -109,11 +108,9 @@ def learning_rate(run: Run) -> Callable[[int], float]:
     """The rate of each iteration."""
 
     def rate(step: int) -> float:
-        rise = min(1.0, (step + 1) / (run.warmup + 1))
-        fall = (
-            1.0 if run.decay == "constant" else 0.1 + 0.45 * (1 + math.cos(math.pi * step / run.iterations))
-        )
-        return run.learning_rate * rise * fall
+        done = step / run.iterations
+        fall = {"constant": 0.0, "cosine": 0.5 - 0.5 * math.cos(math.pi * done), "late": max(0.0, 5 * done - 4)}
+        return run.learning_rate * min(1.0, (step + 1) / (run.warmup + 1)) * (1 - 0.9 * fall[run.decay])
 
     return rate
 
@@ -129,10 +126,12 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     ValueError before anything is loaded or written when the configuration cannot be run, Stopped when training
     cannot go on.
     """
-    records = run.data.records(run.seed) if not isinstance(run.data, ShapesImages) else []
+    records = prompt_records(run)
+    saved = state.checkpoints(run.folder / "checkpoints")
+    if resume and not saved:
+        raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
     if run.threads:
         torch.set_num_threads(run.threads)
-    run.folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision,
         log_with=None if run.track == "none" else run.track,
@@ -147,14 +146,10 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     wrap = policy(run, model, accelerator)
     needs = isinstance(run.algorithm, OnPolicy) and run.algorithm.needs_reference
     models = Models(wrap(model.velocity(model.module)), wrap(reference(model, run.tune)) if needs else None)
-    first = 0
-    if resume:
-        saved = state.checkpoints(run.folder / "checkpoints")
-        if not saved:
-            raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
-        first = state.load(saved[-1], parameters, optimizer, ema)
+    first = state.load(saved[-1], parameters, optimizer, ema) if resume else 0
     optimizer = accelerator.prepare(optimizer)
-    config = dataclasses.asdict(run)
+    config = to_json(run)
+    run.folder.mkdir(parents=True, exist_ok=True)
     write_record(run.folder, config, recipe, run.seed)
     if run.track != "none":
         accelerator.init_trackers("afterflow", {"run": json.dumps(config)})
@@ -193,9 +188,7 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
         seed=run.seed,
         clock=clock,
     )
-    follow(
-        run, iterations, first, model, models, parameters, optimizer, ema, shown[torch.arange(8)], accelerator
-    )
+    follow(run, iterations, first, model, models, parameters, optimizer, ema, shown[torch.arange(8)], accelerator)
     with ema.applied(parameters) if ema is not None else nullcontext():
         if isinstance(run.tune, LoRA):
             model.save_lora(run.folder / "lora")
@@ -203,6 +196,13 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
             model.save_pipeline(run.folder / "model")
     accelerator.end_training()
     return run.folder
+
+
+def prompt_records(run: Run) -> list[dict]:
+    """The prompts to explore, each fit for every reward; none where images come with theirs."""
+    if isinstance(run.data, ShapesImages) or not isinstance(run.algorithm, OnPolicy):
+        return []
+    return run.data.records(run.seed, {name: NEEDS[name] for name in run.algorithm.weights if name in NEEDS})
 
 
 def encoded(model: Model, records: Sequence[dict]) -> Cond:
@@ -239,9 +239,7 @@ def scorer(model: Model, names: Mapping[str, float]):
         each = [record for record in records for _ in range(G)]
         with clock("reward"):
             return {
-                name: torch.from_numpy(np.asarray(REWARDS[name](images, each), np.float32))
-                .view(P, G)
-                .to(leaves.device)
+                name: torch.from_numpy(np.asarray(REWARDS[name](images, each), np.float32)).view(P, G).to(leaves.device)
                 for name in names
             }
 
@@ -268,17 +266,13 @@ def follow(run, iterations, first, model, models, parameters, optimizer, ema, sh
                     with ema.applied(parameters) if ema is not None else nullcontext():
                         images = pictures(models.policy, model, shown, noise, run.inference_steps)
                     captions = [record["prompt"] for record in shown.records() for _ in range(4)]
-                    picture = grid(
-                        images.reshape(-1, *images.shape[2:]), captions, 8, max(1, 96 // images.shape[2])
-                    )
+                    picture = grid(images.reshape(-1, *images.shape[2:]), captions, 8, max(1, 96 // images.shape[2]))
                     (run.folder / "samples").mkdir(exist_ok=True)
                     picture.save(run.folder / "samples" / f"step_{step:06d}.png")
                 if (step + 1) % run.save_every == 0 or last:
                     saved = state.save(run.folder / "checkpoints", step, parameters, optimizer, ema, run.keep)
                 if interrupted:
-                    print(
-                        f"stopped after iteration {step}; go on with: afterflow train --resume {run.folder}"
-                    )
+                    print(f"stopped after iteration {step}; go on with: afterflow train --resume {run.folder}")
                     break
     finally:
         signal.signal(signal.SIGINT, previous)

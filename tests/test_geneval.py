@@ -20,9 +20,7 @@ def record(tag, *include, exclude=()):
 
 SINGLE = record("single_object", {"class": "cat", "count": 1})
 THREE = record("counting", {"class": "cat", "count": 3}, exclude=[{"class": "cat", "count": 4}])
-POSITION = record(
-    "position", {"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["right of", 0]}
-)
+POSITION = record("position", {"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["right of", 0]})
 COLORS = record(
     "color_attr",
     {"class": "cat", "count": 1, "color": "red"},

@@ -61,9 +61,7 @@ class FlowGRPO(OnPolicy[Edges]):
 
     def __post_init__(self) -> None:
         if self.group < 2:
-            raise ValueError(
-                f"group = {self.group}: an advantage compares images of one prompt; take at least 2"
-            )
+            raise ValueError(f"group = {self.group}: an advantage compares images of one prompt; take at least 2")
         if self.steps < 2:
             raise ValueError(f"steps = {self.steps}: the step onto the image is not trained; take at least 2")
         if self.eta <= 0:
@@ -71,9 +69,7 @@ class FlowGRPO(OnPolicy[Edges]):
         if self.kernel == "cps" and self.eta >= 1:
             raise ValueError(f"eta = {self.eta}: cps swaps a share of the noise; take 0 < eta < 1")
         if self.density == "variance_free" and (self.guard or self.kernel != "cps"):
-            raise ValueError(
-                "density = variance_free is flow_grpo's for plain cps; take the true density here"
-            )
+            raise ValueError("density = variance_free is flow_grpo's for plain cps; take the true density here")
         first, end = self._range
         if not 0 <= first < end <= self.steps - 1:
             raise ValueError(

@@ -24,9 +24,7 @@ class ShapesImages:
     def draw(self, seed: int) -> tuple[np.ndarray, list[dict]]:
         """uint8 (count, size, size, 3) and the records they show."""
         rng = np.random.default_rng(number(seed, "images"))
-        records = [
-            prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)
-        ]
+        records = [prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)]
         return np.stack([render.render(record, self.size, rng) for record in records]), records
 
 

@@ -1,8 +1,10 @@
 """Prompts to explore: records {"prompt": ..., ...} from a file or from the shapes world."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -12,6 +14,10 @@ from ..shapes import prompts as shapes
 
 SHAPE_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "text")
 
+# Reward → what it asks of a record: ValueError with one sentence.
+Needs = Mapping[str, Callable[[dict], None]]
+NOTHING: Needs = MappingProxyType({})
+
 
 @dataclass(frozen=True)
 class PromptFile:
@@ -19,17 +25,33 @@ class PromptFile:
 
     path: str
 
-    def records(self, seed: int) -> list[dict]:
+    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
         """ValueError with file and line where a record cannot be used."""
         file = Path(self.path)
         if not file.is_file():
             raise ValueError(f"prompts {self.path}: no such file")
-        lines = file.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompts {self.path}: not UTF-8 at byte {error.start}") from None
         parse = parse_json if file.suffix == ".jsonl" else parse_text
-        records = [parse(line, f"{self.path}:{i}") for i, line in enumerate(lines, 1) if line.strip()]
+        records = []
+        for place, line in enumerate(lines, 1):
+            if line.strip():
+                records.append(parse(line, f"{self.path}:{place}"))
+                check(records[-1], f"{self.path}:{place}", needs)
         if not records:
             raise ValueError(f"prompts {self.path}: the file is empty; write one prompt per line")
         return records
+
+
+def check(record: dict, place: str, needs: Needs) -> None:
+    """ValueError with the place of a record that a reward could not judge."""
+    for reward, validate in needs.items():
+        try:
+            validate(record)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}; {reward} needs that of every record") from None
 
 
 def parse_text(line: str, place: str) -> dict:
@@ -37,16 +59,12 @@ def parse_text(line: str, place: str) -> dict:
 
 
 def parse_json(line: str, place: str) -> dict:
-    """A record of a .jsonl line; one that has GenEval's fields must keep GenEval's schema."""
+    """A record of a .jsonl line."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
-    if (
-        not isinstance(record, dict)
-        or not isinstance(record.get("prompt"), str)
-        or not record["prompt"].strip()
-    ):
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
         raise ValueError(f'{place}: a record needs a "prompt" that is a text')
     return record
 
@@ -63,7 +81,7 @@ class ShapesPrompts:
     size: int = 32
     """Pixels; larger pictures hold longer signs."""
 
-    def records(self, seed: int) -> list[dict]:
+    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
         return shapes.suite(
             self.split,
             -(-self.count // len(self.tags)),

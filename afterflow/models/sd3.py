@@ -60,9 +60,7 @@ def locate(path: str, revision: str | None) -> Path:
         folder = Path(DiffusionPipeline.download(path, revision=revision))
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(
-            f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline"
-        )
+        raise ValueError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
     family = json.loads(index.read_text())["_class_name"]
     if family != "StableDiffusion3Pipeline":
         raise ValueError(f"model {path!r} is a {family}; the sd3 model needs a StableDiffusion3Pipeline")
@@ -170,15 +168,21 @@ class SD3Model(Model):
         )
 
     def load_lora(self, folder: str | Path) -> None:
-        file = Path(folder)
-        file = file / "pytorch_lora_weights.safetensors" if file.is_dir() else file
-        if not file.is_file():
-            raise ValueError(f"LoRA {folder}: no pytorch_lora_weights.safetensors there")
+        file = lora_file(folder)
         check_lora_fits(file, self.module)
         self.pipe.load_lora_weights(file.parent, weight_name=file.name)
 
     def save_pipeline(self, folder: Path) -> None:
         self._pipeline(transformer=self.module).save_pretrained(folder)
+
+
+def lora_file(folder: str | Path) -> Path:
+    """Where an adapter lies; ValueError when it does not."""
+    file = Path(folder)
+    file = file / "pytorch_lora_weights.safetensors" if file.is_dir() else file
+    if not file.is_file():
+        raise ValueError(f"LoRA {folder}: no pytorch_lora_weights.safetensors there")
+    return file
 
 
 def check_lora_fits(file: Path, module: nn.Module) -> None:
@@ -204,6 +208,4 @@ def fingerprint(file: Path, head: int = 1 << 20) -> bytes:
     with file.open("rb") as stream:
         start = stream.read(head)
         stream.seek(max(0, size - head))
-        return hashlib.sha256(
-            f"{file.parent.name}/{file.name} {size}".encode() + start + stream.read()
-        ).digest()
+        return hashlib.sha256(f"{file.parent.name}/{file.name} {size}".encode() + start + stream.read()).digest()

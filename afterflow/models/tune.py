@@ -37,9 +37,7 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
     if isinstance(tune, LoRA):
         model.module.requires_grad_(False)
         targets = list(tune.targets or model.lora_targets)
-        config = LoraConfig(
-            r=tune.rank, lora_alpha=tune.alpha, init_lora_weights="gaussian", target_modules=targets
-        )
+        config = LoraConfig(r=tune.rank, lora_alpha=tune.alpha, init_lora_weights="gaussian", target_modules=targets)
         model.module.add_adapter(config)  # type: ignore[operator]
     else:
         model.module.requires_grad_(True)

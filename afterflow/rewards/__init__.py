@@ -1,5 +1,8 @@
 """Rewards by name.  A reward is one function (images uint8 (B, H, W, 3), records) → scores (B,), NaN = failed."""
 
+from collections.abc import Callable
+
+from ..shapes.prompts import validate
 from . import jpeg, shapes
 from .base import Reward
 
@@ -11,3 +14,8 @@ REWARDS: dict[str, Reward] = {
     "jpeg_compressibility": jpeg.compressibility,
     "jpeg_incompressibility": jpeg.incompressibility,
 }
+
+NEEDS: dict[str, Callable[[dict], None]] = dict.fromkeys(
+    ("shapes_strict", "shapes_partial", "shapes_partial_flowgrpo"), validate
+)
+"""Rewards that read more of a record than its prompt: ValueError with one sentence when it is not there."""

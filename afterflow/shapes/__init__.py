@@ -1,4 +1,4 @@
 """A procedural world that needs no weights: prompts, renderer, and a verifier that reads pictures back.
 
-Stands alone on numpy, scipy and pillow. Pictures are uint8 (S, S, 3) with S = 32 or 64; records are GenEval's.
+Stands alone on numpy and scipy. Pictures are uint8 (S, S, 3) with S = 32 or 64; records are GenEval's.
 """

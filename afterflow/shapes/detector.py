@@ -48,20 +48,19 @@ class Segmentation(NamedTuple):
 
 def detect(image: NDArray[np.uint8]) -> Sighting:
     """Any uint8 (S, S, 3) → its objects and the share of it that they leave unexplained."""
-    seg = segment(image)
-    size = len(image)
+    seg, size = segment(image), len(image)
     colors = np.where(~seg.background & (seg.distance < REJECT), seg.color, -1)
-    owner, region_colors = _regions(colors, _min_area(size))
+    owner, region_colors = _own(colors, _min_area(size))
     explained = np.zeros((size, size), bool)
     detections = []
-    if region_colors:
-        grown = _grow(owner)
-        for label, box in enumerate(ndimage.find_objects(grown), 1):
-            found = _examine(seg, colors, owner, grown, label, region_colors[label - 1], _pad(box, size))
-            if found is not None:
-                detection, (window, matte) = found
-                detections.append(detection)
-                explained[window] |= matte > 0.3
+    grown = _grow(owner, seg.background) if region_colors else owner
+    for label, box in enumerate(ndimage.find_objects(grown), 1):
+        window, color = _pad(box, size), region_colors[label - 1]
+        matte = _matte(seg.pixels[window], seg.plane[window], owner[window] == label, grown[window] == label)
+        detection = _describe(matte, colors[window], color, (window[1].start, window[0].start))
+        if detection is not None and matte.sum() >= _min_area(size):
+            detections.append(detection)
+            explained[window] |= matte > 0.3
     detections.sort(key=lambda d: -d.score)
     return Sighting(tuple(detections), clutter(~seg.background & ~dilate(explained, 2)))
 
@@ -95,26 +94,31 @@ def background_plane(pixels: Array) -> Array:
     x, border = _plane_basis(size)
     y = pixels.reshape(-1, 3)
     median = np.median(y[border], 0)
-    follows = border & (abs(y - median).max(1) < 30)
-    coef = np.stack([median, np.zeros(3), np.zeros(3)])
-    for tolerance in (22, 16, 12, None):
+    flat = coef = np.stack([median, np.zeros(3), np.zeros(3)]).astype(np.float32)
+    for tolerance, among in ((30, border), (22, True), (16, True), (12, True)):
+        follows = (_largest(abs(y - x @ coef)) < tolerance) & among
         if follows.sum() < 12:
-            coef = np.stack([median, np.zeros(3), np.zeros(3)])
+            coef = flat
             break
         xw = x * follows[:, None]
-        coef = np.linalg.solve(xw.T @ x + 1e-6 * np.eye(3), xw.T @ y)
-        if tolerance is not None:
-            follows = abs(y - x @ coef.astype(np.float32)).max(1) < tolerance
+        coef = np.linalg.solve(xw.T @ x + 1e-6 * np.eye(3), xw.T @ y).astype(np.float32)
     coef[1:] = np.clip(coef[1:], -22, 22)
-    return (x @ coef.astype(np.float32)).reshape(size, size, 3)
+    return (x @ coef).reshape(size, size, 3)
 
 
 def clutter(unexplained: Mask) -> float:
     """Share of the picture covered by clusters of unexplained pixels; a lone noisy pixel is none."""
-    labels, _ = ndimage.label(unexplained)
+    labels = regions(unexplained)
     areas = np.bincount(labels.ravel())[1:]
     smallest = 4 if len(unexplained) <= 32 else 7
     return float(areas[areas >= smallest].sum() / unexplained.size)
+
+
+def regions(mask: Mask, structure: Mask | None = None) -> NDArray[np.int32]:
+    """Number the connected regions of a mask from 1: (S, S) → (S, S), 0 outside."""
+    labels = np.zeros(mask.shape, np.int32)
+    ndimage.label(mask, structure, output=labels)
+    return labels
 
 
 def dilate(mask: Mask, steps: int) -> Mask:
@@ -138,6 +142,11 @@ def _median(values: Array) -> float:
     return float(np.partition(values, middle)[middle])
 
 
+def _largest(values: Array) -> Array:
+    """(..., 3) → (...): numpy is slow along an axis this short."""
+    return np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
+
+
 @cache
 def _plane_basis(size: int) -> tuple[Array, Mask]:
     """(S², 3) of ones, x and y in [-1, 1], and the (S²,) border pixels."""
@@ -152,8 +161,8 @@ def _plane_basis(size: int) -> tuple[Array, Mask]:
 def _is_background(pixels: Array, plane: Array, slack: float) -> Mask:
     """(S, S): a pixel that the plane explains up to a shadow, which dims all channels alike."""
     ratio = pixels / np.maximum(plane, 1)
-    level = ratio.mean(-1)
-    spread = abs(ratio - level[..., None]).max(-1)
+    level = (ratio[..., 0] + ratio[..., 1] + ratio[..., 2]) / 3
+    spread = _largest(abs(ratio - level[..., None]))
     lit = (level > 0.66 - 0.5 * slack) & (level < 1.12 + 0.5 * slack)
     return lit & (spread < 0.085 + slack + 0.05 * abs(1 - level))
 
@@ -175,7 +184,7 @@ def _nearest_color(image: NDArray[np.uint8]) -> tuple[NDArray[np.int8], Array]:
     return nearest[index], distance[index]
 
 
-def _regions(colors: NDArray[np.integer], min_area: int) -> tuple[NDArray[np.int32], list[int]]:
+def _own(colors: NDArray[np.integer], min_area: int) -> tuple[NDArray[np.int32], list[int]]:
     """Label (S, S) the regions of one colour that own enough core pixels, and list their colours.
 
     A core pixel has at least five of its eight neighbours in its own colour: fringes and noise have none.
@@ -187,7 +196,7 @@ def _regions(colors: NDArray[np.integer], min_area: int) -> tuple[NDArray[np.int
     core = (colors >= 0) & (alike >= 5)
     owner, region_colors = np.zeros((size, size), np.int32), []
     for color in np.unique(colors[core]):
-        labels, _ = ndimage.label(colors == color, _EIGHT)
+        labels = regions(colors == color, _EIGHT)
         cores = np.bincount(labels[core & (colors == color)])
         for label in np.flatnonzero(cores >= max(4, min_area / 4)):
             region_colors.append(int(color))
@@ -195,10 +204,11 @@ def _regions(colors: NDArray[np.integer], min_area: int) -> tuple[NDArray[np.int
     return owner, region_colors
 
 
-def _grow(owner: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Let each region claim the pixels within 2.6 px that are nearest to it: its anti-aliased fringe."""
-    distance, (y, x) = ndimage.distance_transform_edt(owner == 0, return_indices=True)  # pyright: ignore
-    return np.where(distance <= 2.6, owner[y, x], 0)
+def _grow(owner: NDArray[np.int32], background: Mask) -> NDArray[np.int32]:
+    """Let each region claim its fringe: pixels within 2.6 px, or 1.5 where they may be a shadow."""
+    distance, nearest = np.empty(owner.shape), np.empty((2, *owner.shape), np.int32)
+    ndimage.distance_transform_edt(owner == 0, return_indices=True, distances=distance, indices=nearest)
+    return np.where(distance <= np.where(background, 1.5, 2.6), owner[nearest[0], nearest[1]], 0)
 
 
 def _pad(box: tuple[slice, slice], size: int) -> tuple[slice, slice]:
@@ -208,23 +218,21 @@ def _pad(box: tuple[slice, slice], size: int) -> tuple[slice, slice]:
     )
 
 
-def _examine(
-    seg: Segmentation, colors: Array, owner: Array, grown: Array, label: int, color: int, window: tuple[slice, slice]
-) -> tuple[Detection, tuple[tuple[slice, slice], Array]] | None:
-    """Name the shape of one region and score it, or None when it is too small to be an object."""
-    matte = _matte(seg.pixels[window], seg.plane[window], owner[window] == label, grown[window] == label)
+def _describe(
+    matte: Array, colors: NDArray[np.integer], color: int, corner: tuple[int, int]
+) -> Detection | None:
+    """Name and score the shape of a matte whose top left is at `corner`, or None where it is a sliver."""
     extent = _extent(matte)
-    if extent is None or matte.sum() < _min_area(len(seg.pixels)):
+    if extent is None:
         return None
     x0, y0, x1, y1 = extent
     width, height = x1 - x0, y1 - y0
     shape, iou = _match(_resample(matte, extent), max(width, height))
     inner = matte > 0.85
-    purity = float((colors[window][inner] == color).mean()) if inner.any() else 0.0
+    purity = float((colors[inner] == color).mean()) if inner.any() else 0.0
     aspect = min(width, height) / max(width, height)
-    left, top = window[1].start, window[0].start
-    box = (x0 + left, y0 + top, x1 + left, y1 + top)
-    return Detection(shape, iou * purity * min(1.0, aspect / 0.72), box, COLORS[color]), (window, matte)
+    box = (x0 + corner[0], y0 + corner[1], x1 + corner[0], y1 + corner[1])
+    return Detection(shape, iou * purity * min(1.0, aspect / 0.72), box, COLORS[color])
 
 
 def _matte(pixels: Array, plane: Array, core: Mask, reach: Mask) -> Array:

@@ -1,7 +1,7 @@
 """How much a picture looks like the renderer's work, knowing neither prompt nor objects.
 
-Q is 1 for a clean render and falls with noise, mottling, blur, colours outside of the world and speckle. Keep it out
-of the training reward: what is rewarded stops being a measure.
+Q is 1 for a clean render and falls with noise, mottling, blur, colours outside of the world and speckle. Keep
+it out of the training reward: what is rewarded stops being a measure.
 """
 
 import math
@@ -18,6 +18,7 @@ from afterflow.shapes.detector import (
     background_plane,
     dilate,
     noise_std,
+    regions,
     segment,
 )
 from afterflow.shapes.world import COLORS, Array
@@ -79,7 +80,9 @@ def _texture_std(pixels: Array, span: Array) -> float:
     if clear.mean() <= 0.12:
         return noise_std(pixels)
     second = np.array([1.0, -2.0, 1.0], np.float32)
-    curvature = ndimage.convolve1d(ndimage.convolve1d(pixels, second, 0, mode="reflect"), second, 1, mode="reflect")
+    curvature = ndimage.convolve1d(
+        ndimage.convolve1d(pixels, second, 0, mode="reflect"), second, 1, mode="reflect"
+    )
     found = abs(curvature[clear]) / 6
     # The mean square also sees texture that is zero at most pixels.
     return max(1.4826 * float(np.median(found)), 0.55 * float(np.sqrt((found**2).mean())))
@@ -127,5 +130,4 @@ def _classes(seg: Segmentation) -> list[Mask]:
 
 
 def _small_regions(mask: Mask) -> int:
-    labels, _ = ndimage.label(mask)
-    return int((np.bincount(labels.ravel())[1:] <= 2).sum())
+    return int((np.bincount(regions(mask).ravel())[1:] <= 2).sum())

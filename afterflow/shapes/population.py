@@ -1,4 +1,4 @@
-"""What only many pictures show: a wiped background, one layout for every prompt, a drift of the whole look."""
+"""What only many pictures show: a wiped background, one layout for all prompts, a drift of the whole look."""
 
 from functools import cache
 

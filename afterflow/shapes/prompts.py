@@ -6,11 +6,11 @@ A record is {"tag", "include": [{"class", "count"[, "color"][, "position": [rela
 train  contains no held-out fact;
 test   contains at least one: a (class, colour), a (class, number), an unordered pair of classes, a
        (class, class, relation), a string;
-ood    is one step outside of what train shows in kind: three objects, five of a kind, a coloured pair, coloured
-       positions, two held-out colours at once, one more character.
+ood    is one step outside of what train shows in kind: three objects, five of a kind, a coloured pair,
+       coloured positions, two held-out colours at once, one more character.
 
-A lone object has no fact that could be held out, so `single_object` is the same in train and test, has no ood,
-and is reported apart.
+A lone object has no fact that could be held out, so `single_object` is the same in train and test, has no
+ood, and is reported apart.
 """
 
 import itertools
@@ -116,22 +116,21 @@ def hard_negative(record: Record, rng: np.random.Generator) -> Record:
     return _record(tag, clauses)
 
 
-def validate(record: Record) -> None:
+def validate(record: Any) -> None:
     """Raise ValueError with one sentence that names the field a record gets wrong."""
     _require(isinstance(record, dict), "a record must be a JSON object")
     unknown = sorted(set(record) - {"tag", "include", "exclude", "text", "prompt"})
     _require(not unknown, f"unknown field {', '.join(map(repr, unknown))}")
     _require(record.get("tag") in TAGS, f"tag must be one of {', '.join(TAGS)}, not {record.get('tag')!r}")
-    prompt = record.get("prompt")
+    prompt: Any = record.get("prompt")
     _require(isinstance(prompt, str) and bool(prompt.strip()), "prompt must be a text that is not empty")
-    include, exclude = record.get("include"), record.get("exclude", [])
+    include: Any = record.get("include")
+    exclude: Any = record.get("exclude", [])
     _require(isinstance(include, list), "include must be a list of clauses")
     _require(isinstance(exclude, list), "exclude must be a list of clauses")
     if record["tag"] == "text":
         _require(not include, "include must be empty where tag is 'text'")
-        text = record.get("text")
-        _require(isinstance(text, str) and bool(text), "text must hold the characters of the sign")
-        _require(set(text) <= set(CHARS), f"text may only use {''.join(CHARS)}, not {text!r}")
+        _validate_text(record.get("text"))
         return
     _require("text" not in record, f"text belongs to tag 'text', not {record['tag']!r}")
     _require(bool(include), "include must have at least one clause")
@@ -140,6 +139,11 @@ def validate(record: Record) -> None:
         _validate_position(clause, index)
     for index, clause in enumerate(exclude):
         _validate_clause(clause, f"exclude[{index}]", {"class", "count"})
+
+
+def _validate_text(text: Any) -> None:
+    _require(isinstance(text, str) and bool(text), "text must hold the characters of the sign")
+    _require(set(text) <= set(CHARS), f"text may only use {''.join(CHARS)}, not {text!r}")
 
 
 def _validate_clause(clause: Any, name: str, fields: set[str]) -> None:
@@ -256,7 +260,9 @@ def _sign(split: str, rng: np.random.Generator, size: int) -> Record:
 
 def _clause(cls: str, count: int = 1, color: str | None = None, position: list | None = None) -> Record:
     optional = {"color": color, "position": position}
-    return {"class": cls, "count": count} | {key: value for key, value in optional.items() if value is not None}
+    return {"class": cls, "count": count} | {
+        key: value for key, value in optional.items() if value is not None
+    }
 
 
 def _record(tag: str, clauses: Sequence[Record]) -> Record:

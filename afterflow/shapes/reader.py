@@ -35,10 +35,10 @@ def read(image: NDArray[np.uint8]) -> Reading:
     """Any uint8 (S, S, 3) → its most convincing line of text."""
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     best, strength = Reading(), 0.0
-    for scale in (1, 2) if len(image) > 32 else (1,):
-        fit, contrast = _correlate(grey, scale)
-        for sign in (1, -1):
-            reading, energy = _best_line(fit * sign, contrast, scale)
+    for scale in (1, 2)[: len(image) // 32]:
+        fit, std = _correlate(grey, scale)
+        for signed in (fit, -fit):
+            reading, energy = _best_line(signed, std, scale)
             if energy > strength:
                 best, strength = reading, energy
     return best
@@ -46,47 +46,45 @@ def read(image: NDArray[np.uint8]) -> Reading:
 
 @cache
 def _templates() -> Array:
-    """(63, C) glyphs with a quiet cell around them, zero mean and unit norm."""
+    """(C, 63) glyphs with a quiet cell around them, zero mean and unit norm."""
     padded = np.array([np.pad(GLYPHS[char], 1).ravel() for char in CHARS])
     padded -= padded.mean(1, keepdims=True)
-    return (padded / np.linalg.norm(padded, axis=1, keepdims=True)).T.astype(np.float32)
+    return (padded / np.linalg.norm(padded, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _correlate(grey: Array, scale: int) -> tuple[Array, Array]:
-    """Correlation of every window with every glyph (H, W, C) in [-1, 1], and its standard deviation (H, W)."""
-    cells, squares = _box_sum(grey, scale), _box_sum(grey * grey, scale)
-    size = len(cells) - 8 * scale, len(cells) - 6 * scale
-    n = 63 * scale**2
-    windows = sliding_window_view(cells, (8 * scale + 1, 6 * scale + 1))[..., ::scale, ::scale]
-    windows = windows.reshape(-1, 63)
-    mean = windows.sum(1) / n
-    square = sliding_window_view(squares, (8 * scale + 1, 6 * scale + 1))[..., ::scale, ::scale].sum((-1, -2))
-    std = np.sqrt(np.maximum(square.ravel() / n - mean**2, 0))
-    # The template is constant over a cell, so its norm over pixels is `scale` times that over cells.
-    fit = (windows @ _templates()) / (scale * np.sqrt(np.float32(n)) * np.maximum(std, 1e-6))[:, None]
-    fit[std < _FLAT] = 0
-    return fit.reshape(*size, -1), std.reshape(size)
+    """Correlation of each glyph with each window (C, H, W) in [-1, 1], and the windows' deviation (H, W)."""
+    height, width = 9 * scale, 7 * scale
+    n = height * width
+    mean = _box_sum(grey, height, width) / n
+    std = np.sqrt(np.maximum(_box_sum(grey * grey, height, width) / n - mean**2, 0)).astype(np.float32)
+    cells = _box_sum(grey, scale, scale).astype(np.float32)
+    windows = sliding_window_view(cells, (height - scale + 1, width - scale + 1))[..., ::scale, ::scale]
+    # Templates are constant over a cell, so their norm over pixels is `scale` times that over cells.
+    norm = scale * np.sqrt(np.float32(n)) * std
+    gain = np.divide(1, norm, out=np.zeros_like(std), where=std >= _FLAT)
+    return (_templates() @ windows.reshape(-1, 63).T).reshape(-1, *std.shape) * gain, std
 
 
-def _box_sum(grey: Array, scale: int) -> Array:
-    """Sums of scale x scale pixels at every place."""
-    if scale == 1:
-        return grey
-    rows = grey[1:] + grey[:-1]
-    return rows[:, 1:] + rows[:, :-1]
+def _box_sum(grey: Array, height: int, width: int) -> Array:
+    """Sums over all windows of height x width pixels: (S, S) → (S - height + 1, S - width + 1)."""
+    total = np.pad(grey.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    rows = total[height:] - total[:-height]
+    return rows[:, width:] - rows[:, :-width]
 
 
 def _best_line(fit: Array, std: Array, scale: int) -> tuple[Reading, float]:
     """The chain of glyphs one advance apart with the largest summed excess over FLOOR, and that sum."""
     advance = 6 * scale
-    glyph, score = fit.argmax(-1), fit.max(-1)
-    energy, chained = _chain(score - FLOOR, advance)
+    score = fit.max(0)
+    energy, links = _chain(score - FLOOR, advance)
     y, last = np.unravel_index(energy.argmax(), energy.shape)
     if energy[y, last] <= 0:
         return Reading(), 0.0
-    length = int(chained[y, last])
+    length = int(links[y, last])
     xs = last - advance * np.arange(length - 1, -1, -1)
-    chars = "".join(CHARS[glyph[y, x]] if score[y, x] > FLOOR else "?" for x in xs)
+    glyphs = fit[:, y, xs].argmax(0)
+    chars = "".join(CHARS[glyph] if score[y, x] > FLOOR else "?" for glyph, x in zip(glyphs, xs, strict=True))
     elsewhere = np.concatenate([energy[: max(0, y - advance)], energy[y + advance + 1 :]])
     left, top = int(xs[0]) + scale, int(y) + scale
     reading = Reading(

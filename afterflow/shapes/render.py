@@ -81,7 +81,9 @@ def draw_objects(canvas: Array, objects: Sequence[Placed]) -> None:
         _paint(canvas, mask, x0, y0, PALETTE[item.color], (item.cx - x0, item.cy - y0), item.r)
 
 
-def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[str, str] | None = None) -> None:
+def draw_sign(
+    canvas: Array, text: str, rng: np.random.Generator, colors: tuple[str, str] | None = None
+) -> None:
     """Paint a plate with the text on it, in place; the strokes are two pixels wide where they fit."""
     size = len(canvas)
     plate, ink = colors or _SIGN_COLORS[rng.integers(len(_SIGN_COLORS))]
@@ -107,7 +109,9 @@ def lettering(text: str) -> Array:
 
 def place(record: Record, size: int, rng: np.random.Generator) -> list[Placed]:
     """Objects of the record at random places that neither touch nor break a relation, by rejection."""
-    wanted = [(clause, index) for index, clause in enumerate(record["include"]) for _ in range(clause["count"])]
+    wanted = [
+        (clause, index) for index, clause in enumerate(record["include"]) for _ in range(clause["count"])
+    ]
     for _ in range(400):
         objects = _attempt(record, wanted, size, rng)
         if objects is not None:
@@ -134,7 +138,8 @@ def _attempt(record: Record, wanted: list, size: int, rng: np.random.Generator) 
             return None
         xyr[k] = *centre[free.argmax()], r
         color = clause.get("color") or COLORS[rng.integers(len(COLORS))]
-        objects.append(Placed(clause["class"], color, *map(float, xyr[k]), float(rng.uniform(-0.2, 0.2))))
+        cx, cy = xyr[k, :2].tolist()
+        objects.append(Placed(clause["class"], color, cx, cy, r, float(rng.uniform(-0.2, 0.2))))
         owners.append(index)
     return objects
 
@@ -151,7 +156,7 @@ def _proposals(n_objects: int, rng: np.random.Generator) -> Array:
 def _radius(cls: str, n_objects: int, size: int, rng: np.random.Generator) -> float:
     scale = size / 64
     low, high = (6.2, 11.0) if n_objects <= 2 else (5.4, 8.2)
-    r = rng.uniform(max(low * scale, 3.6), high * scale)
+    r = float(rng.uniform(max(low * scale, 3.6), high * scale))
     thin = 7.0 if size == 64 else 4.6 if n_objects < 5 else 4.2
     return max(r, thin) if cls in _THIN else r
 
@@ -187,5 +192,7 @@ def _shadow_kernel(n: int) -> Array:
     tap = np.arange(-4, 5)
     blur = np.exp(-0.5 * (tap / 0.9) ** 2)
     taps = 0.7 * np.pad(blur, (1, 2)) + 0.3 * np.pad(blur, (2, 1))
-    kernel = sum(weight * np.eye(n, k=-shift) for weight, shift in zip(taps / blur.sum(), range(-4, 8), strict=True))
+    kernel = sum(
+        weight * np.eye(n, k=-shift) for weight, shift in zip(taps / blur.sum(), range(-4, 8), strict=True)
+    )
     return np.asarray(kernel, np.float32)

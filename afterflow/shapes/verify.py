@@ -1,7 +1,7 @@
 """Judge a picture against its record, by the rules of GenEval and of Flow-GRPO's text reward.
 
-`official`, `strict` and the published rewards can be hacked as the real ones can: train on them. `closed` also asks
-that nothing else be in the picture: evaluate with it.
+`official`, `strict` and the published rewards can be hacked as the real ones can: train on them. `closed`
+also asks that nothing else be in the picture: evaluate with it.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from afterflow.geneval import MAX_UNEXPLAINED, MODES, evaluate
+from afterflow.geneval import MODES, evaluate
 from afterflow.shapes.detector import clutter, detect, segment
 from afterflow.shapes.prompts import Record
 from afterflow.shapes.reader import Reading, read
@@ -17,9 +17,16 @@ from afterflow.shapes.reader import Reading, read
 # (detection, counting): clean renders score at least 0.82 at 64 px and 0.74 at 32 px.
 THRESHOLDS = {32: (0.66, 0.68), 64: (0.76, 0.78)}
 
+# Nothing at all is left around a clean sign, so less than the smallest object of the world is suspicious.
+_MAX_AROUND = 0.004
+
 
 def verify(record: Record, image: NDArray[np.uint8]) -> dict[str, float]:
-    """Any uint8 (S, S, 3) → official, strict, closed, partial and partial_flowgrpo, and for a sign ocr_flowgrpo."""
+    """Any uint8 (S, S, 3) → official, strict, closed, partial and partial_flowgrpo, each a number.
+
+    For a sign, `official` is "contains the text", and partial_flowgrpo is Flow-GRPO's text reward, also given
+    as ocr_flowgrpo.
+    """
     if record["tag"] == "text":
         return _judge_sign(record["text"], image)
     sighting = detect(image)
@@ -57,7 +64,7 @@ def _judge_sign(target: str, image: NDArray[np.uint8]) -> dict[str, float]:
     reading = read(image)
     exact = reading.text == target
     clear = reading.rival < 0.5 and reading.contrast > 45 and reading.confidence > 0.8
-    alone = exact and clear and _around(image, reading) < MAX_UNEXPLAINED
+    alone = exact and clear and _around(image, reading) < _MAX_AROUND
     agreement = 1 - edit_distance(reading.text, target) / max(len(reading.text), len(target))
     visible = min(1.0, max(0.0, (reading.contrast - 15) / 30))
     published = ocr_flowgrpo(reading.text, target)

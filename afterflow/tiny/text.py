@@ -6,9 +6,9 @@ CLIP (2103.00020) with the edited prompts of NegCLIP (2210.01936) as further neg
     3  minimise the mean of both cross-entropies
 The two encoders share the picture tower and nothing else; the tower is thrown away afterwards.
 
-SD3 reads hidden_states[-2] and the pooled projection. For spelling, a state has to say which character it is and
-where it stands. A contrastive loss alone need not keep that, but the residual stream does when token and position
-embeddings start as large as what the layers add; CLIP's own 0.02 would drown. `probe_spelling` measures it.
+SD3 reads hidden_states[-2] and the pooled projection. For spelling, a state has to say which character it is
+and where it stands. A contrastive loss alone need not keep that, but the residual stream does when token and
+position embeddings start as large as what the layers add; CLIP's own 0.02 would drown. See `probe_spelling`.
 """
 
 from collections.abc import Sequence
@@ -67,9 +67,8 @@ class PictureTower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 32, 64, 96)
         layers = []
-        for a, b in zip(widths, widths[1:]):
+        for a, b in ((3, 32), (32, 64), (64, 96)):
             layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
             layers += [nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 256), nn.SiLU())
@@ -103,35 +102,47 @@ def similarity(picture: Tensor, text: Tensor) -> Tensor:
     return F.normalize(picture, dim=-1) @ F.normalize(text, dim=-1).T
 
 
+class Towers(nn.Module):
+    """Everything that the contrastive loss trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.ModuleList(make_text_encoder(width) for width in WIDTHS)
+        self.picture = PictureTower()
+        self.log_scale = nn.Parameter(torch.full((len(WIDTHS),), 10.0).log())
+
+    def loss(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Pictures (B, 3, 32, 32) and the ids (2, B, 16) of their prompts and edited prompts → scalar."""
+        texts = ids.flatten(0, 1)
+        same = (ids[0][:, None] == texts[None]).all(-1)
+        scales, pictures = self.log_scale.exp().clamp(max=100), self.picture(x)
+        losses = [
+            contrastive_loss(scale * similarity(picture, encoder(texts).text_embeds), same)
+            for scale, picture, encoder in zip(scales, pictures, self.text)
+        ]
+        return torch.stack(losses).sum()
+
+
 def train_text_encoders(
-    pairs: Pairs, steps: int, generator: torch.Generator, batch: int = 96, peak: float = 1.5e-3
+    pairs: Pairs, steps: int, generator: torch.Generator, batch: int = 64, peak: float = 1.5e-3
 ) -> tuple[list[CLIPTextModelWithProjection], PictureTower]:
     """The two encoders and the picture tower they were trained against."""
-    tokenizer = make_tokenizer()
+    tokenizer, towers = make_tokenizer(), Towers().train()
     ids = torch.stack([token_ids(tokenizer, pairs.prompts), token_ids(tokenizer, pairs.edited)])
     x = to_tensor(pairs.images)
-    encoders, tower = [make_text_encoder(width).train() for width in WIDTHS], PictureTower()
-    log_scale = nn.Parameter(torch.full((len(WIDTHS),), 10.0).log())
-    parameters = [log_scale, *tower.parameters(), *(p for encoder in encoders for p in encoder.parameters())]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(towers.parameters(), lr=peak, weight_decay=1e-2)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
         rows = torch.randint(len(x), (batch,), generator=generator)
-        texts = ids[:, rows].flatten(0, 1)
-        same = (ids[0, rows][:, None] == texts[None]).all(-1)
-        pooled = [encoder(texts).text_embeds for encoder in encoders]
-        scales = log_scale.exp().clamp(max=100)
-        loss = sum(
-            contrastive_loss(scale * similarity(a, b), same) for scale, a, b in zip(scales, tower(x[rows]), pooled)
-        )
+        loss = towers.loss(x[rows], ids[:, rows])
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
         optimizer.step()
-        if step % 100 == 0 or step == steps - 1:
+        if step % 50 == 0 or step == steps - 1:
             print(f"text {step:5d}/{steps} loss {loss.item() / len(WIDTHS):.4f}", flush=True)
-    return [encoder.eval() for encoder in encoders], tower.eval()
+    towers.eval()
+    return list(towers.text), towers.picture
 
 
 @torch.no_grad()
@@ -158,34 +169,30 @@ def fit_linear(x: Tensor, label: Tensor) -> Tensor:
     return torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ y)
 
 
-def predict_linear(weights: Tensor, x: Tensor) -> Tensor:
-    return (F.pad(x, (0, 1), value=1.0).double() @ weights).argmax(-1)
+def linear_accuracy(x: Tensor, label: Tensor) -> float:
+    """Of a linear reader fitted to the first half of the rows and asked about the second."""
+    cut = len(x) // 2
+    weights = fit_linear(x[:cut], label[:cut])
+    read = (F.pad(x[cut:], (0, 1), value=1.0).double() @ weights).argmax(-1)
+    return (read == label[cut:]).float().mean().item()
 
 
+@torch.no_grad()
 def probe_spelling(encoder: CLIPTextModelWithProjection, strings: Sequence[str]) -> dict[str, float]:
-    """Held-out accuracy of linear readers of strings of one length, from hidden_states[-2].
+    """Held-out accuracy of linear readers of strings of one length.
 
-    `character` and `place` read a character's own state; `pooled_character` reads all of them from the pooled
-    projection, which has to hold the whole string at once.
+    `character` and `place` read a character's own state of hidden_states[-2]; `pooled_character` reads every
+    character from the pooled projection, which has to hold the whole string at once.
     """
     tokenizer, length = make_tokenizer(), len(strings[0])
     ids = token_ids(tokenizer, [f'a sign that says "{text}"' for text in strings])
     start = token_ids(tokenizer, ['a sign that says "'])[0].tolist().index(EOS_ID)
-    spelled = slice(start, start + length)
-    states = hidden_states(encoder, ids)[:, spelled]
-    with torch.no_grad():
-        pooled = encoder(ids).text_embeds
-    characters, half = ids[:, spelled], len(ids) // 2
-    places = torch.arange(length).expand_as(characters)
-
-    def accuracy(x: Tensor, label: Tensor) -> float:
-        cut = len(x) // 2
-        return (predict_linear(fit_linear(x[:cut], label[:cut]), x[cut:]) == label[cut:]).float().mean().item()
-
-    flat = states.flatten(0, 1)
-    assert half > 0
+    characters = ids[:, start : start + length]
+    states = hidden_states(encoder, ids)[:, start : start + length].flatten(0, 1)
+    places = torch.arange(length).repeat(len(strings))
+    pooled = encoder(ids).text_embeds
     return {
-        "character": accuracy(flat, characters.flatten()),
-        "place": accuracy(flat, places.flatten()),
-        "pooled_character": float(np.mean([accuracy(pooled, characters[:, i]) for i in range(length)])),
+        "character": linear_accuracy(states, characters.flatten()),
+        "place": linear_accuracy(states, places),
+        "pooled_character": float(np.mean([linear_accuracy(pooled, column) for column in characters.T])),
     }

@@ -1,9 +1,9 @@
 """A tokenizer of the shapes world: one token for each of its words, one for each character of a sign.
 
-The characters of a sign are upper case and words are lower case, so that nothing is folded: `A` on a sign and the
-article `a` are different tokens. It is a `tokenizers` WordLevel model in transformers' plain wrapper. CLIPTokenizer
-of transformers 5 cannot hold it: it reads a tokenizer.json for its vocabulary only and rebuilds its own lower-casing
-byte-pair model around it, so that words become <unk> and signs lose their case.
+The characters of a sign are upper case and words are lower case, so nothing is folded: `A` on a sign and the
+article `a` are different tokens. It is a WordLevel model in transformers' plain wrapper. CLIPTokenizer of
+transformers 5 cannot hold it: it takes only the vocabulary from a tokenizer.json and rebuilds its own
+lower-casing byte-pair model around it, so that words become <unk> and signs lose their case.
 """
 
 import string

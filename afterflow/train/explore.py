@@ -86,9 +86,7 @@ def check_rewards(rewards: Mapping[str, Tensor], rollout: Rollout, step: int) ->
         failed = (~value.isfinite()).any(1).nonzero().flatten().tolist()
         if failed:
             prompt = rollout.cond.records()[failed[0]].get("prompt")
-            raise Stopped(
-                f"step {step}: reward {name} is not finite for {len(failed)} prompts, first {prompt!r}"
-            )
+            raise Stopped(f"step {step}: reward {name} is not finite for {len(failed)} prompts, first {prompt!r}")
 
 
 def reward_metrics(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 LIBRARIES = ("afterflow", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -79,10 +80,25 @@ def grid(images: np.ndarray, captions: Sequence[str], columns: int, scale: int =
     for i, (image, caption) in enumerate(zip(images, captions)):
         x, y = gap + i % columns * (width + gap), gap + i // columns * (height + strip + gap)
         sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
-        pen.multiline_text(
-            (x, y + height + 1), wrapped(caption, width // 6), "black", font_size=10, spacing=0
-        )
+        pen.multiline_text((x, y + height + 1), wrapped(caption, width // 6), "black", font_size=10, spacing=0)
     return sheet
+
+
+def before_after(
+    images: np.ndarray, captions: Sequence[str], passed: np.ndarray, columns: int, scale: int = 1
+) -> Image.Image:
+    """Pictures of B prompts by M models, uint8 (B, M, H, W, 3), each prompt's side by side over its caption.
+
+    Under a picture is a green line where passed (B, M), else a red one.
+    """
+    B, M, height, width = images.shape[:4]
+    edge = max(2, height * scale // 24)
+    marked = np.full((B, M, height * scale + 2 * edge, width * scale + edge, 3), 255, np.uint8)
+    marked[:, :, : height * scale, : width * scale] = images.repeat(scale, 2).repeat(scale, 3)
+    marked[:, :, height * scale : -edge, : width * scale] = np.where(passed[..., None], PASSED, FAILED)[
+        :, :, None, None
+    ]
+    return grid(np.concatenate(list(marked.swapaxes(0, 1)), 2), captions, columns)
 
 
 def wrapped(text: str, width: int, lines: int = 2) -> str:

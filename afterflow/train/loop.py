@@ -44,9 +44,7 @@ def train(
                 norm = accelerator.clip_grad_norm_(trained, max_grad_norm)
                 assert norm is not None
                 if accelerator.scaler is None and not bool(norm.isfinite()):
-                    raise Stopped(
-                        f"step {iteration.step}: the gradient norm is {norm.item()}; lower the learning rate"
-                    )
+                    raise Stopped(f"step {iteration.step}: the gradient norm is {norm.item()}; lower the learning rate")
                 optimizer.step()
                 optimizer.zero_grad()
                 if ema is not None:

@@ -24,11 +24,7 @@ class Progress:
         self.name, self.total, self.every = name, total, max(1, total // 50)
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = {
-            name: metrics[name]
-            for name in ("reward", "flow_matching", "clip_fraction", "kl")
-            if name in metrics
-        }
+        shown = {name: metrics[name] for name in ("reward", "flow_matching", "clip_fraction", "kl") if name in metrics}
         health = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self.bar.update(self.task, completed=step + 1, health=health)
         if not self.bar.console.is_terminal and (step % self.every == 0 or step == self.total - 1):

@@ -27,9 +27,7 @@ def save(
     final, partial = folder / f"step_{step:06d}", folder / f"step_{step:06d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(
-        {name: p.detach().contiguous() for name, p in parameters.items()}, partial / "weights.safetensors"
-    )
+    save_file({name: p.detach().contiguous() for name, p in parameters.items()}, partial / "weights.safetensors")
     save_file(flatten(optimizer, parameters), partial / "optimizer.safetensors")
     if ema is not None:
         save_file(ema.values, partial / "ema.safetensors")
@@ -52,9 +50,7 @@ def load(
     """Put a checkpoint back; the iteration to go on with.  ValueError when it belongs to another run."""
     weights = load_file(folder / "weights.safetensors")
     if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in weights.items()}:
-        raise ValueError(
-            f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it"
-        )
+        raise ValueError(f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it")
     copy(parameters, weights)
     state = json.loads((folder / "state.json").read_text())
     stored = load_file(folder / "optimizer.safetensors")
@@ -65,9 +61,7 @@ def load(
             if key.rsplit("|", 1)[0] == name
         }
     if ema is not None:
-        ema.values = {
-            name: value.to(ema.values[name]) for name, value in load_file(folder / "ema.safetensors").items()
-        }
+        ema.values = {name: value.to(ema.values[name]) for name, value in load_file(folder / "ema.safetensors").items()}
         ema.updates = state["ema_updates"]
     return state["step"] + 1
 

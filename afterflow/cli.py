@@ -1,0 +1,368 @@
+"""The command line.  torch and diffusers take seconds to import, so every command imports them itself."""
+
+import ast
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from . import __version__
+from .names import unknown
+from .record import from_json, to_json
+from .report import Settings, render
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .models.base import Model
+    from .run import Run
+
+TRAIN_USAGE = """\
+usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
+       afterflow train RECIPE --help                  what the fields of that recipe are and mean
+       afterflow train --from RUN/run.json [--options]  repeat what a run recorded
+       afterflow train --resume RUN                   go on from the last checkpoint of a run
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 2 when something given cannot be used, 1 when training cannot go on."""
+    command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        if command in ("-h", "--help"):
+            print(overview())
+        elif command == "--version":
+            print(f"afterflow {__version__}")
+        elif command in COMMANDS:
+            COMMANDS[command](args)
+        else:
+            raise unknown("command", command, COMMANDS)
+    except ValueError as error:
+        return complain(error, 2)
+    except RuntimeError as error:
+        if type(error).__name__ != "Stopped":  # the class itself comes with torch
+            raise
+        return complain(error, 1)
+    return 0
+
+
+def complain(error: Exception, code: int) -> int:
+    print(f"afterflow: {error}", file=sys.stderr)
+    return code
+
+
+def overview() -> str:
+    lines = [f"  {name:<9} {summary(command.__doc__)}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: afterflow COMMAND ...", "", *lines, "", "afterflow COMMAND --help tells more."])
+
+
+def summary(docstring: str | None) -> str:
+    return (docstring or "").strip().partition("\n")[0]
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a model by a recipe, repeat a recorded run, or go on with one."""
+    source, *options = [*args[0].split("=", 1), *args[1:]] if args else ["--help"]
+    if source in ("-h", "--help"):
+        print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
+        return
+    if source in ("--from", "--resume") and not options:
+        raise ValueError(f"{source} needs a run; its folder is runs/NAME")
+    if source == "--resume":
+        run, recipe = resumable(options)
+    elif source == "--from":
+        recorded, recipe = read_run(Path(options[0]))
+        run = overridden(recorded, options[1:], f"afterflow train --from {options[0]}")
+    else:
+        recipe = source
+        run = overridden(from_recipe(recipe), options, f"afterflow train {recipe}")
+    from .models.quiet import quiet
+    from .run import execute
+
+    quiet()
+    print(f"{execute(run, recipe, resume=source == '--resume')}: done")
+
+
+def from_recipe(name: str) -> "Run":
+    if name.startswith("-"):
+        raise ValueError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
+    if name not in recipe_summaries():
+        raise unknown("recipe", name, recipe_summaries())
+    from .recipes import RECIPES
+
+    return RECIPES[name]()
+
+
+def recipe_summaries() -> dict[str, str]:
+    """Name and first line of every recipe, read from the source since importing them takes seconds."""
+    files = sorted((Path(__file__).parent / "recipes").glob("*.py"))
+    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    recipes = [node for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return {node.name: summary(ast.get_docstring(node)) for node in recipes}
+
+
+def recipe_lines() -> str:
+    return "\n".join(f"  {name:<20} {line}" for name, line in recipe_summaries().items())
+
+
+def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
+    """The run with the fields that the options name replaced."""
+    from .run import Run
+
+    return tyro.cli(AvoidSubcommands[Run], default=run, args=options, prog=prog, registry=MAPPINGS)
+
+
+MAPPINGS = ConstructorRegistry()
+
+
+@MAPPINGS.primitive_rule
+def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """`--weights a 0.5 b 0.5` replaces a mapping; tyro's own rule can only change the values of keys that are there."""
+    if info.type_origin is not Mapping:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME NUMBER ...]",
+        instance_from_str=numbers_by_name,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
+    )
+
+
+def numbers_by_name(words: Sequence[str]) -> dict[str, float]:
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
+    return {name: float(number) for name, number in zip(words[::2], words[1::2])}
+
+
+def read_run(file: Path) -> tuple["Run", str]:
+    """What run.json, or the folder that holds it, says: the run and the name of its recipe."""
+    from .run import Run
+
+    file = file / "run.json" if file.is_dir() else file
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; a run is recorded in runs/NAME/run.json")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({error.msg} at line {error.lineno})") from None
+    if not isinstance(data, dict) or not isinstance(data.get("config"), dict):
+        raise ValueError(f'{file}: it has no "config", so afterflow did not write it')
+    try:
+        return from_json(Run, data["config"]), str(data.get("recipe"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def resumable(options: Sequence[str]) -> tuple["Run", str]:
+    folder = Path(options[0])
+    if options[1:]:
+        raise ValueError(f"a resumed run keeps its configuration, so {options[1]} cannot be set; use --from instead")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
+    if not any(folder.glob("checkpoints/step_*")):
+        raise ValueError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
+    run, recipe = read_run(folder)
+    if run.folder.resolve() != folder.resolve():
+        raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
+    return run, recipe
+
+
+def recipes(args: Sequence[str]) -> None:
+    """List the recipes."""
+    if args:
+        raise ValueError(f"afterflow recipes takes no options, so not {args[0]}")
+    print(recipe_lines())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which weights, and in which precision."""
+
+    size: int | None = None
+    """Height and width in pixels; None: the model's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def load(self, path: str, lora: str | None) -> "Model":
+        """The pipeline, on the accelerator if there is one, with its LoRA."""
+        import torch
+
+        from .models.quiet import quiet
+        from .models.sd3 import SD3, locate
+
+        quiet()
+        has_t5 = (locate(path, None) / "text_encoder_3").is_dir()
+        config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=256 if has_t5 else 0)
+        model = config.load("cuda" if torch.cuda.is_available() else "cpu")
+        if lora is not None:
+            model.load_lora(lora)
+        return model
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a model on prompts of the shapes world, alone or beside another that starts from the same noise."""
+
+    model: Positional[str]
+    """Hub id or folder of a pipeline, or `tiny`."""
+    lora: str | None = None
+    """Folder of a LoRA to put on MODEL."""
+    against: str | None = None
+    """Compare with this pipeline; `base` is MODEL itself, without --lora."""
+    lora_against: str | None = None
+    """Folder of a LoRA to put on what --against names."""
+    suite: Literal["shapes"] = "shapes"
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    json: str | None = None
+    """Write the figures to this file; - prints them last on stdout, on one line."""
+    grid: str | None = None
+    """Draw one picture of up to 48 prompts into this .png, base left and tuned right, green where strict passed."""
+
+    def __post_init__(self) -> None:
+        if self.against is None and self.lora_against is not None:
+            raise ValueError("--lora-against goes on what --against names; add --against base for MODEL itself")
+        if self.against == "base" and self.lora == self.lora_against:
+            raise ValueError("--against base compares MODEL with itself; give a --lora, or name another model")
+        check_png("--grid", self.grid)
+
+    def __call__(self) -> None:
+        check_loras(self.lora, self.lora_against)
+        from .evaluate import compare_pictures
+
+        before = None
+        if self.against is not None:
+            records, before = self.draw(self.model if self.against == "base" else self.against, self.lora_against)
+        records, after = self.draw(self.model, self.lora)
+        if before is not None and before.shape != after.shape:
+            sizes = f"{self.model} draws {after.shape[2]} px and {self.against} {before.shape[2]} px"
+            raise ValueError(f"{sizes}; set --size to one that both can draw")
+        against = self.against and named(self.against, self.lora_against)
+        report, *judged = compare_pictures(self.settings, records, after, before, named(self.model, self.lora), against)
+        Console().print(render(report))
+        if self.grid is not None:
+            shown = [(images, each.strict) for images, each in ((before, judged[1]), (after, judged[0])) if each]
+            save_grid(Path(self.grid), records, *map(list, zip(*shown)))
+        if self.json == "-":
+            print(json.dumps(to_json(report)))
+        elif self.json is not None:
+            write_file(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
+
+    def draw(self, path: str, lora: str | None) -> tuple[list[dict], "np.ndarray"]:
+        """The prompts of the suite and their pictures by one model, of which nothing stays in memory."""
+        from .evaluate import picture_size, suite_pictures, suite_prompts
+
+        model = self.source.load(path, lora)
+        records = suite_prompts(self.settings, picture_size(model))
+        print(f"{named(path, lora)}: {len(records)} prompts x {self.settings.images} images", file=sys.stderr)
+        return records, suite_pictures(model, records, self.settings)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw pictures of prompts into one grid, a row for each prompt."""
+
+    model: Positional[str]
+    """Hub id or folder of a pipeline, or `tiny`."""
+    prompts: Positional[tuple[str, ...]]
+    lora: str | None = None
+    """Folder of a LoRA to put on MODEL."""
+    images: Annotated[int, arg(aliases=["-n"])] = 8
+    """Per prompt."""
+    out: str = "grid.png"
+    steps: int = 20
+    """ODE steps."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is without."""
+    seed: int = 0
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("a prompt is missing or empty; put each in quotes")
+        for name in ("images", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        check_png("--out", self.out)
+
+    def __call__(self) -> None:
+        check_loras(self.lora)
+        from .evaluate import picture_prompts
+        from .train.log import grid
+
+        model = self.source.load(self.model, self.lora)
+        records = [{"prompt": prompt} for prompt in self.prompts]
+        images = picture_prompts(model, records, self.images, self.steps, self.guidance, self.seed)
+        captions = [prompt for prompt in self.prompts for _ in range(self.images)]
+        picture = grid(images.reshape(-1, *images.shape[2:]), captions, self.images, enlargement(images))
+        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(self.out)
+        print(self.out)
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Measure a model, alone or against another, with intervals."""
+    tyro.cli(Eval, args=args, prog="afterflow eval")()
+
+
+def sample(args: Sequence[str]) -> None:
+    """Draw pictures of prompts."""
+    tyro.cli(Sample, args=args, prog="afterflow sample")()
+
+
+COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "recipes": recipes}
+
+
+def check_png(option: str, file: str | None) -> None:
+    if file is not None and Path(file).suffix.lower() != ".png":
+        raise ValueError(f"{option} {file}: it must end in .png")
+
+
+def check_loras(*folders: str | None) -> None:
+    """ValueError for a LoRA that is not there, before a pipeline is loaded for it."""
+    from .models.sd3 import lora_file
+
+    for folder in folders:
+        if folder is not None:
+            lora_file(folder)
+
+
+def named(path: str, lora: str | None) -> str:
+    return path if lora is None else f"{path} + {lora}"
+
+
+def enlargement(images: "np.ndarray") -> int:
+    """How many times (..., H, W, 3) is enlarged, so that tiny pictures can be seen."""
+    return max(1, 96 // images.shape[-3])
+
+
+def save_grid(
+    file: Path, records: Sequence[dict], images: Sequence["np.ndarray"], strict: Sequence["np.ndarray"]
+) -> None:
+    """The first picture (P, K, H, W, 3) of up to 48 prompts spread over the suite, by each of M models."""
+    import numpy as np
+
+    from .train.log import before_after
+
+    places = np.unique(np.linspace(0, len(records) - 1, 48).astype(int))
+    picture = before_after(
+        np.stack([each[places, 0] for each in images], 1),
+        [records[place]["prompt"] for place in places],
+        np.stack([each[places, 0] for each in strict], 1),
+        12 // len(images),
+        enlargement(images[0]),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(file)
+
+
+def write_file(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")

@@ -1,0 +1,225 @@
+"""What a suite of prompts measured: scores with intervals, for one model or for a tuned one beside its base.
+
+    score(tag) = mean over its prompts of the mean over a prompt's images
+    overall    = unweighted mean of score(tag) over GenEval's six tags, as GenEval has it; `text` stands apart
+
+Intervals are percentiles of a bootstrap that draws prompts anew within each tag.  Both models get the same draws: a
+delta is then an interval of the difference, not a difference of intervals.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+SIX = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+VERDICTS = ("official", "strict", "closed", "partial", "fidelity")
+"""Figures of one image; `diversity` is one of a prompt's images together."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The suite `shapes`."""
+
+    split: Literal["train", "test", "ood"] = "test"
+    """test: at least one held-out fact in each prompt; ood: one step outside of the kinds that training shows."""
+    prompts: int = 350
+    """Shared evenly among the tags; a tag that has fewer gives all it has."""
+    images: int = 4
+    """Per prompt."""
+    steps: int = 20
+    """ODE steps."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is without."""
+    seed: int = 0
+    """Of prompts and starting noise, so that two models can be compared picture by picture."""
+    draws: int = 10_000
+    """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "images", "steps", "draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: float
+    low: float | None = None
+    """With `high` the 95 % interval; None where there is none."""
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    tuned: Estimate
+    base: Estimate | None = None
+    delta: Estimate | None = None
+    """tuned - base."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the pictures of P prompts are worth."""
+
+    figures: Mapping[str, np.ndarray]
+    """Each (P,): the mean over a prompt's images."""
+    strict: np.ndarray
+    """(P, K) bool: which images passed."""
+    frechet: float
+    """Distance of all images to as many renders of the same prompts."""
+
+
+@dataclass(frozen=True)
+class Report:
+    suite: Settings
+    model: str
+    against: str | None
+    prompts: Mapping[str, int]
+    """Tag → how many were evaluated."""
+    overall: Mapping[str, Comparison]
+    """Metric → mean of the tag means over those of SIX that were evaluated."""
+    tags: Mapping[str, Mapping[str, Comparison]]
+    """Tag → metric → its score."""
+    frechet: Comparison
+    """Without intervals: images drawn twice pull the distance up, so a bootstrap of it is biased."""
+    truth: Mapping[str, float]
+    """What renders of the same prompts get from other renders: Fréchet distance, diversity."""
+
+
+def mean_of_means(values: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarray:
+    """Figures (P, F) of P prompts → (F,); each stratum holds the prompts of a tag."""
+    return np.mean([values[stratum].mean(0) for stratum in strata], 0)
+
+
+def bootstrap(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Figures (P, F) of P prompts → (draws, F): their mean of means with the prompts of each stratum drawn anew."""
+    total = np.zeros((draws, values.shape[1]))
+    for stratum in strata:
+        n = len(stratum)
+        # How often each prompt is drawn is all that a mean needs to know.
+        times = rng.multinomial(n, np.full(n, 1 / n), draws)
+        total += times @ values[stratum] / n
+    return total / len(strata)
+
+
+def estimates(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> list[Estimate]:
+    """Figures (P, F) → F mean of means with 95 % intervals; none where a tag has but one prompt to draw from."""
+    value = mean_of_means(values, strata).tolist()
+    if min(len(stratum) for stratum in strata) < 2:
+        return [Estimate(v) for v in value]
+    low, high = np.percentile(bootstrap(values, strata, draws, rng), [2.5, 97.5], axis=0).tolist()
+    return [Estimate(*each) for each in zip(value, low, high)]
+
+
+def compare(
+    tuned: Judged, base: Judged | None, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator
+) -> dict[str, Comparison]:
+    """Every metric over the prompts of the strata."""
+    names = list(tuned.figures)
+    a = np.stack([tuned.figures[name] for name in names], 1)
+    if base is None:
+        return {name: Comparison(one) for name, one in zip(names, estimates(a, strata, draws, rng))}
+    b = np.stack([base.figures[name] for name in names], 1)
+    found = estimates(np.concatenate([a, b, a - b], 1), strata, draws, rng)
+    F = len(names)
+    return {name: Comparison(*found[i::F]) for i, name in enumerate(names)}
+
+
+def report(
+    suite: Settings,
+    records: Sequence[dict],
+    tuned: Judged,
+    base: Judged | None,
+    truth: Mapping[str, float],
+    model: str,
+    against: str | None,
+) -> Report:
+    """Judged pictures of the same P records → scores, deltas and intervals."""
+    tags = list(dict.fromkeys(record["tag"] for record in records))
+    of = {tag: np.array([i for i, record in enumerate(records) if record["tag"] == tag]) for tag in tags}
+    six = [of[tag] for tag in tags if tag in SIX]
+    rng = np.random.default_rng(suite.seed)
+    frechet = Comparison(Estimate(tuned.frechet))
+    if base is not None:
+        frechet = Comparison(frechet.tuned, Estimate(base.frechet), Estimate(tuned.frechet - base.frechet))
+    return Report(
+        suite,
+        model,
+        against,
+        {tag: len(of[tag]) for tag in tags},
+        compare(tuned, base, six, suite.draws, rng),
+        {tag: compare(tuned, base, [of[tag]], suite.draws, rng) for tag in tags},
+        frechet,
+        truth,
+    )
+
+
+def render(found: Report) -> Group:
+    """Two tables for a terminal of 80 columns: overall by metric, and tag by tag."""
+    return Group(overall_table(found), tag_table(found))
+
+
+def overall_table(found: Report) -> Table:
+    paired = found.against is not None
+    evaluated = sum(tag in SIX for tag in found.prompts)
+    title = f"shapes, {found.suite.split} split: mean over {evaluated} of GenEval's 6 tags"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, caption_justify="left", caption=footnote(found))
+    for column in ("", *(("base", "tuned", "delta") if paired else ("score",))):
+        table.add_column(column, justify="left" if not column else "right")
+    for metric, each in [*found.overall.items(), ("Fréchet", found.frechet)]:
+        cells = (each.base, each.tuned, each.delta) if paired else (each.tuned,)
+        signs = ("", "", "+") if paired else ("",)
+        table.add_row(metric, *(written(cell, sign) for cell, sign in zip(cells, signs)))
+    return table
+
+
+def tag_table(found: Report) -> Table:
+    paired = found.against is not None
+    metrics = [name for name in VERDICTS if name in found.overall]
+    title = "by tag, base → tuned" if paired else "by tag"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE, caption_justify="left", caption=tag_footnote(found)
+    )
+    table.add_column("")
+    for column in ("prompts", *metrics):
+        table.add_column(column, justify="right")
+    for tag in sorted(found.tags, key=(*SIX, "text").index):
+        cells = [brief(found.tags[tag][metric]) for metric in metrics]
+        table.add_row(tag + " *" * (tag == "single_object"), str(found.prompts[tag]), *cells)
+    return table
+
+
+def footnote(found: Report) -> str:
+    truth = ", ".join(f"{name} {value:.3g}" for name, value in found.truth.items())
+    return (
+        f"{found.suite.images} images a prompt. In brackets: 95 % of {found.suite.draws} bootstrap draws of the prompts "
+        f"within each tag. Fréchet: lower is better. Fresh renders of the same prompts get {truth}."
+    )
+
+
+def tag_footnote(found: Report) -> str:
+    notes = ["text is not part of the mean over tags."] if "text" in found.tags else []
+    if "single_object" in found.tags:
+        notes.append("* A lone object has no fact that could be held out: the same prompts in train and test.")
+    return " ".join(notes)
+
+
+def written(estimate: Estimate | None, sign: str = "") -> str:
+    """0.512 [0.471, 0.553]"""
+    if estimate is None:
+        return ""
+    number = lambda value: format(value, f"{sign}.3f" if abs(value) < 10 else f"{sign}.1f")
+    if estimate.low is None or estimate.high is None:
+        return number(estimate.value)
+    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
+
+
+def brief(each: Comparison) -> str:
+    """.51, or .43 → .51"""
+    two = lambda value: f"{value:.2f}".removeprefix("0")
+    return two(each.tuned.value) if each.base is None else f"{two(each.base.value)}→{two(each.tuned.value)}"

@@ -1,0 +1,149 @@
+"""How much slower is a Flow-GRPO iteration than the bare model calls it is made of?
+
+    python bench/overhead.py --json -
+
+The iteration is the real one (rollout, credit, loss, optimizer, EMA, metrics file); decode and rewards are left
+out.  The bare side runs the same network, forwards and backwards, on synthetic tensors of the same rows and
+shapes.  Both are timed in turn; the ratio is the median over the pairs.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from afterflow.algorithms.base import Models
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.data.prompts import ShapesPrompts, batch
+from afterflow.models.sd3 import SD3
+from afterflow.models.tune import LoRA, attach
+from afterflow.models.wrappers import in_chunks, in_context
+from afterflow.run import encoded
+from afterflow.train.clock import Clock
+from afterflow.train.ema import Ema
+from afterflow.train.explore import explore
+from afterflow.train.log import MetricsFile
+from afterflow.train.loop import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--chunk", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result = measure(options)
+    line = json.dumps(result)
+    if options.json != "-":
+        Path(options.json).write_text(line + "\n")
+    print(line)
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """The ratio, and the seconds of every pair."""
+    model = SD3(options.model, max_sequence_length=0).load()
+    parameters = attach(model, LoRA())
+    algorithm = FlowGRPO(weights={"reward": 1.0}, group=16, steps=10, window=4, window_range=(0, 4), beta=0.0)
+    prompts = encoded(model, ShapesPrompts(count=64).records(0))
+    velocity = in_chunks(in_context(model.velocity(model.module), nullcontext), options.chunk)
+    iterations = ours(options, algorithm, model, parameters, velocity, prompts)
+    bare = bare_calls(options, algorithm, model, velocity, prompts)
+    next(iterations), bare()
+    seconds = [(clocked(lambda: next(iterations)), clocked(bare)) for _ in range(options.pairs)]
+    ratios = [ours / bare for ours, bare in seconds]
+    return {
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(r, 4) for r in ratios],
+        "iteration_seconds": [round(a, 4) for a, _ in seconds],
+        "bare_seconds": [round(b, 4) for _, b in seconds],
+        "rows": options.prompts * algorithm.group,
+        "chunk": options.chunk,
+        "threads": options.threads,
+        "torch": torch.__version__,
+    }
+
+
+def ours(options, algorithm, model, parameters, velocity, prompts):
+    """The real iterations, with rewards that cost nothing."""
+    draws = torch.Generator().manual_seed(0)
+    score = lambda leaves, records, clock: {"reward": torch.rand(leaves.shape[:2], generator=draws)}
+    clock, models = Clock(), Models(velocity)
+    source = explore(
+        algorithm,
+        models,
+        lambda step: prompts[batch(len(prompts), step, options.prompts, 0)],
+        score,
+        model.latent_shape,
+        0,
+        1000,
+        seed=0,
+        updates=1,
+        chunk=options.chunk,
+        clock=clock,
+        context=nullcontext,
+    )
+    optimizer = torch.optim.AdamW(parameters.values(), 1e-5, fused=True)
+    steps = train(
+        algorithm,
+        models,
+        source,
+        parameters,
+        optimizer,
+        Accelerator(cpu=True),
+        max_grad_norm=1.0,
+        learning_rate=lambda step: 1e-5,
+        ema=Ema(parameters, 0.9),
+        seed=0,
+        clock=clock,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        log = MetricsFile(Path(folder) / "metrics.jsonl", 0)
+        for step, metrics in steps:
+            log.write(step, metrics)
+            yield
+
+
+def bare_calls(options, algorithm, model, velocity, prompts):
+    """The network alone, as often and on as many rows as an iteration calls it."""
+    rows = options.prompts * algorithm.group
+    x, t = torch.randn(options.chunk, *model.latent_shape), torch.rand(options.chunk)
+    embedding = prompts[torch.arange(options.chunk) % len(prompts)].embedding()
+
+    def forward():
+        return model.module(
+            hidden_states=x,
+            timestep=1000 * t,
+            encoder_hidden_states=embedding.sequence,
+            pooled_projections=embedding.pooled,
+            return_dict=False,
+        )[0]
+
+    def calls():
+        with torch.no_grad():
+            for _ in range(algorithm.steps * rows // options.chunk):
+                forward()
+        for _ in range(algorithm.window * rows // options.chunk):
+            forward().sum().backward()
+        model.module.zero_grad()
+
+    return calls
+
+
+def clocked(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+import copy
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from afterflow.algorithms.base import Models
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.flow import LinearShift
+from afterflow.kernels import flow_sde
+from afterflow.rollout import Plan, edges, sample
+from afterflow.seeds import generator, number
+from afterflow.train import state
+from afterflow.train.ema import Ema
+from afterflow.train.explore import Stopped
+from afterflow.train.loop import accumulate
+from toy import MLP, exact, images, learn, optimize, prompts, score
+
+GRPO = FlowGRPO({"near": 1.0}, steps=4, group=4, clip=0.2, beta=0.0)
+
+
+def named(model):
+    return dict(model.named_parameters())
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def unequal_rows():
+    """Rows of a tree that differ in how many children count."""
+    stochastic = torch.tensor([1.0, 1.0, 0.0])
+    plan = Plan(LinearShift().times(3), 0.7 * stochastic, (1, 3, 6, 6), stochastic.bool()[:, None].expand(3, 6))
+    noise = torch.randn(4, 1, 2, generator=generator("noise"))
+    rollout = sample(exact, flow_sde, plan, prompts(4), noise, [generator(p) for p in range(4)])
+    draws = generator("advantage")
+    advantages = [torch.randn(4, w, 1, generator=draws) for w in (3, 6, 6)]
+    advantages[1][:2, 1::2] = torch.nan
+    return edges(rollout, advantages)
+
+
+def accumulated(batches):
+    model = MLP()
+    metrics = accumulate(GRPO, Models(model), batches, Accelerator(cpu=True), generator(), 0)
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
+
+
+def test_microbatches_add_up_to_one_batch():
+    rows = unequal_rows()
+    parts = [rows[r] for r in torch.arange(len(rows)).split(5)]
+    assert len({part.mass / len(part) for part in parts}) > 1
+    whole, metrics = accumulated([rows])
+    summed, part_metrics = accumulated(parts)
+    torch.testing.assert_close(summed, whole)
+    torch.testing.assert_close(part_metrics, metrics)
+    assert metrics["ratio_max"] > metrics["ratio_mean"]
+
+
+def test_the_rollout_is_replayed_at_ratio_one_and_each_row_is_trained_once():
+    model, seen = MLP(), []
+
+    def watched(x, t, cond):
+        seen.extend(x if torch.is_grad_enabled() else [])
+        return model(x, t, cond)
+
+    # The optimizer's own rate is overruled: at 0 the second update replays at ratio 1 as well.
+    flat = lambda leaves, records, clock: {"near": torch.arange(32.0).view(8, 4)}
+    still = optimize(model, lr=1.0)
+    ((_, metrics),) = learn(GRPO, model, 1, velocity=watched, optimizer=still, lr=0.0, score=flat, chunk=10)
+    assert metrics["ratio_mean"] == metrics["ratio_max"] == 1
+    assert metrics["rows"] == 8 * 4 * 3 == len(seen) == len(torch.stack(seen).unique(dim=0))
+    assert metrics["reward/near"] == 15.5 and metrics["zero_std_groups"] == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_image_starts_from_its_own_noise_unless_it_is_shared(shared):
+    starts = []
+    velocity = lambda x, t, cond: (starts.append(x.view(8, 4, 2)) if t[0] == 1 and len(x) == 32 else 0, 0 * x)[1]
+    algorithm = FlowGRPO({"near": 1.0}, steps=2, group=4, beta=0.0, shared_noise=shared)
+    flat = lambda leaves, records, clock: {"near": torch.ones(8, 4)}
+    list(learn(algorithm, MLP(), 2, velocity=velocity, score=flat))
+    assert len(starts) == 2  # each iteration draws anew, each prompt too
+    assert len(torch.stack(starts).flatten(0, 2).unique(dim=0)) == 2 * 8 * (1 if shared else 4)
+
+
+def test_ema_forgets_faster_at_first():
+    p = torch.nn.Parameter(torch.tensor([1.0]))
+    ema = Ema({"p": p}, decay=0.3)
+    average = 1.0
+    for n, keep in enumerate([2 / 11, 3 / 12, 0.3, 0.3], 1):
+        with torch.no_grad():
+            p.fill_(10.0 * n)
+        ema.update({"p": p})
+        average = keep * average + (1 - keep) * 10.0 * n
+        assert ema.values["p"].item() == pytest.approx(average)
+
+
+def test_the_average_is_applied_inside_and_undone_outside_even_after_an_error():
+    model = MLP()
+    before = copy.deepcopy(model)
+    ema = Ema(named(model), 0.9)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    moved = copy.deepcopy(model)
+    with ema.applied(named(model)):
+        assert same(model, before)
+    assert same(model, moved)
+    with pytest.raises(KeyError), ema.applied(named(model)):
+        raise KeyError
+    assert same(model, moved)
+    assert torch.equal(ema.values["net.0.weight"], before.net[0].weight)
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, SFT()], ids=["FlowGRPO", "SFT"])
+def test_a_resumed_run_goes_on_bit_for_bit(algorithm, tmp_path):
+    def start():
+        model = MLP()
+        return model, optimize(model), Ema(named(model), 0.9)
+
+    def advance(run, last, first=0):
+        model, optimizer, ema = run
+        return [m for _, m in learn(algorithm, model, last, first, optimizer=optimizer, ema=ema)]
+
+    through, halted, resumed = start(), start(), start()
+    metrics = advance(through, 6)
+    advance(halted, 3)
+    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], keep=1)
+    first = state.load(folder, named(resumed[0]), resumed[1], resumed[2])
+    assert first == 3
+    again = advance(resumed, 6, first)
+    assert same(resumed[0], through[0])
+    assert not same(resumed[0], halted[0])
+    assert resumed[2].updates == through[2].updates
+    assert all(torch.equal(value, through[2].values[name]) for name, value in resumed[2].values.items())
+    seconds = lambda m: {name: value for name, value in m.items() if not name.startswith("seconds")}
+    assert [seconds(m) for m in again] == [seconds(m) for m in metrics[3:]]
+
+
+@pytest.mark.gpu
+def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp_path):
+    models = [MLP().cuda(), MLP().cuda()]
+    optimizers = [optimize(model) for model in models]
+    for model in models[:1]:
+        model.net(torch.ones(1, 5, device="cuda")).sum().backward()
+    optimizers[0].step()
+    state.load(state.save(tmp_path, 0, named(models[0]), optimizers[0], None, 1), named(models[1]), optimizers[1], None)
+    for model, optimizer in zip(models, optimizers):
+        optimizer.zero_grad()
+        model.net(torch.ones(1, 5, device="cuda")).sum().backward()
+        optimizer.step()
+    assert same(*models)
+
+
+def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
+    model = MLP()
+    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, keep=2)
+    for step in (0, 9, 10, 100, 100):
+        write(step)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000100"]
+    assert state.checkpoints(tmp_path) == sorted(tmp_path.iterdir())
+    monkeypatch.setattr(json, "dumps", lambda _: 1 / 0)  # killed in the middle of writing
+    with pytest.raises(ZeroDivisionError):
+        write(200)
+    assert [path.name for path in state.checkpoints(tmp_path)] == ["step_000010", "step_000100"]
+    monkeypatch.undo()
+    write(200)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000100", "step_000200"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    model, other = MLP(), MLP(width=32)
+    folder = state.save(tmp_path, 0, named(model), optimize(model), None, keep=1)
+    with pytest.raises(ValueError, match=f"{folder}.*resume with the recipe that wrote it"):
+        state.load(folder, named(other), optimize(other), None)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
+    model = MLP()
+    optimizer = optimize(model)
+
+    def spoil(step):
+        with torch.no_grad():
+            model.net[0].weight.fill_(torch.nan)
+
+    with pytest.raises(Stopped, match=r"step 2: the loss is nan.*'left'"):
+        for step, _ in learn(SFT(), model, 5, optimizer=optimizer):
+            folder = state.save(tmp_path, step, named(model), optimizer, None, keep=1)
+            if step == 1:
+                weights = copy.deepcopy(model)
+                spoil(step)
+    assert state.checkpoints(tmp_path) == [folder]
+    assert state.load(folder, named(model), optimizer, None) == 2
+    assert same(model, weights)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched():
+    class Steep(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.clone())
+        backward = staticmethod(lambda ctx, g: g * torch.inf)
+
+    model = MLP()
+    before = copy.deepcopy(model)
+    steep = lambda x, t, cond: Steep.apply(model(x, t, cond))
+    with pytest.raises(Stopped, match=r"step 0: the gradient norm is (nan|inf); lower the learning rate"):
+        next(learn(SFT(), model, 1, velocity=steep))
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_reward_that_is_not_finite_stops_with_its_name_and_prompt(bad):
+    def fails(leaves, records, clock):
+        rewards = score(leaves, records)["near"]
+        rewards[5, 2] = bad  # the sixth prompt is "right"
+        return {"near": rewards, "other": torch.zeros_like(rewards)}
+
+    with pytest.raises(Stopped, match=r"step 7: reward near is not finite for 1 prompts, first 'right'"):
+        next(learn(GRPO, MLP(), 9, 7, score=fails))
+
+
+def test_an_iteration_that_teaches_nothing_changes_nothing():
+    model = MLP()
+    before = copy.deepcopy(model)
+    flat = lambda leaves, records, clock: {"near": torch.ones(leaves.shape[:2])}
+    ((_, metrics),) = learn(GRPO, model, 1, score=flat)
+    assert metrics["rows"] == 0 and metrics["zero_std_groups"] == 1
+    assert same(model, before)
+
+
+def test_an_iteration_with_fewer_rows_than_updates_still_trains():
+    model, algorithm = MLP(), FlowGRPO({"near": 1.0}, steps=2, group=2, beta=0.0)
+    before = copy.deepcopy(model)
+
+    def one_group(leaves, records, clock):
+        rewards = torch.zeros(leaves.shape[:2])
+        rewards[0, 0] = 1.0
+        return {"near": rewards}
+
+    ((_, metrics),) = learn(algorithm, model, 1, score=one_group, updates=3)
+    assert metrics["rows"] == 2
+    assert not same(model, before)
+
+
+def test_dropped_prompts_are_trained_as_the_empty_one():
+    seen = []
+    velocity = lambda x, t, cond: seen.append(cond) or torch.zeros_like(x)
+    batch = images(4000, generator())
+    SFT(dropout=0.25).loss(Models(velocity), batch, generator())
+    dropped = seen[0].index < 0
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (seen[0].embedding().sequence[dropped] == 0).all()
+    assert torch.equal(seen[0].index[~dropped], batch.cond.index[~dropped])
+
+
+def test_seeds_are_the_same_on_every_machine_and_differ_by_key():
+    assert number(0, 1, "noise") == 5921487384644017451
+    assert len({number(*key) for key in [(0, 1), (1, 0), (0, "1"), (1, 1), (0, 1, 0)]}) == 5
