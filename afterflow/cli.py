@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, arg
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from . import __version__
@@ -20,6 +21,7 @@ from .report import Settings, render
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
     from .models.base import Model
     from .run import Run
@@ -35,6 +37,9 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 2 when something given cannot be used, 1 when training cannot go on."""
     command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        # They read it when imported, and would warn about libraries that we do not use.
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         if command in ("-h", "--help"):
             print(overview())
@@ -47,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return complain(error, 2)
     except RuntimeError as error:
-        if type(error).__name__ != "Stopped":  # the class itself comes with torch
+        from .train.explore import Stopped
+
+        if not isinstance(error, Stopped):
             raise
         return complain(error, 1)
     return 0
@@ -83,10 +90,12 @@ def train(args: Sequence[str]) -> None:
     else:
         recipe = source
         run = overridden(from_recipe(recipe), options, f"afterflow train {recipe}")
-    from .models.quiet import quiet
-    from .run import execute
+    if source != "--resume" and any(run.folder.glob("checkpoints/step_*")):
+        raise ValueError(f"{run.folder} already holds a run; give this one another --name, or go on with --resume")
+    from .models.quiet import no_progress_bars
+    from .session import execute
 
-    quiet()
+    no_progress_bars()
     print(f"{execute(run, recipe, resume=source == '--resume')}: done")
 
 
@@ -189,15 +198,16 @@ class Source:
     size: int | None = None
     """Height and width in pixels; None: the model's own."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights."""
 
     def load(self, path: str, lora: str | None) -> "Model":
         """The pipeline, on the accelerator if there is one, with its LoRA."""
         import torch
 
-        from .models.quiet import quiet
+        from .models.quiet import no_progress_bars
         from .models.sd3 import SD3, locate
 
-        quiet()
+        no_progress_bars()
         has_t5 = (locate(path, None) / "text_encoder_3").is_dir()
         config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=256 if has_t5 else 0)
         model = config.load("cuda" if torch.cuda.is_available() else "cpu")
@@ -219,6 +229,7 @@ class Eval:
     lora_against: str | None = None
     """Folder of a LoRA to put on what --against names."""
     suite: Literal["shapes"] = "shapes"
+    """What is drawn, and who judges it."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     json: str | None = None
@@ -236,6 +247,7 @@ class Eval:
     def __call__(self) -> None:
         check_loras(self.lora, self.lora_against)
         from .evaluate import compare_pictures
+        from .train.log import before_after
 
         before = None
         if self.against is not None:
@@ -245,11 +257,13 @@ class Eval:
             sizes = f"{self.model} draws {after.shape[2]} px and {self.against} {before.shape[2]} px"
             raise ValueError(f"{sizes}; set --size to one that both can draw")
         against = self.against and named(self.against, self.lora_against)
-        report, *judged = compare_pictures(self.settings, records, after, before, named(self.model, self.lora), against)
+        report, judged, judged_base = compare_pictures(
+            self.settings, records, after, before, named(self.model, self.lora), against
+        )
         Console().print(render(report))
         if self.grid is not None:
-            shown = [(images, each.strict) for images, each in ((before, judged[1]), (after, judged[0])) if each]
-            save_grid(Path(self.grid), records, *map(list, zip(*shown)))
+            strict_before = None if judged_base is None else judged_base.strict
+            save(before_after(records, before, after, strict_before, judged.strict), Path(self.grid))
         if self.json == "-":
             print(json.dumps(to_json(report)))
         elif self.json is not None:
@@ -272,16 +286,19 @@ class Sample:
     model: Positional[str]
     """Hub id or folder of a pipeline, or `tiny`."""
     prompts: Positional[tuple[str, ...]]
+    """Each in quotes."""
     lora: str | None = None
     """Folder of a LoRA to put on MODEL."""
     images: Annotated[int, arg(aliases=["-n"])] = 8
     """Per prompt."""
     out: str = "grid.png"
+    """Where the picture goes."""
     steps: int = 20
     """ODE steps."""
     guidance: float = 1.0
     """Scale of classifier-free guidance; 1 is without."""
     seed: int = 0
+    """Of the starting noise."""
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
 
     def __post_init__(self) -> None:
@@ -301,20 +318,20 @@ class Sample:
         records = [{"prompt": prompt} for prompt in self.prompts]
         images = picture_prompts(model, records, self.images, self.steps, self.guidance, self.seed)
         captions = [prompt for prompt in self.prompts for _ in range(self.images)]
-        picture = grid(images.reshape(-1, *images.shape[2:]), captions, self.images, enlargement(images))
-        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(self.out)
+        scale = max(1, 96 // images.shape[2])  # tiny pictures are hard to see
+        picture = grid(images.reshape(-1, *images.shape[2:]), captions, self.images, scale)
+        save(picture, Path(self.out))
         print(self.out)
 
 
 def evaluate(args: Sequence[str]) -> None:
     """Measure a model, alone or against another, with intervals."""
-    tyro.cli(Eval, args=args, prog="afterflow eval")()
+    tyro.cli(Eval, args=args, prog="afterflow eval", config=[PositionalMetavarFromFieldName])()
 
 
 def sample(args: Sequence[str]) -> None:
     """Draw pictures of prompts."""
-    tyro.cli(Sample, args=args, prog="afterflow sample")()
+    tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
 
 
 COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "recipes": recipes}
@@ -338,27 +355,7 @@ def named(path: str, lora: str | None) -> str:
     return path if lora is None else f"{path} + {lora}"
 
 
-def enlargement(images: "np.ndarray") -> int:
-    """How many times (..., H, W, 3) is enlarged, so that tiny pictures can be seen."""
-    return max(1, 96 // images.shape[-3])
-
-
-def save_grid(
-    file: Path, records: Sequence[dict], images: Sequence["np.ndarray"], strict: Sequence["np.ndarray"]
-) -> None:
-    """The first picture (P, K, H, W, 3) of up to 48 prompts spread over the suite, by each of M models."""
-    import numpy as np
-
-    from .train.log import before_after
-
-    places = np.unique(np.linspace(0, len(records) - 1, 48).astype(int))
-    picture = before_after(
-        np.stack([each[places, 0] for each in images], 1),
-        [records[place]["prompt"] for place in places],
-        np.stack([each[places, 0] for each in strict], 1),
-        12 // len(images),
-        enlargement(images[0]),
-    )
+def save(picture: "Image", file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     picture.save(file)
 

@@ -86,7 +86,7 @@ def compare_pictures(
     features = population.features(reference.reshape(-1, *tuned.shape[2:]))
     judged = judge(tuned, records, features)
     judged_base = None if base is None else judge(base, records, features)
-    truth = {"Fréchet": frechet(fresh, features)}
+    truth = {"frechet": frechet(fresh, features)}
     if tuned.shape[1] > 1:
         truth["diversity"] = float(np.mean([population.diversity(images) for images in fresh]))
     return report(settings, records, judged, judged_base, truth, model, against), judged, judged_base

@@ -96,7 +96,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _dataclasses(hint: Any) -> list[type]:
-    return [each for each in _alternatives(hint) if is_dataclass(each)]
+    return [each for each in _alternatives(hint) if isinstance(each, type) and is_dataclass(each)]
 
 
 def _alternative(hint: Any, origin: Any) -> Any:

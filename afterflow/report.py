@@ -7,6 +7,7 @@ Intervals are percentiles of a bootstrap that draws prompts anew within each tag
 delta is then an interval of the difference, not a difference of intervals.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ import numpy as np
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 SIX = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 VERDICTS = ("official", "strict", "closed", "partial", "fidelity")
@@ -168,7 +170,8 @@ def overall_table(found: Report) -> Table:
     paired = found.against is not None
     evaluated = sum(tag in SIX for tag in found.prompts)
     title = f"shapes, {found.suite.split} split: mean over {evaluated} of GenEval's 6 tags"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, caption_justify="left", caption=footnote(found))
+    names = f"base {found.against}, tuned {found.model}" if paired else found.model
+    table = blank_table(f"{title}\n{names}", footnote(found))
     for column in ("", *(("base", "tuned", "delta") if paired else ("score",))):
         table.add_column(column, justify="left" if not column else "right")
     for metric, each in [*found.overall.items(), ("Fréchet", found.frechet)]:
@@ -182,23 +185,25 @@ def tag_table(found: Report) -> Table:
     paired = found.against is not None
     metrics = [name for name in VERDICTS if name in found.overall]
     title = "by tag, base → tuned" if paired else "by tag"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE, caption_justify="left", caption=tag_footnote(found)
-    )
+    table = blank_table(title, tag_footnote(found))
     table.add_column("")
     for column in ("prompts", *metrics):
         table.add_column(column, justify="right")
     for tag in sorted(found.tags, key=(*SIX, "text").index):
         cells = [brief(found.tags[tag][metric]) for metric in metrics]
-        table.add_row(tag + " *" * (tag == "single_object"), str(found.prompts[tag]), *cells)
+        table.add_row(tag + "*" * (tag == "single_object"), str(found.prompts[tag]), *cells)
     return table
+
+
+def blank_table(title: str, caption: str) -> Table:
+    return Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left", box=box.SIMPLE)
 
 
 def footnote(found: Report) -> str:
     truth = ", ".join(f"{name} {value:.3g}" for name, value in found.truth.items())
     return (
-        f"{found.suite.images} images a prompt. In brackets: 95 % of {found.suite.draws} bootstrap draws of the prompts "
-        f"within each tag. Fréchet: lower is better. Fresh renders of the same prompts get {truth}."
+        f"{found.suite.images} images a prompt. In brackets: 95 % of {found.suite.draws} bootstrap draws of the "
+        f"prompts within each tag. Fréchet: lower is better. Fresh renders of the same prompts get {truth}."
     )
 
 
@@ -210,10 +215,10 @@ def tag_footnote(found: Report) -> str:
 
 
 def written(estimate: Estimate | None, sign: str = "") -> str:
-    """0.512 [0.471, 0.553]"""
+    """.512 [.471, .553], with three significant digits."""
     if estimate is None:
         return ""
-    number = lambda value: format(value, f"{sign}.3f" if abs(value) < 10 else f"{sign}.1f")
+    number = lambda value: short(format(value, f"{sign}.3f" if abs(value) < 9.9995 else f"{sign}.1f"))
     if estimate.low is None or estimate.high is None:
         return number(estimate.value)
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
@@ -221,5 +226,10 @@ def written(estimate: Estimate | None, sign: str = "") -> str:
 
 def brief(each: Comparison) -> str:
     """.51, or .43 → .51"""
-    two = lambda value: f"{value:.2f}".removeprefix("0")
+    two = lambda value: short(f"{value:.2f}")
     return two(each.tuned.value) if each.base is None else f"{two(each.base.value)}→{two(each.tuned.value)}"
+
+
+def short(number: str) -> str:
+    """Without the zero before the point: .51, -.51, +.51"""
+    return re.sub(r"^([+-]?)0\.", r"\1.", number)

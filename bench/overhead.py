@@ -24,7 +24,7 @@ from afterflow.data.prompts import ShapesPrompts, batch
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA, attach
 from afterflow.models.wrappers import in_chunks, in_context
-from afterflow.run import encoded
+from afterflow.session import encoded
 from afterflow.train.clock import Clock
 from afterflow.train.ema import Ema
 from afterflow.train.explore import explore
@@ -90,7 +90,6 @@ def ours(options, algorithm, model, parameters, velocity, prompts):
         updates=1,
         chunk=options.chunk,
         clock=clock,
-        context=nullcontext,
     )
     optimizer = torch.optim.AdamW(parameters.values(), 1e-5, fused=True)
     steps = train(

@@ -49,17 +49,11 @@ CORRUPTIONS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--per-tag", type=int, default=500, help="pictures of each tag for clean and hard negatives"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--per-tag", type=int, default=500, help="pictures of each tag for clean and hard negatives")
     parser.add_argument("--seed", type=int, default=777)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the result here, or '-' for a last line on stdout"
-    )
+    parser.add_argument("--json", metavar="FILE", help="write the result here, or '-' for a last line on stdout")
     args = parser.parse_args()
     threads = f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}"
     result = {
@@ -79,9 +73,7 @@ def measure(size: int, per_tag: int, seed: int) -> dict:
     few = max(10, per_tag // 5)
     shown = {tag: exhibits("train", tag, per_tag, size, seed) for tag in TAGS}
     other = {
-        split: {
-            tag: exhibits(split, tag, few, size, seed) for tag in TAGS if (split, tag) != ("ood", TAGS[0])
-        }
+        split: {tag: exhibits(split, tag, few, size, seed) for tag in TAGS if (split, tag) != ("ood", TAGS[0])}
         for split in ("test", "ood")
     }
     shapes = [pair for tag in TAGS if tag != "text" for pair in shown[tag][: max(4, few // 5)]]
@@ -89,9 +81,7 @@ def measure(size: int, per_tag: int, seed: int) -> dict:
     return {
         "clean_train": section(f"{size} px, clean, train", {tag: judged(shown[tag]) for tag in TAGS}),
         **{
-            f"clean_{split}": section(
-                f"{size} px, clean, {split}", {tag: judged(p) for tag, p in pairs.items()}
-            )
+            f"clean_{split}": section(f"{size} px, clean, {split}", {tag: judged(p) for tag, p in pairs.items()})
             for split, pairs in other.items()
         },
         "hard_negatives": section(
@@ -126,9 +116,7 @@ def section(title: str, rows: dict[str, Rates]) -> dict[str, Rates]:
     """Print rows as a table and hand them on."""
     print(f"\n{title}")
     for name, rates in rows.items():
-        cells = (
-            f"{key} {value:.0f}" if key == "count" else f"{key} {value:.3f}" for key, value in rates.items()
-        )
+        cells = (f"{key} {value:.0f}" if key == "count" else f"{key} {value:.3f}" for key, value in rates.items())
         print(f"  {name:34s}", *cells, flush=True)
     return rows
 
@@ -160,9 +148,7 @@ def attacks(shown: dict[str, list[Shown]], count: int, size: int, seed: int) -> 
         for name, make in blind.items()
         for kind, pairs in (("shapes", shapes), ("signs", signs))
     }
-    rows["foreign object (shapes)"] = judged(
-        (r, render(with_foreigner(r, rng), size, rng)) for r, _ in shapes
-    )
+    rows["foreign object (shapes)"] = judged((r, render(with_foreigner(r, rng), size, rng)) for r, _ in shapes)
     rows["one object too many (shapes)"] = judged((r, render(with_twin(r), size, rng)) for r, _ in shapes)
     rows["foreign object (signs)"] = judged((r, beside_sign(image, rng)) for r, image in signs)
     longest = 5 if size == 32 else 9
@@ -184,9 +170,7 @@ def shotgun(size: int, rng: np.random.Generator) -> Image:
     draw_objects(
         canvas,
         [
-            Placed(
-                shape, COLORS[rng.integers(10)], cell * (i % 3 + 0.5), cell * (i // 3 + 0.5), cell * 0.36, 0.0
-            )
+            Placed(shape, COLORS[rng.integers(10)], cell * (i % 3 + 0.5), cell * (i // 3 + 0.5), cell * 0.36, 0.0)
             for i, shape in enumerate(SHAPES)
         ],
     )
@@ -195,9 +179,7 @@ def shotgun(size: int, rng: np.random.Generator) -> Image:
 
 def with_foreigner(record: Record, rng: np.random.Generator) -> Record:
     others = [shape for shape in SHAPES if shape not in {clause["class"] for clause in record["include"]}]
-    return record | {
-        "include": [*record["include"], {"class": others[rng.integers(len(others))], "count": 1}]
-    }
+    return record | {"include": [*record["include"], {"class": others[rng.integers(len(others))], "count": 1}]}
 
 
 def with_twin(record: Record) -> Record:
@@ -239,9 +221,7 @@ def corrupt(image: Image, kind: str, level: float, rng: np.random.Generator) -> 
             Picture.fromarray(image).save(file, "JPEG", quality=int(level))
             return np.array(Picture.open(file))
         case "down":
-            small = Picture.fromarray(image).resize(
-                (int(size / level), int(size / level)), Picture.Resampling.BOX
-            )
+            small = Picture.fromarray(image).resize((int(size / level), int(size / level)), Picture.Resampling.BOX)
             return np.array(small.resize((size, size), Picture.Resampling.BILINEAR))
         case "contrast":
             mean = pixels.mean((0, 1))
@@ -269,10 +249,7 @@ def population(shown: dict[str, list[Shown]], size: int, seed: int) -> Rates:
     rng = np.random.default_rng([seed, 5])
     distance = lambda images: frechet(features(np.stack(list(images))), reference)
     one_layout = [render(record, size, np.random.default_rng(seed)) for record, _ in pairs]
-    groups = [
-        np.stack([render(record, size, rng) for _ in range(16)])
-        for record, _ in pairs[:: max(1, per_tag // 5)]
-    ]
+    groups = [np.stack([render(record, size, rng) for _ in range(16)]) for record, _ in pairs[:: max(1, per_tag // 5)]]
     return {
         "fresh": distance(image for _, image in pairs),
         "background 160": distance(corrupt(image, "flatbg", 160, rng) for _, image in pairs),

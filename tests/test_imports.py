@@ -13,7 +13,7 @@ WORLD = {"shapes", "geneval"}
 BORDERS = {"models", "rewards", "data"}
 PLAIN = {"seeds", "names"}  # not for maths and algorithms, where randomness comes in as an argument
 BELOW_RUN = {*MATHS, *WORLD, *BORDERS, *PLAIN, "tiny", "algorithms", "train", "evaluate", "record", "report"}
-TOP = {"run", "recipes", "demo", "cli", "__main__"}
+TOP = {"run", "session", "recipes", "demo", "cli", "__main__"}
 
 ROOMS = {
     "__init__": set(),
@@ -25,6 +25,7 @@ ROOMS = {
     "tiny": WORLD,
     "algorithms": set(MATHS),
     **{room: {*MATHS, *WORLD, *PLAIN} for room in BORDERS},
+    "models": {*MATHS, *WORLD, *PLAIN, "tiny"},
     "train": {*MATHS, *PLAIN, "algorithms", "data"},
     "evaluate": {*MATHS, *WORLD, *PLAIN, *BORDERS, "report"},
     "run": BELOW_RUN,

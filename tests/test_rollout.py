@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from afterflow.algorithms.base import per_child, step, weighted_mean
 from afterflow.cond import Embedding, condition
 from afterflow.flow import LinearShift
 from afterflow.kernels import KERNELS, Gaussian, dance_sde, flow_sde, log_prob
-from afterflow.models.wrappers import guided, in_chunks
+from afterflow.models.tune import Full, LoRA, attach, reference
+from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.rollout import Plan, chain, draw, edges, sample
 from toy import MLP, exact, prompts
 
@@ -129,10 +131,10 @@ def test_what_is_nan_or_not_in_the_plan_leaves_and_empty_parents_are_dropped():
     assert batch.advantage[3].tolist() == [[12, 13], [14, 15], [16, 17]]
 
 
-def sd3():
-    """A transformer of the real architecture, and prompts for it."""
+def transformer():
+    """Of the real architecture."""
     torch.manual_seed(0)
-    net = SD3Transformer2DModel(
+    return SD3Transformer2DModel(
         sample_size=4,
         patch_size=2,
         in_channels=4,
@@ -147,15 +149,25 @@ def sd3():
         qk_norm="rms_norm",
     )
 
+
+def velocity_of(net):
     def velocity(x, t, cond):
         text = cond.embedding()
         return net(x.float(), text.sequence, text.pooled, 1000 * t, return_dict=False)[0]
 
-    texts, empty = (
-        Embedding(torch.randn(3, 5, 12), torch.randn(3, 6)),
-        Embedding(torch.randn(1, 5, 12), torch.randn(1, 6)),
-    )
-    return velocity, condition(texts, empty, [{"prompt": str(p)} for p in range(3)]), (4, 4, 4)
+    return velocity
+
+
+def sd3():
+    net = transformer()
+    texts = Embedding(torch.randn(3, 5, 12), torch.randn(3, 6))
+    empty = Embedding(torch.randn(1, 5, 12), torch.randn(1, 6))
+    return velocity_of(net), condition(texts, empty, [{"prompt": str(p)} for p in range(3)]), (4, 4, 4)
+
+
+def sd3_in_mixed_precision():
+    velocity, cond, shape = sd3()
+    return in_context(velocity, lambda: torch.autocast("cpu", torch.bfloat16)), cond, shape
 
 
 def mlp():
@@ -164,7 +176,7 @@ def mlp():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
-@pytest.mark.parametrize("world", [mlp, sd3])
+@pytest.mark.parametrize("world", [mlp, sd3, sd3_in_mixed_precision])
 def test_a_fresh_rollout_replays_at_ratio_exactly_one(world, kernel, dtype):
     """Shuffled rows meet other neighbours and other padding than in the rollout, with gradients on."""
     net, cond, shape = world()
@@ -204,3 +216,22 @@ def test_guidance_steers_away_from_the_empty_prompt():
     velocity = lambda x, t, cond: cond.embedding().sequence[:, 0] + 1  # (1, 1) for the empty prompt
     v = guided(velocity, 3.0)(torch.zeros(2, 2), torch.ones(2), prompts(2))
     assert v.tolist() == [[4, 1], [1, 4]]
+
+
+@pytest.mark.parametrize("tune", [LoRA(rank=2, alpha=4), Full()], ids=["LoRA", "Full"])
+def test_the_reference_stays_the_policy_before_training(tune):
+    _, cond, shape = sd3()
+    net = transformer()
+    model = SimpleNamespace(module=net, velocity=velocity_of, lora_targets=("to_q", "add_k_proj"))
+    x, t = noise(1, 3, shape)[0], torch.tensor([1.0, 0.5, 0.1])
+    before = velocity_of(net)(x, t, cond)
+    parameters = attach(model, tune)
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == set(parameters)
+    assert all("lora" in name for name in parameters) == isinstance(tune, LoRA)
+    fixed = reference(model, tune)
+    torch.testing.assert_close(velocity_of(net)(x, t, cond), before)
+    with torch.no_grad():
+        for p in parameters.values():
+            p.add_(0.1)
+    torch.testing.assert_close(fixed(x, t, cond), before)
+    assert (velocity_of(net)(x, t, cond) - before).abs().max() > 1e-3

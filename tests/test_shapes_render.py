@@ -152,6 +152,17 @@ def test_a_shadow_darkens_below_and_to_the_right():
     assert right < left - 3 and below < above - 3
 
 
+def test_light_falls_on_an_object_from_the_top_left():
+    lit, dim = [], []
+    for seed in range(10):
+        item = place(one("square", "orange"), 64, _after_background(seed))[0]
+        image = render(one("square", "orange"), 64, np.random.default_rng(seed)).mean(-1)
+        reach, x, y = int(0.45 * item.r), int(item.cx), int(item.cy)
+        lit.append(image[y - reach, x - reach])
+        dim.append(image[y + reach, x + reach])
+    assert np.mean(dim) < np.mean(lit) - 3
+
+
 def _after_background(seed):
     rng = np.random.default_rng(seed)
     background(64, rng)

@@ -87,7 +87,6 @@ def learn(
             updates=updates,
             chunk=chunk,
             clock=clock,
-            context=torch.no_grad,
         )
     accelerator = Accelerator(cpu=True)
     return train(

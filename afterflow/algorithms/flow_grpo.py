@@ -66,6 +66,12 @@ class FlowGRPO(OnPolicy[Edges]):
             raise ValueError(f"steps = {self.steps}: the step onto the image is not trained; take at least 2")
         if self.eta <= 0:
             raise ValueError(f"eta = {self.eta}: a policy gradient needs stochastic steps; take eta > 0")
+        if self.clip <= 0 or self.max_advantage <= 0:
+            raise ValueError(f"clip = {self.clip}, max_advantage = {self.max_advantage}: both must be positive")
+        if self.beta < 0:
+            raise ValueError(f"beta = {self.beta}: the weight of the KL is 0 or more")
+        if self.window is None and self.window_range is not None:
+            raise ValueError("window_range is set without a window: give the window its number of steps")
         if self.kernel == "cps" and self.eta >= 1:
             raise ValueError(f"eta = {self.eta}: cps swaps a share of the noise; take 0 < eta < 1")
         if self.density == "variance_free" and (self.guard or self.kernel != "cps"):

@@ -1,12 +1,9 @@
-"""What the libraries would print while they load."""
+"""What the libraries would draw while they load a pipeline's parts and shards."""
 
 import diffusers.utils.logging
 import transformers.utils.logging
 
 
-def quiet() -> None:
-    """No progress bars over a pipeline's parts and shards, and no warnings about libraries that we do not use."""
+def no_progress_bars() -> None:
     diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

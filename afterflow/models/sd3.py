@@ -57,7 +57,13 @@ def locate(path: str, revision: str | None) -> Path:
     if not folder.is_dir():
         if len(Path(path).parts) != 2 or path.startswith((".", "/")):
             raise ValueError(f"model {path!r}: no such folder, and a hub id reads owner/name")
-        folder = Path(DiffusionPipeline.download(path, revision=revision))
+        try:
+            folder = Path(DiffusionPipeline.download(path, revision=revision))
+        except OSError as error:
+            raise ValueError(
+                f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "
+                "network and, for a gated model, your token"
+            ) from error
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")

@@ -1,4 +1,4 @@
-"""JPEG size, DDPO's first rewards (arXiv:2305.13301, §5.1): no model, no prompt, and easy to hack, which is the point."""
+"""JPEG size, DDPO's first rewards (arXiv:2305.13301, §5.1): no model, no prompt, easily hacked, which is the point."""
 
 import io
 from collections.abc import Sequence

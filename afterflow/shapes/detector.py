@@ -218,9 +218,7 @@ def _pad(box: tuple[slice, slice], size: int) -> tuple[slice, slice]:
     )
 
 
-def _describe(
-    matte: Array, colors: NDArray[np.integer], color: int, corner: tuple[int, int]
-) -> Detection | None:
+def _describe(matte: Array, colors: NDArray[np.integer], color: int, corner: tuple[int, int]) -> Detection | None:
     """Name and score the shape of a matte whose top left is at `corner`, or None where it is a sliver."""
     extent = _extent(matte)
     if extent is None:

@@ -80,9 +80,7 @@ def _texture_std(pixels: Array, span: Array) -> float:
     if clear.mean() <= 0.12:
         return noise_std(pixels)
     second = np.array([1.0, -2.0, 1.0], np.float32)
-    curvature = ndimage.convolve1d(
-        ndimage.convolve1d(pixels, second, 0, mode="reflect"), second, 1, mode="reflect"
-    )
+    curvature = ndimage.convolve1d(ndimage.convolve1d(pixels, second, 0, mode="reflect"), second, 1, mode="reflect")
     found = abs(curvature[clear]) / 6
     # The mean square also sees texture that is zero at most pixels.
     return max(1.4826 * float(np.median(found)), 0.55 * float(np.sqrt((found**2).mean())))

@@ -43,9 +43,7 @@ def draw(split: str, tag: str, rng: np.random.Generator, size: int = 32) -> Reco
     return _record(tag, records[rng.integers(len(records))])
 
 
-def suite(
-    split: str, per_tag: int, seed: int, size: int = 32, tags: Sequence[str] | None = None
-) -> list[Record]:
+def suite(split: str, per_tag: int, seed: int, size: int = 32, tags: Sequence[str] | None = None) -> list[Record]:
     """Up to `per_tag` records of each tag that differ in meaning; all there are where there are fewer."""
     tags = tags if tags is not None else [tag for tag in TAGS if (split, tag) != ("ood", "single_object")]
     records = []
@@ -260,9 +258,7 @@ def _sign(split: str, rng: np.random.Generator, size: int) -> Record:
 
 def _clause(cls: str, count: int = 1, color: str | None = None, position: list | None = None) -> Record:
     optional = {"color": color, "position": position}
-    return {"class": cls, "count": count} | {
-        key: value for key, value in optional.items() if value is not None
-    }
+    return {"class": cls, "count": count} | {key: value for key, value in optional.items() if value is not None}
 
 
 def _record(tag: str, clauses: Sequence[Record]) -> Record:

@@ -81,9 +81,7 @@ def draw_objects(canvas: Array, objects: Sequence[Placed]) -> None:
         _paint(canvas, mask, x0, y0, PALETTE[item.color], (item.cx - x0, item.cy - y0), item.r)
 
 
-def draw_sign(
-    canvas: Array, text: str, rng: np.random.Generator, colors: tuple[str, str] | None = None
-) -> None:
+def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[str, str] | None = None) -> None:
     """Paint a plate with the text on it, in place; the strokes are two pixels wide where they fit."""
     size = len(canvas)
     plate, ink = colors or _SIGN_COLORS[rng.integers(len(_SIGN_COLORS))]
@@ -109,9 +107,7 @@ def lettering(text: str) -> Array:
 
 def place(record: Record, size: int, rng: np.random.Generator) -> list[Placed]:
     """Objects of the record at random places that neither touch nor break a relation, by rejection."""
-    wanted = [
-        (clause, index) for index, clause in enumerate(record["include"]) for _ in range(clause["count"])
-    ]
+    wanted = [(clause, index) for index, clause in enumerate(record["include"]) for _ in range(clause["count"])]
     for _ in range(400):
         objects = _attempt(record, wanted, size, rng)
         if objects is not None:
@@ -192,7 +188,5 @@ def _shadow_kernel(n: int) -> Array:
     tap = np.arange(-4, 5)
     blur = np.exp(-0.5 * (tap / 0.9) ** 2)
     taps = 0.7 * np.pad(blur, (1, 2)) + 0.3 * np.pad(blur, (2, 1))
-    kernel = sum(
-        weight * np.eye(n, k=-shift) for weight, shift in zip(taps / blur.sum(), range(-4, 8), strict=True)
-    )
+    kernel = sum(weight * np.eye(n, k=-shift) for weight, shift in zip(taps / blur.sum(), range(-4, 8), strict=True))
     return np.asarray(kernel, np.float32)

@@ -63,9 +63,7 @@ _FONT = {
     "9": "01110 10001 10001 01111 00001 00010 01100",
 }
 # 0 and 1 are left out: at one pixel a stroke they are O and I.
-GLYPHS = {
-    char: np.array([[float(bit) for bit in row] for row in rows.split()]) for char, rows in _FONT.items()
-}
+GLYPHS = {char: np.array([[float(bit) for bit in row] for row in rows.split()]) for char, rows in _FONT.items()}
 CHARS = tuple(sorted(GLYPHS))
 
 _XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -124,9 +122,7 @@ def _subpixels(size: int, per_pixel: int) -> Array:
     return (np.arange(size * per_pixel, dtype=np.float32) + np.float32(0.5)) / per_pixel
 
 
-def coverage(
-    shape: str, size: int, cx: float, cy: float, r: float, rot: float = 0.0, per_pixel: int = 5
-) -> Array:
+def coverage(shape: str, size: int, cx: float, cy: float, r: float, rot: float = 0.0, per_pixel: int = 5) -> Array:
     """Anti-aliased share of each pixel that the shape covers, (size, size) in [0, 1]; y goes down."""
     o = _subpixels(size, per_pixel)
     dx, dy = (o - np.float32(cx))[None, :] / np.float32(r), (o - np.float32(cy))[:, None] / np.float32(r)

@@ -104,9 +104,7 @@ def standardize(vae: AutoencoderKL, images: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def reconstruct(
-    vae: AutoencoderKL, images: np.ndarray, noise: float, generator: torch.Generator
-) -> np.ndarray:
+def reconstruct(vae: AutoencoderKL, images: np.ndarray, noise: float, generator: torch.Generator) -> np.ndarray:
     """Encode, move by `noise` standard deviations, decode; uint8 (B, S, S, 3) → the same."""
     z = vae.encode(to_tensor(images)).latent_dist.mode()
     z = z + noise / vae.config.scaling_factor * torch.randn(z.shape, generator=generator)

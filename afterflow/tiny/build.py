@@ -97,9 +97,7 @@ def edit(record: Record, rng: np.random.Generator) -> Record:
 
 def make_pairs(records: Sequence[Record], rng: np.random.Generator) -> Pairs:
     prompts = [record["prompt"] for record in records]
-    return Pairs(
-        render_batch(records, SIZE, rng), prompts, [edit(record, rng)["prompt"] for record in records]
-    )
+    return Pairs(render_batch(records, SIZE, rng), prompts, [edit(record, rng)["prompt"] for record in records])
 
 
 def milliseconds(call: Callable[[], object], images: int) -> float:

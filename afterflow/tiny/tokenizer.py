@@ -42,9 +42,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Prompts → ids, framed by <bos> and <eos>, at most 16 with truncation."""
     model = Tokenizer(WordLevel(vocabulary(), unk_token=UNK))
     model.pre_tokenizer = Split(Regex(_PATTERN), behavior="removed", invert=True)
-    model.post_processor = TemplateProcessing(
-        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)]
-    )
+    model.post_processor = TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)])
     return PreTrainedTokenizerFast(
         tokenizer_object=model,
         bos_token=BOS,

@@ -1,7 +1,6 @@
 """Training data as iterations: supervised pairs, or on-policy steps.  To the trainer they are one thing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -52,7 +51,6 @@ def explore(
     updates: int,
     chunk: int,
     clock: Clock,
-    context: Callable[[], AbstractContextManager],
 ) -> Iterator[Iteration]:
     """prompts → plan → rollout → rewards → credit → shuffled microbatches, for iterations first .. last - 1."""
     for step in range(first, last):
@@ -62,7 +60,7 @@ def explore(
         roots = 1 if plan.shared_noise else plan.widths[0]
         device = cond.index.device
         noise = draw(sources, roots, torch.empty(len(cond), 1, *shape, device=device))
-        with clock("rollout"), context():
+        with clock("rollout"):
             rollout = sample(
                 models.policy,
                 algorithm.step_kernel,
@@ -76,7 +74,7 @@ def explore(
         rows = algorithm.credit(models, rollout, rewards)
         order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(device)
         metrics = reward_metrics(rewards, algorithm.weights) | {"rows": float(len(rows))}
-        batches = [part.split(chunk) for part in order.tensor_split(updates)] if len(rows) else []
+        batches = [part.split(chunk) for part in order.tensor_split(updates) if len(part)]
         yield Iteration(step, [[rows[r] for r in part] for part in batches], metrics)
 
 

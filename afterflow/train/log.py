@@ -85,20 +85,33 @@ def grid(images: np.ndarray, captions: Sequence[str], columns: int, scale: int =
 
 
 def before_after(
-    images: np.ndarray, captions: Sequence[str], passed: np.ndarray, columns: int, scale: int = 1
+    records: Sequence[Mapping[str, Any]],
+    base: np.ndarray | None,
+    tuned: np.ndarray,
+    base_strict: np.ndarray | None,
+    strict: np.ndarray,
+    shown: int = 48,
 ) -> Image.Image:
-    """Pictures of B prompts by M models, uint8 (B, M, H, W, 3), each prompt's side by side over its caption.
+    """The first picture, of (P, K, H, W, 3), of up to `shown` prompts spread over P records: base left, tuned right.
 
-    Under a picture is a green line where passed (B, M), else a red one.
+    A green line under a picture says that strict (P, K) passed it, a red one that it did not.
     """
-    B, M, height, width = images.shape[:4]
-    edge = max(2, height * scale // 24)
-    marked = np.full((B, M, height * scale + 2 * edge, width * scale + edge, 3), 255, np.uint8)
-    marked[:, :, : height * scale, : width * scale] = images.repeat(scale, 2).repeat(scale, 3)
-    marked[:, :, height * scale : -edge, : width * scale] = np.where(passed[..., None], PASSED, FAILED)[
-        :, :, None, None
-    ]
-    return grid(np.concatenate(list(marked.swapaxes(0, 1)), 2), captions, columns)
+    places = np.unique(np.linspace(0, len(records) - 1, shown).astype(int))
+    scale = max(1, 96 // tuned.shape[2])
+    pairs = (
+        [(base, base_strict), (tuned, strict)] if base is not None and base_strict is not None else [(tuned, strict)]
+    )
+    columns = [underlined(images[places, 0], passed[places, 0], scale) for images, passed in pairs]
+    captions = [records[place]["prompt"] for place in places]
+    return grid(np.concatenate(columns, 2), captions, 12 // len(columns))
+
+
+def underlined(images: np.ndarray, passed: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 (B, H, W, 3), enlarged, over a green line where passed (B,), else a red one."""
+    large = images.repeat(scale, 1).repeat(scale, 2)
+    color = np.where(passed[:, None], PASSED, FAILED).astype(np.uint8)
+    line = np.broadcast_to(color[:, None, None], (len(images), 4, *large.shape[2:]))
+    return np.pad(np.concatenate([large, line], 1), ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
 
 
 def wrapped(text: str, width: int, lines: int = 2) -> str:

@@ -78,9 +78,7 @@ def accumulate(
         share = batch.mass / total
         if not bool(loss.isfinite()):
             prompts = sorted({record["prompt"] for record in batch.cond.records()})
-            raise Stopped(
-                f"step {step}: the loss is {loss.item()} in a microbatch of {len(prompts)} prompts, first {prompts[0]!r}"
-            )
+            raise Stopped(f"step {step}: the loss is {loss.item()} for {len(prompts)} prompts, first {prompts[0]!r}")
         accelerator.backward(loss * share)
         for name, value in metrics.items():
             old = sums.get(name)

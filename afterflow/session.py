@@ -1,0 +1,275 @@
+"""A run under way: its parts joined, followed and saved.  Only here do borders meet algorithms."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .algorithms.base import Models, OnPolicy
+from .cond import Cond, Pairs, Velocity, condition
+from .data.images import ShapesImages, empty_tokens
+from .data.prompts import batch
+from .evaluate import pictures, starting_noise
+from .models.base import Model
+from .models.tune import LoRA, attach, reference
+from .models.wrappers import guided, in_chunks, in_context
+from .record import to_json
+from .rewards import NEEDS, REWARDS
+from .run import Run, learning_rate
+from .train import state
+from .train.clock import Clock
+from .train.ema import Ema
+from .train.explore import Iteration, explore, supervised
+from .train.log import MetricsFile, grid, write_record
+from .train.loop import train
+from .train.progress import Progress
+
+SHOWN = 8
+"""Prompts of the sample pictures, four images each."""
+
+
+def execute(run: Run, recipe: str, resume: bool = False) -> Path:
+    """Train as configured; the run's folder, with `lora/` or `model/` in it when done.
+
+    ValueError before anything is loaded or written when the configuration cannot be run, Stopped when training
+    cannot go on.
+    """
+    records = prompt_records(run)
+    held_out = run.held_out.records(run.seed, needs(run)) if run.held_out is not None else []
+    session = prepare(run, resume)
+    write_record(run.folder, to_json(run), recipe, run.seed)
+    if run.track != "none":
+        session.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))})
+    clock = Clock()
+    source, prompts = examples(session, records, clock)
+    steps = train(
+        run.algorithm,
+        session.models,
+        source,
+        session.parameters,
+        session.optimizer,
+        session.accelerator,
+        max_grad_norm=run.max_grad_norm,
+        learning_rate=learning_rate(run),
+        ema=session.ema,
+        seed=run.seed,
+        clock=clock,
+    )
+    follow(session, steps, Window(session, prompts, held_out))
+    with session.averaged():
+        if isinstance(run.tune, LoRA):
+            session.model.save_lora(run.folder / "lora")
+        else:
+            session.model.save_pipeline(run.folder / "model")
+    session.accelerator.end_training()
+    return run.folder
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of a run, loaded."""
+
+    run: Run
+    model: Model
+    models: Models
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    accelerator: Accelerator
+    first: int
+    """The iteration to begin with."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the policy is the one that is evaluated and saved."""
+        return nullcontext() if self.ema is None else self.ema.applied(self.parameters)
+
+
+def prepare(run: Run, resume: bool) -> Session:
+    """Load the model, attach what is trained, and go back to the last checkpoint when asked."""
+    saved = state.checkpoints(run.folder / "checkpoints")
+    if resume and not saved:
+        raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    accelerator = Accelerator(
+        mixed_precision=run.mixed_precision,
+        log_with=None if run.track == "none" else run.track,
+        project_dir=run.folder,
+    )
+    model = run.model.load(accelerator.device)
+    parameters = attach(model, run.tune)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), run.learning_rate, run.betas, run.adam_eps, run.weight_decay, fused=True
+    )
+    ema = Ema(parameters, run.ema) if run.ema is not None else None
+    first = state.load(saved[-1], parameters, optimizer, ema) if resume else 0
+    run.folder.mkdir(parents=True, exist_ok=True)
+    models = velocities(run, model, accelerator)
+    return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, first)
+
+
+def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
+    """The policy, and its reference where the algorithm asks for one, in the same precision, guidance and chunks."""
+
+    def wrapped(velocity: Velocity) -> Velocity:
+        return in_chunks(guided(in_context(velocity, accelerator.autocast), run.guidance_scale), run.chunk)
+
+    policy = wrapped(model.velocity(model.module))
+    if isinstance(run.algorithm, OnPolicy) and run.algorithm.needs_reference:
+        return Models(policy, wrapped(reference(model, run.tune)))
+    return Models(policy)
+
+
+def needs(run: Run) -> dict[str, Callable]:
+    """What the rewards of a run ask of a record."""
+    if not isinstance(run.algorithm, OnPolicy):
+        return {}
+    return {name: NEEDS[name] for name in run.algorithm.weights if name in NEEDS}
+
+
+def prompt_records(run: Run) -> list[dict]:
+    """The prompts to explore, each fit for every reward; none where images come with theirs."""
+    return [] if isinstance(run.data, ShapesImages) else run.data.records(run.seed, needs(run))
+
+
+def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Cond]:
+    """The iterations to train on, and the encoded prompts they are about."""
+    run, model = session.run, session.model
+    if isinstance(run.data, ShapesImages):
+        pairs, prompts = image_pairs(run, run.data, model)
+        return supervised(pairs, session.first, run.iterations, run.chunk), prompts
+    assert isinstance(run.algorithm, OnPolicy)
+    prompts = encoded(model, records)
+    source = explore(
+        run.algorithm,
+        session.models,
+        lambda step: prompts[batch(len(records), step, run.batch, run.seed)],
+        lambda leaves, of_rows, clock: score(model, run.algorithm.weights, leaves, of_rows, clock),
+        model.latent_shape,
+        session.first,
+        run.iterations,
+        seed=run.seed,
+        updates=run.updates,
+        chunk=run.chunk,
+        clock=clock,
+    )
+    return source, prompts
+
+
+def encoded(model: Model, records: Sequence[dict]) -> Cond:
+    """One row per record."""
+    texts = [record["prompt"] for record in records]
+    return condition(model.encode(texts), model.encode([""]), records)
+
+
+def image_pairs(run: Run, data: ShapesImages, model: Model) -> tuple[Callable[[int], Pairs], Cond]:
+    """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
+    images, records = data.draw(run.seed)
+    latents = model.encode_images(images)
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(record["prompt"] for record in records))}
+    cond = encoded(model, [{"prompt": prompt} for prompt in place])
+    index = torch.tensor([place[record["prompt"]] for record in records])
+
+    def pairs(step: int) -> Pairs:
+        rows = batch(len(index), step, run.batch, run.seed)
+        padding = empty_tokens(data.empty_tokens, step, run.seed)
+        return Pairs(latents[rows.to(latents.device)], replace(cond[index[rows]], padding=padding))
+
+    return pairs, cond
+
+
+def score(
+    model: Model, names: Mapping[str, float], leaves: Tensor, records: Sequence[dict], clock: Clock
+) -> dict[str, Tensor]:
+    """Finished latents (P, G, ...) of P records → each reward (P, G)."""
+    with clock("decode"):
+        images = model.decode(leaves.flatten(0, 1))
+    with clock("reward"):
+        return {name: ask(name, images, records).to(leaves.device) for name in names}
+
+
+def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
+    """uint8 (P * G, H, W, 3) of P records → (P, G)."""
+    G = len(images) // len(records)
+    values = REWARDS[reward](images, [record for record in records for _ in range(G)])
+    return torch.from_numpy(np.asarray(values, np.float32)).view(-1, G)
+
+
+class Window:
+    """What a user looks at while training goes on: pictures from the same noise, rewards of held-out prompts."""
+
+    def __init__(self, session: Session, prompts: Cond, held_out: Sequence[dict]) -> None:
+        self.session = session
+        self.shown = prompts[torch.arange(min(SHOWN, len(prompts)))]
+        self.held_out = encoded(session.model, held_out) if held_out else None
+
+    def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
+        """uint8 (P, per_prompt, H, W, 3) by the averaged policy."""
+        session = self.session
+        noise = starting_noise(cond, per_prompt, session.model.latent_shape, session.run.seed)
+        with session.averaged():
+            return pictures(session.models.policy, session.model, cond, noise, session.run.inference_steps)
+
+    def save_samples(self, step: int) -> None:
+        images = self.pictures(self.shown, 4)
+        captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
+        sheet = grid(images.reshape(-1, *images.shape[2:]), captions, 8, max(1, 96 // images.shape[2]))
+        folder = self.session.run.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        sheet.save(folder / f"step_{step:06d}.png")
+
+    def evaluate(self) -> dict[str, float]:
+        """The mean of each reward over the held-out prompts."""
+        assert self.held_out is not None and isinstance(self.session.run.algorithm, OnPolicy)
+        start = time.perf_counter()
+        images = self.pictures(self.held_out, self.session.run.eval_images)
+        flat, records = images.reshape(-1, *images.shape[2:]), self.held_out.records()
+        means = {f"eval/{name}": ask(name, flat, records).mean().item() for name in self.session.run.algorithm.weights}
+        return means | {"seconds/eval": time.perf_counter() - start}
+
+
+def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window) -> None:
+    """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way."""
+    run, start = session.run, time.perf_counter()
+    log = MetricsFile(run.folder / "metrics.jsonl", session.first)
+    with interruptible() as interrupted, Progress(run.name, session.first, run.iterations) as progress:
+        for step, metrics in steps:
+            last = step == run.iterations - 1 or bool(interrupted)
+            if due(run.eval_every, step, last):
+                metrics |= window.evaluate()
+            metrics["seconds"] = time.perf_counter() - start
+            log.write(step, metrics)
+            session.accelerator.log(metrics, step)
+            progress.show(step, metrics)
+            if due(run.sample_every, step, last):
+                window.save_samples(step)
+            if last or (step + 1) % run.save_every == 0:
+                folder = run.folder / "checkpoints"
+                state.save(folder, step, session.parameters, session.optimizer, session.ema, run.keep)
+            if interrupted:
+                print(f"Stopped after iteration {step}; go on with: afterflow train --resume {run.folder}")
+                break
+    log.close()
+
+
+def due(every: int, step: int, last: bool) -> bool:
+    return every > 0 and (step % every == 0 or last)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """A list that Ctrl-C fills, instead of tearing down whatever is under way."""
+    signals: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, previous)
