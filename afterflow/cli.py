@@ -245,21 +245,18 @@ class Eval:
         check_png("--grid", self.grid)
 
     def __call__(self) -> None:
-        check_loras(self.lora, self.lora_against)
+        against = self.model if self.against == "base" else self.against
+        check_sources([self.model, against], [self.lora, self.lora_against])
         from .evaluate import compare_pictures
         from .train.log import before_after
 
-        before = None
-        if self.against is not None:
-            records, before = self.draw(self.model if self.against == "base" else self.against, self.lora_against)
+        before = None if against is None else self.draw(against, self.lora_against)[1]
         records, after = self.draw(self.model, self.lora)
         if before is not None and before.shape != after.shape:
-            sizes = f"{self.model} draws {after.shape[2]} px and {self.against} {before.shape[2]} px"
+            sizes = f"{self.model} draws {after.shape[2]} px and {against} {before.shape[2]} px"
             raise ValueError(f"{sizes}; set --size to one that both can draw")
-        against = self.against and named(self.against, self.lora_against)
-        report, judged, judged_base = compare_pictures(
-            self.settings, records, after, before, named(self.model, self.lora), against
-        )
+        names = named(self.model, self.lora), against and named(against, self.lora_against)
+        report, judged, judged_base = compare_pictures(self.settings, records, after, before, *names)
         Console().print(render(report))
         if self.grid is not None:
             strict_before = None if judged_base is None else judged_base.strict
@@ -310,7 +307,7 @@ class Sample:
         check_png("--out", self.out)
 
     def __call__(self) -> None:
-        check_loras(self.lora)
+        check_sources([self.model], [self.lora])
         from .evaluate import picture_prompts
         from .train.log import grid
 
@@ -342,13 +339,14 @@ def check_png(option: str, file: str | None) -> None:
         raise ValueError(f"{option} {file}: it must end in .png")
 
 
-def check_loras(*folders: str | None) -> None:
-    """ValueError for a LoRA that is not there, before a pipeline is loaded for it."""
-    from .models.sd3 import lora_file
+def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:
+    """ValueError for what is not there, before hours go into what is."""
+    from .models.sd3 import locate, lora_file
 
-    for folder in folders:
-        if folder is not None:
-            lora_file(folder)
+    for lora in filter(None, loras):
+        lora_file(lora)
+    for pipeline in filter(None, pipelines):
+        locate(pipeline, None)
 
 
 def named(path: str, lora: str | None) -> str:

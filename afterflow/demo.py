@@ -12,8 +12,9 @@ from .evaluate import compare_pictures, picture_size, suite_pictures, suite_prom
 from .models.quiet import no_progress_bars
 from .models.sd3 import SD3
 from .recipes.shapes import demo
-from .report import Comparison, Report, Settings, before_after, render
+from .report import Comparison, Report, Settings, render
 from .session import execute
+from .train.log import before_after
 
 SUITE = Settings(prompts=210, images=4)
 

@@ -162,41 +162,39 @@ def report(
 
 
 def render(found: Report) -> Group:
-    """Two tables for a terminal of 80 columns: overall by metric, and tag by tag."""
-    return Group(overall_table(found), tag_table(found))
+    """For a terminal of 80 columns: overall by metric, then tag by tag."""
+    parts = [*headline(found), overall_table(found), footnote(found), "", tag_table(found), tag_footnote(found)]
+    return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
+
+
+def headline(found: Report) -> list[str]:
+    evaluated = sum(tag in SIX for tag in found.prompts)
+    names = [f"tuned  {found.model}", f"base   {found.against}"] if found.against is not None else [found.model]
+    return [f"shapes, {found.suite.split} split: mean over {evaluated} of GenEval's 6 tags", *names]
 
 
 def overall_table(found: Report) -> Table:
     paired = found.against is not None
-    evaluated = sum(tag in SIX for tag in found.prompts)
-    title = f"shapes, {found.suite.split} split: mean over {evaluated} of GenEval's 6 tags"
-    names = f"base {found.against}, tuned {found.model}" if paired else found.model
-    table = blank_table(f"{title}\n{names}", footnote(found))
-    for column in ("", *(("base", "tuned", "delta") if paired else ("score",))):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(box=box.SIMPLE)
+    table.add_column("")
+    for column in ("base", "tuned", "delta") if paired else ("score",):
+        table.add_column(column, justify="right")
     for metric, each in [*found.overall.items(), ("Fréchet", found.frechet)]:
         cells = (each.base, each.tuned, each.delta) if paired else (each.tuned,)
-        signs = ("", "", "+") if paired else ("",)
-        table.add_row(metric, *(written(cell, sign) for cell, sign in zip(cells, signs)))
+        table.add_row(metric, *(written(cell, "+" if cell is each.delta else "") for cell in cells))
     return table
 
 
 def tag_table(found: Report) -> Table:
-    paired = found.against is not None
     metrics = [name for name in VERDICTS if name in found.overall]
-    title = "by tag, base → tuned" if paired else "by tag"
-    table = blank_table(title, tag_footnote(found))
-    table.add_column("")
+    table = Table(box=box.SIMPLE)
+    table.add_column("base→tuned" if found.against is not None else "")
     for column in ("prompts", *metrics):
         table.add_column(column, justify="right")
     for tag in sorted(found.tags, key=(*SIX, "text").index):
         cells = [brief(found.tags[tag][metric]) for metric in metrics]
         table.add_row(tag + "*" * (tag == "single_object"), str(found.prompts[tag]), *cells)
     return table
-
-
-def blank_table(title: str, caption: str) -> Table:
-    return Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left", box=box.SIMPLE)
 
 
 def footnote(found: Report) -> str:
@@ -215,10 +213,12 @@ def tag_footnote(found: Report) -> str:
 
 
 def written(estimate: Estimate | None, sign: str = "") -> str:
-    """.512 [.471, .553], with three significant digits."""
+    """.512 [.471, .553], or 31.9 [31.5, 32.4]"""
     if estimate is None:
         return ""
-    number = lambda value: short(format(value, f"{sign}.3f" if abs(value) < 9.9995 else f"{sign}.1f"))
+    digits = 3 if abs(estimate.value) < 10 else 1
+    # Adding 0 turns a -0 that rounding left into a 0.
+    number = lambda value: short(format(round(value, digits) + 0.0, f"{sign}.{digits}f"))
     if estimate.low is None or estimate.high is None:
         return number(estimate.value)
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"

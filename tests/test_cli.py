@@ -127,7 +127,6 @@ def test_a_record_is_repeated_with_its_options(tmp_path):
     assert (run.name, run.iterations, recipe) == ("mine", 7, "shapes_flow_grpo")
 
 
-@pytest.mark.slow
 def test_train_resume_repeat_eval_and_sample(said, pipeline, tmp_path):
     weights = ["--algorithm.weights", "jpeg_compressibility", "1"]
     code, out, err = said("train", "shapes_flow_grpo", *short_run(pipeline), *weights)

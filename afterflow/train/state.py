@@ -56,7 +56,7 @@ def load(
     stored = load_file(folder / "optimizer.safetensors")
     for name, p in parameters.items():
         optimizer.state[p] = {
-            key.rsplit("|", 1)[1]: value.to(p.device) if value.ndim else value
+            key.rsplit("|", 1)[1]: value.to(p.device)
             for key, value in stored.items()
             if key.rsplit("|", 1)[0] == name
         }
