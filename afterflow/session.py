@@ -159,12 +159,12 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         pairs, prompts = image_pairs(run, run.data, model)
         return supervised(pairs, session.first, run.iterations, run.chunk), prompts
     assert isinstance(run.algorithm, OnPolicy)
-    prompts = encoded(model, records)
+    prompts, rewards = encoded(model, records), run.algorithm.weights
     source = explore(
         run.algorithm,
         session.models,
         lambda step: prompts[batch(len(records), step, run.batch, run.seed)],
-        lambda leaves, of_rows, clock: score(model, run.algorithm.weights, leaves, of_rows, clock),
+        lambda leaves, of_rows, clock: score(model, rewards, leaves, of_rows, clock),
         model.latent_shape,
         session.first,
         run.iterations,
@@ -240,11 +240,12 @@ class Window:
 
     def evaluate(self) -> dict[str, float]:
         """The mean of each reward over the held-out prompts."""
-        assert self.held_out is not None and isinstance(self.session.run.algorithm, OnPolicy)
+        algorithm = self.session.run.algorithm
+        assert self.held_out is not None and isinstance(algorithm, OnPolicy)
         start = time.perf_counter()
         images = self.pictures(self.held_out, self.session.run.eval_images)
         flat, records = images.reshape(-1, *images.shape[2:]), self.held_out.records()
-        means = {f"eval/{name}": ask(name, flat, records).mean().item() for name in self.session.run.algorithm.weights}
+        means = {f"eval/{name}": ask(name, flat, records).mean().item() for name in algorithm.weights}
         return means | {"seconds/eval": time.perf_counter() - start}
 
 

@@ -122,19 +122,19 @@ class SD3Model(Model):
         encoders = self._pipeline(without, transformer=self.module).to(self.device)
         sequences, pooleds = [], []
         for i in range(0, len(prompts), batch):
-            sequence, _, pooled, _ = encoders.encode_prompt(
+            encoded = encoders.encode_prompt(
                 list(prompts[i : i + batch]),
                 None,
                 None,
                 do_classifier_free_guidance=False,
                 max_sequence_length=length,
             )
-            sequences.append(sequence.cpu())
-            pooleds.append(pooled.cpu())
+            sequences.append(encoded[0].cpu())  # type: ignore[union-attr]
+            pooleds.append(encoded[2].cpu())  # type: ignore[union-attr]
         return Embedding(torch.cat(sequences).contiguous(), torch.cat(pooleds).contiguous())
 
     def velocity(self, module: nn.Module) -> Velocity:
-        dtype = self.module.dtype
+        dtype = next(module.parameters()).dtype
 
         def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             embedding = cond.embedding()

@@ -142,7 +142,7 @@ def train_text_encoders(
         if step % 50 == 0 or step == steps - 1:
             print(f"text {step:5d}/{steps} loss {loss.item() / len(WIDTHS):.4f}", flush=True)
     towers.eval()
-    return list(towers.text), towers.picture
+    return [text for text in towers.text if isinstance(text, CLIPTextModelWithProjection)], towers.picture
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ class Ema:
     def update(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages = [self.values[name] for name in parameters]
-        torch._foreach_lerp_(averages, [p.detach() for p in parameters.values()], 1 - keep)
+        for name, p in parameters.items():
+            self.values[name].lerp_(p.detach(), 1 - keep)
 
     @contextmanager
     def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:

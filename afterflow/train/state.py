@@ -53,14 +53,12 @@ def load(
         raise ValueError(f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it")
     copy(parameters, weights)
     state = json.loads((folder / "state.json").read_text())
-    stored = load_file(folder / "optimizer.safetensors")
-    for name, p in parameters.items():
-        optimizer.state[p] = {
-            key.rsplit("|", 1)[1]: value.to(p.device)
-            for key, value in stored.items()
-            if key.rsplit("|", 1)[0] == name
-        }
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        name, quantity = key.rsplit("|", 1)
+        optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device)
     if ema is not None:
+        if not (folder / "ema.safetensors").is_file():
+            raise ValueError(f"{folder}: it holds no average of the weights; resume with ema = None, as it was written")
         ema.values = {name: value.to(ema.values[name]) for name, value in load_file(folder / "ema.safetensors").items()}
         ema.updates = state["ema_updates"]
     return state["step"] + 1

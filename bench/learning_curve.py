@@ -1,0 +1,96 @@
+"""Train a recipe over seeds, judge each result beside its base on held-out prompts, and draw the curves.
+
+    python bench/learning_curve.py shapes_flow_grpo --seeds 0 1 2
+
+Writes bench/results/RECIPE.json (settings, hardware, every seed's curve and final scores) and RECIPE.png.  A seed
+whose result is already in the file is not trained again.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from afterflow.evaluate import compare_pictures, picture_size, suite_pictures, suite_prompts
+from afterflow.models.quiet import no_progress_bars
+from afterflow.models.sd3 import SD3
+from afterflow.models.tune import LoRA
+from afterflow.recipes import RECIPES
+from afterflow.record import to_json
+from afterflow.report import Settings
+from afterflow.run import Run
+from afterflow.session import execute
+from afterflow.train.log import git_commit, hardware
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--prompts", type=int, default=350)
+    parser.add_argument("--images", type=int, default=8)
+    options = parser.parse_args()
+    no_progress_bars()
+    recipe = RECIPES[options.recipe]()
+    settings = Settings(prompts=options.prompts, images=options.images, guidance=recipe.guidance_scale)
+    file = RESULTS / f"{options.recipe}.json"
+    found = json.loads(file.read_text()) if file.is_file() else {"seeds": {}}
+    found |= {"command": " ".join(["python", *sys.argv]), "run": to_json(recipe), "hardware": hardware()}
+    for seed in options.seeds:
+        if str(seed) not in found["seeds"]:
+            found["seeds"][str(seed)] = {"git_commit": git_commit(), **one(recipe, seed, settings)}
+            file.write_text(json.dumps(found) + "\n")
+    figure(found, options.recipe).savefig(file.with_suffix(".png"), dpi=120)
+    scores = {seed: result["report"]["overall"]["strict"] for seed, result in found["seeds"].items()}
+    print(json.dumps({"recipe": options.recipe, "strict": scores}))
+
+
+def one(recipe: Run, seed: int, settings: Settings) -> dict:
+    """Train one seed; its curve and its scores beside the base."""
+    run = replace(recipe, seed=seed, name=f"{recipe.name}_{seed}")
+    folder = execute(run, recipe.name)
+    assert isinstance(recipe.model, SD3)
+    model = recipe.model.load()
+    records = suite_prompts(settings, picture_size(model))
+    base = suite_pictures(model, records, settings)
+    if isinstance(recipe.tune, LoRA):
+        model.load_lora(folder / "lora")
+    else:
+        model = replace(recipe.model, path=str(folder / "model")).load()
+    tuned = suite_pictures(model, records, settings)
+    report, _, _ = compare_pictures(settings, records, tuned, base, str(folder), recipe.model.path)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = ("step", "seconds", "reward", "eval/", "reward/", "grad_norm", "ratio_max", "clip_fraction", "zero_std")
+    curve = [{k: v for k, v in line.items() if k.startswith(kept)} for line in lines]
+    return {"seconds": lines[-1]["seconds"], "curve": curve, "report": to_json(report)}
+
+
+def figure(found: dict, title: str):
+    """Held-out rewards against minutes, a line for each seed."""
+    names = sorted(
+        {key for result in found["seeds"].values() for line in result["curve"] for key in line if "eval/" in key}
+    )
+    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6), squeeze=False)
+    for axis, name in zip(axes[0], names):
+        for seed, result in found["seeds"].items():
+            points = np.array([(line["seconds"] / 60, line[name]) for line in result["curve"] if name in line])
+            axis.plot(*points.T, label=f"seed {seed}")
+        axis.set(xlabel="minutes", title=name.removeprefix("eval/") + ", held-out prompts")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend()
+    figure.suptitle(title)
+    figure.tight_layout()
+    return figure
+
+
+if __name__ == "__main__":
+    main()
