@@ -90,8 +90,6 @@ def train(args: Sequence[str]) -> None:
     else:
         recipe = source
         run = overridden(from_recipe(recipe), options, f"afterflow train {recipe}")
-    if source != "--resume" and any(run.folder.glob("checkpoints/step_*")):
-        raise ValueError(f"{run.folder} already holds a run; give this one another --name, or go on with --resume")
     from .models.quiet import no_progress_bars
     from .session import execute
 
@@ -199,6 +197,8 @@ class Source:
     """Height and width in pixels; None: the model's own."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
+    max_sequence_length: int | None = None
+    """Tokens of the third (T5) encoder; None: 256, but 0 for `tiny` and for pipelines that have none."""
 
     def load(self, path: str, lora: str | None) -> "Model":
         """The pipeline, on the accelerator if there is one, with its LoRA."""
@@ -208,8 +208,10 @@ class Source:
         from .models.sd3 import SD3, locate
 
         no_progress_bars()
-        has_t5 = (locate(path, None) / "text_encoder_3").is_dir()
-        config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=256 if has_t5 else 0)
+        length = self.max_sequence_length
+        if length is None:
+            length = 256 if path != "tiny" and (locate(path, None) / "text_encoder_3").is_dir() else 0
+        config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=length)
         model = config.load("cuda" if torch.cuda.is_available() else "cpu")
         if lora is not None:
             model.load_lora(lora)

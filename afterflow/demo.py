@@ -4,6 +4,7 @@ python -m afterflow.demo
 """
 
 import json
+import shutil
 import time
 
 from rich.console import Console
@@ -23,6 +24,9 @@ def main() -> None:
     start = time.perf_counter()
     no_progress_bars()
     run = demo()
+    if run.folder.exists():
+        print(f"{run.folder} is there already and is replaced.")
+        shutil.rmtree(run.folder)
     folder = execute(run, "demo")
     model = SD3("tiny", max_sequence_length=0).load()
     records = suite_prompts(SUITE, picture_size(model))

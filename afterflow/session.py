@@ -99,6 +99,8 @@ def prepare(run: Run, resume: bool) -> Session:
     saved = state.checkpoints(run.folder / "checkpoints")
     if resume and not saved:
         raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
+    if saved and not resume:
+        raise ValueError(f"{run.folder} already holds a run; give this one another --name, or go on with --resume")
     if run.threads:
         torch.set_num_threads(run.threads)
     accelerator = Accelerator(

@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from transformers import T5EncoderModel
 
 from afterflow.shapes.prompts import draw
 from afterflow.shapes.world import TAGS
 from afterflow.tiny.autoencoder import make_autoencoder, standardize, to_images, to_tensor
 from afterflow.tiny.build import draw_records, edit, make_pairs, transformer_config, untrained
+from afterflow.tiny.ship import ship
 from afterflow.tiny.text import WIDTHS, contrastive_loss, make_text_encoder, token_ids
 from afterflow.tiny.tokenizer import EOS_ID, MAX_LENGTH, UNK_ID, make_tokenizer
 
@@ -107,3 +109,24 @@ def test_a_prompt_without_t5_is_sixteen_tokens():
     states, _, pooled, _ = untrained().encode_prompt("a picture of a star", None, None, max_sequence_length=0)
     assert states.shape == (1, MAX_LENGTH, transformer_config()["joint_attention_dim"])
     assert pooled.shape == (1, transformer_config()["pooled_projection_dim"])
+
+
+def test_the_shipped_folder_loads_without_a_word_and_its_t5_is_silence(tmp_path):
+    """Stock diffusers wants all three encoders; ours says what SD3 sees without one: zeros."""
+    torch.manual_seed(0)
+    untrained().save_pretrained(tmp_path / "run")
+    ship(tmp_path / "run", tmp_path / "shipped")
+    shipped = StableDiffusion3Pipeline.from_pretrained(tmp_path / "shipped")
+    without = StableDiffusion3Pipeline.from_pretrained(tmp_path / "shipped", text_encoder_3=None, tokenizer_3=None)
+    assert isinstance(shipped.text_encoder_3, T5EncoderModel)
+    drawn = [
+        pipe(
+            "a picture of a red circle",
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(1),
+            output_type="np",
+        ).images
+        for pipe in (shipped, without)
+    ]
+    assert drawn[0].shape == (1, 32, 32, 3)
+    assert np.array_equal(*drawn)

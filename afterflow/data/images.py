@@ -34,6 +34,6 @@ def empty_tokens(most: int, step: int, seed: int) -> int:
     Long batches cost more, and a few of them suffice to learn that zeros mean nothing.
     """
     rng = np.random.default_rng(number(seed, "empty tokens", step))
-    if most == 0 or rng.random() > 0.15:
+    if most == 0 or rng.random() > 0.05:
         return 0
     return int(np.exp(rng.uniform(0, np.log(most + 1))))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -74,21 +75,17 @@ class ShapesPrompts:
     """Prompts of the shapes world, drawn from one split of its facts."""
 
     split: Literal["train", "test", "ood"] = "train"
-    count: int = 1024
-    """Distinct prompts, shared evenly among the tags; a tag that has fewer gives all it has."""
+    count: int = 1000
+    """Shared evenly among the tags; a tag that has fewer facts repeats its prompts, so that all are trained alike."""
     tags: tuple[str, ...] = SHAPE_TAGS[1:6]
     """Flow-GRPO trains without single_object too."""
     size: int = 32
     """Pixels; larger pictures hold longer signs."""
 
     def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
-        return shapes.suite(
-            self.split,
-            -(-self.count // len(self.tags)),
-            number(seed, "prompts") % 2**32,
-            self.size,
-            self.tags,
-        )
+        per_tag, draw = -(-self.count // len(self.tags)), number(seed, "prompts") % 2**32
+        distinct = [shapes.suite(self.split, per_tag, draw, self.size, [tag]) for tag in self.tags]
+        return [record for of_tag in distinct for record in islice(cycle(of_tag), per_tag)]
 
 
 def batch(total: int, step: int, size: int, seed: int) -> torch.Tensor:

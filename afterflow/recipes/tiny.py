@@ -17,7 +17,7 @@ def tiny_sd3_pretrain() -> Run:
         TinyParts(),
         Full(),
         name="tiny_sd3_pretrain",
-        iterations=40_000,
+        iterations=32_000,
         batch=128,
         chunk=64,
         learning_rate=1.4e-3,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..advantages import combine
 from ..algorithms.base import Models, OnPolicy, Rows
 from ..cond import Cond, Pairs
 from ..rollout import Rollout, draw, sample
@@ -93,7 +94,7 @@ def reward_metrics(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) 
     for name, value in rewards.items():
         metrics[f"reward/{name}"] = value.mean().item()
         metrics[f"reward_std/{name}"] = value.std(1).mean().item()
-    total = torch.stack([weights[name] * rewards[name] for name in weights]).sum(0)
+    total = combine(rewards, weights)
     metrics["reward"] = total.mean().item()
     metrics["zero_std_groups"] = (total.std(1) == 0).float().mean().item()
     return metrics
