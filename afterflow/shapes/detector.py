@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from afterflow.geneval import Detection
-from afterflow.shapes.world import COLORS, PALETTE_LAB, SHAPES, Array, coverage, lab
+from ..geneval import Detection
+from .world import COLORS, PALETTE_LAB, SHAPES, Array, coverage, lab
 
 Mask = NDArray[np.bool_]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from afterflow.shapes.detector import (
+from .detector import (
     REJECT,
     Mask,
     Segmentation,
@@ -21,7 +21,7 @@ from afterflow.shapes.detector import (
     regions,
     segment,
 )
-from afterflow.shapes.world import COLORS, Array
+from .world import COLORS, Array
 
 # A local range above this, in grey levels, is an edge.
 _EDGE = 45

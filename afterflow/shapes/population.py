@@ -6,7 +6,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from afterflow.shapes.world import Array
+from .world import Array
 
 _FILTERS = 24
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from afterflow.shapes.world import CHARS, COLORS, INVERSE, RELATIONS, SHAPES, TAGS
+from .world import CHARS, COLORS, INVERSE, RELATIONS, SHAPES, TAGS
 
 Record = dict[str, Any]
 Fact = tuple[str, ...]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from afterflow.shapes.world import CHARS, GLYPHS, Array
+from .world import CHARS, GLYPHS, Array
 
 # A glyph must correlate better than this to lengthen a chain.
 FLOOR = 0.62

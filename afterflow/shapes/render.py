@@ -11,8 +11,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from afterflow.shapes.prompts import Record
-from afterflow.shapes.world import COLORS, GLYPHS, PALETTE, PALETTE_LAB, SIZES, Array, coverage
+from .prompts import Record
+from .world import COLORS, GLYPHS, PALETTE, PALETTE_LAB, SIZES, Array, coverage
 
 Image = NDArray[np.uint8]
 

@@ -9,10 +9,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from afterflow.geneval import MODES, evaluate
-from afterflow.shapes.detector import clutter, detect, segment
-from afterflow.shapes.prompts import Record
-from afterflow.shapes.reader import Reading, read
+from ..geneval import MODES, evaluate
+from .detector import clutter, detect, segment
+from .prompts import Record
+from .reader import Reading, read
 
 # (detection, counting): clean renders score at least 0.82 at 64 px and 0.74 at 32 px.
 THRESHOLDS = {32: (0.66, 0.68), 64: (0.76, 0.78)}

@@ -18,12 +18,12 @@ from diffusers import (
 )
 from transformers import CLIPTextModelWithProjection
 
-from afterflow.shapes.prompts import Record, draw, facts, hard_negative, held_out
-from afterflow.shapes.render import render_batch
-from afterflow.shapes.verify import verify
-from afterflow.shapes.world import CHARS, TAGS
-from afterflow.tiny.autoencoder import make_autoencoder, reconstruct, to_tensor, train_autoencoder
-from afterflow.tiny.text import (
+from ..shapes.prompts import Record, draw, facts, hard_negative, held_out
+from ..shapes.render import render_batch
+from ..shapes.verify import verify
+from ..shapes.world import CHARS, TAGS
+from .autoencoder import make_autoencoder, reconstruct, to_tensor, train_autoencoder
+from .text import (
     PROJECTION,
     WIDTHS,
     Pairs,
@@ -33,7 +33,7 @@ from afterflow.tiny.text import (
     probe_spelling,
     train_text_encoders,
 )
-from afterflow.tiny.tokenizer import make_tokenizer
+from .tokenizer import make_tokenizer
 
 SIZE = 32
 SIGN_SHARE = 0.45

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from afterflow.tiny.autoencoder import learning_rate, to_tensor
-from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, MAX_LENGTH, PAD_ID, make_tokenizer
+from .autoencoder import learning_rate, to_tensor
+from .tokenizer import BOS_ID, EOS_ID, MAX_LENGTH, PAD_ID, make_tokenizer
 
 WIDTHS = (64, 96)
 PROJECTION = 64

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from afterflow.shapes.world import COLORS, RELATIONS, SHAPES
+from ..shapes.world import COLORS, RELATIONS, SHAPES
 
 MAX_LENGTH = 16
 """Start and end included: exactly `a sign that says "` eight characters `"`."""
