@@ -62,6 +62,7 @@ class LinearShift(Schedule):
     """Even steps, shifted: the grid of DanceGRPO, MixGRPO, BranchGRPO and Pref-GRPO."""
 
     shift: float = 3.0
+    """Above 1: more steps near the noise."""
 
     def times(self, steps: int) -> Tensor:
         return shifted(torch.linspace(1, 0, steps + 1), self.shift)
@@ -76,6 +77,7 @@ class SD3Grid(Schedule):
     """
 
     shift: float = 3.0
+    """Above 1: more steps near the noise."""
 
     def times(self, steps: int) -> Tensor:
         lowest = shifted(torch.tensor(0.001), self.shift)
@@ -92,6 +94,7 @@ class FluxShift(Schedule):
     low: tuple[int, float] = (256, 0.5)
     """A number of tokens and the μ that belongs to it."""
     high: tuple[int, float] = (4096, 1.15)
+    """The other end of the line."""
 
     def times(self, steps: int) -> Tensor:
         (n0, mu0), (n1, mu1) = self.low, self.high

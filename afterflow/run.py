@@ -23,12 +23,17 @@ Algorithm = SFT | FlowGRPO
 @dataclass(frozen=True)
 class Run:
     algorithm: Algorithm
+    """What is descended."""
     data: ShapesPrompts | PromptFile | ShapesImages
+    """Prompts to explore, or images with prompts to learn from."""
     model: SD3 | TinyParts = SD3()
+    """What is trained."""
     tune: LoRA | Full = LoRA()
+    """Which of its weights."""
     name: str = "run"
     """The run is kept in runs/NAME."""
     iterations: int = 100
+    """Rollouts with their updates, or single updates of supervised training."""
     batch: int = 16
     """Prompts per iteration, or images per update of supervised training."""
     updates: int = 1
@@ -38,18 +43,25 @@ class Run:
     guidance_scale: float = 1.0
     """Classifier-free guidance in rollout, update and pictures; 1 is without (half the work)."""
     learning_rate: float = 3e-4
+    """Of AdamW, after the warm-up."""
     decay: Literal["constant", "cosine", "late"] = "constant"
     """cosine: the learning rate falls to a tenth over the run; late: over its last fifth, in a straight line."""
     warmup: int = 0
     """Iterations over which the learning rate rises from 0."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's averages of the gradient and of its square."""
     weight_decay: float = 1e-4
+    """Of AdamW, times the learning rate."""
     adam_eps: float = 1e-8
+    """Added to the root of the squared gradient's average."""
     max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this."""
     ema: float | None = 0.9
     """Decay per update of the average that is evaluated and saved; None: the last weights are."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Of forward passes; kernels, log-probabilities and what is trained stay fp32."""
     seed: int = 0
+    """Of prompts, noise and shuffling."""
     threads: int | None = None
     """CPU threads of torch; None leaves its own choice."""
     inference_steps: int = 20
@@ -63,9 +75,11 @@ class Run:
     eval_images: int = 2
     """Images of each held-out prompt."""
     save_every: int = 50
+    """Iterations between checkpoints; the last is always saved."""
     keep: int = 2
     """Checkpoints kept."""
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "updates", "chunk", "save_every", "keep", "inference_steps"):

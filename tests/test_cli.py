@@ -1,5 +1,6 @@
 """The command line, run in this process: what it does, and the sentence it says when it cannot."""
 
+import ast
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import afterflow
 from afterflow import cli
 from afterflow.cli import main
 from afterflow.recipes import RECIPES
@@ -341,3 +343,18 @@ def test_a_bug_keeps_its_traceback(said, monkeypatch):
 
 def test_a_recipe_is_a_run():
     assert all(isinstance(recipe(), Run) for recipe in RECIPES.values())
+
+
+def test_every_field_of_a_run_has_its_sentence_in_the_help():
+    """tyro shows the docstring under a field; a field without one is an option nobody can use."""
+    modules = ["run", "flow", "advantages", "models/sd3", "models/tune", "models/tiny", "data/images", "data/prompts"]
+    modules += ["algorithms/sft", "algorithms/flow_grpo"]
+    silent = []
+    for module in modules:
+        tree = ast.parse((Path(afterflow.__file__).parent / f"{module}.py").read_text())
+        for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+            for field, after in zip(kind.body, [*kind.body[1:], None]):
+                said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and not said:
+                    silent.append(f"{module}.{kind.name}.{ast.unparse(field.target)}")
+    assert not silent

@@ -33,9 +33,11 @@ class FlowGRPO(OnPolicy[Edges]):
     steps: int = 10
     """Denoising steps of a rollout; evaluation takes more."""
     schedule: SD3Grid | LinearShift = SD3Grid()
+    """Where the steps stop between noise and image."""
     group: int = 24
     """Images per prompt."""
     kernel: KernelName = "flow_sde"
+    """What draws a stochastic step.  cps is sharpest just before the image: with SD3Grid give it a window."""
     eta: float = 0.7
     """Noise level of the stochastic steps (the papers' a; for cps on [0, 1])."""
     window: int | None = None
@@ -43,6 +45,7 @@ class FlowGRPO(OnPolicy[Edges]):
     window_range: tuple[int, int] | None = None
     """First and one-past-last step a window may cover, None: the first half of the steps."""
     normalize: Normalize = Normalize()
+    """How rewards become advantages."""
     max_advantage: float = 5.0
     """Advantages are clamped to ± this."""
     clip: float = 1e-4

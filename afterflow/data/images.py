@@ -15,9 +15,13 @@ class ShapesImages:
     """Rendered pictures of the shapes world; tags are drawn evenly, facts from one split only."""
 
     count: int = 100_000
+    """Pictures rendered before training starts."""
     split: Literal["train", "test", "ood"] = "train"
+    """Which facts they may show."""
     size: int = 32
+    """Pixels of a side, 32 or 64."""
     tags: tuple[str, ...] = SHAPE_TAGS
+    """Kinds of prompt in turn; one named twice is drawn twice as often."""
     empty_tokens: int = 0
     """At most this many zero vectors are appended to a batch's prompts: stock SD3 without T5 appends 256."""
 

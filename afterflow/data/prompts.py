@@ -25,6 +25,7 @@ class PromptFile:
     """One prompt per line (.txt), or one JSON object per line with a "prompt" (.jsonl, GenEval's schema)."""
 
     path: str
+    """The file."""
 
     def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
         """ValueError with file and line where a record cannot be used."""
@@ -75,6 +76,7 @@ class ShapesPrompts:
     """Prompts of the shapes world, drawn from one split of its facts."""
 
     split: Literal["train", "test", "ood"] = "train"
+    """train holds back some facts, test asks for those, ood goes one step outside of the kinds train shows."""
     count: int = 1000
     """Shared evenly among the tags; a tag that has fewer facts repeats its prompts, so that all are trained alike."""
     tags: tuple[str, ...] = SHAPE_TAGS[1:6]

@@ -36,6 +36,7 @@ class SD3:
     path: str = "stabilityai/stable-diffusion-3.5-medium"
     """Hub id or folder; `tiny` is the pipeline shipped with afterflow."""
     revision: str | None = None
+    """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen weights."""
     size: int | None = None

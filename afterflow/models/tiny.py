@@ -16,6 +16,7 @@ class TinyParts:
     folder: str = "runs/tiny_sd3_parts"
     """Where the parts are kept; they are made only if the folder does not exist."""
     seed: int = 0
+    """Of their training."""
 
     def load(self, device: torch.device | str = "cpu") -> SD3Model:
         if not Path(self.folder).is_dir():

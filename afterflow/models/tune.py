@@ -18,7 +18,9 @@ class LoRA:
     """Low-rank adapters (arXiv:2106.09685).  The reference policy is the adapter switched off: no second copy."""
 
     rank: int = 32
+    """Columns of each factor."""
     alpha: int = 64
+    """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the layers to adapt; empty: the attention projections that flow_grpo adapts."""
 
