@@ -26,6 +26,7 @@ from .models.wrappers import guided, in_chunks, in_context
 from .record import to_json
 from .rewards import NEEDS, REWARDS
 from .run import Run, learning_rate
+from .seeds import number
 from .train import state
 from .train.clock import Clock
 from .train.ema import Ema
@@ -109,7 +110,9 @@ def prepare(run: Run, resume: bool) -> Session:
         project_dir=run.folder,
     )
     model = run.model.load(accelerator.device)
-    parameters = attach(model, run.tune)
+    with torch.random.fork_rng():
+        torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
+        parameters = attach(model, run.tune)
     optimizer = torch.optim.AdamW(
         parameters.values(), run.learning_rate, run.betas, run.adam_eps, run.weight_decay, fused=True
     )

@@ -1,0 +1,92 @@
+"""A whole run on a tiny pipeline with random weights: what it leaves behind, and what Ctrl-C does to it."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from afterflow import rewards
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.models.sd3 import SD3
+from afterflow.models.tune import LoRA
+from afterflow.run import Run
+from afterflow.session import execute
+from afterflow.tiny.build import untrained
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("pipeline")
+    untrained().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def run(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+    algorithm = FlowGRPO(weights={"jpeg_compressibility": 1.0}, steps=4, group=4, window=2, beta=0.01)
+    return Run(
+        algorithm,
+        ShapesPrompts(count=10),
+        SD3(pipeline, max_sequence_length=0),
+        LoRA(rank=4, alpha=8),
+        name="short",
+        iterations=3,
+        batch=2,
+        chunk=8,
+        learning_rate=1e-3,
+        inference_steps=2,
+        sample_every=2,
+        save_every=1,
+    )
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(run):
+    watched = replace(run, track="tensorboard", held_out=ShapesPrompts("test", count=5), eval_every=2)
+    folder = execute(watched, "short")
+    lines = metrics(folder)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
+    assert {f"seconds/{stage}" for stage in ("rollout", "decode", "reward", "update")} <= set(lines[1])
+    assert ["eval/jpeg_compressibility" in line for line in lines] == [True, False, True]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_000000.png", "step_000002.png"]
+    assert (folder / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert json.loads((folder / "run.json").read_text())["config"]["learning_rate"] == 1e-3
+    assert any(path.stat().st_size for path in folder.rglob("events.out.tfevents.*"))
+
+
+def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, monkeypatch, capsys):
+    whole = execute(replace(run, name="whole"), "short")
+    scored, asked = rewards.REWARDS["jpeg_compressibility"], []
+
+    def interrupting(images, records):
+        asked.append(len(images))
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return scored(images, records)
+
+    monkeypatch.setitem(rewards.REWARDS, "jpeg_compressibility", interrupting)
+    folder = execute(run, "short")
+    assert [line["step"] for line in metrics(folder)] == [0, 1]
+    assert f"afterflow train --resume {folder}" in capsys.readouterr().out
+    execute(run, "short", resume=True)
+    for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
+        ours, theirs = load_file(folder / name), load_file(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_run_is_not_written_over(run):
+    execute(replace(run, iterations=1), "short")
+    with pytest.raises(ValueError, match="already holds a run"):
+        execute(run, "short")
