@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .cond import Cond, Velocity, condition
+from .data.prompts import ShapesPrompts
 from .kernels import flow_sde
 from .models.base import Model
 from .models.wrappers import guided, in_chunks
@@ -15,7 +16,6 @@ from .rollout import chain, draw, sample
 from .seeds import generator, number
 from .shapes import population
 from .shapes.fidelity import fidelity
-from .shapes.prompts import suite as distinct_prompts
 from .shapes.render import render_batch
 from .shapes.verify import verify
 from .shapes.world import SIZES, TAGS
@@ -63,9 +63,8 @@ def suite_prompts(settings: Settings, size: int) -> list[dict]:
     """The records of the suite `shapes`, tag by tag; those of one seed and split are the same for every model."""
     if size not in SIZES:
         raise ValueError(f"the suite shapes judges pictures of {SIZES[0]} or {SIZES[1]} px, not {size}; set --size")
-    tags = [tag for tag in TAGS if (settings.split, tag) != ("ood", "single_object")]
-    per_tag = -(-settings.prompts // len(tags))
-    return distinct_prompts(settings.split, per_tag, number(settings.seed, "suite") % 2**32, size, tags)
+    tags = tuple(tag for tag in TAGS if (settings.split, tag) != ("ood", "single_object"))
+    return ShapesPrompts(settings.split, settings.prompts, tags, size).records(settings.seed)
 
 
 def suite_pictures(model: Model, records: Sequence[dict], settings: Settings) -> np.ndarray:

@@ -59,11 +59,11 @@ def test_the_mean_of_tag_means_is_not_the_mean_of_prompts():
 
 
 def test_bootstrap_draws_what_brute_force_enumerates():
-    """Three prompts and two: all 27 x 4 ways to draw them are equally likely."""
+    """Three prompts and two, each tag drawn once less than it has: all 9 x 2 ways are equally likely."""
     values = np.array([[0.0], [0.3], [1.0], [0.2], [0.9]])
     a, b = values[:3, 0], values[3:, 0]
     every = [
-        (np.mean(x) + np.mean(y)) / 2 for x in itertools.product(a, repeat=3) for y in itertools.product(b, repeat=2)
+        (np.mean(x) + np.mean(y)) / 2 for x in itertools.product(a, repeat=2) for y in itertools.product(b, repeat=1)
     ]
     drawn = bootstrap(values, strata(3, 2), 200_000, np.random.default_rng(0))[:, 0]
     points = np.linspace(0.05, 0.95, 19)
@@ -75,18 +75,20 @@ def test_bootstrap_has_the_variance_of_a_stratified_mean():
     values = RNG.normal(size=(60, 2)) * [1, 5]
     parts = strata(50, 10)
     drawn = bootstrap(values, parts, 50_000, np.random.default_rng(0))
-    variance = np.sum([values[part].var(0) / len(part) for part in parts], 0) / 4
+    # The unbiased one: what Rao and Wu's n - 1 draws are for.
+    variance = np.sum([values[part].var(0, ddof=1) / len(part) for part in parts], 0) / 4
     assert drawn.mean(0) == pytest.approx(mean_of_means(values, parts), abs=0.02)
     assert drawn.var(0) == pytest.approx(variance, rel=0.03)
 
 
 def test_a_95_percent_interval_covers_the_truth_about_as_often():
-    covered = []
-    for trial in range(300):
+    """At the sizes of the test split, where five prompts stand for counting."""
+    covered, parts = [], strata(6, 5, 20, 24, 40)
+    for trial in range(400):
         rng = np.random.default_rng(trial)
-        values = (rng.random((80, 1)) < 0.3).astype(float)
-        [found] = estimates(values, strata(40, 40), 1000, rng)
-        covered.append(found.low <= 0.3 <= found.high)
+        values = rng.binomial(8, 0.3, (95, 1)) / 8 - rng.binomial(8, 0.3, (95, 1)) / 8
+        [found] = estimates(values, parts, 1000, rng)
+        covered.append(found.low <= 0 <= found.high)
     assert 0.90 < np.mean(covered) < 0.98
 
 
@@ -114,9 +116,25 @@ def test_overall_leaves_text_out_and_weighs_tags_equally():
     by_tag = {tag: i / 10 for i, tag in enumerate((*SIX, "text"))}
     figures = {"strict": np.array([by_tag[record["tag"]] for record in records])}
     found = report(Settings(draws=100), records[1:], judged({"strict": figures["strict"][1:]}), None, {}, "m", None)
-    assert found.overall["strict"].tuned.value == pytest.approx(0.25)
+    assert found.overall["strict"].tuned.value == pytest.approx(0.3), "a lone object cannot be held out"
+    assert found.six.tuned.value == pytest.approx(0.25)
     assert found.tags["text"]["strict"].tuned.value == pytest.approx(0.6)
     assert found.prompts["single_object"] == 1 and found.prompts["text"] == 2
+
+
+def test_a_prompt_that_is_drawn_again_counts_once():
+    """Two counting prompts, one of them drawn three times: their mean is a mean of two."""
+    records = [{"tag": "counting", "prompt": prompt} for prompt in "aaab"]
+    figures = {"strict": np.array([0.0, 0.3, 0.6, 0.9])}
+    found = report(Settings(draws=100), records, judged(figures), None, {}, "m", None)
+    assert found.overall["strict"].tuned.value == pytest.approx((0.3 + 0.9) / 2)
+    assert found.prompts["counting"] == 2
+
+
+def test_tags_with_few_facts_draw_them_again():
+    records = evaluate.suite_prompts(Settings(prompts=280), 32)
+    counting = [record["prompt"] for record in records if record["tag"] == "counting"]
+    assert len(counting) == 40 and len(set(counting)) == 5
 
 
 def test_ood_has_no_single_object():
@@ -194,7 +212,7 @@ def test_a_report_survives_json_and_is_shown_whole():
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(render(found))
     text = console.export_text()
-    assert "mean over 6 of GenEval's 6 tags" in text and "no fact that could" in text
+    assert "mean over 5 of GenEval's 6 tags" in text and "no fact that could" in text
     for name in (*SIX, "text", *found.overall):
         assert name in text
     assert max(map(len, text.splitlines())) <= 80

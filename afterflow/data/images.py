@@ -7,7 +7,8 @@ import numpy as np
 
 from ..seeds import number
 from ..shapes import prompts, render
-from .prompts import SHAPE_TAGS
+from ..shapes.world import TAGS
+from .prompts import check_world
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,16 @@ class ShapesImages:
     count: int = 100_000
     """Pictures rendered before training starts."""
     split: Literal["train", "test", "ood"] = "train"
-    """Which facts they may show."""
+    """Which facts their prompts may state; what no prompt names, a colour say, is drawn freely."""
     size: int = 32
     """Pixels of a side, 32 or 64."""
-    tags: tuple[str, ...] = SHAPE_TAGS
+    tags: tuple[str, ...] = TAGS
     """Kinds of prompt in turn; one named twice is drawn twice as often."""
     empty_tokens: int = 0
     """At most this many zero vectors are appended to a batch's prompts: stock SD3 without T5 appends 256."""
+
+    def __post_init__(self) -> None:
+        check_world(self.count, self.split, self.tags, self.size)
 
     def draw(self, seed: int) -> tuple[np.ndarray, list[dict]]:
         """uint8 (count, size, size, 3) and the records they show."""

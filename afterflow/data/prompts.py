@@ -1,7 +1,7 @@
 """Prompts to explore: records {"prompt": ..., ...} from a file or from the shapes world."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
+from ..names import unknown
 from ..seeds import generator, number
 from ..shapes import prompts as shapes
-
-SHAPE_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "text")
+from ..shapes.world import SIZES, TAGS
 
 # Reward → what it asks of a record: ValueError with one sentence.
 Needs = Mapping[str, Callable[[dict], None]]
@@ -79,15 +79,33 @@ class ShapesPrompts:
     """train holds back some facts, test asks for those, ood goes one step outside of the kinds train shows."""
     count: int = 1000
     """Shared evenly among the tags; a tag that has fewer facts repeats its prompts, so that all are trained alike."""
-    tags: tuple[str, ...] = SHAPE_TAGS[1:6]
+    tags: tuple[str, ...] = TAGS[1:6]
     """Flow-GRPO trains without single_object too."""
     size: int = 32
     """Pixels; larger pictures hold longer signs."""
+
+    def __post_init__(self) -> None:
+        check_world(self.count, self.split, self.tags, self.size)
 
     def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
         per_tag, draw = -(-self.count // len(self.tags)), number(seed, "prompts") % 2**32
         distinct = [shapes.suite(self.split, per_tag, draw, self.size, [tag]) for tag in self.tags]
         return [record for of_tag in distinct for record in islice(cycle(of_tag), per_tag)]
+
+
+def check_world(count: int, split: str, tags: Sequence[str], size: int) -> None:
+    """ValueError for what the shapes world does not have."""
+    if count < 1:
+        raise ValueError(f"count = {count}: at least 1")
+    if not tags:
+        raise ValueError("tags is empty: name at least one of " + ", ".join(TAGS))
+    for tag in tags:
+        if tag not in TAGS:
+            raise unknown("tag", tag, TAGS)
+        if (split, tag) == ("ood", "single_object"):
+            raise ValueError("tags: single_object has no ood prompts, because a lone object has no fact to vary")
+    if size not in SIZES:
+        raise ValueError(f"size = {size}: the shapes world is drawn at {SIZES[0]} or {SIZES[1]} px")
 
 
 def batch(total: int, step: int, size: int, seed: int) -> torch.Tensor:

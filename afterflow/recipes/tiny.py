@@ -2,10 +2,10 @@
 
 from ..algorithms.sft import SFT
 from ..data.images import ShapesImages
-from ..data.prompts import SHAPE_TAGS
 from ..models.tiny import TinyParts
 from ..models.tune import Full
 from ..run import Run
+from ..shapes.world import TAGS
 
 
 def tiny_sd3_pretrain() -> Run:
@@ -13,11 +13,11 @@ def tiny_sd3_pretrain() -> Run:
     return Run(
         SFT(dropout=0.1, shift=2.0),
         # Signs twice: a string is harder to draw than any scene.
-        ShapesImages(count=150_000, tags=(*SHAPE_TAGS, "text"), empty_tokens=256),
+        ShapesImages(count=150_000, tags=(*TAGS, "text"), empty_tokens=256),
         TinyParts(),
         Full(),
         name="tiny_sd3_pretrain",
-        iterations=32_000,
+        iterations=26_500,
         batch=128,
         chunk=64,
         learning_rate=1.4e-3,
