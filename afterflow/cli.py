@@ -198,20 +198,17 @@ class Source:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
     max_sequence_length: int | None = None
-    """Tokens of the third (T5) encoder; None: 256, but 0 for `tiny` and for pipelines that have none."""
+    """Tokens of the third (T5) encoder, 0 leaves it out; None: 256, or 0 where it is missing or mute."""
 
     def load(self, path: str, lora: str | None) -> "Model":
         """The pipeline, on the accelerator if there is one, with its LoRA."""
         import torch
 
         from .models.quiet import no_progress_bars
-        from .models.sd3 import SD3, locate
+        from .models.sd3 import SD3
 
         no_progress_bars()
-        length = self.max_sequence_length
-        if length is None:
-            length = 256 if path != "tiny" and (locate(path, None) / "text_encoder_3").is_dir() else 0
-        config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=length)
+        config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=self.max_sequence_length)
         model = config.load("cuda" if torch.cuda.is_available() else "cpu")
         if lora is not None:
             model.load_lora(lora)

@@ -14,8 +14,8 @@ class Embedding(NamedTuple):
     sequence: Tensor  # (P, L, D)
     pooled: Tensor | None = None  # (P, D')
 
-    def __getitem__(self, rows) -> "Embedding":  # type: ignore[override]
-        return Embedding(self.sequence[rows], None if self.pooled is None else self.pooled[rows])
+    def rows(self, chosen: Tensor | slice) -> "Embedding":
+        return Embedding(self.sequence[chosen], None if self.pooled is None else self.pooled[chosen])
 
     def to(self, device: torch.device | str) -> "Embedding":
         return Embedding(self.sequence.to(device), None if self.pooled is None else self.pooled.to(device))
@@ -23,9 +23,10 @@ class Embedding(NamedTuple):
 
 @dataclass(frozen=True)
 class Cond:
-    """The prompts of B rows, as indices into P encoded prompts, so that no embedding is ever copied."""
+    """The prompts of B rows, as indices into P records and their U texts, so that no embedding is ever copied."""
 
-    positive: Embedding  # P rows
+    positive: Embedding  # U rows
+    texts: Tensor  # (P,) long: which of them is a record's
     negative: Embedding  # 1 row: what guidance steers away from, and what a dropped prompt becomes
     prompts: Sequence[dict]  # P records as the data set gave them: {"prompt": ..., "tag": ...}
     index: Tensor  # (B,) long; -1 is the negative
@@ -47,7 +48,7 @@ class Cond:
 
     def embedding(self) -> Embedding:
         """The rows' embeddings, gathered: B rows."""
-        rows, empty = self.positive[self.index.clamp(min=0)], (self.index < 0)[:, None]
+        rows, empty = self.positive.rows(self.texts[self.index.clamp(min=0)]), (self.index < 0)[:, None]
         sequence = torch.where(empty[:, :, None], self.negative.sequence, rows.sequence)
         sequence = torch.nn.functional.pad(sequence, (0, 0, 0, self.padding))
         if rows.pooled is None or self.negative.pooled is None:
@@ -55,9 +56,10 @@ class Cond:
         return Embedding(sequence, torch.where(empty, self.negative.pooled, rows.pooled))
 
 
-def condition(positive: Embedding, negative: Embedding, prompts: Sequence[dict]) -> Cond:
-    """A Cond of one row per prompt."""
-    return Cond(positive, negative, prompts, torch.arange(len(prompts), device=positive.sequence.device))
+def condition(positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None) -> Cond:
+    """A Cond of one row per record; texts (P,) says which row of `positive` is whose where records share them."""
+    rows = torch.arange(len(prompts), device=positive.sequence.device)
+    return Cond(positive, rows if texts is None else texts, negative, prompts, rows)
 
 
 class Velocity(Protocol):
@@ -79,7 +81,6 @@ class Pairs:
     def __getitem__(self, rows: Tensor) -> "Pairs":
         return Pairs(self.x0[rows], self.cond[rows])
 
-    @property
-    def mass(self) -> float:
-        """How much the batch counts beside others of the same update."""
-        return float(len(self))
+    def mass(self, rows: Tensor) -> float:
+        """How much these rows count beside others of the same update."""
+        return float(len(rows))

@@ -28,7 +28,7 @@ def main() -> None:
         print(f"{run.folder} is there already and is replaced.")
         shutil.rmtree(run.folder)
     folder = execute(run, "demo")
-    model = SD3("tiny", max_sequence_length=0).load()
+    model = SD3("tiny").load()
     records = suite_prompts(SUITE, picture_size(model))
     base = suite_pictures(model, records, SUITE)
     model.load_lora(folder / "lora")

@@ -44,9 +44,10 @@ def picture_prompts(
     """P records → uint8 (P, per_prompt, H, W, 3); of what a rollout keeps, only a chunk at a time is in memory."""
     texts = [record["prompt"] for record in records]
     cond = condition(model.encode(texts), model.encode([""]), records)
-    velocity = in_chunks(guided(model.velocity(model.module), guidance), CHUNK)
+    chunk = min(CHUNK, len(records) * per_prompt)
+    velocity = in_chunks(guided(model.velocity(model.module), guidance), chunk)
     parts = []
-    for rows in torch.arange(len(records)).split(max(1, CHUNK // per_prompt)):
+    for rows in torch.arange(len(records)).split(max(1, chunk // per_prompt)):
         part = cond[rows]
         noise = starting_noise(part, per_prompt, model.latent_shape, seed)
         parts.append(pictures(velocity, model, part, noise, steps))
@@ -64,7 +65,7 @@ def suite_prompts(settings: Settings, size: int) -> list[dict]:
     if size not in SIZES:
         raise ValueError(f"the suite shapes judges pictures of {SIZES[0]} or {SIZES[1]} px, not {size}; set --size")
     tags = tuple(tag for tag in TAGS if (settings.split, tag) != ("ood", "single_object"))
-    return ShapesPrompts(settings.split, settings.prompts, tags, size).records(settings.seed)
+    return ShapesPrompts(settings.split, settings.prompts, tags, size).records(number(settings.seed, "suite"))
 
 
 def suite_pictures(model: Model, records: Sequence[dict], settings: Settings) -> np.ndarray:

@@ -125,10 +125,9 @@ class Edges:
     def __getitem__(self, rows: Tensor) -> "Edges":
         return Edges(**{name: value[rows] for name, value in vars(self).items()})
 
-    @property
-    def mass(self) -> float:
-        """How many children count."""
-        return float(self.weight.sum())
+    def mass(self, rows: Tensor) -> float:
+        """How many children of these rows count."""
+        return float(self.weight[rows].sum())
 
 
 def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:

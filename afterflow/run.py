@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -39,9 +40,11 @@ class Run:
     updates: int = 1
     """Optimizer updates per iteration; after the first the rollout is no longer quite on-policy."""
     chunk: int = 64
-    """Rows of one forward pass, the same in rollout and update (ratios are then exactly 1 at first)."""
+    """Rows of one forward pass, the same in rollout and update (ratios are then exactly 1 at first); guidance
+    doubles them."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance in rollout, update and pictures; 1 is without (half the work)."""
+    """Classifier-free guidance: in rollout, update and pictures of exploration, in pictures alone where images
+    teach.  1 is without, and half the work."""
     learning_rate: float = 3e-4
     """Of AdamW, after the warm-up."""
     decay: Literal["constant", "cosine", "late"] = "constant"
@@ -82,13 +85,25 @@ class Run:
     """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "updates", "chunk", "save_every", "keep", "inference_steps"):
+        for name in ("iterations", "batch", "updates", "chunk", "save_every", "keep", "inference_steps", "eval_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-        if self.eval_every and self.held_out is None:
-            raise ValueError("eval_every is set, so name the prompts to evaluate on: held_out")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate = {self.learning_rate}: it must be positive")
+        if (self.eval_every > 0) != (self.held_out is not None):
+            raise ValueError("held_out and eval_every go together: which prompts to evaluate on, and how often")
+        for name in ("learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: it must be positive")
+        for name in ("warmup", "eval_every", "sample_every", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: 0 or more")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema = {self.ema}: a decay, so 0 <= ema < 1")
+        if isinstance(self.model, SD3) and self.model.dtype == "float16" and self.mixed_precision != "fp16":
+            raise ValueError("model.dtype = float16 loses small gradients; take bfloat16, or mixed_precision = fp16")
+        if self.track != "none" and find_spec(self.track) is None:
+            raise ValueError(f"track = {self.track}: it is not installed; pip install 'afterflow[track]'")
+        if isinstance(self.algorithm, Supervised) and (self.updates > 1 or self.held_out is not None):
+            raise ValueError("updates and held_out are for algorithms that explore; leave them out here")
         if isinstance(self.algorithm, Supervised) != isinstance(self.data, ShapesImages):
             need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
             raise ValueError(f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .algorithms.base import Models, OnPolicy
-from .cond import Cond, Pairs, Velocity, condition
+from .cond import Cond, Pairs, condition
 from .data.images import ShapesImages, empty_tokens
 from .data.prompts import batch
 from .evaluate import pictures, starting_noise
@@ -109,6 +109,10 @@ def prepare(run: Run, resume: bool) -> Session:
         log_with=None if run.track == "none" else run.track,
         project_dir=run.folder,
     )
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{accelerator.num_processes} processes would each train alone; start one, without a launcher")
+    if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
     model = run.model.load(accelerator.device)
     with torch.random.fork_rng():
         torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
@@ -117,23 +121,23 @@ def prepare(run: Run, resume: bool) -> Session:
         parameters.values(), run.learning_rate, run.betas, run.adam_eps, run.weight_decay, fused=True
     )
     ema = Ema(parameters, run.ema) if run.ema is not None else None
-    first = state.load(saved[-1], parameters, optimizer, ema) if resume else 0
-    run.folder.mkdir(parents=True, exist_ok=True)
+    # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
     models = velocities(run, model, accelerator)
+    first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler) if resume else 0
+    run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, first)
 
 
 def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
     """The policy, and its reference where the algorithm asks for one, in the same precision, guidance and chunks."""
 
-    def wrapped(velocity: Velocity) -> Velocity:
-        context = partial(precision, accelerator)
-        return in_chunks(guided(in_context(velocity, context), run.guidance_scale), run.chunk)
-
-    policy = wrapped(model.velocity(model.module))
-    if isinstance(run.algorithm, OnPolicy) and run.algorithm.needs_reference:
-        return Models(policy, wrapped(reference(model, run.tune)))
-    return Models(policy)
+    precise = lambda velocity: in_context(velocity, partial(precision, accelerator))
+    drawing = lambda velocity: in_chunks(guided(precise(velocity), run.guidance_scale), run.chunk)
+    field = model.velocity(model.module)
+    if not isinstance(run.algorithm, OnPolicy):
+        return Models(precise(field), guided=drawing(field))
+    anchor = drawing(reference(model, run.tune)) if run.algorithm.needs_reference else None
+    return Models(drawing(field), anchor)
 
 
 @contextmanager
@@ -182,23 +186,23 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
 
 
 def encoded(model: Model, records: Sequence[dict]) -> Cond:
-    """One row per record."""
-    texts = [record["prompt"] for record in records]
-    return condition(model.encode(texts), model.encode([""]), records)
+    """One row per record; every text is encoded once, and the empty one with them."""
+    texts = list(dict.fromkeys(record["prompt"] for record in records))
+    embedding = model.encode([*texts, ""])
+    place = {text: i for i, text in enumerate(texts)}
+    rows = torch.tensor([place[record["prompt"]] for record in records], device=embedding.sequence.device)
+    return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records, rows)
 
 
 def image_pairs(run: Run, data: ShapesImages, model: Model) -> tuple[Callable[[int], Pairs], Cond]:
     """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
     images, records = data.draw(run.seed)
-    latents = model.encode_images(images)
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(record["prompt"] for record in records))}
-    cond = encoded(model, [{"prompt": prompt} for prompt in place])
-    index = torch.tensor([place[record["prompt"]] for record in records])
+    latents, cond = model.encode_images(images), encoded(model, records)
 
     def pairs(step: int) -> Pairs:
-        rows = batch(len(index), step, run.batch, run.seed)
+        rows = batch(len(records), step, run.batch, run.seed).to(latents.device)
         padding = empty_tokens(data.empty_tokens, step, run.seed)
-        return Pairs(latents[rows.to(latents.device)], replace(cond[index[rows]], padding=padding))
+        return Pairs(latents[rows], replace(cond[rows], padding=padding))
 
     return pairs, cond
 
@@ -206,11 +210,11 @@ def image_pairs(run: Run, data: ShapesImages, model: Model) -> tuple[Callable[[i
 def score(
     model: Model, names: Mapping[str, float], leaves: Tensor, records: Sequence[dict], clock: Clock
 ) -> dict[str, Tensor]:
-    """Finished latents (P, G, ...) of P records → each reward (P, G)."""
+    """Finished latents (P, G, ...) of P records → each reward (P, G), on the CPU, where advantages are fp64."""
     with clock("decode"):
         images = model.decode(leaves.flatten(0, 1))
     with clock("reward"):
-        return {name: ask(name, images, records).to(leaves.device) for name in names}
+        return {name: ask(name, images, records) for name in names}
 
 
 def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
@@ -225,7 +229,8 @@ class Window:
 
     def __init__(self, session: Session, prompts: Cond, held_out: Sequence[dict]) -> None:
         self.session = session
-        self.shown = prompts[torch.arange(min(SHOWN, len(prompts)))]
+        # Prompts of a tag stand together, so the shown ones are spread over all of them.
+        self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
         self.held_out = encoded(session.model, held_out) if held_out else None
 
     def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
@@ -233,7 +238,8 @@ class Window:
         session = self.session
         noise = starting_noise(cond, per_prompt, session.model.latent_shape, session.run.seed)
         with session.averaged():
-            return pictures(session.models.policy, session.model, cond, noise, session.run.inference_steps)
+            velocity = session.models.guided or session.models.policy
+            return pictures(velocity, session.model, cond, noise, session.run.inference_steps)
 
     def save_samples(self, step: int) -> None:
         images = self.pictures(self.shown, 4)
@@ -271,7 +277,15 @@ def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], wind
                 window.save_samples(step)
             if last or (step + 1) % run.save_every == 0:
                 folder = run.folder / "checkpoints"
-                state.save(folder, step, session.parameters, session.optimizer, session.ema, run.keep)
+                state.save(
+                    folder,
+                    step,
+                    session.parameters,
+                    session.optimizer,
+                    session.ema,
+                    session.accelerator.scaler,
+                    run.keep,
+                )
             if interrupted:
                 print(f"Stopped after iteration {step}; go on with: afterflow train --resume {run.folder}")
                 break
@@ -284,9 +298,14 @@ def due(every: int, step: int, last: bool) -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """A list that Ctrl-C fills, instead of tearing down whatever is under way."""
+    """A list that Ctrl-C fills, instead of tearing down whatever is under way; a second Ctrl-C does tear it down."""
     signals: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
+
+    def note(number: int, frame: object) -> None:
+        signals.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, note)
     try:
         yield signals
     finally:

@@ -41,13 +41,18 @@ def main() -> None:
     options = parser.parse_args()
     no_progress_bars()
     recipe = RECIPES[options.recipe]()
+    if not recipe.eval_every or not isinstance(recipe.model, SD3):
+        raise SystemExit(f"{options.recipe} has no curve: it needs held_out, eval_every and a base to compare with")
     settings = Settings(prompts=options.prompts, images=options.images, guidance=recipe.guidance_scale)
     file = RESULTS / f"{options.recipe}.json"
-    found = json.loads(file.read_text()) if file.is_file() else {"seeds": {}}
-    found |= {"command": " ".join(["python", *sys.argv]), "run": to_json(recipe), "hardware": hardware()}
+    about = {"run": to_json(recipe), "suite": to_json(settings)}
+    found = json.loads(file.read_text()) if file.is_file() else {"seeds": {}} | about
+    if any(found[name] != value for name, value in about.items()):
+        raise SystemExit(f"{file} holds another setting of {options.recipe}; move it away")
     for seed in options.seeds:
         if str(seed) not in found["seeds"]:
-            found["seeds"][str(seed)] = {"git_commit": git_commit(), **one(recipe, seed, settings)}
+            made = {"command": " ".join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware()}
+            found["seeds"][str(seed)] = made | one(recipe, seed, settings)
             file.write_text(json.dumps(found) + "\n")
     figure(found, options.recipe).savefig(file.with_suffix(".png"), dpi=120)
     scores = {seed: result["report"]["overall"]["strict"] for seed, result in found["seeds"].items()}

@@ -51,7 +51,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict:
     """The ratio, and the seconds of every pair."""
-    model = SD3(options.model, max_sequence_length=0).load()
+    model = SD3(options.model).load()
     parameters = attach(model, LoRA())
     algorithm = FlowGRPO(weights={"reward": 1.0}, group=16, steps=10, window=4, window_range=(0, 4), beta=0.0)
     prompts = encoded(model, ShapesPrompts(count=64).records(0))

@@ -39,7 +39,7 @@ def main() -> None:
     records = suite_prompts(settings, 32)
     judged = lambda pictures, settings: compare_pictures(settings, records, pictures, None, options.model, None)[0]
     result = {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__}
-    model = SD3(options.model, max_sequence_length=0).load()
+    model = SD3(options.model).load()
     for guidance in options.guidance:
         ours = replace(settings, guidance=guidance)
         start = time.perf_counter()

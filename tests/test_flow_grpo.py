@@ -25,7 +25,7 @@ def rollout(algorithm, policy, seed=0):
 
 def credited(algorithm, policy, reference=None):
     models, made = Models(policy, reference), rollout(algorithm, policy)
-    return models, algorithm.credit(models, made, score(made.leaves, made.cond.records()))
+    return models, algorithm.credit(models, made, score(made.leaves, made.cond.records()), generator())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_bad_option_is_refused_with_advice(options, advice):
 
 def test_every_step_of_an_image_gets_the_images_advantage():
     made = rollout(SMALL, MLP())
-    batch = SMALL.credit(Models(MLP()), made, {"near": torch.tensor([[1.0, 2, 4, 5]] * 4)})
+    batch = SMALL.credit(Models(MLP()), made, {"near": torch.tensor([[1.0, 2, 4, 5]] * 4)}, generator())
     expected = torch.tensor([-2.0, -1, 1, 2]) / (2.5**0.5 + 1e-4)
     torch.testing.assert_close(batch.advantage.flatten(), expected.repeat(4 * 4))  # steps, prompts
     torch.testing.assert_close(batch.x_next[-16:, 0], made.x[4].flatten(0, 1))
@@ -96,7 +96,9 @@ def test_every_step_of_an_image_gets_the_images_advantage():
 
 def test_advantages_are_clamped():
     algorithm = FlowGRPO(NEAR, steps=5, group=4, max_advantage=1.2)
-    batch = algorithm.credit(Models(MLP()), rollout(algorithm, MLP()), {"near": torch.tensor([[0.0, 0, 0, 9]] * 4)})
+    batch = algorithm.credit(
+        Models(MLP()), rollout(algorithm, MLP()), {"near": torch.tensor([[0.0, 0, 0, 9]] * 4)}, generator()
+    )
     assert batch.advantage.max() == pytest.approx(1.2)
     assert batch.advantage.min() == pytest.approx(-0.577, abs=1e-3)
 
@@ -104,7 +106,7 @@ def test_advantages_are_clamped():
 @pytest.mark.parametrize("beta, rows", [(0.0, 0), (0.1, 64)])
 def test_equal_rewards_teach_nothing_but_the_reference_still_pulls(beta, rows):
     algorithm = FlowGRPO(NEAR, steps=5, group=4, beta=beta)
-    batch = algorithm.credit(Models(MLP()), rollout(algorithm, MLP()), {"near": torch.ones(4, 4)})
+    batch = algorithm.credit(Models(MLP()), rollout(algorithm, MLP()), {"near": torch.ones(4, 4)}, generator())
     assert len(batch) == rows
 
 
@@ -112,7 +114,7 @@ def test_an_image_without_a_reward_is_not_trained_on():
     reward = torch.arange(16.0).view(4, 4)
     reward[2, 1] = torch.nan
     made = rollout(SMALL, MLP())
-    batch = SMALL.credit(Models(MLP()), made, {"near": reward})
+    batch = SMALL.credit(Models(MLP()), made, {"near": reward}, generator())
     assert len(batch) == 4 * 15
     assert not (batch.x_next == made.leaves[2, 1]).all(-1).any()
     unknown = made.x[1][2, 1]

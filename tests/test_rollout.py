@@ -103,7 +103,7 @@ def test_edges_hold_each_trained_step_once():
     assert batch.t.tolist() == [times[0]] * 4 + [times[1]] * 4 + [times[3]] * 8
     assert batch.s.tolist() == [times[1]] * 4 + [times[2]] * 4 + [times[4]] * 8
     assert batch.weight.tolist() == [[1, 0, 0]] * 4 + [[1, 1, 0]] * 4 + [[1, 1, 1]] * 8
-    assert batch.mass == 4 * 1 + 4 * 2 + 8 * 3
+    assert batch.mass(torch.arange(len(batch))) == 4 * 1 + 4 * 2 + 8 * 3
     assert [r["prompt"] for r in batch.cond.records()] == (["left"] * 2 + ["right"] * 2) * 2 + ["left"] * 4 + [
         "right"
     ] * 4

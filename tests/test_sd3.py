@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import save_file
 
 from afterflow.cond import condition
 from afterflow.evaluate import pictures
@@ -140,10 +141,24 @@ def test_prompts_are_encoded_once(folder, monkeypatch):
 def test_other_encoders_or_another_length_are_not_taken_from_the_cache(folder, tmp_path):
     torch.manual_seed(1)
     untrained().save_pretrained(tmp_path / "other")
-    texts = [load(folder, max_sequence_length=0), load(folder, max_sequence_length=3), load(tmp_path / "other")]
+    texts = [
+        load(folder, max_sequence_length=0),
+        load(folder, max_sequence_length=3),
+        load(tmp_path / "other", max_sequence_length=256),
+    ]
     sequences = [model.encode(PROMPTS).sequence for model in texts]
     assert [sequence.shape[1] for sequence in sequences] == [16, 19, 16 + 256]
     assert not torch.equal(sequences[0], sequences[2][:, :16])
+
+
+def test_a_t5_that_speaks_is_heard_and_a_missing_one_leaves_no_zeros(folder, tmp_path):
+    assert not sd3.t5_speaks(folder)
+    assert load(folder).encode(PROMPTS).sequence.shape[1] == 16
+    (tmp_path / "text_encoder_3").mkdir()
+    for loud in (True, False):
+        weights = {"encoder.final_layer_norm.weight": torch.full((4,), float(loud))}
+        save_file(weights, tmp_path / "text_encoder_3" / "model.safetensors")
+        assert sd3.t5_speaks(tmp_path) == loud
 
 
 def test_a_lora_of_another_architecture_is_refused(folder, tmp_path):

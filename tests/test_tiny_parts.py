@@ -4,6 +4,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import T5EncoderModel
 
+from afterflow.models.sd3 import SD3
 from afterflow.shapes.prompts import draw
 from afterflow.shapes.world import TAGS
 from afterflow.tiny.autoencoder import make_autoencoder, standardize, to_images, to_tensor
@@ -119,6 +120,8 @@ def test_the_shipped_folder_loads_without_a_word_and_its_t5_is_silence(tmp_path)
     shipped = StableDiffusion3Pipeline.from_pretrained(tmp_path / "shipped")
     without = StableDiffusion3Pipeline.from_pretrained(tmp_path / "shipped", text_encoder_3=None, tokenizer_3=None)
     assert isinstance(shipped.text_encoder_3, T5EncoderModel)
+    # Ours leaves out what says nothing, in the shipped folder and in one fine-tuned from it alike.
+    assert SD3(str(tmp_path / "shipped")).load().encode(["a picture"]).sequence.shape[1] == MAX_LENGTH
     drawn = [
         pipe(
             "a picture of a red circle",

@@ -41,18 +41,17 @@ def unequal_rows():
     return edges(rollout, advantages)
 
 
-def accumulated(batches):
-    model = MLP()
-    metrics = accumulate(GRPO, Models(model), batches, Accelerator(cpu=True), generator(), 0)
+def accumulated(rows, size):
+    model, microbatches = MLP(), torch.arange(len(rows)).split(size)
+    metrics = accumulate(GRPO, Models(model), rows, microbatches, Accelerator(cpu=True), generator(), 0)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
 
 
 def test_microbatches_add_up_to_one_batch():
     rows = unequal_rows()
-    parts = [rows[r] for r in torch.arange(len(rows)).split(5)]
-    assert len({part.mass / len(part) for part in parts}) > 1
-    whole, metrics = accumulated([rows])
-    summed, part_metrics = accumulated(parts)
+    assert len({rows.mass(part) / len(part) for part in torch.arange(len(rows)).split(5)}) > 1
+    whole, metrics = accumulated(rows, len(rows))
+    summed, part_metrics = accumulated(rows, 5)
     torch.testing.assert_close(summed, whole)
     torch.testing.assert_close(part_metrics, metrics)
     assert metrics["ratio_max"] > metrics["ratio_mean"]
@@ -127,8 +126,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(algorithm, tmp_path):
     through, halted, resumed = start(), start(), start()
     metrics = advance(through, 6)
     advance(halted, 3)
-    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], keep=1)
-    first = state.load(folder, named(resumed[0]), resumed[1], resumed[2])
+    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], None, keep=1)
+    first = state.load(folder, named(resumed[0]), resumed[1], resumed[2], None)
     assert first == 3
     again = advance(resumed, 6, first)
     assert same(resumed[0], through[0])
@@ -146,7 +145,13 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
     for model in models[:1]:
         model.net(torch.ones(1, 5, device="cuda")).sum().backward()
     optimizers[0].step()
-    state.load(state.save(tmp_path, 0, named(models[0]), optimizers[0], None, 1), named(models[1]), optimizers[1], None)
+    state.load(
+        state.save(tmp_path, 0, named(models[0]), optimizers[0], None, None, 1),
+        named(models[1]),
+        optimizers[1],
+        None,
+        None,
+    )
     for model, optimizer in zip(models, optimizers):
         optimizer.zero_grad()
         model.net(torch.ones(1, 5, device="cuda")).sum().backward()
@@ -156,7 +161,7 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
 
 def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
     model = MLP()
-    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, keep=2)
+    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, None, keep=2)
     for step in (0, 9, 10, 100, 100):
         write(step)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000100"]
@@ -172,9 +177,9 @@ def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     model, other = MLP(), MLP(width=32)
-    folder = state.save(tmp_path, 0, named(model), optimize(model), None, keep=1)
+    folder = state.save(tmp_path, 0, named(model), optimize(model), None, None, keep=1)
     with pytest.raises(ValueError, match=f"{folder}.*resume with the recipe that wrote it"):
-        state.load(folder, named(other), optimize(other), None)
+        state.load(folder, named(other), optimize(other), None, None)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
@@ -187,12 +192,12 @@ def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
 
     with pytest.raises(Stopped, match=r"step 2: the loss is nan.*'left'"):
         for step, _ in learn(SFT(), model, 5, optimizer=optimizer):
-            folder = state.save(tmp_path, step, named(model), optimizer, None, keep=1)
+            folder = state.save(tmp_path, step, named(model), optimizer, None, None, keep=1)
             if step == 1:
                 weights = copy.deepcopy(model)
                 spoil(step)
     assert state.checkpoints(tmp_path) == [folder]
-    assert state.load(folder, named(model), optimizer, None) == 2
+    assert state.load(folder, named(model), optimizer, None, None) == 2
     assert same(model, weights)
 
 

@@ -23,11 +23,14 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Models:
-    """The velocity fields an algorithm may call.  Only `policy` has gradients."""
+    """The velocity fields an algorithm may call.  Only the policy has gradients."""
 
     policy: Velocity
+    """What is trained: under guidance where it is explored so, as it is where images teach it."""
     reference: Velocity | None = None
     teachers: Mapping[str, Velocity] = field(default_factory=dict)  # one per task
+    guided: Velocity | None = None
+    """The policy under the run's guidance, where images teach it without."""
 
 
 class Rows(Protocol):
@@ -36,8 +39,7 @@ class Rows(Protocol):
     @property
     def cond(self) -> Cond: ...
 
-    @property
-    def mass(self) -> float:
+    def mass(self, rows: Tensor) -> float:
         """How much these rows count beside the other microbatches of an update."""
         ...
 
@@ -74,7 +76,7 @@ class OnPolicy(ABC, Generic[R]):
         """The rollouts of iteration `step`."""
 
     @abstractmethod
-    def credit(self, models: Models, rollout: Rollout, rewards: Mapping[str, Tensor]) -> R:
+    def credit(self, models: Models, rollout: Rollout, rewards: Mapping[str, Tensor], generator: torch.Generator) -> R:
         """The rows to train on and their advantages, from named rewards (P, G) of the leaves."""
 
     @abstractmethod

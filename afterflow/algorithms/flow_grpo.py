@@ -110,7 +110,9 @@ class FlowGRPO(OnPolicy[Edges]):
         trained = range(start, start + width)
         return chain(self.schedule.times(self.steps), self.group, self.eta, trained, self.shared_noise)
 
-    def credit(self, models: Models, rollout: Rollout, rewards: Mapping[str, Tensor]) -> Edges:
+    def credit(
+        self, models: Models, rollout: Rollout, rewards: Mapping[str, Tensor], generator: torch.Generator
+    ) -> Edges:
         advantage = normalize(combine(rewards, self.weights), self.normalize)
         advantage = advantage.clamp(-self.max_advantage, self.max_advantage)
         if self.beta == 0:
@@ -120,7 +122,7 @@ class FlowGRPO(OnPolicy[Edges]):
 
     def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
         p = step(models.policy, self.step_kernel, batch)
-        log_ratio = self._log_ratio(per_child(p, batch), batch)
+        log_ratio = self._log_ratio(p, batch)
         surrogate = clipped_surrogate(log_ratio[..., None], batch.advantage, self.clip).sum(-1)
         if self.guard:
             surrogate = surrogate / (batch.t - batch.s)[:, None]
@@ -142,12 +144,13 @@ class FlowGRPO(OnPolicy[Edges]):
         return loss + self.beta * anchor, metrics | {"kl": anchor.detach()}
 
     def _log_ratio(self, p: Gaussian, batch: Edges) -> Tensor:
-        """log ρ, (M, C); p has a row for each child."""
-        x_next = batch.x_next.flatten(0, 1)
+        """log ρ, (M, C), of the policy's kernels p (M, ...)."""
+        x_next, new = batch.x_next.flatten(0, 1), per_child(p, batch)
+        old = per_child(Gaussian(batch.mean, p.std), batch)
         if self.guard:
-            old = per_child(Gaussian(batch.mean, p.std[:: batch.x_next.shape[1]]), batch)
-            return guard_log_ratio(p, old, x_next).view_as(batch.log_prob)
-        if self.density == "variance_free":
-            old = per_child(Gaussian(batch.mean, p.std[:: batch.x_next.shape[1]]), batch)
-            return (variance_free(p, x_next) - variance_free(old, x_next)).view_as(batch.log_prob)
-        return log_prob(p, x_next).view_as(batch.log_prob) - batch.log_prob
+            log_ratio = guard_log_ratio(new, old, x_next)
+        elif self.density == "variance_free":
+            log_ratio = variance_free(new, x_next) - variance_free(old, x_next)
+        else:
+            log_ratio = log_prob(new, x_next) - batch.log_prob.flatten()
+        return log_ratio.view_as(batch.log_prob)

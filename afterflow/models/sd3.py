@@ -41,8 +41,8 @@ class SD3:
     """Of the frozen weights."""
     size: int | None = None
     """Height and width in pixels; None: the transformer's own."""
-    max_sequence_length: int = 256
-    """Tokens of the third (T5) encoder; 0 leaves it out."""
+    max_sequence_length: int | None = None
+    """Tokens of the third (T5) encoder, 0 leaves it out; None: 256, or 0 where the pipeline's T5 is missing or mute."""
 
     def load(self, device: torch.device | str = "cpu") -> "SD3Model":
         """Everything but the text encoders; ValueError when `path` is not an SD3 pipeline."""
@@ -79,6 +79,8 @@ class SD3Model(Model):
 
     def __init__(self, config: SD3, folder: Path, device: torch.device) -> None:
         self.config, self.folder, self.device = config, folder, device
+        told, default = config.max_sequence_length, 256 if t5_speaks(folder) else 0
+        self.t5_tokens = default if told is None else told
         self.pipe = self._pipeline(without=FIRST_ENCODERS + THIRD_ENCODER).to(device)
         self.module = self.pipe.transformer
         self.vae = self.pipe.vae.requires_grad_(False).float()  # the decoder overflows in half precision
@@ -109,7 +111,7 @@ class SD3Model(Model):
         return Embedding(stored["sequence"], stored["pooled"])
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
-        digest = hashlib.sha256(f"{self.config.max_sequence_length} {self.config.dtype}".encode())
+        digest = hashlib.sha256(f"{self.t5_tokens} {self.config.dtype}".encode())
         for file in sorted(self.folder.glob("t[eo][xk]*/*")):  # text_encoder*, tokenizer*
             digest.update(fingerprint(file))
         digest.update(json.dumps(list(prompts)).encode())
@@ -118,8 +120,7 @@ class SD3Model(Model):
 
     @torch.no_grad()
     def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
-        length = self.config.max_sequence_length
-        without = ("vae",) if length else ("vae", *THIRD_ENCODER)
+        without = ("vae",) if self.t5_tokens else ("vae", *THIRD_ENCODER)
         encoders = self._pipeline(without, transformer=self.module).to(self.device)
         sequences, pooleds = [], []
         for i in range(0, len(prompts), batch):
@@ -128,7 +129,7 @@ class SD3Model(Model):
                 None,
                 None,
                 do_classifier_free_guidance=False,
-                max_sequence_length=length,
+                max_sequence_length=self.t5_tokens,
             )
             sequences.append(encoded[0].cpu())  # type: ignore[union-attr]
             pooleds.append(encoded[2].cpu())  # type: ignore[union-attr]
@@ -181,6 +182,16 @@ class SD3Model(Model):
 
     def save_pipeline(self, folder: Path) -> None:
         self._pipeline(transformer=self.module).save_pretrained(folder)
+
+
+def t5_speaks(folder: Path) -> bool:
+    """Whether the pipeline has a third encoder, and one that says anything (see tiny/ship.py)."""
+    files = sorted((folder / "text_encoder_3").glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            if (name := "encoder.final_layer_norm.weight") in stored.keys():  # noqa: SIM118
+                return bool(stored.get_tensor(name).any())
+    return bool(files)
 
 
 def lora_file(folder: str | Path) -> Path:

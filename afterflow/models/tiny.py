@@ -21,4 +21,4 @@ class TinyParts:
     def load(self, device: torch.device | str = "cpu") -> SD3Model:
         if not Path(self.folder).is_dir():
             build(Path(self.folder), self.seed)
-        return SD3(self.folder, max_sequence_length=0).load(device)
+        return SD3(self.folder).load(device)

@@ -27,6 +27,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank = {self.rank}: a LoRA needs rank >= 1")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha = {self.alpha}: the update is scaled by alpha / rank, so it must be positive")
 
 
 @dataclass(frozen=True)

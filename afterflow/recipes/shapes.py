@@ -25,7 +25,7 @@ def shapes_flow_grpo() -> Run:
     return Run(
         algorithm,
         ShapesPrompts(),
-        SD3("tiny", max_sequence_length=0),
+        SD3("tiny"),
         Full(),
         name="shapes_flow_grpo",
         iterations=300,

@@ -20,10 +20,11 @@ class Stopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Iteration:
-    """The rows of each optimizer update, in microbatches, and what was measured while they were made."""
+    """Rows, which of them make each microbatch of each optimizer update, and what was measured on the way."""
 
     step: int
-    updates: Sequence[Sequence[Rows]]
+    rows: Rows
+    updates: Sequence[Sequence[Tensor]]
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -35,8 +36,7 @@ def supervised(pairs: Callable[[int], Pairs], first: int, last: int, chunk: int)
     """One update per iteration, over the batch that `pairs` gives for it."""
     for step in range(first, last):
         batch = pairs(step)
-        rows = torch.arange(len(batch), device=batch.x0.device)
-        yield Iteration(step, [[batch[chunk_rows] for chunk_rows in rows.split(chunk)]])
+        yield Iteration(step, batch, [torch.arange(len(batch), device=batch.x0.device).split(chunk)])
 
 
 def explore(
@@ -72,11 +72,11 @@ def explore(
             )
         rewards = score(rollout.leaves, cond.records(), clock)
         check_rewards(rewards, rollout, step)
-        rows = algorithm.credit(models, rollout, rewards)
+        rows = algorithm.credit(models, rollout, rewards, generator(seed, step, "credit"))
         order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(device)
         metrics = reward_metrics(rewards, algorithm.weights) | {"rows": float(len(rows))}
-        batches = [part.split(chunk) for part in order.tensor_split(updates) if len(part)]
-        yield Iteration(step, [[rows[r] for r in part] for part in batches], metrics)
+        del rollout  # the rows are all that the updates need
+        yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
 
 
 def check_rewards(rewards: Mapping[str, Tensor], rollout: Rollout, step: int) -> None:

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,9 @@ class MetricsFile:
     """metrics.jsonl: one line per iteration, readable while it grows."""
 
     def __init__(self, file: Path, first: int) -> None:
-        kept = []
-        if file.is_file():
-            # A resumed run repeats the iterations after its checkpoint.
-            kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] < first]
+        lines = file.read_text().splitlines() if file.is_file() else []
+        # A resumed run repeats the iterations after its checkpoint; the last of them may be half a line.
+        kept = list(takewhile(lambda line: line.endswith("}") and json.loads(line)["step"] < first, lines))
         file.write_text("".join(line + "\n" for line in kept))
         self.stream = file.open("a", buffering=1)
 

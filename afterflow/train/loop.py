@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from ..algorithms.base import Models, OnPolicy, Rows, Supervised
 from ..seeds import generator
 from .clock import Clock
 from .ema import Ema
 from .explore import Iteration, Stopped
+
+MOST_SKIPPED = 20
+"""Updates in a row that a gradient scaler may skip."""
 
 
 def train(
@@ -32,50 +35,58 @@ def train(
 
     What happens between iterations (logs, pictures, checkpoints) is the caller's, who may stop at any yield.
     """
-    trained = list(parameters.values())
+    skipped = 0
     for iteration in source:
+        rate = learning_rate(iteration.step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(iteration.step)
+            group["lr"] = rate
         history: defaultdict[str, list[float]] = defaultdict(list)
-        with clock("update"):
-            for k, batches in enumerate(iteration.updates):
-                draws = generator(seed, iteration.step, "update", k)
-                metrics = accumulate(algorithm, models, batches, accelerator, draws, iteration.step)
-                norm = accelerator.clip_grad_norm_(trained, max_grad_norm)
+        for k, microbatches in enumerate(iteration.updates):
+            draws = generator(seed, iteration.step, "update", k)
+            with clock("update"):
+                measured = accumulate(
+                    algorithm, models, iteration.rows, microbatches, accelerator, draws, iteration.step
+                )
+                norm = accelerator.clip_grad_norm_(list(parameters.values()), max_grad_norm)
                 assert norm is not None
-                if accelerator.scaler is None and not bool(norm.isfinite()):
+                finite = bool(norm.isfinite())
+                skipped = 0 if finite else skipped + 1
+                # A gradient scaler looks for its scale by overflowing now and then; for anyone else it is an error.
+                if skipped > (0 if accelerator.scaler is None else MOST_SKIPPED):
                     raise Stopped(f"step {iteration.step}: the gradient norm is {norm.item()}; lower the learning rate")
                 optimizer.step()
                 optimizer.zero_grad()
-                if ema is not None:
+                if ema is not None and finite:
                     ema.update(parameters)
-                for name, value in {**metrics, "grad_norm": norm}.items():
-                    history[name].append(float(value))
+            for name, value in (measured | {"grad_norm": norm} if finite else measured).items():
+                history[name].append(float(value))
         means = {
             name: max(values) if name.endswith("_max") else sum(values) / len(values)
             for name, values in history.items()
         }
-        lr = {"learning_rate": learning_rate(iteration.step)}
-        yield iteration.step, {**iteration.metrics, **means, **lr, **clock.read()}
+        yield iteration.step, {**iteration.metrics, **means, "learning_rate": rate, **clock.read()}
+        del iteration  # its rows need not be in memory while the next are explored
 
 
 def accumulate(
     algorithm: Supervised | OnPolicy,
     models: Models,
-    batches: Sequence[Rows],
+    rows: Rows,
+    microbatches: Sequence[Tensor],
     accelerator: Accelerator,
     draws: torch.Generator,
     step: int,
 ) -> dict[str, torch.Tensor]:
     """Gradients of the mean loss over all microbatches of an update, each counting by its mass."""
-    total = sum(batch.mass for batch in batches)
+    masses = [rows.mass(chosen) for chosen in microbatches]
     sums: dict[str, torch.Tensor] = {}
-    for batch in batches:
+    for chosen, mass in zip(microbatches, masses):
+        batch = rows[chosen]
         if isinstance(algorithm, Supervised):
             loss, metrics = algorithm.loss(models, batch, draws)  # type: ignore[arg-type]
         else:
             loss, metrics = algorithm.loss(models, batch)
-        share = batch.mass / total
+        share = mass / sum(masses)
         if not bool(loss.isfinite()):
             prompts = sorted({record["prompt"] for record in batch.cond.records()})
             raise Stopped(f"step {step}: the loss is {loss.item()} for {len(prompts)} prompts, first {prompts[0]!r}")

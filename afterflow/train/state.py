@@ -18,6 +18,7 @@ def save(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
+    scaler: torch.amp.GradScaler | None,
     keep: int,
 ) -> Path:
     """Write the state after iteration `step` and delete all but the newest `keep`.
@@ -31,7 +32,8 @@ def save(
     save_file(flatten(optimizer, parameters), partial / "optimizer.safetensors")
     if ema is not None:
         save_file(ema.values, partial / "ema.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, "ema_updates": ema.updates if ema else 0}))
+    state = {"step": step, "ema_updates": ema.updates if ema else 0, "scaler": scaler.state_dict() if scaler else None}
+    (partial / "state.json").write_text(json.dumps(state))
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for old in checkpoints(folder)[:-keep]:
@@ -45,7 +47,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema: Ema | None
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+    scaler: torch.amp.GradScaler | None,
 ) -> int:
     """Put a checkpoint back; the iteration to go on with.  ValueError when it belongs to another run."""
     weights = load_file(folder / "weights.safetensors")
@@ -61,6 +67,8 @@ def load(
             raise ValueError(f"{folder}: it holds no average of the weights; resume with ema = None, as it was written")
         ema.values = {name: value.to(ema.values[name]) for name, value in load_file(folder / "ema.safetensors").items()}
         ema.updates = state["ema_updates"]
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
     return state["step"] + 1
 
 
