@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,6 +31,11 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
        afterflow train --resume RUN                   go on from the last checkpoint of a run
+"""
+
+PARTS_USAGE = """\
+First of all, options that put in parts of another kind: --prompts FILE explores the prompts of a .txt or .jsonl file,
+--held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full says what is trained.
 """
 
 
@@ -123,7 +128,34 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     """The run with the fields that the options name replaced."""
     from .run import Run
 
-    return tyro.cli(AvoidSubcommands[Run], default=run, args=options, prog=prog, registry=MAPPINGS)
+    asks_for_help = {"-h", "--help"} & set(options)
+    if not asks_for_help:
+        parts, options = tyro.cli(Parts, args=options, prog=prog, return_unknown_args=True)
+        run = parts.put_into(run)
+    return tyro.cli(
+        AvoidSubcommands[Run], default=run, args=options, prog=prog, registry=MAPPINGS, description=PARTS_USAGE
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a run of another kind than the recipe's, put in before its fields are set."""
+
+    prompts: str | None = None
+    held_out_prompts: str | None = None
+    adapt: Literal["lora", "full"] | None = None
+
+    def put_into(self, run: "Run") -> "Run":
+        from .data.prompts import PromptFile
+        from .models.tune import Full, LoRA
+
+        if self.prompts is not None:
+            run = replace(run, data=PromptFile(self.prompts))
+        if self.held_out_prompts is not None:
+            run = replace(run, held_out=PromptFile(self.held_out_prompts), eval_every=run.eval_every or 20)
+        if self.adapt is not None:
+            run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
+        return run
 
 
 MAPPINGS = ConstructorRegistry()

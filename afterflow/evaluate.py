@@ -41,16 +41,29 @@ def pictures(velocity: Velocity, model: Model, cond: Cond, noise: Tensor, steps:
 def picture_prompts(
     model: Model, records: Sequence[dict], per_prompt: int, steps: int, guidance: float, seed: int
 ) -> np.ndarray:
-    """P records → uint8 (P, per_prompt, H, W, 3); of what a rollout keeps, only a chunk at a time is in memory."""
-    texts = [record["prompt"] for record in records]
-    cond = condition(model.encode(texts), model.encode([""]), records)
-    chunk = min(CHUNK, len(records) * per_prompt)
+    """P records → uint8 (P, per_prompt, H, W, 3)."""
+    cond, chunk = encoded(model, records), min(CHUNK, len(records) * per_prompt)
     velocity = in_chunks(guided(model.velocity(model.module), guidance), chunk)
+    return draw_in_parts(velocity, model, cond, per_prompt, steps, seed, chunk)
+
+
+def encoded(model: Model, records: Sequence[dict]) -> Cond:
+    """One row per record; every text is encoded once, and the empty one with them."""
+    texts = list(dict.fromkeys(record["prompt"] for record in records))
+    embedding = model.encode([*texts, ""])
+    place = {text: i for i, text in enumerate(texts)}
+    rows = torch.tensor([place[record["prompt"]] for record in records], device=embedding.sequence.device)
+    return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records, rows)
+
+
+def draw_in_parts(
+    velocity: Velocity, model: Model, cond: Cond, per_prompt: int, steps: int, seed: int, chunk: int
+) -> np.ndarray:
+    """P prompts → uint8 (P, per_prompt, H, W, 3); of what a rollout keeps, only about a chunk is ever in memory."""
     parts = []
-    for rows in torch.arange(len(records)).split(max(1, chunk // per_prompt)):
-        part = cond[rows]
-        noise = starting_noise(part, per_prompt, model.latent_shape, seed)
-        parts.append(pictures(velocity, model, part, noise, steps))
+    for rows in torch.arange(len(cond)).split(max(1, chunk // per_prompt)):
+        noise = starting_noise(cond[rows], per_prompt, model.latent_shape, seed)
+        parts.append(pictures(velocity, model, cond[rows], noise, steps))
     return np.concatenate(parts)
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .algorithms.base import Models, OnPolicy
-from .cond import Cond, Pairs, condition
+from .cond import Cond, Pairs
 from .data.images import ShapesImages, empty_tokens
 from .data.prompts import batch
-from .evaluate import pictures, starting_noise
+from .evaluate import draw_in_parts, encoded
 from .models.base import Model
 from .models.tune import LoRA, attach, reference
 from .models.wrappers import guided, in_chunks, in_context
@@ -185,15 +185,6 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
     return source, prompts
 
 
-def encoded(model: Model, records: Sequence[dict]) -> Cond:
-    """One row per record; every text is encoded once, and the empty one with them."""
-    texts = list(dict.fromkeys(record["prompt"] for record in records))
-    embedding = model.encode([*texts, ""])
-    place = {text: i for i, text in enumerate(texts)}
-    rows = torch.tensor([place[record["prompt"]] for record in records], device=embedding.sequence.device)
-    return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records, rows)
-
-
 def image_pairs(run: Run, data: ShapesImages, model: Model) -> tuple[Callable[[int], Pairs], Cond]:
     """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
     images, records = data.draw(run.seed)
@@ -236,10 +227,9 @@ class Window:
     def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
         """uint8 (P, per_prompt, H, W, 3) by the averaged policy."""
         session = self.session
-        noise = starting_noise(cond, per_prompt, session.model.latent_shape, session.run.seed)
+        run, velocity = session.run, session.models.guided or session.models.policy
         with session.averaged():
-            velocity = session.models.guided or session.models.policy
-            return pictures(velocity, session.model, cond, noise, session.run.inference_steps)
+            return draw_in_parts(velocity, session.model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
 
     def save_samples(self, step: int) -> None:
         images = self.pictures(self.shown, 4)

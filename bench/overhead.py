@@ -21,10 +21,10 @@ from accelerate import Accelerator
 from afterflow.algorithms.base import Models
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts, batch
+from afterflow.evaluate import encoded
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA, attach
 from afterflow.models.wrappers import in_chunks, in_context
-from afterflow.session import encoded
 from afterflow.train.clock import Clock
 from afterflow.train.ema import Ema
 from afterflow.train.explore import explore

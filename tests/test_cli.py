@@ -14,6 +14,8 @@ from PIL import Image
 import afterflow
 from afterflow import cli
 from afterflow.cli import main
+from afterflow.data.prompts import PromptFile
+from afterflow.models.tune import LoRA
 from afterflow.recipes import RECIPES
 from afterflow.record import to_json
 from afterflow.run import Run
@@ -115,6 +117,13 @@ def test_options_override_the_recipe():
     weights = ["--algorithm.weights", "shapes_strict", "0.25", "shapes_partial", "0.75"]
     run = cli.overridden(run, weights, "afterflow")
     assert run.algorithm.weights == {"shapes_strict": 0.25, "shapes_partial": 0.75}
+
+
+def test_prompts_and_weights_of_another_kind_can_be_put_in():
+    options = ["--prompts", "mine.txt", "--held-out-prompts", "theirs.jsonl", "--adapt", "lora", "--tune.rank", "4"]
+    run = cli.overridden(RECIPES["shapes_flow_grpo"](), options, "afterflow train")
+    assert run.data == PromptFile("mine.txt") and run.held_out == PromptFile("theirs.jsonl")
+    assert run.tune == LoRA(rank=4)
 
 
 @pytest.mark.parametrize("name", RECIPES)
