@@ -17,7 +17,7 @@ from .report import Comparison, Report, Settings, render
 from .session import execute
 from .train.log import before_after
 
-SUITE = Settings(prompts=210, images=4)
+SUITE = Settings(prompts=280, images=4)
 
 
 def main() -> None:
