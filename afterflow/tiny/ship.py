@@ -3,6 +3,7 @@
 python -m afterflow.tiny.ship runs/tiny_sd3_pretrain/model afterflow/assets/tiny_sd3
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def ship(source: Path, target: Path) -> None:
     pipe.transformer.half()
     pipe.vae.half()
     pipe.save_pretrained(target)
+    for file in target.rglob("*.json"):
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            # Where it lay on the machine that made it is nobody's business.
+            file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
