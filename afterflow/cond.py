@@ -17,9 +17,6 @@ class Embedding(NamedTuple):
     def rows(self, chosen: Tensor | slice) -> "Embedding":
         return Embedding(self.sequence[chosen], None if self.pooled is None else self.pooled[chosen])
 
-    def to(self, device: torch.device | str) -> "Embedding":
-        return Embedding(self.sequence.to(device), None if self.pooled is None else self.pooled.to(device))
-
 
 @dataclass(frozen=True)
 class Cond:

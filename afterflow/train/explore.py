@@ -77,6 +77,7 @@ def explore(
         metrics = reward_metrics(rewards, algorithm.weights) | {"rows": float(len(rows))}
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
+        del rows  # nor need they be in memory while the next are explored
 
 
 def check_rewards(rewards: Mapping[str, Tensor], rollout: Rollout, step: int) -> None:
