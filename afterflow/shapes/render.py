@@ -90,8 +90,10 @@ def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[
     margin = min(2 * scale, (size - width - 1) // 2)
     if margin < 1:
         raise ValueError(f"the text {text!r} is too long for a picture of {size} px")
-    x0 = int(rng.integers(margin, max(margin, size - width - margin - 1) + 1))
-    y0 = int(rng.integers(margin + 1, size - height - margin - 1))
+    # Across in the middle, down on a grid of 8 pixels: a model of few patches is to learn spelling, and with signs
+    # at any pixel it had drawn 0.8 M of them and not one right.
+    x0 = (size - width) // 2
+    y0 = 8 * int(rng.integers(1, (size - height - margin - 1) // 8 + 1))
     pad = margin + 5
     mask = np.zeros((height + 2 * pad, width + 2 * pad), np.float32)
     mask[pad - margin : pad + height + margin, pad - margin : pad + width + margin] = 1
