@@ -56,6 +56,16 @@ class Schedule(ABC):
     def times(self, steps: int) -> Tensor:
         """(steps + 1,) float32 from 1 down to 0."""
 
+    @property
+    @abstractmethod
+    def warp(self) -> float:
+        """The shift that turns even steps into this schedule's."""
+
+    def rest(self, t: float, steps: int) -> Tensor:
+        """(steps + 1,) from t down to 0, even before the shift: the end of a rollout, in fewer steps."""
+        start = shifted(torch.tensor(t), 1 / self.warp)
+        return shifted(torch.linspace(float(start), 0, steps + 1), self.warp)
+
 
 @dataclass(frozen=True)
 class LinearShift(Schedule):
@@ -63,6 +73,10 @@ class LinearShift(Schedule):
 
     shift: float = 3.0
     """Above 1: more steps near the noise."""
+
+    @property
+    def warp(self) -> float:
+        return self.shift
 
     def times(self, steps: int) -> Tensor:
         return shifted(torch.linspace(1, 0, steps + 1), self.shift)
@@ -78,6 +92,10 @@ class SD3Grid(Schedule):
 
     shift: float = 3.0
     """Above 1: more steps near the noise."""
+
+    @property
+    def warp(self) -> float:
+        return self.shift
 
     def times(self, steps: int) -> Tensor:
         lowest = shifted(torch.tensor(0.001), self.shift)
@@ -96,9 +114,12 @@ class FluxShift(Schedule):
     high: tuple[int, float] = (4096, 1.15)
     """The other end of the line."""
 
-    def times(self, steps: int) -> Tensor:
+    @property
+    def warp(self) -> float:
+        """The exponential shift is the ordinary one with shift e^μ."""
         (n0, mu0), (n1, mu1) = self.low, self.high
-        mu = mu0 + (mu1 - mu0) * (self.tokens - n0) / (n1 - n0)
-        # The exponential shift is the ordinary one with shift e^μ.
-        grid = shifted(torch.linspace(1, 1 / steps, steps), math.exp(mu))
+        return math.exp(mu0 + (mu1 - mu0) * (self.tokens - n0) / (n1 - n0))
+
+    def times(self, steps: int) -> Tensor:
+        grid = shifted(torch.linspace(1, 1 / steps, steps), self.warp)
         return torch.cat([grid, torch.zeros(1)])

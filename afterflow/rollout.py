@@ -6,6 +6,7 @@ Letters in shapes: P prompts, W_k states per prompt at time k (W_N = G, the grou
 parents, C children of a parent, R rewards that keep advantages of their own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from .cond import Cond, Velocity
+from .flow import predict_x0
 from .kernels import Gaussian, Kernel, log_prob
+from .solvers import second_order
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Plan:
     widths: tuple[int, ...]  # (N+1,) W_k; a step branches where W grows
     train: Tensor  # (N, G) bool: the steps on each leaf's path that are trained on
     shared_noise: bool = False  # the roots of a prompt all start from the same noise
+    split_noise: float | None = None  # λ of siblings' correlated noise (`siblings`); None: independent
+    second_order: tuple[int, ...] = ()  # ODE steps by DPM-Solver++ 2M instead of Euler
 
     def __post_init__(self) -> None:
         for k, (w, w_next) in enumerate(zip(self.widths, self.widths[1:])):
@@ -30,10 +35,18 @@ class Plan:
                 raise ValueError(f"step {k}: {w} states cannot have {w_next} children; make it a multiple")
             if (w_next > w or bool(self.train[k].any())) and self.eta[k] == 0:
                 raise ValueError(f"step {k} branches or trains, so it must be stochastic: give it eta > 0")
+        for k in self.second_order:
+            if self.eta[k] > 0:
+                raise ValueError(f"step {k} is stochastic, so it cannot be of second order: that solves the ODE")
 
     @property
     def steps(self) -> int:
         return len(self.eta)
+
+    @property
+    def evaluations(self) -> float:
+        """Velocities computed per image: siblings share those of their ancestors."""
+        return sum(self.widths[:-1]) / self.widths[-1]
 
     def trained(self, k: int) -> Tensor:
         """(W_{k+1},) bool: which states after step k are trained on."""
@@ -78,12 +91,20 @@ def sample(
     """
     times, etas = plan.times.to(noise.device), plan.eta.to(noise.device)
     x, xs, means, log_probs = noise, [noise], [], []
+    predicted = None  # the images that the last step's velocities pointed at, (P, W, ...)
     for k in range(plan.steps):
         P, W = x.shape[:2]
         rows = torch.arange(P, device=noise.device).repeat_interleave(W)
         t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], etas[k]))
         flat = x.flatten(0, 1)
-        p = kernel(flat, velocity(flat, t, cond[rows]), t, s, eta)
+        v = velocity(flat, t, cond[rows])
+        p = kernel(flat, v, t, s, eta)
+        if plan.second_order:
+            x0, before = predict_x0(flat.float(), v.float(), t), predicted
+            predicted = x0.unflatten(0, (P, W))
+            if k in plan.second_order and before is not None:
+                x0_before = before.repeat_interleave(W // before.shape[1], 1).flatten(0, 1)
+                p = Gaussian(p.mean + second_order(x0, x0_before, times[k - 1].expand(P * W), t, s), p.std)
         means.append(p.mean.unflatten(0, (P, W)))
         if plan.eta[k] == 0:
             x = means[-1].to(noise.dtype)
@@ -91,11 +112,23 @@ def sample(
         else:
             p = Gaussian(*(a.repeat_interleave(plan.widths[k + 1] // W, 0) for a in p))
             fresh = draw(generators, plan.widths[k + 1], noise)
+            if plan.split_noise is not None and plan.widths[k + 1] > W:
+                fresh = siblings(fresh, draw(generators, W, noise), plan.split_noise)
             flat = (p.mean + p.std * fresh.flatten(0, 1)).to(noise.dtype)
             x = flat.unflatten(0, (P, -1))
             log_probs.append(log_prob(p, flat).unflatten(0, (P, -1)))
         xs.append(x)
     return Rollout(plan, cond, xs, means, log_probs)
+
+
+def siblings(own: Tensor, shared: Tensor, lam: float) -> Tensor:
+    """(ξ + λη) / √(1 + λ²): own noise η (P, W', ...) mixed with the parents' ξ (P, W, ...), as in BranchGRPO.
+
+    Each child's noise is still standard normal, so its log-probability is the sampler's; two siblings' noises
+    have the correlation 1 / (1 + λ²).
+    """
+    common = shared.repeat_interleave(own.shape[1] // shared.shape[1], 1)
+    return (common + lam * own) / math.sqrt(1 + lam**2)
 
 
 def draw(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:

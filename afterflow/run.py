@@ -7,8 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from .algorithms.base import OnPolicy, Supervised
+from .algorithms.base import WIN_RATE, OnPolicy, Supervised
+from .algorithms.branch_grpo import BranchGRPO
+from .algorithms.dance_grpo import DanceGRPO
+from .algorithms.ddpo import DDPO
 from .algorithms.flow_grpo import FlowGRPO
+from .algorithms.mix_grpo import MixGRPO
+from .algorithms.pref_grpo import PrefGRPO
 from .algorithms.sft import SFT
 from .data.images import ShapesImages
 from .data.prompts import PromptFile, ShapesPrompts
@@ -17,8 +22,9 @@ from .models.tiny import TinyParts
 from .models.tune import Full, LoRA
 from .names import unknown
 from .rewards import REWARDS
+from .rewards.judges import ShapesJudge
 
-Algorithm = SFT | FlowGRPO
+Algorithm = SFT | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,14 @@ class Run:
     """What is trained."""
     tune: LoRA | Full = LoRA()
     """Which of its weights."""
+    judge: ShapesJudge | None = None
+    """Who compares images, where the algorithm asks for a win rate."""
     name: str = "run"
     """The run is kept in runs/NAME."""
     iterations: int = 100
     """Rollouts with their updates, or single updates of supervised training."""
+    budget_seconds: float | None = None
+    """Training ends after the iteration that uses this up; evaluation, pictures and checkpoints do not count."""
     batch: int = 16
     """Prompts per iteration, or images per update of supervised training."""
     updates: int = 1
@@ -90,8 +100,8 @@ class Run:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
         if (self.eval_every > 0) != (self.held_out is not None):
             raise ValueError("held_out and eval_every go together: which prompts to evaluate on, and how often")
-        for name in ("learning_rate", "max_grad_norm"):
-            if getattr(self, name) <= 0:
+        for name in ("learning_rate", "max_grad_norm", "budget_seconds"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: it must be positive")
         for name in ("warmup", "eval_every", "sample_every", "weight_decay"):
             if getattr(self, name) < 0:
@@ -110,9 +120,20 @@ class Run:
         if isinstance(self.algorithm, OnPolicy):
             if not self.algorithm.weights:
                 raise ValueError("algorithm.weights is empty: name at least one reward and its weight")
-            for name in self.algorithm.weights:
-                if name not in REWARDS:
-                    raise unknown("reward", name, REWARDS)
+            self._check_rewards(self.algorithm)
+
+    def _check_rewards(self, algorithm: OnPolicy) -> None:
+        for name in algorithm.pointwise:
+            if name not in REWARDS:
+                raise unknown("reward", name, REWARDS)
+        judged = algorithm.comparisons is not None
+        if WIN_RATE in algorithm.weights and not judged:
+            raise ValueError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
+        if judged != (self.judge is not None):
+            need = "needs a judge" if judged else "asks no judge; leave it out"
+            raise ValueError(f"judge = {self.judge}: {type(algorithm).__name__} {need}")
+        if algorithm.blend.how == "z_sum" and sum(algorithm.weights.values()) <= 0:
+            raise ValueError("algorithm.weights: their sum must be positive for blend.how = z_sum, a weighted mean")
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,7 @@
 """A run under way: its parts joined, followed and saved.  Only here do borders meet algorithms."""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .algorithms.base import Models, OnPolicy
@@ -23,16 +24,20 @@ from .evaluate import draw_in_parts, encoded
 from .models.base import Model
 from .models.tune import LoRA, attach, reference
 from .models.wrappers import guided, in_chunks, in_context
+from .preferences import win_rates
 from .record import to_json
-from .rewards import NEEDS, REWARDS
+from .rewards import NEEDS
 from .run import Run, learning_rate
-from .seeds import number
+from .scoring import ask, both_orders, compare, scorer
+from .seeds import generator, number
+from .shapes.prompts import validate
 from .train import state
 from .train.clock import Clock
 from .train.ema import Ema
-from .train.explore import Iteration, explore, supervised
+from .train.explore import Iteration, Stopped, explore, supervised
 from .train.log import MetricsFile, grid, write_record
 from .train.loop import train
+from .train.memory import Memory
 from .train.progress import Progress
 
 SHOWN = 8
@@ -87,8 +92,15 @@ class Session:
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     accelerator: Accelerator
+    memory: Memory | None
     first: int
     """The iteration to begin with."""
+
+    def save(self, step: int) -> None:
+        """A checkpoint of the state after iteration `step`."""
+        scaler, keep = self.accelerator.scaler, self.run.keep
+        folder = self.run.folder / "checkpoints"
+        state.save(folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the policy is the one that is evaluated and saved."""
@@ -123,9 +135,11 @@ def prepare(run: Run, resume: bool) -> Session:
     ema = Ema(parameters, run.ema) if run.ema is not None else None
     # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
     models = velocities(run, model, accelerator)
-    first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler) if resume else 0
+    remembers = run.algorithm.remembers if isinstance(run.algorithm, OnPolicy) else 0
+    memory = Memory(remembers) if remembers else None
+    first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
-    return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, first)
+    return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, memory, first)
 
 
 def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
@@ -153,7 +167,8 @@ def needs(run: Run) -> dict[str, Callable]:
     """What the rewards of a run ask of a record."""
     if not isinstance(run.algorithm, OnPolicy):
         return {}
-    return {name: NEEDS[name] for name in run.algorithm.weights if name in NEEDS}
+    asked = {name: NEEDS[name] for name in run.algorithm.pointwise if name in NEEDS}
+    return asked if run.judge is None else asked | {"the judge": validate}
 
 
 def prompt_records(run: Run) -> list[dict]:
@@ -168,12 +183,12 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         pairs, prompts = image_pairs(run, run.data, model)
         return supervised(pairs, session.first, run.iterations, run.chunk), prompts
     assert isinstance(run.algorithm, OnPolicy)
-    prompts, rewards = encoded(model, records), run.algorithm.weights
+    prompts = encoded(model, records)
     source = explore(
         run.algorithm,
         session.models,
         lambda step: prompts[batch(len(records), step, run.batch, run.seed)],
-        lambda leaves, of_rows, clock: score(model, rewards, leaves, of_rows, clock),
+        scorer(model, run.algorithm, run.judge),
         model.latent_shape,
         session.first,
         run.iterations,
@@ -181,6 +196,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         updates=run.updates,
         chunk=run.chunk,
         clock=clock,
+        memory=session.memory,
     )
     return source, prompts
 
@@ -198,23 +214,6 @@ def image_pairs(run: Run, data: ShapesImages, model: Model) -> tuple[Callable[[i
     return pairs, cond
 
 
-def score(
-    model: Model, names: Mapping[str, float], leaves: Tensor, records: Sequence[dict], clock: Clock
-) -> dict[str, Tensor]:
-    """Finished latents (P, G, ...) of P records → each reward (P, G), on the CPU, where advantages are fp64."""
-    with clock("decode"):
-        images = model.decode(leaves.flatten(0, 1))
-    with clock("reward"):
-        return {name: ask(name, images, records) for name in names}
-
-
-def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
-    """uint8 (P * G, H, W, 3) of P records → (P, G)."""
-    G = len(images) // len(records)
-    values = REWARDS[reward](images, [record for record in records for _ in range(G)])
-    return torch.from_numpy(np.asarray(values, np.float32)).view(-1, G)
-
-
 class Window:
     """What a user looks at while training goes on: pictures from the same noise, rewards of held-out prompts."""
 
@@ -223,6 +222,17 @@ class Window:
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
         self.held_out = encoded(session.model, held_out) if held_out else None
+        self.base = self._base_pictures() if self.held_out is not None and session.run.judge is not None else None
+
+    def _base_pictures(self) -> np.ndarray:
+        """What the held-out prompts look like before training; kept, because a resumed run has no such model."""
+        assert self.held_out is not None
+        file = self.session.run.folder / "held_out_base.npy"
+        if self.session.first == 0:
+            np.save(file, self.pictures(self.held_out, self.session.run.eval_images))
+        elif not file.is_file():
+            raise ValueError(f"{file} is gone, and with it the base of the win rate; start the run anew")
+        return np.load(file, allow_pickle=False)
 
     def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
         """uint8 (P, per_prompt, H, W, 3) by the averaged policy."""
@@ -241,44 +251,53 @@ class Window:
 
     def evaluate(self) -> dict[str, float]:
         """The mean of each reward over the held-out prompts."""
-        algorithm = self.session.run.algorithm
-        assert self.held_out is not None and isinstance(algorithm, OnPolicy)
+        run = self.session.run
+        assert self.held_out is not None and isinstance(run.algorithm, OnPolicy)
         start = time.perf_counter()
-        images = self.pictures(self.held_out, self.session.run.eval_images)
-        flat, records = images.reshape(-1, *images.shape[2:]), self.held_out.records()
-        means = {f"eval/{name}": ask(name, flat, records).mean().item() for name in algorithm.weights}
+        images, records = self.pictures(self.held_out, run.eval_images), self.held_out.records()
+        means = {f"eval/{name}": ask(name, images, records).mean().item() for name in run.algorithm.pointwise}
+        if self.base is not None:
+            means["eval/win_rate"] = self._win_rate(images, records)
         return means | {"seconds/eval": time.perf_counter() - start}
+
+    def _win_rate(self, images: np.ndarray, records: Sequence[dict]) -> float:
+        """How often the judge prefers the picture (P, K, H, W, 3) to the base's from the same noise."""
+        judge, K = self.session.run.judge, images.shape[1]
+        assert judge is not None and self.base is not None
+        both = np.stack([images, self.base], 2).reshape(-1, 2, *images.shape[2:])
+        of_pair = [record for record in records for _ in range(K)]
+        # The same flaws of the judge at every iteration, so that a curve shows the policy alone.
+        judged = compare(judge, both, of_pair, both_orders(len(both), 2), generator(self.session.run.seed, "held out"))
+        return win_rates(judged)[:, 0].mean().item()
 
 
 def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window) -> None:
     """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way."""
     run, start = session.run, time.perf_counter()
     log = MetricsFile(run.folder / "metrics.jsonl", session.first)
+    budget = math.inf if run.budget_seconds is None else run.budget_seconds
+    trained, before = log.before.get("seconds_trained", 0.0), start
     with interruptible() as interrupted, Progress(run.name, session.first, run.iterations) as progress:
         for step, metrics in steps:
-            last = step == run.iterations - 1 or bool(interrupted)
+            trained += time.perf_counter() - before
+            if step == 0 and trained > budget:
+                raise Stopped(f"budget_seconds = {budget}: one iteration takes {trained:.0f}; raise it, or lower batch")
+            last = step == run.iterations - 1 or trained >= budget or bool(interrupted)
             if due(run.eval_every, step, last):
                 metrics |= window.evaluate()
-            metrics["seconds"] = time.perf_counter() - start
+            metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": trained}
             log.write(step, metrics)
             session.accelerator.log(metrics, step)
             progress.show(step, metrics)
             if due(run.sample_every, step, last):
                 window.save_samples(step)
             if last or (step + 1) % run.save_every == 0:
-                folder = run.folder / "checkpoints"
-                state.save(
-                    folder,
-                    step,
-                    session.parameters,
-                    session.optimizer,
-                    session.ema,
-                    session.accelerator.scaler,
-                    run.keep,
-                )
+                session.save(step)
             if interrupted:
                 print(f"Stopped after iteration {step}; go on with: afterflow train --resume {run.folder}")
+            if last:
                 break
+            before = time.perf_counter()
     log.close()
 
 

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from afterflow.algorithms.sft import SFT
+from toy import MLP, learn
+
 torch.set_num_threads(1)  # the toys' tensors are so small that threads cost more than they bring
 
 
@@ -11,3 +14,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+
+
+@pytest.fixture(scope="session")
+def base():
+    """The toy after supervised training; to be copied, not changed."""
+    model = MLP()
+    for _ in learn(SFT(shift=1.0), model, 500, lr=3e-3):
+        pass
+    return model.requires_grad_(False)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from afterflow.advantages import Normalize, combine, normalize
+from afterflow.advantages import Blend, Normalize, advantages, combine, gated, normalize
 
 NAN = torch.nan
 # Prompts a b a c b a with rewards 1 to 6: groups of unequal size are padded with NaN.
@@ -63,3 +63,31 @@ def test_rewards_are_summed_by_weight_and_a_missing_one_spoils_the_sum():
     rewards = {"a": torch.tensor([[1.0, NAN]]), "b": torch.tensor([[10.0, 20.0]]), "unused": torch.tensor([[NAN, NAN]])}
     total = combine(rewards, {"a": 2.0, "b": 0.5})
     torch.testing.assert_close(total, torch.tensor([[7.0, NAN]]), equal_nan=True)
+
+
+TWO = {"a": torch.tensor([[0.0, 1, 2, 5]]), "b": torch.tensor([[30.0, 10, 0, 20]])}
+HOW = Normalize(ddof=1, eps=1e-8)
+
+
+def test_rewards_are_summed_raw_or_as_z_scores_or_kept_apart():
+    weights = {"a": 3.0, "b": 1.0}
+    of = lambda blend, limit=5.0: advantages(TWO, weights, HOW, Blend(blend), limit)
+    torch.testing.assert_close(of("raw_sum")[..., 0], normalize(3 * TWO["a"] + TWO["b"], HOW))
+    z = {name: normalize(value, HOW) for name, value in TWO.items()}
+    torch.testing.assert_close(of("z_sum")[..., 0], (3 * z["a"] + z["b"]) / 4)
+    torch.testing.assert_close(of("separate"), torch.stack([3 * z["a"], z["b"]], -1))
+    assert of("separate", 0.5)[..., 0].abs().max() == 1.5  # clamped, then weighted
+
+
+def test_gdpo_standardises_once_more_over_the_batch():
+    rewards = {name: torch.randn(5, 4, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")}
+    again = advantages(rewards, {"a": 0.7, "b": 1.4}, HOW, Blend("z_sum", again=True), 50.0)
+    assert again.mean().abs() < 1e-6 and again.std().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_an_image_below_a_gate_gets_the_least_of_its_group_in_every_reward():
+    found = gated(TWO, {"b": 15.0})
+    assert found["a"].tolist() == [[0, 0, 0, 5]] and found["b"].tolist() == [[30, 0, 0, 20]]
+    assert gated(TWO, {})["a"] is TWO["a"]
+    unknown = gated({"a": torch.tensor([[NAN, 1.0, 2.0]])}, {"a": 1.5})["a"]
+    assert unknown[0, 0].isnan() and unknown[0, 1:].tolist() == [1, 2]

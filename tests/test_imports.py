@@ -8,12 +8,23 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "afterflow"
 
-MATHS = ["flow", "kernels", "cond", "rollout", "advantages", "losses"]  # each may import those before it
+MATHS = [
+    "flow",
+    "solvers",
+    "kernels",
+    "cond",
+    "rollout",
+    "trees",
+    "preferences",
+    "advantages",
+    "losses",
+]  # each may import those before it
 WORLD = {"shapes", "geneval"}
 BORDERS = {"models", "rewards", "data"}
 PLAIN = {"seeds", "names"}  # not for maths and algorithms, where randomness comes in as an argument
+BELOW_SCORING = {*MATHS, *PLAIN, *BORDERS, "algorithms", "train"}
 BELOW_RUN = {*MATHS, *WORLD, *BORDERS, *PLAIN, "tiny", "algorithms", "train", "evaluate", "record", "report"}
-TOP = {"run", "session", "recipes", "demo", "cli", "__main__"}
+TOP = {"run", "scoring", "session", "recipes", "demo", "cli", "__main__"}
 
 ROOMS = {
     "__init__": set(),
@@ -29,7 +40,8 @@ ROOMS = {
     "train": {*MATHS, *PLAIN, "algorithms", "data"},
     "evaluate": {*MATHS, *WORLD, *PLAIN, *BORDERS, "report"},
     "run": BELOW_RUN,
-    **{room: BELOW_RUN | TOP for room in TOP - {"run"}},
+    "scoring": BELOW_SCORING,
+    **{room: BELOW_RUN | TOP for room in TOP - {"run", "scoring"}},
 }
 
 # Libraries that only some rooms may import.

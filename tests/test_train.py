@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from afterflow.algorithms.base import Models
+from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.flow import LinearShift
@@ -65,11 +65,11 @@ def test_the_rollout_is_replayed_at_ratio_one_and_each_row_is_trained_once():
         return model(x, t, cond)
 
     # The optimizer's own rate is overruled: at 0 the second update replays at ratio 1 as well.
-    flat = lambda leaves, records, clock: {"near": torch.arange(32.0).view(8, 4)}
+    flat = lambda *asked: Scores({"near": torch.arange(32.0).view(8, 4)})
     still = optimize(model, lr=1.0)
     ((_, metrics),) = learn(GRPO, model, 1, velocity=watched, optimizer=still, lr=0.0, score=flat, chunk=10)
     assert metrics["ratio_mean"] == metrics["ratio_max"] == 1
-    assert metrics["rows"] == 8 * 4 * 3 == len(seen) == len(torch.stack(seen).unique(dim=0))
+    assert metrics["nfe/update"] * 32 == 8 * 4 * 3 == len(seen) == len(torch.stack(seen).unique(dim=0))
     assert metrics["reward/near"] == 15.5 and metrics["zero_std_groups"] == 0
 
 
@@ -78,7 +78,7 @@ def test_every_image_starts_from_its_own_noise_unless_it_is_shared(shared):
     starts = []
     velocity = lambda x, t, cond: (starts.append(x.view(8, 4, 2)) if t[0] == 1 and len(x) == 32 else 0, 0 * x)[1]
     algorithm = FlowGRPO({"near": 1.0}, steps=2, group=4, beta=0.0, shared_noise=shared)
-    flat = lambda leaves, records, clock: {"near": torch.ones(8, 4)}
+    flat = lambda *asked: Scores({"near": torch.ones(8, 4)})
     list(learn(algorithm, MLP(), 2, velocity=velocity, score=flat))
     assert len(starts) == 2  # each iteration draws anew, each prompt too
     assert len(torch.stack(starts).flatten(0, 2).unique(dim=0)) == 2 * 8 * (1 if shared else 4)
@@ -126,8 +126,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(algorithm, tmp_path):
     through, halted, resumed = start(), start(), start()
     metrics = advance(through, 6)
     advance(halted, 3)
-    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], None, keep=1)
-    first = state.load(folder, named(resumed[0]), resumed[1], resumed[2], None)
+    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], None, None, keep=1)
+    first = state.load(folder, named(resumed[0]), resumed[1], resumed[2], None, None)
     assert first == 3
     again = advance(resumed, 6, first)
     assert same(resumed[0], through[0])
@@ -146,9 +146,10 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
         model.net(torch.ones(1, 5, device="cuda")).sum().backward()
     optimizers[0].step()
     state.load(
-        state.save(tmp_path, 0, named(models[0]), optimizers[0], None, None, 1),
+        state.save(tmp_path, 0, named(models[0]), optimizers[0], None, None, None, 1),
         named(models[1]),
         optimizers[1],
+        None,
         None,
         None,
     )
@@ -161,7 +162,7 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
 
 def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
     model = MLP()
-    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, None, keep=2)
+    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, None, None, keep=2)
     for step in (0, 9, 10, 100, 100):
         write(step)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000100"]
@@ -177,9 +178,9 @@ def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     model, other = MLP(), MLP(width=32)
-    folder = state.save(tmp_path, 0, named(model), optimize(model), None, None, keep=1)
+    folder = state.save(tmp_path, 0, named(model), optimize(model), None, None, None, keep=1)
     with pytest.raises(ValueError, match=f"{folder}.*resume with the recipe that wrote it"):
-        state.load(folder, named(other), optimize(other), None, None)
+        state.load(folder, named(other), optimize(other), None, None, None)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
@@ -192,12 +193,12 @@ def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
 
     with pytest.raises(Stopped, match=r"step 2: the loss is nan.*'left'"):
         for step, _ in learn(SFT(), model, 5, optimizer=optimizer):
-            folder = state.save(tmp_path, step, named(model), optimizer, None, None, keep=1)
+            folder = state.save(tmp_path, step, named(model), optimizer, None, None, None, keep=1)
             if step == 1:
                 weights = copy.deepcopy(model)
                 spoil(step)
     assert state.checkpoints(tmp_path) == [folder]
-    assert state.load(folder, named(model), optimizer, None, None) == 2
+    assert state.load(folder, named(model), optimizer, None, None, None) == 2
     assert same(model, weights)
 
 
@@ -216,10 +217,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_reward_that_is_not_finite_stops_with_its_name_and_prompt(bad):
-    def fails(leaves, records, clock):
-        rewards = score(leaves, records)["near"]
+    def fails(leaves, records, generator, clock):
+        rewards = score(leaves, records).rewards["near"]
         rewards[5, 2] = bad  # the sixth prompt is "right"
-        return {"near": rewards, "other": torch.zeros_like(rewards)}
+        return Scores({"near": rewards, "other": torch.zeros_like(rewards)})
 
     with pytest.raises(Stopped, match=r"step 7: reward near is not finite for 1 prompts, first 'right'"):
         next(learn(GRPO, MLP(), 9, 7, score=fails))
@@ -228,9 +229,9 @@ def test_a_reward_that_is_not_finite_stops_with_its_name_and_prompt(bad):
 def test_an_iteration_that_teaches_nothing_changes_nothing():
     model = MLP()
     before = copy.deepcopy(model)
-    flat = lambda leaves, records, clock: {"near": torch.ones(leaves.shape[:2])}
+    flat = lambda leaves, *asked: Scores({"near": torch.ones(leaves.shape[:2])})
     ((_, metrics),) = learn(GRPO, model, 1, score=flat)
-    assert metrics["rows"] == 0 and metrics["zero_std_groups"] == 1
+    assert metrics["nfe/update"] == 0 and metrics["zero_std_groups"] == 1
     assert same(model, before)
 
 
@@ -238,13 +239,13 @@ def test_an_iteration_with_fewer_rows_than_updates_still_trains():
     model, algorithm = MLP(), FlowGRPO({"near": 1.0}, steps=2, group=2, beta=0.0)
     before = copy.deepcopy(model)
 
-    def one_group(leaves, records, clock):
+    def one_group(leaves, records, generator, clock):
         rewards = torch.zeros(leaves.shape[:2])
         rewards[0, 0] = 1.0
-        return {"near": rewards}
+        return Scores({"near": rewards})
 
     ((_, metrics),) = learn(algorithm, model, 1, score=one_group, updates=3)
-    assert metrics["rows"] == 2
+    assert metrics["nfe/update"] * 16 == 2
     assert not same(model, before)
 
 

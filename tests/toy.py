@@ -4,12 +4,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from afterflow.algorithms.base import Models, Supervised
+from afterflow.algorithms.base import Models, Scores, Supervised
 from afterflow.cond import Embedding, Pairs, condition
-from afterflow.flow import expand
+from afterflow.flow import LinearShift, expand
+from afterflow.kernels import flow_sde
+from afterflow.rollout import chain, sample
+from afterflow.seeds import generator
 from afterflow.train.clock import Clock
 from afterflow.train.explore import explore, supervised
 from afterflow.train.loop import train
+from afterflow.train.memory import Memory
 
 TASKS = ["left", "right"]
 TARGETS = {"left": torch.tensor([-2.0, 0.5]), "right": torch.tensor([2.0, 0.5])}
@@ -45,10 +49,13 @@ class MLP(nn.Module):
         return self.net(torch.cat([x.float(), t[:, None], cond.embedding().sequence[:, 0]], 1))
 
 
-def score(leaves, records, clock=None):
-    """Minus the distance to the target of the prompt."""
+def score(leaves, records, generator=None, clock=None):
+    """Minus the distance to the target of the prompt, and who of two is nearer."""
     target = torch.stack([TARGETS[record["prompt"]] for record in records])
-    return {"near": -(leaves.float() - target[:, None]).norm(dim=-1)}
+    near = -(leaves.float() - target[:, None]).norm(dim=-1)
+    nearer = 0.5 + 0.5 * (near[:, :, None] - near[:, None]).sign()
+    alone = torch.eye(near.shape[1], dtype=torch.bool)
+    return Scores({"near": near}, {"win_rate": nearer.masked_fill(alone, torch.nan)})
 
 
 def optimize(model, lr=1e-3):
@@ -87,6 +94,7 @@ def learn(
             updates=updates,
             chunk=chunk,
             clock=clock,
+            memory=Memory(algorithm.remembers) if algorithm.remembers else None,
         )
     accelerator = Accelerator(cpu=True)
     return train(
@@ -102,3 +110,15 @@ def learn(
         seed=0,
         clock=clock,
     )
+
+
+@torch.no_grad()
+def draw(model):
+    cond = prompts(2)
+    plan = chain(LinearShift(1.0).times(20), 512, 0.0, ())
+    noise = torch.randn(2, 512, 2, generator=generator("draw"))
+    return sample(model, flow_sde, plan, cond, noise, [generator(p) for p in range(2)]).leaves
+
+
+def reward(model):
+    return score(draw(model), prompts(2).records()).rewards["near"].mean().item()

@@ -18,12 +18,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..advantages import Normalize, combine, normalize
+from ..advantages import Blend, Normalize, advantages, gated
 from ..flow import LinearShift, SD3Grid
-from ..kernels import KERNELS, Gaussian, Kernel, KernelName, kl, log_prob, variance_free
-from ..losses import clipped_surrogate, guard_log_ratio
+from ..kernels import KERNELS, Gaussian, Kernel, KernelName, kl, variance_free
 from ..rollout import Edges, Plan, Rollout, chain, edges
-from .base import Metrics, Models, OnPolicy, per_child, step, weighted_mean
+from .base import (
+    Metrics,
+    Models,
+    OnPolicy,
+    Scores,
+    check_group,
+    check_policy_gradient,
+    guarded_log_ratio,
+    log_ratio,
+    per_child,
+    policy_loss,
+    require,
+    step,
+    untied,
+    weighted_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,8 @@ class FlowGRPO(OnPolicy[Edges]):
     """First and one-past-last step a window may cover, None: the first half of the steps."""
     normalize: Normalize = Normalize()
     """How rewards become advantages."""
+    blend: Blend = Blend()
+    """How several rewards become one advantage."""
     max_advantage: float = 5.0
     """Advantages are clamped to ± this."""
     clip: float = 1e-4
@@ -63,30 +79,22 @@ class FlowGRPO(OnPolicy[Edges]):
     """All images of a prompt start from one noise (flow_grpo's same_latent); the paper found different ones better."""
 
     def __post_init__(self) -> None:
-        if self.group < 2:
-            raise ValueError(f"group = {self.group}: an advantage compares images of one prompt; take at least 2")
-        if self.steps < 2:
-            raise ValueError(f"steps = {self.steps}: the step onto the image is not trained; take at least 2")
-        if self.eta <= 0:
-            raise ValueError(f"eta = {self.eta}: a policy gradient needs stochastic steps; take eta > 0")
-        if self.clip <= 0 or self.max_advantage <= 0:
-            raise ValueError(f"clip = {self.clip}, max_advantage = {self.max_advantage}: both must be positive")
-        if self.beta < 0:
-            raise ValueError(f"beta = {self.beta}: the weight of the KL is 0 or more")
-        if self.window is None and self.window_range is not None:
-            raise ValueError("window_range is set without a window: give the window its number of steps")
-        if self.kernel == "cps" and self.eta >= 1:
-            raise ValueError(f"eta = {self.eta}: cps swaps a share of the noise; take 0 < eta < 1")
-        if self.density == "variance_free" and (self.guard or self.kernel != "cps"):
-            raise ValueError("density = variance_free is flow_grpo's for plain cps; take the true density here")
+        check_group(self.group)
+        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
+        require(self.beta >= 0, f"beta = {self.beta}: the weight of the KL is 0 or more")
+        ranged_alone = self.window is None and self.window_range is not None
+        require(not ranged_alone, "window_range is set without a window: give the window its number of steps")
+        require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
+        odd = self.density == "variance_free" and (self.guard or self.kernel != "cps")
+        require(not odd, "density = variance_free is flow_grpo's for plain cps; take the true density here")
         first, end = self._range
-        if not 0 <= first < end <= self.steps - 1:
-            raise ValueError(
-                f"window_range = ({first}, {end}): with {self.steps} steps windows lie in [0, {self.steps - 1}), "
-                "because the step onto the image is never trained"
-            )
-        if self.window is not None and not 1 <= self.window <= end - first:
-            raise ValueError(f"window = {self.window}: between 1 and the {end - first} steps of window_range")
+        require(
+            0 <= first < end <= self.steps - 1,
+            f"window_range = ({first}, {end}): with {self.steps} steps windows lie in [0, {self.steps - 1}), "
+            "because the step onto the image is never trained",
+        )
+        fits = self.window is None or 1 <= self.window <= end - first
+        require(fits, f"window = {self.window}: between 1 and the {end - first} steps of window_range")
 
     @property
     def _range(self) -> tuple[int, int]:
@@ -110,30 +118,16 @@ class FlowGRPO(OnPolicy[Edges]):
         trained = range(start, start + width)
         return chain(self.schedule.times(self.steps), self.group, self.eta, trained, self.shared_noise)
 
-    def credit(
-        self, models: Models, rollout: Rollout, rewards: Mapping[str, Tensor], generator: torch.Generator
-    ) -> Edges:
-        advantage = normalize(combine(rewards, self.weights), self.normalize)
-        advantage = advantage.clamp(-self.max_advantage, self.max_advantage)
-        if self.beta == 0:
-            # Nothing would pull on these rows, so no forward pass is spent on them.
-            advantage = torch.where(advantage == 0, torch.nan, advantage)
-        return edges(rollout, [advantage[..., None]] * self.steps)
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
+        rewards = gated(scores.rewards, self.blend.gate)
+        advantage = advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage)
+        return edges(rollout, [advantage if self.needs_reference else untied(advantage)] * self.steps)
 
     def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
         p = step(models.policy, self.step_kernel, batch)
-        log_ratio = self._log_ratio(p, batch)
-        surrogate = clipped_surrogate(log_ratio[..., None], batch.advantage, self.clip).sum(-1)
-        if self.guard:
-            surrogate = surrogate / (batch.t - batch.s)[:, None]
-        loss = weighted_mean(surrogate, batch)
-        ratio = log_ratio.detach().exp()
-        metrics = {
-            "policy_loss": loss.detach(),
-            "ratio_mean": weighted_mean(ratio, batch),
-            "ratio_max": (ratio * batch.weight).max(),
-            "clip_fraction": weighted_mean(((ratio - 1).abs() > self.clip).float(), batch),
-        }
+        loss, metrics = policy_loss(
+            self._log_ratio(p, batch), batch, self.clip, 1 / (batch.t - batch.s) if self.guard else None
+        )
         if self.beta == 0:
             return loss, metrics
         assert models.reference is not None
@@ -144,13 +138,11 @@ class FlowGRPO(OnPolicy[Edges]):
         return loss + self.beta * anchor, metrics | {"kl": anchor.detach()}
 
     def _log_ratio(self, p: Gaussian, batch: Edges) -> Tensor:
-        """log ρ, (M, C), of the policy's kernels p (M, ...)."""
-        x_next, new = batch.x_next.flatten(0, 1), per_child(p, batch)
-        old = per_child(Gaussian(batch.mean, p.std), batch)
+        """log ρ, (M, C), of the policy's kernels p (M, ...), or what a variant takes for it."""
         if self.guard:
-            log_ratio = guard_log_ratio(new, old, x_next)
-        elif self.density == "variance_free":
-            log_ratio = variance_free(new, x_next) - variance_free(old, x_next)
-        else:
-            log_ratio = log_prob(new, x_next) - batch.log_prob.flatten()
-        return log_ratio.view_as(batch.log_prob)
+            return guarded_log_ratio(p, batch)
+        if self.density == "true":
+            return log_ratio(p, batch)
+        new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
+        x_next = batch.x_next.flatten(0, 1)
+        return (variance_free(new, x_next) - variance_free(old, x_next)).view_as(batch.log_prob)

@@ -1,4 +1,4 @@
-"""What a reward is."""
+"""What a reward is, and what a judge is."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,4 +9,21 @@ import numpy as np
 class Reward(Protocol):
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
         """uint8 (B, H, W, 3) and their B records → float (B,).  NaN: no score could be had for that image."""
+        ...
+
+
+class Judge(Protocol):
+    def __call__(
+        self,
+        images: np.ndarray,
+        records: Sequence[dict],
+        first: np.ndarray,
+        second: np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Which of two images answers their prompt better?
+
+        uint8 (B, H, W, 3), their B records, and Q pairs of rows: the one shown first and the one shown second, of the
+        same record → float (Q,) in [0, 1]: 1 the first, 0 the second, 0.5 neither.
+        """
         ...

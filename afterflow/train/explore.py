@@ -1,17 +1,19 @@
 """Training data as iterations: supervised pairs, or on-policy steps.  To the trainer they are one thing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..advantages import combine
-from ..algorithms.base import Models, OnPolicy, Rows
+from ..algorithms.base import Models, OnPolicy, Rows, Scores
 from ..cond import Cond, Pairs
-from ..rollout import Rollout, draw, sample
+from ..preferences import consistency, win_rates
+from ..rollout import draw, sample
 from ..seeds import generator
 from .clock import Clock
+from .memory import Memory
 
 
 class Stopped(RuntimeError):
@@ -28,8 +30,8 @@ class Iteration:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-# Finished latents (P, G, ...) and their P records → named rewards (P, G), NaN where one failed.
-Score = Callable[[Tensor, Sequence[dict], Clock], Mapping[str, Tensor]]
+# Finished latents (P, G, ...) and their P records → what is said about them, NaN where a score failed.
+Score = Callable[[Tensor, Sequence[dict], torch.Generator, Clock], Scores]
 
 
 def supervised(pairs: Callable[[int], Pairs], first: int, last: int, chunk: int) -> Iterator[Iteration]:
@@ -52,6 +54,7 @@ def explore(
     updates: int,
     chunk: int,
     clock: Clock,
+    memory: Memory | None = None,
 ) -> Iterator[Iteration]:
     """prompts → plan → rollout → rewards → credit → shuffled microbatches, for iterations first .. last - 1."""
     for step in range(first, last):
@@ -70,32 +73,45 @@ def explore(
                 noise.expand(-1, plan.widths[0], *[-1] * len(shape)),
                 sources,
             )
-        rewards = score(rollout.leaves, cond.records(), clock)
-        check_rewards(rewards, rollout, step)
-        rows = algorithm.credit(models, rollout, rewards, generator(seed, step, "credit"))
+        records = cond.records()
+        scores = score(rollout.leaves, records, generator(seed, step, "judge"), clock)
+        check_scores(scores, records, step)
+        if memory is not None:
+            scores = replace(scores, past=memory.recall(list(scores.rewards), records))
+            memory.add(scores.rewards, records)
+        rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
         order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(device)
-        metrics = reward_metrics(rewards, algorithm.weights) | {"rows": float(len(rows))}
+        images = len(cond) * plan.widths[-1]
+        metrics = {
+            **score_metrics(scores, algorithm.weights),
+            "nfe/rollout": plan.evaluations,
+            "nfe/update": len(rows) / images,
+        }
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
         del rows  # nor need they be in memory while the next are explored
 
 
-def check_rewards(rewards: Mapping[str, Tensor], rollout: Rollout, step: int) -> None:
+def check_scores(scores: Scores, records: Sequence[dict], step: int) -> None:
     """Stopped when a reward failed: an advantage without it would be a guess."""
-    for name, value in rewards.items():
+    for name, value in scores.rewards.items():
         failed = (~value.isfinite()).any(1).nonzero().flatten().tolist()
         if failed:
-            prompt = rollout.cond.records()[failed[0]].get("prompt")
+            prompt = records[failed[0]].get("prompt")
             raise Stopped(f"step {step}: reward {name} is not finite for {len(failed)} prompts, first {prompt!r}")
 
 
-def reward_metrics(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
+def score_metrics(scores: Scores, weights: Mapping[str, float]) -> dict[str, float]:
     """Mean and std within groups of each reward, and the share of groups that teach nothing."""
-    metrics = {}
-    for name, value in rewards.items():
+    metrics, values = {}, dict(scores.rewards)
+    for name, judged in scores.judged.items():
+        values[name] = win_rates(judged)
+        metrics[f"consistency/{name}"] = consistency(judged).mean().item()
+    for name, value in values.items():
         metrics[f"reward/{name}"] = value.mean().item()
-        metrics[f"reward_std/{name}"] = value.std(1).mean().item()
-    total = combine(rewards, weights)
+        metrics[f"reward_std/{name}"] = value.std(1, correction=0).mean().item()
+    total = combine(values, weights)
     metrics["reward"] = total.mean().item()
-    metrics["zero_std_groups"] = (total.std(1) == 0).float().mean().item()
+    if total.shape[1] > 1:
+        metrics["zero_std_groups"] = (total.std(1, correction=0) == 0).float().mean().item()
     return metrics

@@ -61,6 +61,8 @@ class MetricsFile:
         # A resumed run repeats the iterations after its checkpoint; the last of them may be half a line.
         kept = list(takewhile(lambda line: line.endswith("}") and json.loads(line)["step"] < first, lines))
         file.write_text("".join(line + "\n" for line in kept))
+        self.before: dict[str, float] = json.loads(kept[-1]) if kept else {}
+        """What the iteration before the first one measured."""
         self.stream = file.open("a", buffering=1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

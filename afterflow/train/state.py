@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .ema import Ema, copy
+from .memory import Memory
 
 
 def save(
@@ -19,6 +20,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
     scaler: torch.amp.GradScaler | None,
+    memory: Memory | None,
     keep: int,
 ) -> Path:
     """Write the state after iteration `step` and delete all but the newest `keep`.
@@ -32,7 +34,12 @@ def save(
     save_file(flatten(optimizer, parameters), partial / "optimizer.safetensors")
     if ema is not None:
         save_file(ema.values, partial / "ema.safetensors")
-    state = {"step": step, "ema_updates": ema.updates if ema else 0, "scaler": scaler.state_dict() if scaler else None}
+    state = {
+        "step": step,
+        "ema_updates": ema.updates if ema else 0,
+        "scaler": scaler.state_dict() if scaler else None,
+        "memory": memory.state() if memory else None,
+    }
     (partial / "state.json").write_text(json.dumps(state))
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -52,6 +59,7 @@ def load(
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
     scaler: torch.amp.GradScaler | None,
+    memory: Memory | None,
 ) -> int:
     """Put a checkpoint back; the iteration to go on with.  ValueError when it belongs to another run."""
     weights = load_file(folder / "weights.safetensors")
@@ -69,6 +77,8 @@ def load(
         ema.updates = state["ema_updates"]
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
+    if memory is not None and state["memory"] is not None:
+        memory.load(state["memory"])
     return state["step"] + 1
 
 

@@ -1,0 +1,105 @@
+"""DanceGRPO (arXiv:2505.07818).
+
+plan    G images of each prompt from one noise by the SDE dx = (...) dt + η dw; the last step is the ODE's, so
+        the image is the x̂_0 it predicts
+credit  A_i = (r_i - mean r) / std r over the group, for each reward apart
+        best of n: only the n/2 best and the n/2 worst images are kept, by statistics of the whole group
+        of each image's steps a random 60 % are trained
+loss    Σ_rewards -min(ρA, clip(ρ) A)
+
+The last step is drawn without noise: the authors draw it, drop it from training and decode x̂_0, which is the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..advantages import Blend, Normalize, advantages, gated
+from ..flow import LinearShift, SD3Grid
+from ..kernels import KERNELS, Kernel, KernelName
+from ..rollout import Edges, Plan, Rollout, chain, edges
+from ..trees import extremes
+from .base import (
+    Metrics,
+    Models,
+    OnPolicy,
+    Scores,
+    check_group,
+    check_policy_gradient,
+    log_ratio,
+    policy_loss,
+    random_steps,
+    require,
+    step,
+    untied,
+)
+
+
+@dataclass(frozen=True)
+class DanceGRPO(OnPolicy[Edges]):
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Rewards and how much the loss of each counts."""
+    steps: int = 16
+    """Denoising steps of a rollout."""
+    schedule: SD3Grid | LinearShift = LinearShift()
+    """Where the steps stop between noise and image."""
+    group: int = 12
+    """Images per prompt."""
+    kernel: KernelName = "dance_sde"
+    """What draws a step."""
+    eta: float = 0.3
+    """Noise level of the steps."""
+    fraction: float = 0.6
+    """Share of the steps before the last that an image trains, drawn anew for each image."""
+    best_of: int | None = None
+    """Images of a group that are trained: half of them its best, half its worst (published: 8 of 24)."""
+    shared_noise: bool = True
+    """All images of a prompt start from one noise."""
+    normalize: Normalize = Normalize(ddof=1, eps=1e-8)
+    """How rewards become advantages."""
+    blend: Blend = Blend("separate")
+    """How several rewards become one advantage, or keep losses of their own."""
+    max_advantage: float = 5.0
+    """Advantages are clamped to ± this."""
+    clip: float = 1e-4
+    """ε of the clipped ratio."""
+
+    def __post_init__(self) -> None:
+        check_group(self.group)
+        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
+        share = 0 < self.fraction <= 1 and self.trained_steps >= 1
+        require(share, f"fraction = {self.fraction}: a share of the {self.steps - 1} steps, at least one of them")
+        n = self.best_of
+        fits = n is None or (n >= 2 and n % 2 == 0 and n <= self.group)
+        require(fits, f"best_of = {n}: an even number, from 2 to the group's {self.group}")
+
+    @property
+    def trained_steps(self) -> int:
+        """Of each image."""
+        return int((self.steps - 1) * self.fraction)
+
+    @property
+    def step_kernel(self) -> Kernel:
+        return KERNELS[self.kernel]
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    def plan(self, step: int, generator: torch.Generator) -> Plan:
+        times = self.schedule.times(self.steps)
+        return chain(times, self.group, self.eta, range(self.steps - 1), self.shared_noise)
+
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
+        rewards = gated(scores.rewards, self.blend.gate)
+        advantage = untied(advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage))
+        if self.best_of is not None:
+            kept = extremes(advantage.sum(-1).nan_to_num(), self.best_of // 2)
+            advantage = advantage.where(kept[..., None], torch.nan)
+        chosen = random_steps(advantage, self.steps - 1, self.trained_steps, generator)
+        return edges(rollout, [*(advantage.where(mask, torch.nan) for mask in chosen), advantage])
+
+    def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
+        return policy_loss(log_ratio(step(models.policy, self.step_kernel, batch), batch), batch, self.clip)

@@ -1,0 +1,72 @@
+"""Where MixGRPO's window of stochastic steps stands (arXiv:2507.21802); BranchGRPO-Mix slides one as well."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from .base import require
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    width: int = 4
+    """Consecutive steps that are stochastic and trained."""
+    every: int = 25
+    """Iterations before it moves (the paper's τ)."""
+    stride: int = 1
+    """Steps it moves by."""
+    order: Literal["progressive", "random", "frozen", "linear_decay", "exp_decay"] = "progressive"
+    """random draws a place per iteration; the decays stay for fewer and fewer iterations as they come to the end."""
+    roll_back: bool = False
+    """At the end go back to the start, instead of staying there."""
+    idle: int = 2
+    """Last steps that no window covers: noise there only dirties the picture."""
+    decay_rate: float = 0.1
+    """k of exp_decay's τ exp(-k max(0, start - decay_from))."""
+    decay_from: int = 13
+    """The start from which on exp_decay hurries."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "every", "stride"):
+            require(getattr(self, name) >= 1, f"window.{name} = {getattr(self, name)}: at least 1")
+        require(self.idle >= 1, f"window.idle = {self.idle}: at least 1, the step onto the image is never trained")
+
+    def check(self, steps: int) -> None:
+        """ValueError where the window does not fit a rollout of so many steps."""
+        room = steps - self.idle
+        require(self.width <= room, f"window.width = {self.width}: at most {room} of {steps} steps, {self.idle} idle")
+
+    def start(self, iteration: int, steps: int, generator: torch.Generator) -> int:
+        """The first step of the window; it is never cut short: start + width <= steps - idle."""
+        last = steps - self.idle - self.width
+        if self.order == "frozen":
+            return 0
+        if self.order == "random":
+            return int(torch.randint(0, last + 1, (), generator=generator))
+        starts = [*range(0, last, self.stride), last]
+        stays = [self._stay(start, steps - self.idle) for start in starts]
+        if self.roll_back:
+            iteration %= sum(stays)
+        for start, end in zip(starts, _cumulative(stays)):
+            if iteration < end:
+                return start
+        return last
+
+    def _stay(self, start: int, room: int) -> int:
+        """Iterations that the window stands at `start`."""
+        if self.order == "linear_decay":
+            least, done = max(1, self.every // 4), start / room
+            return max(least, int(self.every * (1 - done) + least * done))
+        if self.order == "exp_decay":
+            return math.ceil(self.every * math.exp(-self.decay_rate * max(0, start - self.decay_from)))
+        return self.every
+
+
+def _cumulative(values: list[int]) -> Iterator[int]:
+    total = 0
+    for value in values:
+        total += value
+        yield total

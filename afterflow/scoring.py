@@ -1,0 +1,81 @@
+"""From finished latents to what rewards and judges say about them: the border between images and tensors."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .algorithms.base import WIN_RATE, OnPolicy, Scores
+from .models.base import Model
+from .preferences import pairs
+from .rewards import REWARDS
+from .rewards.base import Judge
+from .train.clock import Clock
+from .train.explore import Score
+
+
+def scorer(model: Model, algorithm: OnPolicy, judge: Judge | None) -> Score:
+    """What `explore` calls with finished latents."""
+    return partial(score, model, algorithm, judge)
+
+
+def score(
+    model: Model,
+    algorithm: OnPolicy,
+    judge: Judge | None,
+    leaves: Tensor,
+    records: Sequence[dict],
+    generator: torch.Generator,
+    clock: Clock,
+) -> Scores:
+    """Finished latents (P, G, ...) of P records → scores on the CPU, where advantages are fp64."""
+    with clock("decode"):
+        images = model.decode(leaves.flatten(0, 1))
+    images = images.reshape(*leaves.shape[:2], *images.shape[1:])
+    with clock("reward"):
+        rewards = {name: ask(name, images, records) for name in algorithm.pointwise}
+        if algorithm.comparisons is None:
+            return Scores(rewards)
+        assert judge is not None
+        G, wanted = images.shape[1], algorithm.comparisons
+        shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, generator) for _ in records])
+        return Scores(rewards, {WIN_RATE: compare(judge, images, records, shown, generator)})
+
+
+def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
+    """uint8 (P, G, H, W, 3) of P records → (P, G)."""
+    P, G = images.shape[:2]
+    values = REWARDS[reward](images.reshape(P * G, *images.shape[2:]), repeated(records, G))
+    return torch.from_numpy(np.asarray(values, np.float32)).view(P, G)
+
+
+def compare(
+    judge: Judge, images: np.ndarray, records: Sequence[dict], shown: Tensor, generator: torch.Generator
+) -> Tensor:
+    """uint8 (P, G, H, W, 3) of P records, and which pairs to show, (P, G, G) bool → verdicts (P, G, G), NaN elsewhere.
+
+    ValueError when the judge does not give one number in [0, 1] for each pair.
+    """
+    P, G = images.shape[:2]
+    prompt, i, j = shown.nonzero().unbind(1)
+    first, second = (prompt * G + i).numpy(), (prompt * G + j).numpy()
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    said = np.asarray(judge(images.reshape(P * G, *images.shape[2:]), repeated(records, G), first, second, rng))
+    if said.shape != first.shape:
+        raise ValueError(f"the judge {judge} answered with shape {said.shape} where {first.shape} pairs were shown")
+    if not np.all((said >= 0) & (said <= 1)):
+        raise ValueError(f"the judge {judge} answered outside of [0, 1]: {said.min()} to {said.max()}")
+    judged = torch.full(shown.shape, torch.nan)
+    judged[prompt, i, j] = torch.from_numpy(said.astype(np.float32))
+    return judged
+
+
+def both_orders(prompts: int, group: int) -> Tensor:
+    """(P, G, G) bool: every pair, twice."""
+    return ~torch.eye(group, dtype=torch.bool).expand(prompts, group, group)
+
+
+def repeated(records: Sequence[dict], times: int) -> list[dict]:
+    return [record for record in records for _ in range(times)]

@@ -1,0 +1,47 @@
+"""Credit in trees of denoising states (BranchGRPO, arXiv:2509.06040).
+
+Levels are those of `rollout`: (P, W_k) nodes after k steps, G leaves, and the leaves of a node stand side by side.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def widths(steps: int, splits: Sequence[int], children: int) -> tuple[int, ...]:
+    """(steps + 1) numbers of nodes, from one root; each split step multiplies them."""
+    sizes = [1]
+    for k in range(steps):
+        sizes.append(sizes[-1] * (children if k in splits else 1))
+    return tuple(sizes)
+
+
+def path_log_prob(log_prob: Sequence[Tensor], level: int, leaves: int) -> Tensor:
+    """(P, G): what each leaf's path below its node of `level` was worth, the sum of the steps' log-probabilities."""
+    below = [step.repeat_interleave(leaves // step.shape[1], 1) for step in log_prob[level:]]
+    return torch.stack(below).sum(0) if below else log_prob[-1].new_zeros(len(log_prob[-1]), leaves)
+
+
+def fuse(reward: Tensor, log_path: Tensor, width: int, beta: float) -> Tensor:
+    """Leaf rewards (P, G) → (P, width): their mean under each node, weighted by softmax(β log_path).
+
+    β = 0 weighs leaves alike. A leaf without a reward (NaN) leaves the mean; a node without any gets NaN.
+    """
+    value, path = reward.unflatten(1, (width, -1)), beta * log_path.unflatten(1, (width, -1))
+    known = ~value.isnan()
+    weight = path.masked_fill(~known, -torch.inf).softmax(-1)  # NaN where no leaf is known
+    return (weight * value.nan_to_num()).sum(-1)
+
+
+def best_children(reward: Tensor, children: int) -> Tensor:
+    """Leaf rewards (P, G) → bool (P, G): the best of each `children` that stand side by side (Parent-Top1)."""
+    brood = reward.unflatten(1, (-1, children))
+    return torch.zeros_like(brood, dtype=torch.bool).scatter(2, brood.argmax(2, keepdim=True), True).flatten(1)
+
+
+def extremes(reward: Tensor, b: int) -> Tensor:
+    """Leaf rewards (P, G) → bool (P, G): the b best and the b worst of each tree (Extreme-b)."""
+    order = reward.argsort(dim=1, stable=True)
+    chosen = torch.cat([order[:, :b], order[:, order.shape[1] - b :]], 1)
+    return torch.zeros_like(reward, dtype=torch.bool).scatter(1, chosen, True)
