@@ -121,7 +121,9 @@ def recipe_summaries() -> dict[str, str]:
 
 
 def recipe_lines() -> str:
-    return "\n".join(f"  {name:<20} {line}" for name, line in recipe_summaries().items())
+    found = recipe_summaries()
+    width = max(map(len, found))
+    return "\n".join(f"  {name:<{width}}  {line}" for name, line in found.items())
 
 
 def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
@@ -352,6 +354,141 @@ class Sample:
         print(self.out)
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Train recipes one after another under the same budget, judge them alike, and write a page about it.
+
+    It goes on where it was interrupted; runs that have ended are not repeated.
+    """
+
+    recipes: Positional[tuple[str, ...]]
+    """Names of recipes."""
+    budget_seconds: float
+    """Training time of each run; evaluation and pictures do not count."""
+    seeds: int = 1
+    """Runs of each recipe, with seeds 0, 1, ..."""
+    name: str = "compare"
+    """The runs and the page are kept in runs/NAME."""
+    prompts: int = 280
+    """Of the test split, shared evenly among the tags."""
+    images: int = 4
+    """Per prompt."""
+
+    def __post_init__(self) -> None:
+        if not self.recipes:
+            raise ValueError("name at least one recipe to compare: afterflow compare RECIPE... --budget-seconds S")
+        if self.budget_seconds <= 0 or self.seeds < 1:
+            raise ValueError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
+
+    def __call__(self) -> None:
+        makers = {name: (lambda name=name: from_recipe(name)) for name in self.recipes}
+        made = [make() for make in makers.values()]  # a name that does not exist is told before anything is trained
+        check_comparable(made)
+        from .compare import train_all
+
+        folders = train_all(makers, self.budget_seconds, self.seeds, self.name)
+        settings = Settings(prompts=self.prompts, images=self.images)
+        title = f"{', '.join(self.recipes)}: {self.budget_seconds:g} s each"
+        command = (
+            f"afterflow compare {' '.join(self.recipes)} --budget-seconds {self.budget_seconds:g} --seeds {self.seeds}"
+        )
+        write_comparison(folders, settings, Path("runs") / self.name, title, command)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Judge runs that have ended alike, and write a page about them."""
+
+    runs: Positional[tuple[str, ...]]
+    """Their folders; runs of one recipe are one method."""
+    out: str = "runs/report"
+    """Folder of the page."""
+    prompts: int = 280
+    """Of the test split, shared evenly among the tags."""
+    images: int = 4
+    """Per prompt."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("name at least one run: afterflow report runs/NAME ...")
+
+    def __call__(self) -> None:
+        check_comparable([read_run(Path(folder))[0] for folder in self.runs])
+        settings = Settings(prompts=self.prompts, images=self.images)
+        command = f"afterflow report {' '.join(self.runs)}"
+        write_comparison([Path(folder) for folder in self.runs], settings, Path(self.out), "Runs side by side", command)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Draw the tree that a run of BranchGRPO grows from a prompt."""
+
+    run: Positional[str]
+    """Folder of the run."""
+    prompt: Positional[str]
+    """One of the run's own prompts, or any text where its rewards need no more than that."""
+    out: str = "tree.png"
+    """Where the picture goes: .png or .svg."""
+    seed: int = 0
+    """Of the noise."""
+
+    def __post_init__(self) -> None:
+        if Path(self.out).suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"--out {self.out}: it must end in .png or .svg")
+
+    def __call__(self) -> None:
+        run, _ = read_run(Path(self.run))
+        check_libraries()
+        from .models.quiet import no_progress_bars
+        from .session import prompt_records
+        from .treeview import tree_of
+
+        no_progress_bars()
+        own = {record["prompt"]: record for record in prompt_records(run)}
+        figure = tree_of(run, Path(self.run), own.get(self.prompt, {"prompt": self.prompt}), self.seed)
+        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.out, dpi=110)
+        print(self.out)
+
+
+def check_libraries() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"pages and trees need {' and '.join(missing)}; pip install 'afterflow[report]'")
+
+
+def check_comparable(runs: Sequence["Run"]) -> None:
+    """ValueError for runs that the suite cannot judge, before any is trained."""
+    from .models.sd3 import SD3
+
+    check_libraries()
+    for run in runs:
+        if not isinstance(run.model, SD3):
+            raise ValueError(f"{run.name} is trained from scratch, so there is no base to compare it with")
+
+
+def write_comparison(folders: Sequence[Path], settings: Settings, out: Path, title: str, command: str) -> None:
+    """index.html, comparison.json and comparison.png; a tree for each run that grows them."""
+    from .algorithms.branch_grpo import BranchGRPO
+    from .compare import comparison, finished
+    from .models.quiet import no_progress_bars
+    from .page import write_page
+    from .session import prompt_records
+    from .treeview import tree_of
+
+    no_progress_bars()
+    runs = [finished(folder, *read_run(folder), settings) for folder in folders]
+    for each in runs:
+        tree = each.folder / "tree.png"
+        if isinstance(each.run.algorithm, BranchGRPO) and not tree.is_file():
+            tree_of(each.run, each.folder, prompt_records(each.run)[0], 0).savefig(tree, dpi=110)
+    data = {"command": command, **comparison(runs, settings)}
+    write_file(out / "comparison.json", json.dumps(data) + "\n")
+    print(write_page(out, data, title, command))
+
+
 def evaluate(args: Sequence[str]) -> None:
     """Measure a model, alone or against another, with intervals."""
     tyro.cli(Eval, args=args, prog="afterflow eval", config=[PositionalMetavarFromFieldName])()
@@ -362,7 +499,30 @@ def sample(args: Sequence[str]) -> None:
     tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
 
 
-COMMANDS = {"train": train, "eval": evaluate, "sample": sample, "recipes": recipes}
+def compare(args: Sequence[str]) -> None:
+    """Train recipes under one budget and write a page that compares them."""
+    tyro.cli(Compare, args=args, prog="afterflow compare", config=[PositionalMetavarFromFieldName])()
+
+
+def report(args: Sequence[str]) -> None:
+    """Write such a page about runs that have ended."""
+    tyro.cli(Page, args=args, prog="afterflow report", config=[PositionalMetavarFromFieldName])()
+
+
+def tree(args: Sequence[str]) -> None:
+    """Draw a tree of BranchGRPO."""
+    tyro.cli(Tree, args=args, prog="afterflow tree", config=[PositionalMetavarFromFieldName])()
+
+
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "sample": sample,
+    "compare": compare,
+    "report": report,
+    "tree": tree,
+    "recipes": recipes,
+}
 
 
 def check_png(option: str, file: str | None) -> None:

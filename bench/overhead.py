@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from afterflow.algorithms.base import Models
+from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts, batch
 from afterflow.evaluate import encoded
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> dict:
 def ours(options, algorithm, model, parameters, velocity, prompts):
     """The real iterations, with rewards that cost nothing."""
     draws = torch.Generator().manual_seed(0)
-    score = lambda leaves, records, clock: {"reward": torch.rand(leaves.shape[:2], generator=draws)}
+    score = lambda leaves, *asked: Scores({"reward": torch.rand(leaves.shape[:2], generator=draws)})
     clock, models = Clock(), Models(velocity)
     source = explore(
         algorithm,
@@ -109,7 +109,7 @@ def ours(options, algorithm, model, parameters, velocity, prompts):
         log = MetricsFile(Path(folder) / "metrics.jsonl", 0)
         for step, metrics in steps:
             log.write(step, metrics)
-            yield
+            yield metrics
 
 
 def bare_calls(options, algorithm, model, velocity, prompts):

@@ -23,8 +23,8 @@ WORLD = {"shapes", "geneval"}
 BORDERS = {"models", "rewards", "data"}
 PLAIN = {"seeds", "names"}  # not for maths and algorithms, where randomness comes in as an argument
 BELOW_SCORING = {*MATHS, *PLAIN, *BORDERS, "algorithms", "train"}
-BELOW_RUN = {*MATHS, *WORLD, *BORDERS, *PLAIN, "tiny", "algorithms", "train", "evaluate", "record", "report"}
-TOP = {"run", "scoring", "session", "recipes", "demo", "cli", "__main__"}
+BELOW_RUN = {*MATHS, *WORLD, *BORDERS, *PLAIN, "tiny", "algorithms", "train", "evaluate", "record", "report", "page"}
+TOP = {"run", "scoring", "session", "compare", "treeview", "recipes", "demo", "cli", "__main__"}
 
 ROOMS = {
     "__init__": set(),
@@ -33,6 +33,7 @@ ROOMS = {
     "shapes": {"geneval"},
     "record": {"names"},
     "report": set(),
+    "page": {"report"},
     "tiny": WORLD,
     "algorithms": set(MATHS),
     **{room: {*MATHS, *WORLD, *PLAIN} for room in BORDERS},

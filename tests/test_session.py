@@ -10,13 +10,19 @@ import torch
 from safetensors.torch import load_file
 
 from afterflow import rewards
+from afterflow.advantages import Blend
+from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA
+from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
 from afterflow.tiny.build import untrained
+from afterflow.train.explore import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +96,51 @@ def test_a_run_is_not_written_over(run):
     execute(replace(run, iterations=1), "short")
     with pytest.raises(ValueError, match="already holds a run"):
         execute(run, "short")
+
+
+def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkeypatch):
+    judged = replace(
+        run,
+        algorithm=PrefGRPO(steps=4, group=4, guard=False, eta=0.9),
+        judge=ShapesJudge(noise=1.0),
+        held_out=ShapesPrompts("test", count=5),
+        eval_every=1,
+        sample_every=0,
+    )
+    whole = metrics(execute(replace(judged, name="whole"), "short"))
+    assert whole[0]["consistency/win_rate"] < 1 and whole[0]["reward/win_rate"] == pytest.approx(0.5)
+    assert all(0 <= line["eval/win_rate"] <= 1 for line in whole)
+    execute(replace(judged, name="parts", iterations=2), "short")
+    resumed = metrics(execute(replace(judged, name="parts"), "short", resume=True))
+    assert resumed[2]["eval/win_rate"] == whole[2]["eval/win_rate"]
+    (run.folder.parent / "parts" / "held_out_base.npy").unlink()
+    with pytest.raises(ValueError, match="is gone, and with it the base"):
+        execute(replace(judged, name="parts", iterations=4), "short", resume=True)
+
+
+def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, monkeypatch):
+    folder = execute(replace(run, name="long", iterations=1000, budget_seconds=3.0), "short")
+    lines = metrics(folder)
+    assert 1 < len(lines) < 1000 and lines[-1]["seconds_trained"] >= 3.0 > lines[-2]["seconds_trained"]
+    assert (folder / "lora").is_dir()
+    again = metrics(execute(replace(run, name="long", iterations=1000, budget_seconds=3.5), "short", resume=True))
+    assert len(again) > len(lines) and again[len(lines)]["seconds_trained"] > lines[-1]["seconds_trained"]
+    with pytest.raises(Stopped, match="one iteration takes"):
+        execute(replace(run, name="short_budget", budget_seconds=1e-3), "short")
+
+
+@pytest.mark.parametrize(
+    "options, advice",
+    [
+        (dict(algorithm=PrefGRPO()), "PrefGRPO needs a judge"),
+        (dict(judge=ShapesJudge()), "asks no judge; leave it out"),
+        (dict(algorithm=FlowGRPO({"win_rate": 1.0})), "win_rate is a reward of PrefGRPO only"),
+        (dict(algorithm=DDPO({"jpeg": 1.0})), "jpeg_"),
+        (dict(algorithm=DDPO({"jpeg_compressibility": 1.0}, blend=Blend(gate={"sharpnes": 1.0}))), "sharpnes"),
+        (dict(algorithm=MixGRPO({"jpeg_compressibility": -1.0})), "their sum must be positive"),
+        (dict(budget_seconds=0.0), "budget_seconds = 0.0: it must be positive"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_anything_is_loaded(run, options, advice):
+    with pytest.raises(ValueError, match=advice):
+        replace(run, **options)

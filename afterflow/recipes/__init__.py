@@ -3,9 +3,25 @@
 from collections.abc import Callable
 
 from ..run import Run
+from . import family
 from .shapes import demo, shapes_flow_grpo
 from .tiny import tiny_sd3_pretrain
 
 RECIPES: dict[str, Callable[[], Run]] = {
-    recipe.__name__: recipe for recipe in (demo, shapes_flow_grpo, tiny_sd3_pretrain)
+    recipe.__name__: recipe
+    for recipe in (
+        demo,
+        shapes_flow_grpo,
+        family.shapes_flow_grpo_full,
+        family.shapes_flow_grpo_cps,
+        family.shapes_flow_grpo_guard,
+        family.shapes_ddpo,
+        family.shapes_dance_grpo,
+        family.shapes_mix_grpo,
+        family.shapes_mix_grpo_flash,
+        family.shapes_branch_grpo,
+        family.shapes_branch_grpo_pruned,
+        family.shapes_pref_grpo,
+        tiny_sd3_pretrain,
+    )
 }

@@ -1,0 +1,204 @@
+"""Runs side by side: the same prompts and noise for all of them, and the same judges.
+
+A method is a recipe; its runs differ in their seed.  Intervals of a method are over prompts, each prompt's figure
+being the mean over the method's runs; every run's own figures stand beside them.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from .data.prompts import ShapesPrompts
+from .evaluate import frechet, judge, picture_size, renders, suite_pictures, suite_prompts
+from .models.base import Model
+from .models.sd3 import SD3
+from .models.tune import LoRA
+from .record import to_json
+from .report import Judged, Settings, report
+from .run import Run
+from .session import execute
+from .shapes import population
+from .train.log import before_after
+
+HELD_OUT = ShapesPrompts("test", count=60)
+"""Prompts of a curve, where the recipe has none of its own."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended, and what its pictures of the suite are worth."""
+
+    folder: Path
+    run: Run
+    recipe: str
+    judged: Judged
+    base: Judged
+    lines: list[dict[str, float]]
+    """Of metrics.jsonl."""
+
+
+def train_all(recipes: dict[str, Callable[[], Run]], budget_seconds: float, seeds: int, name: str) -> list[Path]:
+    """Run every recipe with every seed, one after another; the folders.
+
+    A run that is there already is not repeated, and one that was interrupted goes on from its checkpoint.
+    """
+    folders = []
+    for seed in range(seeds):
+        for recipe, make in recipes.items():
+            run = budgeted(make(), budget_seconds, seed, f"{name}/{recipe}_{seed}")
+            folders.append(run.folder)
+            if ended(run.folder):
+                print(f"{run.folder}: there already")
+            else:
+                execute(run, recipe, resume=any(run.folder.glob("checkpoints/step_*")))
+    return folders
+
+
+def budgeted(run: Run, budget_seconds: float, seed: int, name: str) -> Run:
+    """The run under a budget of seconds instead of iterations."""
+    watched = {} if run.held_out is not None else {"held_out": HELD_OUT, "eval_every": 10}
+    # The budget ends it; so many iterations are out of reach.
+    return replace(run, budget_seconds=budget_seconds, iterations=10**6, seed=seed, name=name, keep=1, **watched)
+
+
+def ended(folder: Path) -> bool:
+    return any((folder / result).is_dir() for result in ("lora", "model"))
+
+
+def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finished:
+    """A run's pictures of the suite, judged beside its base's; kept in the run's folder for the next time.
+
+    ValueError when the run has not ended or has no base that draws pictures of the shapes world.
+    """
+    if not ended(folder):
+        raise ValueError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
+    if not isinstance(run.model, SD3):
+        raise ValueError(f"{folder}: it was trained from scratch, so there is no base to compare it with")
+    settings = replace(settings, guidance=run.guidance_scale)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records, base_pictures, base = base_of(run.model, settings)
+    file = folder / "evaluation.json"
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    if kept.get("suite") != to_json(settings):
+        pictures = suite_pictures(tuned_model(run, folder), records, settings)
+        judged = judge(pictures, records, reference_features(records, pictures.shape, settings.seed))
+        before_after(records, base_pictures, pictures, base.strict, judged.strict).save(folder / "before_after.png")
+        kept = {"suite": to_json(settings), "judged": as_lists(judged)}
+        file.write_text(json.dumps(kept) + "\n")
+    return Finished(folder, run, recipe, from_lists(kept["judged"]), base, lines)
+
+
+@cache
+def base_of(model: SD3, settings: Settings) -> tuple[list[dict], np.ndarray, Judged]:
+    """The suite's records, the untrained model's pictures of them, and what those are worth."""
+    loaded = model.load()
+    records = suite_prompts(settings, picture_size(loaded))
+    pictures = suite_pictures(loaded, records, settings)
+    return records, pictures, judge(pictures, records, reference_features(records, pictures.shape, settings.seed))
+
+
+def tuned_model(run: Run, folder: Path) -> Model:
+    """What a run made of its model."""
+    assert isinstance(run.model, SD3)
+    if not isinstance(run.tune, LoRA):
+        return replace(run.model, path=str(folder / "model")).load()
+    model = run.model.load()
+    model.load_lora(folder / "lora")
+    return model
+
+
+def reference_features(records: Sequence[dict], shape: Sequence[int], seed: int) -> np.ndarray:
+    """Of true pictures of the records, for Fréchet distances."""
+    return population.features(renders(records, shape, seed, "reference").reshape(-1, *shape[2:]))
+
+
+def as_lists(judged: Judged) -> dict[str, Any]:
+    """For JSON."""
+    figures = {name: values.tolist() for name, values in judged.figures.items()}
+    return {"figures": figures, "strict": judged.strict.tolist(), "frechet": judged.frechet}
+
+
+def from_lists(data: dict[str, Any]) -> Judged:
+    figures = {name: np.array(values) for name, values in data["figures"].items()}
+    return Judged(figures, np.array(data["strict"]), data["frechet"])
+
+
+def pooled(runs: Sequence[Judged]) -> Judged:
+    """Each prompt's mean figure over several runs."""
+    figures = {name: np.mean([run.figures[name] for run in runs], 0) for name in runs[0].figures}
+    return Judged(figures, runs[0].strict, float(np.mean([run.frechet for run in runs])))
+
+
+def comparison(runs: Sequence[Finished], settings: Settings) -> dict[str, Any]:
+    """What the page shows, as JSON: one entry for each method, in the order given."""
+    methods: dict[str, list[Finished]] = {}
+    for each in runs:
+        methods.setdefault(each.recipe, []).append(each)
+    return {
+        "suite": to_json(settings),
+        "methods": [method(name, of_method, settings) for name, of_method in methods.items()],
+    }
+
+
+def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str, Any]:
+    """One method over its seeds."""
+    run = runs[0].run
+    assert isinstance(run.model, SD3)
+    settings = replace(settings, guidance=run.guidance_scale)
+    records, pictures, base = base_of(run.model, settings)
+    truth = {
+        "frechet": frechet(
+            renders(records, pictures.shape, settings.seed, "fresh"),
+            reference_features(records, pictures.shape, settings.seed),
+        )
+    }
+    path = run.model.path
+    of = lambda judged, model: report(settings, records, judged, base, truth, model, path)
+    lines = [line for each in runs for line in each.lines]
+    return {
+        "name": name,
+        "algorithm": type(run.algorithm).__name__,
+        "config": to_json(run),
+        "guidance": run.guidance_scale,
+        "report": to_json(of(pooled([each.judged for each in runs]), name)),
+        "nfe": {
+            stage: mean(line[f"nfe/{stage}"] for line in lines)
+            for stage in ("rollout", "update")
+            if f"nfe/{stage}" in lines[0]
+        },
+        "seconds_per_iteration": median(iteration_seconds(runs[0].lines)),
+        "runs": [
+            {
+                "folder": str(each.folder),
+                "seed": each.run.seed,
+                "iterations": len(each.lines),
+                "seconds_trained": each.lines[-1]["seconds_trained"],
+                "overall": to_json(of(each.judged, str(each.folder)))["overall"],
+                "curve": curve(each),
+            }
+            for each in runs
+        ],
+    }
+
+
+def iteration_seconds(lines: Sequence[dict[str, float]]) -> list[float]:
+    return np.diff([0.0, *(line["seconds_trained"] for line in lines)]).tolist()
+
+
+def curve(of: Finished) -> list[dict[str, float]]:
+    """What was measured on held-out prompts, against seconds and velocity evaluations."""
+    run, points, evaluations = of.run, [], 0.0
+    group = getattr(run.algorithm, "group", 1)
+    passes = run.batch * group * (1 if run.guidance_scale == 1 else 2)
+    for line in of.lines:
+        evaluations += passes * (line.get("nfe/rollout", 0.0) + line.get("nfe/update", 1.0))
+        found = {name: value for name, value in line.items() if name.startswith("eval/")}
+        if found:
+            points.append({"seconds": line["seconds_trained"], "evaluations": evaluations, **found})
+    return points

@@ -1,0 +1,133 @@
+"""Seconds per iteration of each method beside DanceGRPO, and what counting forwards and backwards predicts.
+
+    python bench/iteration_time.py --json -
+
+Iterations are real ones (rollout, credit, loss, optimizer, EMA, metrics file) on the shipped pipeline with LoRA; decode
+and rewards, which are the same for all, are left out.  Every round times each method once, in turn; a ratio is the
+median over rounds of its seconds over DanceGRPO's of that round.
+
+    predicted = (nfe_old + nfe_new (1 + b)) / (the same of DanceGRPO)
+
+nfe_old: velocity evaluations per image of the rollout; nfe_new: those per image that are also differentiated, where
+children of one state share one; b: seconds of a backward pass over those of a forward pass, measured on the bare
+network in the same run.  Windows move from one iteration to the next, so both are means over the iterations timed.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from overhead import clocked, ours
+
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.dance_grpo import DanceGRPO
+from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.windows import SlidingWindow
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.evaluate import encoded
+from afterflow.models.quiet import no_progress_bars
+from afterflow.models.sd3 import SD3
+from afterflow.models.tune import LoRA, attach
+from afterflow.models.wrappers import in_chunks
+
+T = 20
+REWARD = {"reward": 1.0}
+DANCE = DanceGRPO(REWARD, steps=T, group=16, fraction=1.0)
+# Windows move every iteration, so that a few iterations see many of their places.
+MIX = MixGRPO(REWARD, steps=T, group=16, window=SlidingWindow(every=1, order="random"))
+BRANCH = BranchGRPO(REWARD, steps=T)
+METHODS = {
+    "dance_grpo": DANCE,
+    "dance_grpo_60": replace(DANCE, fraction=0.6),
+    "mix_grpo": MIX,
+    "mix_grpo_flash": replace(MIX, flash=0.4),
+    "mix_grpo_flash_star": replace(MIX, flash=0.2, window=SlidingWindow(order="frozen")),
+    "branch_grpo": BRANCH,
+    "branch_grpo_pruned": replace(BRANCH, prune_width="parent_top1"),
+    "branch_grpo_mix": replace(BRANCH, mix=SlidingWindow(every=1, order="random", idle=1)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--chunk", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    no_progress_bars()
+    line = json.dumps(measure(options))
+    if options.json != "-":
+        Path(options.json).write_text(line + "\n")
+    print(line)
+
+
+def measure(options: argparse.Namespace) -> dict:
+    model = SD3(options.model).load()
+    parameters = attach(model, LoRA())
+    prompts = encoded(model, ShapesPrompts(count=64).records(0))
+    velocity = in_chunks(model.velocity(model.module), options.chunk)
+    runs = {name: ours(options, each, model, parameters, velocity, prompts) for name, each in METHODS.items()}
+    for each in runs.values():
+        next(each)
+    seconds, nfe, forward, both = {name: [] for name in runs}, {name: [] for name in runs}, [], []
+    for _ in range(options.rounds):
+        for name, each in runs.items():
+            metrics = {}
+            seconds[name].append(clocked(lambda each=each, metrics=metrics: metrics.update(next(each))))
+            nfe[name].append((metrics["nfe/rollout"], metrics["nfe/update"]))
+        f, b = bare(options, model, velocity, prompts)
+        forward.append(f), both.append(b)
+    backward_over_forward = statistics.median(b / f for b, f in zip(both, forward)) - 1
+    counted = {name: [sum(column) / len(pairs) for column in zip(*pairs)] for name, pairs in nfe.items()}
+    cost = {name: old + new * (1 + backward_over_forward) for name, (old, new) in counted.items()}
+    over = lambda name, other: statistics.median(a / b for a, b in zip(seconds[name], seconds[other]))
+    return {
+        "methods": {
+            name: {
+                "ratio": round(over(name, "dance_grpo"), 4),
+                "vs_dance_60": round(over(name, "dance_grpo_60"), 4),
+                "predicted": round(cost[name] / cost["dance_grpo"], 4),
+                "predicted_vs_dance_60": round(cost[name] / cost["dance_grpo_60"], 4),
+                "nfe_old": round(counted[name][0], 4),
+                "nfe_new": round(counted[name][1], 4),
+                "seconds": round(statistics.median(seconds[name]), 3),
+            }
+            for name in METHODS
+        },
+        "backward_over_forward": round(backward_over_forward, 4),
+        "T": T,
+        "images": options.prompts * 16,
+        "chunk": options.chunk,
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "torch": torch.__version__,
+    }
+
+
+def bare(options, model, velocity, prompts) -> tuple[float, float]:
+    """Seconds of a forward pass without and of a forward and backward pass with gradients, 20 each."""
+    x, t = torch.randn(options.chunk, *model.latent_shape), torch.rand(options.chunk)
+    cond = prompts[torch.arange(options.chunk) % len(prompts)]
+
+    def forwards():
+        with torch.no_grad():
+            for _ in range(20):
+                velocity(x, t, cond)
+
+    def both():
+        for _ in range(20):
+            velocity(x, t, cond).sum().backward()
+        model.module.zero_grad()
+
+    return clocked(forwards), clocked(both)
+
+
+if __name__ == "__main__":
+    main()
