@@ -381,12 +381,11 @@ class Compare:
             raise ValueError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
 
     def __call__(self) -> None:
-        makers = {name: (lambda name=name: from_recipe(name)) for name in self.recipes}
-        made = [make() for make in makers.values()]  # a name that does not exist is told before anything is trained
-        check_comparable(made)
+        runs = {name: from_recipe(name) for name in self.recipes}
+        check_comparable(list(runs.values()))
         from .compare import train_all
 
-        folders = train_all(makers, self.budget_seconds, self.seeds, self.name)
+        folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         settings = Settings(prompts=self.prompts, images=self.images)
         title = f"{', '.join(self.recipes)}: {self.budget_seconds:g} s each"
         command = (

@@ -5,7 +5,11 @@ being the mean over the method's runs; every run's own figures stand beside them
 """
 
 import json
-from collections.abc import Callable, Sequence
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,8 +26,8 @@ from .models.tune import LoRA
 from .record import to_json
 from .report import Judged, Settings, report
 from .run import Run
-from .session import execute
 from .shapes import population
+from .train.explore import Stopped
 from .train.log import before_after
 
 HELD_OUT = ShapesPrompts("test", count=60)
@@ -43,21 +47,39 @@ class Finished:
     """Of metrics.jsonl."""
 
 
-def train_all(recipes: dict[str, Callable[[], Run]], budget_seconds: float, seeds: int, name: str) -> list[Path]:
-    """Run every recipe with every seed, one after another; the folders.
+def train_all(runs: Mapping[str, Run], budget_seconds: float, seeds: int, name: str) -> list[Path]:
+    """Train each recipe's run with every seed, one after another; the folders.
 
-    A run that is there already is not repeated, and one that was interrupted goes on from its checkpoint.
+    A run that has ended is not repeated, and one that was interrupted goes on from its checkpoint.  Stopped when one
+    could not be brought to its end.
     """
     folders = []
     for seed in range(seeds):
-        for recipe, make in recipes.items():
-            run = budgeted(make(), budget_seconds, seed, f"{name}/{recipe}_{seed}")
+        for recipe, of_recipe in runs.items():
+            run = budgeted(of_recipe, budget_seconds, seed, f"{name}/{recipe}_{seed}")
             folders.append(run.folder)
-            if ended(run.folder):
-                print(f"{run.folder}: there already")
+            if ended(run):
+                print(f"{run.folder} is there already")
             else:
-                execute(run, recipe, resume=any(run.folder.glob("checkpoints/step_*")))
+                train_apart(run, recipe)
     return folders
+
+
+def train_apart(run: Run, recipe: str) -> None:
+    """In a process of its own: threads, precision and memory of one run do not reach the next."""
+    file = run.folder / "asked.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
+    resumes = any(run.folder.glob("checkpoints/step_*"))
+    what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
+    # Ctrl-C reaches both processes; the other one ends its iteration and saves, and this one waits for it.
+    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        subprocess.Popen([sys.executable, "-m", "afterflow", "train", *what]).wait()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if not ended(run):
+        raise Stopped(f"{run.folder} was not brought to its end; the same command goes on with it")
 
 
 def budgeted(run: Run, budget_seconds: float, seed: int, name: str) -> Run:
@@ -67,8 +89,13 @@ def budgeted(run: Run, budget_seconds: float, seed: int, name: str) -> Run:
     return replace(run, budget_seconds=budget_seconds, iterations=10**6, seed=seed, name=name, keep=1, **watched)
 
 
-def ended(folder: Path) -> bool:
-    return any((folder / result).is_dir() for result in ("lora", "model"))
+def ended(run: Run) -> bool:
+    """Whether the run in this folder did its iterations or used up its budget, and left its result."""
+    if not any((run.folder / result).is_dir() for result in ("lora", "model")):
+        return False
+    last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    budget = run.budget_seconds or math.inf
+    return last["step"] == run.iterations - 1 or last["seconds_trained"] >= budget
 
 
 def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finished:
@@ -76,7 +103,7 @@ def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finishe
 
     ValueError when the run has not ended or has no base that draws pictures of the shapes world.
     """
-    if not ended(folder):
+    if not ended(run):
         raise ValueError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
     if not isinstance(run.model, SD3):
         raise ValueError(f"{folder}: it was trained from scratch, so there is no base to compare it with")
