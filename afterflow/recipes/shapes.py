@@ -7,7 +7,7 @@ import torch
 from ..algorithms.flow_grpo import FlowGRPO
 from ..data.prompts import ShapesPrompts
 from ..models.sd3 import SD3
-from ..models.tune import Full, LoRA
+from ..models.tune import LoRA
 from ..run import Run
 
 
@@ -28,25 +28,28 @@ def shapes_flow_grpo() -> Run:
         algorithm,
         ShapesPrompts(),
         SD3("tiny"),
-        Full(),
+        LoRA(),
         name="shapes_flow_grpo",
-        iterations=300,
-        learning_rate=1e-4,
+        iterations=400,
+        # A constant 4e-3 fell back after 30 iterations.
+        learning_rate=1.5e-3,
+        decay="cosine",
+        # Twice as fast as fp32 where the processor has it, and as good.
+        mixed_precision="bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no",
         held_out=ShapesPrompts("test", count=120),
-        eval_every=20,
+        eval_every=40,
         threads=1,
     )
 
 
 def demo() -> Run:
-    """The job of `make demo`: a LoRA by Flow-GRPO in a few minutes, in bf16 where the processor has it."""
+    """The job of `make demo`: the first minutes of it, at a higher rate."""
     return replace(
         shapes_flow_grpo(),
-        tune=LoRA(),
         name="demo",
         iterations=45,
         learning_rate=2e-3,
-        mixed_precision="bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no",
+        decay="constant",
         held_out=None,
         eval_every=0,
         sample_every=15,

@@ -17,7 +17,7 @@ def tiny_sd3_pretrain() -> Run:
         TinyParts(),
         Full(),
         name="tiny_sd3_pretrain",
-        iterations=26_500,
+        iterations=40_500,
         batch=128,
         chunk=64,
         learning_rate=1.4e-3,
