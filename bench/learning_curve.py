@@ -46,17 +46,25 @@ def main() -> None:
     settings = Settings(prompts=options.prompts, images=options.images, guidance=recipe.guidance_scale)
     file = RESULTS / f"{options.recipe}.json"
     about = {"run": to_json(recipe), "suite": to_json(settings)}
-    found = json.loads(file.read_text()) if file.is_file() else {"seeds": {}} | about
-    if any(found[name] != value for name, value in about.items()):
-        raise SystemExit(f"{file} holds another setting of {options.recipe}; move it away")
+    found = stored(file, about)
     for seed in options.seeds:
         if str(seed) not in found["seeds"]:
             made = {"command": " ".join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware()}
-            found["seeds"][str(seed)] = made | one(recipe, seed, settings)
+            result = made | one(recipe, seed, settings)
+            found = stored(file, about)  # another process may have added its seed meanwhile
+            found["seeds"][str(seed)] = result
             file.write_text(json.dumps(found) + "\n")
     figure(found, options.recipe).savefig(file.with_suffix(".png"), dpi=120)
     scores = {seed: result["report"]["overall"]["strict"] for seed, result in found["seeds"].items()}
     print(json.dumps({"recipe": options.recipe, "strict": scores}))
+
+
+def stored(file: Path, about: dict) -> dict:
+    """What the file holds so far; SystemExit when that is of other settings."""
+    found = json.loads(file.read_text()) if file.is_file() else {"seeds": {}} | about
+    if any(found[name] != value for name, value in about.items()):
+        raise SystemExit(f"{file} holds another setting; move it away")
+    return found
 
 
 def one(recipe: Run, seed: int, settings: Settings) -> dict:

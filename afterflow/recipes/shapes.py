@@ -34,7 +34,7 @@ def shapes_flow_grpo() -> Run:
         # A constant 4e-3 fell back after 30 iterations.
         learning_rate=1.5e-3,
         decay="cosine",
-        # Twice as fast as fp32 where the processor has it, and as good.
+        # About twice as fast where the processor has it.
         mixed_precision="bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no",
         held_out=ShapesPrompts("test", count=120),
         eval_every=40,
