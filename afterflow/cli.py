@@ -99,7 +99,7 @@ def train(args: Sequence[str]) -> None:
     from .session import execute
 
     no_progress_bars()
-    print(f"{execute(run, recipe, resume=source == '--resume')}: done")
+    print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
 
 
 def from_recipe(name: str) -> "Run":

@@ -1,0 +1,110 @@
+"""Two short runs beside each other, the page about them, and a tree of one."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.cli import main
+from afterflow.compare import Judged, ended, pooled, train_all
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.models.sd3 import SD3
+from afterflow.models.tune import LoRA
+from afterflow.run import Run
+from afterflow.tiny.build import untrained
+
+SMALL = {"jpeg_compressibility": 1.0}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two runs in runs/pair, each ended by its budget."""
+    path = tmp_path_factory.mktemp("compare")
+    torch.manual_seed(0)
+    untrained().save_pretrained(path / "pipeline")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setenv("AFTERFLOW_CACHE", str(path / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        run = Run(
+            BranchGRPO(SMALL, steps=4, splits=(0, 1), path_weight=0.0),
+            ShapesPrompts(count=5),
+            SD3(str(path / "pipeline"), max_sequence_length=0),
+            LoRA(rank=2, alpha=2),
+            batch=2,
+            chunk=8,
+            sample_every=0,
+            inference_steps=2,
+            held_out=ShapesPrompts("test", count=5),
+            eval_every=1,
+        )
+        chain = replace(run, algorithm=FlowGRPO(SMALL, steps=4, group=4, beta=0.0))
+        train_all({"branch": run, "chain": chain}, 2.0, 1, "pair")
+        yield path, {"branch": run, "chain": chain}
+
+
+@pytest.fixture(autouse=True)
+def there(place, monkeypatch):
+    monkeypatch.chdir(place[0])
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(place[0] / "cache"))
+
+
+def test_runs_end_by_their_budget_and_are_not_repeated(place, capfd):
+    folders = train_all(place[1], 2.0, 1, "pair")
+    assert [str(folder) for folder in folders] == ["runs/pair/branch_0", "runs/pair/chain_0"]
+    assert capfd.readouterr().out.count("there already") == 2
+    lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["seconds_trained"] >= 2.0
+    assert (lines[0]["nfe/rollout"], lines[0]["nfe/update"]) == ((1 + 2 + 4 + 4) / 4, (1 + 2 + 4) / 4)
+    assert not ended(replace(place[1]["branch"], name="pair/elsewhere"))
+
+
+def test_the_page_has_everything_in_it(place, capsys):
+    assert main(["report", "runs/pair/branch_0", "runs/pair/chain_0", "--prompts", "14", "--images", "2"]) == 0
+    page = (place[0] / "runs/report/index.html").read_text()
+    assert "branch" in page and "BranchGRPO" in page and "FlowGRPO" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # readable without a network
+    assert page.count("data:image/png;base64,") == 1 + 2 + 1  # curves, before and after of each, one tree
+    found = json.loads((place[0] / "runs/report/comparison.json").read_text())
+    first, second = found["methods"]
+    assert (first["nfe"]["rollout"], second["nfe"]["rollout"]) == (2.75, 4.0)
+    assert first["report"]["overall"]["strict"]["base"] == second["report"]["overall"]["strict"]["base"]
+    points = first["runs"][0]["curve"]
+    assert points[0]["evaluations"] == 2 * 4 * (2.75 + 1.75) and points[-1]["seconds"] >= 2.0
+    assert (place[0] / "runs/report/comparison.png").is_file()
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_tree_is_drawn_for_any_prompt(suffix, capsys):
+    out = f"pictures/tree.{suffix}"
+    assert main(["tree", "runs/pair/branch_0", "a red sign", "--out", out]) == 0
+    with open(out, "rb") as file:
+        assert file.read(4) == b"\x89PNG" if suffix == "png" else b"<?xm"
+
+
+@pytest.mark.parametrize(
+    "command, advice",
+    [
+        (["tree", "runs/pair/chain_0", "a"], "trained by FlowGRPO; only BranchGRPO grows trees"),
+        (["tree", "runs/pair/branch_0", "a", "--out", "tree.gif"], ".png or .svg"),
+        (["compare", "shapes_branch", "--budget-seconds", "9"], "did you mean shapes_branch_grpo"),
+        (["compare", "demo", "--budget-seconds", "0"], "give some of each"),
+        (["compare", "tiny_sd3_pretrain", "--budget-seconds", "9"], "trained from scratch"),
+        (["report", "runs/nowhere"], "no such file"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(command, advice, capsys):
+    assert main(command) == 2
+    assert advice in capsys.readouterr().err
+
+
+def test_seeds_are_pooled_prompt_by_prompt():
+    runs = [Judged({"strict": np.array([0.0, 1.0])}, np.ones((2, 1)), 2.0)]
+    runs.append(Judged({"strict": np.array([1.0, 1.0])}, np.ones((2, 1)), 4.0))
+    both = pooled(runs)
+    assert both.figures["strict"].tolist() == [0.5, 1.0] and both.frechet == 3.0
