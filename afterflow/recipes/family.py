@@ -6,7 +6,7 @@ denoising steps; the settings are those of the papers, scaled to that where they
 
 from dataclasses import replace
 
-from ..advantages import Blend, Normalize
+from ..advantages import Blend
 from ..algorithms.base import OnPolicy
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
@@ -24,8 +24,8 @@ WEIGHTS = {"shapes_strict": 0.5, "shapes_partial": 0.5}
 STEPS = 10
 
 
-def _run(algorithm: OnPolicy, name: str) -> Run:
-    return replace(shapes_flow_grpo(), algorithm=algorithm, name=name)  # type: ignore[arg-type]
+def _run(algorithm: OnPolicy, name: str, **options: object) -> Run:
+    return replace(shapes_flow_grpo(), algorithm=algorithm, name=name, **options)  # type: ignore[arg-type]
 
 
 def shapes_ddpo() -> Run:
@@ -47,7 +47,7 @@ def shapes_flow_grpo_cps() -> Run:
 def shapes_flow_grpo_guard() -> Run:
     """Flow-GRPO with GRPO-Guard's ratio and weighting of steps."""
     algorithm = FlowGRPO(WEIGHTS, steps=STEPS, group=16, beta=0.0, guard=True, clip=2e-4)
-    return _run(replace(algorithm, normalize=Normalize()), "shapes_flow_grpo_guard")
+    return _run(algorithm, "shapes_flow_grpo_guard")
 
 
 def shapes_dance_grpo() -> Run:
@@ -78,7 +78,7 @@ def shapes_branch_grpo_pruned() -> Run:
 def shapes_pref_grpo() -> Run:
     """Pref-GRPO: win rates from a judge built on the verifier, a little noisy and a little biased."""
     algorithm = PrefGRPO(steps=STEPS, group=8, clip=2e-4)
-    return replace(_run(algorithm, "shapes_pref_grpo"), judge=ShapesJudge(noise=0.1, bias=0.05), batch=32)
+    return _run(algorithm, "shapes_pref_grpo", judge=ShapesJudge(noise=0.1, bias=0.05), batch=32)
 
 
 def _mix() -> MixGRPO:

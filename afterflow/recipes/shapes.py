@@ -30,14 +30,16 @@ def shapes_flow_grpo() -> Run:
         SD3("tiny"),
         LoRA(),
         name="shapes_flow_grpo",
-        iterations=400,
-        # A constant 4e-3 fell back after 30 iterations.
-        learning_rate=1.5e-3,
-        decay="cosine",
+        iterations=270,
+        # Gradients grow fourfold on the way.  Adam's usual 0.999 remembers the small ones, so its steps grow too: at a
+        # rate of 1.5e-3 the reward rose to .55 and fell back to .3 after 100 to 200 iterations.
+        learning_rate=1e-3,
+        betas=(0.9, 0.95),
+        decay="late",
         # About twice as fast where the processor has it.
         mixed_precision="bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no",
         held_out=ShapesPrompts("test", count=120),
-        eval_every=40,
+        eval_every=30,
         threads=1,
     )
 

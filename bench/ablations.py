@@ -1,0 +1,113 @@
+"""The papers' ablations, small: each varies one thing of one method, under the same budget of training time.
+
+    python bench/ablations.py --budget-seconds 300 --seeds 1
+    python bench/ablations.py splits fusion --budget-seconds 300 --seeds 3
+
+Writes bench/results/ablations/NAME.json for each; runs and pages are kept in runs/ablations.  It goes on where it was
+interrupted.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from afterflow.algorithms.base import Comparisons
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.cli import read_run
+from afterflow.compare import comparison, finished, train_all
+from afterflow.models.quiet import no_progress_bars
+from afterflow.page import write_page
+from afterflow.recipes import RECIPES
+from afterflow.report import Settings
+from afterflow.rewards.judges import ShapesJudge
+from afterflow.run import Run
+from afterflow.train.log import git_commit, hardware
+
+RESULTS = Path(__file__).parent / "results" / "ablations"
+IMAGES = 256
+"""Of an iteration, the same for every variant as nearly as whole groups allow."""
+
+
+def varied(recipe: str, **options) -> Run:
+    """The recipe with options of its algorithm changed, and as many prompts as make IMAGES images."""
+    run = RECIPES[recipe]()
+    algorithm = replace(run.algorithm, **options)
+    assert isinstance(algorithm, FlowGRPO | BranchGRPO | PrefGRPO)
+    return replace(run, algorithm=algorithm, batch=max(1, IMAGES // algorithm.group))
+
+
+def flow(**options) -> Run:
+    return varied("shapes_flow_grpo_full", **options)
+
+
+def branch(**options) -> Run:
+    return varied("shapes_branch_grpo", **options)
+
+
+def pref(judge: ShapesJudge, **options) -> Run:
+    return replace(varied("shapes_pref_grpo", **options), judge=judge)
+
+
+ABLATIONS = {
+    "split_noise": {f"lambda_{lam:g}": branch(split_noise=lam) for lam in (1.0, 2.0, 4.0, 8.0)}
+    | {"independent": branch(split_noise=None)},
+    "splits": {
+        "dense": branch(splits=(0, 1, 3, 4)),
+        "mixed": branch(splits=(0, 2, 4, 6)),
+        "sparse": branch(splits=(0, 2, 5, 7)),
+    },
+    "fusion": {"uniform": branch(path_weight=0.0), "path_weighted": branch(path_weight=1.0)},
+    "children": {
+        "K_2": branch(children=2, splits=(0, 1, 3, 4)),
+        "K_3": branch(children=3, splits=(0, 1, 3)),
+        "K_4": branch(children=4, splits=(0, 1)),
+    },
+    "training_steps": {f"T_{steps}": flow(steps=steps) for steps in (5, 10, 40)},
+    "group_size": {f"G_{group}": flow(group=group) for group in (4, 8, 16, 32)},
+    "kl": {f"beta_{beta:g}": flow(beta=beta) for beta in (0.0, 0.001, 0.01, 0.1)},
+    "judge": {
+        "clean": pref(ShapesJudge()),
+        "biased_both_orders": pref(ShapesJudge(bias=0.3)),
+        "biased_one_order": pref(ShapesJudge(bias=0.3), compare=Comparisons(both_orders=False)),
+        "noisy": pref(ShapesJudge(noise=0.5)),
+        "noisy_consistent_groups": pref(ShapesJudge(noise=0.5), least_consistency=0.6),
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*ABLATIONS, []], help="all of them without a name")
+    parser.add_argument("--budget-seconds", type=float, default=300)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--prompts", type=int, default=280)
+    parser.add_argument("--images", type=int, default=4)
+    options = parser.parse_args()
+    no_progress_bars()
+    settings = Settings(prompts=options.prompts, images=options.images)
+    summary = {}
+    for name in options.names or ABLATIONS:
+        command = (
+            f"python bench/ablations.py {name} --budget-seconds {options.budget_seconds:g} --seeds {options.seeds}"
+        )
+        data = one(name, options, settings) | {"command": command}
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(data) + "\n")
+        write_page(Path("runs/ablations") / name, data, f"Ablation: {name}", command)
+        summary[name] = {m["name"]: m["report"]["overall"]["strict"] for m in data["methods"]}
+    print(json.dumps(summary))
+
+
+def one(name: str, options: argparse.Namespace, settings: Settings) -> dict:
+    """Train and judge the variants of one ablation."""
+    variants = ABLATIONS[name]
+    folders = train_all(variants, options.budget_seconds, options.seeds, f"ablations/{name}")
+    runs = [finished(folder, *read_run(folder), settings) for folder in folders]
+    return {**comparison(runs, settings), "git_commit": git_commit(), "hardware": hardware()}
+
+
+if __name__ == "__main__":
+    main()
