@@ -356,15 +356,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Compare:
-    """Train recipes one after another under the same budget, judge them alike, and write a page about it.
+    """Train recipes one after another, judge them alike, and write a page about it.
 
     It goes on where it was interrupted; runs that have ended are not repeated.
     """
 
     recipes: Positional[tuple[str, ...]]
     """Names of recipes."""
-    budget_seconds: float
-    """Training time of each run; evaluation and pictures do not count."""
+    budget_seconds: float | None = None
+    """Training time of each run; evaluation and pictures do not count.  None: each does its recipe's iterations."""
     seeds: int = 1
     """Runs of each recipe, with seeds 0, 1, ..."""
     name: str = "compare"
@@ -376,8 +376,8 @@ class Compare:
 
     def __post_init__(self) -> None:
         if not self.recipes:
-            raise ValueError("name at least one recipe to compare: afterflow compare RECIPE... --budget-seconds S")
-        if self.budget_seconds <= 0 or self.seeds < 1:
+            raise ValueError("name at least one recipe to compare: afterflow compare RECIPE...")
+        if self.seeds < 1 or (self.budget_seconds is not None and self.budget_seconds <= 0):
             raise ValueError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
 
     def __call__(self) -> None:
@@ -387,10 +387,9 @@ class Compare:
 
         folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         settings = Settings(prompts=self.prompts, images=self.images)
-        title = f"{', '.join(self.recipes)}: {self.budget_seconds:g} s each"
-        command = (
-            f"afterflow compare {' '.join(self.recipes)} --budget-seconds {self.budget_seconds:g} --seeds {self.seeds}"
-        )
+        limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
+        command = f"afterflow compare {' '.join(self.recipes)}{limit} --seeds {self.seeds}"
+        title = ", ".join(self.recipes)
         write_comparison(folders, settings, Path("runs") / self.name, title, command)
 
 

@@ -47,8 +47,8 @@ class Finished:
     """Of metrics.jsonl."""
 
 
-def train_all(runs: Mapping[str, Run], budget_seconds: float, seeds: int, name: str) -> list[Path]:
-    """Train each recipe's run with every seed, one after another; the folders.
+def train_all(runs: Mapping[str, Run], budget_seconds: float | None, seeds: int, name: str) -> list[Path]:
+    """Train each recipe's run with every seed, one after another; the folders.  None: for its own iterations.
 
     A run that has ended is not repeated, and one that was interrupted goes on from its checkpoint.  Stopped when one
     could not be brought to its end.
@@ -82,11 +82,14 @@ def train_apart(run: Run, recipe: str) -> None:
         raise Stopped(f"{run.folder} was not brought to its end; the same command goes on with it")
 
 
-def budgeted(run: Run, budget_seconds: float, seed: int, name: str) -> Run:
-    """The run under a budget of seconds instead of iterations."""
-    watched = {} if run.held_out is not None else {"held_out": HELD_OUT, "eval_every": 10}
-    # The budget ends it; so many iterations are out of reach.
-    return replace(run, budget_seconds=budget_seconds, iterations=10**6, seed=seed, name=name, keep=1, **watched)
+def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:
+    """The run under a budget of seconds, if any, instead of iterations."""
+    if run.held_out is None:
+        run = replace(run, held_out=HELD_OUT, eval_every=10)
+    if budget_seconds is not None:
+        # The budget ends it; so many iterations are out of reach.
+        run = replace(run, budget_seconds=budget_seconds, iterations=10**6)
+    return replace(run, seed=seed, name=name, keep=1)
 
 
 def ended(run: Run) -> bool:

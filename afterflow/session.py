@@ -281,7 +281,9 @@ def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], wind
         for step, metrics in steps:
             trained += time.perf_counter() - before
             if step == 0 and trained > budget:
-                raise Stopped(f"budget_seconds = {budget}: one iteration takes {trained:.0f}; raise it, or lower batch")
+                raise Stopped(
+                    f"budget_seconds = {budget}: one iteration takes {trained:.3g} s; raise it, or lower batch"
+                )
             last = step == run.iterations - 1 or trained >= budget or bool(interrupted)
             if due(run.eval_every, step, last):
                 metrics |= window.evaluate()

@@ -11,10 +11,11 @@ import torch
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.cli import main
-from afterflow.compare import Judged, ended, pooled, train_all
+from afterflow.compare import HELD_OUT, budgeted, ended, pooled, train_all
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA
+from afterflow.report import Judged
 from afterflow.run import Run
 from afterflow.tiny.build import untrained
 
@@ -23,7 +24,7 @@ SMALL = {"jpeg_compressibility": 1.0}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with two runs in runs/pair, each ended by its budget."""
+    """A folder with two runs in runs/pair."""
     path = tmp_path_factory.mktemp("compare")
     torch.manual_seed(0)
     untrained().save_pretrained(path / "pipeline")
@@ -36,6 +37,7 @@ def place(tmp_path_factory):
             ShapesPrompts(count=5),
             SD3(str(path / "pipeline"), max_sequence_length=0),
             LoRA(rank=2, alpha=2),
+            iterations=2,
             batch=2,
             chunk=8,
             sample_every=0,
@@ -44,7 +46,7 @@ def place(tmp_path_factory):
             eval_every=1,
         )
         chain = replace(run, algorithm=FlowGRPO(SMALL, steps=4, group=4, beta=0.0))
-        train_all({"branch": run, "chain": chain}, 2.0, 1, "pair")
+        train_all({"branch": run, "chain": chain}, None, 1, "pair")
         yield path, {"branch": run, "chain": chain}
 
 
@@ -54,12 +56,12 @@ def there(place, monkeypatch):
     monkeypatch.setenv("AFTERFLOW_CACHE", str(place[0] / "cache"))
 
 
-def test_runs_end_by_their_budget_and_are_not_repeated(place, capfd):
-    folders = train_all(place[1], 2.0, 1, "pair")
+def test_runs_that_have_ended_are_not_repeated(place, capfd):
+    folders = train_all(place[1], None, 1, "pair")
     assert [str(folder) for folder in folders] == ["runs/pair/branch_0", "runs/pair/chain_0"]
     assert capfd.readouterr().out.count("there already") == 2
     lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["seconds_trained"] >= 2.0
+    assert len(lines) == 2
     assert (lines[0]["nfe/rollout"], lines[0]["nfe/update"]) == ((1 + 2 + 4 + 4) / 4, (1 + 2 + 4) / 4)
     assert not ended(replace(place[1]["branch"], name="pair/elsewhere"))
 
@@ -75,7 +77,7 @@ def test_the_page_has_everything_in_it(place, capsys):
     assert (first["nfe"]["rollout"], second["nfe"]["rollout"]) == (2.75, 4.0)
     assert first["report"]["overall"]["strict"]["base"] == second["report"]["overall"]["strict"]["base"]
     points = first["runs"][0]["curve"]
-    assert points[0]["evaluations"] == 2 * 4 * (2.75 + 1.75) and points[-1]["seconds"] >= 2.0
+    assert points[0]["evaluations"] == 2 * 4 * (2.75 + 1.75) and len(points) == 2
     assert (place[0] / "runs/report/comparison.png").is_file()
 
 
@@ -101,6 +103,12 @@ def test_a_tree_is_drawn_for_any_prompt(suffix, capsys):
 def test_what_cannot_be_shown_is_refused(command, advice, capsys):
     assert main(command) == 2
     assert advice in capsys.readouterr().err
+
+
+def test_a_budget_takes_the_place_of_iterations(place):
+    run = budgeted(replace(place[1]["branch"], held_out=None, eval_every=0), 60.0, 3, "pair/long")
+    assert (run.budget_seconds, run.seed, run.name, run.held_out) == (60.0, 3, "pair/long", HELD_OUT)
+    assert run.iterations > 10**5
 
 
 def test_seeds_are_pooled_prompt_by_prompt():
