@@ -87,7 +87,8 @@ def advantages(
             return torch.stack([weights[name] * score.clamp(-limit, limit) for name, score in scores.items()], -1)
         total = combine(scores, weights) / sum(weights.values())
     if blend.again:
-        total = normalize(total, Normalize("batch", "batch", ddof=1, eps=1e-8))
+        # Rounding leaves the batch a mean beside 0; what was tied stays so.
+        total = normalize(total, Normalize("batch", "batch", ddof=1, eps=1e-8)).where(total != 0, 0.0)
     return total.clamp(-limit, limit)[..., None]
 
 

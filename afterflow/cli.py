@@ -236,14 +236,13 @@ class Source:
 
     def load(self, path: str, lora: str | None) -> "Model":
         """The pipeline, on the accelerator if there is one, with its LoRA."""
-        import torch
-
+        from .models.base import default_device
         from .models.quiet import no_progress_bars
         from .models.sd3 import SD3
 
         no_progress_bars()
         config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=self.max_sequence_length)
-        model = config.load("cuda" if torch.cuda.is_available() else "cpu")
+        model = config.load(default_device())
         if lora is not None:
             model.load_lora(lora)
         return model
@@ -385,10 +384,13 @@ class Compare:
         check_comparable(list(runs.values()))
         from .compare import train_all
 
-        folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         settings = Settings(prompts=self.prompts, images=self.images)
+        folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
-        command = f"afterflow compare {' '.join(self.recipes)}{limit} --seeds {self.seeds}"
+        command = (
+            f"afterflow compare {' '.join(self.recipes)}{limit} --seeds {self.seeds} --name {self.name} "
+            f"--prompts {self.prompts} --images {self.images}"
+        )
         title = ", ".join(self.recipes)
         write_comparison(folders, settings, Path("runs") / self.name, title, command)
 
@@ -411,10 +413,16 @@ class Page:
             raise ValueError("name at least one run: afterflow report runs/NAME ...")
 
     def __call__(self) -> None:
-        check_comparable([read_run(Path(folder))[0] for folder in self.runs])
+        check_libraries()
+        folders = [Path(run).parent if Path(run).name == "run.json" else Path(run) for run in self.runs]
+        runs = [read_run(folder)[0] for folder in folders]
+        from .compare import check_ended
+
+        for folder, run in zip(folders, runs):
+            check_ended(folder, run)
         settings = Settings(prompts=self.prompts, images=self.images)
-        command = f"afterflow report {' '.join(self.runs)}"
-        write_comparison([Path(folder) for folder in self.runs], settings, Path(self.out), "Runs side by side", command)
+        command = f"afterflow report {' '.join(self.runs)} --prompts {self.prompts} --images {self.images}"
+        write_comparison(folders, settings, Path(self.out), "Runs side by side", command)
 
 
 @dataclass(frozen=True)
@@ -437,13 +445,15 @@ class Tree:
     def __call__(self) -> None:
         run, _ = read_run(Path(self.run))
         check_libraries()
+        from .data.prompts import check
         from .models.quiet import no_progress_bars
-        from .session import prompt_records
+        from .session import known_records, needs
         from .treeview import tree_of
 
         no_progress_bars()
-        own = {record["prompt"]: record for record in prompt_records(run)}
-        figure = tree_of(run, Path(self.run), own.get(self.prompt, {"prompt": self.prompt}), self.seed)
+        record = known_records(run).get(self.prompt, {"prompt": self.prompt})
+        check(record, f"prompt {self.prompt!r}", needs(run))
+        figure = tree_of(run, Path(self.run), record, self.seed)
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.out, dpi=110)
         print(self.out)
@@ -479,9 +489,9 @@ def write_comparison(folders: Sequence[Path], settings: Settings, out: Path, tit
     no_progress_bars()
     runs = [finished(folder, *read_run(folder), settings) for folder in folders]
     for each in runs:
-        tree = each.folder / "tree.png"
-        if isinstance(each.run.algorithm, BranchGRPO) and not tree.is_file():
-            tree_of(each.run, each.folder, prompt_records(each.run)[0], 0).savefig(tree, dpi=110)
+        if isinstance(each.run.algorithm, BranchGRPO):
+            figure = tree_of(each.run, each.folder, prompt_records(each.run)[0], 0)
+            figure.savefig(each.folder / "tree.png", dpi=110)
     data = {"command": command, **comparison(runs, settings)}
     write_file(out / "comparison.json", json.dumps(data) + "\n")
     print(write_page(out, data, title, command))

@@ -5,7 +5,6 @@ being the mean over the method's runs; every run's own figures stand beside them
 """
 
 import json
-import math
 import signal
 import subprocess
 import sys
@@ -20,13 +19,14 @@ import numpy as np
 
 from .data.prompts import ShapesPrompts
 from .evaluate import frechet, judge, picture_size, renders, suite_pictures, suite_prompts
-from .models.base import Model
+from .models.base import Model, default_device
 from .models.sd3 import SD3
 from .models.tune import LoRA
 from .record import to_json
 from .report import Judged, Settings, report
 from .run import Run
 from .shapes import population
+from .train.budget import Budget
 from .train.explore import Stopped
 from .train.log import before_after
 
@@ -47,22 +47,32 @@ class Finished:
     """Of metrics.jsonl."""
 
 
-def train_all(runs: Mapping[str, Run], budget_seconds: float | None, seeds: int, name: str) -> list[Path]:
+def train_all(asked: Mapping[str, Run], budget_seconds: float | None, seeds: int, name: str) -> list[Path]:
     """Train each recipe's run with every seed, one after another; the folders.  None: for its own iterations.
 
-    A run that has ended is not repeated, and one that was interrupted goes on from its checkpoint.  Stopped when one
-    could not be brought to its end.
+    A run that has ended is not repeated, and one that was interrupted goes on from its checkpoint.  ValueError when a
+    folder holds a run with other settings, Stopped when one could not be brought to its end.
     """
-    folders = []
-    for seed in range(seeds):
-        for recipe, of_recipe in runs.items():
-            run = budgeted(of_recipe, budget_seconds, seed, f"{name}/{recipe}_{seed}")
-            folders.append(run.folder)
-            if ended(run):
-                print(f"{run.folder} is there already")
-            else:
-                train_apart(run, recipe)
-    return folders
+    runs = [
+        (recipe, budgeted(run, budget_seconds, seed, f"{name}/{recipe}_{seed}"))
+        for seed in range(seeds)
+        for recipe, run in asked.items()
+    ]
+    for _, run in runs:
+        check_same(run)
+    for recipe, run in runs:
+        if ended(run.folder, run):
+            print(f"{run.folder} is there already")
+        else:
+            train_apart(run, recipe)
+    return [run.folder for _, run in runs]
+
+
+def check_same(run: Run) -> None:
+    """ValueError when the run's folder holds another run."""
+    file = run.folder / "run.json"
+    if file.is_file() and json.loads(file.read_text())["config"] != json.loads(json.dumps(to_json(run))):
+        raise ValueError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
 
 
 def train_apart(run: Run, recipe: str) -> None:
@@ -75,11 +85,13 @@ def train_apart(run: Run, recipe: str) -> None:
     # Ctrl-C reaches both processes; the other one ends its iteration and saves, and this one waits for it.
     previous = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        subprocess.Popen([sys.executable, "-m", "afterflow", "train", *what]).wait()
+        code = subprocess.Popen([sys.executable, "-m", "afterflow", "train", *what]).wait()
     finally:
         signal.signal(signal.SIGINT, previous)
-    if not ended(run):
-        raise Stopped(f"{run.folder} was not brought to its end; the same command goes on with it")
+    if code != 0:
+        raise Stopped(f"{run.folder} could not be trained, see above; the runs before it are kept")
+    if not ended(run.folder, run):
+        raise Stopped(f"{run.folder} was interrupted; the same command goes on with it")
 
 
 def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:
@@ -92,34 +104,37 @@ def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Ru
     return replace(run, seed=seed, name=name, keep=1)
 
 
-def ended(run: Run) -> bool:
+def ended(folder: Path, run: Run) -> bool:
     """Whether the run in this folder did its iterations or used up its budget, and left its result."""
-    if not any((run.folder / result).is_dir() for result in ("lora", "model")):
+    if not any((folder / result).is_dir() for result in ("lora", "model")):
         return False
-    last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
-    budget = run.budget_seconds or math.inf
-    return last["step"] == run.iterations - 1 or last["seconds_trained"] >= budget
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return Budget(run.iterations, run.budget_seconds, last["seconds_trained"]).ends(last["step"])
 
 
-def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finished:
-    """A run's pictures of the suite, judged beside its base's; kept in the run's folder for the next time.
-
-    ValueError when the run has not ended or has no base that draws pictures of the shapes world.
-    """
-    if not ended(run):
+def check_ended(folder: Path, run: Run) -> None:
+    """ValueError when it has not, or has no base that draws pictures of the shapes world."""
+    if not ended(folder, run):
         raise ValueError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
     if not isinstance(run.model, SD3):
         raise ValueError(f"{folder}: it was trained from scratch, so there is no base to compare it with")
+
+
+def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finished:
+    """A run's pictures of the suite, judged beside its base's; kept in the run's folder for the next time."""
+    check_ended(folder, run)
+    assert isinstance(run.model, SD3)
     settings = replace(settings, guidance=run.guidance_scale)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records, base_pictures, base = base_of(run.model, settings)
+    about = {"suite": to_json(settings), "step": lines[-1]["step"]}
     file = folder / "evaluation.json"
     kept = json.loads(file.read_text()) if file.is_file() else {}
-    if kept.get("suite") != to_json(settings):
+    if any(kept.get(name) != value for name, value in about.items()):
         pictures = suite_pictures(tuned_model(run, folder), records, settings)
         judged = judge(pictures, records, reference_features(records, pictures.shape, settings.seed))
         before_after(records, base_pictures, pictures, base.strict, judged.strict).save(folder / "before_after.png")
-        kept = {"suite": to_json(settings), "judged": as_lists(judged)}
+        kept = about | {"judged": as_lists(judged)}
         file.write_text(json.dumps(kept) + "\n")
     return Finished(folder, run, recipe, from_lists(kept["judged"]), base, lines)
 
@@ -127,7 +142,7 @@ def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finishe
 @cache
 def base_of(model: SD3, settings: Settings) -> tuple[list[dict], np.ndarray, Judged]:
     """The suite's records, the untrained model's pictures of them, and what those are worth."""
-    loaded = model.load()
+    loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
     pictures = suite_pictures(loaded, records, settings)
     return records, pictures, judge(pictures, records, reference_features(records, pictures.shape, settings.seed))
@@ -137,8 +152,8 @@ def tuned_model(run: Run, folder: Path) -> Model:
     """What a run made of its model."""
     assert isinstance(run.model, SD3)
     if not isinstance(run.tune, LoRA):
-        return replace(run.model, path=str(folder / "model")).load()
-    model = run.model.load()
+        return replace(run.model, path=str(folder / "model")).load(default_device())
+    model = run.model.load(default_device())
     model.load_lora(folder / "lora")
     return model
 
@@ -227,7 +242,7 @@ def curve(of: Finished) -> list[dict[str, float]]:
     group = getattr(run.algorithm, "group", 1)
     passes = run.batch * group * (1 if run.guidance_scale == 1 else 2)
     for line in of.lines:
-        evaluations += passes * (line.get("nfe/rollout", 0.0) + line.get("nfe/update", 1.0))
+        evaluations += passes * sum(value for name, value in line.items() if name.startswith("nfe/"))
         found = {name: value for name, value in line.items() if name.startswith("eval/")}
         if found:
             points.append({"seconds": line["seconds_trained"], "evaluations": evaluations, **found})

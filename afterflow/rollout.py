@@ -3,7 +3,7 @@
 A plan says what every step does; `sample` carries it out.  A chain is a tree that only branches
 at the root, so one sampler serves Flow-GRPO's groups, MixGRPO's window and BranchGRPO's trees.
 Letters in shapes: P prompts, W_k states per prompt at time k (W_N = G, the group), N steps, M rows of
-parents, C children of a parent, R rewards that keep advantages of their own.
+parents, K of their children, R rewards that keep advantages of their own.
 """
 
 import math
@@ -25,7 +25,6 @@ class Plan:
     eta: Tensor  # (N,) noise level of each step; 0 is the ODE
     widths: tuple[int, ...]  # (N+1,) W_k; a step branches where W grows
     train: Tensor  # (N, G) bool: the steps on each leaf's path that are trained on
-    shared_noise: bool = False  # the roots of a prompt all start from the same noise
     split_noise: float | None = None  # λ of siblings' correlated noise (`siblings`); None: independent
     second_order: tuple[int, ...] = ()  # ODE steps by DPM-Solver++ 2M instead of Euler
 
@@ -54,10 +53,16 @@ class Plan:
 
 
 def chain(times: Tensor, group: int, eta: float, train: Sequence[int], shared_noise: bool = False) -> Plan:
-    """G independent rollouts per prompt, stochastic where trained and ODE elsewhere."""
+    """G rollouts per prompt, stochastic where trained and ODE elsewhere.
+
+    With shared noise they are one until the first stochastic step, which is where they branch: what all of them
+    would compute alike is computed once.
+    """
     steps = len(times) - 1
     trained = torch.tensor([k in train for k in range(steps)])
-    return Plan(times, eta * trained, (group,) * (steps + 1), trained[:, None].expand(steps, group), shared_noise)
+    alike = min(train, default=-1) + 1 if shared_noise else 0
+    sizes = (1,) * alike + (group,) * (steps + 1 - alike)
+    return Plan(times, eta * trained, sizes, trained[:, None].expand(steps, group))
 
 
 @dataclass(frozen=True)
@@ -139,28 +144,38 @@ def draw(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Edges:
-    """Steps x_t → x_s cut loose from their trees: M parents with their C children, to train on."""
+    """Steps x_t → x_s cut loose from their trees, to train on: M parents, and their K children in the same order."""
 
     x: Tensor  # (M, ...)
     mean: Tensor  # (M, ...) of the Gaussian that drew the children
-    x_next: Tensor  # (M, C, ...)
     t: Tensor  # (M,)
     s: Tensor  # (M,)
     eta: Tensor  # (M,)
-    log_prob: Tensor  # (M, C) under the policy that took the step
-    advantage: Tensor  # (M, C, R), weights of the rewards included
-    weight: Tensor  # (M, C): 1, or 0 for a child that is not to be trained on
+    count: Tensor  # (M,) long: children of each, at least one
     cond: Cond  # M rows
+    x_next: Tensor  # (K, ...)
+    log_prob: Tensor  # (K,) under the policy that took the step
+    advantage: Tensor  # (K, R), weights of the rewards included
+
+    @property
+    def parent(self) -> Tensor:
+        """(K,) long: whose child each is."""
+        return torch.arange(len(self), device=self.count.device).repeat_interleave(self.count)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: Tensor) -> "Edges":
-        return Edges(**{name: value[rows] for name, value in vars(self).items()})
+        count, first = self.count[rows], self.count.cumsum(0) - self.count
+        place = torch.arange(int(count.sum()), device=count.device)  # of a child among all that are chosen
+        children = (first[rows] - (count.cumsum(0) - count)).repeat_interleave(count) + place
+        of_children = {name: getattr(self, name)[children] for name in ("x_next", "log_prob", "advantage")}
+        of_parents = {name: getattr(self, name)[rows] for name in ("x", "mean", "t", "s", "eta", "count", "cond")}
+        return Edges(**of_parents, **of_children)
 
     def mass(self, rows: Tensor) -> float:
-        """How many children of these rows count."""
-        return float(self.weight[rows].sum())
+        """How many children these rows have."""
+        return float(self.count[rows].sum())
 
 
 def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:
@@ -170,39 +185,29 @@ def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:
     """
     plan = rollout.plan
     levels = [_level(rollout, k, advantages[k]) for k in range(plan.steps) if bool(plan.train[k].any())]
-    most = max(level["x_next"].shape[1] for level in levels)
-    columns = {name: torch.cat([_pad_children(level[name], name, most) for level in levels]) for name in levels[0]}
+    columns = {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
     prompt = columns.pop("prompt")
-    rows = Edges(**columns, cond=rollout.cond[prompt])
-    return rows[rows.weight.any(1).nonzero().squeeze(1)]
+    return Edges(**columns, cond=rollout.cond[prompt])
 
 
 def _level(rollout: Rollout, k: int, advantage: Tensor) -> dict[str, Tensor]:
-    """The columns of the edges of step k, (P * W_k, ...) each."""
-    plan, x, x_next = rollout.plan, rollout.x[k], rollout.x[k + 1]
-    P, W = x.shape[:2]
-    rows = lambda value: value.unflatten(1, (W, -1)).flatten(0, 1)
-    everywhere = lambda value: value.to(x.device).expand(P * W)
-    weight = advantage.isfinite().all(-1) & plan.trained(k).to(advantage.device)
+    """The columns of the edges of step k."""
+    plan, x = rollout.plan, rollout.x[k]
+    W = x.shape[1]
+    advantage = advantage.to(x.device)
+    kept = advantage.isfinite().all(-1) & plan.trained(k).to(x.device)
+    count = kept.unflatten(1, (W, -1)).sum(2).flatten()
+    parents = count.nonzero().squeeze(1)
+    everywhere = lambda value: value.to(x.device).expand(len(parents))
     return {
-        "x": x.flatten(0, 1),
-        "mean": rollout.mean[k].flatten(0, 1),
-        "x_next": rows(x_next),
+        "x": x.flatten(0, 1)[parents],
+        "mean": rollout.mean[k].flatten(0, 1)[parents],
         "t": everywhere(plan.times[k]),
         "s": everywhere(plan.times[k + 1]),
         "eta": everywhere(plan.eta[k]),
-        "log_prob": rows(rollout.log_prob[k]),
-        "advantage": rows(advantage.nan_to_num().to(x.device)),
-        "weight": rows(weight.float().to(x.device)),
-        "prompt": torch.arange(P, device=x.device).repeat_interleave(W),
+        "count": count[parents],
+        "prompt": parents // W,
+        "x_next": rollout.x[k + 1][kept],
+        "log_prob": rollout.log_prob[k][kept],
+        "advantage": advantage[kept],
     }
-
-
-def _pad_children(column: Tensor, name: str, most: int) -> Tensor:
-    """Levels that split and levels that do not share one table; the children added have weight 0."""
-    missing = most - column.shape[1] if name in ("x_next", "log_prob", "advantage", "weight") else 0
-    if missing == 0:
-        return column
-    # A copy of a real child, so that its log-probability is finite; its weight keeps it out of the sums.
-    extra = column[:, :1].expand(-1, missing, *column.shape[2:])
-    return torch.cat([column, torch.zeros_like(extra) if name == "weight" else extra], 1)

@@ -23,6 +23,7 @@ from .models.tune import Full, LoRA
 from .names import unknown
 from .rewards import REWARDS
 from .rewards.judges import ShapesJudge
+from .train.budget import Budget
 
 Algorithm = SFT | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO
 
@@ -87,6 +88,8 @@ class Run:
     """Iterations between those measurements; 0: never."""
     eval_images: int = 2
     """Images of each held-out prompt."""
+    eval_rewards: tuple[str, ...] = ()
+    """Rewards measured there besides those that are trained."""
     save_every: int = 50
     """Iterations between checkpoints; the last is always saved."""
     keep: int = 2
@@ -112,6 +115,8 @@ class Run:
             raise ValueError("model.dtype = float16 loses small gradients; take bfloat16, or mixed_precision = fp16")
         if self.track != "none" and find_spec(self.track) is None:
             raise ValueError(f"track = {self.track}: it is not installed; pip install 'afterflow[track]'")
+        if self.eval_rewards and self.held_out is None:
+            raise ValueError("eval_rewards are measured on held-out prompts; set held_out and eval_every as well")
         if isinstance(self.algorithm, Supervised) and (self.updates > 1 or self.held_out is not None):
             raise ValueError("updates and held_out are for algorithms that explore; leave them out here")
         if isinstance(self.algorithm, Supervised) != isinstance(self.data, ShapesImages):
@@ -123,11 +128,11 @@ class Run:
             self._check_rewards(self.algorithm)
 
     def _check_rewards(self, algorithm: OnPolicy) -> None:
-        for name in algorithm.pointwise:
+        for name in self.watched(algorithm):
             if name not in REWARDS:
                 raise unknown("reward", name, REWARDS)
         judged = algorithm.comparisons is not None
-        if WIN_RATE in algorithm.weights and not judged:
+        if WIN_RATE in {*algorithm.weights, *algorithm.blend.gate} and not judged:
             raise ValueError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
         if judged != (self.judge is not None):
             need = "needs a judge" if judged else "asks no judge; leave it out"
@@ -135,16 +140,20 @@ class Run:
         if algorithm.blend.how == "z_sum" and sum(algorithm.weights.values()) <= 0:
             raise ValueError("algorithm.weights: their sum must be positive for blend.how = z_sum, a weighted mean")
 
+    def watched(self, algorithm: OnPolicy) -> tuple[str, ...]:
+        """The rewards measured on held-out prompts."""
+        return tuple(dict.fromkeys([*algorithm.pointwise, *self.eval_rewards]))
+
     @property
     def folder(self) -> Path:
         return Path("runs") / self.name
 
 
-def learning_rate(run: Run) -> Callable[[int], float]:
-    """The rate of each iteration."""
+def learning_rate(run: Run, budget: Budget) -> Callable[[int], float]:
+    """The rate of each iteration; it falls as the run's budget, of iterations or seconds, is used up."""
 
     def rate(step: int) -> float:
-        done = step / run.iterations
+        done = budget.done(step)
         fall = {"constant": 0.0, "cosine": 0.5 - 0.5 * math.cos(math.pi * done), "late": max(0.0, 5 * done - 4)}
         return run.learning_rate * min(1.0, (step + 1) / (run.warmup + 1)) * (1 - 0.9 * fall[run.decay])
 

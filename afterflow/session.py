@@ -1,7 +1,6 @@
 """A run under way: its parts joined, followed and saved.  Only here do borders meet algorithms."""
 
 import json
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,9 +31,10 @@ from .scoring import ask, both_orders, compare, scorer
 from .seeds import generator, number
 from .shapes.prompts import validate
 from .train import state
+from .train.budget import Budget
 from .train.clock import Clock
 from .train.ema import Ema
-from .train.explore import Iteration, Stopped, explore, supervised
+from .train.explore import Iteration, explore, supervised
 from .train.log import MetricsFile, grid, write_record
 from .train.loop import train
 from .train.memory import Memory
@@ -57,7 +57,9 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     if run.track != "none":
         session.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))})
     clock = Clock()
+    budget = Budget(run.iterations, run.budget_seconds)
     source, prompts = examples(session, records, clock)
+    check_before_sampling(session, prompts)
     steps = train(
         run.algorithm,
         session.models,
@@ -66,12 +68,12 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
         session.optimizer,
         session.accelerator,
         max_grad_norm=run.max_grad_norm,
-        learning_rate=learning_rate(run),
+        learning_rate=learning_rate(run, budget),
         ema=session.ema,
         seed=run.seed,
         clock=clock,
     )
-    follow(session, steps, Window(session, prompts, held_out))
+    follow(session, steps, Window(session, prompts, held_out), budget)
     with session.averaged():
         if isinstance(run.tune, LoRA):
             session.model.save_lora(run.folder / "lora")
@@ -163,17 +165,48 @@ def precision(accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
+def check_before_sampling(session: Session, prompts: Cond) -> None:
+    """ValueError for a judge that answers nonsense, and for a budget too short for the rollout of one iteration."""
+    run, algorithm = session.run, session.run.algorithm
+    if not isinstance(algorithm, OnPolicy):
+        return
+    if run.judge is not None:
+        like = torch.zeros(2, *session.model.latent_shape, device=prompts.index.device)
+        blank, record = session.model.decode(like)[None], [prompts.prompts[0]]
+        compare(run.judge, blank, record, both_orders(1, 2), generator(run.seed, "probe"))
+    if run.budget_seconds is not None:
+        plan = algorithm.plan(0, generator(run.seed, 0, "plan"))
+        passes = plan.evaluations * plan.widths[-1] * run.batch / run.chunk
+        rows = prompts[torch.arange(run.chunk) % len(prompts)]
+        x = torch.zeros(run.chunk, *session.model.latent_shape, device=prompts.index.device)
+        forward = lambda: session.models.policy(x, x.new_ones(run.chunk), rows)
+        with torch.no_grad():
+            forward()  # the first pass also warms up
+            start = time.perf_counter()
+            forward()
+        least = passes * (time.perf_counter() - start)
+        if least > run.budget_seconds:
+            takes = f"the rollout of one iteration takes about {least:.2g} s"
+            raise ValueError(f"budget_seconds = {run.budget_seconds:g}: {takes}; raise it, or lower batch")
+
+
 def needs(run: Run) -> dict[str, Callable]:
     """What the rewards of a run ask of a record."""
     if not isinstance(run.algorithm, OnPolicy):
         return {}
-    asked = {name: NEEDS[name] for name in run.algorithm.pointwise if name in NEEDS}
+    asked = {name: NEEDS[name] for name in run.watched(run.algorithm) if name in NEEDS}
     return asked if run.judge is None else asked | {"the judge": validate}
 
 
 def prompt_records(run: Run) -> list[dict]:
     """The prompts to explore, each fit for every reward; none where images come with theirs."""
     return [] if isinstance(run.data, ShapesImages) else run.data.records(run.seed, needs(run))
+
+
+def known_records(run: Run) -> dict[str, dict]:
+    """The run's own prompts, held out or not, by their text."""
+    held_out = run.held_out.records(run.seed, needs(run)) if run.held_out is not None else []
+    return {record["prompt"]: record for record in [*held_out, *prompt_records(run)]}
 
 
 def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Cond]:
@@ -255,7 +288,7 @@ class Window:
         assert self.held_out is not None and isinstance(run.algorithm, OnPolicy)
         start = time.perf_counter()
         images, records = self.pictures(self.held_out, run.eval_images), self.held_out.records()
-        means = {f"eval/{name}": ask(name, images, records).mean().item() for name in run.algorithm.pointwise}
+        means = {f"eval/{name}": ask(name, images, records).mean().item() for name in run.watched(run.algorithm)}
         if self.base is not None:
             means["eval/win_rate"] = self._win_rate(images, records)
         return means | {"seconds/eval": time.perf_counter() - start}
@@ -271,23 +304,21 @@ class Window:
         return win_rates(judged)[:, 0].mean().item()
 
 
-def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window) -> None:
+def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window, budget: Budget) -> None:
     """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way."""
     run, start = session.run, time.perf_counter()
     log = MetricsFile(run.folder / "metrics.jsonl", session.first)
-    budget = math.inf if run.budget_seconds is None else run.budget_seconds
-    trained, before = log.before.get("seconds_trained", 0.0), start
-    with interruptible() as interrupted, Progress(run.name, session.first, run.iterations) as progress:
+    budget.used = log.before.get("seconds_trained", 0.0)
+    if session.first and budget.ends(session.first - 1):
+        return
+    before = start
+    with interruptible() as interrupted, Progress(run.name, budget, session.first) as progress:
         for step, metrics in steps:
-            trained += time.perf_counter() - before
-            if step == 0 and trained > budget:
-                raise Stopped(
-                    f"budget_seconds = {budget}: one iteration takes {trained:.3g} s; raise it, or lower batch"
-                )
-            last = step == run.iterations - 1 or trained >= budget or bool(interrupted)
+            budget.used += time.perf_counter() - before
+            last = budget.ends(step) or bool(interrupted)
             if due(run.eval_every, step, last):
                 metrics |= window.evaluate()
-            metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": trained}
+            metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
             log.write(step, metrics)
             session.accelerator.log(metrics, step)
             progress.show(step, metrics)

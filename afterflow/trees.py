@@ -28,10 +28,11 @@ def fuse(reward: Tensor, log_path: Tensor, width: int, beta: float) -> Tensor:
 
     β = 0 weighs leaves alike. A leaf without a reward (NaN) leaves the mean; a node without any gets NaN.
     """
-    value, path = reward.unflatten(1, (width, -1)), beta * log_path.unflatten(1, (width, -1))
-    known = ~value.isnan()
-    weight = path.masked_fill(~known, -torch.inf).softmax(-1)  # NaN where no leaf is known
-    return (weight * value.nan_to_num()).sum(-1)
+    # Above the tree's lowest, so that nodes of equal leaves are equal to the last bit whatever their weights.
+    lowest = reward.nan_to_num(torch.inf).amin(1, keepdim=True)
+    value, path = (reward - lowest).unflatten(1, (width, -1)), beta * log_path.unflatten(1, (width, -1))
+    weight = path.masked_fill(value.isnan(), -torch.inf).softmax(-1)  # NaN where no leaf is known
+    return lowest + (weight * value.nan_to_num()).sum(-1)
 
 
 def best_children(reward: Tensor, children: int) -> Tensor:

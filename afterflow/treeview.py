@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .algorithms.branch_grpo import BranchGRPO
-from .compare import tuned_model
+from .compare import check_ended, tuned_model
 from .evaluate import encoded
 from .models.wrappers import guided, in_chunks
 from .rollout import Rollout, draw, sample
@@ -23,10 +23,11 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     algorithm = run.algorithm
     if not isinstance(algorithm, BranchGRPO):
         raise ValueError(f"{folder} was trained by {type(algorithm).__name__}; only BranchGRPO grows trees")
+    check_ended(folder, run)
     model = tuned_model(run, folder)
     cond, noise_of = encoded(model, [record]), [generator(seed, "tree")]
     velocity = in_chunks(guided(model.velocity(model.module), run.guidance_scale), run.chunk)
-    noise = draw(noise_of, 1, torch.empty(1, 1, *model.latent_shape))
+    noise = draw(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
     scores = score(model, algorithm, None, rollout.leaves, [record], generator(seed), Clock())

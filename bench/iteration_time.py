@@ -3,14 +3,14 @@
     python bench/iteration_time.py --json -
 
 Iterations are real ones (rollout, credit, loss, optimizer, EMA, metrics file) on the shipped pipeline with LoRA; decode
-and rewards, which are the same for all, are left out.  Every round times each method once, in turn; a ratio is the
-median over rounds of its seconds over DanceGRPO's of that round.
+and rewards, which are the same for all, are left out.  Every round times each method once, in turn; a ratio is of
+the sums over all rounds, because windows move and iterations differ in length.
 
     predicted = (nfe_old + nfe_new (1 + b)) / (the same of DanceGRPO)
 
 nfe_old: velocity evaluations per image of the rollout; nfe_new: those per image that are also differentiated, where
 children of one state share one; b: seconds of a backward pass over those of a forward pass, measured on the bare
-network in the same run.  Windows move from one iteration to the next, so both are means over the iterations timed.
+network in the same run.  Both are means over the iterations timed.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict:
     backward_over_forward = statistics.median(b / f for b, f in zip(both, forward)) - 1
     counted = {name: [sum(column) / len(pairs) for column in zip(*pairs)] for name, pairs in nfe.items()}
     cost = {name: old + new * (1 + backward_over_forward) for name, (old, new) in counted.items()}
-    over = lambda name, other: statistics.median(a / b for a, b in zip(seconds[name], seconds[other]))
+    over = lambda name, other: sum(seconds[name]) / sum(seconds[other])
     return {
         "methods": {
             name: {

@@ -18,10 +18,10 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from afterflow.compare import tuned_model
 from afterflow.evaluate import compare_pictures, picture_size, suite_pictures, suite_prompts
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
-from afterflow.models.tune import LoRA
 from afterflow.recipes import RECIPES
 from afterflow.record import to_json
 from afterflow.report import Settings
@@ -75,11 +75,7 @@ def one(recipe: Run, seed: int, settings: Settings) -> dict:
     model = recipe.model.load()
     records = suite_prompts(settings, picture_size(model))
     base = suite_pictures(model, records, settings)
-    if isinstance(recipe.tune, LoRA):
-        model.load_lora(folder / "lora")
-    else:
-        model = replace(recipe.model, path=str(folder / "model")).load()
-    tuned = suite_pictures(model, records, settings)
+    tuned = suite_pictures(tuned_model(run, folder), records, settings)
     report, _, _ = compare_pictures(settings, records, tuned, base, str(folder), recipe.model.path)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = ("step", "seconds", "reward", "eval/", "reward/", "grad_norm", "ratio_max", "clip_fraction", "zero_std")

@@ -83,6 +83,8 @@ def test_gdpo_standardises_once_more_over_the_batch():
     rewards = {name: torch.randn(5, 4, generator=torch.Generator().manual_seed(i)) for i, name in enumerate("ab")}
     again = advantages(rewards, {"a": 0.7, "b": 1.4}, HOW, Blend("z_sum", again=True), 50.0)
     assert again.mean().abs() < 1e-6 and again.std().item() == pytest.approx(1, abs=1e-6)
+    tied = {name: torch.cat([value, torch.ones(1, 4)]) for name, value in rewards.items()}
+    assert advantages(tied, {"a": 0.7, "b": 1.4}, HOW, Blend("z_sum", again=True), 50.0)[-1].eq(0).all()
 
 
 def test_an_image_below_a_gate_gets_the_least_of_its_group_in_every_reward():

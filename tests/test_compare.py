@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,13 @@ def test_runs_that_have_ended_are_not_repeated(place, capfd):
     lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert (lines[0]["nfe/rollout"], lines[0]["nfe/update"]) == ((1 + 2 + 4 + 4) / 4, (1 + 2 + 4) / 4)
-    assert not ended(replace(place[1]["branch"], name="pair/elsewhere"))
+    assert not ended(Path("runs/pair/elsewhere"), place[1]["branch"])
+
+
+def test_a_folder_with_other_settings_is_neither_taken_for_the_run_nor_gone_on_with(place):
+    other = {"branch": replace(place[1]["branch"], learning_rate=1e-5)}
+    with pytest.raises(ValueError, match="runs/pair/branch_0 holds a run with other settings"):
+        train_all(other, None, 1, "pair")
 
 
 def test_the_page_has_everything_in_it(place, capsys):
@@ -101,7 +108,11 @@ def test_a_tree_is_drawn_for_any_prompt(suffix, capsys):
     ],
 )
 def test_what_cannot_be_shown_is_refused(command, advice, capsys):
-    assert main(command) == 2
+    try:
+        code = main(command)
+    except SystemExit as error:  # tyro's way
+        code = error.code
+    assert code == 2
     assert advice in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from afterflow.algorithms.base import per_child, step, weighted_mean
+from afterflow.algorithms.base import per_child, step
 from afterflow.cond import Embedding, condition
 from afterflow.flow import LinearShift
 from afterflow.kernels import KERNELS, Gaussian, dance_sde, flow_sde, log_prob
@@ -69,7 +69,7 @@ def test_children_stay_with_their_parents():
         family = roots.repeat_interleave(level.shape[1] // 2, 1)
         assert (level - family).norm(dim=-1).max() < 1
     batch = edges(rollout, ones(rollout))
-    assert (batch.x_next - batch.mean[:, None]).abs().max() < 0.1
+    assert (batch.x_next - batch.mean[batch.parent]).abs().max() < 0.1
     assert len(rollout.leaves.flatten(0, 1).unique(dim=0)) == 24  # siblings differ
 
 
@@ -96,22 +96,41 @@ def test_fresh_noise_is_standard_normal_and_differs_between_prompts_and_siblings
 
 
 def test_edges_hold_each_trained_step_once():
-    """Levels that split and levels that do not share one table; children that pad it weigh nothing."""
+    """Levels that split and levels that do not share one table."""
     rollout = sample(exact, flow_sde, tree(), prompts(2), noise(2, 2), sources(2))
     batch = edges(rollout, ones(rollout))
     times = tree().times
     assert batch.t.tolist() == [times[0]] * 4 + [times[1]] * 4 + [times[3]] * 8
     assert batch.s.tolist() == [times[1]] * 4 + [times[2]] * 4 + [times[4]] * 8
-    assert batch.weight.tolist() == [[1, 0, 0]] * 4 + [[1, 1, 0]] * 4 + [[1, 1, 1]] * 8
+    assert batch.count.tolist() == [1] * 4 + [2] * 4 + [3] * 8
+    assert batch.parent.tolist() == [*range(4), *(4 + i // 2 for i in range(8)), *(8 + i // 3 for i in range(24))]
     assert batch.mass(torch.arange(len(batch))) == 4 * 1 + 4 * 2 + 8 * 3
     assert [r["prompt"] for r in batch.cond.records()] == (["left"] * 2 + ["right"] * 2) * 2 + ["left"] * 4 + [
         "right"
     ] * 4
     torch.testing.assert_close(batch.x[8:], rollout.x[3].flatten(0, 1))
-    torch.testing.assert_close(batch.x_next[8:], rollout.x[4].view(8, 3, 2))
-    # What weighs nothing has no part in the mean, whatever it is worth.
-    value = torch.where(batch.weight == 1, 2.0, 1e6)
-    assert weighted_mean(value, batch) == 2
+    torch.testing.assert_close(batch.x_next[12:], rollout.x[4].flatten(0, 1))
+
+
+def test_chosen_rows_take_their_own_children_along():
+    rollout = sample(exact, flow_sde, tree(), prompts(2), noise(2, 2), sources(2))
+    batch = edges(rollout, [torch.arange(level.numel()).view(*level.shape, 1) + 0.5 for level in rollout.log_prob])
+    rows = torch.tensor([9, 1, 5])
+    part = batch[rows]
+    assert part.count.tolist() == [3, 1, 2] and len(part) == 3
+    assert torch.equal(part.x, batch.x[rows]) and torch.equal(part.cond.index, batch.cond.index[rows])
+    children = torch.tensor([15, 16, 17, 1, 6, 7])
+    for name in ("x_next", "log_prob", "advantage"):
+        assert torch.equal(getattr(part, name), getattr(batch, name)[children])
+
+
+def test_images_of_one_noise_are_one_until_their_first_stochastic_step():
+    plan = chain(torch.linspace(1, 0, 6), 3, 0.7, range(2, 4), shared_noise=True)
+    assert plan.widths == (1, 1, 1, 3, 3, 3) and plan.evaluations == (3 + 2 * 3) / 3
+    rollout = sample(exact, flow_sde, plan, prompts(2), noise(2, 1), sources(2))
+    batch = edges(rollout, ones(rollout))
+    assert batch.count.tolist() == [3] * 2 + [1] * 6  # the siblings' first step is one row
+    assert chain(torch.linspace(1, 0, 6), 3, 0.7, range(2, 4)).widths == (3,) * 6
 
 
 def test_what_is_nan_or_not_in_the_plan_leaves_and_empty_parents_are_dropped():
@@ -125,10 +144,10 @@ def test_what_is_nan_or_not_in_the_plan_leaves_and_empty_parents_are_dropped():
     advantages[3][0, :3] = torch.nan  # step 3: all children of the first parent,
     advantages[3][0, 4, 1] = torch.nan  # and one reward of one child of the second
     batch = edges(rollout, advantages)
-    assert batch.weight.tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+    assert batch.count.tolist() == [1, 2, 2, 3, 3]
     torch.testing.assert_close(batch.x, torch.stack([*rollout.x[0][0, :1], *rollout.x[1][0, :1], *rollout.x[3][0, 1:]]))
     assert batch.advantage.isfinite().all()
-    assert batch.advantage[3].tolist() == [[12, 13], [14, 15], [16, 17]]
+    assert batch[torch.tensor([3])].advantage.tolist() == [[12, 13], [14, 15], [16, 17]]
 
 
 def transformer():
@@ -187,8 +206,8 @@ def test_a_fresh_rollout_replays_at_ratio_exactly_one(world, kernel, dtype):
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
     for rows in order.split(11):
         part = batch[rows]
-        replayed = log_prob(per_child(step(velocity, kernel, part), part), part.x_next.flatten(0, 1))
-        assert torch.equal(replayed.view_as(part.log_prob), part.log_prob)
+        replayed = log_prob(per_child(step(velocity, kernel, part), part), part.x_next)
+        assert torch.equal(replayed, part.log_prob)
 
 
 @pytest.mark.parametrize("std, bias", [(0.10, 1.4e-4), (0.05, 6.0e-4)])

@@ -62,3 +62,8 @@ def test_a_judge_that_answers_nonsense_is_refused(answer, advice):
 def test_a_judge_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=f"judge.{next(iter(options))}"):
         ShapesJudge(**options)
+
+
+def test_a_margin_and_softness_exclude_each_other():
+    with pytest.raises(ValueError, match="leave softness at 0"):
+        ShapesJudge(margin=0.1, softness=0.1)

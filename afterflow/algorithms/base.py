@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..advantages import Blend
 from ..cond import Cond, Pairs, Velocity
-from ..kernels import Gaussian, Kernel, log_prob
+from ..kernels import Gaussian, Kernel, KernelName, log_prob
 from ..losses import clipped_surrogate, guard_log_ratio
 from ..rollout import Edges, Plan, Rollout
 
@@ -140,9 +140,10 @@ def check_group(group: int) -> None:
     require(group >= 2, f"group = {group}: an advantage compares images of one prompt; take at least 2")
 
 
-def check_policy_gradient(steps: int, eta: float, clip: float, max_advantage: float) -> None:
+def check_policy_gradient(steps: int, kernel: KernelName, eta: float, clip: float, max_advantage: float) -> None:
     require(steps >= 2, f"steps = {steps}: the step onto the image is not trained; take at least 2")
     require(eta > 0, f"eta = {eta}: a policy gradient needs stochastic steps; take eta > 0")
+    require(kernel != "cps" or eta < 1, f"eta = {eta}: cps swaps a share of the noise; take eta < 1")
     positive = clip > 0 and max_advantage > 0
     require(positive, f"clip = {clip}, max_advantage = {max_advantage}: both must be positive")
 
@@ -150,6 +151,14 @@ def check_policy_gradient(steps: int, eta: float, clip: float, max_advantage: fl
 def untied(advantage: Tensor) -> Tensor:
     """(..., R) with NaN where nothing would pull on a step, so that no forward pass is spent on it."""
     return torch.where((advantage == 0).all(-1, keepdim=True), torch.nan, advantage)
+
+
+def share_of_steps(steps: int, fraction: float) -> int:
+    """How many of the steps before the last `fraction` is; ValueError where that is none."""
+    count = int((steps - 1) * fraction)
+    holds = 0 < fraction <= 1 and count >= 1
+    require(holds, f"fraction = {fraction}: a share of the {steps - 1} steps before the last, at least one of them")
+    return count
 
 
 def random_steps(advantage: Tensor, steps: int, keep: int, generator: torch.Generator) -> list[Tensor]:
@@ -164,38 +173,31 @@ def step(velocity: Velocity, kernel: Kernel, batch: Edges) -> Gaussian:
 
 
 def per_child(p: Gaussian, batch: Edges) -> Gaussian:
-    """A Gaussian of M parents → one row for each of their M * C children."""
-    children = batch.x_next.shape[1]
-    return p if children == 1 else Gaussian(*(a.repeat_interleave(children, 0) for a in p))
-
-
-def weighted_mean(value: Tensor, batch: Edges) -> Tensor:
-    """Mean of value (M, C) over the children that count."""
-    return (value * batch.weight).sum() / batch.weight.sum()
+    """A Gaussian of M parents → one row for each of their K children."""
+    return p if len(batch.log_prob) == len(batch) else Gaussian(*(a[batch.parent] for a in p))
 
 
 def log_ratio(p: Gaussian, batch: Edges) -> Tensor:
-    """log ρ = log p(x_s | x_t) - log p_old(x_s | x_t) of the policy's kernels p (M, ...): (M, C)."""
-    new = log_prob(per_child(p, batch), batch.x_next.flatten(0, 1)).view_as(batch.log_prob)
-    return new - batch.log_prob
+    """log ρ = log p(x_s | x_t) - log p_old(x_s | x_t) of the policy's kernels p (M, ...): (K,)."""
+    return log_prob(per_child(p, batch), batch.x_next) - batch.log_prob
 
 
 def guarded_log_ratio(p: Gaussian, batch: Edges) -> Tensor:
-    """GRPO-Guard's, (M, C), for kernels p (M, ...)."""
+    """GRPO-Guard's, (K,), for kernels p (M, ...)."""
     new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
-    return guard_log_ratio(new, old, batch.x_next.flatten(0, 1)).view_as(batch.log_prob)
+    return guard_log_ratio(new, old, batch.x_next)
 
 
 def policy_loss(
     log_ratio: Tensor, batch: Edges, clip: float, step_weight: Tensor | None = None
 ) -> tuple[Tensor, Metrics]:
-    """PPO's clipped surrogate, summed over rewards, averaged over children; log_ratio (M, C), step_weight (M,)."""
-    surrogate = clipped_surrogate(log_ratio[..., None], batch.advantage, clip).sum(-1)
-    loss = weighted_mean(surrogate if step_weight is None else surrogate * step_weight[:, None], batch)
+    """PPO's clipped surrogate, summed over rewards, averaged over children; log_ratio (K,), step_weight (M,)."""
+    surrogate = clipped_surrogate(log_ratio[:, None], batch.advantage, clip).sum(-1)
+    loss = (surrogate if step_weight is None else surrogate * step_weight[batch.parent]).mean()
     ratio = log_ratio.detach().exp()
     return loss, {
         "policy_loss": loss.detach(),
-        "ratio_mean": weighted_mean(ratio, batch),
-        "ratio_max": (ratio * batch.weight).max(),
-        "clip_fraction": weighted_mean(((ratio - 1).abs() > clip).float(), batch),
+        "ratio_mean": ratio.mean(),
+        "ratio_max": ratio.max(),
+        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
     }

@@ -81,7 +81,7 @@ class BranchGRPO(OnPolicy[Edges]):
     """ε of the clipped ratio (the released 1e-3 makes room for states stored in bf16)."""
 
     def __post_init__(self) -> None:
-        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
+        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
         ordered = self.splits and list(self.splits) == sorted(set(self.splits))
         inside = ordered and self.splits[0] >= 0 and self.splits[-1] <= self.steps - 2
         require(bool(inside), f"splits = {self.splits}: rising steps from 0 to {self.steps - 2}, before the last")
@@ -97,7 +97,8 @@ class BranchGRPO(OnPolicy[Edges]):
             self.mix.check(self.steps)
             require(self.prune_depth == 0, "prune_depth and mix both choose the steps to train: take one of them")
         room = self.steps - 1 - self.splits[-1]
-        fits = 0 <= self.prune_depth <= room and self.prune_depth < self.steps - 1
+        # Before the first split there is nobody to compare with, so those steps train nothing.
+        fits = 0 <= self.prune_depth <= room and self.prune_depth < self.steps - 1 - self.splits[0]
         require(fits, f"prune_depth = {self.prune_depth}: at most the {room} steps from the last split on, and not all")
 
     @property
@@ -143,8 +144,8 @@ class BranchGRPO(OnPolicy[Edges]):
         """The advantage of each edge, by depth: N of (P, W_{k+1}, R), NaN where width pruning leaves it out."""
         leaves, found = gated(scores.rewards, self.blend.gate), []
         for k, width in enumerate(rollout.plan.widths[1:]):
-            path = path_log_prob(rollout.log_prob, k + 1, self.group)
-            nodes = {name: fuse(reward.to(path), path, width, self.path_weight) for name, reward in leaves.items()}
+            path = path_log_prob(rollout.log_prob, k + 1, self.group).cpu()  # where scores are
+            nodes = {name: fuse(reward, path, width, self.path_weight) for name, reward in leaves.items()}
             found.append(advantages(nodes, self.weights, self.normalize, self.blend, self.max_advantage))
             if k > self.splits[-1] and self.prune_width != "none":
                 found[-1] = found[-1].where(self._kept(combine(leaves, self.weights))[..., None], torch.nan)

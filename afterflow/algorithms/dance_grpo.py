@@ -32,6 +32,7 @@ from .base import (
     policy_loss,
     random_steps,
     require,
+    share_of_steps,
     step,
     untied,
 )
@@ -68,17 +69,11 @@ class DanceGRPO(OnPolicy[Edges]):
 
     def __post_init__(self) -> None:
         check_group(self.group)
-        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
-        share = 0 < self.fraction <= 1 and self.trained_steps >= 1
-        require(share, f"fraction = {self.fraction}: a share of the {self.steps - 1} steps, at least one of them")
+        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
+        share_of_steps(self.steps, self.fraction)
         n = self.best_of
         fits = n is None or (n >= 2 and n % 2 == 0 and n <= self.group)
         require(fits, f"best_of = {n}: an even number, from 2 to the group's {self.group}")
-
-    @property
-    def trained_steps(self) -> int:
-        """Of each image."""
-        return int((self.steps - 1) * self.fraction)
 
     @property
     def step_kernel(self) -> Kernel:
@@ -98,7 +93,8 @@ class DanceGRPO(OnPolicy[Edges]):
         if self.best_of is not None:
             kept = extremes(advantage.sum(-1).nan_to_num(), self.best_of // 2)
             advantage = advantage.where(kept[..., None], torch.nan)
-        chosen = random_steps(advantage, self.steps - 1, self.trained_steps, generator)
+        count = share_of_steps(self.steps, self.fraction)
+        chosen = random_steps(advantage, self.steps - 1, count, generator)
         return edges(rollout, [*(advantage.where(mask, torch.nan) for mask in chosen), advantage])
 
     def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:

@@ -60,10 +60,12 @@ class DDPO(OnPolicy[Edges]):
     """ε of the clipped ratio."""
 
     def __post_init__(self) -> None:
-        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
+        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
         require(self.group >= 1, f"group = {self.group}: at least 1")
         fits = self.history == 0 or 2 <= self.least <= self.history
         require(fits, f"least = {self.least}, history = {self.history}: take 2 <= least <= history, or history = 0")
+        gates = not self.blend.gate or (self.group >= 2 and self.history == 0)
+        require(gates, "blend.gate: an image that fails gets the least of its group; take group >= 2 and history = 0")
         plain = self.blend.how == "raw_sum" and not self.blend.again
         require(plain, "blend: DDPO has one sum and one advantage; take raw_sum without again")
 

@@ -36,7 +36,6 @@ from .base import (
     require,
     step,
     untied,
-    weighted_mean,
 )
 
 
@@ -80,11 +79,10 @@ class FlowGRPO(OnPolicy[Edges]):
 
     def __post_init__(self) -> None:
         check_group(self.group)
-        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
+        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
         require(self.beta >= 0, f"beta = {self.beta}: the weight of the KL is 0 or more")
         ranged_alone = self.window is None and self.window_range is not None
         require(not ranged_alone, "window_range is set without a window: give the window its number of steps")
-        require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
         odd = self.density == "variance_free" and (self.guard or self.kernel != "cps")
         require(not odd, "density = variance_free is flow_grpo's for plain cps; take the true density here")
         first, end = self._range
@@ -134,15 +132,14 @@ class FlowGRPO(OnPolicy[Edges]):
         with torch.no_grad():
             q = step(models.reference, self.step_kernel, batch)
         distance = kl(p, q) * (batch.t - batch.s if self.kl_scale == "legacy" else 1)
-        anchor = weighted_mean(distance[:, None].expand_as(batch.weight), batch)
+        anchor = distance[batch.parent].mean()
         return loss + self.beta * anchor, metrics | {"kl": anchor.detach()}
 
     def _log_ratio(self, p: Gaussian, batch: Edges) -> Tensor:
-        """log ρ, (M, C), of the policy's kernels p (M, ...), or what a variant takes for it."""
+        """log ρ, (K,), of the policy's kernels p (M, ...), or what a variant takes for it."""
         if self.guard:
             return guarded_log_ratio(p, batch)
         if self.density == "true":
             return log_ratio(p, batch)
         new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
-        x_next = batch.x_next.flatten(0, 1)
-        return (variance_free(new, x_next) - variance_free(old, x_next)).view_as(batch.log_prob)
+        return variance_free(new, batch.x_next) - variance_free(old, batch.x_next)

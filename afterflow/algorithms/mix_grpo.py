@@ -68,8 +68,7 @@ class MixGRPO(OnPolicy[Edges]):
 
     def __post_init__(self) -> None:
         check_group(self.group)
-        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
-        require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
+        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
         share = self.flash is None or 0 < self.flash < 1
         require(share, f"flash = {self.flash}: a share of the steps after the window, so 0 < flash < 1")
         self.window.check(self.steps)

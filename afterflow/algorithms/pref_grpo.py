@@ -37,6 +37,7 @@ from .base import (
     policy_loss,
     random_steps,
     require,
+    share_of_steps,
     step,
     untied,
 )
@@ -77,10 +78,9 @@ class PrefGRPO(OnPolicy[Edges]):
 
     def __post_init__(self) -> None:
         check_group(self.group)
-        check_policy_gradient(self.steps, self.eta, self.clip, self.max_advantage)
+        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
         require(WIN_RATE in self.weights, "weights: Pref-GRPO needs the weight of win_rate, say {'win_rate': 1.0}")
-        share = 0 < self.fraction <= 1 and int((self.steps - 1) * self.fraction) >= 1
-        require(share, f"fraction = {self.fraction}: a share of the {self.steps - 1} steps, at least one of them")
+        share_of_steps(self.steps, self.fraction)
         self.compare.check(self.group)
         wanted = self.least_consistency
         require(0 <= wanted <= 1, f"least_consistency = {wanted}: a share of the pairs, in [0, 1]")
@@ -109,8 +109,8 @@ class PrefGRPO(OnPolicy[Edges]):
         rewards = {**scores.rewards, WIN_RATE: win_rates(judged).where(sure, torch.nan)}
         rewards = gated(rewards, self.blend.gate)
         advantage = untied(advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage))
-        keep = int((self.steps - 1) * self.fraction)
-        chosen = random_steps(advantage, self.steps - 1, keep, generator)
+        count = share_of_steps(self.steps, self.fraction)
+        chosen = random_steps(advantage, self.steps - 1, count, generator)
         return edges(rollout, [*(advantage.where(mask, torch.nan) for mask in chosen), advantage])
 
     def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:

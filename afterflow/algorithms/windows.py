@@ -1,8 +1,8 @@
 """Where MixGRPO's window of stochastic steps stands (arXiv:2507.21802); BranchGRPO-Mix slides one as well."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -50,7 +50,7 @@ class SlidingWindow:
         stays = [self._stay(start, steps - self.idle) for start in starts]
         if self.roll_back:
             iteration %= sum(stays)
-        for start, end in zip(starts, _cumulative(stays)):
+        for start, end in zip(starts, accumulate(stays)):
             if iteration < end:
                 return start
         return last
@@ -63,10 +63,3 @@ class SlidingWindow:
         if self.order == "exp_decay":
             return math.ceil(self.every * math.exp(-self.decay_rate * max(0, start - self.decay_from)))
         return self.every
-
-
-def _cumulative(values: list[int]) -> Iterator[int]:
-    total = 0
-    for value in values:
-        total += value
-        yield total

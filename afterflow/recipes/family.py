@@ -1,12 +1,12 @@
-"""Every method of the family on the shapes world: the same model, prompts, reward and batch of images.
+"""Every method of the family on the shapes world: the same model, prompts, rewards and number of images.
 
-What differs is what the papers differ in.  All train without guidance, as Flow-GRPO's no-CFG recipes do, and take 10
-denoising steps; the settings are those of the papers, scaled to that where they count steps.
+What differs is what the papers differ in: how steps are drawn, which are trained, and how credit is given.  All train
+without guidance, as Flow-GRPO's no-CFG recipes do, and take 10 denoising steps.  Clip ranges are wider than published:
+at one update per rollout the first ratio is 1, and they do not act.
 """
 
 from dataclasses import replace
 
-from ..advantages import Blend
 from ..algorithms.base import OnPolicy
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
@@ -15,7 +15,7 @@ from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.mix_grpo import MixGRPO
 from ..algorithms.pref_grpo import PrefGRPO
 from ..algorithms.windows import SlidingWindow
-from ..flow import LinearShift
+from ..data.prompts import ShapesPrompts
 from ..rewards.judges import ShapesJudge
 from ..run import Run
 from .shapes import shapes_flow_grpo
@@ -33,6 +33,17 @@ def shapes_ddpo() -> Run:
     return _run(DDPO(WEIGHTS, steps=STEPS, group=16, clip=1e-3), "shapes_ddpo")
 
 
+def shapes_ddpo_history() -> Run:
+    """DDPO with each prompt's own history: 32 prompts come again and again."""
+    algorithm = DDPO(WEIGHTS, steps=STEPS, group=8, history=32, least=16, clip=1e-3)
+    return _run(algorithm, "shapes_ddpo_history", data=ShapesPrompts(count=320), batch=32)
+
+
+def jpeg_ddpo() -> Run:
+    """DDPO's first experiment: pictures that compress well, which anyone can see being hacked."""
+    return _run(DDPO({"jpeg_compressibility": 1.0}, steps=STEPS, group=16, clip=1e-3), "jpeg_ddpo")
+
+
 def shapes_flow_grpo_full() -> Run:
     """Flow-GRPO as first published: noise and training on all steps but the last."""
     return _run(FlowGRPO(WEIGHTS, steps=STEPS, group=16, beta=0.0, clip=1e-3), "shapes_flow_grpo_full")
@@ -46,13 +57,13 @@ def shapes_flow_grpo_cps() -> Run:
 
 def shapes_flow_grpo_guard() -> Run:
     """Flow-GRPO with GRPO-Guard's ratio and weighting of steps."""
-    algorithm = FlowGRPO(WEIGHTS, steps=STEPS, group=16, beta=0.0, guard=True, clip=2e-4)
+    algorithm = FlowGRPO(WEIGHTS, steps=STEPS, group=16, beta=0.0, guard=True, clip=1e-3)
     return _run(algorithm, "shapes_flow_grpo_guard")
 
 
 def shapes_dance_grpo() -> Run:
     """DanceGRPO: constant noise, one start for a group, a random 60 % of the steps."""
-    return _run(DanceGRPO(WEIGHTS, steps=STEPS, group=16, clip=1e-3), "shapes_dance_grpo")
+    return _run(DanceGRPO(WEIGHTS, steps=STEPS, group=16, eta=0.7, clip=1e-3), "shapes_dance_grpo")
 
 
 def shapes_mix_grpo() -> Run:
@@ -65,26 +76,43 @@ def shapes_mix_grpo_flash() -> Run:
     return _run(replace(_mix(), flash=0.4), "shapes_mix_grpo_flash")
 
 
+def shapes_mix_grpo_flash_star() -> Run:
+    """MixGRPO-Flash*: fewer still, and the window stays at the start."""
+    star = replace(_mix(), flash=0.2, window=SlidingWindow(width=4, order="frozen", idle=1))
+    return _run(star, "shapes_mix_grpo_flash_star")
+
+
 def shapes_branch_grpo() -> Run:
     """BranchGRPO: 16 leaves of a tree for each prompt, which share their ancestors' steps."""
     return _run(_branch(), "shapes_branch_grpo")
 
 
-def shapes_branch_grpo_pruned() -> Run:
+def shapes_branch_grpo_width() -> Run:
     """BranchGRPO with width pruning: after the last split only the best child of each parent is trained."""
-    return _run(replace(_branch(), prune_width="parent_top1"), "shapes_branch_grpo_pruned")
+    return _run(replace(_branch(), prune_width="parent_top1"), "shapes_branch_grpo_width")
+
+
+def shapes_branch_grpo_depth() -> Run:
+    """BranchGRPO with depth pruning: two steps in a row are left out of training, and move on."""
+    return _run(replace(_branch(), prune_depth=2), "shapes_branch_grpo_depth")
+
+
+def shapes_branch_grpo_mix() -> Run:
+    """BranchGRPO-Mix: noise and training only at the splits and in a window that slides."""
+    window = SlidingWindow(width=2, idle=1)
+    return _run(replace(_branch(), mix=window), "shapes_branch_grpo_mix")
 
 
 def shapes_pref_grpo() -> Run:
     """Pref-GRPO: win rates from a judge built on the verifier, a little noisy and a little biased."""
-    algorithm = PrefGRPO(steps=STEPS, group=8, clip=2e-4)
+    algorithm = PrefGRPO(steps=STEPS, group=8, clip=1e-3)
     return _run(algorithm, "shapes_pref_grpo", judge=ShapesJudge(noise=0.1, bias=0.05), batch=32)
 
 
 def _mix() -> MixGRPO:
-    window = SlidingWindow(width=4, every=25, idle=1)
-    return MixGRPO(WEIGHTS, steps=STEPS, group=16, window=window, clip=1e-3, blend=Blend("z_sum"))
+    return MixGRPO(WEIGHTS, steps=STEPS, group=16, window=SlidingWindow(width=4, idle=1), clip=1e-3)
 
 
 def _branch() -> BranchGRPO:
-    return BranchGRPO(WEIGHTS, steps=STEPS, splits=(0, 1, 3, 4), schedule=LinearShift(), clip=1e-3, eta=0.7)
+    # Of 10 steps these are where the paper's (0, 3, 6, 9) of 20 are; Dance-SDE's η as for DanceGRPO here.
+    return BranchGRPO(WEIGHTS, steps=STEPS, splits=(0, 1, 3, 4), eta=0.7, clip=1e-3)

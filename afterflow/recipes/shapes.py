@@ -40,6 +40,7 @@ def shapes_flow_grpo() -> Run:
         mixed_precision="bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no",
         held_out=ShapesPrompts("test", count=120),
         eval_every=30,
+        eval_rewards=("shapes_strict", "shapes_partial"),
         threads=1,
     )
 
@@ -54,5 +55,6 @@ def demo() -> Run:
         decay="constant",
         held_out=None,
         eval_every=0,
+        eval_rewards=(),
         sample_every=15,
     )

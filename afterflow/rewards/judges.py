@@ -29,6 +29,10 @@ class ShapesJudge:
         for name in ("noise", "margin", "softness"):
             if getattr(self, name) < 0:
                 raise ValueError(f"judge.{name} = {getattr(self, name)}: 0 or more")
+        if self.margin and self.softness:
+            raise ValueError(
+                "judge.margin makes ties of a judge that says first or second; leave softness at 0 with it"
+            )
 
     def __call__(
         self,

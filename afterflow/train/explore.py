@@ -61,18 +61,9 @@ def explore(
         cond = prompts(step)
         plan = algorithm.plan(step, generator(seed, step, "plan"))
         sources = [generator(seed, step, "noise", p) for p in range(len(cond))]
-        roots = 1 if plan.shared_noise else plan.widths[0]
-        device = cond.index.device
-        noise = draw(sources, roots, torch.empty(len(cond), 1, *shape, device=device))
+        noise = draw(sources, plan.widths[0], torch.empty(len(cond), 1, *shape, device=cond.index.device))
         with clock("rollout"):
-            rollout = sample(
-                models.policy,
-                algorithm.step_kernel,
-                plan,
-                cond,
-                noise.expand(-1, plan.widths[0], *[-1] * len(shape)),
-                sources,
-            )
+            rollout = sample(models.policy, algorithm.step_kernel, plan, cond, noise, sources)
         records = cond.records()
         scores = score(rollout.leaves, records, generator(seed, step, "judge"), clock)
         check_scores(scores, records, step)
@@ -80,13 +71,15 @@ def explore(
             scores = replace(scores, past=memory.recall(list(scores.rewards), records))
             memory.add(scores.rewards, records)
         rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
-        order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(device)
+        order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(noise.device)
         images = len(cond) * plan.widths[-1]
         metrics = {
             **score_metrics(scores, algorithm.weights),
             "nfe/rollout": plan.evaluations,
             "nfe/update": len(rows) / images,
         }
+        if algorithm.needs_reference:
+            metrics["nfe/reference"] = metrics["nfe/update"]
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
         del rows  # nor need they be in memory while the next are explored

@@ -4,31 +4,36 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from .budget import Budget
 
 
 class Progress:
     """A bar on a terminal; elsewhere a line every so often, since logs keep every redraw."""
 
-    def __init__(self, name: str, first: int, total: int) -> None:
+    def __init__(self, name: str, budget: Budget, first: int) -> None:
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[health]}"),
+            TextColumn("{task.fields[step]} {task.fields[health]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self.task = self.bar.add_task(name, total=total, completed=first, health="")
-        self.name, self.total, self.every = name, total, max(1, total // 50)
+        self.task = self.bar.add_task(name, total=1.0, step=first, health="")
+        self.bar.update(self.task, completed=budget.done(first))
+        self.name, self.budget, self.told = name, budget, -1
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         shown = {name: metrics[name] for name in ("reward", "flow_matching", "clip_fraction", "kl") if name in metrics}
         health = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        self.bar.update(self.task, completed=step + 1, health=health)
-        if not self.bar.console.is_terminal and (step % self.every == 0 or step == self.total - 1):
-            print(f"{self.name} {step + 1}/{self.total} {health} ({metrics['seconds']:.0f} s)", flush=True)
+        done = self.budget.done(step + 1)
+        self.bar.update(self.task, completed=done, step=step + 1, health=health)
+        fiftieth = int(50 * done)
+        if not self.bar.console.is_terminal and fiftieth > self.told:
+            self.told = fiftieth
+            print(f"{self.name} {step + 1} ({done:.0%}) {health} ({metrics['seconds']:.0f} s)", flush=True)
 
     def __enter__(self) -> Self:
         if self.bar.console.is_terminal:
