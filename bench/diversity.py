@@ -3,9 +3,9 @@
     python bench/diversity.py --json bench/results/diversity.json
 
 BranchGRPO reports MMD² of .0067 (Inception) and .0149 (CLIP) between tree and chain samples, and calls it nearly
-unchanged.  Here features are the shapes world's (fixed random filters and colour statistics), standardised by the chains';
-the kernel is Gaussian with the median distance as its width, and the estimate is unbiased, so it may be below 0.
-`floor` is the same between two halves of independent rollouts.  `diversity` is the mean distance of two images of a prompt.
+unchanged.  Here features are the shapes world's (fixed random filters and colour statistics), standardised by those of
+the chains; the kernel is Gaussian with the median distance as its width, and the estimate is unbiased, so it may be
+below 0.  `floor` is the same between two samples of chains; `diversity` the mean distance of two images of a prompt.
 """
 
 import argparse
