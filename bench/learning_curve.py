@@ -3,7 +3,7 @@
     python bench/learning_curve.py shapes_flow_grpo --seeds 0 1 2
 
 Writes bench/results/RECIPE.json (settings, hardware, every seed's curve and final scores) and RECIPE.png.  A seed
-whose result is already in the file is not trained again.
+whose result is already in the file is not trained again, and one that was interrupted goes on from its checkpoint.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from afterflow.compare import tuned_model
+from afterflow.compare import ended, tuned_model
 from afterflow.evaluate import compare_pictures, picture_size, suite_pictures, suite_prompts
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
@@ -70,7 +70,9 @@ def stored(file: Path, about: dict) -> dict:
 def one(recipe: Run, seed: int, settings: Settings) -> dict:
     """Train one seed; its curve and its scores beside the base."""
     run = replace(recipe, seed=seed, name=f"{recipe.name}_{seed}")
-    folder = execute(run, recipe.name)
+    if not ended(run.folder, run):
+        execute(run, recipe.name, resume=any(run.folder.glob("checkpoints/step_*")))
+    folder = run.folder
     assert isinstance(recipe.model, SD3)
     model = recipe.model.load()
     records = suite_prompts(settings, picture_size(model))
@@ -80,7 +82,8 @@ def one(recipe: Run, seed: int, settings: Settings) -> dict:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = ("step", "seconds", "reward", "eval/", "reward/", "grad_norm", "ratio_max", "clip_fraction", "zero_std")
     curve = [{k: v for k, v in line.items() if k.startswith(kept)} for line in lines]
-    return {"seconds": lines[-1]["seconds"], "curve": curve, "report": to_json(report)}
+    took = {name: lines[-1][name] for name in ("seconds", "seconds_trained")}
+    return {**took, "curve": curve, "report": to_json(report)}
 
 
 def figure(found: dict, title: str):
@@ -91,7 +94,7 @@ def figure(found: dict, title: str):
     figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6), squeeze=False)
     for axis, name in zip(axes[0], names):
         for seed, result in found["seeds"].items():
-            points = np.array([(line["seconds"] / 60, line[name]) for line in result["curve"] if name in line])
+            points = np.array([(line["seconds_trained"] / 60, line[name]) for line in result["curve"] if name in line])
             axis.plot(*points.T, label=f"seed {seed}")
         axis.set(xlabel="minutes", title=name.removeprefix("eval/") + ", held-out prompts")
         axis.grid(alpha=0.3)
