@@ -445,6 +445,7 @@ class Tree:
     def __call__(self) -> None:
         run, _ = read_run(Path(self.run))
         check_libraries()
+        from .algorithms.base import OnPolicy
         from .data.prompts import check
         from .models.quiet import no_progress_bars
         from .session import known_records, needs
@@ -452,7 +453,8 @@ class Tree:
 
         no_progress_bars()
         record = known_records(run).get(self.prompt, {"prompt": self.prompt})
-        check(record, f"prompt {self.prompt!r}", needs(run))
+        names = run.algorithm.pointwise if isinstance(run.algorithm, OnPolicy) else ()
+        check(record, f"prompt {self.prompt!r}", needs(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.out, dpi=110)

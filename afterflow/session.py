@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -51,7 +52,7 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     cannot go on.
     """
     records = prompt_records(run)
-    held_out = run.held_out.records(run.seed, needs(run)) if run.held_out is not None else []
+    held_out = held_out_records(run)
     session = prepare(run, resume)
     write_record(run.folder, to_json(run), recipe, run.seed)
     if run.track != "none":
@@ -118,6 +119,7 @@ def prepare(run: Run, resume: bool) -> Session:
         raise ValueError(f"{run.folder} already holds a run; give this one another --name, or go on with --resume")
     if run.threads:
         torch.set_num_threads(run.threads)
+    AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
     accelerator = Accelerator(
         mixed_precision=run.mixed_precision,
         log_with=None if run.track == "none" else run.track,
@@ -190,23 +192,29 @@ def check_before_sampling(session: Session, prompts: Cond) -> None:
             raise ValueError(f"budget_seconds = {run.budget_seconds:g}: {takes}; raise it, or lower batch")
 
 
-def needs(run: Run) -> dict[str, Callable]:
-    """What the rewards of a run ask of a record."""
-    if not isinstance(run.algorithm, OnPolicy):
-        return {}
-    asked = {name: NEEDS[name] for name in run.watched(run.algorithm) if name in NEEDS}
+def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
+    """What these rewards, and the judge, ask of a record."""
+    asked = {name: NEEDS[name] for name in names if name in NEEDS}
     return asked if run.judge is None else asked | {"the judge": validate}
 
 
 def prompt_records(run: Run) -> list[dict]:
     """The prompts to explore, each fit for every reward; none where images come with theirs."""
-    return [] if isinstance(run.data, ShapesImages) else run.data.records(run.seed, needs(run))
+    if isinstance(run.data, ShapesImages) or not isinstance(run.algorithm, OnPolicy):
+        return []
+    return run.data.records(run.seed, needs(run, run.algorithm.pointwise))
+
+
+def held_out_records(run: Run) -> list[dict]:
+    """The prompts to evaluate on, each fit for every reward that is measured there."""
+    if run.held_out is None or not isinstance(run.algorithm, OnPolicy):
+        return []
+    return run.held_out.records(run.seed, needs(run, run.watched(run.algorithm)))
 
 
 def known_records(run: Run) -> dict[str, dict]:
     """The run's own prompts, held out or not, by their text."""
-    held_out = run.held_out.records(run.seed, needs(run)) if run.held_out is not None else []
-    return {record["prompt"]: record for record in [*held_out, *prompt_records(run)]}
+    return {record["prompt"]: record for record in [*held_out_records(run), *prompt_records(run)]}
 
 
 def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Cond]:
