@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..advantages import Blend
 from ..cond import Cond, Pairs, Velocity
-from ..kernels import Gaussian, Kernel, KernelName, log_prob
+from ..kernels import KERNELS, Gaussian, Kernel, KernelName, log_prob
 from ..losses import clipped_surrogate, guard_log_ratio
 from ..rollout import Edges, Plan, Rollout
 
@@ -91,6 +91,8 @@ class OnPolicy(ABC, Generic[R]):
     """The rewards it needs, and how much each counts."""
     blend: Blend
     """How they become one advantage; its gates are rewards too."""
+    kernel: KernelName
+    """The name of `step_kernel`."""
 
     @property
     def pointwise(self) -> tuple[str, ...]:
@@ -108,9 +110,9 @@ class OnPolicy(ABC, Generic[R]):
         return None
 
     @property
-    @abstractmethod
     def step_kernel(self) -> Kernel:
         """What draws each step of a rollout."""
+        return KERNELS[self.kernel]
 
     @property
     @abstractmethod

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, combine, gated
 from ..flow import LinearShift, SD3Grid
-from ..kernels import KERNELS, Kernel, KernelName
+from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, edges
 from ..trees import best_children, extremes, fuse, path_log_prob, widths
 from .base import (
@@ -105,10 +105,6 @@ class BranchGRPO(OnPolicy[Edges]):
     def group(self) -> int:
         """Images per prompt."""
         return self.children ** len(self.splits)
-
-    @property
-    def step_kernel(self) -> Kernel:
-        return KERNELS[self.kernel]
 
     @property
     def needs_reference(self) -> bool:

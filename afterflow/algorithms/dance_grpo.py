@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
 from ..flow import LinearShift, SD3Grid
-from ..kernels import KERNELS, Kernel, KernelName
+from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from ..trees import extremes
 from .base import (
@@ -74,10 +74,6 @@ class DanceGRPO(OnPolicy[Edges]):
         n = self.best_of
         fits = n is None or (n >= 2 and n % 2 == 0 and n <= self.group)
         require(fits, f"best_of = {n}: an even number, from 2 to the group's {self.group}")
-
-    @property
-    def step_kernel(self) -> Kernel:
-        return KERNELS[self.kernel]
 
     @property
     def needs_reference(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..advantages import Blend, Normalize, combine, gated, normalize, per_prompt_history
 from ..flow import LinearShift, SD3Grid
-from ..kernels import KERNELS, Kernel, KernelName
+from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import (
     Metrics,
@@ -68,10 +68,6 @@ class DDPO(OnPolicy[Edges]):
         require(gates, "blend.gate: an image that fails gets the least of its group; take group >= 2 and history = 0")
         plain = self.blend.how == "raw_sum" and not self.blend.again
         require(plain, "blend: DDPO has one sum and one advantage; take raw_sum without again")
-
-    @property
-    def step_kernel(self) -> Kernel:
-        return KERNELS[self.kernel]
 
     @property
     def needs_reference(self) -> bool:

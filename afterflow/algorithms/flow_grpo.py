@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
 from ..flow import LinearShift, SD3Grid
-from ..kernels import KERNELS, Gaussian, Kernel, KernelName, kl, variance_free
+from ..kernels import Gaussian, KernelName, kl, variance_free
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import (
     Metrics,
@@ -99,10 +99,6 @@ class FlowGRPO(OnPolicy[Edges]):
         if self.window is None:
             return 0, self.steps - 1
         return self.window_range or (0, max(self.window, self.steps // 2))
-
-    @property
-    def step_kernel(self) -> Kernel:
-        return KERNELS[self.kernel]
 
     @property
     def needs_reference(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
 from ..flow import LinearShift, SD3Grid
-from ..kernels import KERNELS, Kernel, KernelName
+from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import (
     Metrics,
@@ -72,10 +72,6 @@ class MixGRPO(OnPolicy[Edges]):
         share = self.flash is None or 0 < self.flash < 1
         require(share, f"flash = {self.flash}: a share of the steps after the window, so 0 < flash < 1")
         self.window.check(self.steps)
-
-    @property
-    def step_kernel(self) -> Kernel:
-        return KERNELS[self.kernel]
 
     @property
     def needs_reference(self) -> bool:

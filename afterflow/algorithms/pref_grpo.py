@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
 from ..flow import LinearShift, SD3Grid
-from ..kernels import KERNELS, Kernel, KernelName
+from ..kernels import KernelName
 from ..preferences import consistency, win_rates
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import (
@@ -86,10 +86,6 @@ class PrefGRPO(OnPolicy[Edges]):
         require(0 <= wanted <= 1, f"least_consistency = {wanted}: a share of the pairs, in [0, 1]")
         shown = wanted == 0 or self.compare.both_orders
         require(shown, "least_consistency needs pairs shown in both orders: set compare.both_orders")
-
-    @property
-    def step_kernel(self) -> Kernel:
-        return KERNELS[self.kernel]
 
     @property
     def needs_reference(self) -> bool:
