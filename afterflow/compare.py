@@ -42,7 +42,6 @@ class Finished:
     run: Run
     recipe: str
     judged: Judged
-    base: Judged
     lines: list[dict[str, float]]
     """Of metrics.jsonl."""
 
@@ -126,26 +125,42 @@ def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finishe
     assert isinstance(run.model, SD3)
     settings = replace(settings, guidance=run.guidance_scale)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    records, base_pictures, base = base_of(run.model, settings)
+    base = base_of(run.model, settings)
     about = {"suite": to_json(settings), "step": lines[-1]["step"]}
     file = folder / "evaluation.json"
     kept = json.loads(file.read_text()) if file.is_file() else {}
     if any(kept.get(name) != value for name, value in about.items()):
-        pictures = suite_pictures(tuned_model(run, folder), records, settings)
-        judged = judge(pictures, records, reference_features(records, pictures.shape, settings.seed))
-        before_after(records, base_pictures, pictures, base.strict, judged.strict).save(folder / "before_after.png")
+        pictures = suite_pictures(tuned_model(run, folder), base.records, settings)
+        judged = judge(pictures, base.records, base.features)
+        grid = before_after(base.records, base.pictures, pictures, base.judged.strict, judged.strict)
+        grid.save(folder / "before_after.png")
         kept = about | {"judged": as_lists(judged)}
         file.write_text(json.dumps(kept) + "\n")
-    return Finished(folder, run, recipe, from_lists(kept["judged"]), base, lines)
+    return Finished(folder, run, recipe, from_lists(kept["judged"]), lines)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The untrained model on the suite, and what all its runs are measured by."""
+
+    records: list[dict]
+    pictures: np.ndarray
+    features: np.ndarray
+    """Of true pictures of the records, for Fréchet distances."""
+    judged: Judged
+    truth: dict[str, float]
+    """What other true pictures get."""
 
 
 @cache
-def base_of(model: SD3, settings: Settings) -> tuple[list[dict], np.ndarray, Judged]:
-    """The suite's records, the untrained model's pictures of them, and what those are worth."""
+def base_of(model: SD3, settings: Settings) -> Base:
     loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
     pictures = suite_pictures(loaded, records, settings)
-    return records, pictures, judge(pictures, records, reference_features(records, pictures.shape, settings.seed))
+    reference, fresh = (renders(records, pictures.shape, settings.seed, name) for name in ("reference", "fresh"))
+    features = population.features(reference.reshape(-1, *pictures.shape[2:]))
+    truth = {"frechet": frechet(fresh, features)}
+    return Base(records, pictures, features, judge(pictures, records, features), truth)
 
 
 def tuned_model(run: Run, folder: Path) -> Model:
@@ -156,11 +171,6 @@ def tuned_model(run: Run, folder: Path) -> Model:
     model = run.model.load(default_device())
     model.load_lora(folder / "lora")
     return model
-
-
-def reference_features(records: Sequence[dict], shape: Sequence[int], seed: int) -> np.ndarray:
-    """Of true pictures of the records, for Fréchet distances."""
-    return population.features(renders(records, shape, seed, "reference").reshape(-1, *shape[2:]))
 
 
 def as_lists(judged: Judged) -> dict[str, Any]:
@@ -196,15 +206,8 @@ def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str,
     run = runs[0].run
     assert isinstance(run.model, SD3)
     settings = replace(settings, guidance=run.guidance_scale)
-    records, pictures, base = base_of(run.model, settings)
-    truth = {
-        "frechet": frechet(
-            renders(records, pictures.shape, settings.seed, "fresh"),
-            reference_features(records, pictures.shape, settings.seed),
-        )
-    }
-    path = run.model.path
-    of = lambda judged, model: report(settings, records, judged, base, truth, model, path)
+    base, path = base_of(run.model, settings), run.model.path
+    of = lambda judged, model: report(settings, base.records, judged, base.judged, base.truth, model, path)
     lines = [line for each in runs for line in each.lines]
     return {
         "name": name,
