@@ -131,7 +131,7 @@ class Run:
         for name in self.watched(algorithm):
             if name not in REWARDS:
                 raise unknown("reward", name, REWARDS)
-        judged = algorithm.comparisons is not None
+        judged = algorithm.asks.comparisons is not None
         if WIN_RATE in {*algorithm.weights, *algorithm.blend.gate} and not judged:
             raise ValueError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
         if judged != (self.judge is not None):
@@ -142,7 +142,7 @@ class Run:
 
     def watched(self, algorithm: OnPolicy) -> tuple[str, ...]:
         """The rewards measured on held-out prompts."""
-        return tuple(dict.fromkeys([*algorithm.pointwise, *self.eval_rewards]))
+        return tuple(dict.fromkeys([*algorithm.asks.rewards, *self.eval_rewards]))
 
     @property
     def folder(self) -> Path:

@@ -31,15 +31,16 @@ def score(
     clock: Clock,
 ) -> Scores:
     """Finished latents (P, G, ...) of P records → scores on the CPU, where advantages are fp64."""
+    asks = algorithm.asks
     with clock("decode"):
         images = model.decode(leaves.flatten(0, 1))
     images = images.reshape(*leaves.shape[:2], *images.shape[1:])
     with clock("reward"):
-        rewards = {name: ask(name, images, records) for name in algorithm.pointwise}
-        if algorithm.comparisons is None:
+        rewards = {name: ask(name, images, records) for name in asks.rewards}
+        if asks.comparisons is None:
             return Scores(rewards)
         assert judge is not None
-        G, wanted = images.shape[1], algorithm.comparisons
+        G, wanted = images.shape[1], asks.comparisons
         shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, generator) for _ in records])
         return Scores(rewards, {WIN_RATE: compare(judge, images, records, shown, generator)})
 

@@ -139,8 +139,8 @@ def prepare(run: Run, resume: bool) -> Session:
     ema = Ema(parameters, run.ema) if run.ema is not None else None
     # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
     models = velocities(run, model, accelerator)
-    remembers = run.algorithm.remembers if isinstance(run.algorithm, OnPolicy) else 0
-    memory = Memory(remembers) if remembers else None
+    history = run.algorithm.asks.history if isinstance(run.algorithm, OnPolicy) else 0
+    memory = Memory(history) if history else None
     first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, memory, first)
@@ -154,7 +154,7 @@ def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
     field = model.velocity(model.module)
     if not isinstance(run.algorithm, OnPolicy):
         return Models(precise(field), guided=drawing(field))
-    anchor = drawing(reference(model, run.tune)) if run.algorithm.needs_reference else None
+    anchor = drawing(reference(model, run.tune)) if run.algorithm.asks.reference else None
     return Models(drawing(field), anchor)
 
 
@@ -202,7 +202,7 @@ def prompt_records(run: Run) -> list[dict]:
     """The prompts to explore, each fit for every reward; none where images come with theirs."""
     if isinstance(run.data, ShapesImages) or not isinstance(run.algorithm, OnPolicy):
         return []
-    return run.data.records(run.seed, needs(run, run.algorithm.pointwise))
+    return run.data.records(run.seed, needs(run, run.algorithm.asks.rewards))
 
 
 def held_out_records(run: Run) -> list[dict]:

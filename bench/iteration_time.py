@@ -25,6 +25,7 @@ from overhead import clocked, ours
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.evaluate import encoded
@@ -46,7 +47,7 @@ METHODS = {
     "mix_grpo_flash": replace(MIX, flash=0.4),
     "mix_grpo_flash_star": replace(MIX, flash=0.2, window=SlidingWindow(order="frozen")),
     "branch_grpo": BRANCH,
-    "branch_grpo_pruned": replace(BRANCH, prune_width="parent_top1"),
+    "branch_grpo_pruned": replace(BRANCH, prune=Pruning("parent_top1")),
     "branch_grpo_mix": replace(BRANCH, mix=SlidingWindow(every=1, order="random", idle=1)),
 }
 

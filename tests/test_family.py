@@ -13,6 +13,7 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.flow import LinearShift
 from afterflow.rollout import sample
@@ -30,9 +31,9 @@ FAMILY = {
     "mix_grpo_flash": MixGRPO(NEAR, steps=16, group=8, window=SlidingWindow(width=3), flash=0.5),
     "branch_grpo": TREE,
     "branch_grpo_mix": replace(TREE, splits=(0, 1), mix=SlidingWindow(width=2, every=1)),
-    "branch_grpo_top1": replace(TREE, prune_width="parent_top1"),
-    "branch_grpo_extreme": replace(TREE, prune_width="extreme", extreme=1),
-    "branch_grpo_depth": replace(TREE, prune_depth=1, prune_every=2),
+    "branch_grpo_top1": replace(TREE, prune=Pruning("parent_top1")),
+    "branch_grpo_extreme": replace(TREE, prune=Pruning("extreme", extreme=1)),
+    "branch_grpo_depth": replace(TREE, prune=Pruning(depth=1, every=2)),
     "pref_grpo": PrefGRPO(steps=6, group=4),
     "pref_grpo_no_guard": PrefGRPO(steps=6, group=4, guard=False),
 }
@@ -224,10 +225,10 @@ def test_steps_before_the_first_split_have_nobody_to_compare_with():
 @pytest.mark.parametrize(
     "options, share",
     [
-        (dict(prune_width="parent_top1"), 138 / 16),
-        (dict(prune_width="extreme", extreme=4), 138 / 16),
-        (dict(prune_depth=4), (218 - 4 * 16) / 16),
-        (dict(prune_depth=5), (218 - 5 * 16) / 16),
+        (dict(prune=Pruning("parent_top1")), 138 / 16),
+        (dict(prune=Pruning("extreme", extreme=4)), 138 / 16),
+        (dict(prune=Pruning(depth=4)), (218 - 4 * 16) / 16),
+        (dict(prune=Pruning(depth=5)), (218 - 5 * 16) / 16),
         (dict(), 218 / 16),
     ],
 )
@@ -236,16 +237,16 @@ def test_pruning_leaves_the_published_number_of_edges(options, share):
     algorithm = BranchGRPO(NEAR, path_weight=0.0, **options)
     made = rollout(algorithm, MLP(), n=1)
     batch = algorithm.credit(Models(MLP()), made, Scores({"near": torch.arange(16.0)[None]}), generator())
-    last = 0.5 if algorithm.prune_width != "none" else 1.0
+    last = 0.5 if algorithm.prune.width != "none" else 1.0
     assert batch.mass(torch.arange(len(batch))) / 16 + last == pytest.approx(share)
 
 
 def test_the_pruned_depths_move_on():
-    later = BranchGRPO(NEAR, prune_depth=4)
+    later = BranchGRPO(NEAR, prune=Pruning(depth=4))
     pruned = lambda algorithm, i: (~algorithm.plan(i, generator()).train.any(1)).nonzero().flatten().tolist()[:-1]
     assert pruned(later, 0) == [9, 10, 11, 12] and pruned(later, 65) == [11, 12, 13, 14]
     assert pruned(later, 30 * 6) == [15, 16, 17, 18] and pruned(later, 30 * 7) == [9, 10, 11, 12]
-    earlier = replace(later, prune_towards="earlier")
+    earlier = replace(later, prune=Pruning(depth=4, towards="earlier"))
     assert pruned(earlier, 65) == [7, 8, 9, 10] and pruned(earlier, 3000) == [0, 1, 2, 3]
 
 
@@ -274,7 +275,7 @@ def test_a_group_whose_judge_contradicts_itself_is_not_trained_on():
 
 def test_a_win_rate_may_stand_beside_a_pointwise_reward():
     algorithm = PrefGRPO({"win_rate": 0.5, "near": 0.5}, steps=4, group=4, blend=Blend("z_sum"))
-    assert algorithm.pointwise == ("near",)
+    assert algorithm.asks.rewards == ("near",)
     _, batch = credited(algorithm, MLP())
     assert batch.mass(torch.arange(len(batch))) == 4 * 4 * 1
 
@@ -309,14 +310,14 @@ def test_small_margins_are_amplified_by_scores_and_not_by_win_rates():
         (lambda: BranchGRPO(NEAR, splits=(0, 19)), "before the last"),
         (lambda: BranchGRPO(NEAR, children=1), "at least 2"),
         (lambda: BranchGRPO(NEAR, split_noise=0.0), "positive, or None"),
-        (lambda: BranchGRPO(NEAR, prune_depth=12), "at most the 10 steps"),
-        (lambda: BranchGRPO(NEAR, splits=(0,), prune_depth=19), "and not all"),
-        (lambda: BranchGRPO(NEAR, splits=(5,), prune_depth=14), "and not all"),
+        (lambda: BranchGRPO(NEAR, prune=Pruning(depth=12)), "at most the 10 steps"),
+        (lambda: BranchGRPO(NEAR, splits=(0,), prune=Pruning(depth=19)), "and not all"),
+        (lambda: BranchGRPO(NEAR, splits=(5,), prune=Pruning(depth=14)), "and not all"),
         (lambda: BranchGRPO(NEAR, kernel="cps", eta=1.2), "take eta < 1"),
         (lambda: DDPO(NEAR, blend=Blend(gate={"near": 0.5})), "take group >= 2 and history = 0"),
-        (lambda: BranchGRPO(NEAR, prune_width="extreme", extreme=9), "1 to 8 best"),
-        (lambda: BranchGRPO(NEAR, prune_depth=2, mix=SlidingWindow()), "take one of them"),
-        (lambda: BranchGRPO(NEAR, prune_every=0), "at least 1 iteration"),
+        (lambda: BranchGRPO(NEAR, prune=Pruning("extreme", extreme=9)), "1 to 8 best"),
+        (lambda: BranchGRPO(NEAR, prune=Pruning(depth=2), mix=SlidingWindow()), "take one of them"),
+        (lambda: BranchGRPO(NEAR, prune=Pruning(every=0)), "at least 1 iteration"),
         (lambda: PrefGRPO({"near": 1.0}), "needs the weight of win_rate"),
         (lambda: PrefGRPO(compare=Comparisons(opponents=3)), "an even number"),
         (lambda: PrefGRPO(compare=Comparisons(opponents=8)), "the 7 others"),

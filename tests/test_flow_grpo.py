@@ -3,8 +3,9 @@ import copy
 import pytest
 import torch
 
-from afterflow.algorithms.base import Models, Scores, step
+from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.policy_gradient import step
 from afterflow.flow import LinearShift
 from afterflow.rollout import sample
 from afterflow.seeds import generator

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from afterflow.algorithms.base import per_child, step
+from afterflow.algorithms.policy_gradient import per_child, step
 from afterflow.cond import Embedding, condition
 from afterflow.flow import LinearShift
 from afterflow.kernels import KERNELS, Gaussian, dance_sde, flow_sde, log_prob

@@ -94,7 +94,7 @@ def learn(
             updates=updates,
             chunk=chunk,
             clock=clock,
-            memory=Memory(algorithm.remembers) if algorithm.remembers else None,
+            memory=Memory(algorithm.asks.history) if algorithm.asks.history else None,
         )
     accelerator = Accelerator(cpu=True)
     return train(

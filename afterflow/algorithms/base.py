@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..advantages import Blend
 from ..cond import Cond, Pairs, Velocity
-from ..kernels import KERNELS, Gaussian, Kernel, KernelName, log_prob
-from ..losses import clipped_surrogate, guard_log_ratio
-from ..rollout import Edges, Plan, Rollout
+from ..kernels import KERNELS, Kernel, KernelName
+from ..rollout import Plan, Rollout
+from .checks import require
 
 Metrics = dict[str, Tensor]
 
@@ -86,6 +86,25 @@ class Comparisons:
         require(fits, f"compare.opponents = {m}: an even number, from 2 to the {group - 1} others, or None for all")
 
 
+@dataclass(frozen=True)
+class Asks:
+    """What an algorithm is to be given beside a rollout of the policy."""
+
+    rewards: tuple[str, ...]
+    """Scores of single images; a win rate is none of them, `credit` takes it from `judged`."""
+    comparisons: Comparisons | None = None
+    """The pairs it wants judged, if any."""
+    history: int = 0
+    """Earlier rewards of each prompt, at most so many."""
+    reference: bool = False
+    """The velocity of the model before training."""
+
+
+def pointwise(weights: Mapping[str, float], blend: Blend) -> tuple[str, ...]:
+    """The rewards of single images that have a weight or are a gate."""
+    return tuple(name for name in dict.fromkeys([*weights, *blend.gate]) if name != WIN_RATE)
+
+
 class OnPolicy(ABC, Generic[R]):
     weights: Mapping[str, float]
     """The rewards it needs, and how much each counts."""
@@ -95,29 +114,14 @@ class OnPolicy(ABC, Generic[R]):
     """The name of `step_kernel`."""
 
     @property
-    def pointwise(self) -> tuple[str, ...]:
-        """The rewards to ask for, gates included: all but the win rate, which `credit` takes from `judged`."""
-        return tuple(name for name in dict.fromkeys([*self.weights, *self.blend.gate]) if name != WIN_RATE)
-
-    @property
-    def remembers(self) -> int:
-        """How many earlier rewards of each prompt `credit` wants to see."""
-        return 0
-
-    @property
-    def comparisons(self) -> Comparisons | None:
-        """The pairs it wants judged, if any."""
-        return None
+    @abstractmethod
+    def asks(self) -> Asks:
+        """What `credit` and `loss` are to be given."""
 
     @property
     def step_kernel(self) -> Kernel:
         """What draws each step of a rollout."""
         return KERNELS[self.kernel]
-
-    @property
-    @abstractmethod
-    def needs_reference(self) -> bool:
-        """Whether `credit` or `loss` calls the reference."""
 
     @abstractmethod
     def plan(self, step: int, generator: torch.Generator) -> Plan:
@@ -130,76 +134,3 @@ class OnPolicy(ABC, Generic[R]):
     @abstractmethod
     def loss(self, models: Models, batch: R) -> tuple[Tensor, Metrics]:
         """A scalar to descend, averaged over the mass of the batch, and scalars to log."""
-
-
-def require(holds: bool, sentence: str) -> None:
-    """ValueError with the sentence, which says what to change, where an option cannot be."""
-    if not holds:
-        raise ValueError(sentence)
-
-
-def check_group(group: int) -> None:
-    require(group >= 2, f"group = {group}: an advantage compares images of one prompt; take at least 2")
-
-
-def check_policy_gradient(steps: int, kernel: KernelName, eta: float, clip: float, max_advantage: float) -> None:
-    require(steps >= 2, f"steps = {steps}: the step onto the image is not trained; take at least 2")
-    require(eta > 0, f"eta = {eta}: a policy gradient needs stochastic steps; take eta > 0")
-    require(kernel != "cps" or eta < 1, f"eta = {eta}: cps swaps a share of the noise; take eta < 1")
-    positive = clip > 0 and max_advantage > 0
-    require(positive, f"clip = {clip}, max_advantage = {max_advantage}: both must be positive")
-
-
-def untied(advantage: Tensor) -> Tensor:
-    """(..., R) with NaN where nothing would pull on a step, so that no forward pass is spent on it."""
-    return torch.where((advantage == 0).all(-1, keepdim=True), torch.nan, advantage)
-
-
-def share_of_steps(steps: int, fraction: float) -> int:
-    """How many of the steps before the last `fraction` is; ValueError where that is none."""
-    count = int((steps - 1) * fraction)
-    holds = 0 < fraction <= 1 and count >= 1
-    require(holds, f"fraction = {fraction}: a share of the {steps - 1} steps before the last, at least one of them")
-    return count
-
-
-def random_steps(advantage: Tensor, steps: int, keep: int, generator: torch.Generator) -> list[Tensor]:
-    """For each of `steps`, (P, G, 1) bool: whether an image trains it; each trains `keep` of them."""
-    order = torch.rand(*advantage.shape[:2], steps, generator=generator).argsort(-1).argsort(-1)
-    return list((order < keep).to(advantage.device)[..., None].unbind(2))
-
-
-def step(velocity: Velocity, kernel: Kernel, batch: Edges) -> Gaussian:
-    """The Gaussian from which `velocity` would have drawn the children of batch.x: M rows."""
-    return kernel(batch.x, velocity(batch.x, batch.t, batch.cond), batch.t, batch.s, batch.eta)
-
-
-def per_child(p: Gaussian, batch: Edges) -> Gaussian:
-    """A Gaussian of M parents → one row for each of their K children."""
-    return p if len(batch.log_prob) == len(batch) else Gaussian(*(a[batch.parent] for a in p))
-
-
-def log_ratio(p: Gaussian, batch: Edges) -> Tensor:
-    """log ρ = log p(x_s | x_t) - log p_old(x_s | x_t) of the policy's kernels p (M, ...): (K,)."""
-    return log_prob(per_child(p, batch), batch.x_next) - batch.log_prob
-
-
-def guarded_log_ratio(p: Gaussian, batch: Edges) -> Tensor:
-    """GRPO-Guard's, (K,), for kernels p (M, ...)."""
-    new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
-    return guard_log_ratio(new, old, batch.x_next)
-
-
-def policy_loss(
-    log_ratio: Tensor, batch: Edges, clip: float, step_weight: Tensor | None = None
-) -> tuple[Tensor, Metrics]:
-    """PPO's clipped surrogate, summed over rewards, averaged over children; log_ratio (K,), step_weight (M,)."""
-    surrogate = clipped_surrogate(log_ratio[:, None], batch.advantage, clip).sum(-1)
-    loss = (surrogate if step_weight is None else surrogate * step_weight[batch.parent]).mean()
-    ratio = log_ratio.detach().exp()
-    return loss, {
-        "policy_loss": loss.detach(),
-        "ratio_mean": ratio.mean(),
-        "ratio_max": ratio.max(),
-        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
-    }

@@ -14,7 +14,6 @@ Pruning four depths, as the paper says, leaves 9.6 trained edges a leaf; its tab
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,19 +22,11 @@ from ..advantages import Blend, Normalize, advantages, combine, gated
 from ..flow import LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, edges
-from ..trees import best_children, extremes, fuse, path_log_prob, widths
-from .base import (
-    Metrics,
-    Models,
-    OnPolicy,
-    Scores,
-    check_policy_gradient,
-    log_ratio,
-    policy_loss,
-    require,
-    step,
-    untied,
-)
+from ..trees import fuse, path_log_prob, widths
+from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from .checks import check_policy_gradient, require
+from .policy_gradient import log_ratio, policy_loss, step, untied
+from .pruning import Pruning
 from .windows import SlidingWindow
 
 
@@ -59,16 +50,8 @@ class BranchGRPO(OnPolicy[Edges]):
     """Noise level of the stochastic steps."""
     path_weight: float = 1.0
     """β: how much more a leaf counts whose path was likelier; 0: all alike."""
-    prune_width: Literal["none", "parent_top1", "extreme"] = "none"
-    """Which leaves are trained after the last split."""
-    extreme: int = 4
-    """b: so many best and so many worst leaves of a tree, under prune_width = extreme."""
-    prune_depth: int = 0
-    """Steps in a row, from the last split on, that are not trained (published: 4)."""
-    prune_every: int = 30
-    """Iterations after which they move by one."""
-    prune_towards: Literal["later", "earlier"] = "later"
-    """Where they move: later as in the paper, and round again; earlier as in the code, to the first split."""
+    prune: Pruning = Pruning()
+    """Which edges are not trained."""
     mix: SlidingWindow | None = None
     """BranchGRPO-Mix: only the splits and this window are stochastic and trained."""
     normalize: Normalize = Normalize(ddof=1, eps=1e-8)
@@ -89,17 +72,10 @@ class BranchGRPO(OnPolicy[Edges]):
         require(
             self.split_noise is None or self.split_noise > 0, f"split_noise = {self.split_noise}: positive, or None"
         )
-        require(self.prune_every >= 1, f"prune_every = {self.prune_every}: at least 1 iteration")
-        most = self.group // 2
-        fits = self.prune_width != "extreme" or 1 <= self.extreme <= most
-        require(fits, f"extreme = {self.extreme}: 1 to {most} best and as many worst of {self.group} leaves")
+        self.prune.check(self.steps, self.splits, self.group)
         if self.mix is not None:
             self.mix.check(self.steps)
-            require(self.prune_depth == 0, "prune_depth and mix both choose the steps to train: take one of them")
-        room = self.steps - 1 - self.splits[-1]
-        # Before the first split there is nobody to compare with, so those steps train nothing.
-        fits = 0 <= self.prune_depth <= room and self.prune_depth < self.steps - 1 - self.splits[0]
-        require(fits, f"prune_depth = {self.prune_depth}: at most the {room} steps from the last split on, and not all")
+            require(self.prune.depth == 0, "prune.depth and mix both choose the steps to train: take one of them")
 
     @property
     def group(self) -> int:
@@ -107,31 +83,23 @@ class BranchGRPO(OnPolicy[Edges]):
         return self.children ** len(self.splits)
 
     @property
-    def needs_reference(self) -> bool:
-        return False
+    def asks(self) -> Asks:
+        return Asks(pointwise(self.weights, self.blend))
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         noisy = set(range(self.steps - 1))
         if self.mix is not None:
             start = self.mix.start(step, self.steps, generator)
             noisy = {*self.splits, *range(start, start + self.mix.width)}
-        k = torch.arange(self.steps)
-        stochastic = torch.tensor([i in noisy for i in range(self.steps)])
-        first = self._first_pruned(step)
-        trained = stochastic & ~((first <= k) & (k < first + self.prune_depth))
+        trained = noisy - set(self.prune.steps(step, self.steps, self.splits))
+        among = lambda steps: torch.tensor([k in steps for k in range(self.steps)])
         return Plan(
             self.schedule.times(self.steps),
-            self.eta * stochastic,
+            self.eta * among(noisy),
             widths(self.steps, self.splits, self.children),
-            trained[:, None].expand(self.steps, self.group),
+            among(trained)[:, None].expand(self.steps, self.group),
             split_noise=self.split_noise,
         )
-
-    def _first_pruned(self, step: int) -> int:
-        moved, start = step // self.prune_every, self.splits[-1]
-        if self.prune_towards == "earlier":
-            return max(self.splits[0], start - moved)
-        return start + moved % (self.steps - start - self.prune_depth)
 
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
         return edges(rollout, [untied(level) for level in self.levels(rollout, scores)])
@@ -139,20 +107,14 @@ class BranchGRPO(OnPolicy[Edges]):
     def levels(self, rollout: Rollout, scores: Scores) -> list[Tensor]:
         """The advantage of each edge, by depth: N of (P, W_{k+1}, R), NaN where width pruning leaves it out."""
         leaves, found = gated(scores.rewards, self.blend.gate), []
+        kept = self.prune.kept(combine(leaves, self.weights), self.children)[..., None]
         for k, width in enumerate(rollout.plan.widths[1:]):
             path = path_log_prob(rollout.log_prob, k + 1, self.group).cpu()  # where scores are
             nodes = {name: fuse(reward, path, width, self.path_weight) for name, reward in leaves.items()}
             found.append(advantages(nodes, self.weights, self.normalize, self.blend, self.max_advantage))
-            if k > self.splits[-1] and self.prune_width != "none":
-                found[-1] = found[-1].where(self._kept(combine(leaves, self.weights))[..., None], torch.nan)
+            if k > self.splits[-1]:
+                found[-1] = found[-1].where(kept, torch.nan)
         return found
-
-    def _kept(self, reward: Tensor) -> Tensor:
-        """(P, G) bool."""
-        reward = reward.nan_to_num(-torch.inf)
-        if self.prune_width == "parent_top1":
-            return best_children(reward, self.children)
-        return extremes(reward, self.extreme)
 
     def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
         return policy_loss(log_ratio(step(models.policy, self.step_kernel, batch), batch), batch, self.clip)

@@ -21,21 +21,9 @@ from ..flow import LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from ..trees import extremes
-from .base import (
-    Metrics,
-    Models,
-    OnPolicy,
-    Scores,
-    check_group,
-    check_policy_gradient,
-    log_ratio,
-    policy_loss,
-    random_steps,
-    require,
-    share_of_steps,
-    step,
-    untied,
-)
+from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from .checks import check_group, check_policy_gradient, require
+from .policy_gradient import log_ratio, policy_loss, random_steps, share_of_steps, step, untied
 
 
 @dataclass(frozen=True)
@@ -76,8 +64,8 @@ class DanceGRPO(OnPolicy[Edges]):
         require(fits, f"best_of = {n}: an even number, from 2 to the group's {self.group}")
 
     @property
-    def needs_reference(self) -> bool:
-        return False
+    def asks(self) -> Asks:
+        return Asks(pointwise(self.weights, self.blend))
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         times = self.schedule.times(self.steps)

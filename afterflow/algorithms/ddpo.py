@@ -20,18 +20,9 @@ from ..advantages import Blend, Normalize, combine, gated, normalize, per_prompt
 from ..flow import LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
-from .base import (
-    Metrics,
-    Models,
-    OnPolicy,
-    Scores,
-    check_policy_gradient,
-    log_ratio,
-    policy_loss,
-    require,
-    step,
-    untied,
-)
+from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from .checks import check_policy_gradient, require
+from .policy_gradient import log_ratio, policy_loss, step, untied
 
 
 @dataclass(frozen=True)
@@ -70,12 +61,8 @@ class DDPO(OnPolicy[Edges]):
         require(plain, "blend: DDPO has one sum and one advantage; take raw_sum without again")
 
     @property
-    def needs_reference(self) -> bool:
-        return False
-
-    @property
-    def remembers(self) -> int:
-        return self.history
+    def asks(self) -> Asks:
+        return Asks(pointwise(self.weights, self.blend), history=self.history)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         return chain(self.schedule.times(self.steps), self.group, self.eta, range(self.steps - 1))

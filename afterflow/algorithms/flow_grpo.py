@@ -22,21 +22,9 @@ from ..advantages import Blend, Normalize, advantages, gated
 from ..flow import LinearShift, SD3Grid
 from ..kernels import Gaussian, KernelName, kl, variance_free
 from ..rollout import Edges, Plan, Rollout, chain, edges
-from .base import (
-    Metrics,
-    Models,
-    OnPolicy,
-    Scores,
-    check_group,
-    check_policy_gradient,
-    guarded_log_ratio,
-    log_ratio,
-    per_child,
-    policy_loss,
-    require,
-    step,
-    untied,
-)
+from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from .checks import check_group, check_policy_gradient, require
+from .policy_gradient import guarded_log_ratio, log_ratio, per_child, policy_loss, step, untied
 
 
 @dataclass(frozen=True)
@@ -101,8 +89,8 @@ class FlowGRPO(OnPolicy[Edges]):
         return self.window_range or (0, max(self.window, self.steps // 2))
 
     @property
-    def needs_reference(self) -> bool:
-        return self.beta > 0
+    def asks(self) -> Asks:
+        return Asks(pointwise(self.weights, self.blend), reference=self.beta > 0)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         first, end = self._range
@@ -115,7 +103,7 @@ class FlowGRPO(OnPolicy[Edges]):
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
         rewards = gated(scores.rewards, self.blend.gate)
         advantage = advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage)
-        return edges(rollout, [advantage if self.needs_reference else untied(advantage)] * self.steps)
+        return edges(rollout, [untied(advantage) if self.beta == 0 else advantage] * self.steps)
 
     def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
         p = step(models.policy, self.step_kernel, batch)

@@ -20,19 +20,9 @@ from ..advantages import Blend, Normalize, advantages, gated
 from ..flow import LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
-from .base import (
-    Metrics,
-    Models,
-    OnPolicy,
-    Scores,
-    check_group,
-    check_policy_gradient,
-    log_ratio,
-    policy_loss,
-    require,
-    step,
-    untied,
-)
+from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from .checks import check_group, check_policy_gradient, require
+from .policy_gradient import log_ratio, policy_loss, step, untied
 from .windows import SlidingWindow
 
 
@@ -74,8 +64,8 @@ class MixGRPO(OnPolicy[Edges]):
         self.window.check(self.steps)
 
     @property
-    def needs_reference(self) -> bool:
-        return False
+    def asks(self) -> Asks:
+        return Asks(pointwise(self.weights, self.blend))
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         start = self.window.start(step, self.steps, generator)

@@ -23,24 +23,9 @@ from ..flow import LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..preferences import consistency, win_rates
 from ..rollout import Edges, Plan, Rollout, chain, edges
-from .base import (
-    WIN_RATE,
-    Comparisons,
-    Metrics,
-    Models,
-    OnPolicy,
-    Scores,
-    check_group,
-    check_policy_gradient,
-    guarded_log_ratio,
-    log_ratio,
-    policy_loss,
-    random_steps,
-    require,
-    share_of_steps,
-    step,
-    untied,
-)
+from .base import WIN_RATE, Asks, Comparisons, Metrics, Models, OnPolicy, Scores, pointwise
+from .checks import check_group, check_policy_gradient, require
+from .policy_gradient import guarded_log_ratio, log_ratio, policy_loss, random_steps, share_of_steps, step, untied
 
 
 @dataclass(frozen=True)
@@ -88,12 +73,8 @@ class PrefGRPO(OnPolicy[Edges]):
         require(shown, "least_consistency needs pairs shown in both orders: set compare.both_orders")
 
     @property
-    def needs_reference(self) -> bool:
-        return False
-
-    @property
-    def comparisons(self) -> Comparisons:
-        return self.compare
+    def asks(self) -> Asks:
+        return Asks(pointwise(self.weights, self.blend), self.compare)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         times = self.schedule.times(self.steps)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from .base import require
+from .checks import require
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ..algorithms.ddpo import DDPO
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.mix_grpo import MixGRPO
 from ..algorithms.pref_grpo import PrefGRPO
+from ..algorithms.pruning import Pruning
 from ..algorithms.windows import SlidingWindow
 from ..data.prompts import ShapesPrompts
 from ..rewards.judges import ShapesJudge
@@ -89,12 +90,12 @@ def shapes_branch_grpo() -> Run:
 
 def shapes_branch_grpo_width() -> Run:
     """BranchGRPO with width pruning: after the last split only the best child of each parent is trained."""
-    return _run(replace(_branch(), prune_width="parent_top1"), "shapes_branch_grpo_width")
+    return _run(replace(_branch(), prune=Pruning("parent_top1")), "shapes_branch_grpo_width")
 
 
 def shapes_branch_grpo_depth() -> Run:
     """BranchGRPO with depth pruning: two steps in a row are left out of training, and move on."""
-    return _run(replace(_branch(), prune_depth=2), "shapes_branch_grpo_depth")
+    return _run(replace(_branch(), prune=Pruning(depth=2)), "shapes_branch_grpo_depth")
 
 
 def shapes_branch_grpo_mix() -> Run:

@@ -78,7 +78,7 @@ def explore(
             "nfe/rollout": plan.evaluations,
             "nfe/update": len(rows) / images,
         }
-        if algorithm.needs_reference:
+        if algorithm.asks.reference:
             metrics["nfe/reference"] = metrics["nfe/update"]
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
