@@ -1,5 +1,6 @@
 """A run: everything that decides what it does, and nothing else."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .models.sd3 import SD3
 from .models.tiny import TinyParts
 from .models.tune import Full, LoRA
 from .names import unknown
+from .record import from_json
 from .rewards import REWARDS
 from .rewards.judges import ShapesJudge
 from .train.budget import Budget
@@ -158,3 +160,20 @@ def learning_rate(run: Run, budget: Budget) -> Callable[[int], float]:
         return run.learning_rate * min(1.0, (step + 1) / (run.warmup + 1)) * (1 - 0.9 * fall[run.decay])
 
     return rate
+
+
+def read_run(file: Path) -> tuple[Run, str]:
+    """What run.json, or the folder that holds it, says: the run and the name of its recipe."""
+    file = file / "run.json" if file.is_dir() else file
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; a run is recorded in runs/NAME/run.json")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({error.msg} at line {error.lineno})") from None
+    if not isinstance(data, dict) or not isinstance(data.get("config"), dict):
+        raise ValueError(f'{file}: it has no "config", so afterflow did not write it')
+    try:
+        return from_json(Run, data["config"]), str(data.get("recipe"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

@@ -16,14 +16,13 @@ from afterflow.algorithms.base import Comparisons
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
-from afterflow.cli import read_run
 from afterflow.compare import comparison, finished, train_all
 from afterflow.models.quiet import no_progress_bars
 from afterflow.page import write_page
 from afterflow.recipes import RECIPES
 from afterflow.report import Settings
 from afterflow.rewards.judges import ShapesJudge
-from afterflow.run import Run
+from afterflow.run import Run, read_run
 from afterflow.train.log import git_commit, hardware
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
@@ -68,6 +67,13 @@ ABLATIONS = {
     "training_steps": {f"T_{steps}": flow(steps=steps) for steps in (5, 10, 40)},
     "group_size": {f"G_{group}": flow(group=group) for group in (4, 8, 16, 32)},
     "kl": {f"beta_{beta:g}": flow(beta=beta) for beta in (0.0, 0.001, 0.01, 0.1)},
+    "margins": {
+        # So soft that a win rate is the score itself, centred: what scores do whose margins are small beside noise.
+        "score": pref(ShapesJudge(softness=100.0)),
+        "score_small_noise": pref(ShapesJudge(softness=100.0, noise=0.02)),
+        "forced_choice_small_noise": pref(ShapesJudge(noise=0.02)),
+        "win_rate_small_noise": pref(ShapesJudge(noise=0.02, margin=0.1)),
+    },
     "judge": {
         "clean": pref(ShapesJudge()),
         "biased_both_orders": pref(ShapesJudge(bias=0.3)),

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 import afterflow
-from afterflow import cli
 from afterflow.cli import main
+from afterflow.commands.train import overridden
 from afterflow.data.prompts import PromptFile
 from afterflow.models.tune import LoRA
 from afterflow.recipes import RECIPES
 from afterflow.record import to_json
-from afterflow.run import Run
+from afterflow.run import Run, read_run
 
 SCHEMA = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}], "prompt": "a red star"}
 
@@ -110,31 +110,31 @@ def test_options_override_the_recipe():
     words = (
         "--algorithm.weights jpeg_compressibility 2 --algorithm.clip 0.01 --data.tags colors text --seed 3 --ema None"
     )
-    run = cli.overridden(RECIPES["shapes_flow_grpo"](), [*words.split(), "--ema", "None"], "afterflow")
+    run = overridden(RECIPES["shapes_flow_grpo"](), [*words.split(), "--ema", "None"], "afterflow")
     assert run.algorithm.weights == {"jpeg_compressibility": 2.0} and isinstance(run.algorithm.weights, Mapping)
     assert (run.algorithm.clip, run.data.tags, run.seed, run.ema) == (0.01, ("colors", "text"), 3, None)
     assert run.algorithm.group == RECIPES["shapes_flow_grpo"]().algorithm.group
     weights = ["--algorithm.weights", "shapes_strict", "0.25", "shapes_partial", "0.75"]
-    run = cli.overridden(run, weights, "afterflow")
+    run = overridden(run, weights, "afterflow")
     assert run.algorithm.weights == {"shapes_strict": 0.25, "shapes_partial": 0.75}
 
 
 def test_prompts_and_weights_of_another_kind_can_be_put_in():
     options = ["--prompts", "mine.txt", "--held-out-prompts", "theirs.jsonl", "--adapt", "lora", "--tune.rank", "4"]
-    run = cli.overridden(RECIPES["shapes_flow_grpo"](), options, "afterflow train")
+    run = overridden(RECIPES["shapes_flow_grpo"](), options, "afterflow train")
     assert run.data == PromptFile("mine.txt") and run.held_out == PromptFile("theirs.jsonl")
     assert run.tune == LoRA(rank=4)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_options_leave_a_recipe_as_it_is(name):
-    assert cli.overridden(RECIPES[name](), [], "afterflow") == RECIPES[name]()
+    assert overridden(RECIPES[name](), [], "afterflow") == RECIPES[name]()
 
 
 def test_a_record_is_repeated_with_its_options(tmp_path):
     file = write_run(tmp_path / "runs" / "mine", iterations=7)
-    run, recipe = cli.read_run(file)
-    assert (run, recipe) == cli.read_run(file.parent)
+    run, recipe = read_run(file)
+    assert (run, recipe) == read_run(file.parent)
     assert (run.name, run.iterations, recipe) == ("mine", 7, "shapes_flow_grpo")
 
 
@@ -142,8 +142,8 @@ def test_train_resume_repeat_eval_and_sample(said, pipeline, tmp_path):
     weights = ["--algorithm.weights", "jpeg_compressibility", "1"]
     code, out, err = said("train", "shapes_flow_grpo", *short_run(pipeline), *weights)
     assert code == 0 and "runs/short holds the result" in out, err
-    recorded, _ = cli.read_run(Path("runs/short"))
-    assert recorded == cli.overridden(RECIPES["shapes_flow_grpo"](), [*short_run(pipeline), *weights], "")
+    recorded, _ = read_run(Path("runs/short"))
+    assert recorded == overridden(RECIPES["shapes_flow_grpo"](), [*short_run(pipeline), *weights], "")
     assert said("train", "--resume", "runs/short")[0] == 0
     for again in (("shapes_flow_grpo", *short_run(pipeline)), ("--from", "runs/short")):
         assert "runs/short already holds a run" in said("train", *again)[2]

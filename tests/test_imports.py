@@ -24,7 +24,7 @@ BORDERS = {"models", "rewards", "data"}
 PLAIN = {"seeds", "names"}  # not for maths and algorithms, where randomness comes in as an argument
 BELOW_SCORING = {*MATHS, *PLAIN, *BORDERS, "algorithms", "train"}
 BELOW_RUN = {*MATHS, *WORLD, *BORDERS, *PLAIN, "tiny", "algorithms", "train", "evaluate", "record", "report", "page"}
-TOP = {"run", "scoring", "session", "compare", "treeview", "recipes", "demo", "cli", "__main__"}
+TOP = {"run", "scoring", "session", "compare", "treeview", "recipes", "demo", "commands", "cli", "__main__"}
 
 ROOMS = {
     "__init__": set(),
@@ -118,7 +118,7 @@ def test_an_import_against_the_direction_is_named(path, source):
         ("algorithms/sft.py", "from .base import Supervised\nfrom ..losses import flow_matching"),
         ("geneval.py", "import json\nfrom afterflow import __version__"),
         ("models/sd3.py", "import diffusers\nfrom afterflow.rollout import Rollout"),
-        ("cli.py", "from afterflow import demo, evaluate, recipes, run"),
+        ("commands/pictures.py", "from afterflow import demo, evaluate, recipes, run"),
     ],
 )
 def test_an_import_along_the_direction_passes(path, source):

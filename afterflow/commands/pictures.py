@@ -1,0 +1,175 @@
+"""afterflow eval and sample: what a model draws, and how good it is."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
+
+from ..record import to_json
+from ..report import Settings, render
+from .files import check_png, save, write_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..models.base import Model
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Measure a model, alone or against another, with intervals."""
+    tyro.cli(Eval, args=args, prog="afterflow eval", config=[PositionalMetavarFromFieldName])()
+
+
+def sample(args: Sequence[str]) -> None:
+    """Draw pictures of prompts."""
+    tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which weights, and in which precision."""
+
+    size: int | None = None
+    """Height and width in pixels; None: the model's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights."""
+    max_sequence_length: int | None = None
+    """Tokens of the third (T5) encoder, 0 leaves it out; None: 256, or 0 where it is missing or mute."""
+
+    def load(self, path: str, lora: str | None) -> "Model":
+        """The pipeline, on the accelerator if there is one, with its LoRA."""
+        from ..models.base import default_device
+        from ..models.quiet import no_progress_bars
+        from ..models.sd3 import SD3
+
+        no_progress_bars()
+        config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=self.max_sequence_length)
+        model = config.load(default_device())
+        if lora is not None:
+            model.load_lora(lora)
+        return model
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a model on prompts of the shapes world, alone or beside another that starts from the same noise."""
+
+    model: Positional[str]
+    """Hub id or folder of a pipeline, or `tiny`."""
+    lora: str | None = None
+    """Folder of a LoRA to put on MODEL."""
+    against: str | None = None
+    """Compare with this pipeline; `base` is MODEL itself, without --lora."""
+    lora_against: str | None = None
+    """Folder of a LoRA to put on what --against names."""
+    suite: Literal["shapes"] = "shapes"
+    """What is drawn, and who judges it."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    json: str | None = None
+    """Write the figures to this file; - prints them last on stdout, on one line."""
+    grid: str | None = None
+    """Draw one picture of up to 48 prompts into this .png, base left and tuned right, green where strict passed."""
+
+    def __post_init__(self) -> None:
+        if self.against is None and self.lora_against is not None:
+            raise ValueError("--lora-against goes on what --against names; add --against base for MODEL itself")
+        if self.against == "base" and self.lora == self.lora_against:
+            raise ValueError("--against base compares MODEL with itself; give a --lora, or name another model")
+        check_png("--grid", self.grid)
+
+    def __call__(self) -> None:
+        against = self.model if self.against == "base" else self.against
+        check_sources([self.model, against], [self.lora, self.lora_against])
+        from ..evaluate import compare_pictures
+        from ..train.log import before_after
+
+        before = None if against is None else self.draw(against, self.lora_against)[1]
+        records, after = self.draw(self.model, self.lora)
+        if before is not None and before.shape != after.shape:
+            sizes = f"{self.model} draws {after.shape[2]} px and {against} {before.shape[2]} px"
+            raise ValueError(f"{sizes}; set --size to one that both can draw")
+        names = named(self.model, self.lora), against and named(against, self.lora_against)
+        report, judged, judged_base = compare_pictures(self.settings, records, after, before, *names)
+        Console().print(render(report))
+        if self.grid is not None:
+            strict_before = None if judged_base is None else judged_base.strict
+            save(before_after(records, before, after, strict_before, judged.strict), Path(self.grid))
+        if self.json == "-":
+            print(json.dumps(to_json(report)))
+        elif self.json is not None:
+            write_file(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
+
+    def draw(self, path: str, lora: str | None) -> tuple[list[dict], "np.ndarray"]:
+        """The prompts of the suite and their pictures by one model, of which nothing stays in memory."""
+        from ..evaluate import picture_size, suite_pictures, suite_prompts
+
+        model = self.source.load(path, lora)
+        records = suite_prompts(self.settings, picture_size(model))
+        print(f"{named(path, lora)}: {len(records)} prompts x {self.settings.images} images", file=sys.stderr)
+        return records, suite_pictures(model, records, self.settings)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw pictures of prompts into one grid, a row for each prompt."""
+
+    model: Positional[str]
+    """Hub id or folder of a pipeline, or `tiny`."""
+    prompts: Positional[tuple[str, ...]]
+    """Each in quotes."""
+    lora: str | None = None
+    """Folder of a LoRA to put on MODEL."""
+    images: Annotated[int, arg(aliases=["-n"])] = 8
+    """Per prompt."""
+    out: str = "grid.png"
+    """Where the picture goes."""
+    steps: int = 20
+    """ODE steps."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is without."""
+    seed: int = 0
+    """Of the starting noise."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("a prompt is missing or empty; put each in quotes")
+        for name in ("images", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        check_png("--out", self.out)
+
+    def __call__(self) -> None:
+        check_sources([self.model], [self.lora])
+        from ..evaluate import picture_prompts
+        from ..train.log import grid
+
+        model = self.source.load(self.model, self.lora)
+        records = [{"prompt": prompt} for prompt in self.prompts]
+        images = picture_prompts(model, records, self.images, self.steps, self.guidance, self.seed)
+        captions = [prompt for prompt in self.prompts for _ in range(self.images)]
+        scale = max(1, 96 // images.shape[2])  # tiny pictures are hard to see
+        picture = grid(images.reshape(-1, *images.shape[2:]), captions, self.images, scale)
+        save(picture, Path(self.out))
+        print(self.out)
+
+
+def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:
+    """ValueError for what is not there, before hours go into what is."""
+    from ..models.sd3 import locate, lora_file
+
+    for lora in filter(None, loras):
+        lora_file(lora)
+    for pipeline in filter(None, pipelines):
+        locate(pipeline, None)
+
+
+def named(path: str, lora: str | None) -> str:
+    return path if lora is None else f"{path} + {lora}"

@@ -1,0 +1,46 @@
+"""Recipes by name.  Importing them takes seconds, so their list is read from the source."""
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..names import unknown
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+
+def recipes(args: Sequence[str]) -> None:
+    """List the recipes."""
+    if args:
+        raise ValueError(f"afterflow recipes takes no options, so not {args[0]}")
+    print(recipe_lines())
+
+
+def from_recipe(name: str) -> "Run":
+    if name.startswith("-"):
+        raise ValueError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
+    if name not in recipe_summaries():
+        raise unknown("recipe", name, recipe_summaries())
+    from ..recipes import RECIPES
+
+    return RECIPES[name]()
+
+
+def recipe_summaries() -> dict[str, str]:
+    """Name and first line of every recipe."""
+    files = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))
+    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    recipes = [node for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return {node.name: summary(ast.get_docstring(node)) for node in recipes}
+
+
+def recipe_lines() -> str:
+    found = recipe_summaries()
+    width = max(map(len, found))
+    return "\n".join(f"  {name:<{width}}  {line}" for name, line in found.items())
+
+
+def summary(docstring: str | None) -> str:
+    return (docstring or "").strip().partition("\n")[0]

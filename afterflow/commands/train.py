@@ -1,0 +1,125 @@
+"""afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from tyro.conf import AvoidSubcommands
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from .recipes import from_recipe, recipe_lines
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+TRAIN_USAGE = """\
+usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
+       afterflow train RECIPE --help                  what the fields of that recipe are and mean
+       afterflow train --from RUN/run.json [--options]  repeat what a run recorded
+       afterflow train --resume RUN                   go on from the last checkpoint of a run
+"""
+
+PARTS_USAGE = """\
+First of all, options that put in parts of another kind: --prompts FILE explores the prompts of a .txt or .jsonl file,
+--held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full says what is trained.
+"""
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a model by a recipe, repeat a recorded run, or go on with one."""
+    source, *options = [*args[0].split("=", 1), *args[1:]] if args else ["--help"]
+    if source in ("-h", "--help"):
+        print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
+        return
+    if source in ("--from", "--resume") and not options:
+        raise ValueError(f"{source} needs a run; its folder is runs/NAME")
+    from ..run import read_run
+
+    if source == "--resume":
+        run, recipe = resumable(options)
+    elif source == "--from":
+        recorded, recipe = read_run(Path(options[0]))
+        run = overridden(recorded, options[1:], f"afterflow train --from {options[0]}")
+    else:
+        recipe = source
+        run = overridden(from_recipe(recipe), options, f"afterflow train {recipe}")
+    from ..models.quiet import no_progress_bars
+    from ..session import execute
+
+    no_progress_bars()
+    print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
+
+
+def resumable(options: Sequence[str]) -> tuple["Run", str]:
+    folder = Path(options[0])
+    if options[1:]:
+        raise ValueError(f"a resumed run keeps its configuration, so {options[1]} cannot be set; use --from instead")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
+    if not any(folder.glob("checkpoints/step_*")):
+        raise ValueError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
+    from ..run import read_run
+
+    run, recipe = read_run(folder)
+    if run.folder.resolve() != folder.resolve():
+        raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
+    return run, recipe
+
+
+def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
+    """The run with the fields that the options name replaced."""
+    from ..run import Run
+
+    asks_for_help = {"-h", "--help"} & set(options)
+    if not asks_for_help:
+        parts, options = tyro.cli(Parts, args=options, prog=prog, return_unknown_args=True)
+        run = parts.put_into(run)
+    return tyro.cli(
+        AvoidSubcommands[Run], default=run, args=options, prog=prog, registry=MAPPINGS, description=PARTS_USAGE
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a run of another kind than the recipe's, put in before its fields are set."""
+
+    prompts: str | None = None
+    held_out_prompts: str | None = None
+    adapt: Literal["lora", "full"] | None = None
+
+    def put_into(self, run: "Run") -> "Run":
+        from ..data.prompts import PromptFile
+        from ..models.tune import Full, LoRA
+
+        if self.prompts is not None:
+            run = replace(run, data=PromptFile(self.prompts))
+        if self.held_out_prompts is not None:
+            run = replace(run, held_out=PromptFile(self.held_out_prompts), eval_every=run.eval_every or 20)
+        if self.adapt is not None:
+            run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
+        return run
+
+
+MAPPINGS = ConstructorRegistry()
+
+
+@MAPPINGS.primitive_rule
+def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """`--weights a 0.5 b 0.5` replaces a mapping; tyro's own rule can only change the values of keys that are there."""
+    if info.type_origin is not Mapping:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME NUMBER ...]",
+        instance_from_str=numbers_by_name,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
+    )
+
+
+def numbers_by_name(words: Sequence[str]) -> dict[str, float]:
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
+    return {name: float(number) for name, number in zip(words[::2], words[1::2])}
