@@ -66,6 +66,7 @@ ABLATIONS = {
     },
     "training_steps": {f"T_{steps}": flow(steps=steps) for steps in (5, 10, 40)},
     "group_size": {f"G_{group}": flow(group=group) for group in (4, 8, 16, 32)},
+    "kernel": {name: varied("shapes_flow_grpo_cps", kernel=name) for name in ("flow_sde", "cps")},
     "kl": {f"beta_{beta:g}": flow(beta=beta) for beta in (0.0, 0.001, 0.01, 0.1)},
     "margins": {
         # So soft that a win rate is the score itself, centred: what scores do whose margins are small beside noise.

@@ -16,6 +16,7 @@ network in the same run.  Both are means over the iterations timed.
 import argparse
 import json
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA, attach
 from afterflow.models.wrappers import in_chunks
+from afterflow.train.log import git_commit, hardware
 
 T = 20
 REWARD = {"reward": 1.0}
@@ -109,6 +111,9 @@ def measure(options: argparse.Namespace) -> dict:
         "rounds": options.rounds,
         "threads": options.threads,
         "torch": torch.__version__,
+        "command": " ".join(["python", *sys.argv]),
+        "git_commit": git_commit(),
+        "hardware": hardware(),
     }
 
 
