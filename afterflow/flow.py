@@ -7,7 +7,9 @@ A straight line joins an image x_0 to a noise ε, and the model learns its veloc
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +24,11 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """x_t on the line from x0 to noise, both (B, ...), at times t (B,)."""
     t = expand(t, x0)
     return (1 - t) * x0 + t * noise
+
+
+def renoise(x: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The state at t >= s on the line from the state x (B, ...) at s to `noise`; s and t (B,)."""
+    return interpolate(x, noise, (t - s) / (1 - s))
 
 
 def predict_x0(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
@@ -47,6 +54,28 @@ def logit_normal(n: int, generator: torch.Generator) -> Tensor:
 def uniform(n: int, generator: torch.Generator) -> Tensor:
     """Training times (n,), spread evenly."""
     return torch.rand(n, generator=generator, device=generator.device)
+
+
+def mode(n: int, generator: torch.Generator, scale: float = 1.29) -> Tensor:
+    """Training times (n,), denser in the middle but nowhere absent (SD3, eq. 20)."""
+    u = uniform(n, generator)
+    return 1 - u - scale * ((math.pi / 2 * u).cos() ** 2 - 1 + u)
+
+
+DensityName = Literal["logit_normal", "uniform", "mode"]
+DENSITIES: dict[DensityName, Callable[[int, torch.Generator], Tensor]] = {
+    "logit_normal": logit_normal,
+    "uniform": uniform,
+    "mode": mode,
+}
+WeightingName = Literal["none", "sigma_sqrt", "cosmap"]
+
+
+def weighting(name: WeightingName, t: Tensor) -> Tensor:
+    """How much the loss at times t counts: t^-2, or 2 / (π (1 - 2t + 2t²)) (SD3, section 3.1)."""
+    if name == "sigma_sqrt":
+        return t**-2
+    return 2 / (math.pi * (1 - 2 * t + 2 * t**2)) if name == "cosmap" else torch.ones_like(t)
 
 
 class Schedule(ABC):

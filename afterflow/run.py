@@ -16,6 +16,7 @@ from .algorithms.flow_grpo import FlowGRPO
 from .algorithms.mix_grpo import MixGRPO
 from .algorithms.pref_grpo import PrefGRPO
 from .algorithms.sft import SFT
+from .algorithms.soar import SOAR
 from .data.images import ShapesImages
 from .data.prompts import PromptFile, ShapesPrompts
 from .models.sd3 import SD3
@@ -27,7 +28,7 @@ from .rewards import REWARDS
 from .rewards.judges import ShapesJudge
 from .train.budget import Budget
 
-Algorithm = SFT | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO
+Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO
 
 
 @dataclass(frozen=True)

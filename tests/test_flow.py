@@ -3,7 +3,18 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from afterflow.flow import FluxShift, LinearShift, SD3Grid, interpolate, logit_normal, predict_noise, predict_x0
+from afterflow.flow import (
+    FluxShift,
+    LinearShift,
+    SD3Grid,
+    interpolate,
+    logit_normal,
+    mode,
+    predict_noise,
+    predict_x0,
+    renoise,
+    weighting,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +66,30 @@ def test_logit_normal_times_have_standard_normal_logits():
     logits = logit_normal(50_000, torch.Generator().manual_seed(0)).logit()
     assert logits.mean().item() == pytest.approx(0, abs=0.02)
     assert logits.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_mode_is_dense_in_the_middle_and_nowhere_absent():
+    """The density is 1 / |dt/du| (SD3, eq. 20)."""
+    t = mode(200_000, torch.Generator().manual_seed(0))
+    assert 0 <= t.min() < 0.001 and 0.999 < t.max() <= 1
+    assert t.mean().item() == pytest.approx(0.5, abs=0.005)
+    u = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    slope = torch.autograd.grad((1 - u - 1.29 * ((torch.pi / 2 * u).cos() ** 2 - 1 + u)), u)[0].abs()
+    near = ((t - 0.5).abs() < 0.005).float().mean() / 0.01
+    assert near.item() == pytest.approx((1 / slope).item(), rel=0.03)
+
+
+def test_weightings_are_those_of_sd3():
+    t = torch.tensor([0.25, 0.5, 1.0])
+    assert weighting("none", t).tolist() == [1, 1, 1]
+    assert weighting("sigma_sqrt", t).tolist() == [16, 4, 1]
+    grid = (torch.arange(100_000) + 0.5) / 100_000
+    # cosmap is a density on [0, 1], and its mirror image.
+    assert weighting("cosmap", grid).mean().item() == pytest.approx(1.0, abs=1e-4)
+    assert torch.allclose(weighting("cosmap", t[:1]), weighting("cosmap", 1 - t[:1]))
+
+
+def test_renoising_stays_on_the_line_to_the_noise():
+    x0, noise = torch.randn(2, 5, 3)
+    s, t = torch.full((5,), 0.3), torch.linspace(0.3, 1, 5)
+    torch.testing.assert_close(renoise(interpolate(x0, noise, s), noise, s, t), interpolate(x0, noise, t))

@@ -7,7 +7,7 @@ An algorithm class is final: to vary one, write another beside it that calls the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -67,8 +67,11 @@ class Scores:
 
 class Supervised(ABC):
     @abstractmethod
-    def loss(self, models: Models, batch: Pairs, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """A scalar to descend, averaged over the batch, and scalars to log."""
+    def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
+        """Scalars to descend one after another, so that only one graph is in memory, and scalars to log.
+
+        Both add up, to averages over the batch.
+        """
 
 
 @dataclass(frozen=True)

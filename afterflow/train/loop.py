@@ -82,19 +82,21 @@ def accumulate(
     sums: dict[str, torch.Tensor] = {}
     for chosen, mass in zip(microbatches, masses):
         batch = rows[chosen]
-        if isinstance(algorithm, Supervised):
-            loss, metrics = algorithm.loss(models, batch, draws)  # type: ignore[arg-type]
-        else:
-            loss, metrics = algorithm.loss(models, batch)
         share = mass / sum(masses)
-        if not bool(loss.isfinite()):
-            prompts = sorted({record["prompt"] for record in batch.cond.records()})
-            raise Stopped(f"step {step}: the loss is {loss.item()} for {len(prompts)} prompts, first {prompts[0]!r}")
-        accelerator.backward(loss * share)
-        for name, value in metrics.items():
-            old = sums.get(name)
-            if name.endswith("_max"):
-                sums[name] = value if old is None else torch.maximum(old, value)
-            else:
-                sums[name] = value * share + (0 if old is None else old)
+        if isinstance(algorithm, Supervised):
+            losses = algorithm.losses(models, batch, draws)  # type: ignore[arg-type]
+        else:
+            losses = [algorithm.loss(models, batch)]
+        for loss, metrics in losses:
+            if not bool(loss.isfinite()):
+                prompts = sorted({record["prompt"] for record in batch.cond.records()})
+                about = f"{len(prompts)} prompts, first {prompts[0]!r}"
+                raise Stopped(f"step {step}: the loss is {loss.item()} for {about}")
+            accelerator.backward(loss * share)
+            for name, value in metrics.items():
+                old = sums.get(name)
+                if name.endswith("_max"):
+                    sums[name] = value if old is None else torch.maximum(old, value)
+                else:
+                    sums[name] = value * share + (0 if old is None else old)
     return sums

@@ -1,0 +1,107 @@
+"""SOAR (arXiv:2604.12617): images teach the policy to come back from where its own steps lead.
+
+base    ℓ ← w(t) ‖v_θ(x_t, t, c) - (ε - x_0)‖²,   u ~ density, t = shifted(u)                            (SFT)
+roll    x̂ ← x_t - (t - s) sg[v_∅ + g (v_c - v_∅)],   s = shifted(max(u - 1/K, 0)):  a step of a K-step sampler
+noise   x' ← (1 - α) x̂ + α ε,   α = (t' - s) / (1 - s),   N times t' ~ U[max(s, t_min), 1], the same ε
+correct ℓ' ← w(t') ‖v_θ(x', t', c) - (x' - x_0) / t'‖²
+loss    (Σ ℓ + λ Σ ℓ') / (B + λ P),   P points in all
+
+v_c is the prediction of the base loss, so the roll-out costs one forward pass, of the empty prompt.  The released code
+gives the network the nearest of 1000 times instead of t', and computes the target in bf16.  There is no t_min in the
+paper: near the image 1/t' has no bound.  The true velocity is no fixed point of the correction (it undoes each step's
+guidance, and narrows what the policy draws by O(λ N / K)), so watch eval/diversity and eval/std.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cond import Cond, Pairs
+from ..flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, uniform, weighting
+from ..kernels import KERNELS, KernelName
+from ..losses import flow_matching
+from .base import Metrics, Models, Supervised
+from .checks import require
+
+
+@dataclass(frozen=True)
+class SOAR(Supervised):
+    steps: int = 40
+    """K: the roll-out goes as far as a step of a sampler with so many."""
+    points: int = 6
+    """N: states on the way from each roll-out back to the noise that are corrected."""
+    correction: float = 1.0
+    """λ: what a point counts beside the base loss; 0 is SFT.  For LoRAs 0.1 to 0.3, with 1 or 2 points."""
+    rollout_guidance: float = 4.5
+    """g: guidance scale of the roll-out; 1 is without."""
+    least_time: float = 0.02
+    """t_min: no point is nearer to the image."""
+    density: DensityName = "logit_normal"
+    """How often each time is trained, before the shift."""
+    shift: float = 3.0
+    """Moves training times towards the noise, as the model's sampler moves its steps."""
+    weighting: WeightingName = "none"
+    """How much the loss at each time counts."""
+    paths: int = 1
+    """Roll-outs of each image; all but the first are stochastic (the paper found one best)."""
+    kernel: KernelName = "flow_sde"
+    """What draws the stochastic ones."""
+    eta: float = 0.5
+    """Their noise level."""
+    dropout: float = 0.0
+    """Share of rows whose prompt is replaced by the empty one."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"steps = {self.steps}: at least 1")
+        require(self.points >= 1, f"points = {self.points}: at least 1; correction = 0 is SFT")
+        require(self.correction >= 0, f"correction = {self.correction}: 0 or more")
+        require(0 < self.least_time < 1, f"least_time = {self.least_time}: between image and noise, so in (0, 1)")
+        require(self.shift > 0, f"shift = {self.shift}: it must be positive")
+        require(self.paths >= 1, f"paths = {self.paths}: at least the roll-out of the ODE")
+        require(self.paths == 1 or self.eta > 0, f"eta = {self.eta}: stochastic roll-outs need noise; take eta > 0")
+        require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")
+
+    def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
+        n, x0 = len(batch), batch.x0.float()
+        noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
+        u = DENSITIES[self.density](n, generator).to(x0.device)
+        t, s = shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
+        cond = batch.cond.dropped(uniform(n, generator) < self.dropout)
+        x = interpolate(x0, noise, t)
+        v = models.policy(x, t, cond)
+        base = weighting(self.weighting, t) * flow_matching(v, noise - x0)
+        # A stochastic step onto the image leaves noise in it.
+        used = [torch.ones_like(s), *[(s > 0).float()] * (self.paths - 1)] if self.correction else []
+        points = self.points * float(sum(rows.sum() for rows in used))
+        mass = n + self.correction * points
+        yield base.sum() / mass, {"base_loss": base.detach().mean()}
+        if not used:
+            return
+        v = self._guided(models, x, t, cond, v.detach())
+        for path, rows in enumerate(used):
+            end = self._step(x, v, t, s, generator if path else None)
+            for _ in range(self.points):
+                least = s.clamp(min=self.least_time)
+                later = least + (1 - least) * uniform(n, generator).to(s)
+                back = renoise(end, noise, s, later)
+                target = (back - x0) / expand(later, back)
+                error = weighting(self.weighting, later) * flow_matching(models.policy(back, later, cond), target)
+                error = error * rows
+                yield self.correction * error.sum() / mass, {"correction_loss": error.detach().sum() / points}
+
+    @torch.no_grad()
+    def _guided(self, models: Models, x: Tensor, t: Tensor, cond: Cond, v: Tensor) -> Tensor:
+        """v_∅ + g (v_c - v_∅), fp32, of the prediction v with the prompt."""
+        if self.rollout_guidance == 1:
+            return v.float()
+        empty = models.policy(x, t, cond.dropped(torch.ones(len(x), dtype=torch.bool))).float()
+        return empty + self.rollout_guidance * (v.float() - empty)
+
+    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Where one step from x leads: the ODE's, or with a generator the SDE's."""
+        if generator is None:
+            return x - expand(t - s, x) * v
+        p = KERNELS[self.kernel](x, v, t, s, torch.full_like(t, self.eta))
+        return p.mean + p.std * torch.randn(x.shape, generator=generator, device=generator.device).to(x)
