@@ -17,7 +17,7 @@ from .algorithms.mix_grpo import MixGRPO
 from .algorithms.pref_grpo import PrefGRPO
 from .algorithms.sft import SFT
 from .algorithms.soar import SOAR
-from .data.images import ShapesImages
+from .data.images import HubImages, ImageFolder, Images, ShapesImages
 from .data.prompts import PromptFile, ShapesPrompts
 from .models.sd3 import SD3
 from .models.tiny import TinyParts
@@ -35,7 +35,7 @@ Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | Pr
 class Run:
     algorithm: Algorithm
     """What is descended."""
-    data: ShapesPrompts | PromptFile | ShapesImages
+    data: ShapesPrompts | PromptFile | ShapesImages | ImageFolder | HubImages
     """Prompts to explore, or images with prompts to learn from."""
     model: SD3 | TinyParts = SD3()
     """What is trained."""
@@ -122,7 +122,11 @@ class Run:
             raise ValueError("eval_rewards are measured on held-out prompts; set held_out and eval_every as well")
         if isinstance(self.algorithm, Supervised) and (self.updates > 1 or self.held_out is not None):
             raise ValueError("updates and held_out are for algorithms that explore; leave them out here")
-        if isinstance(self.algorithm, Supervised) != isinstance(self.data, ShapesImages):
+        if isinstance(self.data, Images):
+            for name in self.data.min_reward:
+                if name not in REWARDS:
+                    raise unknown("reward", name, REWARDS)
+        if isinstance(self.algorithm, Supervised) != isinstance(self.data, Images):
             need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
             raise ValueError(f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")
         if isinstance(self.algorithm, OnPolicy):

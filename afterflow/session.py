@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .algorithms.base import Models, OnPolicy
-from .cond import Cond, Pairs
-from .data.images import ShapesImages, empty_tokens
+from .cond import Cond
+from .data.images import Images
 from .data.prompts import batch
 from .evaluate import draw_in_parts, encoded
+from .imageset import image_pairs
 from .models.base import Model
 from .models.tune import LoRA, attach, reference
 from .models.wrappers import guided, in_chunks, in_context
@@ -200,7 +201,7 @@ def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
 
 def prompt_records(run: Run) -> list[dict]:
     """The prompts to explore, each fit for every reward; none where images come with theirs."""
-    if isinstance(run.data, ShapesImages) or not isinstance(run.algorithm, OnPolicy):
+    if isinstance(run.data, Images) or not isinstance(run.algorithm, OnPolicy):
         return []
     return run.data.records(run.seed, needs(run, run.algorithm.asks.rewards))
 
@@ -220,7 +221,7 @@ def known_records(run: Run) -> dict[str, dict]:
 def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Cond]:
     """The iterations to train on, and the encoded prompts they are about."""
     run, model = session.run, session.model
-    if isinstance(run.data, ShapesImages):
+    if isinstance(run.data, Images):
         pairs, prompts = image_pairs(run, run.data, model)
         return supervised(pairs, session.first, run.iterations, run.chunk), prompts
     assert isinstance(run.algorithm, OnPolicy)
@@ -240,19 +241,6 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         memory=session.memory,
     )
     return source, prompts
-
-
-def image_pairs(run: Run, data: ShapesImages, model: Model) -> tuple[Callable[[int], Pairs], Cond]:
-    """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
-    images, records = data.draw(run.seed)
-    latents, cond = model.encode_images(images), encoded(model, records)
-
-    def pairs(step: int) -> Pairs:
-        rows = batch(len(records), step, run.batch, run.seed).to(latents.device)
-        padding = empty_tokens(data.empty_tokens, step, run.seed)
-        return Pairs(latents[rows], replace(cond[rows], padding=padding))
-
-    return pairs, cond
 
 
 class Window:

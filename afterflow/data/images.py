@@ -1,18 +1,49 @@
-"""Images with prompts to learn from."""
+"""Images with captions to learn from: rendered, from a folder, or from a data set of the hub."""
 
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from ..seeds import number
 from ..shapes import prompts, render
 from ..shapes.world import TAGS
 from .prompts import check_world
 
+if TYPE_CHECKING:
+    import datasets
+
+
+class Picture(NamedTuple):
+    """One image with its record, not yet decoded."""
+
+    record: dict  # {"prompt": its caption, ...}
+    digest: str  # of its content, before it is cut to size
+    pixels: Callable[[], np.ndarray | None]  # () → uint8 (S, S, 3); None where it cannot be read and may be left out
+
+
+class Images(ABC):
+    min_reward: Mapping[str, float]
+    """Rewards that a picture must reach, or it is not learnt from."""
+    cache: bool
+    """Whether latents are kept on disk for the next run."""
+
+    @abstractmethod
+    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
+        """All of them, size x size, in an order that never changes; ValueError for what cannot be used."""
+
 
 @dataclass(frozen=True)
-class ShapesImages:
+class ShapesImages(Images):
     """Rendered pictures of the shapes world; tags are drawn evenly, facts from one split only."""
 
     count: int = 100_000
@@ -25,15 +56,153 @@ class ShapesImages:
     """Kinds of prompt in turn; one named twice is drawn twice as often."""
     empty_tokens: int = 0
     """At most this many zero vectors are appended to a batch's prompts: stock SD3 without T5 appends 256."""
+    min_reward: Mapping[str, float] = field(default_factory=dict)
+    """Rewards that a picture must reach, or it is not learnt from."""
+    cache: bool = False
+    """Whether latents are kept on disk for the next run; rendering takes longer than encoding."""
 
     def __post_init__(self) -> None:
         check_world(self.count, self.split, self.tags, self.size)
 
-    def draw(self, seed: int) -> tuple[np.ndarray, list[dict]]:
-        """uint8 (count, size, size, 3) and the records they show."""
+    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
+        if size != self.size:
+            raise ValueError(f"data.size = {self.size}: the model draws {size} px; set it to that")
         rng = np.random.default_rng(number(seed, "images"))
         records = [prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)]
-        return np.stack([render.render(record, self.size, rng) for record in records]), records
+        for record in records:
+            pixels = render.render(record, self.size, rng)
+            yield Picture(record, hashlib.sha256(pixels.tobytes()).hexdigest(), partial(np.asarray, pixels))
+
+
+@dataclass(frozen=True)
+class ImageFolder(Images):
+    """Images of a folder with captions in its metadata.jsonl, as Hugging Face's `imagefolder` lays them out."""
+
+    path: str
+    """The folder; each line of its metadata.jsonl has a file_name and a caption."""
+    caption: str = "text"
+    """Key of the caption."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What to do about an image that cannot be read: stop before training, or leave it out and count it."""
+    min_reward: Mapping[str, float] = field(default_factory=dict)
+    """Rewards that a picture must reach, or it is not learnt from."""
+    cache: bool = True
+    """Whether latents are kept on disk for the next run."""
+
+    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
+        lines = metadata(Path(self.path), self.caption)
+        for place, line in lines:
+            file = Path(self.path) / line["file_name"]
+            if not file.is_file():
+                raise ValueError(f"{place}: {file} is not there")
+            content = file.read_bytes()
+            record = {"prompt": line[self.caption], **{k: v for k, v in line.items() if k != self.caption}}
+            load = partial(self._load, file, size)
+            yield Picture(record, hashlib.sha256(content).hexdigest(), load)
+
+    def _load(self, file: Path, size: int) -> np.ndarray | None:
+        return cut(file.read_bytes(), size, str(file), self.unreadable)
+
+
+@dataclass(frozen=True)
+class HubImages(Images):
+    """A data set of the Hugging Face hub, or of a folder, that `datasets` can load."""
+
+    dataset: str
+    """Its id, owner/name."""
+    split: str = "train"
+    """Which part of it."""
+    revision: str | None = None
+    """Branch, tag or commit."""
+    image: str = "image"
+    """Column of the images."""
+    caption: str = "text"
+    """Column of the captions."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What to do about an image that cannot be read: stop before training, or leave it out and count it."""
+    min_reward: Mapping[str, float] = field(default_factory=dict)
+    """Rewards that a picture must reach, or it is not learnt from."""
+    cache: bool = True
+    """Whether latents are kept on disk for the next run."""
+
+    def __post_init__(self) -> None:
+        if find_spec("datasets") is None:
+            raise ValueError("data sets of the hub need the library datasets; pip install 'afterflow[data]'")
+
+    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
+        import datasets
+
+        rows = datasets.load_dataset(self.dataset, split=self.split, revision=self.revision)
+        for column in (self.image, self.caption):
+            if column not in rows.column_names:
+                raise ValueError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
+        rows = rows.cast_column(self.image, datasets.Image(decode=False))
+        for i in range(len(rows)):
+            record = {k: v for k, v in rows[i].items() if k != self.image}
+            record = {"prompt": captioned(record, self.caption, f"{self.dataset}[{i}]"), **record}
+            load = partial(self._load, rows, i, size)
+            yield Picture(record, hashlib.sha256(content(rows[i][self.image])).hexdigest(), load)
+
+    def _load(self, rows: "datasets.Dataset", i: int, size: int) -> np.ndarray | None:
+        return cut(content(rows[i][self.image]), size, f"{self.dataset}[{i}]", self.unreadable)
+
+
+def content(image: Mapping) -> bytes:
+    """What `datasets` gives for an image that it does not decode."""
+    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+def metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
+    """The lines of a folder's metadata.jsonl with their places; ValueError for one that cannot be used."""
+    file = folder / "metadata.jsonl"
+    if not file.is_file():
+        raise ValueError(
+            f"images {folder}: no metadata.jsonl in it; write a line with file_name and {caption} per image"
+        )
+    found = []
+    for n, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not text.strip():
+            continue
+        place = f"{file}:{n}"
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
+            raise ValueError(f'{place}: a line needs a "file_name" that is a text')
+        captioned(line, caption, place)
+        found.append((place, line))
+    if not found:
+        raise ValueError(f"images {folder}: metadata.jsonl is empty; write a line for each image")
+    return found
+
+
+def captioned(record: Mapping, caption: str, place: str) -> str:
+    """A record's caption; ValueError where it has none."""
+    text = record.get(caption)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{place}: no caption under {caption!r}; write one, or name another key with --data.caption")
+    return text
+
+
+def cut(image: bytes, size: int, name: str, unreadable: Literal["stop", "skip"]) -> np.ndarray | None:
+    """The middle square of an encoded image, scaled to uint8 (size, size, 3).
+
+    None or ValueError, as `unreadable` says, where it cannot be read; ValueError where it is smaller than `size`.
+    """
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL calls a broken PNG a syntax error
+        if unreadable == "skip":
+            return None
+        raise ValueError(
+            f"{name}: not a readable image ({error}); replace it, or leave such images out with --data.unreadable skip"
+        ) from None
+    if min(upright.size) < size:
+        width, height = upright.size
+        raise ValueError(f"{name}: {width} x {height} px, smaller than the {size} px that the model draws")
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS))
 
 
 def empty_tokens(most: int, step: int, seed: int) -> int:

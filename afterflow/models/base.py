@@ -4,6 +4,7 @@ Times, velocities and images are in our convention here and only here converted:
 images are uint8 (B, H, W, 3).
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ from ..flow import Schedule
 def default_device() -> torch.device:
     """The accelerator, where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cache_folder() -> Path:
+    """Where encoded prompts and images are kept between runs."""
+    return Path(os.environ.get("AFTERFLOW_CACHE", Path.home() / ".cache" / "afterflow"))
 
 
 class Model(ABC):
@@ -38,6 +44,11 @@ class Model(ABC):
     @abstractmethod
     def velocity(self, module: nn.Module) -> Velocity:
         """The velocity field of `module`, which is this model's network or a copy of it."""
+
+    @property
+    @abstractmethod
+    def image_key(self) -> str:
+        """Differs between models that encode an image differently."""
 
     @abstractmethod
     def encode_images(self, images: np.ndarray) -> Tensor:

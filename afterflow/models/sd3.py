@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..cond import Cond, Embedding, Velocity
 from ..flow import Schedule, SD3Grid
-from .base import Model
+from .base import Model, cache_folder
 
 FIRST_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 THIRD_ENCODER = ("text_encoder_3", "tokenizer_3")
@@ -115,8 +115,7 @@ class SD3Model(Model):
         for file in sorted(self.folder.glob("t[eo][xk]*/*")):  # text_encoder*, tokenizer*
             digest.update(fingerprint(file))
         digest.update(json.dumps(list(prompts)).encode())
-        home = Path(os.environ.get("AFTERFLOW_CACHE", Path.home() / ".cache" / "afterflow"))
-        return home / "prompts" / f"{digest.hexdigest()[:32]}.safetensors"
+        return cache_folder() / "prompts" / f"{digest.hexdigest()[:32]}.safetensors"
 
     @torch.no_grad()
     def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
@@ -150,6 +149,13 @@ class SD3Model(Model):
             )[0]
 
         return v
+
+    @property
+    def image_key(self) -> str:
+        digest = hashlib.sha256(str(self.latent_shape).encode())
+        for file in sorted((self.folder / "vae").iterdir()):
+            digest.update(fingerprint(file))
+        return digest.hexdigest()
 
     @torch.no_grad()
     def encode_images(self, images: np.ndarray, batch: int = 64) -> Tensor:

@@ -1,0 +1,110 @@
+"""Images with captions → latents and embeddings, before training starts: curated, and encoded once."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import __version__
+from .cond import Cond, Pairs
+from .data.images import Images, Picture, ShapesImages, empty_tokens
+from .data.prompts import batch, check
+from .evaluate import encoded, picture_size
+from .models.base import Model, cache_folder
+from .rewards import NEEDS, REWARDS
+from .run import Run
+
+SHARD = 256
+"""Pictures of one file of the cache."""
+
+
+def image_pairs(run: Run, data: Images, model: Model) -> tuple[Callable[[int], Pairs], Cond]:
+    """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
+    latents, records = gathered(data, model, run.seed)
+    cond = encoded(model, records)
+    most = data.empty_tokens if isinstance(data, ShapesImages) else 0
+
+    def pairs(step: int) -> Pairs:
+        rows = batch(len(records), step, run.batch, run.seed).to(latents.device)
+        return Pairs(latents[rows], replace(cond[rows], padding=empty_tokens(most, step, run.seed)))
+
+    return pairs, cond
+
+
+def gathered(data: Images, model: Model, seed: int) -> tuple[Tensor, list[dict]]:
+    """Latents (N, ...) and records of the pictures to learn from; ValueError when none is left."""
+    latents, records, missing, asked = [], [], 0, 0
+    for part in shards(data.pictures(seed, picture_size(model))):
+        z, kept, unread = encoded_shard(part, model, data.min_reward, data.cache)
+        latents.append(z)
+        records += [part[i].record for i in kept]
+        missing, asked = missing + unread, asked + len(part)
+    if missing or data.min_reward:
+        low = asked - missing - len(records)
+        print(f"{len(records)} of {asked} images: {missing} cannot be read, {low} are below min_reward")
+    if not records:
+        raise ValueError(f"none of {asked} images is left to learn from; lower min_reward or mend the files")
+    return torch.cat(latents), records
+
+
+def shards(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+    while part := list(islice(pictures, SHARD)):
+        yield part
+
+
+def encoded_shard(
+    part: Sequence[Picture], model: Model, least: Mapping[str, float], cache: bool
+) -> tuple[Tensor, list[int], int]:
+    """Latents of the pictures to learn from, their places in the shard, and how many pictures could not be read."""
+    file = cache_file(part, model, least)
+    if cache and file.is_file():
+        stored = load_file(file, device=str(next(model.module.parameters()).device))
+        return stored["latents"], stored["kept"].tolist(), int(stored["missing"])
+    loaded = [picture.pixels() for picture in part]
+    readable = [i for i, pixels in enumerate(loaded) if pixels is not None]
+    images = np.stack([loaded[i] for i in readable]) if readable else np.zeros((0, 1, 1, 3), np.uint8)  # type: ignore[arg-type]
+    good = good_enough(images, [part[i].record for i in readable], least)
+    kept = [i for i, passes in zip(readable, good) if passes]
+    like = torch.empty(0, *model.latent_shape, device=next(model.module.parameters()).device)
+    latents = model.encode_images(images[good]) if kept else like
+    if cache:
+        missing = torch.tensor(len(part) - len(readable))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        save_file({"latents": latents.contiguous(), "kept": torch.tensor(kept), "missing": missing}, partial)
+        partial.replace(file)
+    return latents, kept, len(part) - len(readable)
+
+
+def good_enough(images: np.ndarray, records: Sequence[dict], least: Mapping[str, float]) -> np.ndarray:
+    """(B,) bool: which of B images reach every reward; ValueError where one has no score."""
+    good = np.ones(len(images), bool)
+    for name, value in least.items() if len(images) else ():
+        for record in records if name in NEEDS else ():
+            check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": NEEDS[name]})
+        scores = np.asarray(REWARDS[name](images, records), float)
+        if not np.isfinite(scores).all():
+            first = records[int(np.argmin(np.isfinite(scores)))]
+            raise ValueError(f"min_reward: {name} has no score for the image of {first['prompt']!r}")
+        good &= scores >= value
+    return good
+
+
+def cache_file(part: Sequence[Picture], model: Model, least: Mapping[str, float]) -> Path:
+    """Where the latents of these pictures lie: its name is decided by all that decides them."""
+    told = [
+        model.image_key,
+        __version__ if least else "",
+        dict(least),
+        [(p.digest, p.record if least else "") for p in part],
+    ]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    return cache_folder() / "latents" / f"{digest[:32]}.safetensors"
