@@ -30,12 +30,30 @@ def starting_noise(cond: Cond, per_prompt: int, shape: Sequence[int], seed: int)
     return draw(sources, per_prompt, torch.empty(len(cond), 1, *shape, device=cond.index.device))
 
 
-def pictures(velocity: Velocity, model: Model, cond: Cond, noise: Tensor, steps: int) -> np.ndarray:
-    """Noise (P, G, ...) → uint8 (P, G, H, W, 3) by the ODE on the pipeline's own grid."""
+def finished(velocity: Velocity, model: Model, cond: Cond, noise: Tensor, steps: int) -> Tensor:
+    """Noise (P, G, ...) → latents of finished images (P, G, ...), by the ODE on the pipeline's own grid."""
     plan = chain(model.schedule.times(steps), noise.shape[1], 0.0, ())
-    leaves = sample(velocity, flow_sde, plan, cond, noise, ()).leaves
-    images = model.decode(leaves.flatten(0, 1))
-    return images.reshape(*leaves.shape[:2], *images.shape[1:])
+    return sample(velocity, flow_sde, plan, cond, noise, ()).leaves
+
+
+def decoded(model: Model, latents: Tensor) -> np.ndarray:
+    """Latents (P, G, ...) → uint8 (P, G, H, W, 3)."""
+    images = model.decode(latents.flatten(0, 1))
+    return images.reshape(*latents.shape[:2], *images.shape[1:])
+
+
+def spread(latents: Tensor) -> dict[str, float]:
+    """Of finished latents (P, G, ...): how far the images of a prompt are apart, and how far all are from their mean.
+
+    Root mean squares over coordinates.  What learns from images may narrow both before any reward shows it.
+    """
+    x = latents.float().flatten(2)
+    G = x.shape[1]
+    found = {"std": (x - x.mean((0, 1))).square().mean().sqrt().item()}
+    if G > 1:
+        # Of two independent draws the squared distance is twice the variance.
+        found["diversity"] = (2 * x.var(1).mean(-1)).sqrt().mean().item()
+    return found
 
 
 def picture_prompts(
@@ -44,7 +62,7 @@ def picture_prompts(
     """P records → uint8 (P, per_prompt, H, W, 3)."""
     cond, chunk = encoded(model, records), min(CHUNK, len(records) * per_prompt)
     velocity = in_chunks(guided(model.velocity(model.module), guidance), chunk)
-    return draw_in_parts(velocity, model, cond, per_prompt, steps, seed, chunk)
+    return decoded(model, finished_in_parts(velocity, model, cond, per_prompt, steps, seed, chunk))
 
 
 def encoded(model: Model, records: Sequence[dict]) -> Cond:
@@ -56,15 +74,15 @@ def encoded(model: Model, records: Sequence[dict]) -> Cond:
     return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records, rows)
 
 
-def draw_in_parts(
+def finished_in_parts(
     velocity: Velocity, model: Model, cond: Cond, per_prompt: int, steps: int, seed: int, chunk: int
-) -> np.ndarray:
-    """P prompts → uint8 (P, per_prompt, H, W, 3); of what a rollout keeps, only about a chunk is ever in memory."""
+) -> Tensor:
+    """P prompts → latents (P, per_prompt, ...); of what a rollout keeps, only about a chunk is ever in memory."""
     parts = []
     for rows in torch.arange(len(cond)).split(max(1, chunk // per_prompt)):
         noise = starting_noise(cond[rows], per_prompt, model.latent_shape, seed)
-        parts.append(pictures(velocity, model, cond[rows], noise, steps))
-    return np.concatenate(parts)
+        parts.append(finished(velocity, model, cond[rows], noise, steps))
+    return torch.cat(parts)
 
 
 def picture_size(model: Model) -> int:

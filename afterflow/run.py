@@ -120,12 +120,11 @@ class Run:
             raise ValueError(f"track = {self.track}: it is not installed; pip install 'afterflow[track]'")
         if self.eval_rewards and self.held_out is None:
             raise ValueError("eval_rewards are measured on held-out prompts; set held_out and eval_every as well")
-        if isinstance(self.algorithm, Supervised) and (self.updates > 1 or self.held_out is not None):
-            raise ValueError("updates and held_out are for algorithms that explore; leave them out here")
-        if isinstance(self.data, Images):
-            for name in self.data.min_reward:
-                if name not in REWARDS:
-                    raise unknown("reward", name, REWARDS)
+        if isinstance(self.algorithm, Supervised) and self.updates > 1:
+            raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
+        for name in [*self.watched, *(self.data.min_reward if isinstance(self.data, Images) else ())]:
+            if name not in REWARDS:
+                raise unknown("reward", name, REWARDS)
         if isinstance(self.algorithm, Supervised) != isinstance(self.data, Images):
             need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
             raise ValueError(f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")
@@ -135,9 +134,6 @@ class Run:
             self._check_rewards(self.algorithm)
 
     def _check_rewards(self, algorithm: OnPolicy) -> None:
-        for name in self.watched(algorithm):
-            if name not in REWARDS:
-                raise unknown("reward", name, REWARDS)
         judged = algorithm.asks.comparisons is not None
         if WIN_RATE in {*algorithm.weights, *algorithm.blend.gate} and not judged:
             raise ValueError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
@@ -147,9 +143,11 @@ class Run:
         if algorithm.blend.how == "z_sum" and sum(algorithm.weights.values()) <= 0:
             raise ValueError("algorithm.weights: their sum must be positive for blend.how = z_sum, a weighted mean")
 
-    def watched(self, algorithm: OnPolicy) -> tuple[str, ...]:
+    @property
+    def watched(self) -> tuple[str, ...]:
         """The rewards measured on held-out prompts."""
-        return tuple(dict.fromkeys([*algorithm.asks.rewards, *self.eval_rewards]))
+        trained = self.algorithm.asks.rewards if isinstance(self.algorithm, OnPolicy) else ()
+        return tuple(dict.fromkeys([*trained, *self.eval_rewards]))
 
     @property
     def folder(self) -> Path:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .algorithms.base import Models, OnPolicy
 from .cond import Cond
 from .data.images import Images
 from .data.prompts import batch
-from .evaluate import draw_in_parts, encoded
+from .evaluate import decoded, encoded, finished_in_parts, spread
 from .imageset import image_pairs
 from .models.base import Model
 from .models.tune import LoRA, attach, reference
@@ -208,9 +208,7 @@ def prompt_records(run: Run) -> list[dict]:
 
 def held_out_records(run: Run) -> list[dict]:
     """The prompts to evaluate on, each fit for every reward that is measured there."""
-    if run.held_out is None or not isinstance(run.algorithm, OnPolicy):
-        return []
-    return run.held_out.records(run.seed, needs(run, run.watched(run.algorithm)))
+    return [] if run.held_out is None else run.held_out.records(run.seed, needs(run, run.watched))
 
 
 def known_records(run: Run) -> dict[str, dict]:
@@ -263,12 +261,16 @@ class Window:
             raise ValueError(f"{file} is gone, and with it the base of the win rate; start the run anew")
         return np.load(file, allow_pickle=False)
 
-    def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
-        """uint8 (P, per_prompt, H, W, 3) by the averaged policy."""
-        session = self.session
+    def finished(self, cond: Cond, per_prompt: int) -> Tensor:
+        """Latents (P, per_prompt, ...) by the averaged policy."""
+        session, model = self.session, self.session.model
         run, velocity = session.run, session.models.guided or session.models.policy
         with session.averaged():
-            return draw_in_parts(velocity, session.model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
+            return finished_in_parts(velocity, model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
+
+    def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
+        """uint8 (P, per_prompt, H, W, 3) by the averaged policy."""
+        return decoded(self.session.model, self.finished(cond, per_prompt))
 
     def save_samples(self, step: int) -> None:
         images = self.pictures(self.shown, 4)
@@ -279,12 +281,13 @@ class Window:
         sheet.save(folder / f"step_{step:06d}.png")
 
     def evaluate(self) -> dict[str, float]:
-        """The mean of each reward over the held-out prompts."""
-        run = self.session.run
-        assert self.held_out is not None and isinstance(run.algorithm, OnPolicy)
-        start = time.perf_counter()
-        images, records = self.pictures(self.held_out, run.eval_images), self.held_out.records()
-        means = {f"eval/{name}": ask(name, images, records).mean().item() for name in run.watched(run.algorithm)}
+        """The mean of each reward over the held-out prompts, and how much pictures differ."""
+        run, start = self.session.run, time.perf_counter()
+        assert self.held_out is not None
+        latents, records = self.finished(self.held_out, run.eval_images), self.held_out.records()
+        images = decoded(self.session.model, latents)
+        means = {name: ask(name, images, records).mean().item() for name in run.watched} | spread(latents)
+        means = {f"eval/{name}": value for name, value in means.items()}
         if self.base is not None:
             means["eval/win_rate"] = self._win_rate(images, records)
         return means | {"seconds/eval": time.perf_counter() - start}

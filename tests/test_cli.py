@@ -14,6 +14,7 @@ from PIL import Image
 import afterflow
 from afterflow.cli import main
 from afterflow.commands.train import overridden
+from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.models.tune import LoRA
 from afterflow.recipes import RECIPES
@@ -124,6 +125,13 @@ def test_prompts_and_weights_of_another_kind_can_be_put_in():
     run = overridden(RECIPES["shapes_flow_grpo"](), options, "afterflow train")
     assert run.data == PromptFile("mine.txt") and run.held_out == PromptFile("theirs.jsonl")
     assert run.tune == LoRA(rank=4)
+
+
+def test_images_can_be_put_in_and_curated(tmp_path):
+    options = ["--images", str(tmp_path), "--data.min-reward", "shapes_fidelity=0.9", "--algorithm.draws", "7"]
+    run = overridden(RECIPES["shapes_sft"](), options, "afterflow train")
+    assert run.data == ImageFolder(str(tmp_path), min_reward={"shapes_fidelity": 0.9}) and run.algorithm.draws == 7
+    assert overridden(run, ["--images", "owner/name"], "afterflow train").data == HubImages("owner/name")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -357,7 +365,8 @@ def test_a_recipe_is_a_run():
 def test_every_field_of_a_run_has_its_sentence_in_the_help():
     """tyro shows the docstring under a field; a field without one is an option nobody can use."""
     modules = ["run", "flow", "advantages", "models/sd3", "models/tune", "models/tiny", "data/images", "data/prompts"]
-    modules += ["algorithms/sft", "algorithms/flow_grpo"]
+    modules += ["rewards/judges", "algorithms/pruning", "algorithms/windows", "algorithms/sft", "algorithms/soar"]
+    modules += [f"algorithms/{name}_grpo" for name in ("flow", "dance", "mix", "branch", "pref")] + ["algorithms/ddpo"]
     silent = []
     for module in modules:
         tree = ast.parse((Path(afterflow.__file__).parent / f"{module}.py").read_text())

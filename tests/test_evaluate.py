@@ -11,6 +11,7 @@ from rich.console import Console
 
 from afterflow import evaluate
 from afterflow.cond import Embedding, condition
+from afterflow.evaluate import spread
 from afterflow.flow import LinearShift
 from afterflow.record import from_json, to_json
 from afterflow.report import SIX, Judged, Report, Settings, bootstrap, compare, estimates, mean_of_means, render, report
@@ -175,6 +176,16 @@ def compared(tuned, base):
     records = tiny_records()
     pictures = [evaluate.suite_pictures(model, records, settings) for model in (tuned, base)]
     return evaluate.compare_pictures(settings, records, *pictures, "tuned", "base")[0]
+
+
+def test_spread_is_the_distance_of_images_and_their_std():
+    """Prompts at ±3, images around them with std 0.5: √2 · 0.5 apart, and √(9 + 0.25) from the mean of all."""
+    draws = torch.Generator().manual_seed(0)
+    centre = torch.tensor([3.0, -3.0])[:, None, None]
+    found = spread(centre + 0.5 * torch.randn(2, 400, 200, generator=draws))
+    assert found["diversity"] == pytest.approx(0.5 * 2**0.5, rel=0.01)
+    assert found["std"] == pytest.approx((9 + 0.25) ** 0.5, rel=0.01)
+    assert "diversity" not in spread(torch.randn(2, 1, 200, generator=draws))
 
 
 def test_identical_models_differ_by_exactly_nothing():

@@ -13,6 +13,7 @@ from afterflow import imageset
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
 from afterflow.data.images import HubImages, ImageFolder, ShapesImages
+from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA
 from afterflow.run import Run
@@ -178,10 +179,14 @@ def test_a_run_learns_from_a_folder(algorithm, folder, pipeline, model):
         chunk=2,
         inference_steps=2,
         sample_every=2,
+        held_out=ShapesPrompts("test", count=5),
+        eval_every=1,
+        eval_rewards=("shapes_fidelity",),
     )
     result = execute(run, "short")
     lines = [json.loads(line) for line in (result / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and (result / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert all({"eval/shapes_fidelity", "eval/diversity", "eval/std"} <= set(line) for line in lines)
     loss = "flow_matching" if isinstance(algorithm, SFT) else "correction_loss"
     assert all(np.isfinite(line[loss]) and line[loss] > 0 for line in lines)
 

@@ -7,7 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 
 from afterflow.cond import condition
-from afterflow.evaluate import pictures
+from afterflow.evaluate import decoded, finished
 from afterflow.models import sd3
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import Full, LoRA, attach, reference
@@ -54,7 +54,7 @@ def stock_images(folder, noise, steps, guidance, length, lora=None):
 def our_images(model, noise, steps, guidance):
     cond = condition(model.encode(PROMPTS), model.encode([""]), [{"prompt": prompt} for prompt in PROMPTS])
     velocity = guided(model.velocity(model.module), guidance)
-    return pictures(velocity, model, cond, noise[:, None], steps)[:, 0]
+    return decoded(model, finished(velocity, model, cond, noise[:, None], steps))[:, 0]
 
 
 @pytest.mark.parametrize("steps, guidance, length", [(4, 1.0, 0), (5, 4.5, 0), (3, 7.0, 256)])

@@ -23,6 +23,7 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
 
 PARTS_USAGE = """\
 First of all, options that put in parts of another kind: --prompts FILE explores the prompts of a .txt or .jsonl file,
+--images FOLDER learns from the images of a folder with a metadata.jsonl, or OWNER/NAME of the hub,
 --held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full says what is trained.
 """
 
@@ -86,15 +87,20 @@ class Parts:
     """Parts of a run of another kind than the recipe's, put in before its fields are set."""
 
     prompts: str | None = None
+    images: str | None = None
     held_out_prompts: str | None = None
     adapt: Literal["lora", "full"] | None = None
 
     def put_into(self, run: "Run") -> "Run":
+        from ..data.images import HubImages, ImageFolder
         from ..data.prompts import PromptFile
         from ..models.tune import Full, LoRA
 
         if self.prompts is not None:
             run = replace(run, data=PromptFile(self.prompts))
+        if self.images is not None:
+            folder = Path(self.images).is_dir()
+            run = replace(run, data=ImageFolder(self.images) if folder else HubImages(self.images))
         if self.held_out_prompts is not None:
             run = replace(run, held_out=PromptFile(self.held_out_prompts), eval_every=run.eval_every or 20)
         if self.adapt is not None:
@@ -120,6 +126,8 @@ def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def numbers_by_name(words: Sequence[str]) -> dict[str, float]:
+    """NAME NUMBER or NAME=NUMBER, any number of times."""
+    words = [part for word in words for part in word.split("=", 1)]
     if len(words) % 2:
         raise ValueError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
     return {name: float(number) for name, number in zip(words[::2], words[1::2])}

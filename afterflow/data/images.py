@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 class Picture(NamedTuple):
     """One image with its record, not yet decoded."""
 
-    record: dict  # {"prompt": its caption, ...}
-    digest: str  # of its content, before it is cut to size
-    pixels: Callable[[], np.ndarray | None]  # () → uint8 (S, S, 3); None where it cannot be read and may be left out
+    record: dict
+    """{"prompt": its caption, ...}"""
+    digest: str
+    """Of its content, before it is cut to size."""
+    pixels: Callable[[], np.ndarray | None]
+    """() → uint8 (S, S, 3); None where it cannot be read and may be left out."""
 
 
 class Images(ABC):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..run import Run
-from . import family
+from . import family, images
 from .shapes import demo, shapes_flow_grpo
 from .tiny import tiny_sd3_pretrain
 
@@ -27,6 +27,10 @@ RECIPES: dict[str, Callable[[], Run]] = {
         family.shapes_branch_grpo_depth,
         family.shapes_branch_grpo_mix,
         family.shapes_pref_grpo,
+        images.shapes_sft,
+        images.shapes_sft_matched,
+        images.shapes_soar,
+        images.shapes_soar_paper,
         tiny_sd3_pretrain,
     )
 }
