@@ -76,6 +76,18 @@ KERNELS: dict[KernelName, Kernel] = {
 }
 
 
+def velocity_slope(kernel: Kernel, t: Tensor, s: Tensor, eta: Tensor) -> Tensor:
+    """How far the mean of a step moves for each unit of velocity, (B,): all kernels are linear in it."""
+    zero = torch.zeros(len(t), 1, device=t.device)
+    return (kernel(zero, zero + 1, t, s, eta).mean - kernel(zero, zero, t, s, eta).mean)[:, 0]
+
+
+def velocity_of(kernel: Kernel, mean: Tensor, x: Tensor, t: Tensor, s: Tensor, eta: Tensor) -> Tensor:
+    """The velocity (B, ...) whose step from x has this mean."""
+    still = kernel(x, torch.zeros_like(x, dtype=torch.float32), t, s, eta).mean
+    return (mean - still) / expand(velocity_slope(kernel, t, s, eta), x)
+
+
 def log_prob(p: Gaussian, x: Tensor) -> Tensor:
     """log p(x) per coordinate, (B, ...) → (B,).
 

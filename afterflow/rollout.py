@@ -27,12 +27,13 @@ class Plan:
     train: Tensor  # (N, G) bool: the steps on each leaf's path that are trained on
     split_noise: float | None = None  # λ of siblings' correlated noise (`siblings`); None: independent
     second_order: tuple[int, ...] = ()  # ODE steps by DPM-Solver++ 2M instead of Euler
+    density: bool = True  # whether training asks for the log-probability of a step, so that it must have one
 
     def __post_init__(self) -> None:
         for k, (w, w_next) in enumerate(zip(self.widths, self.widths[1:])):
             if w_next % w:
                 raise ValueError(f"step {k}: {w} states cannot have {w_next} children; make it a multiple")
-            if (w_next > w or bool(self.train[k].any())) and self.eta[k] == 0:
+            if (w_next > w or (self.density and bool(self.train[k].any()))) and self.eta[k] == 0:
                 raise ValueError(f"step {k} branches or trains, so it must be stochastic: give it eta > 0")
         for k in self.second_order:
             if self.eta[k] > 0:
@@ -52,7 +53,9 @@ class Plan:
         return self.train[k].view(self.widths[k + 1], -1).any(1)
 
 
-def chain(times: Tensor, group: int, eta: float, train: Sequence[int], shared_noise: bool = False) -> Plan:
+def chain(
+    times: Tensor, group: int, eta: float, train: Sequence[int], shared_noise: bool = False, density: bool = True
+) -> Plan:
     """G rollouts per prompt, stochastic where trained and ODE elsewhere.
 
     With shared noise they are one until the first stochastic step, which is where they branch: what all of them
@@ -62,7 +65,7 @@ def chain(times: Tensor, group: int, eta: float, train: Sequence[int], shared_no
     trained = torch.tensor([k in train for k in range(steps)])
     alike = min(train, default=-1) + 1 if shared_noise else 0
     sizes = (1,) * alike + (group,) * (steps + 1 - alike)
-    return Plan(times, eta * trained, sizes, trained[:, None].expand(steps, group))
+    return Plan(times, eta * trained, sizes, trained[:, None].expand(steps, group), density=density)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ MATHS = [
     "preferences",
     "advantages",
     "losses",
+    "distill",
 ]  # each may import those before it
 WORLD = {"shapes", "geneval"}
 BORDERS = {"models", "rewards", "data"}

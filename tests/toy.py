@@ -73,12 +73,13 @@ def learn(
     lr=1e-3,
     ema=None,
     reference=None,
+    teachers=None,
     score=score,
     chunk=64,
     updates=2,
 ):
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
-    models, clock = Models(velocity or model, reference), Clock()
+    models, clock = Models(velocity or model, reference, teachers or {}), Clock()
     if isinstance(algorithm, Supervised):
         source = supervised(lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256)
     else:

@@ -30,7 +30,10 @@ class Models:
     policy: Velocity
     """What is trained: under guidance where it is explored so, as it is where images teach it."""
     reference: Velocity | None = None
-    teachers: Mapping[str, Velocity] = field(default_factory=dict)  # one per task
+    teachers: Mapping[str, Velocity] = field(default_factory=dict)
+    """By task; one may teach several."""
+    anchor: Velocity | None = None
+    """What all samples stay near to."""
     guided: Velocity | None = None
     """The policy under the run's guidance, where images teach it without."""
 
@@ -101,6 +104,10 @@ class Asks:
     """Earlier rewards of each prompt, at most so many."""
     reference: bool = False
     """The velocity of the model before training."""
+    route: str | None = None
+    """The key of a record that says which teacher teaches it, if teachers are wanted."""
+    anchor: str | None = None
+    """The model that all samples stay near to: `base`, or a teacher by its name."""
 
 
 def pointwise(weights: Mapping[str, float], blend: Blend) -> tuple[str, ...]:

@@ -78,8 +78,10 @@ def explore(
             "nfe/rollout": plan.evaluations,
             "nfe/update": len(rows) / images,
         }
-        if algorithm.asks.reference:
+        if algorithm.asks.reference or models.anchor is not None:
             metrics["nfe/reference"] = metrics["nfe/update"]
+        if models.teachers:
+            metrics["nfe/teacher"] = metrics["nfe/update"]
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
         del rows  # nor need they be in memory while the next are explored
@@ -103,6 +105,8 @@ def score_metrics(scores: Scores, weights: Mapping[str, float]) -> dict[str, flo
     for name, value in values.items():
         metrics[f"reward/{name}"] = value.mean().item()
         metrics[f"reward_std/{name}"] = value.std(1, correction=0).mean().item()
+    if not weights:
+        return metrics
     total = combine(values, weights)
     metrics["reward"] = total.mean().item()
     if total.shape[1] > 1:

@@ -1,0 +1,163 @@
+"""Flow-OPD (arXiv:2605.08063): specialists teach one student on the states that the student itself visits.
+
+plan    G images of each prompt, by the ODE or the SDE
+credit  v_T ← the velocity of the teacher of the prompt's task, v_A ← the anchor's, at every state, once
+loss    mean_j ω_j ‖v_θ - v_T‖² + β ω_j ‖v_θ - v_A‖²                                     (pathwise)
+
+The paper puts -ω ‖v_θ - v_T‖², detached, as a reward into a clipped surrogate.  At a state that is already there its
+expected gradient is 0 (`state_kl`, kept as the control it is); the released code works because it forgets to detach.
+`sampled_logratio` rewards log π_T - log π_θ of the step that was taken, which is right in expectation and noisy, and
+`full` adds to the pathwise gradient that of the states still to come.  The code's anchor is the base model, the
+paper's a teacher of image quality.  The code drops groups whose task reward is constant; no reward is asked for here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..advantages import Blend
+from ..cond import Cond, Velocity
+from ..distill import StepWeight, self_normalised, squared_distance, step_weight
+from ..flow import LinearShift, SD3Grid
+from ..kernels import KernelName, log_prob, velocity_of
+from ..losses import clipped_surrogate
+from ..rollout import Edges, Plan, Rollout, chain, edges
+from .base import Asks, Metrics, Models, OnPolicy, Scores
+from .checks import check_policy_gradient, require
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """States of rollouts, M rows, and what is to be learnt there."""
+
+    edges: Edges
+    teacher: Tensor  # (M, ...) velocities
+    anchor: Tensor | None  # (M, ...)
+    weight: Tensor  # (M,) ω
+    score: Tensor  # (M,) what the step that was taken is rewarded with, per coordinate
+
+    @property
+    def cond(self) -> Cond:
+        return self.edges.cond
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __getitem__(self, rows: Tensor) -> "Lessons":
+        anchor = None if self.anchor is None else self.anchor[rows]
+        return Lessons(self.edges[rows], self.teacher[rows], anchor, self.weight[rows], self.score[rows])
+
+    def mass(self, rows: Tensor) -> float:
+        """How many states these are."""
+        return float(len(rows))
+
+
+@dataclass(frozen=True)
+class FlowOPD(OnPolicy[Lessons]):
+    steps: int = 10
+    """Denoising steps of a rollout; the last is not learnt from."""
+    schedule: SD3Grid | LinearShift = SD3Grid()
+    """Where the steps stop between noise and image."""
+    group: int = 16
+    """Images per prompt."""
+    sampler: Literal["ode", "sde"] = "ode"
+    """How they are drawn; the gradients that need a log-probability need the SDE."""
+    kernel: KernelName = "flow_sde"
+    """What draws a step of the SDE, and whose divergence the weights kl and flow_grpo are."""
+    eta: float = 0.7
+    """Its noise level."""
+    weight: StepWeight = "ode"
+    """ω: what a distance counts at each step; flow_grpo is the released code's."""
+    gradient: Literal["pathwise", "state_kl", "sampled_logratio", "full"] = "pathwise"
+    """How the distance is brought down."""
+    self_normalise: bool = False
+    """Divide each distance by the mean error, detached, so that near and far states pull alike."""
+    route: str = "task"
+    """Key of a record that names its task; a teacher has a list of those it knows."""
+    anchor: str | None = "base"
+    """What every sample stays near to, whatever its task: the base model, or a teacher by its name; None: nothing."""
+    beta: float = 0.04
+    """Weight of the anchor (manifold anchor regularisation)."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Rewards to log, with the weights of their sum; none is trained on."""
+    blend: Blend = Blend()
+    """Without effect: no reward becomes an advantage."""
+    clip: float = 1e-4
+    """ε of the clipped ratio, where a log-probability is trained on."""
+
+    def __post_init__(self) -> None:
+        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, max_advantage=1.0)
+        require(self.group >= 1, f"group = {self.group}: at least 1")
+        require(self.beta >= 0, f"beta = {self.beta}: the weight of the anchor is 0 or more")
+        drawn = self.gradient == "pathwise" or self.sampler == "sde"
+        require(drawn, f"gradient = {self.gradient} needs the log-probability of a step: take sampler = sde")
+        plain = not self.self_normalise or self.gradient == "pathwise"
+        require(plain, f"self_normalise changes the distance that gradient = {self.gradient} is of: take pathwise")
+
+    @property
+    def asks(self) -> Asks:
+        return Asks(tuple(self.weights), route=self.route, anchor=self.anchor if self.beta > 0 else None)
+
+    def plan(self, step: int, generator: torch.Generator) -> Plan:
+        eta = self.eta if self.sampler == "sde" else 0.0
+        return chain(self.schedule.times(self.steps), self.group, eta, range(self.steps - 1), density=False)
+
+    @torch.no_grad()
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Lessons:
+        states = edges(rollout, [torch.zeros(len(rollout.cond), self.group, 1)] * self.steps)
+        eta = torch.full_like(states.t, self.eta)
+        lessons = Lessons(
+            states,
+            taught(models.teachers, states, self.route),
+            None if models.anchor is None else models.anchor(states.x, states.t, states.cond).float(),
+            step_weight(self.weight, self.step_kernel, states.t, states.s, eta),
+            torch.zeros_like(states.t),
+        )
+        return lessons if self.gradient == "pathwise" else replace(lessons, score=self._score(lessons))
+
+    def _score(self, lessons: Lessons) -> Tensor:
+        """(M,): what each step that was taken is rewarded with, by its own state or by those after it."""
+        e, kernel = lessons.edges, self.step_kernel
+        if self.gradient == "sampled_logratio":
+            gain = lambda v: log_prob(kernel(e.x, v, e.t, e.s, e.eta), e.x_next) - e.log_prob
+            return gain(lessons.teacher) + (0 if lessons.anchor is None else self.beta * gain(lessons.anchor))
+        cost = self._cost(lessons, velocity_of(kernel, e.mean, e.x, e.t, e.s, e.eta))
+        if self.gradient == "state_kl":
+            return -cost
+        by_step = cost.view(self.steps - 1, -1)  # rows are step by step, each with the same images
+        return -(by_step.flip(0).cumsum(0).flip(0) - by_step).flatten()
+
+    def _cost(self, lessons: Lessons, v: Tensor) -> Tensor:
+        """ω ‖v - v_T‖² + β ω ‖v - v_A‖², (M,)."""
+        distance = self_normalised if self.self_normalise else squared_distance
+        cost = lessons.weight * distance(v, lessons.teacher)
+        return cost if lessons.anchor is None else cost + self.beta * lessons.weight * distance(v, lessons.anchor)
+
+    def loss(self, models: Models, batch: Lessons) -> tuple[Tensor, Metrics]:
+        e = batch.edges
+        v = models.policy(e.x, e.t, e.cond)
+        cost = self._cost(batch, v).mean()
+        metrics = {"cost": cost.detach(), "teacher_distance": squared_distance(v.detach(), batch.teacher).mean()}
+        if batch.anchor is not None:
+            metrics["anchor_distance"] = squared_distance(v.detach(), batch.anchor).mean()
+        if self.gradient == "pathwise":
+            return cost, metrics
+        log_ratio = log_prob(self.step_kernel(e.x, v, e.t, e.s, e.eta), e.x_next) - e.log_prob
+        # Log-probabilities are means over coordinates; their gradient is the score's only when summed.
+        score = e.x[0].numel() * clipped_surrogate(log_ratio, batch.score, self.clip).mean()
+        return score + (cost if self.gradient == "full" else 0), metrics
+
+
+def taught(teachers: Mapping[str, Velocity], states: Edges, route: str) -> Tensor:
+    """(M, ...) fp32: the velocity of the teacher of each row's task; a teacher of several tasks is asked once."""
+    tasks = [record[route] for record in states.cond.records()]
+    found = torch.zeros_like(states.x, dtype=torch.float32)
+    for teacher in dict.fromkeys(teachers.values()):
+        mine = [i for i, task in enumerate(tasks) if teachers[task] is teacher]
+        if mine:
+            rows = torch.tensor(mine, device=states.x.device)
+            found[rows] = teacher(states.x[rows], states.t[rows], states.cond[rows]).float()
+    return found
