@@ -8,11 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from .algorithms.base import WIN_RATE, OnPolicy, Supervised
+from .algorithms.base import WIN_RATE, Asks, OnPolicy, Supervised
 from .algorithms.branch_grpo import BranchGRPO
 from .algorithms.dance_grpo import DanceGRPO
 from .algorithms.ddpo import DDPO
 from .algorithms.flow_grpo import FlowGRPO
+from .algorithms.flow_opd import FlowOPD
 from .algorithms.mix_grpo import MixGRPO
 from .algorithms.pref_grpo import PrefGRPO
 from .algorithms.sft import SFT
@@ -20,6 +21,7 @@ from .algorithms.soar import SOAR
 from .data.images import HubImages, ImageFolder, Images, ShapesImages
 from .data.prompts import PromptFile, ShapesPrompts
 from .models.sd3 import SD3
+from .models.teacher import Teacher
 from .models.tiny import TinyParts
 from .models.tune import Full, LoRA
 from .names import unknown
@@ -28,7 +30,7 @@ from .rewards import REWARDS
 from .rewards.judges import ShapesJudge
 from .train.budget import Budget
 
-Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO
+Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Run:
     """What is trained."""
     tune: LoRA | Full = LoRA()
     """Which of its weights."""
+    teachers: tuple[Teacher, ...] = ()
+    """Who teaches which task, where the algorithm asks for teachers."""
     judge: ShapesJudge | None = None
     """Who compares images, where the algorithm asks for a win rate."""
     name: str = "run"
@@ -129,9 +133,20 @@ class Run:
             need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
             raise ValueError(f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")
         if isinstance(self.algorithm, OnPolicy):
-            if not self.algorithm.weights:
+            if not self.algorithm.weights and self.algorithm.asks.route is None:
                 raise ValueError("algorithm.weights is empty: name at least one reward and its weight")
             self._check_rewards(self.algorithm)
+        self._check_teachers(self.algorithm.asks if isinstance(self.algorithm, OnPolicy) else Asks(()))
+
+    def _check_teachers(self, asks: Asks) -> None:
+        names, tasks = [t.name for t in self.teachers], [task for t in self.teachers for task in t.tasks]
+        if (asks.route is not None) != bool(tasks):
+            need = "needs teachers with tasks" if asks.route else "asks no teachers; leave them out"
+            raise ValueError(f"teachers: {type(self.algorithm).__name__} {need}")
+        for twice in [name for many in (names, tasks) for name in many if many.count(name) > 1]:
+            raise ValueError(f"teachers: {twice!r} is there twice; a task has one teacher, and a teacher one name")
+        if asks.anchor is not None and asks.anchor not in ("base", *names):
+            raise unknown("anchor", asks.anchor, ("base", *names))
 
     def _check_rewards(self, algorithm: OnPolicy) -> None:
         judged = algorithm.asks.comparisons is not None

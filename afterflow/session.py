@@ -23,7 +23,8 @@ from .data.prompts import batch
 from .evaluate import decoded, encoded, finished_in_parts, spread
 from .imageset import image_pairs
 from .models.base import Model
-from .models.tune import LoRA, attach, reference
+from .models.teacher import Teacher
+from .models.tune import LoRA, Wrapped, attach, before_training, frozen, without_adapters
 from .models.wrappers import guided, in_chunks, in_context
 from .preferences import win_rates
 from .record import to_json
@@ -148,15 +149,35 @@ def prepare(run: Run, resume: bool) -> Session:
 
 
 def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
-    """The policy, and its reference where the algorithm asks for one, in the same precision, guidance and chunks."""
-
+    """The policy and whom else the algorithm asks for, in the same precision and chunks."""
     precise = lambda velocity: in_context(velocity, partial(precision, accelerator))
-    drawing = lambda velocity: in_chunks(guided(precise(velocity), run.guidance_scale), run.chunk)
+    drawing = lambda velocity, scale=run.guidance_scale: in_chunks(guided(precise(velocity), scale), run.chunk)
     field = model.velocity(model.module)
     if not isinstance(run.algorithm, OnPolicy):
         return Models(precise(field), guided=drawing(field))
-    anchor = drawing(reference(model, run.tune)) if run.algorithm.asks.reference else None
-    return Models(drawing(field), anchor)
+    # Adapters are switched around all chunks of a call, not for each.
+    wrapped = lambda part, scale=run.guidance_scale: in_context(drawing(part[0], scale), part[1])
+    asks = run.algorithm.asks
+    teachers = {}
+    for teacher in run.teachers:
+        scale = run.guidance_scale if teacher.guidance_scale is None else teacher.guidance_scale
+        teachers[teacher.name] = wrapped(specialist(run, model, teacher), scale)
+    anchor = wrapped(without_adapters(model, run.tune)) if asks.anchor == "base" else teachers.get(asks.anchor)
+    return Models(
+        drawing(field),
+        reference=wrapped(before_training(model, run.tune)) if asks.reference else None,
+        teachers={task: teachers[teacher.name] for teacher in run.teachers for task in teacher.tasks},
+        anchor=anchor,
+    )
+
+
+def specialist(run: Run, model: Model, teacher: Teacher) -> Wrapped:
+    """A teacher's velocity: beside a LoRA that is trained another adapter, beside trained weights another model."""
+    if isinstance(run.tune, LoRA):
+        return frozen(model, teacher.lora, f"teacher_{teacher.name}")
+    other = run.model.load(next(model.module.parameters()).device)
+    other.load_lora(teacher.lora)
+    return other.velocity(other.module.requires_grad_(False)), nullcontext
 
 
 @contextmanager
@@ -203,7 +224,20 @@ def prompt_records(run: Run) -> list[dict]:
     """The prompts to explore, each fit for every reward; none where images come with theirs."""
     if isinstance(run.data, Images) or not isinstance(run.algorithm, OnPolicy):
         return []
-    return run.data.records(run.seed, needs(run, run.algorithm.asks.rewards))
+    records, route = run.data.records(run.seed, needs(run, run.algorithm.asks.rewards)), run.algorithm.asks.route
+    if route is not None:
+        check_routes(records, route, [task for teacher in run.teachers for task in teacher.tasks])
+    return records
+
+
+def check_routes(records: Sequence[dict], route: str, tasks: Sequence[str]) -> None:
+    """ValueError for a prompt without a task, and for a task without a teacher."""
+    for record in records:
+        if not isinstance(record.get(route), str):
+            raise ValueError(f"prompt {record['prompt']!r} has no task under {route!r}, so no teacher; write one to it")
+        if record[route] not in tasks:
+            task = f"the task {record[route]!r} of prompt {record['prompt']!r}"
+            raise ValueError(f"{task} has no teacher; there are teachers for {', '.join(tasks)}")
 
 
 def held_out_records(run: Run) -> list[dict]:

@@ -9,7 +9,7 @@ from afterflow.algorithms.policy_gradient import per_child, step
 from afterflow.cond import Embedding, condition
 from afterflow.flow import LinearShift
 from afterflow.kernels import KERNELS, Gaussian, dance_sde, flow_sde, log_prob
-from afterflow.models.tune import Full, LoRA, attach, reference
+from afterflow.models.tune import Full, LoRA, attach, before_training
 from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.rollout import Plan, chain, draw, edges, sample
 from toy import MLP, exact, prompts
@@ -247,7 +247,7 @@ def test_the_reference_stays_the_policy_before_training(tune):
     parameters = attach(model, tune)
     assert {name for name, p in net.named_parameters() if p.requires_grad} == set(parameters)
     assert all("lora" in name for name in parameters) == isinstance(tune, LoRA)
-    fixed = reference(model, tune)
+    fixed = in_context(*before_training(model, tune))
     torch.testing.assert_close(velocity_of(net)(x, t, cond), before)
     with torch.no_grad():
         for p in parameters.values():

@@ -10,8 +10,8 @@ from afterflow.cond import condition
 from afterflow.evaluate import decoded, finished
 from afterflow.models import sd3
 from afterflow.models.sd3 import SD3
-from afterflow.models.tune import Full, LoRA, attach, reference
-from afterflow.models.wrappers import guided
+from afterflow.models.tune import Full, LoRA, attach, before_training
+from afterflow.models.wrappers import guided, in_context
 from afterflow.tiny.build import untrained
 
 PROMPTS = ["a picture of a red heart and a blue circle", 'a sign that says "K4ZN"']
@@ -109,7 +109,7 @@ def test_the_reference_stays_where_training_began(folder, tune):
     with torch.no_grad():
         before = model.velocity(model.module)(x, t, cond)
         parameters = attach(model, tune)
-        frozen = reference(model, tune)
+        frozen = in_context(*before_training(model, tune))
         for parameter in parameters.values():
             parameter.add_(0.1)
         torch.testing.assert_close(frozen(x, t, cond), before, rtol=0, atol=0)

@@ -63,8 +63,8 @@ class Model(ABC):
         """Write the adapter of `module` so that the stock pipeline's load_lora_weights(folder) finds it."""
 
     @abstractmethod
-    def load_lora(self, folder: str | Path) -> None:
-        """Attach an adapter saved by save_lora, diffusers or peft; ValueError when it does not fit."""
+    def load_lora(self, folder: str | Path, name: str = "default") -> None:
+        """Attach and activate an adapter saved by save_lora, diffusers or peft; ValueError when it does not fit."""
 
     @abstractmethod
     def save_pipeline(self, folder: Path) -> None:

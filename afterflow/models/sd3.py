@@ -181,10 +181,10 @@ class SD3Model(Model):
             **_collate_lora_metadata({"transformer": self.module}),
         )
 
-    def load_lora(self, folder: str | Path) -> None:
+    def load_lora(self, folder: str | Path, name: str = "default") -> None:
         file = lora_file(folder)
         check_lora_fits(file, self.module)
-        self.pipe.load_lora_weights(file.parent, weight_name=file.name)
+        self.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
 
     def save_pipeline(self, folder: Path) -> None:
         self._pipeline(transformer=self.module).save_pretrained(folder)
@@ -211,7 +211,9 @@ def lora_file(folder: str | Path) -> Path:
 
 def check_lora_fits(file: Path, module: nn.Module) -> None:
     """ValueError unless every tensor of the LoRA meets a layer of its shape; diffusers would skip it in silence."""
-    layers = {name: m.weight for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    # A layer that has an adapter already is kept inside it.
+    linear = ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
+    layers = {name.removesuffix(".base_layer"): m.weight for name, m in linear}
     with safe_open(file, "pt") as stored:
         keys = [key for key in stored.keys() if ".lora_A." in key]  # noqa: SIM118 (no iteration over the file itself)
         if not keys:

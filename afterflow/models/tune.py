@@ -1,16 +1,19 @@
 """What is trained of a model: a LoRA beside its frozen weights, or all of them; and the policy it started from."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from peft import LoraConfig
+from peft.functional import set_adapter
 from torch import nn
 
 from ..cond import Velocity
 from .base import Model
-from .wrappers import in_context
+
+Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class LoRA:
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the layers to adapt; empty: the attention projections that flow_grpo adapts."""
+    start: str | None = None
+    """Folder of a LoRA to go on from; rank, alpha and layers are then its own, and rank and alpha must say so."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -40,23 +45,73 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
     """Make `tune` the only thing of the model that has gradients; its parameters by name."""
     if isinstance(tune, LoRA):
         model.module.requires_grad_(False)
+        if tune.start is not None:
+            go_on(model, tune, tune.start)
+            return trainable(model.module)
         targets = list(tune.targets or model.lora_targets)
         config = LoraConfig(r=tune.rank, lora_alpha=tune.alpha, init_lora_weights="gaussian", target_modules=targets)
         model.module.add_adapter(config)  # type: ignore[operator]
     else:
         model.module.requires_grad_(True)
-    trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+    return trainable(model.module)
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have gradients, by name, in fp32."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for p in trained.values():
         # Updates are smaller than what half precision resolves, whatever the frozen weights are kept in.
         p.data = p.data.float()
     return trained
 
 
-def reference(model: Model, tune: LoRA | Full) -> Velocity:
-    """The velocity field before training, without gradients of its own."""
+def go_on(model: Model, tune: LoRA, folder: str) -> None:
+    """Attach the LoRA of `folder` to be trained on; ValueError where `tune` says something else of it."""
+    model.load_lora(folder)
+    found = model.module.peft_config["default"]  # type: ignore[index]
+    if (found.r, found.lora_alpha) != (tune.rank, tune.alpha):
+        its = f"rank {found.r} and alpha {found.lora_alpha:g}"
+        raise ValueError(f"LoRA {folder} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
+    if tune.targets:
+        raise ValueError(f"tune.targets: the layers are those of {folder}; leave targets out")
+    set_adapter(model.module, "default")
+
+
+def before_training(model: Model, tune: LoRA | Full) -> Wrapped:
+    """The velocity field that training starts from: the network, and the context in which it is that."""
+    if isinstance(tune, LoRA) and tune.start is not None:
+        return frozen(model, tune.start, "start")
+    return without_adapters(model, tune)
+
+
+def without_adapters(model: Model, tune: LoRA | Full) -> Wrapped:
+    """The velocity field of the base model."""
     if isinstance(tune, LoRA):
-        return in_context(model.velocity(model.module), adapter_off(model.module))
-    return model.velocity(copy.deepcopy(model.module).requires_grad_(False))
+        return model.velocity(model.module), adapter_off(model.module)
+    return model.velocity(copy.deepcopy(model.module).requires_grad_(False)), nullcontext
+
+
+def frozen(model: Model, folder: str, name: str) -> Wrapped:
+    """The velocity field of the base model with a LoRA of its own, beside the one that is trained."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
+        model.load_lora(folder, name)
+    set_adapter(model.module, "default")
+    return model.velocity(model.module), adapter_on(model.module, name)
+
+
+def adapter_on(module: nn.Module, name: str) -> Callable:
+    """A context in which another adapter than the trained one acts, and none has gradients."""
+
+    @contextmanager
+    def on() -> Iterator[None]:
+        set_adapter(module, name, inference_mode=True)
+        try:
+            yield
+        finally:
+            set_adapter(module, "default")
+
+    return on
 
 
 def adapter_off(module: nn.Module) -> Callable:

@@ -1,0 +1,15 @@
+"""Specialists that teach: adapters of the base model beside the one that is trained."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Teacher:
+    name: str
+    """What it is called in options and tables."""
+    lora: str
+    """Folder of its LoRA, trained on the same base."""
+    tasks: tuple[str, ...] = ()
+    """What it teaches; none: it is an anchor only."""
+    guidance_scale: float | None = None
+    """The guidance it was trained for; None: the run's."""
