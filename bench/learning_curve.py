@@ -93,7 +93,7 @@ def figure(found: dict, title: str):
     )
     figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6), squeeze=False)
     for axis, name in zip(axes[0], names):
-        for seed, result in found["seeds"].items():
+        for seed, result in sorted(found["seeds"].items()):
             points = np.array([(line["seconds_trained"] / 60, line[name]) for line in result["curve"] if name in line])
             axis.plot(*points.T, label=f"seed {seed}")
         axis.set(xlabel="minutes", title=name.removeprefix("eval/") + ", held-out prompts")
