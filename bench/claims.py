@@ -152,7 +152,7 @@ def counted(name: str, old: float, new: float | None = None) -> Callable[[], Fin
 
 def over_seeds(name: str) -> tuple[list[Estimate], list[float], str]:
     """A learning curve's gains of each seed, its changes in fidelity, and its command."""
-    seeds = stored(name)["seeds"].values()
+    seeds = [result for _, result in sorted(stored(name)["seeds"].items())]
     gains, fidelity = ([gain(seed["report"], figure) for seed in seeds] for figure in ("strict", "fidelity"))
     recipe = Path(name).stem
     return gains, [each.value for each in fidelity], f"python bench/learning_curve.py {recipe} --seeds 0 1 2"
