@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands.compare import compare, report, tree
+from .commands.merge import merge
 from .commands.pictures import evaluate, sample
 from .commands.recipes import recipes, summary
 from .commands.train import train
@@ -18,6 +19,7 @@ COMMANDS = {
     "compare": compare,
     "report": report,
     "tree": tree,
+    "merge": merge,
     "recipes": recipes,
 }
 

@@ -1,0 +1,56 @@
+"""afterflow merge: several LoRAs of one base become one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tyro.conf import Positional, PositionalMetavarFromFieldName
+
+
+def merge(args: Sequence[str]) -> None:
+    """Merge LoRAs of one base into one."""
+    tyro.cli(MergeLoRAs, args=args, prog="afterflow merge", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class MergeLoRAs:
+    """Merge LoRAs of one base into one, by what they add to its weights."""
+
+    loras: Positional[tuple[str, ...]]
+    """Their folders."""
+    out: str = "runs/merged/lora"
+    """Folder of the result."""
+    weights: tuple[float, ...] | None = None
+    """What each counts; None: as much as the others, and 1 together."""
+    rank: int | None = None
+    """Of the result, by SVD; None: all of them added up, where a linear merge is exact."""
+    how: Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = "linear"
+    """Linear adds them up; the others leave out entries of each first (arXiv:2306.01708, arXiv:2311.03099)."""
+    density: float = 0.5
+    """Share of the entries that the others keep."""
+    seed: int = 0
+    """Of what dare leaves out."""
+
+    def __post_init__(self) -> None:
+        if len(self.loras) < 2:
+            raise ValueError("name at least two LoRAs: afterflow merge runs/A/lora runs/B/lora")
+        if self.weights is not None and len(self.weights) != len(self.loras):
+            raise ValueError(
+                f"--weights has {len(self.weights)} numbers for {len(self.loras)} LoRAs; give one for each"
+            )
+        if self.rank is not None and self.rank < 1:
+            raise ValueError(f"--rank {self.rank}: at least 1")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"--density {self.density}: a share of the entries, in (0, 1]")
+
+    def __call__(self) -> None:
+        from ..models import merge as merging
+
+        loras = [merging.read(folder) for folder in self.loras]
+        weights = self.weights or [1 / len(loras)] * len(loras)
+        layers, error = merging.merge(loras, weights, self.how, self.density, self.rank, self.seed)
+        merging.write(Path(self.out), layers)
+        rank = len(next(iter(layers.values())).A)
+        print(f"{self.out}: rank {rank}, {len(layers)} layers; what its rank cannot hold is {error:.1%} of the merge")
