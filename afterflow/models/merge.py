@@ -57,19 +57,14 @@ def read(folder: str) -> StoredLoRA:
     odd = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(name)]
     if odd:
         raise ValueError(f"LoRA {folder}: it has {' and '.join(odd)}; only plain LoRAs of one rank can be merged")
-    layers = {}
-    for key, A in tensors.items():
-        if ".lora_A." not in key:
-            continue
-        B = tensors[key.replace(".lora_A.", ".lora_B.")]
-        # Without a word about it, diffusers takes alpha to be the rank.
-        layers[key.split(".lora_A.")[0]] = Factors(A, B * (config.get("lora_alpha", len(A)) / len(A)))
-    ranks = {len(factors.A) for factors in layers.values()}
-    if len(ranks) != 1 or len(tensors) != 2 * len(layers):
-        raise ValueError(
-            f"LoRA {folder}: it is not made of pairs lora_A and lora_B of one rank, so it cannot be merged"
-        )
-    return StoredLoRA(folder, layers, ranks.pop())
+    pairs = {key: key.replace(".lora_A.", ".lora_B.") for key in tensors if ".lora_A." in key}
+    ranks = {len(tensors[key]) for key in pairs}
+    if len(ranks) != 1 or set(tensors) != {*pairs, *pairs.values()}:
+        raise ValueError(f"LoRA {folder}: it is not made of pairs lora_A and lora_B of one rank")
+    rank = ranks.pop()
+    scale = config.get("lora_alpha", rank) / rank  # without a word about it, diffusers takes alpha to be the rank
+    layers = {a.split(".lora_A.")[0]: Factors(tensors[a], scale * tensors[b]) for a, b in pairs.items()}
+    return StoredLoRA(folder, layers, rank)
 
 
 def merge(
@@ -114,7 +109,7 @@ def concatenated(parts: Sequence[tuple[Factors, float]]) -> Factors:
 
 
 def pruned(parts: Sequence[tuple[Factors, float]], how: MergeName, density: float, draws: torch.Generator) -> Tensor:
-    """peft's merges that leave out entries of each ΔW: the smallest, or random ones, or those of the minority's sign."""
+    """peft's merges, which leave out entries of each ΔW: small ones, random ones, or the minority's sign."""
     deltas, weights = [f.delta for f, _ in parts], torch.tensor([w for _, w in parts])
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (), generator=draws)))  # dare draws from the global generator
