@@ -57,10 +57,19 @@ def spread(latents: Tensor) -> dict[str, float]:
 
 
 def picture_prompts(
-    model: Model, records: Sequence[dict], per_prompt: int, steps: int, guidance: float, seed: int
+    model: Model,
+    records: Sequence[dict],
+    per_prompt: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    rows: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """P records → uint8 (P, per_prompt, H, W, 3)."""
-    cond, chunk = encoded(model, records), min(CHUNK, len(records) * per_prompt)
+    """P records, or those in `rows` → uint8 (P, per_prompt, H, W, 3)."""
+    cond = encoded(model, records)
+    if rows is not None:
+        cond = cond[torch.tensor(rows)]
+    chunk = min(CHUNK, len(cond) * per_prompt)
     velocity = in_chunks(guided(model.velocity(model.module), guidance), chunk)
     return decoded(model, finished_in_parts(velocity, model, cond, per_prompt, steps, seed, chunk))
 
@@ -99,9 +108,12 @@ def suite_prompts(settings: Settings, size: int) -> list[dict]:
     return ShapesPrompts(settings.split, settings.prompts, tags, size).records(number(settings.seed, "suite"))
 
 
-def suite_pictures(model: Model, records: Sequence[dict], settings: Settings) -> np.ndarray:
-    """uint8 (P, images, H, W, 3)."""
-    return picture_prompts(model, records, settings.images, settings.steps, settings.guidance, settings.seed)
+def suite_pictures(
+    model: Model, records: Sequence[dict], settings: Settings, rows: Sequence[int] | None = None
+) -> np.ndarray:
+    """uint8 (P, images, H, W, 3) of all P records, or of those in `rows`, from the noise they have among all."""
+    s = settings
+    return picture_prompts(model, records, s.images, s.steps, s.guidance, s.seed, rows)
 
 
 def compare_pictures(
@@ -125,14 +137,19 @@ def compare_pictures(
 
 def judge(images: np.ndarray, records: Sequence[dict], features: np.ndarray) -> Judged:
     """Pictures (P, K, H, W, 3) of P records, with the features (P * K, F) of renders of them."""
-    P, K = images.shape[:2]
-    verdicts = [[verify(record, image) for image in of_prompt] for record, of_prompt in zip(records, images)]
-    scores = {name: np.array([[v[name] for v in row] for row in verdicts]) for name in VERDICTS if name != "fidelity"}
-    scores["fidelity"] = np.array([fidelity(image) for image in images.reshape(P * K, *images.shape[2:])]).reshape(P, K)
+    scores = verdicts(images, records)
     figures = {name: score.mean(1) for name, score in scores.items()}
-    if K > 1:
+    if images.shape[1] > 1:
         figures["diversity"] = np.array([population.diversity(of_prompt) for of_prompt in images])
     return Judged(figures, scores["strict"] == 1, frechet(images, features))
+
+
+def verdicts(images: np.ndarray, records: Sequence[dict]) -> dict[str, np.ndarray]:
+    """Every verdict on each of the pictures (P, K, H, W, 3) of P records, (P, K)."""
+    said = [[verify(record, image) for image in of_prompt] for record, of_prompt in zip(records, images)]
+    scores = {name: np.array([[v[name] for v in row] for row in said]) for name in VERDICTS if name != "fidelity"}
+    flat = images.reshape(-1, *images.shape[2:])
+    return scores | {"fidelity": np.array([fidelity(image) for image in flat]).reshape(images.shape[:2])}
 
 
 def renders(records: Sequence[dict], shape: Sequence[int], seed: int, name: str) -> np.ndarray:

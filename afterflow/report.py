@@ -11,7 +11,7 @@ delta is then an interval of the difference, not a difference of intervals.  A t
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -95,6 +95,11 @@ class Report:
     """Without intervals: images drawn twice pull the distance up, so a bootstrap of it is biased."""
     truth: Mapping[str, float]
     """What renders of the same prompts get from other renders: Fréchet distance, diversity."""
+    taught: Mapping[str, Comparison] = field(default_factory=dict)
+    """Tag → strict of this model beside the teacher of that tag as `base`; AVERAGE is the mean of them."""
+
+
+AVERAGE = "average"
 
 
 def mean_of_means(values: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarray:
@@ -169,6 +174,21 @@ def report(
     )
 
 
+def beside_teachers(
+    suite: Settings, records: Sequence[dict], strict: np.ndarray, of_teachers: np.ndarray
+) -> dict[str, Comparison]:
+    """strict (P,) of a student, and of the teacher of each record's tag, NaN where it has none → `Report.taught`."""
+    rows = np.flatnonzero(~np.isnan(of_teachers)).tolist()
+    mine = [records[i] for i in rows]
+    tags, rng = list(dict.fromkeys(record["tag"] for record in mine)), np.random.default_rng(suite.seed)
+    student, teacher = (Judged({"strict": each[rows]}, np.empty(0), 0.0) for each in (strict, of_teachers))
+    prompts = list({record["prompt"]: record for record in mine}.values())
+    student, teacher = (by_prompt(each, mine, prompts) for each in (student, teacher))
+    of = {tag: np.array([i for i, record in enumerate(prompts) if record["tag"] == tag]) for tag in tags}
+    over = lambda names: compare(student, teacher, [of[tag] for tag in names], suite.draws, rng)["strict"]
+    return {tag: over([tag]) for tag in tags} | {AVERAGE: over(tags)}
+
+
 def averaged(split: str, tags: Sequence[str]) -> list[str]:
     """The tags whose mean is the overall score: GenEval's, but in test not the one that cannot be held out."""
     six = [tag for tag in tags if tag in SIX]
@@ -186,6 +206,8 @@ def by_prompt(judged: Judged, records: Sequence[dict], prompts: Sequence[dict]) 
 def render(found: Report) -> Group:
     """For a terminal of 80 columns: overall by metric, then tag by tag."""
     parts = [*headline(found), overall_table(found), footnote(found), "", tag_table(found), tag_footnote(found)]
+    if found.taught:
+        parts += [taught_table(found), "Teachers draw the prompts of their own tags; * above the teacher for sure."]
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 
@@ -216,6 +238,18 @@ def tag_table(found: Report) -> Table:
     for tag in sorted(found.tags, key=(*SIX, "text").index):
         cells = [brief(found.tags[tag][metric]) for metric in metrics]
         table.add_row(tag + "*" * (tag == "single_object"), str(found.prompts[tag]), *cells)
+    return table
+
+
+def taught_table(found: Report) -> Table:
+    table = Table(box=box.SIMPLE)
+    table.add_column("strict")
+    for column in ("teacher", "student", "delta"):
+        table.add_column(column, justify="right")
+    for tag, each in found.taught.items():
+        sure = each.delta is not None and each.delta.low is not None and each.delta.low > 0
+        cells = (written(each.base), written(each.tuned), written(each.delta, "+") + "*" * sure)
+        table.add_row(tag, *cells)
     return table
 
 

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,8 @@ class Run:
     """What is trained."""
     tune: LoRA | Full = LoRA()
     """Which of its weights."""
+    turns: Mapping[str, int] = field(default_factory=dict)
+    """Tag → iterations in a row whose prompts are all of it, before the next has its turn; empty: tags are mixed."""
     teachers: tuple[Teacher, ...] = ()
     """Who teaches which task, where the algorithm asks for teachers."""
     judge: ShapesJudge | None = None
@@ -116,6 +118,12 @@ class Run:
         for name in ("warmup", "eval_every", "sample_every", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: 0 or more")
+        if any(turns < 1 for turns in self.turns.values()):
+            raise ValueError(
+                f"turns = {dict(self.turns)}: each tag has at least one iteration; leave out those without"
+            )
+        if self.turns and isinstance(self.algorithm, Supervised):
+            raise ValueError("turns are of prompts that are explored; leave them out where images teach")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema = {self.ema}: a decay, so 0 <= ema < 1")
         if isinstance(self.model, SD3) and self.model.dtype == "float16" and self.mixed_precision != "fp16":

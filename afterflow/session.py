@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .algorithms.base import Models, OnPolicy
 from .cond import Cond
 from .data.images import Images
-from .data.prompts import batch
+from .data.prompts import rows
 from .evaluate import decoded, encoded, finished_in_parts, spread
 from .imageset import image_pairs
 from .models.base import Model
@@ -261,7 +261,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
     source = explore(
         run.algorithm,
         session.models,
-        lambda step: prompts[batch(len(records), step, run.batch, run.seed)],
+        lambda step: prompts[rows(records, run.turns, step, run.batch, run.seed)],
         scorer(model, run.algorithm, run.judge),
         model.latent_shape,
         session.first,

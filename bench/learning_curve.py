@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     no_progress_bars()
     recipe = RECIPES[options.recipe]()
-    if not recipe.eval_every or not isinstance(recipe.model, SD3):
+    if not isinstance(recipe, Run) or not recipe.eval_every or not isinstance(recipe.model, SD3):
         raise SystemExit(f"{options.recipe} has no curve: it needs held_out, eval_every and a base to compare with")
     settings = Settings(prompts=options.prompts, images=options.images, guidance=recipe.guidance_scale)
     file = RESULTS / f"{options.recipe}.json"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from afterflow.algorithms.sft import SFT
+from afterflow.tiny.build import untrained
 from toy import MLP, learn
 
 torch.set_num_threads(1)  # the toys' tensors are so small that threads cost more than they bring
@@ -23,3 +24,12 @@ def base():
     for _ in learn(SFT(shift=1.0), model, 500, lr=3e-3):
         pass
     return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory):
+    """The folder of a tiny SD3 pipeline with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("pipeline")
+    untrained().save_pretrained(path)
+    return str(path)

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 import afterflow
+from adapters import save_lora
+from afterflow.chain import Chain
 from afterflow.cli import main
 from afterflow.commands.train import overridden
 from afterflow.data.images import HubImages, ImageFolder
@@ -22,16 +24,6 @@ from afterflow.record import to_json
 from afterflow.run import Run, read_run
 
 SCHEMA = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}], "prompt": "a red star"}
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    """A tiny pipeline with random weights."""
-    from afterflow.tiny.build import untrained
-
-    folder = tmp_path_factory.mktemp("pipeline")
-    untrained().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +119,18 @@ def test_prompts_and_weights_of_another_kind_can_be_put_in():
     assert run.tune == LoRA(rank=4)
 
 
+def test_a_chain_takes_no_options_and_is_not_compared(said):
+    code, _, err = said("train", "shapes_generalist", "--iterations", "3")
+    assert code == 2 and "takes no options, so not --iterations" in err
+    code, _, err = said("compare", "shapes_generalist")
+    assert code == 2 and "only afterflow train can do" in err
+
+
+def test_turns_are_whole_numbers():
+    run = overridden(RECIPES["shapes_flow_grpo"](), ["--turns", "colors", "3", "counting=1"], "afterflow train")
+    assert run.turns == {"colors": 3, "counting": 1} and all(isinstance(n, int) for n in run.turns.values())
+
+
 def test_images_can_be_put_in_and_curated(tmp_path):
     options = ["--images", str(tmp_path), "--data.min-reward", "shapes_fidelity=0.9", "--algorithm.draws", "7"]
     run = overridden(RECIPES["shapes_sft"](), options, "afterflow train")
@@ -134,7 +138,7 @@ def test_images_can_be_put_in_and_curated(tmp_path):
     assert overridden(run, ["--images", "owner/name"], "afterflow train").data == HubImages("owner/name")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if isinstance(recipe(), Run)])
 def test_no_options_leave_a_recipe_as_it_is(name):
     assert overridden(RECIPES[name](), [], "afterflow") == RECIPES[name]()
 
@@ -177,6 +181,28 @@ def test_train_resume_repeat_eval_and_sample(said, pipeline, tmp_path):
     )
     assert (code, out) == (0, "s.png\n"), err
     assert Image.open("s.png").size == (3 * 102 + 6, 2 * 126 + 6)
+
+
+def test_a_student_stands_beside_the_teachers_of_its_tags(said, pipeline, tmp_path):
+    """A teacher draws from the student's noise: one that is the student itself differs by nothing."""
+    mine, other = (save_lora(pipeline, tmp_path / name, seed) for seed, name in enumerate(("mine", "other")))
+    suite = ["--prompts", "14", "--images", "2", "--steps", "2", "--draws", "50", "--json", "-"]
+    teachers = ["--teachers", f"colors,counting={mine}", f"position={other}"]
+    code, out, err = said("eval", pipeline, "--lora", mine, *teachers, *suite)
+    assert code == 0, err
+    found = json.loads(out.splitlines()[-1])["taught"]
+    assert set(found) == {"colors", "counting", "position", "average"}
+    assert found["colors"]["delta"]["value"] == 0 and found["colors"]["base"] == found["colors"]["tuned"]
+    mean = sum(found[tag]["tuned"]["value"] for tag in ("colors", "counting", "position")) / 3
+    assert abs(found["average"]["tuned"]["value"] - mean) < 1e-9
+    for words, sentence in (
+        (["colors"], "write TAG,TAG=FOLDER"),
+        (["colours=x"], "colours"),
+        (["colors=x", "colors=y"], "colors has two teachers, x and y"),
+        (["colors=nowhere"], "LoRA nowhere: no pytorch_lora_weights.safetensors"),
+    ):
+        code, _, err = said("eval", pipeline, "--teachers", *words)
+        assert code == 2 and sentence in " ".join(err.split())
 
 
 # What does not
@@ -358,8 +384,8 @@ def test_a_bug_keeps_its_traceback(said, monkeypatch):
         said("train", "shapes_flow_grpo")
 
 
-def test_a_recipe_is_a_run():
-    assert all(isinstance(recipe(), Run) for recipe in RECIPES.values())
+def test_a_recipe_is_a_run_or_a_chain_of_them():
+    assert all(isinstance(recipe(), Run | Chain) for recipe in RECIPES.values())
 
 
 def test_every_field_of_a_run_has_its_sentence_in_the_help():

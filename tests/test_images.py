@@ -18,15 +18,6 @@ from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA
 from afterflow.run import Run
 from afterflow.session import execute
-from afterflow.tiny.build import untrained
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("pipeline")
-    untrained().save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

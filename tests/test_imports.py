@@ -25,7 +25,20 @@ BORDERS = {"models", "rewards", "data"}
 PLAIN = {"seeds", "names"}  # not for maths and algorithms, where randomness comes in as an argument
 BELOW_SCORING = {*MATHS, *PLAIN, *BORDERS, "algorithms", "train"}
 BELOW_RUN = {*MATHS, *WORLD, *BORDERS, *PLAIN, "tiny", "algorithms", "train", "evaluate", "record", "report", "page"}
-TOP = {"run", "scoring", "imageset", "session", "compare", "treeview", "recipes", "demo", "commands", "cli", "__main__"}
+TOP = {
+    "run",
+    "scoring",
+    "imageset",
+    "session",
+    "compare",
+    "chain",
+    "treeview",
+    "recipes",
+    "demo",
+    "commands",
+    "cli",
+    "__main__",
+}
 
 ROOMS = {
     "__init__": set(),

@@ -1,16 +1,16 @@
 """Merged LoRAs against what their weights add up to."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapters import load, save_lora
 from afterflow.cli import main
 from afterflow.cond import condition
-from afterflow.models import merge as merging
 from afterflow.models.merge import Factors, StoredLoRA, concatenated, merge, truncated
-from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA, attach
-from afterflow.tiny.build import untrained
 
 
 def factors(rank, out=12, into=10, seed=0):
@@ -80,21 +80,10 @@ def test_pruning_merges_keep_everything_at_density_one_and_repeat_by_their_seed(
     assert not torch.allclose(a, merge(two, [0.5, 0.5], "linear", 0.5, None, 0)[0]["transformer.a"].delta, atol=0.1)
 
 
-@pytest.fixture
-def pipeline(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
-    torch.manual_seed(0)
-    untrained().save_pretrained(tmp_path / "pipeline")
-    return lambda: SD3("pipeline", max_sequence_length=0).load()
-
-
-def saved(pipeline, folder, seed, rank):
-    model, draws = pipeline(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in attach(model, LoRA(rank=rank, alpha=8)).values():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draws))
-    model.save_lora(folder)
 
 
 def velocity(model):
@@ -105,39 +94,39 @@ def velocity(model):
 
 
 def test_the_merged_file_draws_what_both_adapters_together_draw(pipeline, capsys):
-    saved(pipeline, "a", 1, 4)
-    saved(pipeline, "b", 2, 2)
+    save_lora(pipeline, "a", 1, 4)
+    save_lora(pipeline, "b", 2, 2)
     assert main(["merge", "a", "b", "--weights", "0.7", "0.4", "--out", "both"]) == 0
     assert "rank 6, 47 layers; what its rank cannot hold is 0.0% of the merge" in capsys.readouterr().out
-    ours = pipeline()
+    ours = load(pipeline)
     ours.load_lora("both")
-    stock = pipeline()
+    stock = load(pipeline)
     for name in ("a", "b"):
         stock.load_lora(name, name)
     stock.pipe.set_adapters(["a", "b"], [0.7, 0.4])
     torch.testing.assert_close(velocity(ours), velocity(stock), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(velocity(ours), velocity(pipeline()), atol=1e-2)
+    assert not torch.allclose(velocity(ours), velocity(load(pipeline)), atol=1e-2)
 
 
 def test_a_merge_can_be_trained_on(pipeline):
-    saved(pipeline, "a", 1, 4)
-    saved(pipeline, "b", 2, 4)
+    save_lora(pipeline, "a", 1, 4)
+    save_lora(pipeline, "b", 2, 4)
     assert main(["merge", "a", "b", "--rank", "4", "--out", "both"]) == 0
-    model = pipeline()
+    model = load(pipeline)
     parameters = attach(model, LoRA(rank=4, alpha=4, start="both"))
     assert len(parameters) == 2 * 47 and parameters[next(iter(parameters))].shape[0] == 4
 
 
 def test_merges_that_cannot_be_are_refused(pipeline, capsys):
-    saved(pipeline, "a", 1, 4)
+    save_lora(pipeline, "a", 1, 4)
     tensors = load_file("a/pytorch_lora_weights.safetensors")
     other = {name: torch.cat([t, t], 1) if "lora_A" in name else t for name, t in tensors.items()}
     half = dict(list(tensors.items())[:1])
     for name, content in (("wide", other), ("half", half)):
-        (merging.Path(name)).mkdir()
+        (Path(name)).mkdir()
         save_file(content, f"{name}/pytorch_lora_weights.safetensors")
     renamed = {name.replace("transformer_blocks", "blocks"): t for name, t in tensors.items()}
-    merging.Path("other").mkdir()
+    Path("other").mkdir()
     save_file(renamed, "other/pytorch_lora_weights.safetensors")
     for words, sentence in (
         (["a"], "name at least two LoRAs"),

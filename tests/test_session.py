@@ -24,17 +24,8 @@ from afterflow.models.tune import LoRA
 from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
-from afterflow.tiny.build import untrained
 
 JPEG = {"jpeg_compressibility": 1.0}
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("pipeline")
-    untrained().save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture

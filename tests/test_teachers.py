@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from adapters import load, save_lora
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.cond import condition
@@ -17,35 +18,14 @@ from afterflow.models.tune import Full, LoRA, attach, before_training, frozen, w
 from afterflow.models.wrappers import in_context
 from afterflow.run import Run
 from afterflow.session import execute
-from afterflow.tiny.build import untrained
 
 SMALL = LoRA(rank=4, alpha=8)
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("pipeline")
-    untrained().save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def load(pipeline, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
-    return lambda: SD3(pipeline, max_sequence_length=0).load()
-
-
-def specialist(load, folder, seed, tune=SMALL):
-    """A LoRA that changes what the model draws, saved in `folder`."""
-    model = load()
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in attach(model, tune).values():
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draws))
-    model.save_lora(folder)
-    return str(folder)
 
 
 def asked(model, velocity):
@@ -56,63 +36,61 @@ def asked(model, velocity):
         return velocity(x, torch.full((2,), 0.6), cond)
 
 
-def alone(load, folder=None):
+def alone(pipeline, folder=None):
     """What the pipeline says with one LoRA or none, and nothing else attached."""
-    model = load()
+    model = load(pipeline)
     if folder is not None:
         model.load_lora(folder)
     return asked(model, model.velocity(model.module))
 
 
-def test_training_goes_on_from_a_lora_and_its_reference_stays_there(load, tmp_path):
-    start = specialist(load, tmp_path / "start", 1)
-    model, tune = load(), replace(SMALL, start=start)
+def test_training_goes_on_from_a_lora_and_its_reference_stays_there(pipeline, tmp_path):
+    start = save_lora(pipeline, tmp_path / "start", 1)
+    model, tune = load(pipeline), replace(SMALL, start=start)
     parameters = attach(model, tune)
-    assert len(parameters) == len(attach(load(), SMALL)) and all(".default." in name for name in parameters)
+    assert len(parameters) == len(attach(load(pipeline), SMALL)) and all(".default." in name for name in parameters)
     reference, base = in_context(*before_training(model, tune)), in_context(*without_adapters(model, tune))
     policy = model.velocity(model.module)
-    torch.testing.assert_close(asked(model, policy), alone(load, start))
+    torch.testing.assert_close(asked(model, policy), alone(pipeline, start))
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.add_(0.05)
-    torch.testing.assert_close(asked(model, reference), alone(load, start))
-    torch.testing.assert_close(asked(model, base), alone(load))
-    assert not torch.allclose(asked(model, policy), alone(load, start), atol=1e-3)
+    torch.testing.assert_close(asked(model, reference), alone(pipeline, start))
+    torch.testing.assert_close(asked(model, base), alone(pipeline))
+    assert not torch.allclose(asked(model, policy), alone(pipeline, start), atol=1e-3)
     assert {name for name, p in model.module.named_parameters() if p.requires_grad} == set(parameters)
 
 
-def test_teachers_do_not_touch_the_student_or_each_other(load, tmp_path):
-    folders = [
-        specialist(load, tmp_path / name, seed, LoRA(rank=r, alpha=8)) for name, seed, r in (("a", 1, 4), ("b", 2, 2))
-    ]
-    model = load()
+def test_teachers_do_not_touch_the_student_or_each_other(pipeline, tmp_path):
+    folders = [save_lora(pipeline, tmp_path / str(rank), rank, rank) for rank in (4, 2)]
+    model = load(pipeline)
     parameters = attach(model, SMALL)
     before = {name: p.detach().clone() for name, p in parameters.items()}
     teachers = [in_context(*frozen(model, folder, f"t{i}")) for i, folder in enumerate(folders)]
     for _ in range(2):
         for folder, teacher in zip(folders, teachers):
-            torch.testing.assert_close(asked(model, teacher), alone(load, folder))
-        torch.testing.assert_close(asked(model, model.velocity(model.module)), alone(load))
+            torch.testing.assert_close(asked(model, teacher), alone(pipeline, folder))
+        torch.testing.assert_close(asked(model, model.velocity(model.module)), alone(pipeline))
     assert {name for name, p in model.module.named_parameters() if p.requires_grad} == set(parameters)
     model.save_lora(tmp_path / "student")
     saved = load_file(tmp_path / "student" / "pytorch_lora_weights.safetensors")
     assert len(saved) == len(parameters) and all(torch.equal(before[n], parameters[n]) for n in before)
 
 
-def test_a_start_of_another_rank_is_refused(load, tmp_path):
-    start = specialist(load, tmp_path / "start", 1)
+def test_a_start_of_another_rank_is_refused(pipeline, tmp_path):
+    start = save_lora(pipeline, tmp_path / "start", 1)
     with pytest.raises(ValueError, match=r"has rank 4 and alpha 8, not 32 and 64; set tune\.rank"):
-        attach(load(), LoRA(start=start))
+        attach(load(pipeline), LoRA(start=start))
     with pytest.raises(ValueError, match="leave targets out"):
-        attach(load(), replace(SMALL, start=start, targets=("to_q",)))
+        attach(load(pipeline), replace(SMALL, start=start, targets=("to_q",)))
 
 
 @pytest.fixture
-def generalist(load, pipeline, tmp_path):
+def generalist(pipeline, tmp_path):
     """A run in which one teacher knows the colours and another the rest."""
     teachers = (
-        Teacher("colours", specialist(load, tmp_path / "a", 1), ("colors",)),
-        Teacher("rest", specialist(load, tmp_path / "b", 2), ("counting", "position"), guidance_scale=2.0),
+        Teacher("colours", save_lora(pipeline, tmp_path / "a", 1), ("colors",)),
+        Teacher("rest", save_lora(pipeline, tmp_path / "b", 2), ("counting", "position"), guidance_scale=2.0),
     )
     return Run(
         FlowOPD(steps=4, group=2, route="tag"),
@@ -147,8 +125,8 @@ def test_a_run_learns_from_its_teachers_and_goes_on_after_a_stop(generalist, tun
     assert [line["cost"] for line in again] == [line["cost"] for line in lines]
 
 
-def test_the_anchor_may_be_a_teacher_of_no_task(generalist, load, tmp_path):
-    keeper = Teacher("keeper", specialist(load, tmp_path / "c", 3))
+def test_the_anchor_may_be_a_teacher_of_no_task(generalist, pipeline, tmp_path):
+    keeper = Teacher("keeper", save_lora(pipeline, tmp_path / "c", 3))
     algorithm = replace(generalist.algorithm, anchor="keeper", beta=1.0)
     run = replace(generalist, algorithm=algorithm, teachers=(*generalist.teachers, keeper), iterations=1)
     assert metrics(execute(run, "short"))[0]["anchor_distance"] > 1e-4

@@ -75,8 +75,8 @@ class FlowOPD(OnPolicy[Lessons]):
     """How the distance is brought down."""
     self_normalise: bool = False
     """Divide each distance by the mean error, detached, so that near and far states pull alike."""
-    route: str = "task"
-    """Key of a record that names its task; a teacher has a list of those it knows."""
+    route: str = "tag"
+    """Key of a record that names its task, as GenEval's records have it; a teacher has a list of those it knows."""
     anchor: str | None = "base"
     """What every sample stays near to, whatever its task: the base model, or a teacher by its name; None: nothing."""
     beta: float = 0.04

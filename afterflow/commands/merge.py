@@ -46,11 +46,10 @@ class MergeLoRAs:
             raise ValueError(f"--density {self.density}: a share of the entries, in (0, 1]")
 
     def __call__(self) -> None:
-        from ..models import merge as merging
+        from ..models.merge import merge_folders, read
 
-        loras = [merging.read(folder) for folder in self.loras]
-        weights = self.weights or [1 / len(loras)] * len(loras)
-        layers, error = merging.merge(loras, weights, self.how, self.density, self.rank, self.seed)
-        merging.write(Path(self.out), layers)
-        rank = len(next(iter(layers.values())).A)
-        print(f"{self.out}: rank {rank}, {len(layers)} layers; what its rank cannot hold is {error:.1%} of the merge")
+        out = Path(self.out)
+        error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
+        made = read(self.out)
+        held = f"what its rank cannot hold is {error:.1%} of the merge"
+        print(f"{out}: rank {made.rank}, {len(made.layers)} layers; {held}")

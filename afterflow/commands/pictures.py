@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +11,10 @@ import tyro
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
 
+from ..names import unknown
 from ..record import to_json
-from ..report import Settings, render
+from ..report import Settings, beside_teachers, render
+from ..shapes.world import TAGS
 from .files import check_png, save, write_file
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ class Eval:
     """Compare with this pipeline; `base` is MODEL itself, without --lora."""
     lora_against: str | None = None
     """Folder of a LoRA to put on what --against names."""
+    teachers: tuple[str, ...] = ()
+    """TAG,TAG=FOLDER: who is best at these tags; the LoRAs, on MODEL, stand beside the result tag by tag."""
     suite: Literal["shapes"] = "shapes"
     """What is drawn, and who judges it."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
@@ -83,10 +87,12 @@ class Eval:
         if self.against == "base" and self.lora == self.lora_against:
             raise ValueError("--against base compares MODEL with itself; give a --lora, or name another model")
         check_png("--grid", self.grid)
+        teachers_by_tag(self.teachers)
 
     def __call__(self) -> None:
         against = self.model if self.against == "base" else self.against
-        check_sources([self.model, against], [self.lora, self.lora_against])
+        teachers = teachers_by_tag(self.teachers)
+        check_sources([self.model, against], [self.lora, self.lora_against, *teachers.values()])
         from ..evaluate import compare_pictures
         from ..train.log import before_after
 
@@ -97,6 +103,9 @@ class Eval:
             raise ValueError(f"{sizes}; set --size to one that both can draw")
         names = named(self.model, self.lora), against and named(against, self.lora_against)
         report, judged, judged_base = compare_pictures(self.settings, records, after, before, *names)
+        if teachers:
+            strict = self.of_teachers(records, teachers)
+            report = replace(report, taught=beside_teachers(self.settings, records, judged.strict.mean(1), strict))
         Console().print(render(report))
         if self.grid is not None:
             strict_before = None if judged_base is None else judged_base.strict
@@ -105,6 +114,21 @@ class Eval:
             print(json.dumps(to_json(report)))
         elif self.json is not None:
             write_file(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
+
+    def of_teachers(self, records: Sequence[dict], teachers: Mapping[str, str]) -> "np.ndarray":
+        """(P,) strict of the teacher of each record's tag, NaN where there is none."""
+        import numpy as np
+
+        from ..evaluate import suite_pictures, verdicts
+
+        found = np.full(len(records), np.nan)
+        for folder in dict.fromkeys(teachers.values()):
+            rows = [i for i, record in enumerate(records) if teachers.get(record["tag"]) == folder]
+            if rows:
+                print(f"{named(self.model, folder)}: {len(rows)} prompts of its tags", file=sys.stderr)
+                images = suite_pictures(self.source.load(self.model, folder), records, self.settings, rows)
+                found[rows] = verdicts(images, [records[i] for i in rows])["strict"].mean(1)
+        return found
 
     def draw(self, path: str, lora: str | None) -> tuple[list[dict], "np.ndarray"]:
         """The prompts of the suite and their pictures by one model, of which nothing stays in memory."""
@@ -159,6 +183,22 @@ class Sample:
         picture = grid(images.reshape(-1, *images.shape[2:]), captions, self.images, scale)
         save(picture, Path(self.out))
         print(self.out)
+
+
+def teachers_by_tag(words: Sequence[str]) -> dict[str, str]:
+    """TAG,TAG=FOLDER ... → tag → folder; ValueError for what is written otherwise."""
+    found = {}
+    for word in words:
+        tags, equals, folder = word.partition("=")
+        if not equals or not tags or not folder:
+            raise ValueError(f"--teachers {word}: write TAG,TAG=FOLDER")
+        for tag in tags.split(","):
+            if tag not in TAGS:
+                raise unknown("tag", tag, TAGS)
+            if tag in found:
+                raise ValueError(f"--teachers: {tag} has two teachers, {found[tag]} and {folder}; give it one")
+            found[tag] = folder
+    return found
 
 
 def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..names import unknown
 
 if TYPE_CHECKING:
+    from ..chain import Chain
     from ..run import Run
 
 
@@ -19,6 +20,17 @@ def recipes(args: Sequence[str]) -> None:
 
 
 def from_recipe(name: str) -> "Run":
+    """ValueError where there is no such recipe, or where it is a chain of runs."""
+    from ..run import Run
+
+    made = made_by(name)
+    if not isinstance(made, Run):
+        raise ValueError(f"{name} is a chain of runs, which only afterflow train can do")
+    return made
+
+
+def made_by(name: str) -> "Run | Chain":
+    """What the recipe of that name says; ValueError where there is none."""
     if name.startswith("-"):
         raise ValueError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
     if name not in recipe_summaries():

@@ -1,17 +1,19 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import tyro
 from tyro.conf import AvoidSubcommands
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from .recipes import from_recipe, recipe_lines
+from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
+    from ..chain import Chain
     from ..run import Run
 
 TRAIN_USAGE = """\
@@ -36,8 +38,11 @@ def train(args: Sequence[str]) -> None:
         return
     if source in ("--from", "--resume") and not options:
         raise ValueError(f"{source} needs a run; its folder is runs/NAME")
+    from ..chain import Chain
+    from ..models.quiet import no_progress_bars
     from ..run import read_run
 
+    no_progress_bars()
     if source == "--resume":
         run, recipe = resumable(options)
     elif source == "--from":
@@ -45,12 +50,26 @@ def train(args: Sequence[str]) -> None:
         run = overridden(recorded, options[1:], f"afterflow train --from {options[0]}")
     else:
         recipe = source
-        run = overridden(from_recipe(recipe), options, f"afterflow train {recipe}")
-    from ..models.quiet import no_progress_bars
+        made = made_by(recipe)
+        if isinstance(made, Chain):
+            print(f"{train_chain(made, options)} holds the result")
+            return
+        run = overridden(made, options, f"afterflow train {recipe}")
     from ..session import execute
 
-    no_progress_bars()
     print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
+
+
+def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
+    """Do the stages of a chain that have not ended; the folder of the last."""
+    from ..chain import execute
+
+    if options:
+        raise ValueError(
+            f"{chain.name} is a chain of runs and takes no options, so not {options[0]}; write a recipe beside it "
+            "with `replace`, or train its stages one by one"
+        )
+    return execute(chain)
 
 
 def resumable(options: Sequence[str]) -> tuple["Run", str]:
@@ -119,15 +138,15 @@ def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME NUMBER ...]",
-        instance_from_str=numbers_by_name,
+        instance_from_str=partial(numbers_by_name, kind=get_args(info.type)[1]),
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
     )
 
 
-def numbers_by_name(words: Sequence[str]) -> dict[str, float]:
+def numbers_by_name(words: Sequence[str], kind: Callable[[str], float]) -> dict[str, float]:
     """NAME NUMBER or NAME=NUMBER, any number of times."""
     words = [part for word in words for part in word.split("=", 1)]
     if len(words) % 2:
         raise ValueError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
-    return {name: float(number) for name, number in zip(words[::2], words[1::2])}
+    return {name: kind(number) for name, number in zip(words[::2], words[1::2])}

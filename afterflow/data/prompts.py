@@ -117,3 +117,19 @@ def batch(total: int, step: int, size: int, seed: int) -> torch.Tensor:
     epochs = range(first // total, (first + size - 1) // total + 1)
     order = torch.cat([torch.randperm(total, generator=generator(seed, "epoch", e)) for e in epochs])
     return order[first % total :][:size]
+
+
+def rows(records: Sequence[dict], turns: Mapping[str, int], step: int, size: int, seed: int) -> torch.Tensor:
+    """(size,) long: which prompts iteration `step` takes, of all, or of the tag whose turn it is.
+
+    ValueError for a tag that no record has.
+    """
+    if not turns:
+        return batch(len(records), step, size, seed)
+    order = [tag for tag, many in turns.items() for _ in range(many)]
+    tag = order[step % len(order)]
+    mine = torch.tensor([i for i, record in enumerate(records) if record.get("tag") == tag])
+    if not len(mine):
+        raise ValueError(f"turns: no prompt has the tag {tag!r}")
+    before = step // len(order) * turns[tag] + order[: step % len(order)].count(tag)
+    return mine[batch(len(mine), before, size, seed)]

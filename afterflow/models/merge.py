@@ -47,6 +47,25 @@ class StoredLoRA:
     rank: int
 
 
+def merge_folders(
+    folders: Sequence[str],
+    out: Path,
+    weights: Sequence[float] | None = None,
+    how: MergeName = "linear",
+    density: float = 0.5,
+    rank: int | None = None,
+    seed: int = 0,
+) -> float:
+    """Write the merge of the LoRAs in `folders` to `out`; the relative error of cutting it to `rank`.
+
+    weights None: all count alike, and 1 together.  ValueError for LoRAs that cannot be merged.
+    """
+    loras = [read(folder) for folder in folders]
+    layers, error = merge(loras, weights or [1 / len(loras)] * len(loras), how, density, rank, seed)
+    write(out, layers)
+    return error
+
+
 def read(folder: str) -> StoredLoRA:
     """A LoRA in diffusers' format; ValueError for what is none, or is more than B A."""
     file = lora_file(folder)

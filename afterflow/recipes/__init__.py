@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+from ..chain import Chain
 from ..run import Run
-from . import family, images
+from . import family, generalist, images
 from .shapes import demo, shapes_flow_grpo
 from .tiny import tiny_sd3_pretrain
 
-RECIPES: dict[str, Callable[[], Run]] = {
+RECIPES: dict[str, Callable[[], Run | Chain]] = {
     recipe.__name__: recipe
     for recipe in (
         demo,
@@ -31,6 +32,17 @@ RECIPES: dict[str, Callable[[], Run]] = {
         images.shapes_sft_matched,
         images.shapes_soar,
         images.shapes_soar_paper,
+        generalist.shapes_teacher_counting,
+        generalist.shapes_teacher_relations,
+        generalist.shapes_teacher_binding,
+        generalist.shapes_teacher_text,
+        generalist.shapes_generalist,
+        generalist.shapes_generalist_from_base,
+        generalist.shapes_merge_only,
+        generalist.shapes_sft_teachers,
+        generalist.shapes_cascade,
+        generalist.shapes_mixed_grpo,
+        generalist.shapes_mixed_grpo_turns,
         tiny_sd3_pretrain,
     )
 }

@@ -1,0 +1,151 @@
+"""Several runs that build on each other: teachers, a merge of them, a student.
+
+Each stage is kept in runs/CHAIN/STAGE, and the same command goes on with the first that has not ended.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from .compare import check_same, ended, train_apart
+from .data.prompts import PromptFile, ShapesPrompts
+from .evaluate import picture_prompts
+from .models.base import default_device
+from .models.merge import MergeName, merge_folders
+from .models.sd3 import SD3
+from .models.teacher import Teacher
+from .record import to_json
+from .run import Run
+from .session import check_routes
+
+
+@dataclass(frozen=True)
+class Merge:
+    """LoRAs become one."""
+
+    loras: tuple[str, ...]
+    """Their folders."""
+    name: str = "merge"
+    """The result is kept in runs/NAME/lora."""
+    weights: tuple[float, ...] | None = None
+    """What each counts; None: as much as the others, and 1 together."""
+    rank: int | None = None
+    """Of the result; None: all of them added up."""
+    how: MergeName = "linear"
+    """Linear adds them up; the others leave out entries first."""
+    density: float = 0.5
+    """Share of the entries that the others keep."""
+    seed: int = 0
+    """Of what dare leaves out."""
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / self.name
+
+    def __call__(self) -> str:
+        out = self.folder / "lora"
+        error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
+        return f"what its rank cannot hold is {error:.1%} of the merge"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Specialists draw pictures, each of the prompts of its own tasks, to learn from as an `ImageFolder`."""
+
+    model: SD3
+    """What they are adapters of."""
+    teachers: tuple[Teacher, ...]
+    """Who draws which prompts."""
+    prompts: ShapesPrompts | PromptFile
+    """What is drawn."""
+    name: str = "samples"
+    """The pictures are kept in runs/NAME/images."""
+    route: str = "tag"
+    """Key of a record that names its task."""
+    per_prompt: int = 4
+    """Pictures of each prompt."""
+    steps: int = 20
+    """ODE steps."""
+    guidance_scale: float = 1.0
+    """Of teachers that have none of their own."""
+    seed: int = 0
+    """Of prompts and noise."""
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / self.name
+
+    def __call__(self) -> str:
+        records = self.prompts.records(self.seed)
+        check_routes(records, self.route, [task for teacher in self.teachers for task in teacher.tasks])
+        images = self.folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for teacher in self.teachers:
+            rows = [i for i, record in enumerate(records) if record[self.route] in teacher.tasks]
+            if not rows:
+                continue
+            model = self.model.load(default_device())
+            model.load_lora(teacher.lora)
+            scale = self.guidance_scale if teacher.guidance_scale is None else teacher.guidance_scale
+            drawn = picture_prompts(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
+            for i, of_prompt in zip(rows, drawn):
+                for j, pixels in enumerate(of_prompt):
+                    name = f"{i:05d}_{j}.png"
+                    Image.fromarray(pixels).save(images / name)
+                    lines.append({"file_name": name, "text": records[i]["prompt"], **records[i]})
+        (images / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return f"{len(lines)} pictures by {len(self.teachers)} teachers"
+
+
+@dataclass(frozen=True)
+class Chain:
+    name: str
+    stages: tuple[Run | Merge | Samples, ...]
+    """In order; each may use the folders of those before it, runs/NAME of the stage."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"chain {self.name}: two stages are called {name}; give each a name of its own")
+
+
+def execute(chain: Chain) -> Path:
+    """Do what is left of a chain; the folder of its last stage.
+
+    ValueError before anything is trained where a folder holds a stage with other settings, Stopped where one could not
+    be brought to its end.
+    """
+    for stage in chain.stages:
+        check_same(stage) if isinstance(stage, Run) else check_same_stage(stage)
+    for i, stage in enumerate(chain.stages, 1):
+        place = f"{chain.name}, stage {i} of {len(chain.stages)}, {stage.name}"
+        if done(stage):
+            print(f"{place}: is there already")
+        elif isinstance(stage, Run):
+            print(place, flush=True)
+            train_apart(stage, chain.name)
+        else:
+            print(f"{place}: {stage()}", flush=True)
+            record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")
+    return chain.stages[-1].folder
+
+
+def done(stage: Run | Merge | Samples) -> bool:
+    """Whether a stage has left its result."""
+    return ended(stage.folder, stage) if isinstance(stage, Run) else record_of(stage).is_file()
+
+
+def record_of(stage: Merge | Samples) -> Path:
+    """The file that is written when the stage is done."""
+    return stage.folder / "stage.json"
+
+
+def check_same_stage(stage: Merge | Samples) -> None:
+    """ValueError when the stage's folder holds one of other settings."""
+    file = record_of(stage)
+    if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(to_json(stage))):
+        raise ValueError(f"{stage.folder} holds a stage with other settings; delete it, or give this one another name")

@@ -1,0 +1,133 @@
+"""From specialists to one generalist on the shapes world, and what to compare it with.
+
+Each task is rewarded by the verifier alone, without guidance.  Teachers are kept in folders of their own name, so that
+chains share them: a stage that is there already is not trained again.
+"""
+
+from dataclasses import replace
+
+from ..algorithms.flow_grpo import FlowGRPO
+from ..algorithms.flow_opd import FlowOPD
+from ..algorithms.sft import SFT
+from ..chain import Chain, Merge, Samples
+from ..data.images import ImageFolder
+from ..data.prompts import ShapesPrompts
+from ..models.teacher import Teacher
+from ..models.tune import LoRA
+from ..run import Run
+from .images import SHIFT
+from .shapes import shapes_flow_grpo
+
+TASKS = {
+    "counting": ("counting",),
+    "relations": ("two_object", "position"),
+    "binding": ("colors", "color_attr"),
+    "text": ("text",),
+}
+TAGS = tuple(tag for tags in TASKS.values() for tag in tags)
+ITERATIONS = 100
+"""Of each teacher: about ten minutes."""
+
+
+def _run(name: str, tags: tuple[str, ...], iterations: int = ITERATIONS) -> Run:
+    """shapes_flow_grpo on some tags."""
+    held_out = ShapesPrompts("test", count=20 * len(tags), tags=tags)
+    data = ShapesPrompts(tags=tags)
+    run = replace(shapes_flow_grpo(), data=data, held_out=held_out, learning_rate=1.5e-3)
+    return replace(run, name=name, iterations=iterations, eval_every=iterations // 4)
+
+
+def shapes_teacher_counting() -> Run:
+    """A specialist that counts."""
+    return _run("shapes_teacher_counting", TASKS["counting"])
+
+
+def shapes_teacher_relations() -> Run:
+    """A specialist that places two objects."""
+    return _run("shapes_teacher_relations", TASKS["relations"])
+
+
+def shapes_teacher_binding() -> Run:
+    """A specialist that gives objects their colours."""
+    return _run("shapes_teacher_binding", TASKS["binding"])
+
+
+def shapes_teacher_text() -> Run:
+    """A specialist that spells signs."""
+    return _run("shapes_teacher_text", TASKS["text"])
+
+
+def shapes_generalist() -> Chain:
+    """Four specialists, their merge as a cold start, and Flow-OPD from it: one student for all tasks."""
+    return Chain("shapes_generalist", (*_teachers(), _merge(), _student("shapes_generalist", _merge())))
+
+
+def shapes_generalist_from_base() -> Chain:
+    """Flow-OPD without a cold start."""
+    return Chain("shapes_generalist_from_base", (*_teachers(), _student("shapes_generalist_from_base", None)))
+
+
+def shapes_merge_only() -> Chain:
+    """The four specialists merged, and nothing more."""
+    return Chain("shapes_merge_only", (*_teachers(), _merge()))
+
+
+def shapes_sft_teachers() -> Chain:
+    """SFT on what the specialists draw, instead of distillation on what the student draws."""
+    prompts = ShapesPrompts(tags=TAGS)
+    samples = Samples(shapes_flow_grpo().model, _specialists(), prompts, "shapes_teacher_samples")  # type: ignore[arg-type]
+    student = replace(
+        shapes_flow_grpo(),
+        algorithm=SFT(shift=SHIFT),
+        data=ImageFolder(str(samples.folder / "images")),
+        name="shapes_sft_teachers",
+        iterations=200,
+        batch=64,
+        learning_rate=3e-4,
+        held_out=ShapesPrompts("test", count=120, tags=TAGS),
+        eval_every=50,
+    )
+    return Chain("shapes_sft_teachers", (*_teachers(), samples, student))
+
+
+def shapes_mixed_grpo() -> Run:
+    """The seesaw: Flow-GRPO on the prompts of all tasks at once, for as long as the four specialists together."""
+    return _run("shapes_mixed_grpo", TAGS, 4 * ITERATIONS)
+
+
+def shapes_mixed_grpo_turns() -> Run:
+    """The same by turns: three iterations of composition for each of text, as Flow-OPD's baseline has them."""
+    turns = {tag: 3 for tag in TAGS if tag != "text"} | {"text": 5}
+    return replace(shapes_mixed_grpo(), name="shapes_mixed_grpo_turns", turns=turns)
+
+
+def shapes_cascade() -> Chain:
+    """One task after another, each going on from the last one's LoRA."""
+    stages, start = [], None
+    for task, tags in TASKS.items():
+        run = _run(f"shapes_cascade_{task}", tags)
+        tune = replace(run.tune, start=start)  # type: ignore[call-arg]
+        stages.append(replace(run, tune=tune))
+        start = str(stages[-1].folder / "lora")
+    return Chain("shapes_cascade", tuple(stages))
+
+
+def _teachers() -> tuple[Run, ...]:
+    return shapes_teacher_counting(), shapes_teacher_relations(), shapes_teacher_binding(), shapes_teacher_text()
+
+
+def _specialists() -> tuple[Teacher, ...]:
+    return tuple(Teacher(task, f"runs/shapes_teacher_{task}/lora", tags) for task, tags in TASKS.items())
+
+
+def _merge() -> Merge:
+    return Merge(tuple(teacher.lora for teacher in _specialists()), "shapes_merge", rank=32)
+
+
+def _student(name: str, start: Merge | None) -> Run:
+    """Flow-OPD by the ODE, near the base on every sample; what a merge holds has rank = alpha."""
+    tune = LoRA() if start is None else LoRA(rank=32, alpha=32, start=str(start.folder / "lora"))
+    run = _run(name, TAGS, 80)
+    assert isinstance(run.algorithm, FlowGRPO)
+    algorithm = FlowOPD(steps=run.algorithm.steps, group=4)
+    return replace(run, algorithm=algorithm, teachers=_specialists(), tune=tune, batch=32, learning_rate=5e-4)
