@@ -23,13 +23,13 @@ def shapes_sft() -> Run:
         SD3("tiny"),
         LoRA(),
         name="shapes_sft",
-        iterations=600,
+        iterations=200,
         batch=64,
         guidance_scale=GUIDANCE,
         learning_rate=3e-4,
         mixed_precision="bf16",
         held_out=ShapesPrompts("test", count=60, tags=TAGS[1:]),
-        eval_every=100,
+        eval_every=50,
         eval_images=4,
         eval_rewards=("shapes_strict", "shapes_partial", "shapes_fidelity"),
         threads=1,
@@ -39,16 +39,16 @@ def shapes_sft() -> Run:
 
 def shapes_sft_matched() -> Run:
     """The control of SOAR: as many supervised states for each image, all on the line."""
-    return replace(shapes_sft(), algorithm=SFT(shift=SHIFT, draws=3), name="shapes_sft_matched", iterations=200)
+    return replace(shapes_sft(), algorithm=SFT(shift=SHIFT, draws=3), name="shapes_sft_matched")
 
 
 def shapes_soar() -> Run:
     """SOAR with what suits a LoRA: a small weight and few points."""
     algorithm = SOAR(points=2, correction=0.2, rollout_guidance=GUIDANCE, shift=SHIFT)
-    return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar", iterations=200)
+    return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar")
 
 
 def shapes_soar_paper() -> Run:
     """SOAR as published: six points that count as much as the image."""
     algorithm = SOAR(rollout_guidance=GUIDANCE, shift=SHIFT)
-    return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar_paper", iterations=100)
+    return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar_paper")
