@@ -1,0 +1,143 @@
+"""Flow-OPD beside its teachers and beside what else could be done: merge only, SFT, cascade, mixed rewards.
+
+    python bench/generalist.py --seeds 0 1 2
+    python bench/generalist.py shapes_generalist shapes_mixed_grpo --seeds 0
+
+Every seed has teachers of its own, which its chains share.  Writes bench/results/generalist.json: for each recipe and
+seed strict of every task beside its teacher's, the average, fidelity, and seconds of training: `own`, what only this
+recipe trained, and `total`, its teachers included.  What is done already is not done again.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from afterflow.chain import Chain, Merge, Samples, execute
+from afterflow.compare import base_of
+from afterflow.evaluate import judge, suite_pictures, verdicts
+from afterflow.models.quiet import no_progress_bars
+from afterflow.models.sd3 import SD3
+from afterflow.recipes import RECIPES
+from afterflow.recipes.generalist import TAGS, TASKS
+from afterflow.record import from_json, to_json
+from afterflow.report import Settings, beside_teachers, report
+from afterflow.run import Run
+from afterflow.train.log import git_commit, hardware
+
+RESULT = Path(__file__).parent / "results" / "generalist.json"
+NAMES = (
+    "shapes_generalist",
+    "shapes_generalist_from_base",
+    "shapes_merge_only",
+    "shapes_sft_teachers",
+    "shapes_cascade",
+    "shapes_mixed_grpo",
+    "shapes_mixed_grpo_turns",
+)
+MODEL = SD3("tiny")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", choices=[*NAMES, []], help="all of them without a name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--prompts", type=int, default=350)
+    parser.add_argument("--images", type=int, default=4)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    no_progress_bars()
+    settings = Settings(prompts=options.prompts, images=options.images)
+    for seed in options.seeds:
+        for name in options.recipes or NAMES:
+            found = stored(settings)
+            if str(seed) not in found["recipes"].get(name, {}):
+                result = one(seeded(name, seed), seed, settings)
+                found = stored(settings)  # another process may have added to it meanwhile
+                found["recipes"].setdefault(name, {})[str(seed)] = result
+                RESULT.write_text(json.dumps(found) + "\n")
+    averages = {
+        name: {seed: result["taught"]["average"]["tuned"]["value"] for seed, result in of_name.items()}
+        for name, of_name in stored(settings)["recipes"].items()
+    }
+    print(json.dumps(averages))
+
+
+def stored(settings: Settings) -> dict:
+    """What the file holds so far; SystemExit when that is of other settings."""
+    about = {"suite": to_json(settings), "command": "python bench/generalist.py --seeds 0 1 2"}
+    found = json.loads(RESULT.read_text()) if RESULT.is_file() else about | {"recipes": {}}
+    if any(found[name] != value for name, value in about.items()):
+        raise SystemExit(f"{RESULT} holds another setting; move it away")
+    return found
+
+
+def seeded(name: str, seed: int) -> Chain:
+    """A recipe as a chain whose stages are all of one seed, in folders of their own."""
+    made = RECIPES[name]()
+    stages = made.stages if isinstance(made, Chain) else (made,)
+    renamed = []
+    for stage in stages:
+        text = json.dumps(to_json(stage))
+        for each in stages:
+            text = text.replace(f'"runs/{each.name}/', f'"runs/{each.name}_{seed}/')
+        again = from_json(type(stage), json.loads(text))
+        renamed.append(replace(again, name=f"{stage.name}_{seed}", seed=seed))
+    return Chain(f"{name}_{seed}", tuple(renamed))
+
+
+def one(chain: Chain, seed: int, settings: Settings) -> dict:
+    """Do what is left of the chain, and judge its last LoRA beside the teachers of the same seed."""
+    folder = execute(chain)
+    base = base_of(MODEL, settings)
+    pictures = suite_pictures(adapted(folder / "lora"), base.records, settings)
+    judged = judge(pictures, base.records, base.features)
+    found = report(settings, base.records, judged, base.judged, base.truth, str(folder), MODEL.path)
+    strict = torch.full((len(base.records),), torch.nan, dtype=torch.float64).numpy()
+    for task, tags in TASKS.items():
+        rows = [i for i, record in enumerate(base.records) if record["tag"] in tags]
+        drawn = suite_pictures(adapted(teacher(task, seed) / "lora"), base.records, settings, rows)
+        strict[rows] = verdicts(drawn, [base.records[i] for i in rows])["strict"].mean(1)
+    taught = beside_teachers(settings, base.records, judged.strict.mean(1), strict)
+    seconds = {stage.name: trained(stage) for stage in chain.stages}
+    mine = {name: value for name, value in seconds.items() if not name.startswith("shapes_teacher_")}
+    return {
+        "report": to_json(found),
+        "taught": {tag: to_json(each) for tag, each in taught.items()},
+        "seconds": {"own": sum(mine.values()), "total": sum(seconds.values()), "stages": seconds},
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def teacher(task: str, seed: int) -> Path:
+    """The folder of a teacher; SystemExit where nobody has trained it yet."""
+    folder = Path("runs") / f"shapes_teacher_{task}_{seed}"
+    if not (folder / "lora").is_dir():
+        raise SystemExit(
+            f"{folder} is not there; a chain with teachers comes first: python bench/generalist.py "
+            f"shapes_merge_only --seeds {seed}"
+        )
+    return folder
+
+
+def adapted(lora: Path):
+    model = MODEL.load()
+    model.load_lora(lora)
+    return model
+
+
+def trained(stage: Run | Merge | Samples) -> float:
+    """Seconds of training; drawing samples and merging are not counted."""
+    if not isinstance(stage, Run):
+        return 0.0
+    return json.loads((stage.folder / "metrics.jsonl").read_text().splitlines()[-1])["seconds_trained"]
+
+
+if __name__ == "__main__":
+    assert set(TAGS) == {tag for tags in TASKS.values() for tag in tags}
+    main()
