@@ -88,7 +88,8 @@ class Samples:
             if not rows:
                 continue
             model = self.model.load(default_device())
-            model.load_lora(teacher.lora)
+            if teacher.lora is not None:
+                model.load_lora(teacher.lora)
             scale = self.guidance_scale if teacher.guidance_scale is None else teacher.guidance_scale
             drawn = picture_prompts(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
             for i, of_prompt in zip(rows, drawn):

@@ -173,6 +173,8 @@ def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
 
 def specialist(run: Run, model: Model, teacher: Teacher) -> Wrapped:
     """A teacher's velocity: beside a LoRA that is trained another adapter, beside trained weights another model."""
+    if teacher.lora is None:
+        return without_adapters(model, run.tune)
     if isinstance(run.tune, LoRA):
         return frozen(model, teacher.lora, f"teacher_{teacher.name}")
     other = run.model.load(next(model.module.parameters()).device)

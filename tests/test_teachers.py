@@ -125,6 +125,15 @@ def test_a_run_learns_from_its_teachers_and_goes_on_after_a_stop(generalist, tun
     assert [line["cost"] for line in again] == [line["cost"] for line in lines]
 
 
+def test_the_base_under_guidance_may_teach(generalist):
+    tags = ("colors", "counting", "position")
+    plain, guided = (Teacher("base", None, tags, guidance_scale=scale) for scale in (1.0, 3.0))
+    run = replace(generalist, iterations=1)
+    same = metrics(execute(replace(run, name="same", teachers=(plain,)), "short"))
+    more = metrics(execute(replace(run, name="more", teachers=(guided,)), "short"))
+    assert same[0]["teacher_distance"] < 1e-9 < 1e-5 < more[0]["teacher_distance"]
+
+
 def test_the_anchor_may_be_a_teacher_of_no_task(generalist, pipeline, tmp_path):
     keeper = Teacher("keeper", save_lora(pipeline, tmp_path / "c", 3))
     algorithm = replace(generalist.algorithm, anchor="keeper", beta=1.0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Teacher:
     name: str
     """What it is called in options and tables."""
-    lora: str
-    """Folder of its LoRA, trained on the same base."""
+    lora: str | None
+    """Folder of its LoRA, trained on the same base; None: the base itself, say under more guidance."""
     tasks: tuple[str, ...] = ()
     """What it teaches; none: it is an anchor only."""
     guidance_scale: float | None = None

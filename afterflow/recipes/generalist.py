@@ -121,7 +121,8 @@ def _specialists() -> tuple[Teacher, ...]:
 
 
 def _merge() -> Merge:
-    return Merge(tuple(teacher.lora for teacher in _specialists()), "shapes_merge", rank=32)
+    loras = tuple(str(teacher.lora) for teacher in _specialists())
+    return Merge(loras, "shapes_merge", rank=32)
 
 
 def _student(name: str, start: Merge | None) -> Run:
