@@ -4,9 +4,11 @@ from dataclasses import replace
 
 from ..algorithms.sft import SFT
 from ..algorithms.soar import SOAR
-from ..data.images import ShapesImages
+from ..chain import Chain, Samples
+from ..data.images import ImageFolder, ShapesImages
 from ..data.prompts import ShapesPrompts
 from ..models.sd3 import SD3
+from ..models.teacher import Teacher
 from ..models.tune import LoRA
 from ..run import Run
 from ..shapes.world import TAGS
@@ -52,3 +54,26 @@ def shapes_soar_paper() -> Run:
     """SOAR as published: six points that count as much as the image."""
     algorithm = SOAR(rollout_guidance=GUIDANCE, shift=SHIFT)
     return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar_paper")
+
+
+def shapes_curated_sft() -> Chain:
+    """SFT on what the base draws under guidance, of which the verifier keeps what is right."""
+    return _curated(shapes_sft(), "shapes_curated_sft")
+
+
+def shapes_curated_sft_matched() -> Chain:
+    """The same with as many supervised states for each image as SOAR has."""
+    return _curated(shapes_sft_matched(), "shapes_curated_sft_matched")
+
+
+def shapes_curated_soar() -> Chain:
+    """SOAR on the same pictures."""
+    return _curated(shapes_soar(), "shapes_curated_soar")
+
+
+def _curated(run: Run, name: str) -> Chain:
+    """The student draws without guidance, as its rewarded rivals do."""
+    base = Teacher("base", None, TAGS[1:], guidance_scale=GUIDANCE)
+    samples = Samples(SD3("tiny"), (base,), ShapesPrompts(count=1500, tags=TAGS[1:]), "shapes_curated")
+    data = ImageFolder(str(samples.folder / "images"), min_reward={"shapes_strict": 1.0})
+    return Chain(name, (samples, replace(run, data=data, name=name, guidance_scale=1.0)))
