@@ -10,6 +10,10 @@ from rich.progress import Progress as Bar
 from .budget import Budget
 
 
+SHOWN = ("reward", "flow_matching", "base_loss", "correction_loss", "teacher_distance", "clip_fraction", "kl")
+"""Metrics of one algorithm or another."""
+
+
 class Progress:
     """A bar on a terminal; elsewhere a line every so often, since logs keep every redraw."""
 
@@ -26,7 +30,7 @@ class Progress:
         self.name, self.budget, self.told = name, budget, -1
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = {name: metrics[name] for name in ("reward", "flow_matching", "clip_fraction", "kl") if name in metrics}
+        shown = {name: metrics[name] for name in SHOWN if name in metrics}
         health = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         done = self.budget.done(step + 1)
         self.bar.update(self.task, completed=done, step=step + 1, health=health)
