@@ -9,7 +9,6 @@ from rich.progress import Progress as Bar
 
 from .budget import Budget
 
-
 SHOWN = ("reward", "flow_matching", "base_loss", "correction_loss", "teacher_distance", "clip_fraction", "kl")
 """Metrics of one algorithm or another."""
 
