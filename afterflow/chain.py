@@ -1,8 +1,9 @@
 """Several runs that build on each other: teachers, a merge of them, a student.
 
-Each stage is kept in runs/CHAIN/STAGE, and the same command goes on with the first that has not ended.
+Each stage is kept in runs/STAGE, and the same command goes on with the first that has not ended.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,17 @@ from pathlib import Path
 from PIL import Image
 
 from .compare import check_same, ended, train_apart
+from .data.images import ImageFolder
 from .data.prompts import PromptFile, ShapesPrompts
 from .evaluate import picture_prompts
 from .models.base import default_device
-from .models.merge import MergeName, merge_folders
+from .models.merge import MergeName, check_merge, merge_folders
 from .models.sd3 import SD3
 from .models.teacher import Teacher
+from .models.tune import LoRA
 from .record import to_json
 from .run import Run
-from .session import check_routes
+from .session import check_routes, held_out_records, prompt_records
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Merge:
     name: str = "merge"
     """The result is kept in runs/NAME/lora."""
     weights: tuple[float, ...] | None = None
-    """What each counts; None: as much as the others, and 1 together."""
+    """What each counts; None: the mean of them."""
     rank: int | None = None
     """Of the result; None: all of them added up."""
     how: MergeName = "linear"
@@ -39,6 +42,9 @@ class Merge:
     """Share of the entries that the others keep."""
     seed: int = 0
     """Of what dare leaves out."""
+
+    def __post_init__(self) -> None:
+        check_merge(len(self.loras), self.weights, self.density, self.rank)
 
     @property
     def folder(self) -> Path:
@@ -77,9 +83,14 @@ class Samples:
     def folder(self) -> Path:
         return Path("runs") / self.name
 
-    def __call__(self) -> str:
+    def records(self) -> list[dict]:
+        """What is drawn; ValueError for a prompt that no teacher knows."""
         records = self.prompts.records(self.seed)
         check_routes(records, self.route, [task for teacher in self.teachers for task in teacher.tasks])
+        return records
+
+    def __call__(self) -> str:
+        records = self.records()
         images = self.folder / "images"
         images.mkdir(parents=True, exist_ok=True)
         lines = []
@@ -96,7 +107,7 @@ class Samples:
                 for j, pixels in enumerate(of_prompt):
                     name = f"{i:05d}_{j}.png"
                     Image.fromarray(pixels).save(images / name)
-                    lines.append({"file_name": name, "text": records[i]["prompt"], **records[i]})
+                    lines.append({"file_name": name, "caption": records[i]["prompt"], **records[i]})
         (images / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return f"{len(lines)} pictures by {len(self.teachers)} teachers"
 
@@ -117,22 +128,42 @@ class Chain:
 def execute(chain: Chain) -> Path:
     """Do what is left of a chain; the folder of its last stage.
 
-    ValueError before anything is trained where a folder holds a stage with other settings, Stopped where one could not
-    be brought to its end.
+    ValueError before anything is trained where a stage cannot be run, its folder holds another, or what it was made
+    from has changed since; Stopped where one could not be brought to its end.
     """
     for stage in chain.stages:
-        check_same(stage) if isinstance(stage, Run) else check_same_stage(stage)
+        check(stage)
     for i, stage in enumerate(chain.stages, 1):
         place = f"{chain.name}, stage {i} of {len(chain.stages)}, {stage.name}"
         if done(stage):
             print(f"{place}: is there already")
-        elif isinstance(stage, Run):
+            continue
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        inputs_file(stage).write_text(json.dumps(inputs(stage)) + "\n")
+        if isinstance(stage, Run):
             print(place, flush=True)
             train_apart(stage, chain.name)
         else:
             print(f"{place}: {stage()}", flush=True)
             record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")
     return chain.stages[-1].folder
+
+
+def check(stage: Run | Merge | Samples) -> None:
+    """ValueError for a stage that cannot be run, or whose folder holds another or an older one."""
+    if isinstance(stage, Run):
+        check_same(stage)
+        for records in (prompt_records, held_out_records):
+            records(stage)
+    else:
+        check_same_stage(stage)
+        if isinstance(stage, Samples):
+            stage.records()
+    if done(stage) and inputs_file(stage).is_file():
+        before, now = json.loads(inputs_file(stage).read_text()), inputs(stage)
+        for name in before:
+            if before[name] != now[name]:
+                raise ValueError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
 
 
 def done(stage: Run | Merge | Samples) -> bool:
@@ -143,6 +174,32 @@ def done(stage: Run | Merge | Samples) -> bool:
 def record_of(stage: Merge | Samples) -> Path:
     """The file that is written when the stage is done."""
     return stage.folder / "stage.json"
+
+
+def inputs_file(stage: Run | Merge | Samples) -> Path:
+    return stage.folder / "inputs.json"
+
+
+def inputs(stage: Run | Merge | Samples) -> dict[str, str | None]:
+    """What a stage is made from, folders of LoRAs and of images, and a digest of each; None where it is not there."""
+    if isinstance(stage, Merge):
+        folders = list(stage.loras)
+    else:
+        folders = [teacher.lora for teacher in stage.teachers if teacher.lora is not None]
+    if isinstance(stage, Run):
+        folders += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
+        folders += [stage.data.path] if isinstance(stage.data, ImageFolder) else []
+    return {folder: digest(Path(folder)) for folder in folders}
+
+
+def digest(folder: Path) -> str | None:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not files:
+        return None
+    content = hashlib.sha256()
+    for file in files:
+        content.update(file.name.encode() + file.read_bytes())
+    return content.hexdigest()
 
 
 def check_same_stage(stage: Merge | Samples) -> None:

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from .algorithms.base import OnPolicy
 from .data.prompts import ShapesPrompts
 from .evaluate import frechet, judge, picture_size, renders, suite_pictures, suite_prompts
 from .models.base import Model, default_device
 from .models.sd3 import SD3
 from .models.tune import LoRA
-from .record import to_json
+from .record import from_json, to_json
 from .report import Judged, Settings, report
 from .run import Run
 from .shapes import population
@@ -70,7 +71,8 @@ def train_all(asked: Mapping[str, Run], budget_seconds: float | None, seeds: int
 def check_same(run: Run) -> None:
     """ValueError when the run's folder holds another run."""
     file = run.folder / "run.json"
-    if file.is_file() and json.loads(file.read_text())["config"] != json.loads(json.dumps(to_json(run))):
+    # Read back, because a field that is newer than the file has its default there.
+    if file.is_file() and from_json(Run, json.loads(file.read_text())["config"]) != run:
         raise ValueError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
 
 
@@ -243,7 +245,8 @@ def curve(of: Finished) -> list[dict[str, float]]:
     """What was measured on held-out prompts, against seconds and velocity evaluations."""
     run, points, evaluations = of.run, [], 0.0
     group = getattr(run.algorithm, "group", 1)
-    passes = run.batch * group * (1 if run.guidance_scale == 1 else 2)
+    explores = isinstance(run.algorithm, OnPolicy)  # under guidance; what images teach is not
+    passes = run.batch * group * (2 if explores and run.guidance_scale != 1 else 1)
     for line in of.lines:
         evaluations += passes * sum(value for name, value in line.items() if name.startswith("nfe/"))
         found = {name: value for name, value in line.items() if name.startswith("eval/")}

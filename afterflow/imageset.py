@@ -33,14 +33,16 @@ def image_pairs(run: Run, data: Images, model: Model) -> tuple[Callable[[int], P
     most = data.empty_tokens if isinstance(data, ShapesImages) else 0
 
     def pairs(step: int) -> Pairs:
-        rows = batch(len(records), step, run.batch, run.seed).to(latents.device)
-        return Pairs(latents[rows], replace(cond[rows], padding=empty_tokens(most, step, run.seed)))
+        rows = batch(len(records), step, run.batch, run.seed)
+        return Pairs(
+            latents[rows].to(cond.index.device), replace(cond[rows], padding=empty_tokens(most, step, run.seed))
+        )
 
     return pairs, cond
 
 
 def gathered(data: Images, model: Model, seed: int) -> tuple[Tensor, list[dict]]:
-    """Latents (N, ...) and records of the pictures to learn from; ValueError when none is left."""
+    """Latents (N, ...), on the CPU, and records of the pictures to learn from; ValueError when none is left."""
     latents, records, missing, asked = [], [], 0, 0
     for part in shards(data.pictures(seed, picture_size(model))):
         z, kept, unread = encoded_shard(part, model, data.min_reward, data.cache)
@@ -66,20 +68,18 @@ def encoded_shard(
     """Latents of the pictures to learn from, their places in the shard, and how many pictures could not be read."""
     file = cache_file(part, model, least)
     if cache and file.is_file():
-        stored = load_file(file, device=str(next(model.module.parameters()).device))
-        return stored["latents"], stored["kept"].tolist(), int(stored["missing"])
+        stored = load_file(file)
+        return stored["latents"], stored["kept"].tolist(), 0
     loaded = [picture.pixels() for picture in part]
     readable = [i for i, pixels in enumerate(loaded) if pixels is not None]
     images = np.stack([loaded[i] for i in readable]) if readable else np.zeros((0, 1, 1, 3), np.uint8)  # type: ignore[arg-type]
     good = good_enough(images, [part[i].record for i in readable], least)
     kept = [i for i, passes in zip(readable, good) if passes]
-    like = torch.empty(0, *model.latent_shape, device=next(model.module.parameters()).device)
-    latents = model.encode_images(images[good]) if kept else like
-    if cache:
-        missing = torch.tensor(len(part) - len(readable))
+    latents = model.encode_images(images[good]).cpu() if kept else torch.empty(0, *model.latent_shape)
+    if cache and len(readable) == len(part):  # what cannot be read today is asked for again
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"latents": latents.contiguous(), "kept": torch.tensor(kept), "missing": missing}, partial)
+        save_file({"latents": latents.contiguous(), "kept": torch.tensor(kept, dtype=torch.long)}, partial)
         partial.replace(file)
     return latents, kept, len(part) - len(readable)
 
@@ -102,7 +102,7 @@ def cache_file(part: Sequence[Picture], model: Model, least: Mapping[str, float]
     """Where the latents of these pictures lie: its name is decided by all that decides them."""
     told = [
         model.image_key,
-        __version__ if least else "",
+        __version__,
         dict(least),
         [(p.digest, p.record if least else "") for p in part],
     ]

@@ -207,7 +207,10 @@ def render(found: Report) -> Group:
     """For a terminal of 80 columns: overall by metric, then tag by tag."""
     parts = [*headline(found), overall_table(found), footnote(found), "", tag_table(found), tag_footnote(found)]
     if found.taught:
-        parts += [taught_table(found), "Teachers draw the prompts of their own tags; * above the teacher for sure."]
+        parts += [
+            taught_table(found),
+            "Teachers draw the prompts of their own tags; *: above the teacher by more than the 95 % interval.",
+        ]
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from .advantages import Blend
 from .algorithms.base import WIN_RATE, Asks, OnPolicy, Supervised
 from .algorithms.branch_grpo import BranchGRPO
 from .algorithms.dance_grpo import DanceGRPO
@@ -151,6 +152,13 @@ class Run:
         if (asks.route is not None) != bool(tasks):
             need = "needs teachers with tasks" if asks.route else "asks no teachers; leave them out"
             raise ValueError(f"teachers: {type(self.algorithm).__name__} {need}")
+        for teacher in self.teachers:
+            if not teacher.name.replace("_", "").replace("-", "").isalnum() or teacher.name == "base":
+                raise ValueError(
+                    f"teachers: {teacher.name!r} cannot be a name; take letters, digits, - and _, not base"
+                )
+            if not teacher.tasks and teacher.name != asks.anchor:
+                raise ValueError(f"teachers: {teacher.name} has no task and is no anchor; leave it out")
         for twice in [name for many in (names, tasks) for name in many if many.count(name) > 1]:
             raise ValueError(f"teachers: {twice!r} is there twice; a task has one teacher, and a teacher one name")
         if asks.anchor is not None and asks.anchor not in ("base", *names):
@@ -158,12 +166,13 @@ class Run:
 
     def _check_rewards(self, algorithm: OnPolicy) -> None:
         judged = algorithm.asks.comparisons is not None
-        if WIN_RATE in {*algorithm.weights, *algorithm.blend.gate} and not judged:
+        blend = algorithm.asks.blend or Blend()
+        if WIN_RATE in {*algorithm.weights, *blend.gate} and not judged:
             raise ValueError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
         if judged != (self.judge is not None):
             need = "needs a judge" if judged else "asks no judge; leave it out"
             raise ValueError(f"judge = {self.judge}: {type(algorithm).__name__} {need}")
-        if algorithm.blend.how == "z_sum" and sum(algorithm.weights.values()) <= 0:
+        if blend.how == "z_sum" and sum(algorithm.weights.values()) <= 0:
             raise ValueError("algorithm.weights: their sum must be positive for blend.how = z_sum, a weighted mean")
 
     @property

@@ -16,10 +16,10 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .algorithms.base import Models, OnPolicy
+from .algorithms.base import Models, OnPolicy, Supervised
 from .cond import Cond
 from .data.images import Images
-from .data.prompts import rows
+from .data.prompts import check_turns, rows
 from .evaluate import decoded, encoded, finished_in_parts, spread
 from .imageset import image_pairs
 from .models.base import Model
@@ -50,8 +50,7 @@ SHOWN = 8
 def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     """Train as configured; the run's folder, with `lora/` or `model/` in it when done.
 
-    ValueError before anything is loaded or written when the configuration cannot be run, Stopped when training
-    cannot go on.
+    ValueError before anything is trained when the configuration cannot be run, Stopped when training cannot go on.
     """
     records = prompt_records(run)
     held_out = held_out_records(run)
@@ -227,6 +226,7 @@ def prompt_records(run: Run) -> list[dict]:
     if isinstance(run.data, Images) or not isinstance(run.algorithm, OnPolicy):
         return []
     records, route = run.data.records(run.seed, needs(run, run.algorithm.asks.rewards)), run.algorithm.asks.route
+    check_turns(records, run.turns)
     if route is not None:
         check_routes(records, route, [task for teacher in run.teachers for task in teacher.tasks])
     return records
@@ -256,8 +256,9 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
     """The iterations to train on, and the encoded prompts they are about."""
     run, model = session.run, session.model
     if isinstance(run.data, Images):
+        assert isinstance(run.algorithm, Supervised)
         pairs, prompts = image_pairs(run, run.data, model)
-        return supervised(pairs, session.first, run.iterations, run.chunk), prompts
+        return supervised(run.algorithm, pairs, session.first, run.iterations, run.chunk), prompts
     assert isinstance(run.algorithm, OnPolicy)
     prompts = encoded(model, records)
     source = explore(

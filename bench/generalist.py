@@ -12,17 +12,20 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from afterflow.chain import Chain, Merge, Samples, execute
 from afterflow.compare import base_of
 from afterflow.evaluate import judge, suite_pictures, verdicts
+from afterflow.models.base import default_device
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
-from afterflow.recipes.generalist import TAGS, TASKS
+from afterflow.recipes.generalist import TASKS
 from afterflow.record import from_json, to_json
 from afterflow.report import Settings, beside_teachers, report
 from afterflow.run import Run
@@ -96,12 +99,7 @@ def one(chain: Chain, seed: int, settings: Settings) -> dict:
     pictures = suite_pictures(adapted(folder / "lora"), base.records, settings)
     judged = judge(pictures, base.records, base.features)
     found = report(settings, base.records, judged, base.judged, base.truth, str(folder), MODEL.path)
-    strict = torch.full((len(base.records),), torch.nan, dtype=torch.float64).numpy()
-    for task, tags in TASKS.items():
-        rows = [i for i, record in enumerate(base.records) if record["tag"] in tags]
-        drawn = suite_pictures(adapted(teacher(task, seed) / "lora"), base.records, settings, rows)
-        strict[rows] = verdicts(drawn, [base.records[i] for i in rows])["strict"].mean(1)
-    taught = beside_teachers(settings, base.records, judged.strict.mean(1), strict)
+    taught = beside_teachers(settings, base.records, judged.strict.mean(1), of_teachers(seed, settings))
     seconds = {stage.name: trained(stage) for stage in chain.stages}
     mine = {name: value for name, value in seconds.items() if not name.startswith("shapes_teacher_")}
     return {
@@ -112,6 +110,18 @@ def one(chain: Chain, seed: int, settings: Settings) -> dict:
         "hardware": hardware(),
         "command": " ".join(["python", *sys.argv]),
     }
+
+
+@cache
+def of_teachers(seed: int, settings: Settings) -> np.ndarray:
+    """(P,): strict of the teacher of each record's tag, NaN where it has none."""
+    records = base_of(MODEL, settings).records
+    strict = np.full(len(records), np.nan)
+    for task, tags in TASKS.items():
+        rows = [i for i, record in enumerate(records) if record["tag"] in tags]
+        drawn = suite_pictures(adapted(teacher(task, seed) / "lora"), records, settings, rows)
+        strict[rows] = verdicts(drawn, [records[i] for i in rows])["strict"].mean(1)
+    return strict
 
 
 def teacher(task: str, seed: int) -> Path:
@@ -126,7 +136,7 @@ def teacher(task: str, seed: int) -> Path:
 
 
 def adapted(lora: Path):
-    model = MODEL.load()
+    model = MODEL.load(default_device())
     model.load_lora(lora)
     return model
 
@@ -139,5 +149,4 @@ def trained(stage: Run | Merge | Samples) -> float:
 
 
 if __name__ == "__main__":
-    assert set(TAGS) == {tag for tags in TASKS.values() for tag in tags}
     main()

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--chunk", type=int, default=64)
+    parser.add_argument("--chunk", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
@@ -155,7 +155,7 @@ def iterations(options, algorithm, model, parameters, models, prompts, images):
     else:
         rows = torch.arange(images) % len(prompts)
         pairs = Pairs(torch.randn(images, *model.latent_shape), prompts[rows])
-        source = supervised(lambda step: pairs, 0, 1000, options.chunk)
+        source = supervised(algorithm, lambda step: pairs, 0, 1000, options.chunk)
     yield from train(
         algorithm,
         models,
@@ -176,7 +176,7 @@ def bare(options, model, prompts, images) -> tuple[float, float]:
     velocity = model.velocity(model.module)
     x, t = torch.randn(options.chunk, *model.latent_shape), torch.rand(options.chunk)
     cond = prompts[torch.arange(options.chunk) % len(prompts)]
-    times = images // options.chunk
+    times = max(1, images // options.chunk)
 
     def forwards():
         with torch.no_grad():

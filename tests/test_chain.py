@@ -15,7 +15,7 @@ from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
 from afterflow.chain import Chain, Merge, Samples, execute
 from afterflow.data.images import ImageFolder
-from afterflow.data.prompts import ShapesPrompts, rows
+from afterflow.data.prompts import ShapesPrompts, check_turns, rows
 from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
 from afterflow.models.tune import LoRA
@@ -55,7 +55,7 @@ def whole():
         name="student",
     )
     samples = Samples(MODEL, TEACHERS, data, "samples", per_prompt=2, steps=2)
-    images = ImageFolder("runs/samples/images")
+    images = ImageFolder("runs/samples/images", caption="caption")
     pupil = replace(teachers[0], algorithm=SFT(), data=images, name="pupil")
     return Chain("whole", (*teachers, merge, student, samples, pupil))
 
@@ -95,6 +95,26 @@ def test_a_stage_of_other_settings_is_refused_before_anything_is_trained():
         execute(whole())
 
 
+def test_a_stage_made_from_what_has_changed_since_is_refused():
+    execute(whole())
+    for folder, name in (("runs/colors/lora", "runs/merged"), ("runs/merged/lora", "runs/student")):
+        file = Path(folder) / "pytorch_lora_weights.safetensors"
+        before = file.read_bytes()
+        save_lora("pipeline", folder, 7, 2)
+        with pytest.raises(ValueError, match=f"{name} was made from another {folder}; delete it"):
+            execute(whole())
+        file.write_bytes(before)
+    execute(whole())
+
+
+def test_a_later_stage_that_cannot_be_run_is_refused_before_the_first_is():
+    first, *rest = whole().stages
+    student = replace(rest[2], data=ShapesPrompts(count=4, tags=("position",)))
+    with pytest.raises(ValueError, match=r"the task 'position' of prompt .* has no teacher"):
+        execute(Chain("whole", (first, student)))
+    assert not Path("runs/colors").exists()
+
+
 def test_each_teacher_draws_the_prompts_of_its_own_tasks():
     """From the noise the prompt has in the whole set, so that the same prompt drawn alone gives the same pictures."""
     for seed, teacher in enumerate(TEACHERS):
@@ -128,7 +148,10 @@ def test_prompts_take_turns_by_tag():
     of_a = [i for step in (0, 1, 2, 4, 5) for i in rows(records, {"a": 3, "c": 1}, step, 4, 0).tolist()]
     assert sorted(of_a) == sorted([*range(10), *range(10)])
     with pytest.raises(ValueError, match="no prompt has the tag 'd'"):
-        rows(records, {"d": 1}, 0, 4, 0)
+        check_turns(records, {"a": 1, "b": 1, "c": 1, "d": 1})
+    with pytest.raises(ValueError, match="the tag 'b' of prompt 'b 0' never has its turn"):
+        check_turns(records, {"a": 1, "c": 1})
+    check_turns(records, {})
 
 
 def test_the_generalist_s_chains_share_their_teachers():

@@ -18,6 +18,8 @@ from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA
 from afterflow.run import Run
 from afterflow.session import execute
+from afterflow.shapes import prompts as shapes
+from afterflow.shapes.render import render
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_a_folder_gives_its_middle_squares_with_their_captions(folder):
     stripes[:, 12:52] = 255  # the middle 40 of 64
     Image.fromarray(stripes).save(folder / "red.png")
     first, *rest = ImageFolder(str(folder)).pictures(0, 32)
-    assert first.record == {"prompt": "all red", "file_name": "red.png", "tag": "colors"}
+    assert first.record == {"prompt": "all red", "tag": "colors"}
     assert first.pixels().shape == (32, 32, 3) and (first.pixels() > 240).all()
     assert (rest[1].pixels() == [0, 0, 255]).all()
 
@@ -77,6 +79,10 @@ def test_a_data_set_gives_what_the_folder_does(folder, tmp_path):
     for each in of_hub:
         twin = of_folder[each.digest]
         assert each.record["prompt"] == twin.record["prompt"] and np.array_equal(each.pixels(), twin.pixels())
+    with pytest.raises(ValueError, match="no such folder, and an id of the hub reads owner/name"):
+        next(HubImages("my_foldr").pictures(0, 32))
+    with pytest.raises(ValueError, match="split 'tset' could not be loaded"):
+        next(HubImages(str(folder), split="tset").pictures(0, 32))
     with pytest.raises(ValueError, match="it has no column 'caption', only image, text, tag"):
         next(HubImages(str(folder), caption="caption").pictures(0, 32))
 
@@ -106,6 +112,28 @@ def test_curation_keeps_what_reaches_every_reward(folder, model, capsys):
         assert "2 of 3 images: 0 cannot be read, 1 are below min_reward" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none of 3 images is left"):
         imageset.gathered(replace(data, min_reward={"jpeg_compressibility": 0.0}), model, 0)
+
+
+def test_pictures_of_the_world_are_curated_by_its_verifier(tmp_path, model):
+    """A sign's own text is no caption, and a caption may stand beside a prompt of another wording."""
+    rng = np.random.default_rng(0)
+    records = [shapes.draw("train", tag, rng, 32) for tag in ("text", "counting", "text")]
+    path = tmp_path / "world"
+    path.mkdir()
+    pixels = [render(record, 32, rng) for record in records]
+    for i, image in enumerate([pixels[0], pixels[1], pixels[1]]):  # the last shows another prompt
+        Image.fromarray(image).save(path / f"{i}.png")
+    write(path, [{"file_name": f"{i}.png", "caption": r["prompt"], **r, "prompt": "?"} for i, r in enumerate(records)])
+    data = ImageFolder(str(path), caption="caption", min_reward={"shapes_strict": 1.0})
+    latents, kept = imageset.gathered(data, model, 0)
+    assert kept == records[:2] and len(latents) == 2
+
+
+def test_what_was_left_out_is_read_again(folder, model):
+    (folder / "green.png").write_bytes(b"")
+    imageset.gathered(ImageFolder(str(folder), unreadable="skip"), model, 0)
+    with pytest.raises(ValueError, match="not a readable image"):
+        imageset.gathered(ImageFolder(str(folder)), model, 0)
 
 
 def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, capsys):
@@ -195,3 +223,4 @@ def test_bytes_of_a_data_set_are_read_where_they_are(tmp_path):
     (tmp_path / "red.png").write_bytes(buffer.getvalue())
     assert content({"bytes": buffer.getvalue(), "path": None}) == buffer.getvalue()
     assert content({"bytes": None, "path": str(tmp_path / "red.png")}) == buffer.getvalue()
+    assert content(None) == content({"bytes": None, "path": "gone.png"}) == b""  # which `cut` calls unreadable

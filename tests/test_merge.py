@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from adapters import load, save_lora
 from afterflow.cli import main
 from afterflow.cond import condition
+from afterflow.models import merge as merging
 from afterflow.models.merge import Factors, StoredLoRA, concatenated, merge, truncated
 from afterflow.models.tune import LoRA, attach
 
@@ -69,8 +70,9 @@ def test_a_layer_that_one_lora_lacks_is_the_other_s_alone():
 @pytest.mark.parametrize("how", ["ties", "dare_linear", "dare_ties", "magnitude_prune"])
 def test_pruning_merges_keep_everything_at_density_one_and_repeat_by_their_seed(how):
     one = [lora(1, rank=2), lora(1, rank=2)]  # of equal matrices no sign is in the minority
-    full, _ = merge(one, [0.5, 0.5], how, 1.0, 10, 0)
-    expected = one[0].layers["transformer.a"].delta * (0.5 if "ties" in how else 1.0)
+    weights = [1.0, 1.0] if "ties" in how else [0.5, 0.5]  # ties takes the mean by itself
+    full, _ = merge(one, weights, how, 1.0, 10, 0)
+    expected = one[0].layers["transformer.a"].delta
     torch.testing.assert_close(full["transformer.a"].delta, expected, atol=1e-4, rtol=1e-4)
     two = [lora(1), lora(2)]
     state = torch.get_rng_state()
@@ -108,6 +110,15 @@ def test_the_merged_file_draws_what_both_adapters_together_draw(pipeline, capsys
     assert not torch.allclose(velocity(ours), velocity(load(pipeline)), atol=1e-2)
 
 
+@pytest.mark.parametrize("how", ["linear", "ties", "dare_ties", "magnitude_prune"])
+def test_by_default_a_lora_merged_with_itself_stays_what_it_is(pipeline, how):
+    save_lora(pipeline, "a", 1, 4)
+    merging.merge_folders(["a", "a"], Path("twice"), how=how, density=1.0)
+    one, twice = merging.read("a"), merging.read("twice")
+    for name, factors in one.layers.items():
+        torch.testing.assert_close(twice.layers[name].delta, factors.delta, atol=1e-4, rtol=1e-3)
+
+
 def test_a_merge_can_be_trained_on(pipeline):
     save_lora(pipeline, "a", 1, 4)
     save_lora(pipeline, "b", 2, 4)
@@ -129,11 +140,11 @@ def test_merges_that_cannot_be_are_refused(pipeline, capsys):
     Path("other").mkdir()
     save_file(renamed, "other/pytorch_lora_weights.safetensors")
     for words, sentence in (
-        (["a"], "name at least two LoRAs"),
+        (["a"], "a merge of 1 LoRAs: name at least two"),
         (["a", "b"], "LoRA b: no pytorch_lora_weights.safetensors"),
         (["a", "a", "--weights", "1"], "1 numbers for 2 LoRAs"),
-        (["a", "a", "--rank", "0"], "--rank 0"),
-        (["a", "a", "--density", "0"], "--density 0"),
+        (["a", "a", "--rank", "0"], "rank = 0"),
+        (["a", "a", "--density", "0"], "density = 0"),
         (["a", "wide"], "LoRAs of different bases cannot be merged"),
         (["a", "half"], "not made of pairs"),
         (["a", "other"], "have no layer in common"),

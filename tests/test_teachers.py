@@ -77,6 +77,20 @@ def test_teachers_do_not_touch_the_student_or_each_other(pipeline, tmp_path):
     assert len(saved) == len(parameters) and all(torch.equal(before[n], parameters[n]) for n in before)
 
 
+def test_adapters_keep_their_fp32_beside_a_base_in_bf16(pipeline, tmp_path):
+    """peft would round them, and a reference would then not be where training starts."""
+    start = save_lora(pipeline, tmp_path / "start", 1)
+    model, tune = SD3(pipeline, dtype="bfloat16", max_sequence_length=0).load(), replace(SMALL, start=start)
+    parameters = attach(model, tune)
+    before_training(model, tune)
+    stored = load_file(tmp_path / "start" / "pytorch_lora_weights.safetensors")
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, stored["transformer." + name.replace(".default", "")]), name
+    reference = dict(model.module.named_parameters())
+    for name, parameter in parameters.items():
+        assert torch.equal(reference[name.replace(".default.", ".start.")], parameter)
+
+
 def test_a_start_of_another_rank_is_refused(pipeline, tmp_path):
     start = save_lora(pipeline, tmp_path / "start", 1)
     with pytest.raises(ValueError, match=r"has rank 4 and alpha 8, not 32 and 64; set tune\.rank"):
@@ -127,7 +141,7 @@ def test_a_run_learns_from_its_teachers_and_goes_on_after_a_stop(generalist, tun
 
 def test_the_base_under_guidance_may_teach(generalist):
     tags = ("colors", "counting", "position")
-    plain, guided = (Teacher("base", None, tags, guidance_scale=scale) for scale in (1.0, 3.0))
+    plain, guided = (Teacher("plain", None, tags, guidance_scale=scale) for scale in (1.0, 3.0))
     run = replace(generalist, iterations=1)
     same = metrics(execute(replace(run, name="same", teachers=(plain,)), "short"))
     more = metrics(execute(replace(run, name="more", teachers=(guided,)), "short"))
@@ -168,6 +182,12 @@ def test_prompts_without_a_task_or_tasks_without_a_teacher_are_refused(generalis
             "'colors' is there twice; a task has one teacher",
         ),
         (lambda run: replace(run, algorithm=replace(run.algorithm, anchor="keepr")), "no anchor is called 'keepr'"),
+        (
+            lambda run: replace(run, teachers=(*run.teachers, Teacher("base", "c", ("text",)))),
+            "'base' cannot be a name",
+        ),
+        (lambda run: replace(run, teachers=(*run.teachers, Teacher("sd3.5", "c", ("text",)))), "cannot be a name"),
+        (lambda run: replace(run, teachers=(*run.teachers, Teacher("idle", "c"))), "idle has no task and is no anchor"),
         (lambda run: replace(run, algorithm=FlowGRPO({"shapes_strict": 1.0})), "FlowGRPO asks no teachers"),
     ],
 )

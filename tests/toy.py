@@ -81,7 +81,7 @@ def learn(
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
     models, clock = Models(velocity or model, reference, teachers or {}), Clock()
     if isinstance(algorithm, Supervised):
-        source = supervised(lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256)
+        source = supervised(algorithm, lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256)
     else:
         source = explore(
             algorithm,

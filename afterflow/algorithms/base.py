@@ -69,6 +69,11 @@ class Scores:
 
 
 class Supervised(ABC):
+    @property
+    @abstractmethod
+    def evaluations(self) -> float:
+        """Velocities computed for an image in an update."""
+
     @abstractmethod
     def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
         """Scalars to descend one after another, so that only one graph is in memory, and scalars to log.
@@ -98,6 +103,8 @@ class Asks:
 
     rewards: tuple[str, ...]
     """Scores of single images; a win rate is none of them, `credit` takes it from `judged`."""
+    blend: Blend | None = None
+    """How rewards become one advantage, where they do; its gates are rewards too."""
     comparisons: Comparisons | None = None
     """The pairs it wants judged, if any."""
     history: int = 0
@@ -118,8 +125,6 @@ def pointwise(weights: Mapping[str, float], blend: Blend) -> tuple[str, ...]:
 class OnPolicy(ABC, Generic[R]):
     weights: Mapping[str, float]
     """The rewards it needs, and how much each counts."""
-    blend: Blend
-    """How they become one advantage; its gates are rewards too."""
     kernel: KernelName
     """The name of `step_kernel`."""
 

@@ -84,7 +84,7 @@ class BranchGRPO(OnPolicy[Edges]):
 
     @property
     def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend))
+        return Asks(pointwise(self.weights, self.blend), self.blend)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         noisy = set(range(self.steps - 1))

@@ -62,7 +62,7 @@ class DDPO(OnPolicy[Edges]):
 
     @property
     def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), history=self.history)
+        return Asks(pointwise(self.weights, self.blend), self.blend, history=self.history)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         return chain(self.schedule.times(self.steps), self.group, self.eta, range(self.steps - 1))

@@ -90,7 +90,7 @@ class FlowGRPO(OnPolicy[Edges]):
 
     @property
     def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), reference=self.beta > 0)
+        return Asks(pointwise(self.weights, self.blend), self.blend, reference=self.beta > 0)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         first, end = self._range

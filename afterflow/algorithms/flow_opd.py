@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..advantages import Blend
 from ..cond import Cond, Velocity
 from ..distill import StepWeight, self_normalised, squared_distance, step_weight
 from ..flow import LinearShift, SD3Grid
@@ -26,7 +25,7 @@ from ..kernels import KernelName, log_prob, velocity_of
 from ..losses import clipped_surrogate
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores
-from .checks import check_policy_gradient, require
+from .checks import require
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,18 @@ class FlowOPD(OnPolicy[Lessons]):
     """Weight of the anchor (manifold anchor regularisation)."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Rewards to log, with the weights of their sum; none is trained on."""
-    blend: Blend = Blend()
-    """Without effect: no reward becomes an advantage."""
     clip: float = 1e-4
     """ε of the clipped ratio, where a log-probability is trained on."""
 
     def __post_init__(self) -> None:
-        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, max_advantage=1.0)
+        require(self.steps >= 2, f"steps = {self.steps}: the last step is not learnt from; take at least 2")
+        require(self.eta > 0, f"eta = {self.eta}: the SDE, and the divergence of its steps, need eta > 0")
+        require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
+        require(self.clip > 0, f"clip = {self.clip}: it must be positive")
+        length = self.weight == "flow_grpo" and self.kernel == "cps"
+        require(not length, "weight = flow_grpo leaves out the step's length, which cps does not have; take kl")
+        same = self.gradient != "sampled_logratio" or self.weight == "kl"
+        require(same, "gradient = sampled_logratio is that of the divergence, whatever the weight; set weight = kl")
         require(self.group >= 1, f"group = {self.group}: at least 1")
         require(self.beta >= 0, f"beta = {self.beta}: the weight of the anchor is 0 or more")
         drawn = self.gradient == "pathwise" or self.sampler == "sde"

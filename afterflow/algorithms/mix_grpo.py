@@ -65,7 +65,7 @@ class MixGRPO(OnPolicy[Edges]):
 
     @property
     def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend))
+        return Asks(pointwise(self.weights, self.blend), self.blend)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         start = self.window.start(step, self.steps, generator)

@@ -74,7 +74,7 @@ class PrefGRPO(OnPolicy[Edges]):
 
     @property
     def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), self.compare)
+        return Asks(pointwise(self.weights, self.blend), self.blend, self.compare)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         times = self.schedule.times(self.steps)

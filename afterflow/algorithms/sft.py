@@ -34,6 +34,10 @@ class SFT(Supervised):
         require(self.shift > 0, f"shift = {self.shift}: it must be positive")
         require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")
 
+    @property
+    def evaluations(self) -> float:
+        return float(self.draws)
+
     def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
         n, x0 = len(batch), batch.x0
         for _ in range(self.draws):

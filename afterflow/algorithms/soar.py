@@ -4,7 +4,7 @@ base    ℓ ← w(t) ‖v_θ(x_t, t, c) - (ε - x_0)‖²,   u ~ density, t = sh
 roll    x̂ ← x_t - (t - s) sg[v_∅ + g (v_c - v_∅)],   s = shifted(max(u - 1/K, 0)):  a step of a K-step sampler
 noise   x' ← (1 - α) x̂ + α ε,   α = (t' - s) / (1 - s),   N times t' ~ U[max(s, t_min), 1], the same ε
 correct ℓ' ← w(t') ‖v_θ(x', t', c) - (x' - x_0) / t'‖²
-loss    (Σ ℓ + λ Σ ℓ') / (B + λ P),   P points in all
+loss    (Σ ℓ + λ Σ ℓ') / (B + λ P),   P points in all, of a microbatch
 
 v_c is the prediction of the base loss, so the roll-out costs one forward pass, of the empty prompt.  The released code
 gives the network the nearest of 1000 times instead of t', and computes the target in bf16.  There is no t_min in the
@@ -61,7 +61,14 @@ class SOAR(Supervised):
         require(self.shift > 0, f"shift = {self.shift}: it must be positive")
         require(self.paths >= 1, f"paths = {self.paths}: at least the roll-out of the ODE")
         require(self.paths == 1 or self.eta > 0, f"eta = {self.eta}: stochastic roll-outs need noise; take eta > 0")
+        require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
         require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")
+
+    @property
+    def evaluations(self) -> float:
+        if self.correction == 0:
+            return 1.0
+        return 1.0 + (self.rollout_guidance != 1) + self.points * self.paths
 
     def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
         n, x0 = len(batch), batch.x0.float()
@@ -72,8 +79,9 @@ class SOAR(Supervised):
         x = interpolate(x0, noise, t)
         v = models.policy(x, t, cond)
         base = weighting(self.weighting, t) * flow_matching(v, noise - x0)
-        # A stochastic step onto the image leaves noise in it.
-        used = [torch.ones_like(s), *[(s > 0).float()] * (self.paths - 1)] if self.correction else []
+        # A stochastic step onto the image leaves noise in it, and flow_sde's first one from near the noise flies off.
+        sure = ((s > 0) & (t < 0.99)).float()
+        used = [torch.ones_like(s), *[sure] * (self.paths - 1)] if self.correction else []
         points = self.points * float(sum(rows.sum() for rows in used))
         mass = n + self.correction * points
         yield base.sum() / mass, {"base_loss": base.detach().mean()}

@@ -23,7 +23,7 @@ class MergeLoRAs:
     out: str = "runs/merged/lora"
     """Folder of the result."""
     weights: tuple[float, ...] | None = None
-    """What each counts; None: as much as the others, and 1 together."""
+    """What each counts; None: the mean of them."""
     rank: int | None = None
     """Of the result, by SVD; None: all of them added up, where a linear merge is exact."""
     how: Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = "linear"
@@ -32,18 +32,6 @@ class MergeLoRAs:
     """Share of the entries that the others keep."""
     seed: int = 0
     """Of what dare leaves out."""
-
-    def __post_init__(self) -> None:
-        if len(self.loras) < 2:
-            raise ValueError("name at least two LoRAs: afterflow merge runs/A/lora runs/B/lora")
-        if self.weights is not None and len(self.weights) != len(self.loras):
-            raise ValueError(
-                f"--weights has {len(self.weights)} numbers for {len(self.loras)} LoRAs; give one for each"
-            )
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"--rank {self.rank}: at least 1")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"--density {self.density}: a share of the entries, in (0, 1]")
 
     def __call__(self) -> None:
         from ..models.merge import merge_folders, read

@@ -104,6 +104,8 @@ class Eval:
         names = named(self.model, self.lora), against and named(against, self.lora_against)
         report, judged, judged_base = compare_pictures(self.settings, records, after, before, *names)
         if teachers:
+            if not {record["tag"] for record in records} & set(teachers):
+                raise ValueError(f"--teachers: the {self.settings.split} split has no prompts of {', '.join(teachers)}")
             strict = self.of_teachers(records, teachers)
             report = replace(report, taught=beside_teachers(self.settings, records, judged.strict.mean(1), strict))
         Console().print(render(report))

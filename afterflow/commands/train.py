@@ -51,6 +51,10 @@ def train(args: Sequence[str]) -> None:
     else:
         recipe = source
         made = made_by(recipe)
+        if isinstance(made, Chain) and {"-h", "--help"} & set(options):
+            print(f"{recipe} does in order what is not done yet, and takes no options:")
+            print("\n".join(f"  {stage.name}" for stage in made.stages))
+            return
         if isinstance(made, Chain):
             print(f"{train_chain(made, options)} holds the result")
             return

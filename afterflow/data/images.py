@@ -98,10 +98,8 @@ class ImageFolder(Images):
             file = Path(self.path) / line["file_name"]
             if not file.is_file():
                 raise ValueError(f"{place}: {file} is not there")
-            content = file.read_bytes()
-            record = {"prompt": line[self.caption], **{k: v for k, v in line.items() if k != self.caption}}
             load = partial(self._load, file, size)
-            yield Picture(record, hashlib.sha256(content).hexdigest(), load)
+            yield Picture(captioned(line, self.caption), hashlib.sha256(file.read_bytes()).hexdigest(), load)
 
     def _load(self, file: Path, size: int) -> np.ndarray | None:
         return cut(file.read_bytes(), size, str(file), self.unreadable)
@@ -135,23 +133,41 @@ class HubImages(Images):
     def pictures(self, seed: int, size: int) -> Iterator[Picture]:
         import datasets
 
-        rows = datasets.load_dataset(self.dataset, split=self.split, revision=self.revision)
+        rows = loaded(self.dataset, self.split, self.revision)
         for column in (self.image, self.caption):
             if column not in rows.column_names:
                 raise ValueError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
         rows = rows.cast_column(self.image, datasets.Image(decode=False))
         for i in range(len(rows)):
-            record = {k: v for k, v in rows[i].items() if k != self.image}
-            record = {"prompt": captioned(record, self.caption, f"{self.dataset}[{i}]"), **record}
+            row, place = rows[i], f"{self.dataset}[{i}]"
+            image = row.pop(self.image)
+            check_caption(row, self.caption, place)
             load = partial(self._load, rows, i, size)
-            yield Picture(record, hashlib.sha256(content(rows[i][self.image])).hexdigest(), load)
+            yield Picture(captioned(row, self.caption), hashlib.sha256(content(image)).hexdigest(), load)
 
     def _load(self, rows: "datasets.Dataset", i: int, size: int) -> np.ndarray | None:
-        return cut(content(rows[i][self.image]), size, f"{self.dataset}[{i}]", self.unreadable)
+        place = f"{self.dataset}[{i}]"
+        return cut(content(rows[i][self.image]), size, place, self.unreadable)
 
 
-def content(image: Mapping) -> bytes:
-    """What `datasets` gives for an image that it does not decode."""
+def loaded(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
+    """What the hub, or a folder, holds under that name; ValueError where it cannot be had."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    if not Path(dataset).is_dir() and len(Path(dataset).parts) != 2:
+        raise ValueError(f"images {dataset}: no such folder, and an id of the hub reads owner/name")
+    try:
+        return datasets.load_dataset(dataset, split=split, revision=revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"images {dataset}: split {split!r} could not be loaded; {why}") from None
+
+
+def content(image: Mapping | None) -> bytes:
+    """What `datasets` gives for an image that it does not decode; empty where there is none."""
+    if image is None or (image["bytes"] is None and not Path(str(image["path"])).is_file()):
+        return b""
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
@@ -163,7 +179,11 @@ def metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
             f"images {folder}: no metadata.jsonl in it; write a line with file_name and {caption} per image"
         )
     found = []
-    for n, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 at byte {error.start}") from None
+    for n, text in enumerate(lines, 1):
         if not text.strip():
             continue
         place = f"{file}:{n}"
@@ -173,19 +193,23 @@ def metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
             raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
             raise ValueError(f'{place}: a line needs a "file_name" that is a text')
-        captioned(line, caption, place)
+        check_caption(line, caption, place)
         found.append((place, line))
     if not found:
         raise ValueError(f"images {folder}: metadata.jsonl is empty; write a line for each image")
     return found
 
 
-def captioned(record: Mapping, caption: str, place: str) -> str:
-    """A record's caption; ValueError where it has none."""
-    text = record.get(caption)
+def captioned(line: Mapping, caption: str) -> dict:
+    """The record of a line: its caption is the prompt, whatever else is called so."""
+    return {k: v for k, v in line.items() if k not in ("file_name", caption)} | {"prompt": line[caption]}
+
+
+def check_caption(line: Mapping, caption: str, place: str) -> None:
+    """ValueError where a line has no caption."""
+    text = line.get(caption)
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{place}: no caption under {caption!r}; write one, or name another key with --data.caption")
-    return text
 
 
 def cut(image: bytes, size: int, name: str, unreadable: Literal["stop", "skip"]) -> np.ndarray | None:

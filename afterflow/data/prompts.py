@@ -119,17 +119,23 @@ def batch(total: int, step: int, size: int, seed: int) -> torch.Tensor:
     return order[first % total :][:size]
 
 
-def rows(records: Sequence[dict], turns: Mapping[str, int], step: int, size: int, seed: int) -> torch.Tensor:
-    """(size,) long: which prompts iteration `step` takes, of all, or of the tag whose turn it is.
+def check_turns(records: Sequence[dict], turns: Mapping[str, int]) -> None:
+    """ValueError for a tag that no prompt has, and for prompts whose turn never comes."""
+    tags = {record.get("tag") for record in records}
+    for tag in turns:
+        if tag not in tags:
+            raise ValueError(f"turns: no prompt has the tag {tag!r}")
+    for record in records if turns else ():
+        if record.get("tag") not in turns:
+            raise ValueError(f"turns: the tag {record.get('tag')!r} of prompt {record['prompt']!r} never has its turn")
 
-    ValueError for a tag that no record has.
-    """
+
+def rows(records: Sequence[dict], turns: Mapping[str, int], step: int, size: int, seed: int) -> torch.Tensor:
+    """(size,) long: which prompts iteration `step` takes, of all, or of the tag whose turn it is."""
     if not turns:
         return batch(len(records), step, size, seed)
     order = [tag for tag, many in turns.items() for _ in range(many)]
     tag = order[step % len(order)]
     mine = torch.tensor([i for i, record in enumerate(records) if record.get("tag") == tag])
-    if not len(mine):
-        raise ValueError(f"turns: no prompt has the tag {tag!r}")
     before = step // len(order) * turns[tag] + order[: step % len(order)].count(tag)
     return mine[batch(len(mine), before, size, seed)]

@@ -64,7 +64,7 @@ class Model(ABC):
 
     @abstractmethod
     def load_lora(self, folder: str | Path, name: str = "default") -> None:
-        """Attach and activate an adapter saved by save_lora, diffusers or peft; ValueError when it does not fit."""
+        """Attach and activate an adapter saved by save_lora or diffusers; ValueError when it does not fit."""
 
     @abstractmethod
     def save_pipeline(self, folder: Path) -> None:

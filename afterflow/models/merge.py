@@ -58,12 +58,27 @@ def merge_folders(
 ) -> float:
     """Write the merge of the LoRAs in `folders` to `out`; the relative error of cutting it to `rank`.
 
-    weights None: all count alike, and 1 together.  ValueError for LoRAs that cannot be merged.
+    weights None: the mean of what the LoRAs add.  ValueError for what cannot be merged.
     """
+    check_merge(len(folders), weights, density, rank)
     loras = [read(folder) for folder in folders]
-    layers, error = merge(loras, weights or [1 / len(loras)] * len(loras), how, density, rank, seed)
+    # Of the entries that agree in sign, ties takes the mean by itself.
+    each = 1.0 if "ties" in how else 1 / len(loras)
+    layers, error = merge(loras, weights or [each] * len(loras), how, density, rank, seed)
     write(out, layers)
     return error
+
+
+def check_merge(count: int, weights: Sequence[float] | None, density: float, rank: int | None) -> None:
+    """ValueError for a merge that cannot be."""
+    if count < 2:
+        raise ValueError(f"a merge of {count} LoRAs: name at least two")
+    if weights is not None and len(weights) != count:
+        raise ValueError(f"weights: {len(weights)} numbers for {count} LoRAs; give one for each")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank = {rank}: at least 1")
+    if not 0 < density <= 1:
+        raise ValueError(f"density = {density}: a share of the entries, in (0, 1]")
 
 
 def read(folder: str) -> StoredLoRA:
@@ -101,7 +116,7 @@ def merge(
         parts = [(lora.layers[layer], weight) for lora, weight in zip(loras, weights) if layer in lora.layers]
         exact = concatenated(parts)
         delta = exact.delta if how == "linear" else pruned(parts, how, density, draws)
-        found = exact if how == "linear" and len(exact.A) <= kept else truncated(delta, kept)
+        found = within(exact, kept) if how == "linear" else truncated(delta, kept)
         merged[layer] = padded(found, kept)
         lost += (delta - found.delta).square().sum().item()
         whole += delta.square().sum().item()
@@ -133,6 +148,15 @@ def pruned(parts: Sequence[tuple[Factors, float]], how: MergeName, density: floa
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (), generator=draws)))  # dare draws from the global generator
         return PRUNING[how](deltas, weights, density)
+
+
+def within(factors: Factors, rank: int) -> Factors:
+    """The nearest factors of a rank; the SVD is of a small matrix, which the factors' QR leave of B A."""
+    if len(factors.A) <= rank:
+        return factors
+    (left, B), (right, A) = torch.linalg.qr(factors.B), torch.linalg.qr(factors.A.T)
+    small = truncated(B @ A.T, rank)
+    return Factors(small.A @ right.T, left @ small.B)
 
 
 def truncated(delta: Tensor, rank: int) -> Factors:

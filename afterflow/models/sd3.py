@@ -210,18 +210,19 @@ def lora_file(folder: str | Path) -> Path:
 
 
 def check_lora_fits(file: Path, module: nn.Module) -> None:
-    """ValueError unless every tensor of the LoRA meets a layer of its shape; diffusers would skip it in silence."""
+    """ValueError unless every factor of the LoRA meets a layer of its shape; diffusers would skip it in silence."""
     # A layer that has an adapter already is kept inside it.
     linear = ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
     layers = {name.removesuffix(".base_layer"): m.weight for name, m in linear}
     with safe_open(file, "pt") as stored:
-        keys = [key for key in stored.keys() if ".lora_A." in key]  # noqa: SIM118 (no iteration over the file itself)
+        keys = [key for key in stored.keys() if ".lora_A." in key or ".lora_B." in key]  # noqa: SIM118
         if not keys:
             raise ValueError(f"LoRA {file}: no lora_A tensors in it, so it is no LoRA in diffusers' format")
         for key in keys:
-            name = key.removeprefix("transformer.").split(".lora_A.")[0]
+            name, _, factor = key.removeprefix("transformer.").rpartition(".lora_")
             shape = list(stored.get_slice(key).get_shape())
-            if name not in layers or layers[name].shape[1] != shape[1]:
+            side = 1 if factor.startswith("A") else 0  # A meets the layer's input, B its output
+            if name not in layers or layers[name].shape[side] != shape[side]:
                 raise ValueError(
                     f"LoRA {file} is of another architecture: its tensor {key} {shape} meets no layer of this "
                     "model; take the model it was trained on"

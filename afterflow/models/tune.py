@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from peft import LoraConfig
 from peft.functional import set_adapter
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..cond import Velocity
 from .base import Model
+from .merge import read
 
 Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]
 
@@ -72,9 +74,21 @@ def go_on(model: Model, tune: LoRA, folder: str) -> None:
     if (found.r, found.lora_alpha) != (tune.rank, tune.alpha):
         its = f"rank {found.r} and alpha {found.lora_alpha:g}"
         raise ValueError(f"LoRA {folder} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
+    exactly(model, folder, "default")
     if tune.targets:
         raise ValueError(f"tune.targets: the layers are those of {folder}; leave targets out")
     set_adapter(model.module, "default")
+
+
+def exactly(model: Model, folder: str, name: str) -> None:
+    """Give a loaded adapter its stored fp32 again: peft rounds it to the precision of the base."""
+    stored = {layer.removeprefix("transformer."): factors for layer, factors in read(folder).layers.items()}
+    scaling = model.module.peft_config[name]  # type: ignore[index]
+    for layer, module in model.module.named_modules():
+        if layer in stored and isinstance(module, BaseTunerLayer):
+            for factor, value in (("A", stored[layer].A), ("B", stored[layer].B * (scaling.r / scaling.lora_alpha))):
+                weight = getattr(module, f"lora_{factor}")[name].weight
+                weight.data = value.to(weight.device)
 
 
 def before_training(model: Model, tune: LoRA | Full) -> Wrapped:
@@ -96,6 +110,7 @@ def frozen(model: Model, folder: str, name: str) -> Wrapped:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
         model.load_lora(folder, name)
+    exactly(model, folder, name)
     set_adapter(model.module, "default")
     return model.velocity(model.module), adapter_on(model.module, name)
 

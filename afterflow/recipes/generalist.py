@@ -15,7 +15,6 @@ from ..data.prompts import ShapesPrompts
 from ..models.teacher import Teacher
 from ..models.tune import LoRA
 from ..run import Run
-from .images import SHIFT
 from .shapes import shapes_flow_grpo
 
 TASKS = {
@@ -78,8 +77,8 @@ def shapes_sft_teachers() -> Chain:
     samples = Samples(shapes_flow_grpo().model, _specialists(), prompts, "shapes_teacher_samples")  # type: ignore[arg-type]
     student = replace(
         shapes_flow_grpo(),
-        algorithm=SFT(shift=SHIFT),
-        data=ImageFolder(str(samples.folder / "images")),
+        algorithm=SFT(),
+        data=ImageFolder(str(samples.folder / "images"), caption="caption"),
         name="shapes_sft_teachers",
         iterations=200,
         batch=64,
@@ -127,7 +126,7 @@ def _merge() -> Merge:
 
 def _student(name: str, start: Merge | None) -> Run:
     """Flow-OPD by the ODE, near the base on every sample; what a merge holds has rank = alpha."""
-    tune = LoRA() if start is None else LoRA(rank=32, alpha=32, start=str(start.folder / "lora"))
+    tune = LoRA(rank=32, alpha=32, start=None if start is None else str(start.folder / "lora"))
     run = _run(name, TAGS, 80)
     assert isinstance(run.algorithm, FlowGRPO)
     algorithm = FlowOPD(steps=run.algorithm.steps, group=4)

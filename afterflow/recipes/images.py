@@ -13,14 +13,14 @@ from ..models.tune import LoRA
 from ..run import Run
 from ..shapes.world import TAGS
 
-# What the shipped pipeline was trained with, and is drawn with.
-SHIFT, GUIDANCE = 2.0, 2.5
+GUIDANCE = 2.5
+"""What the shipped pipeline is drawn with; the shift of times is its sampler's, 3."""
 
 
 def shapes_sft() -> Run:
     """Fine-tune the tiny pipeline on rendered pictures: the line from image to noise, and nothing else."""
     return Run(
-        SFT(shift=SHIFT),
+        SFT(),
         ShapesImages(count=20_000, tags=TAGS[1:]),
         SD3("tiny"),
         LoRA(),
@@ -41,18 +41,18 @@ def shapes_sft() -> Run:
 
 def shapes_sft_matched() -> Run:
     """The control of SOAR: as many supervised states for each image, all on the line."""
-    return replace(shapes_sft(), algorithm=SFT(shift=SHIFT, draws=3), name="shapes_sft_matched")
+    return replace(shapes_sft(), algorithm=SFT(draws=3), name="shapes_sft_matched")
 
 
 def shapes_soar() -> Run:
     """SOAR with what suits a LoRA: a small weight and few points."""
-    algorithm = SOAR(points=2, correction=0.2, rollout_guidance=GUIDANCE, shift=SHIFT)
+    algorithm = SOAR(points=2, correction=0.2, rollout_guidance=GUIDANCE)
     return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar")
 
 
 def shapes_soar_paper() -> Run:
     """SOAR as published: six points that count as much as the image."""
-    algorithm = SOAR(rollout_guidance=GUIDANCE, shift=SHIFT)
+    algorithm = SOAR(rollout_guidance=GUIDANCE)
     return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar_paper")
 
 
@@ -67,13 +67,14 @@ def shapes_curated_sft_matched() -> Chain:
 
 
 def shapes_curated_soar() -> Chain:
-    """SOAR on the same pictures."""
-    return _curated(shapes_soar(), "shapes_curated_soar")
+    """SOAR on the same pictures, rolled out as the student is drawn."""
+    run = shapes_soar()
+    return _curated(replace(run, algorithm=replace(run.algorithm, rollout_guidance=1.0)), "shapes_curated_soar")
 
 
 def _curated(run: Run, name: str) -> Chain:
     """The student draws without guidance, as its rewarded rivals do."""
-    base = Teacher("base", None, TAGS[1:], guidance_scale=GUIDANCE)
-    samples = Samples(SD3("tiny"), (base,), ShapesPrompts(count=1500, tags=TAGS[1:]), "shapes_curated")
-    data = ImageFolder(str(samples.folder / "images"), min_reward={"shapes_strict": 1.0})
+    guided = Teacher("guided", None, TAGS[1:], guidance_scale=GUIDANCE)
+    samples = Samples(SD3("tiny"), (guided,), ShapesPrompts(count=1500, tags=TAGS[1:]), "shapes_curated")
+    data = ImageFolder(str(samples.folder / "images"), caption="caption", min_reward={"shapes_strict": 1.0})
     return Chain(name, (samples, replace(run, data=data, name=name, guidance_scale=1.0)))

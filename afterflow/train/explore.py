@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import combine
-from ..algorithms.base import Models, OnPolicy, Rows, Scores
+from ..algorithms.base import Models, OnPolicy, Rows, Scores, Supervised
 from ..cond import Cond, Pairs
 from ..preferences import consistency, win_rates
 from ..rollout import draw, sample
@@ -34,11 +34,14 @@ class Iteration:
 Score = Callable[[Tensor, Sequence[dict], torch.Generator, Clock], Scores]
 
 
-def supervised(pairs: Callable[[int], Pairs], first: int, last: int, chunk: int) -> Iterator[Iteration]:
+def supervised(
+    algorithm: Supervised, pairs: Callable[[int], Pairs], first: int, last: int, chunk: int
+) -> Iterator[Iteration]:
     """One update per iteration, over the batch that `pairs` gives for it."""
     for step in range(first, last):
         batch = pairs(step)
-        yield Iteration(step, batch, [torch.arange(len(batch), device=batch.x0.device).split(chunk)])
+        rows = torch.arange(len(batch), device=batch.x0.device)
+        yield Iteration(step, batch, [rows.split(chunk)], {"nfe/update": algorithm.evaluations})
 
 
 def explore(
