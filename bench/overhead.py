@@ -91,16 +91,20 @@ def ours(options, algorithm, model, parameters, velocity, prompts):
         chunk=options.chunk,
         clock=clock,
     )
-    optimizer = torch.optim.AdamW(parameters.values(), 1e-5, fused=True)
+    return carried_out(algorithm, models, parameters, source, clock)
+
+
+def carried_out(algorithm, models, parameters, source, clock):
+    """The metrics of each iteration of a source, with optimizer, EMA and metrics file; the rate is almost nothing."""
     steps = train(
         algorithm,
         models,
         source,
         parameters,
-        optimizer,
+        torch.optim.AdamW(parameters.values(), 1e-6, fused=True),
         Accelerator(cpu=True),
         max_grad_norm=1.0,
-        learning_rate=lambda step: 1e-5,
+        learning_rate=lambda step: 1e-6,
         ema=Ema(parameters, 0.9),
         seed=0,
         clock=clock,

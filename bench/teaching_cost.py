@@ -19,8 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from overhead import clocked
+from overhead import carried_out, clocked
 
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_opd import FlowOPD
@@ -34,10 +33,8 @@ from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA, attach, frozen, without_adapters
 from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.train.clock import Clock
-from afterflow.train.ema import Ema
 from afterflow.train.explore import explore, supervised
 from afterflow.train.log import git_commit, hardware
-from afterflow.train.loop import train
 
 TAGS = ("colors", "counting")
 GUIDANCE = 2.5
@@ -133,42 +130,28 @@ def velocities(options, model, counter: Counter, folder: str) -> Models:
 
 
 def iterations(options, algorithm, model, parameters, models, prompts, images):
+    """The real ones; of explored prompts as many have one teacher as the other."""
     clock = Clock()
-    if isinstance(algorithm, FlowOPD):
-        # As many prompts of one teacher as of the other.
-        half = [i for i, record in enumerate(prompts.records()) if record["tag"] == TAGS[0]][: options.prompts // 2]
-        rest = [i for i, record in enumerate(prompts.records()) if record["tag"] == TAGS[1]][: options.prompts // 2]
-        chosen, silent = prompts[torch.tensor([*half, *rest])], lambda *asked: Scores({})
-        source = explore(
-            algorithm,
-            models,
-            lambda step: chosen,
-            silent,
-            model.latent_shape,
-            0,
-            1000,
-            seed=0,
-            updates=1,
-            chunk=options.chunk,
-            clock=clock,
-        )
-    else:
-        rows = torch.arange(images) % len(prompts)
-        pairs = Pairs(torch.randn(images, *model.latent_shape), prompts[rows])
+    if not isinstance(algorithm, FlowOPD):
+        pairs = Pairs(torch.randn(images, *model.latent_shape), prompts[torch.arange(images) % len(prompts)])
         source = supervised(algorithm, lambda step: pairs, 0, 1000, options.chunk)
-    yield from train(
+        return carried_out(algorithm, models, parameters, source, clock)
+    of_tag = [[i for i, record in enumerate(prompts.records()) if record["tag"] == tag] for tag in TAGS]
+    chosen = prompts[torch.tensor([i for rows in of_tag for i in rows[: options.prompts // 2]])]
+    source = explore(
         algorithm,
         models,
-        source,
-        parameters,
-        torch.optim.AdamW(parameters.values(), 1e-6, fused=True),
-        Accelerator(cpu=True),
-        max_grad_norm=1.0,
-        learning_rate=lambda step: 1e-6,
-        ema=Ema(parameters, 0.9),
+        lambda step: chosen,
+        lambda *asked: Scores({}),
+        model.latent_shape,
+        0,
+        1000,
         seed=0,
+        updates=1,
+        chunk=options.chunk,
         clock=clock,
     )
+    return carried_out(algorithm, models, parameters, source, clock)
 
 
 def bare(options, model, prompts, images) -> tuple[float, float]:
