@@ -193,6 +193,57 @@ def diversity_stays() -> Finding:
     return Finding(measured, "held" if tree["mmd2"] < 0.0149 and lost < 0.05 else "not held", result["command"])
 
 
+def averages(name: str) -> list[float]:
+    """Of a recipe over its seeds: the mean strict of the tasks that have teachers."""
+    seeds = stored("generalist.json")["recipes"].get(name)
+    if not seeds:
+        raise Missing(name)
+    return [each["taught"]["average"]["tuned"]["value"] for _, each in sorted(seeds.items())]
+
+
+def ahead(first: str, second: str, points: float) -> Callable[[], Finding]:
+    """The claim that the average of `first` is so much above that of `second`, seed by seed."""
+
+    def find() -> Finding:
+        a, b = averages(first), averages(second)
+        lead = [x - y for x, y in zip(a, b)]
+        verdict = "held" if min(lead) >= points else "not held" if max(lead) < points else "undecided"
+        written = lambda values: ", ".join(f"{value:.3f}" for value in values)
+        measured = f"{first} {written(a)}, {second} {written(b)}: ahead by {spread(lead)}"
+        return Finding(measured, verdict, stored("generalist.json")["command"])
+
+    return find
+
+
+def near_teachers() -> Finding:
+    seeds = stored("generalist.json")["recipes"].get("shapes_generalist")
+    if not seeds:
+        raise Missing("shapes_generalist")
+    behind = {
+        f"{tag}, seed {seed}": found["delta"]["value"]
+        for seed, each in sorted(seeds.items())
+        for tag, found in each["taught"].items()
+        if tag != "average"
+    }
+    worst = min(behind, key=lambda name: behind[name])
+    verdict = "held" if behind[worst] >= -0.02 else "not held"
+    command = stored("generalist.json")["command"]
+    return Finding(f"{spread(list(behind.values()))}; the last is {worst}", verdict, command)
+
+
+def anchor_keeps_fidelity() -> Finding:
+    recipes, change = stored("generalist.json")["recipes"], {}
+    for name in ("shapes_generalist", "shapes_generalist_no_anchor"):
+        if not recipes.get(name):
+            raise Missing(name)
+        change[name] = [gain(each["report"], "fidelity").value for each in recipes[name].values()]
+    kept, free = change.values()
+    verdict = "held" if min(kept) > max(free) else "not held" if max(kept) < min(free) else "undecided"
+    measured = f"fidelity {spread(kept)} with the anchor, {spread(free)} without"
+    return Finding(measured, verdict, stored("generalist.json")["command"])
+
+
+SOAR_SECONDS, SOAR_IMAGES = "soar_seconds/comparison.json", "soar_images/comparison.json"
 FAMILY, LONG = "family/comparison.json", "dance_mix_branch/comparison.json"
 CLAIMS = {
     "Flow-GRPO (arXiv:2505.05470)": [
@@ -264,6 +315,26 @@ CLAIMS = {
             "Our caveat: shown in one order, a biased judge teaches less than in both",
             better("ablations/judge.json", "biased_both_orders", "biased_one_order"),
         ),
+    ],
+    "SOAR (arXiv:2604.12617)": [
+        Claim("Ahead of SFT on the same images", better(SOAR_IMAGES, "shapes_soar", "shapes_sft")),
+        Claim(
+            "Not asked there: ahead of SFT on as many states", better(SOAR_IMAGES, "shapes_soar", "shapes_sft_matched")
+        ),
+        Claim("Not asked there: ahead of SFT in equal time", better(SOAR_SECONDS, "shapes_soar", "shapes_sft")),
+        Claim(
+            "Our caveat: diversity shrinks",
+            better(SOAR_IMAGES, "shapes_sft", "shapes_soar_paper", "diversity"),
+        ),
+    ],
+    "Flow-OPD (arXiv:2605.08063)": [
+        Claim("8 points and more above mixed rewards", ahead("shapes_generalist", "shapes_mixed_grpo", 0.08)),
+        Claim("No task far below its teacher (here: 2 points)", near_teachers),
+        Claim("Better than the merge it starts from", ahead("shapes_generalist", "shapes_merge_only", 0.0)),
+        Claim("A cold start helps", ahead("shapes_generalist", "shapes_generalist_from_base", 0.0)),
+        Claim("Better than SFT on what the teachers draw", ahead("shapes_generalist", "shapes_sft_teachers", 0.0)),
+        Claim("Better than one task after another", ahead("shapes_generalist", "shapes_cascade", 0.0)),
+        Claim("The anchor keeps fidelity", anchor_keeps_fidelity),
     ],
 }
 

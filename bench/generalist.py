@@ -34,6 +34,7 @@ from afterflow.train.log import git_commit, hardware
 RESULT = Path(__file__).parent / "results" / "generalist.json"
 NAMES = (
     "shapes_generalist",
+    "shapes_generalist_no_anchor",
     "shapes_generalist_from_base",
     "shapes_merge_only",
     "shapes_sft_teachers",

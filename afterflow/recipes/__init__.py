@@ -40,6 +40,7 @@ RECIPES: dict[str, Callable[[], Run | Chain]] = {
         generalist.shapes_teacher_binding,
         generalist.shapes_teacher_text,
         generalist.shapes_generalist,
+        generalist.shapes_generalist_no_anchor,
         generalist.shapes_generalist_from_base,
         generalist.shapes_merge_only,
         generalist.shapes_sft_teachers,

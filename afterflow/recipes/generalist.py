@@ -61,6 +61,13 @@ def shapes_generalist() -> Chain:
     return Chain("shapes_generalist", (*_teachers(), _merge(), _student("shapes_generalist", _merge())))
 
 
+def shapes_generalist_no_anchor() -> Chain:
+    """The same without an anchor."""
+    student = _student("shapes_generalist_no_anchor", _merge())
+    student = replace(student, algorithm=replace(student.algorithm, beta=0.0))  # type: ignore[call-arg]
+    return Chain("shapes_generalist_no_anchor", (*_teachers(), _merge(), student))
+
+
 def shapes_generalist_from_base() -> Chain:
     """Flow-OPD without a cold start."""
     return Chain("shapes_generalist_from_base", (*_teachers(), _student("shapes_generalist_from_base", None)))
