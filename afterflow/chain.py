@@ -19,9 +19,9 @@ from .models.merge import MergeName, check_merge, merge_folders
 from .models.sd3 import SD3
 from .models.teacher import Teacher
 from .models.tune import LoRA
+from .promptset import check_routes, held_out_records, prompt_records
 from .record import to_json
 from .run import Run
-from .session import check_routes, held_out_records, prompt_records
 
 
 @dataclass(frozen=True)

@@ -308,7 +308,7 @@ def test_a_missing_prompt_file_is_refused(said, monkeypatch):
 
 
 def test_rewards_that_look_at_pictures_alone_take_any_prompt(monkeypatch):
-    from afterflow.session import prompt_records
+    from afterflow.promptset import prompt_records
 
     Path("p.jsonl").write_text(record(tag="colour") + '\n{"prompt": "a dog", "tag": "single_object", "include": []}')
     with_prompts(monkeypatch, {"jpeg_compressibility": 1.0}, "p.jsonl")

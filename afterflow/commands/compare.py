@@ -127,8 +127,8 @@ class Tree:
         from ..algorithms.base import OnPolicy
         from ..data.prompts import check
         from ..models.quiet import no_progress_bars
+        from ..promptset import known_records, needs
         from ..run import read_run
-        from ..session import known_records, needs
         from ..treeview import tree_of
 
         run, _ = read_run(Path(self.run))
@@ -166,8 +166,8 @@ def write_comparison(folders: Sequence[Path], settings: Settings, out: Path, tit
     from ..compare import comparison, finished
     from ..models.quiet import no_progress_bars
     from ..page import write_page
+    from ..promptset import prompt_records
     from ..run import read_run
-    from ..session import prompt_records
     from ..treeview import tree_of
 
     no_progress_bars()

@@ -1,0 +1,47 @@
+"""The prompts that a run is about, each fit for what will be asked of it."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from .algorithms.base import OnPolicy
+from .data.images import Images
+from .data.prompts import check_turns
+from .rewards import NEEDS
+from .run import Run
+from .shapes.prompts import validate
+
+
+def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
+    """What these rewards, and the judge, ask of a record."""
+    asked = {name: NEEDS[name] for name in names if name in NEEDS}
+    return asked if run.judge is None else asked | {"the judge": validate}
+
+
+def prompt_records(run: Run) -> list[dict]:
+    """The prompts to explore, each fit for every reward; none where images come with theirs."""
+    if isinstance(run.data, Images) or not isinstance(run.algorithm, OnPolicy):
+        return []
+    records, route = run.data.records(run.seed, needs(run, run.algorithm.asks.rewards)), run.algorithm.asks.route
+    check_turns(records, run.turns)
+    if route is not None:
+        check_routes(records, route, [task for teacher in run.teachers for task in teacher.tasks])
+    return records
+
+
+def check_routes(records: Sequence[dict], route: str, tasks: Sequence[str]) -> None:
+    """ValueError for a prompt without a task, and for a task without a teacher."""
+    for record in records:
+        if not isinstance(record.get(route), str):
+            raise ValueError(f"prompt {record['prompt']!r} has no task under {route!r}, so no teacher; write one to it")
+        if record[route] not in tasks:
+            task = f"the task {record[route]!r} of prompt {record['prompt']!r}"
+            raise ValueError(f"{task} has no teacher; there are teachers for {', '.join(tasks)}")
+
+
+def held_out_records(run: Run) -> list[dict]:
+    """The prompts to evaluate on, each fit for every reward that is measured there."""
+    return [] if run.held_out is None else run.held_out.records(run.seed, needs(run, run.watched))
+
+
+def known_records(run: Run) -> dict[str, dict]:
+    """The run's own prompts, held out or not, by their text."""
+    return {record["prompt"]: record for record in [*held_out_records(run), *prompt_records(run)]}

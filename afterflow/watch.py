@@ -1,0 +1,135 @@
+"""A run followed: its log, its pictures, its figures on held-out prompts, its checkpoints."""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cond import Cond
+from .evaluate import decoded, encoded, finished_in_parts, spread
+from .parts import Session
+from .preferences import win_rates
+from .scoring import ask, both_orders, compare
+from .seeds import generator
+from .train.budget import Budget
+from .train.log import MetricsFile, grid
+from .train.progress import Progress
+
+SHOWN = 8
+"""Prompts of the sample pictures, four images each."""
+
+
+class Window:
+    """What a user looks at while training goes on: pictures from the same noise, rewards of held-out prompts."""
+
+    def __init__(self, session: Session, prompts: Cond, held_out: Sequence[dict]) -> None:
+        self.session = session
+        # Prompts of a tag stand together, so the shown ones are spread over all of them.
+        self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
+        self.held_out = encoded(session.model, held_out) if held_out else None
+        self.base = self._base_pictures() if self.held_out is not None and session.run.judge is not None else None
+
+    def _base_pictures(self) -> np.ndarray:
+        """What the held-out prompts look like before training; kept, because a resumed run has no such model."""
+        assert self.held_out is not None
+        file = self.session.run.folder / "held_out_base.npy"
+        if self.session.first == 0:
+            np.save(file, self.pictures(self.held_out, self.session.run.eval_images))
+        elif not file.is_file():
+            raise ValueError(f"{file} is gone, and with it the base of the win rate; start the run anew")
+        return np.load(file, allow_pickle=False)
+
+    def finished(self, cond: Cond, per_prompt: int) -> Tensor:
+        """Latents (P, per_prompt, ...) by the averaged policy."""
+        session, model = self.session, self.session.model
+        run, velocity = session.run, session.models.guided or session.models.policy
+        with session.averaged():
+            return finished_in_parts(velocity, model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
+
+    def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
+        """uint8 (P, per_prompt, H, W, 3) by the averaged policy."""
+        return decoded(self.session.model, self.finished(cond, per_prompt))
+
+    def save_samples(self, step: int) -> None:
+        images = self.pictures(self.shown, 4)
+        captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
+        sheet = grid(images.reshape(-1, *images.shape[2:]), captions, 8, max(1, 96 // images.shape[2]))
+        folder = self.session.run.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        sheet.save(folder / f"step_{step:06d}.png")
+
+    def evaluate(self) -> dict[str, float]:
+        """The mean of each reward over the held-out prompts, and how much pictures differ."""
+        run, start = self.session.run, time.perf_counter()
+        assert self.held_out is not None
+        latents, records = self.finished(self.held_out, run.eval_images), self.held_out.records()
+        images = decoded(self.session.model, latents)
+        means = {name: ask(name, images, records).mean().item() for name in run.watched} | spread(latents)
+        means = {f"eval/{name}": value for name, value in means.items()}
+        if self.base is not None:
+            means["eval/win_rate"] = self._win_rate(images, records)
+        return means | {"seconds/eval": time.perf_counter() - start}
+
+    def _win_rate(self, images: np.ndarray, records: Sequence[dict]) -> float:
+        """How often the judge prefers the picture (P, K, H, W, 3) to the base's from the same noise."""
+        judge, K = self.session.run.judge, images.shape[1]
+        assert judge is not None and self.base is not None
+        both = np.stack([images, self.base], 2).reshape(-1, 2, *images.shape[2:])
+        of_pair = [record for record in records for _ in range(K)]
+        # The same flaws of the judge at every iteration, so that a curve shows the policy alone.
+        judged = compare(judge, both, of_pair, both_orders(len(both), 2), generator(self.session.run.seed, "held out"))
+        return win_rates(judged)[:, 0].mean().item()
+
+
+def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window, budget: Budget) -> None:
+    """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way."""
+    run, start = session.run, time.perf_counter()
+    log = MetricsFile(run.folder / "metrics.jsonl", session.first)
+    budget.used = log.before.get("seconds_trained", 0.0)
+    if session.first and budget.ends(session.first - 1):
+        return
+    before = start
+    with interruptible() as interrupted, Progress(run.name, budget, session.first) as progress:
+        for step, metrics in steps:
+            budget.used += time.perf_counter() - before
+            last = budget.ends(step) or bool(interrupted)
+            if due(run.eval_every, step, last):
+                metrics |= window.evaluate()
+            metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
+            log.write(step, metrics)
+            session.accelerator.log(metrics, step)
+            progress.show(step, metrics)
+            if due(run.sample_every, step, last):
+                window.save_samples(step)
+            if last or (step + 1) % run.save_every == 0:
+                session.save(step)
+            if interrupted:
+                print(f"Stopped after iteration {step}; go on with: afterflow train --resume {run.folder}")
+            if last:
+                break
+            before = time.perf_counter()
+    log.close()
+
+
+def due(every: int, step: int, last: bool) -> bool:
+    return every > 0 and (step % every == 0 or last)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """A list that Ctrl-C fills, instead of tearing down whatever is under way; a second Ctrl-C does tear it down."""
+    signals: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        signals.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, previous)
