@@ -52,7 +52,7 @@ class Merge:
 
     def __call__(self) -> str:
         out = self.folder / "lora"
-        error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
+        _, error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
         return f"what its rank cannot hold is {error:.1%} of the merge"
 
 
@@ -86,7 +86,7 @@ class Samples:
     def records(self) -> list[dict]:
         """What is drawn; ValueError for a prompt that no teacher knows."""
         records = self.prompts.records(self.seed)
-        check_routes(records, self.route, [task for teacher in self.teachers for task in teacher.tasks])
+        check_routes(records, self.route, self.teachers)
         return records
 
     def __call__(self) -> str:
@@ -101,7 +101,7 @@ class Samples:
             model = self.model.load(default_device())
             if teacher.lora is not None:
                 model.load_lora(teacher.lora)
-            scale = self.guidance_scale if teacher.guidance_scale is None else teacher.guidance_scale
+            scale = teacher.guidance(self.guidance_scale)
             drawn = picture_prompts(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
             for i, of_prompt in zip(rows, drawn):
                 for j, pixels in enumerate(of_prompt):

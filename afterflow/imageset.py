@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import __version__
@@ -18,7 +17,7 @@ from .cond import Cond, Pairs
 from .data.images import Images, Picture, ShapesImages, empty_tokens
 from .data.prompts import batch, check
 from .evaluate import encoded, picture_size
-from .models.base import Model, cache_folder
+from .models.base import Model, cache_folder, keep
 from .rewards import NEEDS, REWARDS
 from .run import Run
 
@@ -77,10 +76,7 @@ def encoded_shard(
     kept = [i for i, passes in zip(readable, good) if passes]
     latents = model.encode_images(images[good]).cpu() if kept else torch.empty(0, *model.latent_shape)
     if cache and len(readable) == len(part):  # what cannot be read today is asked for again
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"latents": latents.contiguous(), "kept": torch.tensor(kept, dtype=torch.long)}, partial)
-        partial.replace(file)
+        keep(file, {"latents": latents.contiguous(), "kept": torch.tensor(kept, dtype=torch.long)})
     return latents, kept, len(part) - len(readable)
 
 

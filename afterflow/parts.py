@@ -97,8 +97,7 @@ def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
     asks = run.algorithm.asks
     teachers = {}
     for teacher in run.teachers:
-        scale = run.guidance_scale if teacher.guidance_scale is None else teacher.guidance_scale
-        teachers[teacher.name] = wrapped(specialist(run, model, teacher), scale)
+        teachers[teacher.name] = wrapped(specialist(run, model, teacher), teacher.guidance(run.guidance_scale))
     anchor = wrapped(without_adapters(model, run.tune)) if asks.anchor == "base" else teachers.get(asks.anchor)
     return Models(
         drawing(field),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .algorithms.base import OnPolicy
 from .data.images import Images
 from .data.prompts import check_turns
+from .models.teacher import Teacher
 from .rewards import NEEDS
 from .run import Run
 from .shapes.prompts import validate
@@ -23,12 +24,13 @@ def prompt_records(run: Run) -> list[dict]:
     records, route = run.data.records(run.seed, needs(run, run.algorithm.asks.rewards)), run.algorithm.asks.route
     check_turns(records, run.turns)
     if route is not None:
-        check_routes(records, route, [task for teacher in run.teachers for task in teacher.tasks])
+        check_routes(records, route, run.teachers)
     return records
 
 
-def check_routes(records: Sequence[dict], route: str, tasks: Sequence[str]) -> None:
+def check_routes(records: Sequence[dict], route: str, teachers: Sequence[Teacher]) -> None:
     """ValueError for a prompt without a task, and for a task without a teacher."""
+    tasks = [task for teacher in teachers for task in teacher.tasks]
     for record in records:
         if not isinstance(record.get(route), str):
             raise ValueError(f"prompt {record['prompt']!r} has no task under {route!r}, so no teacher; write one to it")

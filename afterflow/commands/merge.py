@@ -34,10 +34,9 @@ class MergeLoRAs:
     """Of what dare leaves out."""
 
     def __call__(self) -> None:
-        from ..models.merge import merge_folders, read
+        from ..models.merge import merge_folders
 
         out = Path(self.out)
-        error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
-        made = read(self.out)
-        held = f"what its rank cannot hold is {error:.1%} of the merge"
-        print(f"{out}: rank {made.rank}, {len(made.layers)} layers; {held}")
+        layers, error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
+        rank = len(next(iter(layers.values())).A)
+        print(f"{out}: rank {rank}, {len(layers)} layers; what its rank cannot hold is {error:.1%} of the merge")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..cond import Embedding, Velocity
@@ -25,6 +26,14 @@ def default_device() -> torch.device:
 def cache_folder() -> Path:
     """Where encoded prompts and images are kept between runs."""
     return Path(os.environ.get("AFTERFLOW_CACHE", Path.home() / ".cache" / "afterflow"))
+
+
+def keep(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file of the cache; whoever reads it meanwhile finds all of it or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    save_file(tensors, partial)
+    partial.replace(file)
 
 
 class Model(ABC):

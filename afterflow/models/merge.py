@@ -55,8 +55,8 @@ def merge_folders(
     density: float = 0.5,
     rank: int | None = None,
     seed: int = 0,
-) -> float:
-    """Write the merge of the LoRAs in `folders` to `out`; the relative error of cutting it to `rank`.
+) -> tuple[dict[str, Factors], float]:
+    """Write the merge of the LoRAs in `folders` to `out`; its factors, and the relative error of cutting it to `rank`.
 
     weights None: the mean of what the LoRAs add.  ValueError for what cannot be merged.
     """
@@ -66,7 +66,7 @@ def merge_folders(
     each = 1.0 if "ties" in how else 1 / len(loras)
     layers, error = merge(loras, weights or [each] * len(loras), how, density, rank, seed)
     write(out, layers)
-    return error
+    return layers, error
 
 
 def check_merge(count: int, weights: Sequence[float] | None, density: float, rank: int | None) -> None:

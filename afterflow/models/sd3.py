@@ -5,7 +5,6 @@ The encoders live only while prompts are encoded; what stays in memory is the tr
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..cond import Cond, Embedding, Velocity
 from ..flow import Schedule, SD3Grid
-from .base import Model, cache_folder
+from .base import Model, cache_folder, keep
 
 FIRST_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 THIRD_ENCODER = ("text_encoder_3", "tokenizer_3")
@@ -102,11 +101,8 @@ class SD3Model(Model):
     def encode(self, prompts: Sequence[str]) -> Embedding:
         cached = self._cache_file(prompts)
         if not cached.is_file():
-            cached.parent.mkdir(parents=True, exist_ok=True)
             embedding = self._run_encoders(prompts)
-            partial = cached.with_suffix(f".{os.getpid()}.partial")
-            save_file({"sequence": embedding.sequence, "pooled": embedding.pooled}, partial)  # type: ignore[dict-item]
-            partial.replace(cached)
+            keep(cached, {"sequence": embedding.sequence, "pooled": embedding.pooled})  # type: ignore[dict-item]
         stored = load_file(cached, device=str(self.device))
         return Embedding(stored["sequence"], stored["pooled"])
 

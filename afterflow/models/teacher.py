@@ -13,3 +13,7 @@ class Teacher:
     """What it teaches; none: it is an anchor only."""
     guidance_scale: float | None = None
     """The guidance it was trained for; None: the run's."""
+
+    def guidance(self, of_run: float) -> float:
+        """The scale it draws with."""
+        return of_run if self.guidance_scale is None else self.guidance_scale
