@@ -1,6 +1,6 @@
 """Pictures by the ODE, and what they are worth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -114,6 +114,22 @@ def suite_pictures(
     """uint8 (P, images, H, W, 3) of all P records, or of those in `rows`, from the noise they have among all."""
     s = settings
     return picture_prompts(model, records, s.images, s.steps, s.guidance, s.seed, rows)
+
+
+def strict_of_teachers(
+    records: Sequence[dict], settings: Settings, teachers: Mapping[str, str], load: Callable[[str], Model]
+) -> np.ndarray:
+    """(P,): strict of the teacher of each record's tag, NaN where it has none; each draws its own prompts alone.
+
+    teachers: tag → folder of a LoRA, of which `load` makes a model.
+    """
+    found = np.full(len(records), np.nan)
+    for folder in dict.fromkeys(teachers.values()):
+        rows = [i for i, record in enumerate(records) if teachers.get(record["tag"]) == folder]
+        if rows:
+            images = suite_pictures(load(folder), records, settings, rows)
+            found[rows] = verdicts(images, [records[i] for i in rows])["strict"].mean(1)
+    return found
 
 
 def compare_pictures(

@@ -20,7 +20,7 @@ import torch
 
 from afterflow.chain import Chain, Merge, Samples, execute
 from afterflow.compare import base_of
-from afterflow.evaluate import judge, suite_pictures, verdicts
+from afterflow.evaluate import judge, strict_of_teachers, suite_pictures
 from afterflow.models.base import default_device
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
@@ -116,13 +116,8 @@ def one(chain: Chain, seed: int, settings: Settings) -> dict:
 @cache
 def of_teachers(seed: int, settings: Settings) -> np.ndarray:
     """(P,): strict of the teacher of each record's tag, NaN where it has none."""
-    records = base_of(MODEL, settings).records
-    strict = np.full(len(records), np.nan)
-    for task, tags in TASKS.items():
-        rows = [i for i, record in enumerate(records) if record["tag"] in tags]
-        drawn = suite_pictures(adapted(teacher(task, seed) / "lora"), records, settings, rows)
-        strict[rows] = verdicts(drawn, [records[i] for i in rows])["strict"].mean(1)
-    return strict
+    teachers = {tag: str(teacher(task, seed) / "lora") for task, tags in TASKS.items() for tag in tags}
+    return strict_of_teachers(base_of(MODEL, settings).records, settings, teachers, adapted)
 
 
 def teacher(task: str, seed: int) -> Path:
@@ -136,7 +131,7 @@ def teacher(task: str, seed: int) -> Path:
     return folder
 
 
-def adapted(lora: Path):
+def adapted(lora: str | Path):
     model = MODEL.load(default_device())
     model.load_lora(lora)
     return model

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -93,7 +93,7 @@ class Eval:
         against = self.model if self.against == "base" else self.against
         teachers = teachers_by_tag(self.teachers)
         check_sources([self.model, against], [self.lora, self.lora_against, *teachers.values()])
-        from ..evaluate import compare_pictures
+        from ..evaluate import compare_pictures, strict_of_teachers
         from ..train.log import before_after
 
         before = None if against is None else self.draw(against, self.lora_against)[1]
@@ -106,7 +106,10 @@ class Eval:
         if teachers:
             if not {record["tag"] for record in records} & set(teachers):
                 raise ValueError(f"--teachers: the {self.settings.split} split has no prompts of {', '.join(teachers)}")
-            strict = self.of_teachers(records, teachers)
+            print(f"{len(set(teachers.values()))} teachers: the prompts of their own tags", file=sys.stderr)
+            strict = strict_of_teachers(
+                records, self.settings, teachers, lambda folder: self.source.load(self.model, folder)
+            )
             report = replace(report, taught=beside_teachers(self.settings, records, judged.strict.mean(1), strict))
         Console().print(render(report))
         if self.grid is not None:
@@ -116,21 +119,6 @@ class Eval:
             print(json.dumps(to_json(report)))
         elif self.json is not None:
             write_file(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
-
-    def of_teachers(self, records: Sequence[dict], teachers: Mapping[str, str]) -> "np.ndarray":
-        """(P,) strict of the teacher of each record's tag, NaN where there is none."""
-        import numpy as np
-
-        from ..evaluate import suite_pictures, verdicts
-
-        found = np.full(len(records), np.nan)
-        for folder in dict.fromkeys(teachers.values()):
-            rows = [i for i, record in enumerate(records) if teachers.get(record["tag"]) == folder]
-            if rows:
-                print(f"{named(self.model, folder)}: {len(rows)} prompts of its tags", file=sys.stderr)
-                images = suite_pictures(self.source.load(self.model, folder), records, self.settings, rows)
-                found[rows] = verdicts(images, [records[i] for i in rows])["strict"].mean(1)
-        return found
 
     def draw(self, path: str, lora: str | None) -> tuple[list[dict], "np.ndarray"]:
         """The prompts of the suite and their pictures by one model, of which nothing stays in memory."""
