@@ -3,8 +3,8 @@
     python bench/ablations.py --budget-seconds 300 --seeds 1
     python bench/ablations.py splits fusion --budget-seconds 300 --seeds 3
 
-Writes bench/results/ablations/NAME.json for each; runs and pages are kept in runs/ablations.  It goes on where it was
-interrupted.
+Writes bench/results/ablations/NAME.json for each; runs and pages are kept in runs/ablations, where a variant that
+several ablations share is trained once.  It goes on where it was interrupted.
 """
 
 import argparse
@@ -15,7 +15,9 @@ from pathlib import Path
 from afterflow.algorithms.base import Comparisons
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.algorithms.pruning import Pruning
 from afterflow.compare import comparison, finished, train_all
 from afterflow.models.quiet import no_progress_bars
 from afterflow.page import write_page
@@ -34,7 +36,7 @@ def varied(recipe: str, **options) -> Run:
     """The recipe with options of its algorithm changed, and as many prompts as make IMAGES images."""
     run = RECIPES[recipe]()
     algorithm = replace(run.algorithm, **options)
-    assert isinstance(algorithm, FlowGRPO | BranchGRPO | PrefGRPO)
+    assert isinstance(algorithm, FlowGRPO | MixGRPO | BranchGRPO | PrefGRPO)
     return replace(run, algorithm=algorithm, batch=max(1, IMAGES // algorithm.group))
 
 
@@ -64,6 +66,16 @@ ABLATIONS = {
         "K_3": branch(children=3, splits=(0, 1, 3)),
         "K_4": branch(children=4, splits=(0, 1)),
     },
+    "pruning": {
+        "none": branch(),
+        "width": branch(prune=Pruning("parent_top1")),
+        "depth": branch(prune=Pruning(depth=2)),
+    },
+    "flash": {
+        "mix": varied("shapes_mix_grpo"),
+        "flash": varied("shapes_mix_grpo_flash"),
+        "flash_star": varied("shapes_mix_grpo_flash_star"),
+    },
     "training_steps": {f"T_{steps}": flow(steps=steps) for steps in (5, 10, 40)},
     "group_size": {f"G_{group}": flow(group=group) for group in (4, 8, 16, 32)},
     "kernel": {name: varied("shapes_flow_grpo_cps", kernel=name) for name in ("flow_sde", "cps")},
@@ -79,8 +91,6 @@ ABLATIONS = {
         "clean": pref(ShapesJudge()),
         "biased_both_orders": pref(ShapesJudge(bias=0.3)),
         "biased_one_order": pref(ShapesJudge(bias=0.3), compare=Comparisons(both_orders=False)),
-        "noisy": pref(ShapesJudge(noise=0.5)),
-        "noisy_consistent_groups": pref(ShapesJudge(noise=0.5), least_consistency=0.6),
     },
 }
 
@@ -111,9 +121,18 @@ def main() -> None:
 def one(name: str, options: argparse.Namespace, settings: Settings) -> dict:
     """Train and judge the variants of one ablation."""
     variants = ABLATIONS[name]
-    folders = train_all(variants, options.budget_seconds, options.seeds, f"ablations/{name}")
-    runs = [finished(folder, *read_run(folder), settings) for folder in folders]
-    return {**comparison(runs, settings), "git_commit": git_commit(), "hardware": hardware()}
+    runs = {trained_as(run): run for run in variants.values()}
+    folders = train_all(runs, options.budget_seconds, options.seeds, "ablations")
+    judged = [
+        finished(folder, read_run(folder)[0], variant, settings)
+        for folder, variant in zip(folders, list(variants) * options.seeds, strict=True)
+    ]
+    return {**comparison(judged, settings), "git_commit": git_commit(), "hardware": hardware()}
+
+
+def trained_as(run: Run) -> str:
+    """The first variant of all ablations that is this run."""
+    return next(f"{name}/{key}" for name, of_name in ABLATIONS.items() for key, each in of_name.items() if each == run)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,7 @@ CLAIMS = {
         Claim("Or .41 (T = 20, all steps)", time_of("mix_grpo", 0.41)),
         Claim("Flash: .39", time_of("mix_grpo_flash", 0.39, "vs_dance_60")),
         Claim("Flash*: .29", time_of("mix_grpo_flash_star", 0.29, "vs_dance_60")),
-        Claim("Flash costs little in score", alike(FAMILY, "shapes_mix_grpo_flash", "shapes_mix_grpo", 0.03)),
+        Claim("Flash costs little in score", alike("ablations/flash.json", "flash", "mix", 0.03)),
     ],
     "BranchGRPO (arXiv:2509.06040)": [
         Claim(
@@ -296,7 +296,7 @@ CLAIMS = {
         Claim("An iteration takes .71 of DanceGRPO's time", time_of("branch_grpo", 0.71)),
         Claim("Pruned: .45", time_of("branch_grpo_pruned", 0.45)),
         Claim("Mix: .21", time_of("branch_grpo_mix", 0.21)),
-        Claim("Pruning costs nothing", alike(FAMILY, "shapes_branch_grpo_width", "shapes_branch_grpo", 0.03)),
+        Claim("Pruning costs nothing", alike("ablations/pruning.json", "width", "none", 0.03)),
         Claim("Correlated sibling noise with λ = 4 is best", best("ablations/split_noise.json", "lambda_4")),
         Claim("Early, dense splits are better than sparse ones", better("ablations/splits.json", "dense", "sparse")),
         Claim(
