@@ -21,7 +21,7 @@ from .algorithms.base import OnPolicy
 from .data.prompts import ShapesPrompts
 from .evaluate import frechet, judge, picture_size, renders, suite_pictures, suite_prompts
 from .models.base import Model, default_device
-from .models.sd3 import SD3
+from .models.pipeline import Pretrained
 from .models.tune import LoRA
 from .record import from_json, to_json
 from .report import Judged, Settings, report
@@ -117,14 +117,14 @@ def check_ended(folder: Path, run: Run) -> None:
     """ValueError when it has not, or has no base that draws pictures of the shapes world."""
     if not ended(folder, run):
         raise ValueError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
-    if not isinstance(run.model, SD3):
+    if not isinstance(run.model, Pretrained):
         raise ValueError(f"{folder}: it was trained from scratch, so there is no base to compare it with")
 
 
 def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finished:
     """A run's pictures of the suite, judged beside its base's; kept in the run's folder for the next time."""
     check_ended(folder, run)
-    assert isinstance(run.model, SD3)
+    assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.guidance_scale)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     base = base_of(run.model, settings)
@@ -155,7 +155,7 @@ class Base:
 
 
 @cache
-def base_of(model: SD3, settings: Settings) -> Base:
+def base_of(model: Pretrained, settings: Settings) -> Base:
     loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
     pictures = suite_pictures(loaded, records, settings)
@@ -167,7 +167,7 @@ def base_of(model: SD3, settings: Settings) -> Base:
 
 def tuned_model(run: Run, folder: Path) -> Model:
     """What a run made of its model."""
-    assert isinstance(run.model, SD3)
+    assert isinstance(run.model, Pretrained)
     if not isinstance(run.tune, LoRA):
         return replace(run.model, path=str(folder / "model")).load(default_device())
     model = run.model.load(default_device())
@@ -206,7 +206,7 @@ def comparison(runs: Sequence[Finished], settings: Settings) -> dict[str, Any]:
 def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str, Any]:
     """One method over its seeds."""
     run = runs[0].run
-    assert isinstance(run.model, SD3)
+    assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.guidance_scale)
     base, path = base_of(run.model, settings), run.model.path
     of = lambda judged, model: report(settings, base.records, judged, base.judged, base.truth, model, path)

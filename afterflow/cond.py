@@ -7,15 +7,18 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .flow import expand
+
 
 class Embedding(NamedTuple):
     """Encoded texts, one row each."""
 
     sequence: Tensor  # (P, L, D)
     pooled: Tensor | None = None  # (P, D')
+    mask: Tensor | None = None  # (P, L) long: 0 where a sequence is only padded
 
     def rows(self, chosen: Tensor | slice) -> "Embedding":
-        return Embedding(self.sequence[chosen], None if self.pooled is None else self.pooled[chosen])
+        return Embedding(*(None if x is None else x[chosen] for x in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,11 @@ class Cond:
 
     def embedding(self) -> Embedding:
         """The rows' embeddings, gathered: B rows."""
-        rows, empty = self.positive.rows(self.texts[self.index.clamp(min=0)]), (self.index < 0)[:, None]
-        sequence = torch.where(empty[:, :, None], self.negative.sequence, rows.sequence)
-        sequence = torch.nn.functional.pad(sequence, (0, 0, 0, self.padding))
-        if rows.pooled is None or self.negative.pooled is None:
-            return Embedding(sequence)
-        return Embedding(sequence, torch.where(empty, self.negative.pooled, rows.pooled))
+        rows, empty = self.positive.rows(self.texts[self.index.clamp(min=0)]), self.index < 0
+        columns = zip(self.negative, rows)
+        found = [None if n is None or p is None else torch.where(expand(empty, p), n, p) for n, p in columns]
+        assert found[0] is not None
+        return Embedding(torch.nn.functional.pad(found[0], (0, 0, 0, self.padding)), *found[1:])
 
 
 def condition(positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None) -> Cond:

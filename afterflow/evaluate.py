@@ -70,7 +70,7 @@ def picture_prompts(
     if rows is not None:
         cond = cond[torch.tensor(rows)]
     chunk = min(CHUNK, len(cond) * per_prompt)
-    velocity = in_chunks(guided(model.velocity(model.module), guidance), chunk)
+    velocity = in_chunks(guided(model.velocity(model.module), guidance, model.combine), chunk)
     return decoded(model, finished_in_parts(velocity, model, cond, per_prompt, steps, seed, chunk))
 
 
@@ -97,7 +97,7 @@ def finished_in_parts(
 def picture_size(model: Model) -> int:
     """Pixels of a side, asked of the decoder."""
     device = next(model.module.parameters()).device
-    return model.decode(torch.zeros(1, *model.latent_shape, device=device)).shape[1]
+    return model.decode(torch.zeros(1, *model.latent_shape, device=device)).shape[-3]
 
 
 def suite_prompts(settings: Settings, size: int) -> list[dict]:

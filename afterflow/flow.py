@@ -133,8 +133,8 @@ class SD3Grid(Schedule):
 
 
 @dataclass(frozen=True)
-class FluxShift(Schedule):
-    """FLUX.1's dynamic shift e^μ / (e^μ + 1/t - 1), with μ linear in the number of image tokens."""
+class DynamicShift(Schedule):
+    """The dynamic shift e^μ / (e^μ + 1/t - 1) of FLUX.1 and Qwen-Image, with μ linear in the number of image tokens."""
 
     tokens: int = 1024
     """Latent tokens of an image: (height / 16) * (width / 16)."""
@@ -142,6 +142,8 @@ class FluxShift(Schedule):
     """A number of tokens and the μ that belongs to it."""
     high: tuple[int, float] = (4096, 1.15)
     """The other end of the line."""
+    terminal: float = 0.0
+    """Where the last step but one is stretched to; 0: it stays where the shift puts it."""
 
     @property
     def warp(self) -> float:
@@ -151,4 +153,6 @@ class FluxShift(Schedule):
 
     def times(self, steps: int) -> Tensor:
         grid = shifted(torch.linspace(1, 1 / steps, steps), self.warp)
+        if self.terminal and steps > 1:
+            grid = 1 - (1 - grid) * (1 - self.terminal) / (1 - grid[-1])
         return torch.cat([grid, torch.zeros(1)])

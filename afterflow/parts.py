@@ -88,7 +88,9 @@ def prepare(run: Run, resume: bool) -> Session:
 def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
     """The policy and whom else the algorithm asks for, in the same precision and chunks."""
     precise = lambda velocity: in_context(velocity, partial(precision, accelerator))
-    drawing = lambda velocity, scale=run.guidance_scale: in_chunks(guided(precise(velocity), scale), run.chunk)
+    drawing = lambda velocity, scale=run.guidance_scale: in_chunks(
+        guided(precise(velocity), scale, model.combine), run.chunk
+    )
     field = model.velocity(model.module)
     if not isinstance(run.algorithm, OnPolicy):
         return Models(precise(field), guided=drawing(field))

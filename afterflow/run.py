@@ -21,10 +21,14 @@ from .algorithms.sft import SFT
 from .algorithms.soar import SOAR
 from .data.images import HubImages, ImageFolder, Images, ShapesImages
 from .data.prompts import PromptFile, ShapesPrompts
+from .models.flux import Flux
+from .models.pipeline import Pretrained
+from .models.qwen_image import QwenImage
 from .models.sd3 import SD3
 from .models.teacher import Teacher
 from .models.tiny import TinyParts
 from .models.tune import Full, LoRA
+from .models.wan import Wan
 from .names import unknown
 from .record import from_json
 from .rewards import REWARDS
@@ -40,7 +44,7 @@ class Run:
     """What is descended."""
     data: ShapesPrompts | PromptFile | ShapesImages | ImageFolder | HubImages
     """Prompts to explore, or images with prompts to learn from."""
-    model: SD3 | TinyParts = SD3()
+    model: SD3 | Flux | QwenImage | Wan | TinyParts = SD3()
     """What is trained."""
     tune: LoRA | Full = LoRA()
     """Which of its weights."""
@@ -127,7 +131,7 @@ class Run:
             raise ValueError("turns are of prompts that are explored; leave them out where images teach")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema = {self.ema}: a decay, so 0 <= ema < 1")
-        if isinstance(self.model, SD3) and self.model.dtype == "float16" and self.mixed_precision != "fp16":
+        if isinstance(self.model, Pretrained) and self.model.dtype == "float16" and self.mixed_precision != "fp16":
             raise ValueError("model.dtype = float16 loses small gradients; take bfloat16, or mixed_precision = fp16")
         if self.track != "none" and find_spec(self.track) is None:
             raise ValueError(f"track = {self.track}: it is not installed; pip install 'afterflow[track]'")

@@ -1,5 +1,6 @@
 """From finished latents to what rewards and judges say about them: the border between images and tensors."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -48,10 +49,14 @@ def score(
 
 
 def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
-    """uint8 (P, G, H, W, 3) of P records → (P, G)."""
-    P, G = images.shape[:2]
-    values = REWARDS[reward](images.reshape(P * G, *images.shape[2:]), repeated(records, G))
-    return torch.from_numpy(np.asarray(values, np.float32)).view(P, G)
+    """uint8 (P, G, H, W, 3), or clips (P, G, F, H, W, 3), of P records → (P, G).
+
+    What scores images scores a clip by the mean of its frames.
+    """
+    P, G, frames = images.shape[0], images.shape[1], images.shape[2:-3]
+    flat = images.reshape(-1, *images.shape[-3:])
+    values = REWARDS[reward](flat, repeated(records, G * math.prod(frames)))
+    return torch.from_numpy(np.asarray(values, np.float32)).view(P, G, -1).mean(2)
 
 
 def compare(
@@ -59,13 +64,15 @@ def compare(
 ) -> Tensor:
     """uint8 (P, G, H, W, 3) of P records, and which pairs to show, (P, G, G) bool → verdicts (P, G, G), NaN elsewhere.
 
-    ValueError when the judge does not give one number in [0, 1] for each pair.
+    Of clips, (P, G, F, H, W, 3), it is asked frame by frame.  ValueError when the judge does not give one number
+    in [0, 1] for each pair.
     """
     P, G = images.shape[:2]
     prompt, i, j = shown.nonzero().unbind(1)
     first, second = (prompt * G + i).numpy(), (prompt * G + j).numpy()
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    said = np.asarray(judge(images.reshape(P * G, *images.shape[2:]), repeated(records, G), first, second, rng))
+    frames = images.reshape(P * G, -1, *images.shape[-3:]).swapaxes(0, 1)
+    said = np.mean([judge(frame, repeated(records, G), first, second, rng) for frame in frames], 0)
     if said.shape != first.shape:
         raise ValueError(f"the judge {judge} answered with shape {said.shape} where {first.shape} pairs were shown")
     if not np.all((said >= 0) & (said <= 1)):

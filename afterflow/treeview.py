@@ -26,7 +26,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     check_ended(folder, run)
     model = tuned_model(run, folder)
     cond, noise_of = encoded(model, [record]), [generator(seed, "tree")]
-    velocity = in_chunks(guided(model.velocity(model.module), run.guidance_scale), run.chunk)
+    velocity = in_chunks(guided(model.velocity(model.module), run.guidance_scale, model.combine), run.chunk)
     noise = draw(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)

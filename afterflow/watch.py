@@ -16,7 +16,7 @@ from .preferences import win_rates
 from .scoring import ask, both_orders, compare
 from .seeds import generator
 from .train.budget import Budget
-from .train.log import MetricsFile, grid
+from .train.log import MetricsFile, save_pictures
 from .train.progress import Progress
 
 SHOWN = 8
@@ -51,16 +51,15 @@ class Window:
             return finished_in_parts(velocity, model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
 
     def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
-        """uint8 (P, per_prompt, H, W, 3) by the averaged policy."""
+        """uint8 (P, per_prompt, H, W, 3), or clips, by the averaged policy."""
         return decoded(self.session.model, self.finished(cond, per_prompt))
 
     def save_samples(self, step: int) -> None:
         images = self.pictures(self.shown, 4)
         captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
-        sheet = grid(images.reshape(-1, *images.shape[2:]), captions, 8, max(1, 96 // images.shape[2]))
         folder = self.session.run.folder / "samples"
         folder.mkdir(exist_ok=True)
-        sheet.save(folder / f"step_{step:06d}.png")
+        save_pictures(folder / f"step_{step:06d}.png", images.reshape(-1, *images.shape[2:]), captions, 8)
 
     def evaluate(self) -> dict[str, float]:
         """The mean of each reward over the held-out prompts, and how much pictures differ."""

@@ -348,9 +348,12 @@ def test_a_folder_that_is_no_pipeline_is_refused(said, tmp_path):
     (tmp_path / "other").mkdir()
     code, _, err = said("sample", tmp_path / "other", "x")
     assert code == 2 and "holds no model_index.json, so it is not a diffusers pipeline" in err
-    (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    assert "is a FluxPipeline" in said("eval", tmp_path / "other")[2]
-    assert "is a FluxPipeline" in said("train", "shapes_flow_grpo", "--model.path", tmp_path / "other")[2]
+    (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
+    assert "is a KolorsPipeline; afterflow knows StableDiffusion3Pipeline, " in said("eval", tmp_path / "other")[2]
+    assert (
+        "is a KolorsPipeline; this model needs a StableDiffusion3Pipeline"
+        in said("train", "shapes_flow_grpo", "--model.path", tmp_path / "other")[2]
+    )
     assert not Path("runs").exists()
 
 
@@ -390,7 +393,20 @@ def test_a_recipe_is_a_run_or_a_chain_of_them():
 
 def test_every_field_of_a_run_has_its_sentence_in_the_help():
     """tyro shows the docstring under a field; a field without one is an option nobody can use."""
-    modules = ["run", "flow", "advantages", "models/sd3", "models/tune", "models/tiny", "data/images", "data/prompts"]
+    modules = [
+        "run",
+        "flow",
+        "advantages",
+        "models/pipeline",
+        "models/sd3",
+        "models/flux",
+        "models/wan",
+        "models/qwen_image",
+        "models/tune",
+        "models/tiny",
+        "data/images",
+        "data/prompts",
+    ]
     modules += ["rewards/judges", "algorithms/pruning", "algorithms/windows", "algorithms/sft", "algorithms/soar"]
     modules += [f"algorithms/{name}_grpo" for name in ("flow", "dance", "mix", "branch", "pref")] + ["algorithms/ddpo"]
     silent = []

@@ -4,7 +4,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from afterflow.flow import (
-    FluxShift,
+    DynamicShift,
     LinearShift,
     SD3Grid,
     interpolate,
@@ -21,7 +21,7 @@ from afterflow.flow import (
     "schedule, steps, times",
     [
         (SD3Grid(), 10, [1, 0.96013, 0.91335, 0.85769, 0.79037, 0.70728, 0.60215, 0.46488, 0.27805, 0.00893, 0]),
-        (FluxShift(), 6, [1, 0.90374, 0.78970, 0.65249, 0.48422, 0.27300, 0]),
+        (DynamicShift(), 6, [1, 0.90374, 0.78970, 0.65249, 0.48422, 0.27300, 0]),
         (LinearShift(3.0), 2, [1, 0.75, 0]),
     ],
 )
@@ -49,7 +49,7 @@ def test_shifted_schedules_are_those_of_diffusers(steps, shift):
 def test_the_flux_schedule_is_that_of_diffusers(steps, tokens, mu):
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=mu)
-    torch.testing.assert_close(FluxShift(tokens).times(steps), scheduler.sigmas, atol=1e-6, rtol=0)
+    torch.testing.assert_close(DynamicShift(tokens).times(steps), scheduler.sigmas, atol=1e-6, rtol=0)
 
 
 def test_a_point_and_its_velocity_tell_both_ends_of_the_line():

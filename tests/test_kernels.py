@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from afterflow.flow import FluxShift, LinearShift, SD3Grid, expand
+from afterflow.flow import DynamicShift, LinearShift, SD3Grid, expand
 from afterflow.kernels import KERNELS, cps, dance_sde, flow_sde, kl, log_prob, variance_free, wan_sde
 from toy import exact
 
@@ -103,7 +103,7 @@ def test_wan_sde_is_dance_sde_with_diffusion_proportional_to_time():
     torch.testing.assert_close(wan_sde(x, v, t, s, eta), dance_sde(x, v, t, s, 0 + (times[1] - 0) * t))
 
 
-@pytest.mark.parametrize("schedule", [SD3Grid(), LinearShift(1.0), LinearShift(7.0), FluxShift()])
+@pytest.mark.parametrize("schedule", [SD3Grid(), LinearShift(1.0), LinearShift(7.0), DynamicShift()])
 @pytest.mark.parametrize("steps", [4, 10, 40])
 @pytest.mark.parametrize("eta", [0.3, 0.7, 1.5])
 def test_the_first_step_of_flow_sde_has_std_eta_and_inflates_the_variance(schedule, steps, eta):

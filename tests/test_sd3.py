@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from afterflow.cond import condition
 from afterflow.evaluate import decoded, finished
-from afterflow.models import sd3
+from afterflow.models import lora, sd3
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import Full, LoRA, attach, before_training
 from afterflow.models.wrappers import guided, in_context
@@ -35,11 +35,11 @@ def load(folder, **options):
     return SD3(str(folder), **options).load()
 
 
-def stock_images(folder, noise, steps, guidance, length, lora=None):
+def stock_images(folder, noise, steps, guidance, length, lora_folder=None):
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, **NO_T5)
     pipe.set_progress_bar_config(disable=True)
-    if lora is not None:
-        pipe.load_lora_weights(lora)
+    if lora_folder is not None:
+        pipe.load_lora_weights(lora_folder)
     drawn = pipe(
         PROMPTS,
         num_inference_steps=steps,
@@ -165,7 +165,7 @@ def test_a_lora_of_another_architecture_is_refused(folder, tmp_path):
     model = load(folder, max_sequence_length=0)
     attach(model, LoRA(rank=2, alpha=4, targets=("to_q",)))
     model.save_lora(tmp_path / "lora")
-    file = sd3.lora_file(tmp_path / "lora")
+    file = lora.lora_file(tmp_path / "lora")
     narrow = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(3, 3)})
     with pytest.raises(ValueError, match="another architecture"):
-        sd3.check_lora_fits(file, narrow)
+        lora.check_lora_fits(file, narrow)

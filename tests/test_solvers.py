@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from afterflow.flow import FluxShift, LinearShift, SD3Grid
+from afterflow.flow import DynamicShift, LinearShift, SD3Grid
 from afterflow.kernels import flow_sde
 from afterflow.rollout import chain, sample
 from afterflow.solvers import second_order
@@ -55,7 +55,7 @@ def test_halving_the_step_halves_the_error_of_euler_and_at_least_quarters_that_o
     assert error(16, 2) < error(16, 1) / 20
 
 
-@pytest.mark.parametrize("schedule", [LinearShift(3.0), LinearShift(1.0), SD3Grid(3.0), FluxShift()])
+@pytest.mark.parametrize("schedule", [LinearShift(3.0), LinearShift(1.0), SD3Grid(3.0), DynamicShift()])
 def test_the_rest_of_a_schedule_goes_from_t_to_the_image_in_even_unshifted_steps(schedule):
     rest = schedule.rest(0.6, 4)
     assert rest[0].item() == pytest.approx(0.6) and rest[-1] == 0 and (rest.diff() < 0).all()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, combine, gated
-from ..flow import LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, edges
 from ..trees import fuse, path_log_prob, widths
@@ -36,7 +36,7 @@ class BranchGRPO(OnPolicy[Edges]):
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 20
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift = LinearShift()
+    schedule: SD3Grid | LinearShift | DynamicShift = LinearShift()
     """Where the steps stop between noise and image."""
     splits: tuple[int, ...] = (0, 3, 6, 9)
     """Steps at which states branch: dense as here, mixed (0, 4, 8, 12) or sparse (0, 5, 10, 15)."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from ..trees import extremes
@@ -32,7 +32,7 @@ class DanceGRPO(OnPolicy[Edges]):
     """Rewards and how much the loss of each counts."""
     steps: int = 16
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift = LinearShift()
+    schedule: SD3Grid | LinearShift | DynamicShift = LinearShift()
     """Where the steps stop between noise and image."""
     group: int = 12
     """Images per prompt."""

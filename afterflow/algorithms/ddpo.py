@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, combine, gated, normalize, per_prompt_history
-from ..flow import LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
@@ -31,7 +31,7 @@ class DDPO(OnPolicy[Edges]):
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 10
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift = SD3Grid()
+    schedule: SD3Grid | LinearShift | DynamicShift = SD3Grid()
     """Where the steps stop between noise and image."""
     group: int = 1
     """Images per prompt and iteration; credit does not compare them."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid
 from ..kernels import Gaussian, KernelName, kl, variance_free
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
@@ -33,7 +33,7 @@ class FlowGRPO(OnPolicy[Edges]):
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 10
     """Denoising steps of a rollout; evaluation takes more."""
-    schedule: SD3Grid | LinearShift = SD3Grid()
+    schedule: SD3Grid | LinearShift | DynamicShift = SD3Grid()
     """Where the steps stop between noise and image."""
     group: int = 24
     """Images per prompt."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..cond import Cond, Velocity
 from ..distill import StepWeight, self_normalised, squared_distance, step_weight
-from ..flow import LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid
 from ..kernels import KernelName, log_prob, velocity_of
 from ..losses import clipped_surrogate
 from ..rollout import Edges, Plan, Rollout, chain, edges
@@ -58,7 +58,7 @@ class Lessons:
 class FlowOPD(OnPolicy[Lessons]):
     steps: int = 10
     """Denoising steps of a rollout; the last is not learnt from."""
-    schedule: SD3Grid | LinearShift = SD3Grid()
+    schedule: SD3Grid | LinearShift | DynamicShift = SD3Grid()
     """Where the steps stop between noise and image."""
     group: int = 16
     """Images per prompt."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid
 from ..kernels import KernelName
 from ..preferences import consistency, win_rates
 from ..rollout import Edges, Plan, Rollout, chain, edges
@@ -34,7 +34,7 @@ class PrefGRPO(OnPolicy[Edges]):
     """win_rate and, if wanted, pointwise rewards; how much each counts in the mean of their advantages."""
     steps: int = 25
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift = LinearShift()
+    schedule: SD3Grid | LinearShift | DynamicShift = LinearShift()
     """Where the steps stop between noise and image."""
     group: int = 8
     """Images per prompt."""

@@ -152,11 +152,11 @@ def check_libraries() -> None:
 
 def check_comparable(runs: Sequence["Run"]) -> None:
     """ValueError for runs that the suite cannot judge, before any is trained."""
-    from ..models.sd3 import SD3
+    from ..models.pipeline import Pretrained
 
     check_libraries()
     for run in runs:
-        if not isinstance(run.model, SD3):
+        if not isinstance(run.model, Pretrained):
             raise ValueError(f"{run.name} is trained from scratch, so there is no base to compare it with")
 
 

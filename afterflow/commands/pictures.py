@@ -47,11 +47,12 @@ class Source:
     def load(self, path: str, lora: str | None) -> "Model":
         """The pipeline, on the accelerator if there is one, with its LoRA."""
         from ..models.base import default_device
+        from ..models.families import pretrained
         from ..models.quiet import no_progress_bars
-        from ..models.sd3 import SD3
 
         no_progress_bars()
-        config = SD3(path, dtype=self.dtype, size=self.size, max_sequence_length=self.max_sequence_length)
+        told = {"size": self.size, "max_sequence_length": self.max_sequence_length}
+        config = pretrained(path, self.dtype, {name: value for name, value in told.items() if value is not None})
         model = config.load(default_device())
         if lora is not None:
             model.load_lora(lora)
@@ -163,15 +164,14 @@ class Sample:
     def __call__(self) -> None:
         check_sources([self.model], [self.lora])
         from ..evaluate import picture_prompts
-        from ..train.log import grid
+        from ..train.log import save_pictures
 
         model = self.source.load(self.model, self.lora)
         records = [{"prompt": prompt} for prompt in self.prompts]
         images = picture_prompts(model, records, self.images, self.steps, self.guidance, self.seed)
         captions = [prompt for prompt in self.prompts for _ in range(self.images)]
-        scale = max(1, 96 // images.shape[2])  # tiny pictures are hard to see
-        picture = grid(images.reshape(-1, *images.shape[2:]), captions, self.images, scale)
-        save(picture, Path(self.out))
+        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+        save_pictures(Path(self.out), images.reshape(-1, *images.shape[2:]), captions, self.images)
         print(self.out)
 
 
@@ -193,7 +193,8 @@ def teachers_by_tag(words: Sequence[str]) -> dict[str, str]:
 
 def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:
     """ValueError for what is not there, before hours go into what is."""
-    from ..models.sd3 import locate, lora_file
+    from ..models.lora import lora_file
+    from ..models.pipeline import locate
 
     for lora in filter(None, loras):
         lora_file(lora)

@@ -1,7 +1,7 @@
 """What a model offers the rest of afterflow: everything of one family that is specific to diffusers.
 
 Times, velocities and images are in our convention here and only here converted: t = 1 is noise, v = ε - x_0,
-images are uint8 (B, H, W, 3).
+images are uint8 (B, H, W, 3), clips of F frames uint8 (B, F, H, W, 3).
 """
 
 import os
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..cond import Embedding, Velocity
 from ..flow import Schedule
+from .wrappers import Combine, along
 
 
 def default_device() -> torch.device:
@@ -45,6 +46,8 @@ class Model(ABC):
     """Of one image, without the batch."""
     lora_targets: tuple[str, ...]
     """The layers that the family's LoRAs adapt by default."""
+    combine: Combine = staticmethod(along)
+    """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Embedding:
@@ -61,11 +64,11 @@ class Model(ABC):
 
     @abstractmethod
     def encode_images(self, images: np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) → latents (B, ...)."""
+        """uint8 (B, H, W, 3), or clips (B, F, H, W, 3) → latents (B, ...)."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Latents (B, ...) → uint8 (B, H, W, 3)."""
+        """Latents (B, ...) → uint8 (B, H, W, 3), or clips (B, F, H, W, 3)."""
 
     @abstractmethod
     def save_lora(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .sd3 import lora_file
+from .lora import lora_file
 
 MergeName = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 PRUNING: dict[MergeName, Callable[[list[Tensor], Tensor, float], Tensor]] = {

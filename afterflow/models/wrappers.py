@@ -9,9 +9,16 @@ from torch import Tensor
 
 from ..cond import Cond, Velocity
 
+Combine = Callable[[Tensor, Tensor, float], Tensor]
 
-def guided(velocity: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance v_∅ + scale (v_c - v_∅) (arXiv:2207.12598), both in one forward pass.
+
+def along(empty: Tensor, full: Tensor, scale: float) -> Tensor:
+    """v_∅ + scale (v_c - v_∅)."""
+    return empty + scale * (full - empty)
+
+
+def guided(velocity: Velocity, scale: float, combine: Combine = along) -> Velocity:
+    """Classifier-free guidance (arXiv:2207.12598), both velocities in one forward pass.
 
     Gradients flow through both; scale = 1 costs no second row.
     """
@@ -21,7 +28,7 @@ def guided(velocity: Velocity, scale: float) -> Velocity:
     def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         both = replace(cond, index=torch.cat([torch.full_like(cond.index, -1), cond.index]))
         empty, full = velocity(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return empty + scale * (full - empty)
+        return combine(empty, full, scale)
 
     return v
 

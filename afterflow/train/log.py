@@ -15,6 +15,8 @@ import torch
 from PIL import Image, ImageDraw
 
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
+FRAMES_PER_SECOND = 8
+"""Of a GIF."""
 LIBRARIES = ("afterflow", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
@@ -70,6 +72,23 @@ class MetricsFile:
 
     def close(self) -> None:
         self.stream.close()
+
+
+def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], columns: int) -> None:
+    """One sheet of uint8 (B, H, W, 3) with B captions.
+
+    Of clips (B, F, H, W, 3) the sheet shows four frames side by side, and a GIF beside it all of them.
+    """
+    scale = max(1, 96 // images.shape[-3])  # tiny pictures are hard to see
+    if images.ndim == 4:
+        grid(images, captions, columns, scale).save(file)
+        return
+    shown = np.linspace(0, images.shape[1] - 1, min(4, images.shape[1])).round().astype(int)
+    strips = np.concatenate([images[:, frame] for frame in shown], 2)
+    grid(strips, captions, max(1, columns // len(shown)), scale).save(file)
+    first, *others = [grid(images[:, frame], captions, columns, scale) for frame in range(images.shape[1])]
+    milliseconds = 1000 // FRAMES_PER_SECOND
+    first.save(file.with_suffix(".gif"), save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def grid(images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1) -> Image.Image:

@@ -1,0 +1,177 @@
+"""What all families share: a stock pipeline of diffusers, of which a part is trained and the encoders come and go.
+
+The encoders live only while prompts are encoded; what stays in memory is the transformer and the autoencoder.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from ..cond import Embedding
+from .base import Model, cache_folder, keep
+from .lora import check_lora_fits, lora_file
+
+TINY = Path(__file__).parent.parent / "assets" / "tiny_sd3"
+
+
+@dataclass(frozen=True)
+class Pretrained(ABC):
+    """A pipeline of diffusers."""
+
+    path: str
+    """Hub id or folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen weights."""
+
+    @abstractmethod
+    def load(self, device: torch.device | str = "cpu") -> "PipelineModel":
+        """Everything but the text encoders; ValueError when `path` is not a pipeline of this family."""
+
+
+class PipelineModel(Model):
+    stock: type[DiffusionPipeline]
+    """The pipeline's class in diffusers."""
+    encoders: tuple[str, ...]
+    """Its parts that read prompts."""
+
+    def __init__(self, config: Pretrained, device: torch.device | str) -> None:
+        self.config, self.device = config, torch.device(device)
+        self.folder = locate(config.path, config.revision)
+        check_family(config.path, self.folder, self.stock.__name__)
+        self.pipe = self.pipeline(without=self.encoders).to(self.device)
+        self.module = self.pipe.transformer
+        self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
+
+    def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> DiffusionPipeline:
+        """The stock pipeline from the folder, some parts given and some left out."""
+        index = json.loads((self.folder / "model_index.json").read_text())
+        # diffusers insists that parts which the folder does not have are named.
+        absent = [name for name, kind in index.items() if kind == [None, None]]
+        left_out = dict.fromkeys([*without, *absent])
+        return self.stock.from_pretrained(self.folder, dtype=getattr(torch, self.config.dtype), **left_out, **parts)
+
+    @property
+    @abstractmethod
+    def reading(self) -> tuple[tuple[str, ...], str]:
+        """The encoders that are not asked, and what else decides how a prompt is encoded."""
+
+    @abstractmethod
+    def embed(self, pipe: DiffusionPipeline, prompts: list[str]) -> Embedding:
+        """B texts through the stock pipeline's encoders."""
+
+    def encode(self, prompts: Sequence[str]) -> Embedding:
+        cached = self._cache_file(prompts)
+        if not cached.is_file():
+            embedding = self._run_encoders(prompts)
+            keep(cached, {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None})
+        return Embedding(**load_file(cached, device=str(self.device)))
+
+    def _cache_file(self, prompts: Sequence[str]) -> Path:
+        digest = hashlib.sha256(f"{self.reading} {self.config.dtype}".encode())
+        for file in sorted(self.folder.glob("t[eo][xk]*/*")):  # text_encoder*, tokenizer*
+            digest.update(fingerprint(file))
+        digest.update(json.dumps(list(prompts)).encode())
+        return cache_folder() / "prompts" / f"{digest.hexdigest()[:32]}.safetensors"
+
+    @torch.no_grad()
+    def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
+        pipe = self.pipeline(("vae", *self.reading[0]), transformer=self.module).to(self.device)
+        parts = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+        return joined([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
+
+    @property
+    def image_key(self) -> str:
+        digest = hashlib.sha256(str(self.latent_shape).encode())
+        for file in sorted((self.folder / "vae").iterdir()):
+            digest.update(fingerprint(file))
+        return digest.hexdigest()
+
+    def save_lora(self, folder: Path) -> None:
+        self.stock.save_lora_weights(
+            folder,
+            transformer_lora_layers=get_peft_model_state_dict(self.module),
+            # Without it diffusers loads a LoRA with alpha != rank at the wrong scale, and says nothing.
+            **_collate_lora_metadata({"transformer": self.module}),
+        )
+
+    def load_lora(self, folder: str | Path, name: str = "default") -> None:
+        file = lora_file(folder)
+        check_lora_fits(file, self.module)
+        self.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+
+    def save_pipeline(self, folder: Path) -> None:
+        self.pipeline(transformer=self.module).save_pretrained(folder)
+
+
+def joined(parts: Sequence[Embedding]) -> Embedding:
+    """Embeddings of several batches as one; shorter sequences are padded with zeros, which their mask leaves out."""
+    length = max(part.sequence.shape[1] for part in parts)
+    columns = zip(*(padded(part, length) for part in parts))
+    return Embedding(*(None if column[0] is None else torch.cat(column).contiguous() for column in columns))
+
+
+def padded(embedding: Embedding, length: int) -> Embedding:
+    """Sequences of `length` vectors, the last ones 0."""
+    missing = length - embedding.sequence.shape[1]
+    sequence = nn.functional.pad(embedding.sequence, (0, 0, 0, missing))
+    mask = None if embedding.mask is None else nn.functional.pad(embedding.mask, (0, missing))
+    return embedding._replace(sequence=sequence, mask=mask)
+
+
+def locate(path: str, revision: str | None) -> Path:
+    """The local folder of a pipeline, downloaded when `path` is a hub id."""
+    folder = TINY if path == "tiny" else Path(path)
+    if not folder.is_dir():
+        if len(Path(path).parts) != 2 or path.startswith((".", "/")):
+            raise ValueError(f"model {path!r}: no such folder, and a hub id reads owner/name")
+        try:
+            folder = Path(DiffusionPipeline.download(path, revision=revision))
+        except OSError as error:
+            raise ValueError(
+                f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "
+                "network and, for a gated model, your token"
+            ) from error
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
+    return folder
+
+
+def family_of(folder: Path) -> str:
+    """The pipeline's class in diffusers."""
+    return json.loads((folder / "model_index.json").read_text())["_class_name"]
+
+
+def check_family(path: str, folder: Path, family: str) -> None:
+    """ValueError when the pipeline is of another class."""
+    found = family_of(folder)
+    if found != family:
+        raise ValueError(f"model {path!r} is a {found}; this model needs a {family}")
+
+
+def check_divides(pixels: int, unit: int, what: str = "size") -> None:
+    """ValueError unless the model can draw so many pixels to a side."""
+    if pixels % unit or pixels <= 0:
+        near = max(1, pixels // unit) * unit
+        raise ValueError(f"{what} = {pixels}: this model draws multiples of {unit} pixels, say {near} or {near + unit}")
+
+
+def fingerprint(file: Path, head: int = 1 << 20) -> bytes:
+    """Tells files of different content apart without reading gigabytes: name, size, first and last megabyte."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(head)
+        stream.seek(max(0, size - head))
+        return hashlib.sha256(f"{file.parent.name}/{file.name} {size}".encode() + start + stream.read()).digest()

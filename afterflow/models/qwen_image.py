@@ -1,0 +1,86 @@
+"""Qwen-Image (arXiv:2508.02324) through diffusers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import QwenImagePipeline
+from torch import Tensor, nn
+
+from ..cond import Cond, Embedding, Velocity
+from .patches import packed, schedule_of, unpacked
+from .pipeline import PipelineModel, Pretrained, check_divides
+from .vae import decode_clips, encode_clips
+
+
+@dataclass(frozen=True)
+class QwenImage(Pretrained):
+    """A Qwen-Image pipeline."""
+
+    path: str = "Qwen/Qwen-Image"
+    """Hub id or folder."""
+    size: int = 512
+    """Height and width in pixels."""
+    max_sequence_length: int = 512
+    """Tokens of a prompt that are kept."""
+
+    def load(self, device: torch.device | str = "cpu") -> "QwenImageModel":
+        return QwenImageModel(self, device)
+
+
+class QwenImageModel(PipelineModel):
+    stock = QwenImagePipeline
+    encoders = ("text_encoder", "tokenizer")
+    lora_targets = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+    )
+
+    def __init__(self, config: QwenImage, device: torch.device | str) -> None:
+        super().__init__(config, device)
+        self.tokens_of_text = config.max_sequence_length
+        factor = 2 ** len(self.vae.temperal_downsample)  # the spelling is diffusers'
+        check_divides(config.size, 2 * factor)
+        side = config.size // factor
+        self.latent_shape = (self.module.config.in_channels // 4, side, side)
+        self.schedule = schedule_of(self.pipe.scheduler, (side // 2) ** 2)
+
+    @property
+    def reading(self) -> tuple[tuple[str, ...], str]:
+        return (), f"{self.tokens_of_text} tokens"
+
+    def embed(self, pipe: QwenImagePipeline, prompts: list[str]) -> Embedding:
+        sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.tokens_of_text)
+        # None says that no row is padded; other batches may be longer.
+        return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)
+
+    def velocity(self, module: nn.Module) -> Velocity:
+        dtype = next(module.parameters()).dtype
+
+        def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            embedding = cond.embedding()
+            B, _, H, W = x.shape
+            predicted = module(
+                hidden_states=packed(x).to(dtype),
+                timestep=t,
+                encoder_hidden_states=embedding.sequence.to(dtype),
+                encoder_hidden_states_mask=embedding.mask,
+                img_shapes=[[(1, H // 2, W // 2)]] * B,
+                return_dict=False,
+            )[0]
+            return unpacked(predicted, x)
+
+        return v
+
+    @staticmethod
+    def combine(empty: Tensor, full: Tensor, scale: float) -> Tensor:
+        """Guidance that keeps the length of each token's velocity, as the stock pipeline has it."""
+        mixed = packed(empty + scale * (full - empty))
+        kept = mixed * (packed(full).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+        return unpacked(kept, full)
+
+    def encode_images(self, images: np.ndarray) -> Tensor:
+        return encode_clips(self.vae, images[:, None])[:, :, 0]
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        return decode_clips(self.vae, latents[:, :, None])[:, 0]

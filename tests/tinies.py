@@ -1,0 +1,161 @@
+"""Tiny pipelines of every family with random weights, built from their configurations."""
+
+import json
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from afterflow.models.flux import Flux
+from afterflow.models.qwen_image import QwenImage
+from afterflow.models.sd3 import SD3
+from afterflow.models.wan import Wan
+from afterflow.tiny.build import untrained
+from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
+
+T5 = {"vocab_size": len(vocabulary()), "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+VIDEO_VAE = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+
+
+def sd3(folder):
+    untrained().save_pretrained(folder)
+    return SD3(str(folder), max_sequence_length=0)
+
+
+def flux(folder):
+    clip = CLIPTextConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKL(
+            block_out_channels=(4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=2,
+            latent_channels=2,
+            scaling_factor=0.36,
+            shift_factor=0.12,
+        ),
+        text_encoder=CLIPTextModel(clip),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=T5EncoderModel(T5Config(**T5)),
+        tokenizer_2=make_tokenizer(),
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=8,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return Flux(str(folder), size=32, max_sequence_length=16)
+
+
+def qwen_image(folder):
+    width = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {token: i for i, token in enumerate([*letters, "<|endoftext|>", "<|im_start|>", "<|im_end|>"])}
+    language = width | {"num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": len(tokens)}
+    language |= {"bos_token_id": tokens["<|endoftext|>"], "eos_token_id": tokens["<|im_end|>"]}
+    rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+    eye = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=language | rope, vision_config=eye)
+    pipe = QwenImagePipeline(
+        # Of the released pipeline.
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=AutoencoderKLQwenImage(**VIDEO_VAE, temperal_downsample=[False, True, True]),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=Qwen2Tokenizer(vocab=tokens, merges=[]),
+        transformer=QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=64,
+            out_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(8, 4, 4),
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return QwenImage(str(folder), size=32)
+
+
+def wan(folder):
+    pipe = WanPipeline(
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        ),
+        vae=AutoencoderKLWan(**VIDEO_VAE, temperal_downsample=[False, True, True]),
+        text_encoder=UMT5EncoderModel(UMT5Config(**T5)),
+        tokenizer=make_tokenizer(),
+        transformer=WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=1,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return Wan(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
+
+
+FAMILIES = {build.__name__: build for build in (sd3, flux, qwen_image, wan)}
+
+
+def built(name, folder):
+    """The configuration of a tiny pipeline in `folder`, the same for every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FAMILIES[name](folder)
+
+
+def stock_class(folder):
+    return json.loads((folder / "model_index.json").read_text())["_class_name"]
