@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands.compare import compare, report, tree
+from .commands.export import export
 from .commands.merge import merge
 from .commands.pictures import evaluate, sample
 from .commands.recipes import recipes, summary
@@ -20,6 +21,7 @@ COMMANDS = {
     "report": report,
     "tree": tree,
     "merge": merge,
+    "export": export,
     "recipes": recipes,
 }
 

@@ -19,7 +19,7 @@ def factors(rank, out=12, into=10, seed=0):
     return Factors(torch.randn(rank, into, generator=draws), torch.randn(out, rank, generator=draws))
 
 
-def lora(seed, rank=3, layers=("transformer.a", "transformer.b")):
+def lora(seed, rank=3, layers=("a", "b")):
     found = {name: factors(rank, seed=seed + 10 * i) for i, name in enumerate(layers)}
     return StoredLoRA(f"lora_{seed}", found, rank)
 
@@ -61,9 +61,9 @@ def test_a_lower_rank_is_the_nearest_there_is():
 
 
 def test_a_layer_that_one_lora_lacks_is_the_other_s_alone():
-    loras = [lora(1), lora(2, layers=("transformer.a",))]
+    loras = [lora(1), lora(2, layers=("a",))]
     layers, _ = merge(loras, [0.5, 0.5], "linear", 0.5, None, 0)
-    torch.testing.assert_close(layers["transformer.b"].delta, 0.5 * loras[0].layers["transformer.b"].delta)
+    torch.testing.assert_close(layers["b"].delta, 0.5 * loras[0].layers["b"].delta)
     assert {len(found.A) for found in layers.values()} == {6}
 
 
@@ -72,14 +72,14 @@ def test_pruning_merges_keep_everything_at_density_one_and_repeat_by_their_seed(
     one = [lora(1, rank=2), lora(1, rank=2)]  # of equal matrices no sign is in the minority
     weights = [1.0, 1.0] if "ties" in how else [0.5, 0.5]  # ties takes the mean by itself
     full, _ = merge(one, weights, how, 1.0, 10, 0)
-    expected = one[0].layers["transformer.a"].delta
-    torch.testing.assert_close(full["transformer.a"].delta, expected, atol=1e-4, rtol=1e-4)
+    expected = one[0].layers["a"].delta
+    torch.testing.assert_close(full["a"].delta, expected, atol=1e-4, rtol=1e-4)
     two = [lora(1), lora(2)]
     state = torch.get_rng_state()
-    a, b, c = (merge(two, [0.5, 0.5], how, 0.5, 10, seed)[0]["transformer.a"].delta for seed in (0, 0, 1))
+    a, b, c = (merge(two, [0.5, 0.5], how, 0.5, 10, seed)[0]["a"].delta for seed in (0, 0, 1))
     assert torch.equal(a, b) and torch.equal(state, torch.get_rng_state())
     assert torch.equal(a, c) != how.startswith("dare")
-    assert not torch.allclose(a, merge(two, [0.5, 0.5], "linear", 0.5, None, 0)[0]["transformer.a"].delta, atol=0.1)
+    assert not torch.allclose(a, merge(two, [0.5, 0.5], "linear", 0.5, None, 0)[0]["a"].delta, atol=0.1)
 
 
 @pytest.fixture(autouse=True)

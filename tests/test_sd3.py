@@ -168,4 +168,4 @@ def test_a_lora_of_another_architecture_is_refused(folder, tmp_path):
     file = lora.lora_file(tmp_path / "lora")
     narrow = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(3, 3)})
     with pytest.raises(ValueError, match="another architecture"):
-        lora.check_lora_fits(file, narrow)
+        lora.check_lora_fits(file, lora.shapes_of(file), narrow)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..cond import Embedding, Velocity
 from ..flow import Schedule
+from .lora import StoredLoRA
 from .wrappers import Combine, along
 
 
@@ -76,7 +77,14 @@ class Model(ABC):
 
     @abstractmethod
     def load_lora(self, folder: str | Path, name: str = "default") -> None:
-        """Attach and activate an adapter saved by save_lora or diffusers; ValueError when it does not fit."""
+        """Attach and activate an adapter of diffusers, peft or kohya's trainers; ValueError when it does not fit.
+
+        What is not in diffusers' format has its scale in the weights then: its alpha is its rank.
+        """
+
+    @abstractmethod
+    def read_lora(self, folder: str | Path) -> StoredLoRA:
+        """What an adapter adds to each layer, by this model's names; ValueError when it cannot be read."""
 
     @abstractmethod
     def save_pipeline(self, folder: Path) -> None:

@@ -4,20 +4,16 @@ Averaging the factors instead gives (1/K²) Σ B_i A_j, which is another matrix 
 does so.  Here a sum of ΔW is exact at rank Σ r_i, and cut to a lower rank it is the nearest there is (its SVD).
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig
 from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, ties
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .lora import lora_file
+from .factors import Factors, padded
+from .lora import StoredLoRA, read, write
 
 MergeName = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 PRUNING: dict[MergeName, Callable[[list[Tensor], Tensor, float], Tensor]] = {
@@ -26,25 +22,6 @@ PRUNING: dict[MergeName, Callable[[list[Tensor], Tensor, float], Tensor]] = {
     "dare_ties": dare_ties,
     "magnitude_prune": magnitude_prune,
 }
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What a LoRA adds to one layer: B A, the scale in B."""
-
-    A: Tensor  # (r, in)
-    B: Tensor  # (out, r)
-
-    @property
-    def delta(self) -> Tensor:
-        return self.B @ self.A
-
-
-@dataclass(frozen=True)
-class StoredLoRA:
-    folder: str
-    layers: dict[str, Factors]  # fp32
-    rank: int
 
 
 def merge_folders(
@@ -79,26 +56,6 @@ def check_merge(count: int, weights: Sequence[float] | None, density: float, ran
         raise ValueError(f"rank = {rank}: at least 1")
     if not 0 < density <= 1:
         raise ValueError(f"density = {density}: a share of the entries, in (0, 1]")
-
-
-def read(folder: str) -> StoredLoRA:
-    """A LoRA in diffusers' format; ValueError for what is none, or is more than B A."""
-    file = lora_file(folder)
-    with safe_open(file, "pt") as stored:
-        told = json.loads((stored.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
-    config = {key.split(".", 1)[1]: value for key, value in told.items()}
-    odd = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(name)]
-    if odd:
-        raise ValueError(f"LoRA {folder}: it has {' and '.join(odd)}; only plain LoRAs of one rank can be merged")
-    pairs = {key: key.replace(".lora_A.", ".lora_B.") for key in tensors if ".lora_A." in key}
-    ranks = {len(tensors[key]) for key in pairs}
-    if len(ranks) != 1 or set(tensors) != {*pairs, *pairs.values()}:
-        raise ValueError(f"LoRA {folder}: it is not made of pairs lora_A and lora_B of one rank")
-    rank = ranks.pop()
-    scale = config.get("lora_alpha", rank) / rank  # without a word about it, diffusers takes alpha to be the rank
-    layers = {a.split(".lora_A.")[0]: Factors(tensors[a], scale * tensors[b]) for a, b in pairs.items()}
-    return StoredLoRA(folder, layers, rank)
 
 
 def merge(
@@ -164,26 +121,3 @@ def truncated(delta: Tensor, rank: int) -> Factors:
     U, S, V = torch.linalg.svd(delta, full_matrices=False)
     root = S[:rank].sqrt()
     return Factors(root[:, None] * V[:rank], U[:, :rank] * root)
-
-
-def padded(factors: Factors, rank: int) -> Factors:
-    """As much rank as every layer has, in zeros."""
-    missing = rank - len(factors.A)
-    pad = torch.nn.functional.pad
-    return Factors(pad(factors.A, (0, 0, 0, missing)), pad(factors.B, (0, missing)))
-
-
-def write(folder: Path, layers: dict[str, Factors]) -> None:
-    """In diffusers' format, with rank and alpha."""
-    rank = len(next(iter(layers.values())).A)
-    targets = [name.split(".", 1)[1] for name in layers]
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets).to_dict()
-    config["target_modules"] = sorted(config["target_modules"])
-    about = json.dumps({f"transformer.{name}": value for name, value in config.items()}, default=str)
-    tensors = {}
-    for name, factors in layers.items():
-        tensors[f"{name}.lora_A.weight"] = factors.A.contiguous()
-        tensors[f"{name}.lora_B.weight"] = factors.B.contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "pytorch_lora_weights.safetensors"
-    save_file(tensors, file, metadata={"lora_adapter_metadata": about, "format": "pt"})

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..cond import Embedding
 from .base import Model, cache_folder, keep
-from .lora import check_lora_fits, lora_file
+from .lora import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny_sd3"
 
@@ -109,8 +109,16 @@ class PipelineModel(Model):
 
     def load_lora(self, folder: str | Path, name: str = "default") -> None:
         file = lora_file(folder)
-        check_lora_fits(file, self.module)
-        self.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+        if in_diffusers_format(file):
+            check_lora_fits(file, shapes_of(file), self.module)
+            self.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
+            return
+        layers = self.read_lora(folder).layers
+        check_lora_fits(file, {layer: (len(f.B), f.A.shape[1]) for layer, f in layers.items()}, self.module)
+        self.pipe.load_lora_weights(state(layers), adapter_name=name)
+
+    def read_lora(self, folder: str | Path) -> StoredLoRA:
+        return read(folder, type(self.config).__name__)
 
     def save_pipeline(self, folder: Path) -> None:
         self.pipeline(transformer=self.module).save_pretrained(folder)

@@ -42,7 +42,7 @@ class QwenImageModel(PipelineModel):
         factor = 2 ** len(self.vae.temperal_downsample)  # the spelling is diffusers'
         check_divides(config.size, 2 * factor)
         side = config.size // factor
-        self.latent_shape = (self.module.config.in_channels // 4, side, side)
+        self.latent_shape = (self.pipe.transformer.config.in_channels // 4, side, side)
         self.schedule = schedule_of(self.pipe.scheduler, (side // 2) ** 2)
 
     @property

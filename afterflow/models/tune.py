@@ -13,7 +13,6 @@ from torch import nn
 
 from ..cond import Velocity
 from .base import Model
-from .merge import read
 
 Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]
 
@@ -82,7 +81,7 @@ def go_on(model: Model, tune: LoRA, folder: str) -> None:
 
 def exactly(model: Model, folder: str, name: str) -> None:
     """Give a loaded adapter its stored fp32 again: peft rounds it to the precision of the base."""
-    stored = {layer.removeprefix("transformer."): factors for layer, factors in read(folder).layers.items()}
+    stored = model.read_lora(folder).layers
     scaling = model.module.peft_config[name]  # type: ignore[index]
     for layer, module in model.module.named_modules():
         if layer in stored and isinstance(module, BaseTunerLayer):

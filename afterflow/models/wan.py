@@ -47,7 +47,7 @@ class WanModel(PipelineModel):
             raise ValueError(f"model {config.path!r} has two transformers, as Wan 2.2 does; take a Wan 2.1 pipeline")
         self.tokens_of_text, self.schedule = config.max_sequence_length, schedule_of(self.pipe.scheduler)
         space, time = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
-        _, tall, wide = self.module.config.patch_size
+        _, tall, wide = self.pipe.transformer.config.patch_size
         check_divides(config.height, space * tall, "height")
         check_divides(config.width, space * wide, "width")
         if config.frames < 1 or config.frames % time != 1 % time:
