@@ -9,6 +9,7 @@ from .commands.compare import compare, report, tree
 from .commands.export import export
 from .commands.merge import merge
 from .commands.pictures import evaluate, sample
+from .commands.push import push
 from .commands.recipes import recipes, summary
 from .commands.train import train
 from .names import unknown
@@ -22,6 +23,7 @@ COMMANDS = {
     "tree": tree,
     "merge": merge,
     "export": export,
+    "push": push,
     "recipes": recipes,
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .algorithms.base import OnPolicy, Supervised
+from .card import write_card
 from .cond import Cond
 from .data.images import Images
 from .data.prompts import rows
@@ -57,11 +58,13 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
         clock=clock,
     )
     follow(session, steps, Window(session, prompts, held_out), budget)
+    result = run.folder / ("lora" if isinstance(run.tune, LoRA) else "model")
     with session.averaged():
         if isinstance(run.tune, LoRA):
-            session.model.save_lora(run.folder / "lora")
+            session.model.save_lora(result)
         else:
-            session.model.save_pipeline(run.folder / "model")
+            session.model.save_pipeline(result)
+    write_card(run, result)
     session.accelerator.end_training()
     return run.folder
 

@@ -31,6 +31,7 @@ class Window:
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
         self.held_out = encoded(session.model, held_out) if held_out else None
+        self.by_prompt = MetricsFile(session.run.folder / "held_out.jsonl", session.first)
         self.base = self._base_pictures() if self.held_out is not None and session.run.judge is not None else None
 
     def _base_pictures(self) -> np.ndarray:
@@ -61,13 +62,19 @@ class Window:
         folder.mkdir(exist_ok=True)
         save_pictures(folder / f"step_{step:06d}.png", images.reshape(-1, *images.shape[2:]), captions, 8)
 
-    def evaluate(self) -> dict[str, float]:
-        """The mean of each reward over the held-out prompts, and how much pictures differ."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """The mean of each reward over the held-out prompts, and how much pictures differ.
+
+        Every prompt's own figures are kept in held_out.jsonl.
+        """
         run, start = self.session.run, time.perf_counter()
         assert self.held_out is not None
         latents, records = self.finished(self.held_out, run.eval_images), self.held_out.records()
         images = decoded(self.session.model, latents)
-        means = {name: ask(name, images, records).mean().item() for name in run.watched} | spread(latents)
+        rewards = {name: ask(name, images, records).mean(1) for name in run.watched}
+        if rewards:
+            self.by_prompt.write(step, {name: values.tolist() for name, values in rewards.items()})
+        means = {name: values.mean().item() for name, values in rewards.items()} | spread(latents)
         means = {f"eval/{name}": value for name, value in means.items()}
         if self.base is not None:
             means["eval/win_rate"] = self._win_rate(images, records)
@@ -97,7 +104,7 @@ def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], wind
             budget.used += time.perf_counter() - before
             last = budget.ends(step) or bool(interrupted)
             if due(run.eval_every, step, last):
-                metrics |= window.evaluate()
+                metrics |= window.evaluate(step)
             metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
             log.write(step, metrics)
             session.accelerator.log(metrics, step)

@@ -30,6 +30,7 @@ TOP = {
     "scoring",
     "imageset",
     "parts",
+    "card",
     "promptset",
     "watch",
     "session",

@@ -56,7 +56,7 @@ def hardware() -> dict[str, Any]:
 
 
 class MetricsFile:
-    """metrics.jsonl: one line per iteration, readable while it grows."""
+    """metrics.jsonl and its like: one line for an iteration, readable while it grows."""
 
     def __init__(self, file: Path, first: int) -> None:
         lines = file.read_text().splitlines() if file.is_file() else []
@@ -67,7 +67,7 @@ class MetricsFile:
         """What the iteration before the first one measured."""
         self.stream = file.open("a", buffering=1)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         self.stream.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def close(self) -> None:

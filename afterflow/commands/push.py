@@ -1,0 +1,48 @@
+"""afterflow push: the result of a run, with its card, on the Hugging Face hub."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional, PositionalMetavarFromFieldName
+
+
+def push(args: Sequence[str]) -> None:
+    """Put the result of a run on the Hugging Face hub."""
+    tyro.cli(Push, args=args, prog="afterflow push", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upload a run's LoRA or pipeline with its model card; the token is HF_TOKEN or that of `hf auth login`."""
+
+    repo_id: Positional[str]
+    """owner/name; the repository is created where there is none."""
+    run: Positional[str]
+    """Folder of a run that has ended."""
+    public: bool = False
+    """Whether a new repository can be seen by everybody."""
+
+    def __call__(self) -> None:
+        if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
+            raise ValueError(f"{self.repo_id!r}: a repository reads owner/name")
+        result = next((Path(self.run) / name for name in ("lora", "model") if (Path(self.run) / name).is_dir()), None)
+        if result is None:
+            raise ValueError(f"{self.run}: there is no lora/ or model/ in it, so no run that has ended")
+        from huggingface_hub import HfApi, get_token
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if get_token() is None:
+            raise ValueError("no token for the hub; set HF_TOKEN, or log in with: hf auth login")
+        api = HfApi()
+        try:
+            url = api.create_repo(self.repo_id, private=not self.public, exist_ok=True)
+            api.upload_folder(repo_id=self.repo_id, folder_path=result, commit_message="Upload from afterflow")
+        # Which library it asks with depends on its version; the errors of that library are the bases of this one.
+        except HfHubHTTPError.__bases__ as error:  # type: ignore[misc]
+            why = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"{self.repo_id} could not be pushed: {why}; check the network, the token's rights and the name"
+            ) from error
+        print(url)
