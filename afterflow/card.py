@@ -83,7 +83,11 @@ def usage(run: Run, result: Path) -> list[str]:
     kinds = {config.__name__: model.stock.__name__ for config, model in FAMILIES.items()}
     stock = kinds.get(type(run.model).__name__, "StableDiffusion3Pipeline")
     start = f'pipe = {stock}.from_pretrained("{base(run)}")'
-    code = [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository'] if isinstance(run.tune, LoRA) else []
+    code = (
+        [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']
+        if isinstance(run.tune, LoRA)
+        else []
+    )
     code = code or [f'pipe = {stock}.from_pretrained("{result}")']
     return ["## Use", "", "```python", f"from diffusers import {stock}", "", *code, "```"]
 

@@ -31,6 +31,7 @@ TOP = {
     "imageset",
     "parts",
     "card",
+    "forecast",
     "promptset",
     "watch",
     "session",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TRAIN_USAGE = """\
 usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
+       afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
        afterflow train --resume RUN                   go on from the last checkpoint of a run
@@ -43,6 +44,8 @@ def train(args: Sequence[str]) -> None:
     from ..run import read_run
 
     no_progress_bars()
+    only_plan = "--plan" in options
+    options = [option for option in options if option != "--plan"]
     if source == "--resume":
         run, recipe = resumable(options)
     elif source == "--from":
@@ -55,10 +58,19 @@ def train(args: Sequence[str]) -> None:
             print(f"{recipe} does in order what is not done yet, and takes no options:")
             print("\n".join(f"  {stage.name}" for stage in made.stages))
             return
+        if isinstance(made, Chain) and only_plan:
+            raise ValueError(f"{recipe} is a chain of runs; plan its stages one by one")
         if isinstance(made, Chain):
             print(f"{train_chain(made, options)} holds the result")
             return
         run = overridden(made, options, f"afterflow train {recipe}")
+    if only_plan:
+        from rich.console import Console
+
+        from ..forecast import forecast, render
+
+        Console().print(render(run, forecast(run)))
+        return
     from ..session import execute
 
     print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")

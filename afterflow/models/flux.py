@@ -57,6 +57,11 @@ class FluxModel(PipelineModel):
     def reading(self) -> tuple[tuple[str, ...], str]:
         return (), f"T5 {self.tokens_of_text}"
 
+    @property
+    def text_shape(self) -> tuple[int, int, int | None]:
+        net = self.pipe.transformer.config
+        return self.tokens_of_text, net.joint_attention_dim, net.pooled_projection_dim
+
     def embed(self, pipe: FluxPipeline, prompts: list[str]) -> Embedding:
         sequence, pooled, _ = pipe.encode_prompt(prompts, max_sequence_length=self.tokens_of_text)
         return Embedding(sequence, pooled)

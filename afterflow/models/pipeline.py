@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
+from huggingface_hub import snapshot_download
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
@@ -49,9 +51,10 @@ class PipelineModel(Model):
 
     def __init__(self, config: Pretrained, device: torch.device | str) -> None:
         self.config, self.device = config, torch.device(device)
-        self.folder = locate(config.path, config.revision)
+        outline = self.device.type == "meta"
+        self.folder = locate(config.path, config.revision, weights=not outline)
         check_family(config.path, self.folder, self.stock.__name__)
-        self.pipe = self.pipeline(without=self.encoders).to(self.device)
+        self.pipe = self.outline() if outline else self.pipeline(without=self.encoders).to(self.device)
         self.module = self.pipe.transformer
         self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
 
@@ -62,6 +65,26 @@ class PipelineModel(Model):
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
         return self.stock.from_pretrained(self.folder, dtype=getattr(torch, self.config.dtype), **left_out, **parts)
+
+    def outline(self) -> DiffusionPipeline:
+        """The same without encoders and without weights: shapes and options alone, on the device `meta`."""
+        index, dtype = json.loads((self.folder / "model_index.json").read_text()), getattr(torch, self.config.dtype)
+        options = {name: value for name, value in index.items() if not name.startswith("_")}
+        for name, (library, kind) in ((n, v) for n, v in options.items() if isinstance(v, list)):
+            if library is None or name in self.encoders:
+                options[name] = None
+            elif name == "scheduler":
+                options[name] = getattr(diffusers, kind).from_pretrained(self.folder / name)
+            elif library == "diffusers":
+                options[name] = weightless(getattr(diffusers, kind), self.folder / name, dtype)
+            else:
+                options[name] = None
+        return self.stock(**options)
+
+    @property
+    @abstractmethod
+    def text_shape(self) -> tuple[int, int, int | None]:
+        """Of an encoded prompt: how many vectors of what width, and the width of the pooled one, if there is one."""
 
     @property
     @abstractmethod
@@ -124,6 +147,15 @@ class PipelineModel(Model):
         self.pipeline(transformer=self.module).save_pretrained(folder)
 
 
+def weightless(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A part of a pipeline from its configuration, on the device `meta`."""
+    with torch.device("meta"):
+        part = kind.from_config(kind.load_config(folder))
+    for parameter in part.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return part
+
+
 def joined(parts: Sequence[Embedding]) -> Embedding:
     """Embeddings of several batches as one; shorter sequences are padded with zeros, which their mask leaves out."""
     length = max(part.sequence.shape[1] for part in parts)
@@ -139,14 +171,16 @@ def padded(embedding: Embedding, length: int) -> Embedding:
     return embedding._replace(sequence=sequence, mask=mask)
 
 
-def locate(path: str, revision: str | None) -> Path:
-    """The local folder of a pipeline, downloaded when `path` is a hub id."""
+def locate(path: str, revision: str | None, weights: bool = True) -> Path:
+    """The local folder of a pipeline, downloaded when `path` is a hub id; without weights, its configurations alone."""
     folder = TINY if path == "tiny" else Path(path)
     if not folder.is_dir():
         if len(Path(path).parts) != 2 or path.startswith((".", "/")):
             raise ValueError(f"model {path!r}: no such folder, and a hub id reads owner/name")
         try:
-            folder = Path(DiffusionPipeline.download(path, revision=revision))
+            configurations = {"allow_patterns": ["*.json", "*.txt"], "revision": revision}
+            fetched = DiffusionPipeline.download(path, revision=revision) if weights else None
+            folder = Path(fetched or snapshot_download(path, **configurations))
         except OSError as error:
             raise ValueError(
                 f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "

@@ -49,6 +49,10 @@ class QwenImageModel(PipelineModel):
     def reading(self) -> tuple[tuple[str, ...], str]:
         return (), f"{self.tokens_of_text} tokens"
 
+    @property
+    def text_shape(self) -> tuple[int, int, int | None]:
+        return self.tokens_of_text, self.pipe.transformer.config.joint_attention_dim, None
+
     def embed(self, pipe: QwenImagePipeline, prompts: list[str]) -> Embedding:
         sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.tokens_of_text)
         # None says that no row is padded; other batches may be longer.

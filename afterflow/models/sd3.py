@@ -1,5 +1,6 @@
 """Stable Diffusion 3 and 3.5 (arXiv:2403.03206) through diffusers."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,16 @@ class SD3Model(PipelineModel):
     def reading(self) -> tuple[tuple[str, ...], str]:
         return () if self.t5_tokens else THIRD_ENCODER, f"T5 {self.t5_tokens}"
 
+    @property
+    def text_shape(self) -> tuple[int, int, int | None]:
+        clip = json.loads((self.folder / "text_encoder" / "config.json").read_text())
+        net = self.pipe.transformer.config
+        return (
+            clip["max_position_embeddings"] + self.t5_tokens,
+            net.joint_attention_dim,
+            net.pooled_projection_dim,
+        )
+
     def embed(self, pipe: StableDiffusion3Pipeline, prompts: list[str]) -> Embedding:
         encoded = pipe.encode_prompt(
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.t5_tokens
@@ -89,4 +100,4 @@ def t5_speaks(folder: Path) -> bool:
         with safe_open(file, "pt") as stored:
             if (name := "encoder.final_layer_norm.weight") in stored.keys():  # noqa: SIM118
                 return bool(stored.get_tensor(name).any())
-    return bool(files)
+    return (folder / "text_encoder_3").is_dir()

@@ -67,6 +67,10 @@ class WanModel(PipelineModel):
     def reading(self) -> tuple[tuple[str, ...], str]:
         return (), f"T5 {self.tokens_of_text}"
 
+    @property
+    def text_shape(self) -> tuple[int, int, int | None]:
+        return self.tokens_of_text, self.pipe.transformer.config.text_dim, None
+
     def embed(self, pipe: WanPipeline, prompts: list[str]) -> Embedding:
         sequence, _ = pipe.encode_prompt(
             prompts, do_classifier_free_guidance=False, max_sequence_length=self.tokens_of_text

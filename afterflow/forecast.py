@@ -1,0 +1,193 @@
+"""What a run will need, before a weight is loaded: memory by what takes it, and passes and FLOPs of an iteration.
+
+The network is built without weights, on torch's device `meta`, where a forward and a backward pass compute shapes
+alone; what autograd keeps for the backward pass is counted there, and so are FLOPs.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .algorithms.base import WIN_RATE, Models, OnPolicy, Scores, Supervised
+from .cond import Cond, Embedding, condition
+from .data.images import Images
+from .models.base import Model
+from .models.pipeline import PipelineModel
+from .models.tune import Full, LoRA, attach
+from .promptset import held_out_records, prompt_records
+from .run import Run
+from .seeds import generator
+from .train.clock import Clock
+from .train.explore import explore
+from .train.memory import Memory
+
+PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    memory: dict[str, int]
+    """Bytes, by what takes them."""
+    rows: dict[str, float]
+    """Rows of the network in an iteration, by what asks for them; guidance doubles them."""
+    flops: dict[str, float]
+    """Of an iteration: forward passes, and forward and backward passes of the update."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+def forecast(run: Run) -> Forecast:
+    """ValueError for a model whose parts do not exist yet."""
+    model = run.model.load("meta")
+    if not isinstance(model, PipelineModel):
+        raise ValueError("this model is made from nothing, so there is nothing to plan with")
+    precision = PRECISION[run.mixed_precision]
+    weights = stored([*model.module.parameters(), *model.vae.parameters()])
+    parameters = attach(model, run.tune)
+    trained = sum(parameter.numel() for parameter in parameters.values())
+    if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
+        model.module.to(precision)
+    guided = 1 if run.guidance_scale == 1 else 2
+    kept, forward, backward = passes(model, run.chunk * guided)
+    rows = rows_of(run)
+    memory = {
+        "frozen and trained weights": weights + 4 * trained * isinstance(run.tune, LoRA),
+        "gradients, Adam and EMA": 4 * trained * (3 + (run.ema is not None)),
+        "reference, teachers": others(run, weights, trained),
+        "activations of one chunk": kept,
+        "states of a rollout": states(run, model),
+        "encoded prompts": prompts(run, model),
+    }
+    per_row = lambda flops: flops / (run.chunk * guided)
+    update = rows["update"]
+    explored = sum(rows.values()) - update
+    flops = {
+        "forward only": guided * explored * per_row(forward),
+        "forward and backward": guided * update * per_row(forward + backward),
+    }
+    return Forecast(memory, {name: guided * each for name, each in rows.items()}, flops)
+
+
+def stored(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def passes(model: PipelineModel, rows: int) -> tuple[int, int, int]:
+    """Bytes that autograd keeps of a forward pass of so many rows, its FLOPs, and those of the backward pass."""
+    x = torch.zeros(rows, *model.latent_shape, device="meta")
+    cond = blank(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
+    weights = {parameter.untyped_storage()._cdata for parameter in model.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        v = model.velocity(model.module)(x, torch.ones(rows, device="meta"), cond)
+    with FlopCounterMode(display=False) as backward:
+        v.sum().backward()
+    return sum(kept.values()), forward.get_total_flops(), backward.get_total_flops()
+
+
+def blank(model: PipelineModel) -> Cond:
+    """One encoded prompt of the family's shape."""
+    length, width, pooled = model.text_shape
+    embedding = Embedding(
+        torch.zeros(1, length, width, device="meta"),
+        None if pooled is None else torch.zeros(1, pooled, device="meta"),
+    )
+    return condition(embedding, embedding, [{}])
+
+
+def rows_of(run: Run) -> dict[str, float]:
+    """Velocities of an iteration without guidance, by what asks for them; it is run on states of one number."""
+    algorithm = run.algorithm
+    if isinstance(algorithm, Supervised):
+        return {"update": run.batch * algorithm.evaluations}
+    still = lambda x, t, cond: torch.zeros_like(x)
+    asks, tasks = algorithm.asks, [task for teacher in run.teachers for task in teacher.tasks]
+    taught = dict.fromkeys(tasks, still)
+    models = Models(still, still if asks.reference else None, taught, still if asks.anchor else None)
+    embedding = Embedding(torch.zeros(1, 1, 1))
+    record = {"prompt": "", **({asks.route: tasks[0]} if asks.route else {})}
+    cond = condition(embedding, embedding, [record] * run.batch, torch.zeros(run.batch, dtype=torch.long))
+    source = explore(
+        algorithm,
+        models,
+        lambda step: cond,
+        partial(random_scores, algorithm),
+        (1,),
+        0,
+        1,
+        seed=run.seed,
+        updates=run.updates,
+        chunk=run.chunk,
+        clock=Clock(),
+        memory=Memory(asks.history) if asks.history else None,
+    )
+    found = next(source).metrics
+    images = run.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
+    return {name.removeprefix("nfe/"): images * each for name, each in found.items() if name.startswith("nfe/")}
+
+
+def random_scores(
+    algorithm: OnPolicy, leaves: Tensor, records: Sequence[dict], draws: torch.Generator, clock: Clock
+) -> Scores:
+    """As many as there are images, and no two alike."""
+    P, G = leaves.shape[:2]
+    value = lambda *shape: torch.rand(shape, generator=draws)
+    judged = {WIN_RATE: value(P, G, G).where(~torch.eye(G, dtype=torch.bool), torch.nan)}
+    rewards = {name: value(P, G) for name in algorithm.asks.rewards}
+    return Scores(rewards, judged if algorithm.asks.comparisons else {})
+
+
+def others(run: Run, weights: int, trained: int) -> int:
+    """Copies beside the policy: adapters of a LoRA, whole networks where all weights are trained."""
+    asks = run.algorithm.asks if isinstance(run.algorithm, OnPolicy) else None
+    whole = isinstance(run.tune, Full)
+    count = sum(teacher.lora is not None for teacher in run.teachers) + bool(asks and whole and asks.reference)
+    return count * (weights if whole else 4 * trained)
+
+
+def states(run: Run, model: Model) -> int:
+    """The states and means of all trees of an iteration, fp32; of a batch of images, its latents and noise."""
+    each = 4 * torch.Size(model.latent_shape).numel()
+    if not isinstance(run.algorithm, OnPolicy):
+        return 2 * run.batch * each
+    widths = run.algorithm.plan(0, generator(run.seed, 0, "plan")).widths
+    return run.batch * each * (sum(widths) + sum(widths[:-1]))
+
+
+def prompts(run: Run, model: PipelineModel) -> int:
+    """Encoded once and kept; captions of a folder are not counted before they are read."""
+    texts = {record["prompt"] for record in [*held_out_records(run), *prompt_records(run)]}
+    length, width, pooled = model.text_shape
+    size = torch.finfo(getattr(torch, run.model.dtype)).bits // 8  # type: ignore[union-attr]
+    return (len(texts) + 1) * (length * width + (pooled or 0)) * size
+
+
+def render(run: Run, found: Forecast) -> Table:
+    """As a table, in GiB and TFLOP."""
+    table = Table("what", "needs", title=f"{run.name}: {type(run.algorithm).__name__}")
+    for name, size in found.memory.items():
+        table.add_row(name, f"{size / 2**30:.3f} GiB")
+    table.add_row("together, without the reward models", f"{found.bytes / 2**30:.3f} GiB", end_section=True)
+    for name, rows in found.rows.items():
+        table.add_row(f"rows an iteration, {name}", f"{rows:.0f}")
+    for name, flops in found.flops.items():
+        table.add_row(f"TFLOP an iteration, {name}", f"{flops / 1e12:.3f}")
+    total = sum(found.flops.values()) * run.iterations
+    table.add_row(f"PFLOP in {run.iterations} iterations", f"{total / 1e15:.3f}")
+    if isinstance(run.data, Images):
+        table.caption = "Captions are not counted before they are read."
+    return table
