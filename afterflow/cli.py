@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands.compare import compare, report, tree
+from .commands.doctor import doctor
 from .commands.export import export
 from .commands.merge import merge
 from .commands.pictures import evaluate, sample
@@ -16,6 +17,7 @@ from .names import unknown
 
 COMMANDS = {
     "train": train,
+    "doctor": doctor,
     "eval": evaluate,
     "sample": sample,
     "compare": compare,

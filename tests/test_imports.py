@@ -32,6 +32,7 @@ TOP = {
     "parts",
     "card",
     "forecast",
+    "doctor",
     "promptset",
     "watch",
     "session",

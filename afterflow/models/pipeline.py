@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -18,9 +18,9 @@ from diffusers.training_utils import _collate_lora_metadata
 from huggingface_hub import snapshot_download
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from ..cond import Embedding
+from ..cond import Cond, Embedding
 from .base import Model, cache_folder, keep
 from .lora import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
 
@@ -48,6 +48,8 @@ class PipelineModel(Model):
     """The pipeline's class in diffusers."""
     encoders: tuple[str, ...]
     """Its parts that read prompts."""
+    pipe: Any
+    """An instance of it, without them."""
 
     def __init__(self, config: Pretrained, device: torch.device | str) -> None:
         self.config, self.device = config, torch.device(device)
@@ -55,6 +57,7 @@ class PipelineModel(Model):
         self.folder = locate(config.path, config.revision, weights=not outline)
         check_family(config.path, self.folder, self.stock.__name__)
         self.pipe = self.outline() if outline else self.pipeline(without=self.encoders).to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
         self.module = self.pipe.transformer
         self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
 
@@ -114,6 +117,10 @@ class PipelineModel(Model):
         pipe = self.pipeline(("vae", *self.reading[0]), transformer=self.module).to(self.device)
         parts = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
         return joined([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
+
+    @abstractmethod
+    def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        """What the stock pipeline's own loop makes of noise (B, ...), by Euler's steps: latents (B, ...)."""
 
     @property
     def image_key(self) -> str:

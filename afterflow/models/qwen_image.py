@@ -83,6 +83,23 @@ class QwenImageModel(PipelineModel):
         kept = mixed * (packed(full).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
         return unpacked(kept, full)
 
+    def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        told, empty = cond.embedding(), cond.dropped(torch.ones(len(cond), dtype=torch.bool)).embedding()
+        size = self.latent_shape[1] * self.pipe.vae_scale_factor
+        tokens = self.pipe(
+            prompt_embeds=told.sequence,
+            prompt_embeds_mask=told.mask,
+            negative_prompt_embeds=empty.sequence,
+            negative_prompt_embeds_mask=empty.mask,
+            latents=packed(noise),
+            height=size,
+            width=size,
+            num_inference_steps=steps,
+            true_cfg_scale=guidance,
+            output_type="latent",
+        ).images
+        return unpacked(tokens, noise)
+
     def encode_images(self, images: np.ndarray) -> Tensor:
         return encode_clips(self.vae, images[:, None])[:, :, 0]
 

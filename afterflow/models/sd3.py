@@ -86,6 +86,22 @@ class SD3Model(PipelineModel):
 
         return v
 
+    def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        told, empty = cond.embedding(), cond.dropped(torch.ones(len(cond), dtype=torch.bool)).embedding()
+        size = self.latent_shape[1] * self.pipe.vae_scale_factor
+        return self.pipe(
+            prompt_embeds=told.sequence,
+            pooled_prompt_embeds=told.pooled,
+            negative_prompt_embeds=empty.sequence,
+            negative_pooled_prompt_embeds=empty.pooled,
+            latents=noise,
+            height=size,
+            width=size,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="latent",
+        ).images
+
     def encode_images(self, images: np.ndarray) -> Tensor:
         return encode_images(self.vae, images)
 

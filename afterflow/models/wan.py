@@ -90,12 +90,40 @@ class WanModel(PipelineModel):
 
         return v
 
+    def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        told, empty = cond.embedding(), cond.dropped(torch.ones(len(cond), dtype=torch.bool)).embedding()
+        # One step at a time on the same grid, where UniPC takes several together.
+        scheduler, times = FlowMatchEulerDiscreteScheduler(), self.schedule.times(steps)
+        scheduler.set_timesteps = lambda count, device: set_times(scheduler, times.to(device))
+        own, self.pipe.scheduler = self.pipe.scheduler, scheduler
+        try:
+            _, frames, height, width = self.latent_shape
+            space, time = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
+            return self.pipe(
+                prompt_embeds=told.sequence,
+                negative_prompt_embeds=empty.sequence,
+                latents=noise,
+                height=height * space,
+                width=width * space,
+                num_frames=(frames - 1) * time + 1,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type="latent",
+            ).frames
+        finally:
+            self.pipe.scheduler = own
+
     def encode_images(self, images: np.ndarray) -> Tensor:
         # An image is a clip of one frame.
         return encode_clips(self.vae, images if images.ndim == 5 else images[:, None])
 
     def decode(self, latents: Tensor) -> np.ndarray:
         return decode_clips(self.vae, latents)
+
+
+def set_times(scheduler: FlowMatchEulerDiscreteScheduler, times: Tensor) -> None:
+    """Make it step on this grid."""
+    FlowMatchEulerDiscreteScheduler.set_timesteps(scheduler, sigmas=times[:-1].tolist(), device=times.device)
 
 
 def schedule_of(scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler) -> Schedule:
