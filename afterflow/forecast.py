@@ -54,6 +54,8 @@ def forecast(run: Run) -> Forecast:
     trained = sum(parameter.numel() for parameter in parameters.values())
     if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
         model.module.to(precision)
+    if run.gradient_checkpointing:
+        model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     guided = 1 if run.guidance_scale == 1 else 2
     kept, forward, backward = passes(model, run.chunk * guided)
     rows = rows_of(run)

@@ -69,6 +69,8 @@ def prepare(run: Run, resume: bool) -> Session:
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
     model = run.model.load(accelerator.device)
+    if run.gradient_checkpointing:
+        model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     with torch.random.fork_rng():
         torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
         parameters = attach(model, run.tune)

@@ -90,6 +90,8 @@ class Run:
     """Of forward passes; kernels, log-probabilities and what is trained stay fp32."""
     seed: int = 0
     """Of prompts, noise and shuffling."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: much less memory, about a third more time."""
     threads: int | None = None
     """CPU threads of torch; None leaves its own choice."""
     inference_steps: int = 20

@@ -100,6 +100,17 @@ def test_what_autograd_keeps_and_flops_are_those_of_real_weights(tmp_path, name)
     assert kept == pytest.approx(sum(real.values()), rel=0.1)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpointing_keeps_less_and_learns_the_same(tmp_path, name):
+    run = run_of(built(name, tmp_path / "pipeline"), ALGORITHMS[0])
+    saving = replace(run, gradient_checkpointing=True, name="saving")
+    memory = [forecast(each).memory["activations of one chunk"] for each in (run, saving)]
+    assert memory[1] < 0.7 * memory[0]
+    lines = [json.loads((execute(each, "x") / "metrics.jsonl").read_text().splitlines()[0]) for each in (run, saving)]
+    assert lines[1]["ratio_max"] == 1.0
+    assert lines[1]["grad_norm"] == pytest.approx(lines[0]["grad_norm"], rel=1e-5)
+
+
 def test_no_weight_is_needed(tmp_path, capsys):
     config = built("flux", tmp_path / "pipeline")
     for file in (tmp_path / "pipeline").rglob("*.safetensors"):
