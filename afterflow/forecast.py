@@ -4,13 +4,15 @@ The network is built without weights, on torch's device `meta`, where a forward 
 alone; what autograd keeps for the backward pass is counted there, and so are FLOPs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from .algorithms.base import WIN_RATE, Models, OnPolicy, Scores, Supervised
@@ -94,11 +96,30 @@ def passes(model: PipelineModel, rows: int) -> tuple[int, int, int]:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+    counted, hooks = FlopCounterMode(display=False), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved)
+    with fused_attention(), counted as forward, hooks:
         v = model.velocity(model.module)(x, torch.ones(rows, device="meta"), cond)
-    with FlopCounterMode(display=False) as backward:
+    # Where activations are computed again, they are here.
+    with fused_attention(), FlopCounterMode(display=False) as backward:
         v.sum().backward()
     return sum(kept.values()), forward.get_total_flops(), backward.get_total_flops()
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Attention as accelerators compute it, which keep no matrix of weights; the device `meta` would."""
+    own = functional.scaled_dot_product_attention
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
+        if attn_mask is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
 
 
 def blank(model: PipelineModel) -> Cond:
