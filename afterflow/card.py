@@ -34,6 +34,7 @@ def write_card(run: Run, result: Path) -> None:
             shutil.copy(file, result / f"{name}{file.suffix}")
             lines += [f"![{name} iteration]({name}{file.suffix})", ""]
     lines += ["## Licence", "", licence(run)]
+    shutil.copy(run.folder / "run.json", result / "run.json")
     (result / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -71,7 +72,7 @@ def summary(run: Run) -> list[str]:
         "seed": str(run.seed),
     }
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
-    said = f"{tuned}, trained with afterflow {__version__}; run.json of the run repeats it."
+    said = f"{tuned}, trained with afterflow {__version__}; run.json beside it repeats it."
     return [said, "", *table]
 
 
@@ -79,17 +80,26 @@ def steps_done(run: Run) -> int:
     return json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] + 1
 
 
+def named(run: Run) -> str:
+    """How a user names the base in code."""
+    if not isinstance(run.model, Pretrained) or run.model.path == "tiny":
+        return "TINY"
+    revision = f', revision="{run.model.revision}"' if run.model.revision else ""
+    return f'"{run.model.path}"{revision}'
+
+
 def usage(run: Run, result: Path) -> list[str]:
     kinds = {config.__name__: model.stock.__name__ for config, model in FAMILIES.items()}
     stock = kinds.get(type(run.model).__name__, "StableDiffusion3Pipeline")
-    start = f'pipe = {stock}.from_pretrained("{base(run)}")'
+    shipped = ["from afterflow.models.pipeline import TINY"] if named(run) == "TINY" else []
+    start = f"pipe = {stock}.from_pretrained({named(run)})"
     code = (
         [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']
         if isinstance(run.tune, LoRA)
         else []
     )
     code = code or [f'pipe = {stock}.from_pretrained("{result}")']
-    return ["## Use", "", "```python", f"from diffusers import {stock}", "", *code, "```"]
+    return ["## Use", "", "```python", *shipped, f"from diffusers import {stock}", "", *code, "```"]
 
 
 def held_out(file: Path) -> list[dict[str, Any]]:

@@ -9,21 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from .algorithms.base import OnPolicy
 from .cond import Cond, Pairs
 from .evaluate import encoded, finished
 from .forecast import forecast, random_scores
-from .models.pipeline import PipelineModel
+from .models.pipeline import PipelineModel, Pretrained
 from .models.tune import LoRA
 from .models.wrappers import guided, in_chunks
 from .parts import Session, prepare
 from .promptset import prompt_records
-from .rollout import chain, draw, sample
+from .rollout import draw, sample
 from .run import Run
-from .scoring import ask
+from .scoring import ask, both_orders, compare
 from .seeds import generator
 from .train.clock import Clock
 from .train.explore import Iteration, explore, supervised
@@ -47,7 +46,9 @@ class Finding:
 
 
 def examine(run: Run) -> Iterator[Finding]:
-    """The findings one by one; nothing is kept on disk."""
+    """The findings one by one; nothing is kept on disk.  ValueError for a model that is made from nothing."""
+    if not isinstance(run.model, Pretrained):
+        raise ValueError(f"{run.name}: the model is made from nothing; there is no pipeline to compare with")
     with tempfile.TemporaryDirectory() as place:
         # An absolute name takes the run's folder out of runs/.
         small = replace(run, name=f"{place}/run", track="none", batch=1, updates=1)
@@ -58,6 +59,8 @@ def examine(run: Run) -> Iterator[Finding]:
         if isinstance(run.tune, LoRA):
             yield round_trip(session, cond, Path(place) / "lora")
         yield from rewards(session, cond)
+        if run.judge is not None:
+            yield judged(session, cond)
         yield memory(session)
 
 
@@ -80,7 +83,7 @@ def drawing(session: Session, cond: Cond) -> Iterator[Finding]:
         error = relative(ours[:, 0], stock)
         yield Finding(
             "our ODE draws what the stock pipeline draws",
-            error < (1e-3 if next(model.module.parameters()).dtype == torch.float32 else 0.1),
+            error < (1e-3 if model.module.dtype == torch.float32 else 0.1),
             f"relative difference {error:.1e} of the latents after {STEPS} steps",
             "the pipeline's scheduler or its guidance is not one that afterflow knows; report it with model_index.json",
         )
@@ -93,6 +96,7 @@ def drawing(session: Session, cond: Cond) -> Iterator[Finding]:
     )
     if isinstance(run.algorithm, OnPolicy):
         yield marginals(session, cond, ours)
+        yield grids(session)
 
 
 def marginals(session: Session, cond: Cond, ours: Tensor) -> Finding:
@@ -100,19 +104,27 @@ def marginals(session: Session, cond: Cond, ours: Tensor) -> Finding:
     run, model = session.run, session.model
     assert isinstance(run.algorithm, OnPolicy)
     plan = run.algorithm.plan(0, generator(run.seed, "plan"))
-    eta = float(plan.eta.max())
-    steps = chain(model.schedule.times(plan.steps), 1, eta, range(plan.steps - 1), density=False)
-    sources = [generator(run.seed, "doctor", "sde", i) for i in range(len(cond))]
-    with_noise = sample(
-        session.models.policy, run.algorithm.step_kernel, steps, cond, noise_for(session, len(cond), "sde"), sources
-    )
-    ratio = (with_noise.leaves.float().std() / ours.float().std()).item()
+    sources = [generator(run.seed, "doctor", "sde")]
+    shape = torch.empty(1, 1, *model.latent_shape, device=session.accelerator.device)
+    noise, one = draw(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
+    leaves = sample(session.models.policy, run.algorithm.step_kernel, plan, one, noise, sources).leaves
+    ratio = (leaves.float().std() / ours.float().std()).item()
     return Finding(
         "noise in the steps leaves the latents as spread out as they were",
         0.7 < ratio < 1.4,
-        f"standard deviation {ratio:.2f} of the ODE's at eta = {eta:g}, {plan.steps} steps",
+        f"standard deviation {ratio:.2f} of the ODE's, {plan.widths[-1]} images of {plan.steps} steps",
         "lower algorithm.eta or raise algorithm.steps; pictures of a rollout are noise otherwise",
     )
+
+
+def grids(session: Session) -> Finding:
+    """Where the rollout stops on its way, beside the pipeline's own grid; papers choose either."""
+    algorithm = session.run.algorithm
+    assert isinstance(algorithm, OnPolicy)
+    plan = algorithm.plan(0, generator(session.run.seed, "plan"))
+    apart = (plan.times - session.model.schedule.times(plan.steps)).abs().max().item()
+    advice = "" if apart < 1e-6 else "; algorithm.schedule = None takes the pipeline's"
+    return Finding("times of the rollout", None, f"at most {apart:.3f} from those of the pipeline's own grid{advice}")
 
 
 def training(session: Session, cond: Cond, run: Run) -> Iterator[Finding]:
@@ -218,10 +230,11 @@ def expected(session: Session, iteration: Iteration, seconds: dict[str, float], 
     whole = {"rollout": needs.rows.get("rollout", 0.0) / guidance, "update": needs.rows["update"] / guidance}
     each = {name: spent / padded[name] for name, spent in (("rollout", rollout), ("update", update)) if padded[name]}
     hours = run.iterations * sum(whole[name] * cost for name, cost in each.items()) / 3600
+    hours = min(hours, (run.budget_seconds or float("inf")) / 3600)
     yield Finding(
         "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
     )
-    yield Finding("the whole recipe", None, f"about {hours:.2g} hours for {run.iterations} iterations, without rewards")
+    yield Finding("the whole recipe", None, f"about {hours:.2g} hours, without rewards")
     device = session.accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((value for key, value in PEAK.items() if key in name), None)
@@ -247,7 +260,7 @@ def round_trip(session: Session, cond: Cond, folder: Path) -> Finding:
     model.module.delete_adapters("default")  # type: ignore[operator]
     model.load_lora(folder)
     difference = (field(x, t, cond).float() - trained.float()).abs().max().item()
-    exact = next(model.module.parameters()).dtype == torch.float32
+    exact = model.module.dtype == torch.float32
     return Finding(
         "a saved LoRA is the same when it is loaded",
         difference == 0 if exact else difference < 0.05,
@@ -270,8 +283,20 @@ def rewards(session: Session, cond: Cond) -> Iterator[Finding]:
             f"reward {name}",
             good,
             f"{first.mean().item():.3f} for pictures of noise, {1e3 * seconds:.1f} ms an image",
-            "it fails or changes its mind on the same picture; no advantage can be had from it",
+            "it changes its mind on the same picture, or has no number for it; no advantage can be had from that",
         )
+
+
+def judged(session: Session, cond: Cond) -> Finding:
+    """A judge is asked about two pictures in both orders; `compare` refuses what is no share."""
+    judge, records = session.run.judge, cond.records()[:1]
+    assert judge is not None
+    images = session.model.decode(noise_for(session, 2, "judge")[:, 0])[None]
+    said = compare(judge, images, records, both_orders(1, 2), generator(session.run.seed, "judge"))
+    one, other = said[0, 0, 1].item(), said[0, 1, 0].item()
+    return Finding(
+        "the judge", None, f"{one:.2f} and {other:.2f} in the two orders; without a favourite they add up to 1"
+    )
 
 
 def memory(session: Session) -> Finding:
@@ -286,9 +311,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
-def render(found: list[Finding]) -> Table:
-    table = Table("", "check", "found")
-    marks = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: ""}
-    for each in found:
-        table.add_row(marks[each.passed], each.check, each.said + (f"\n{each.remedy}" if each.passed is False else ""))
-    return table
+def render(found: Finding) -> str:
+    """A line of the console, and a second one where something is to be done."""
+    mark = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "    "}[found.passed]
+    return f"{mark}  {found.check}: {found.said}" + (f"\n      [red]{found.remedy}[/]" if found.passed is False else "")

@@ -96,6 +96,12 @@ class Schedule(ABC):
         return shifted(torch.linspace(float(start), 0, steps + 1), self.warp)
 
 
+def grid(schedule: Schedule | None, steps: int) -> Tensor:
+    """(steps + 1,) times of a schedule; None stands for the model's own, which a run puts in before it asks."""
+    assert schedule is not None
+    return schedule.times(steps)
+
+
 @dataclass(frozen=True)
 class LinearShift(Schedule):
     """Even steps, shifted: the grid of DanceGRPO, MixGRPO, BranchGRPO and Pref-GRPO."""

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from .algorithms.base import WIN_RATE, Models, OnPolicy, Scores, Supervised
+from .algorithms.base import WIN_RATE, Asks, Models, OnPolicy, Scores, Supervised
 from .cond import Cond, Embedding, condition
 from .data.images import Images
 from .models.base import Model
-from .models.pipeline import PipelineModel
-from .models.tune import Full, LoRA, attach
+from .models.pipeline import PipelineModel, Pretrained
+from .models.tune import Full, attach
+from .parts import on_own_grid
 from .promptset import held_out_records, prompt_records
 from .run import Run
 from .seeds import generator
@@ -47,24 +48,27 @@ class Forecast:
 
 def forecast(run: Run) -> Forecast:
     """ValueError for a model whose parts do not exist yet."""
+    if not isinstance(run.model, Pretrained):
+        raise ValueError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
     model = run.model.load("meta")
-    if not isinstance(model, PipelineModel):
-        raise ValueError("this model is made from nothing, so there is nothing to plan with")
-    precision = PRECISION[run.mixed_precision]
-    weights = stored([*model.module.parameters(), *model.vae.parameters()])
+    run, precision = on_own_grid(run, model), PRECISION[run.mixed_precision]
+    frozen = stored(model.module.parameters())
     parameters = attach(model, run.tune)
+    weights = stored([*model.module.parameters(), *model.vae.parameters()])
     trained = sum(parameter.numel() for parameter in parameters.values())
     if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
         model.module.to(precision)
     if run.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
-    guided = 1 if run.guidance_scale == 1 else 2
+    # What images teach is not guided while it learns.
+    guided = 1 if isinstance(run.algorithm, Supervised) or run.guidance_scale == 1 else 2
     kept, forward, backward = passes(model, run.chunk * guided)
     rows = rows_of(run)
     memory = {
-        "frozen and trained weights": weights + 4 * trained * isinstance(run.tune, LoRA),
+        "frozen and trained weights": weights,
         "gradients, Adam and EMA": 4 * trained * (3 + (run.ema is not None)),
-        "reference, teachers": others(run, weights, trained),
+        "reference, teachers, anchor": others(run, frozen, trained),
+        "weights in the mixed precision": cast(run, frozen),
         "activations of one chunk": kept,
         "states of a rollout": states(run, model),
         "encoded prompts": prompts(run, model),
@@ -111,6 +115,7 @@ def fused_attention() -> Iterator[None]:
     own = functional.scaled_dot_product_attention
 
     def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
+        assert not options.get("is_causal") and not options.get("enable_gqa")
         if attn_mask is None:
             return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
         return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
@@ -176,10 +181,17 @@ def random_scores(
 
 def others(run: Run, weights: int, trained: int) -> int:
     """Copies beside the policy: adapters of a LoRA, whole networks where all weights are trained."""
-    asks = run.algorithm.asks if isinstance(run.algorithm, OnPolicy) else None
-    whole = isinstance(run.tune, Full)
-    count = sum(teacher.lora is not None for teacher in run.teachers) + bool(asks and whole and asks.reference)
-    return count * (weights if whole else 4 * trained)
+    asks = run.algorithm.asks if isinstance(run.algorithm, OnPolicy) else Asks(())
+    if isinstance(run.tune, Full):
+        return weights * (len(run.teachers) + asks.reference + (asks.anchor == "base"))
+    adapters = sum(teacher.lora is not None for teacher in run.teachers)
+    return 4 * trained * (adapters + (asks.reference and run.tune.start is not None))
+
+
+def cast(run: Run, weights: int) -> int:
+    """Autocast keeps a copy of full-precision weights until the backward pass is done."""
+    assert isinstance(run.model, Pretrained)
+    return weights // 2 if run.model.dtype == "float32" and run.mixed_precision != "no" else 0
 
 
 def states(run: Run, model: Model) -> int:
@@ -195,7 +207,8 @@ def prompts(run: Run, model: PipelineModel) -> int:
     """Encoded once and kept; captions of a folder are not counted before they are read."""
     texts = {record["prompt"] for record in [*held_out_records(run), *prompt_records(run)]}
     length, width, pooled = model.text_shape
-    size = torch.finfo(getattr(torch, run.model.dtype)).bits // 8  # type: ignore[union-attr]
+    assert isinstance(run.model, Pretrained)
+    size = torch.finfo(getattr(torch, run.model.dtype)).bits // 8
     return (len(texts) + 1) * (length * width + (pooled or 0)) * size
 
 
@@ -204,13 +217,13 @@ def render(run: Run, found: Forecast) -> Table:
     table = Table("what", "needs", title=f"{run.name}: {type(run.algorithm).__name__}")
     for name, size in found.memory.items():
         table.add_row(name, f"{size / 2**30:.3f} GiB")
-    table.add_row("together, without the reward models", f"{found.bytes / 2**30:.3f} GiB", end_section=True)
+    table.add_row("together", f"{found.bytes / 2**30:.3f} GiB", end_section=True)
     for name, rows in found.rows.items():
         table.add_row(f"rows an iteration, {name}", f"{rows:.0f}")
     for name, flops in found.flops.items():
         table.add_row(f"TFLOP an iteration, {name}", f"{flops / 1e12:.3f}")
     total = sum(found.flops.values()) * run.iterations
     table.add_row(f"PFLOP in {run.iterations} iterations", f"{total / 1e15:.3f}")
-    if isinstance(run.data, Images):
-        table.caption = "Captions are not counted before they are read."
+    left_out = "Not counted: reward models, the text encoders while they encode, the decoder's activations"
+    table.caption = left_out + (", captions before they are read." if isinstance(run.data, Images) else ".")
     return table

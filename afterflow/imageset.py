@@ -75,6 +75,11 @@ def encoded_shard(
     good = good_enough(images, [part[i].record for i in readable], least)
     kept = [i for i, passes in zip(readable, good) if passes]
     latents = model.encode_images(images[good]).cpu() if kept else torch.empty(0, *model.latent_shape)
+    if latents.shape[1:] != model.latent_shape:
+        raise ValueError(
+            f"images are square and single, latents {tuple(latents.shape[1:])}, and the model draws "
+            f"{tuple(model.latent_shape)}; set model.frames = 1 and one size for height and width"
+        )
     if cache and len(readable) == len(part):  # what cannot be read today is asked for again
         keep(file, {"latents": latents.contiguous(), "kept": torch.tensor(kept, dtype=torch.long)})
     return latents, kept, len(part) - len(readable)

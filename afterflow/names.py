@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+Family = Literal["SD3", "Flux", "QwenImage", "Wan"]
+"""Of models."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -71,6 +71,7 @@ def prepare(run: Run, resume: bool) -> Session:
     model = run.model.load(accelerator.device)
     if run.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
+    run = on_own_grid(run, model)
     with torch.random.fork_rng():
         torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
         parameters = attach(model, run.tune)
@@ -85,6 +86,13 @@ def prepare(run: Run, resume: bool) -> Session:
     first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, memory, first)
+
+
+def on_own_grid(run: Run, model: Model) -> Run:
+    """The run with the model's own schedule where its algorithm names none."""
+    if not isinstance(run.algorithm, OnPolicy) or getattr(run.algorithm, "schedule", model.schedule) is not None:
+        return run
+    return replace(run, algorithm=replace(run.algorithm, schedule=model.schedule))  # type: ignore[call-arg]
 
 
 def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:

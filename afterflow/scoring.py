@@ -55,8 +55,12 @@ def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
     """
     P, G, frames = images.shape[0], images.shape[1], images.shape[2:-3]
     flat = images.reshape(-1, *images.shape[-3:])
-    values = REWARDS[reward](flat, repeated(records, G * math.prod(frames)))
-    return torch.from_numpy(np.asarray(values, np.float32)).view(P, G, -1).mean(2)
+    values = np.asarray(REWARDS[reward](flat, repeated(records, G * math.prod(frames))), np.float32)
+    if values.shape != (len(flat),):
+        raise ValueError(
+            f"reward {reward} answered with shape {values.shape} for {len(flat)} images; one number for each"
+        )
+    return torch.from_numpy(values).view(P, G, -1).mean(2)
 
 
 def compare(

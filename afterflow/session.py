@@ -45,7 +45,7 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     source, prompts = examples(session, records, clock)
     check_before_sampling(session, prompts)
     steps = train(
-        run.algorithm,
+        session.run.algorithm,
         session.models,
         source,
         session.parameters,

@@ -11,6 +11,7 @@ from .algorithms.branch_grpo import BranchGRPO
 from .compare import check_ended, tuned_model
 from .evaluate import encoded
 from .models.wrappers import guided, in_chunks
+from .parts import on_own_grid
 from .rollout import Rollout, draw, sample
 from .run import Run
 from .scoring import score
@@ -25,6 +26,8 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
         raise ValueError(f"{folder} was trained by {type(algorithm).__name__}; only BranchGRPO grows trees")
     check_ended(folder, run)
     model = tuned_model(run, folder)
+    algorithm = on_own_grid(run, model).algorithm
+    assert isinstance(algorithm, BranchGRPO)
     cond, noise_of = encoded(model, [record]), [generator(seed, "tree")]
     velocity = in_chunks(guided(model.velocity(model.module), run.guidance_scale, model.combine), run.chunk)
     noise = draw(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))

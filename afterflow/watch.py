@@ -31,7 +31,8 @@ class Window:
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
         self.held_out = encoded(session.model, held_out) if held_out else None
-        self.by_prompt = MetricsFile(session.run.folder / "held_out.jsonl", session.first)
+        by_prompt = session.run.folder / "held_out.jsonl"
+        self.by_prompt = MetricsFile(by_prompt, session.first) if self.held_out is not None else None
         self.base = self._base_pictures() if self.held_out is not None and session.run.judge is not None else None
 
     def _base_pictures(self) -> np.ndarray:
@@ -72,7 +73,7 @@ class Window:
         latents, records = self.finished(self.held_out, run.eval_images), self.held_out.records()
         images = decoded(self.session.model, latents)
         rewards = {name: ask(name, images, records).mean(1) for name in run.watched}
-        if rewards:
+        if rewards and self.by_prompt is not None:
             self.by_prompt.write(step, {name: values.tolist() for name, values in rewards.items()})
         means = {name: values.mean().item() for name, values in rewards.items()} | spread(latents)
         means = {f"eval/{name}": value for name, value in means.items()}
@@ -119,6 +120,8 @@ def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], wind
                 break
             before = time.perf_counter()
     log.close()
+    if window.by_prompt is not None:
+        window.by_prompt.close()
 
 
 def due(every: int, step: int, last: bool) -> bool:

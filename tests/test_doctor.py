@@ -102,5 +102,5 @@ def test_the_command_says_what_failed_and_leaves_nothing(tmp_path, capsys, monke
     monkeypatch.setattr(pipeline, "_collate_lora_metadata", lambda *_: {})
     code = main(["doctor", "shapes_flow_grpo", "--chunk", "8", "--algorithm.group", "2", "--threads", "1"])
     captured = capsys.readouterr()
-    assert code == 2 and "1 of 12 checks failed: a saved LoRA" in captured.err
+    assert code == 2 and "1 of 13 checks failed: a saved LoRA" in captured.err
     assert "gradients arrive" in captured.out and not (tmp_path / "runs").exists()

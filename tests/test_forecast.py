@@ -13,7 +13,9 @@ from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.pruning import Pruning
+from afterflow.algorithms.sft import SFT
 from afterflow.cli import main
+from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.evaluate import encoded
 from afterflow.forecast import forecast, passes, rows_of
@@ -121,9 +123,30 @@ def test_no_weight_is_needed(tmp_path, capsys):
     found = forecast(run_of(config, ALGORITHMS[0]))
     full = forecast(replace(run_of(config, ALGORITHMS[0]), tune=Full()))
     assert full.memory["gradients, Adam and EMA"] > 10 * found.memory["gradients, Adam and EMA"]
-    assert full.memory["reference, teachers"] > 0 == found.memory["reference, teachers"]
+    assert full.memory["reference, teachers, anchor"] > 0 == found.memory["reference, teachers, anchor"]
     guided = forecast(replace(run_of(config, ALGORITHMS[0]), guidance_scale=4.0))
     assert guided.flops["forward only"] == pytest.approx(2 * found.flops["forward only"])
+
+
+def test_what_images_teach_is_not_guided_while_it_learns(tmp_path):
+    run = replace(run_of(built("sd3", tmp_path / "pipeline"), SFT()), data=ShapesImages(count=4))
+    assert forecast(replace(run, guidance_scale=4.0)).flops == forecast(run).flops
+
+
+def test_what_is_made_from_nothing_is_not_planned(tmp_path, capsys):
+    assert main(["train", "tiny_sd3_pretrain", "--plan"]) == 2
+    assert "made from nothing" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_pipeline_of_another_family_takes_the_place_of_the_recipes(tmp_path, capsys):
+    built("flux", tmp_path / "pipeline")
+    assert (
+        main(["train", "shapes_flow_grpo", "--plan", "--base", str(tmp_path / "pipeline"), "--model.size", "32"]) == 0
+    )
+    assert (
+        main(["train", "shapes_flow_grpo", "--plan", "--base", str(tmp_path / "pipeline"), "--model.size", "31"]) == 2
+    )
+    assert "multiples of 4 pixels" in capsys.readouterr().err
 
 
 def test_the_command_plans_and_trains_nothing(tmp_path, capsys):

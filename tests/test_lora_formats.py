@@ -126,6 +126,17 @@ def test_every_layer_of_the_tables_has_a_key_of_its_own():
 @pytest.mark.parametrize(
     "tensors, family, said",
     [
+        (
+            {"lora_unet_blocks_0_ffn_0.diff_b": torch.ones(1)},
+            "Wan",
+            r"more than B A \(lora_unet_blocks_0_ffn_0.diff_b\)",
+        ),
+        ({"lora_unet_blocks_0_ffn_0.dora_scale": torch.ones(1)}, "Wan", "more than B A"),
+        (
+            {"lora_unet_x.alpha": torch.ones(1), "lora_te1_x.lora_down.weight": torch.ones(1, 1)},
+            "Flux",
+            "text encoders",
+        ),
         ({"lora_unet_blocks_0_odd.lora_down.weight": torch.ones(1, 1)}, "Wan", "only one of its two factors"),
         (
             {f"lora_unet_blocks_0_odd.lora_{n}.weight": torch.ones(1, 1) for n in ("down", "up")},

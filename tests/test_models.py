@@ -23,12 +23,13 @@ from afterflow.cond import condition
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.evaluate import decoded, encoded, finished
-from afterflow.flow import LinearShift, SD3Grid
+from afterflow.flow import DynamicShift, LinearShift, SD3Grid
 from afterflow.models.families import pretrained
 from afterflow.models.pipeline import family_of
 from afterflow.models.teacher import Teacher
 from afterflow.models.tune import Full, LoRA, attach
 from afterflow.models.wrappers import guided
+from afterflow.parts import prepare
 from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
@@ -140,6 +141,42 @@ def test_a_full_fine_tune_is_a_pipeline_of_its_own(tinies, name, tmp_path):
     ours = our_images(model, noise_for(model), 1.0)
     stock = stock_images(tmp_path / "model", tinies[name], noise_for(model), 1.0)
     assert np.abs(ours.astype(int) - stock).max() <= 1
+
+
+def test_a_wide_clip_is_not_a_tall_one(tinies):
+    config = replace(tinies["wan"], width=48)
+    model = loaded(config)
+    ours = our_images(model, noise_for(model), 4.0)
+    assert ours.shape == (2, 5, 32, 48, 3)
+    assert np.abs(ours.astype(int) - stock_images(model.folder, config, noise_for(model), 4.0)).max() <= 1
+    cond = encoded(model, [{"prompt": prompt} for prompt in PROMPTS])
+    assert model.stock_latents(cond, noise_for(model), STEPS, 4.0).shape == noise_for(model).shape
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_draws_nearly_the_same(tinies, name):
+    """Parts that diffusers keeps in fp32 must not make the whole input fp32."""
+    exact, half = (replace(tinies[name], dtype=dtype).load() for dtype in ("float32", "bfloat16"))
+    x, t = noise_for(exact), torch.full((2,), 0.6)
+    fields = []
+    for model in (exact, half):
+        cond = encoded(model, [{"prompt": prompt} for prompt in PROMPTS])
+        with torch.no_grad():
+            fields.append(model.velocity(model.module)(x, t, cond).float())
+    assert (fields[0] - fields[1]).norm() < 0.1 * fields[0].norm()
+
+
+def test_without_a_schedule_of_its_own_a_rollout_takes_the_models(tinies):
+    run = Run(FlowGRPO(JPEG, schedule=None), ShapesPrompts(count=4), tinies["flux"], name="own")
+    session = prepare(run, False)
+    assert session.run.algorithm.schedule == session.model.schedule == DynamicShift(64)
+    assert session.run.algorithm.plan(0, torch.Generator()).times.tolist() == session.model.schedule.times(10).tolist()
+
+
+def test_images_do_not_teach_a_model_of_longer_clips(tinies):
+    run = Run(SFT(), ShapesImages(count=2, tags=("counting",)), tinies["wan"], name="long", batch=2)
+    with pytest.raises(ValueError, match=r"set model.frames = 1"):
+        execute(run, "long")
 
 
 def test_rows_of_a_batch_do_not_see_each_others_padding(tinies):

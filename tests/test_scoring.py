@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from afterflow.preferences import consistency, win_rates
+from afterflow.rewards import REWARDS
 from afterflow.rewards.judges import ShapesJudge
-from afterflow.scoring import both_orders, compare
+from afterflow.scoring import ask, both_orders, compare
 from afterflow.shapes.prompts import suite
 from afterflow.shapes.render import render_batch
 
@@ -67,3 +68,16 @@ def test_a_judge_that_cannot_be_is_refused(options):
 def test_a_margin_and_softness_exclude_each_other():
     with pytest.raises(ValueError, match="leave softness at 0"):
         ShapesJudge(margin=0.1, softness=0.1)
+
+
+def test_a_clip_is_scored_by_the_mean_of_its_frames(monkeypatch):
+    brightness = lambda images, records: images.mean((1, 2, 3))
+    monkeypatch.setitem(REWARDS, "brightness", brightness)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 12, 3), dtype=np.uint8)
+    assert np.allclose(ask("brightness", clips, RECORDS[:2]).numpy(), clips.mean((2, 3, 4, 5)), atol=1e-3)
+
+
+def test_a_reward_that_does_not_answer_once_for_each_image_is_refused(monkeypatch):
+    monkeypatch.setitem(REWARDS, "twice", lambda images, records: np.zeros((len(images), 2)))
+    with pytest.raises(ValueError, match=r"reward twice answered with shape \(16, 2\) for 16 images"):
+        ask("twice", group(), RECORDS)

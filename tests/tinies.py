@@ -1,7 +1,5 @@
 """Tiny pipelines of every family with random weights, built from their configurations."""
 
-import json
-
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -155,7 +153,3 @@ def built(name, folder):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return FAMILIES[name](folder)
-
-
-def stock_class(folder):
-    return json.loads((folder / "model_index.json").read_text())["_class_name"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, combine, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, edges
 from ..trees import fuse, path_log_prob, widths
@@ -36,8 +36,8 @@ class BranchGRPO(OnPolicy[Edges]):
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 20
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift | DynamicShift = LinearShift()
-    """Where the steps stop between noise and image."""
+    schedule: SD3Grid | LinearShift | DynamicShift | None = LinearShift()
+    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
     splits: tuple[int, ...] = (0, 3, 6, 9)
     """Steps at which states branch: dense as here, mixed (0, 4, 8, 12) or sparse (0, 5, 10, 15)."""
     children: int = 2
@@ -94,7 +94,7 @@ class BranchGRPO(OnPolicy[Edges]):
         trained = noisy - set(self.prune.steps(step, self.steps, self.splits))
         among = lambda steps: torch.tensor([k in steps for k in range(self.steps)])
         return Plan(
-            self.schedule.times(self.steps),
+            grid(self.schedule, self.steps),
             self.eta * among(noisy),
             widths(self.steps, self.splits, self.children),
             among(trained)[:, None].expand(self.steps, self.group),

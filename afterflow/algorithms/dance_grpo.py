@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from ..trees import extremes
@@ -32,8 +32,8 @@ class DanceGRPO(OnPolicy[Edges]):
     """Rewards and how much the loss of each counts."""
     steps: int = 16
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift | DynamicShift = LinearShift()
-    """Where the steps stop between noise and image."""
+    schedule: SD3Grid | LinearShift | DynamicShift | None = LinearShift()
+    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
     group: int = 12
     """Images per prompt."""
     kernel: KernelName = "dance_sde"
@@ -68,7 +68,7 @@ class DanceGRPO(OnPolicy[Edges]):
         return Asks(pointwise(self.weights, self.blend), self.blend)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
-        times = self.schedule.times(self.steps)
+        times = grid(self.schedule, self.steps)
         return chain(times, self.group, self.eta, range(self.steps - 1), self.shared_noise)
 
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:

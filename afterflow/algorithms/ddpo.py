@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, combine, gated, normalize, per_prompt_history
-from ..flow import DynamicShift, LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
@@ -31,8 +31,8 @@ class DDPO(OnPolicy[Edges]):
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 10
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift | DynamicShift = SD3Grid()
-    """Where the steps stop between noise and image."""
+    schedule: SD3Grid | LinearShift | DynamicShift | None = SD3Grid()
+    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
     group: int = 1
     """Images per prompt and iteration; credit does not compare them."""
     kernel: KernelName = "flow_sde"
@@ -65,7 +65,7 @@ class DDPO(OnPolicy[Edges]):
         return Asks(pointwise(self.weights, self.blend), self.blend, history=self.history)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
-        return chain(self.schedule.times(self.steps), self.group, self.eta, range(self.steps - 1))
+        return chain(grid(self.schedule, self.steps), self.group, self.eta, range(self.steps - 1))
 
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
         reward = combine(gated(scores.rewards, self.blend.gate), self.weights)

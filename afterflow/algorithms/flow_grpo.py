@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..kernels import Gaussian, KernelName, kl, variance_free
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
@@ -33,8 +33,8 @@ class FlowGRPO(OnPolicy[Edges]):
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 10
     """Denoising steps of a rollout; evaluation takes more."""
-    schedule: SD3Grid | LinearShift | DynamicShift = SD3Grid()
-    """Where the steps stop between noise and image."""
+    schedule: SD3Grid | LinearShift | DynamicShift | None = SD3Grid()
+    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
     group: int = 24
     """Images per prompt."""
     kernel: KernelName = "flow_sde"
@@ -98,7 +98,7 @@ class FlowGRPO(OnPolicy[Edges]):
         # One start for the whole iteration: prompts of a batch then train the same noise levels.
         start = int(torch.randint(first, end - width + 1, (), generator=generator))
         trained = range(start, start + width)
-        return chain(self.schedule.times(self.steps), self.group, self.eta, trained, self.shared_noise)
+        return chain(grid(self.schedule, self.steps), self.group, self.eta, trained, self.shared_noise)
 
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
         rewards = gated(scores.rewards, self.blend.gate)

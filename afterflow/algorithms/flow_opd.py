@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..cond import Cond, Velocity
 from ..distill import StepWeight, self_normalised, squared_distance, step_weight
-from ..flow import DynamicShift, LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..kernels import KernelName, log_prob, velocity_of
 from ..losses import clipped_surrogate
 from ..rollout import Edges, Plan, Rollout, chain, edges
@@ -58,8 +58,8 @@ class Lessons:
 class FlowOPD(OnPolicy[Lessons]):
     steps: int = 10
     """Denoising steps of a rollout; the last is not learnt from."""
-    schedule: SD3Grid | LinearShift | DynamicShift = SD3Grid()
-    """Where the steps stop between noise and image."""
+    schedule: SD3Grid | LinearShift | DynamicShift | None = SD3Grid()
+    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
     group: int = 16
     """Images per prompt."""
     sampler: Literal["ode", "sde"] = "ode"
@@ -107,7 +107,7 @@ class FlowOPD(OnPolicy[Lessons]):
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         eta = self.eta if self.sampler == "sde" else 0.0
-        return chain(self.schedule.times(self.steps), self.group, eta, range(self.steps - 1), density=False)
+        return chain(grid(self.schedule, self.steps), self.group, eta, range(self.steps - 1), density=False)
 
     @torch.no_grad()
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Lessons:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..kernels import KernelName
 from ..rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
@@ -32,8 +32,8 @@ class MixGRPO(OnPolicy[Edges]):
     """Rewards and how much each counts in the mean of their advantages."""
     steps: int = 25
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift | DynamicShift = LinearShift()
-    """Where the steps stop between noise and image."""
+    schedule: SD3Grid | LinearShift | DynamicShift | None = LinearShift()
+    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
     group: int = 12
     """Images per prompt."""
     kernel: KernelName = "flow_sde"
@@ -70,11 +70,12 @@ class MixGRPO(OnPolicy[Edges]):
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         start = self.window.start(step, self.steps, generator)
         trained = range(start, start + self.window.width)
-        times = self.schedule.times(self.steps)
+        times = grid(self.schedule, self.steps)
         if self.flash is None:
             return chain(times, self.group, self.eta, trained, self.shared_noise)
         last = trained[-1]
         few = max(1, int((self.steps - last) * self.flash))
+        assert self.schedule is not None
         times = torch.cat([times[: last + 1], self.schedule.rest(float(times[last + 1]), few)])
         plan = chain(times, self.group, self.eta, trained, self.shared_noise)
         return replace(plan, second_order=tuple(range(last + 1, plan.steps)))

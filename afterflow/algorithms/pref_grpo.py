@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid
+from ..flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..kernels import KernelName
 from ..preferences import consistency, win_rates
 from ..rollout import Edges, Plan, Rollout, chain, edges
@@ -34,8 +34,8 @@ class PrefGRPO(OnPolicy[Edges]):
     """win_rate and, if wanted, pointwise rewards; how much each counts in the mean of their advantages."""
     steps: int = 25
     """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift | DynamicShift = LinearShift()
-    """Where the steps stop between noise and image."""
+    schedule: SD3Grid | LinearShift | DynamicShift | None = LinearShift()
+    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
     group: int = 8
     """Images per prompt."""
     kernel: KernelName = "flow_sde"
@@ -77,7 +77,7 @@ class PrefGRPO(OnPolicy[Edges]):
         return Asks(pointwise(self.weights, self.blend), self.blend, self.compare)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
-        times = self.schedule.times(self.steps)
+        times = grid(self.schedule, self.steps)
         return chain(times, self.group, self.eta, range(self.steps - 1), self.shared_noise)
 
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:

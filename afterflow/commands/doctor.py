@@ -20,8 +20,10 @@ def doctor(args: Sequence[str]) -> None:
     made = made_by(args[0])
     if not isinstance(made, Run):
         raise ValueError(f"{args[0]} is a chain of runs; ask for its stages one by one")
-    found = list(examine(overridden(made, args[1:], f"afterflow doctor {args[0]}")))
-    Console().print(render(found))
+    found, console = [], Console()
+    for each in examine(overridden(made, args[1:], f"afterflow doctor {args[0]}")):
+        console.print(render(each))
+        found.append(each)
     failed = [each.check for each in found if each.passed is False]
     if failed:
         raise ValueError(f"{len(failed)} of {len(found)} checks failed: {'; '.join(failed)}")

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
-Family = Literal["SD3", "Flux", "QwenImage", "Wan"]
+from ..names import Family
 
 
 def export(args: Sequence[str]) -> None:
@@ -32,6 +32,9 @@ class Export:
     def __post_init__(self) -> None:
         if self.to == "kohya" and self.out is not None and Path(self.out).suffix != ".safetensors":
             raise ValueError(f"--out {self.out}: kohya's format is one file, so it must end with .safetensors")
+
+        if self.to == "diffusers" and self.out is not None and Path(self.out).suffix == ".safetensors":
+            raise ValueError(f"--out {self.out}: diffusers' format is a folder; leave the .safetensors away")
 
     def __call__(self) -> None:
         from safetensors.torch import save_file

@@ -25,9 +25,10 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
 """
 
 PARTS_USAGE = """\
-First of all, options that put in parts of another kind: --prompts FILE explores the prompts of a .txt or .jsonl file,
---images FOLDER learns from the images of a folder with a metadata.jsonl, or OWNER/NAME of the hub,
---held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full says what is trained.
+First of all, options that put in parts of another kind: --base PATH trains a pipeline of any family, --prompts FILE
+explores the prompts of a .txt or .jsonl file, --images FOLDER learns from the images of a folder with a metadata.jsonl,
+or OWNER/NAME of the hub, --held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full
+says what is trained.
 """
 
 
@@ -121,6 +122,7 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
 class Parts:
     """Parts of a run of another kind than the recipe's, put in before its fields are set."""
 
+    base: str | None = None
     prompts: str | None = None
     images: str | None = None
     held_out_prompts: str | None = None
@@ -129,8 +131,13 @@ class Parts:
     def put_into(self, run: "Run") -> "Run":
         from ..data.images import HubImages, ImageFolder
         from ..data.prompts import PromptFile
+        from ..models.families import pretrained
         from ..models.tune import Full, LoRA
 
+        if self.base is not None:
+            model = pretrained(self.base, "float32", {})
+            same = type(model) is type(run.model)
+            run = replace(run, model=replace(run.model, path=self.base) if same else model)
         if self.prompts is not None:
             run = replace(run, data=PromptFile(self.prompts))
         if self.images is not None:

@@ -37,17 +37,19 @@ class Flux(Pretrained):
 class FluxModel(PipelineModel):
     stock = FluxPipeline
     encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    # Attention and feed-forward layers of the double blocks, as flow_grpo adapts FLUX.
+    # Attention, and feed-forward layers of the double blocks, as flow_grpo adapts FLUX.
     lora_targets = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
 
-    def __init__(self, config: Flux, device: torch.device | str) -> None:
-        super().__init__(config, device)
+    def settle(self) -> None:
+        config = self.config
         self.tokens_of_text, self.scale = config.max_sequence_length, config.embedded_guidance
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if not 1 <= self.tokens_of_text <= 512:
+            raise ValueError(f"max_sequence_length = {self.tokens_of_text}: FLUX.1 reads 1 to 512 tokens")
+        factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         check_divides(config.size, 2 * factor)
         side = config.size // factor
         self.latent_shape = (self.pipe.transformer.config.in_channels // 4, side, side)
@@ -67,7 +69,8 @@ class FluxModel(PipelineModel):
         return Embedding(sequence, pooled)
 
     def velocity(self, module: nn.Module) -> Velocity:
-        dtype, distilled = next(module.parameters()).dtype, module.config.guidance_embeds
+        dtype: torch.dtype = module.dtype  # type: ignore[assignment]
+        distilled = module.config.guidance_embeds
 
         def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             embedding = cond.embedding()

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..names import Family
 from .factors import Factors, padded
-from .original import Family, from_original
+from .original import from_original
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 PEFT, FOREIGN = "base_model.model.", ("lora_unet_", "diffusion_model.")
@@ -49,7 +50,10 @@ def read(folder: str | Path, family: Family | None = None) -> StoredLoRA:
         tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
     if any(key.startswith(FOREIGN) for key in tensors):
         if family is None:
-            raise ValueError(f"LoRA {folder} is in kohya's format; afterflow export --to diffusers makes it readable")
+            raise ValueError(
+                f"LoRA {folder} is in kohya's format, where names depend on the model; make it readable with: "
+                "afterflow export LORA --to diffusers --family FAMILY"
+            )
         layers = from_original(tensors, family, str(folder))
         rank = max((len(factors.A) for factors in layers.values()), default=0)
         return StoredLoRA(str(folder), {layer: padded(factors, rank) for layer, factors in layers.items()}, rank)

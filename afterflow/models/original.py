@@ -6,14 +6,13 @@ A's below each other, its B's on the diagonal.  The way back takes rows of B, an
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..names import Family
 from .factors import Factors
-
-Family = Literal["SD3", "Flux", "QwenImage", "Wan"]
 
 
 class Place(NamedTuple):
@@ -102,6 +101,9 @@ BLOCKS: dict[Family, dict[str, tuple[str, dict[str, Place] | None]]] = {
 }
 
 
+KNOWN = (*(f".lora_{name}.weight" for name in ("down", "up", "A", "B")), ".alpha")
+
+
 def to_kohya(layers: Mapping[str, Factors], family: Family) -> dict[str, Tensor]:
     """Layers by diffusers' names → lora_unet_* tensors with their alphas; ValueError for a layer without a place."""
     whole: dict[Place, dict[int, Factors]] = {}
@@ -141,7 +143,11 @@ def on_diagonal(parts: Mapping[int, Factors], widths: Sequence[int]) -> Factors:
 
 def from_original(tensors: Mapping[str, Tensor], family: Family, source: str) -> dict[str, Factors]:
     """lora_unet_* or diffusion_model.* tensors → layers by diffusers' names; ValueError for what has no place there."""
-    layers = {}
+    layers, odd = {}, [key for key in tensors if not key.endswith(KNOWN)]
+    if any(key.startswith("lora_te") for key in tensors):
+        raise ValueError(f"LoRA {source}: it adapts text encoders as well, which afterflow does not; take one without")
+    if odd:
+        raise ValueError(f"LoRA {source}: it is more than B A ({odd[0]}); only plain LoRAs can be read")
     for key in dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key):
         down, up = (
             next(

@@ -50,16 +50,26 @@ class PipelineModel(Model):
     """Its parts that read prompts."""
     pipe: Any
     """An instance of it, without them."""
+    config: Any
+    """The family's own `Pretrained`."""
 
     def __init__(self, config: Pretrained, device: torch.device | str) -> None:
         self.config, self.device = config, torch.device(device)
-        outline = self.device.type == "meta"
-        self.folder = locate(config.path, config.revision, weights=not outline)
+        self.folder = locate(config.path, config.revision, weights=False)
         check_family(config.path, self.folder, self.stock.__name__)
-        self.pipe = self.outline() if outline else self.pipeline(without=self.encoders).to(self.device)
+        self.pipe = self.outline()
+        self.settle()  # what cannot be drawn is refused before weights are fetched
+        if self.device.type != "meta":
+            self.folder = locate(config.path, config.revision)
+            self.pipe = self.pipeline(without=self.encoders).to(self.device)
+            self.settle()
         self.pipe.set_progress_bar_config(disable=True)
         self.module = self.pipe.transformer
         self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Set latent_shape and schedule by `config` and by what `pipe` says of itself; ValueError if it cannot."""
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> DiffusionPipeline:
         """The stock pipeline from the folder, some parts given and some left out."""

@@ -36,10 +36,12 @@ class QwenImageModel(PipelineModel):
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
     )
 
-    def __init__(self, config: QwenImage, device: torch.device | str) -> None:
-        super().__init__(config, device)
+    def settle(self) -> None:
+        config = self.config
         self.tokens_of_text = config.max_sequence_length
-        factor = 2 ** len(self.vae.temperal_downsample)  # the spelling is diffusers'
+        if not 1 <= self.tokens_of_text <= 1024:
+            raise ValueError(f"max_sequence_length = {self.tokens_of_text}: Qwen-Image reads 1 to 1024 tokens")
+        factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
         check_divides(config.size, 2 * factor)
         side = config.size // factor
         self.latent_shape = (self.pipe.transformer.config.in_channels // 4, side, side)
@@ -59,7 +61,7 @@ class QwenImageModel(PipelineModel):
         return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)
 
     def velocity(self, module: nn.Module) -> Velocity:
-        dtype = next(module.parameters()).dtype
+        dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
         def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             embedding = cond.embedding()
@@ -96,6 +98,7 @@ class QwenImageModel(PipelineModel):
             width=size,
             num_inference_steps=steps,
             true_cfg_scale=guidance,
+            max_sequence_length=self.tokens_of_text,
             output_type="latent",
         ).images
         return unpacked(tokens, noise)

@@ -39,12 +39,12 @@ class SD3Model(PipelineModel):
     encoders = FIRST_ENCODERS + THIRD_ENCODER
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
-    def __init__(self, config: SD3, device: torch.device | str) -> None:
-        super().__init__(config, device)
+    def settle(self) -> None:
+        config = self.config
         told, default = config.max_sequence_length, 256 if t5_speaks(self.folder) else 0
         self.t5_tokens = default if told is None else told
         self.schedule = SD3Grid(self.pipe.scheduler.config.shift)
-        factor, net = 2 ** (len(self.vae.config.block_out_channels) - 1), self.module.config
+        factor, net = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1), self.pipe.transformer.config
         if config.size:
             check_divides(config.size, factor * net.patch_size)
         side = config.size // factor if config.size else net.sample_size
@@ -71,7 +71,7 @@ class SD3Model(PipelineModel):
         return Embedding(encoded[0], encoded[2])
 
     def velocity(self, module: nn.Module) -> Velocity:
-        dtype = next(module.parameters()).dtype
+        dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
         def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             embedding = cond.embedding()

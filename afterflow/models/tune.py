@@ -26,7 +26,7 @@ class LoRA:
     alpha: int = 64
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Names of the layers to adapt; empty: the attention projections that flow_grpo adapts."""
+    """Names of the layers to adapt; empty: those that flow_grpo adapts in this family."""
     start: str | None = None
     """Folder of a LoRA to go on from; rank, alpha and layers are then its own, and rank and alpha must say so."""
 

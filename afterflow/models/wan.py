@@ -1,7 +1,7 @@
 """Wan 2.1, text to video (arXiv:2503.20314), through diffusers.
 
 An image of other families is a clip here: latents (C, f, h, w), pictures uint8 (F, H, W, 3).  The stock pipeline draws
-with UniPC, a solver of several steps at a time; what is trained are single steps on the same grid.
+with UniPC, a solver of several steps at a time; our pictures are drawn with single steps on nearly the same grid.
 """
 
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class WanModel(PipelineModel):
     encoders = ("text_encoder", "tokenizer")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
-    def __init__(self, config: Wan, device: torch.device | str) -> None:
-        super().__init__(config, device)
+    def settle(self) -> None:
+        config = self.config
         if self.pipe.config.boundary_ratio is not None:
             raise ValueError(f"model {config.path!r} has two transformers, as Wan 2.2 does; take a Wan 2.1 pipeline")
         self.tokens_of_text, self.schedule = config.max_sequence_length, schedule_of(self.pipe.scheduler)
@@ -57,7 +57,7 @@ class WanModel(PipelineModel):
             )
         latent_frames = (config.frames - 1) // time + 1
         self.latent_shape = (
-            self.module.config.in_channels,
+            self.pipe.transformer.config.in_channels,
             latent_frames,
             config.height // space,
             config.width // space,
@@ -78,7 +78,7 @@ class WanModel(PipelineModel):
         return Embedding(sequence)
 
     def velocity(self, module: nn.Module) -> Velocity:
-        dtype = next(module.parameters()).dtype
+        dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
         def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             return module(
@@ -93,9 +93,7 @@ class WanModel(PipelineModel):
     def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
         told, empty = cond.embedding(), cond.dropped(torch.ones(len(cond), dtype=torch.bool)).embedding()
         # One step at a time on the same grid, where UniPC takes several together.
-        scheduler, times = FlowMatchEulerDiscreteScheduler(), self.schedule.times(steps)
-        scheduler.set_timesteps = lambda count, device: set_times(scheduler, times.to(device))
-        own, self.pipe.scheduler = self.pipe.scheduler, scheduler
+        own, self.pipe.scheduler = self.pipe.scheduler, OnGrid(self.schedule.times(steps))
         try:
             _, frames, height, width = self.latent_shape
             space, time = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
@@ -121,9 +119,15 @@ class WanModel(PipelineModel):
         return decode_clips(self.vae, latents)
 
 
-def set_times(scheduler: FlowMatchEulerDiscreteScheduler, times: Tensor) -> None:
-    """Make it step on this grid."""
-    FlowMatchEulerDiscreteScheduler.set_timesteps(scheduler, sigmas=times[:-1].tolist(), device=times.device)
+class OnGrid(FlowMatchEulerDiscreteScheduler):
+    """Euler's steps on a grid that is given."""
+
+    def __init__(self, times: Tensor) -> None:
+        super().__init__()
+        self.grid = times[:-1].tolist()
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        super().set_timesteps(sigmas=self.grid, device=device)
 
 
 def schedule_of(scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler) -> Schedule:
