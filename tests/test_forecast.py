@@ -129,7 +129,8 @@ def test_no_weight_is_needed(tmp_path, capsys):
 
 
 def test_what_images_teach_is_not_guided_while_it_learns(tmp_path):
-    run = replace(run_of(built("sd3", tmp_path / "pipeline"), SFT()), data=ShapesImages(count=4))
+    exploring = run_of(built("sd3", tmp_path / "pipeline"), ALGORITHMS[0])
+    run = replace(exploring, algorithm=SFT(), data=ShapesImages(count=4))
     assert forecast(replace(run, guidance_scale=4.0)).flops == forecast(run).flops
 
 
