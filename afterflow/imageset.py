@@ -18,8 +18,9 @@ from .data.images import Images, Picture, ShapesImages, empty_tokens
 from .data.prompts import batch, check
 from .evaluate import encoded, picture_size
 from .models.base import Model, cache_folder, keep
-from .rewards import NEEDS, REWARDS
+from .rewards import NEEDS
 from .run import Run
+from .scoring import ask
 
 SHARD = 256
 """Pictures of one file of the cache."""
@@ -91,7 +92,7 @@ def good_enough(images: np.ndarray, records: Sequence[dict], least: Mapping[str,
     for name, value in least.items() if len(images) else ():
         for record in records if name in NEEDS else ():
             check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": NEEDS[name]})
-        scores = np.asarray(REWARDS[name](images, records), float)
+        scores = ask(name, images[:, None], records)[:, 0].numpy()
         if not np.isfinite(scores).all():
             first = records[int(np.argmin(np.isfinite(scores)))]
             raise ValueError(f"min_reward: {name} has no score for the image of {first['prompt']!r}")

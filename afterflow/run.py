@@ -19,6 +19,7 @@ from .algorithms.mix_grpo import MixGRPO
 from .algorithms.pref_grpo import PrefGRPO
 from .algorithms.sft import SFT
 from .algorithms.soar import SOAR
+from .data.clips import MovingClips, MovingPrompts
 from .data.images import HubImages, ImageFolder, Images, ShapesImages
 from .data.prompts import PromptFile, ShapesPrompts
 from .models.flux import Flux
@@ -31,7 +32,7 @@ from .models.tune import Full, LoRA
 from .models.wan import Wan
 from .names import unknown
 from .record import from_json
-from .rewards import REWARDS
+from .rewards import CLIPS, REWARDS
 from .rewards.judges import ShapesJudge
 from .train.budget import Budget
 
@@ -42,8 +43,8 @@ Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | Pr
 class Run:
     algorithm: Algorithm
     """What is descended."""
-    data: ShapesPrompts | PromptFile | ShapesImages | ImageFolder | HubImages
-    """Prompts to explore, or images with prompts to learn from."""
+    data: ShapesPrompts | MovingPrompts | PromptFile | ShapesImages | MovingClips | ImageFolder | HubImages
+    """Prompts to explore, or images or clips with prompts to learn from."""
     model: SD3 | Flux | QwenImage | Wan | TinyParts = SD3()
     """What is trained."""
     tune: LoRA | Full = LoRA()
@@ -98,7 +99,7 @@ class Run:
     """ODE steps of the sample pictures."""
     sample_every: int = 20
     """Iterations between sample pictures; 0: never."""
-    held_out: ShapesPrompts | PromptFile | None = None
+    held_out: ShapesPrompts | MovingPrompts | PromptFile | None = None
     """Prompts whose rewards are measured while training goes on, by the ODE and without training on them."""
     eval_every: int = 0
     """Iterations between those measurements; 0: never."""
@@ -144,6 +145,8 @@ class Run:
         for name in [*self.watched, *(self.data.min_reward if isinstance(self.data, Images) else ())]:
             if name not in REWARDS:
                 raise unknown("reward", name, REWARDS)
+            if name in CLIPS and not isinstance(self.model, Wan):
+                raise ValueError(f"{name} judges clips, and {type(self.model).__name__} draws images; take Wan")
         if isinstance(self.algorithm, Supervised) != isinstance(self.data, Images):
             need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
             raise ValueError(f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from .algorithms.base import WIN_RATE, OnPolicy, Scores
 from .models.base import Model
 from .preferences import pairs
-from .rewards import REWARDS
+from .rewards import CLIPS, REWARDS
 from .rewards.base import Judge
 from .train.clock import Clock
 from .train.explore import Score
@@ -53,8 +53,9 @@ def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
 
     What scores images scores a clip by the mean of its frames.
     """
-    P, G, frames = images.shape[0], images.shape[1], images.shape[2:-3]
-    flat = images.reshape(-1, *images.shape[-3:])
+    P, G = images.shape[:2]
+    frames = () if reward in CLIPS else images.shape[2:-3]
+    flat = images.reshape(P * G * math.prod(frames), *images.shape[2 + len(frames) :])
     values = np.asarray(REWARDS[reward](flat, repeated(records, G * math.prod(frames))), np.float32)
     if values.shape != (len(flat),):
         raise ValueError(

@@ -18,8 +18,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from afterflow.evaluate import compare_pictures, suite_pictures, suite_prompts
+from afterflow.models.pipeline import TINY
 from afterflow.models.quiet import no_progress_bars
-from afterflow.models.sd3 import SD3, TINY
+from afterflow.models.sd3 import SD3
 from afterflow.record import to_json
 from afterflow.report import Report, Settings
 

@@ -7,7 +7,8 @@ import pytest
 from diffusers import StableDiffusion3Pipeline
 
 from afterflow.evaluate import suite_pictures, suite_prompts
-from afterflow.models.sd3 import SD3, TINY
+from afterflow.models.pipeline import TINY
+from afterflow.models.sd3 import SD3
 from afterflow.report import Settings
 from afterflow.shapes.verify import verify
 
