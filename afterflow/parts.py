@@ -89,10 +89,10 @@ def prepare(run: Run, resume: bool) -> Session:
 
 
 def on_own_grid(run: Run, model: Model) -> Run:
-    """The run with the model's own schedule where its algorithm names none."""
-    if not isinstance(run.algorithm, OnPolicy) or getattr(run.algorithm, "schedule", model.schedule) is not None:
-        return run
-    return replace(run, algorithm=replace(run.algorithm, schedule=model.schedule))  # type: ignore[call-arg]
+    """The run with the model's own schedule, or its shift, where its algorithm names none."""
+    own = {"schedule": model.schedule, "shift": model.schedule.warp}
+    missing = {name: value for name, value in own.items() if getattr(run.algorithm, name, value) is None}
+    return replace(run, algorithm=replace(run.algorithm, **missing)) if missing else run  # type: ignore[arg-type]
 
 
 def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:

@@ -169,6 +169,8 @@ def test_half_precision_draws_nearly_the_same(tinies, name):
 def test_without_a_schedule_of_its_own_a_rollout_takes_the_models(tinies):
     run = Run(FlowGRPO(JPEG, schedule=None), ShapesPrompts(count=4), tinies["flux"], name="own")
     session = prepare(run, False)
+    learning = Run(SFT(shift=None), ShapesImages(count=4), tinies["flux"], name="shift")
+    assert prepare(learning, False).run.algorithm.shift == DynamicShift(64).warp
     assert session.run.algorithm.schedule == session.model.schedule == DynamicShift(64)
     assert session.run.algorithm.plan(0, torch.Generator()).times.tolist() == session.model.schedule.times(10).tolist()
 

@@ -20,8 +20,8 @@ from .checks import require
 class SFT(Supervised):
     density: DensityName = "logit_normal"
     """How often each time is trained, before the shift."""
-    shift: float = 3.0
-    """Moves training times towards the noise, as the model's sampler moves its steps."""
+    shift: float | None = 3.0
+    """Moves training times towards the noise, as SD3's sampler moves its steps; None: as the model's own does."""
     weighting: WeightingName = "none"
     """How much the loss at each time counts: alike, t^-2 (sigma_sqrt), or most in the middle (cosmap)."""
     draws: int = 1
@@ -31,7 +31,7 @@ class SFT(Supervised):
 
     def __post_init__(self) -> None:
         require(self.draws >= 1, f"draws = {self.draws}: at least 1")
-        require(self.shift > 0, f"shift = {self.shift}: it must be positive")
+        require(self.shift is None or self.shift > 0, f"shift = {self.shift}: it must be positive")
         require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")
 
     @property
@@ -40,6 +40,7 @@ class SFT(Supervised):
 
     def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
         n, x0 = len(batch), batch.x0
+        assert self.shift is not None
         for _ in range(self.draws):
             noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
             t = shifted(DENSITIES[self.density](n, generator), self.shift).to(x0.device)

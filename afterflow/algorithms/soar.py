@@ -40,8 +40,8 @@ class SOAR(Supervised):
     """t_min: no point is nearer to the image."""
     density: DensityName = "logit_normal"
     """How often each time is trained, before the shift."""
-    shift: float = 3.0
-    """Moves training times towards the noise, as the model's sampler moves its steps."""
+    shift: float | None = 3.0
+    """Moves training times towards the noise, as SD3's sampler moves its steps; None: as the model's own does."""
     weighting: WeightingName = "none"
     """How much the loss at each time counts."""
     paths: int = 1
@@ -58,7 +58,7 @@ class SOAR(Supervised):
         require(self.points >= 1, f"points = {self.points}: at least 1; correction = 0 is SFT")
         require(self.correction >= 0, f"correction = {self.correction}: 0 or more")
         require(0 < self.least_time < 1, f"least_time = {self.least_time}: between image and noise, so in (0, 1)")
-        require(self.shift > 0, f"shift = {self.shift}: it must be positive")
+        require(self.shift is None or self.shift > 0, f"shift = {self.shift}: it must be positive")
         require(self.paths >= 1, f"paths = {self.paths}: at least the roll-out of the ODE")
         require(self.paths == 1 or self.eta > 0, f"eta = {self.eta}: stochastic roll-outs need noise; take eta > 0")
         require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
@@ -72,6 +72,7 @@ class SOAR(Supervised):
 
     def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
         n, x0 = len(batch), batch.x0.float()
+        assert self.shift is not None
         noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
         u = DENSITIES[self.density](n, generator).to(x0.device)
         t, s = shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
