@@ -1,6 +1,7 @@
 """Speed of rollout and update at the size of a released model, with random weights: speed does not depend on them.
 
     python bench/real_size.py --arch sd35_medium --size 512 --json bench/results/real_size.json
+    python bench/real_size.py --arch sd35_medium --size 512 --chunk 8 --count
     python bench/real_size.py --arch tiny
 
 For each method one iteration of a few prompts, timed by stage after one that warms up: images a second, seconds of an
@@ -163,7 +164,17 @@ def measure(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as place:
         model = outline(options.arch, options.size, Path(place))
         attach(model, LoRA() if options.tune == "lora" else Full())
-        _, forward, backward = passes(model, options.chunk)
+        if options.checkpointing:
+            model.module.enable_gradient_checkpointing()
+        kept, forward, backward = passes(model, options.chunk)
+        counted = {
+            "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+            "gib_activations": kept / 2**30,
+            "tflop_forward": forward / 1e12,
+            "tflop_backward": backward / 1e12,
+        }
+        if options.count:
+            return counted | {"command": " ".join(["python", *sys.argv])}
         materialise(model, device)
         if options.compile:
             model.module.compile_repeated_blocks()
@@ -180,9 +191,11 @@ def measure(options: argparse.Namespace) -> dict:
     for each in found.values():
         each["over_dance_grpo"] = (each["rollout"] + each["update"]) / dance
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    about = {key: getattr(options, key) for key in ("arch", "size", "tune", "chunk", "prompts", "compile")}
+    about = {
+        key: getattr(options, key) for key in ("arch", "size", "tune", "chunk", "prompts", "checkpointing", "compile")
+    }
     told = {"gib": memory, "peak_flops": peak, "torch": torch.__version__, "command": " ".join(["python", *sys.argv])}
-    return {"methods": found, **about, **told, "git_commit": git_commit(), "hardware": hardware()}
+    return {"methods": found, **counted, **about, **told, "git_commit": git_commit(), "hardware": hardware()}
 
 
 def main() -> None:
@@ -192,6 +205,8 @@ def main() -> None:
     parser.add_argument("--tune", choices=["lora", "full"], default="lora")
     parser.add_argument("--chunk", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
+    parser.add_argument("--count", action="store_true", help="count memory and FLOPs of a chunk, and run nothing")
     parser.add_argument("--compile", action="store_true", help="the repeated blocks, for rollout and update alike")
     parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
