@@ -42,7 +42,7 @@ class Source:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
     max_sequence_length: int | None = None
-    """Tokens of the third (T5) encoder, 0 leaves it out; None: 256, or 0 where it is missing or mute."""
+    """Tokens of the longest text encoder; None: the family's own default (for SD3 256, or 0 where its T5 is mute)."""
 
     def load(self, path: str, lora: str | None) -> "Model":
         """The pipeline, on the accelerator if there is one, with its LoRA."""
