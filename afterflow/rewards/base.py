@@ -1,6 +1,6 @@
 """What a reward is, and what a judge is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,3 +27,20 @@ class Judge(Protocol):
         same record → float (Q,) in [0, 1]: 1 the first, 0 the second, 0.5 neither.
         """
         ...
+
+
+Verdicts = Callable[[np.ndarray, Sequence[dict]], list[dict[str, float]]]
+
+
+def remembering(verify: Callable[[dict, np.ndarray], dict[str, float]]) -> Verdicts:
+    """Every verdict on each image of a batch; the last batch's are kept, because rewards ask for them one by one."""
+    last: tuple[bytes, list[str], list[dict[str, float]]] = (b"", [], [])
+
+    def verdicts(images: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
+        nonlocal last
+        key, prompts = images.tobytes(), [record["prompt"] for record in records]
+        if (key, prompts) != last[:2]:
+            last = (key, prompts, [verify(record, image) for record, image in zip(records, images)])
+        return last[2]
+
+    return verdicts

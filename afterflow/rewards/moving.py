@@ -5,18 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..shapes.motion import verify_clip
+from .base import remembering
 
-# The verdicts of the last batch: strict and partial ask about the same clips one after the other.
-_last: tuple[bytes, list[str], list[dict[str, float]]] = (b"", [], [])
-
-
-def verdicts(clips: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
-    """Every verdict on each clip, B dicts."""
-    global _last
-    key, prompts = clips.tobytes(), [record["prompt"] for record in records]
-    if (key, prompts) != _last[:2]:
-        _last = (key, prompts, [verify_clip(record, clip) for record, clip in zip(records, clips)])
-    return _last[2]
+verdicts = remembering(verify_clip)
 
 
 def strict(clips: np.ndarray, records: Sequence[dict]) -> np.ndarray:

@@ -6,18 +6,9 @@ import numpy as np
 
 from ..shapes.fidelity import fidelity
 from ..shapes.verify import verify
+from .base import remembering
 
-# The verdicts of the last batch: strict and partial ask about the same images one after the other.
-_last: tuple[bytes, list[str], list[dict[str, float]]] = (b"", [], [])
-
-
-def verdicts(images: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
-    """Every mode of the verifier for each image, B dicts."""
-    global _last
-    key, prompts = images.tobytes(), [record["prompt"] for record in records]
-    if (key, prompts) != _last[:2]:
-        _last = (key, prompts, [verify(record, image) for record, image in zip(records, images)])
-    return _last[2]
+verdicts = remembering(verify)
 
 
 def strict(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
