@@ -13,6 +13,7 @@ from afterflow import evaluate
 from afterflow.cond import Embedding, condition
 from afterflow.evaluate import spread
 from afterflow.flow import LinearShift
+from afterflow.models.wrappers import along
 from afterflow.record import from_json, to_json
 from afterflow.report import SIX, Judged, Report, Settings, bootstrap, compare, estimates, mean_of_means, render, report
 from afterflow.train.log import FAILED, PASSED, before_after
@@ -25,6 +26,7 @@ class Plain:
 
     schedule = LinearShift(1.0)
     latent_shape = (3, 32, 32)
+    combine = staticmethod(along)
 
     def __init__(self, pull=0.5):
         self.module = torch.nn.Linear(1, 1)
