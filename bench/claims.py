@@ -246,6 +246,18 @@ def anchor_keeps_fidelity() -> Finding:
     return Finding(measured, verdict, stored("generalist.json")["command"])
 
 
+def costs(name: str) -> Callable[[], Finding]:
+    """That a step takes what its passes take, within a tenth."""
+
+    def find() -> Finding:
+        result = stored("teaching_cost.json")
+        each = result["methods"][name]
+        measured = f"{each['rows']:g} evaluations an image, {each['ratio']:.3f} of the time that counting them predicts"
+        return Finding(measured, "held" if abs(each["ratio"] - 1) <= 0.1 else "not held", result["command"])
+
+    return find
+
+
 SOAR_SECONDS, SOAR_IMAGES = "soar_seconds/comparison.json", "soar_images/comparison.json"
 FAMILY, LONG = "family/comparison.json", "dance_mix_branch/comparison.json"
 CLAIMS = {
@@ -321,6 +333,8 @@ CLAIMS = {
         ),
     ],
     "SOAR (arXiv:2604.12617)": [
+        Claim("Ours: a step with two points costs its forward and backward passes", costs("soar_2_points")),
+        Claim("Ours: and so does one with six, as published", costs("soar_6_points")),
         Claim("Ahead of SFT on the same images", better(SOAR_IMAGES, "shapes_soar", "shapes_sft")),
         Claim(
             "Not asked there: ahead of SFT on as many states", better(SOAR_IMAGES, "shapes_soar", "shapes_sft_matched")
@@ -332,6 +346,7 @@ CLAIMS = {
         ),
     ],
     "Flow-OPD (arXiv:2605.08063)": [
+        Claim("Ours: an iteration costs its forward and backward passes, each teacher asked once", costs("flow_opd")),
         Claim("8 points and more above mixed rewards", ahead("shapes_generalist", "shapes_mixed_grpo", 0.08)),
         Claim("No task far below its teacher (here: 2 points)", near_teachers),
         Claim("Better than the merge it starts from", ahead("shapes_generalist", "shapes_merge_only", 0.0)),
