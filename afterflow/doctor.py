@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from .algorithms.base import OnPolicy
 from .cond import Cond, Pairs
 from .evaluate import encoded, finished
-from .forecast import forecast, random_scores
+from .forecast import forecast, tried
 from .models.pipeline import PipelineModel, Pretrained
 from .models.tune import LoRA
 from .models.wrappers import guided, in_chunks
@@ -25,7 +24,7 @@ from .run import Run
 from .scoring import ask, both_orders, compare
 from .seeds import generator
 from .train.clock import Clock
-from .train.explore import Iteration, explore, supervised
+from .train.explore import Iteration, supervised
 from .train.loop import accumulate
 
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
@@ -164,22 +163,7 @@ def small_iteration(session: Session, cond: Cond, clock: Clock) -> Iteration:
     if not isinstance(algorithm, OnPolicy):
         pairs = Pairs(noise_for(session, len(cond), "images")[:, 0], cond)
         return next(supervised(algorithm, lambda step: pairs, 0, 1, run.chunk))
-    return next(
-        explore(
-            algorithm,
-            session.models,
-            lambda step: one,
-            partial(random_scores, algorithm),
-            model.latent_shape,
-            0,
-            1,
-            seed=run.seed,
-            updates=1,
-            chunk=run.chunk,
-            clock=clock,
-            memory=session.memory,
-        )
-    )
+    return tried(algorithm, session.models, one, model.latent_shape, run.seed, run.chunk, clock, session.memory)
 
 
 def norm(session: Session) -> float:

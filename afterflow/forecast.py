@@ -26,7 +26,7 @@ from .promptset import held_out_records, prompt_records
 from .run import Run
 from .seeds import generator
 from .train.clock import Clock
-from .train.explore import explore
+from .train.explore import Iteration, explore
 from .train.memory import Memory
 
 PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -149,23 +149,28 @@ def rows_of(run: Run) -> dict[str, float]:
     embedding = Embedding(torch.zeros(1, 1, 1))
     record = {"prompt": "", **({asks.route: tasks[0]} if asks.route else {})}
     cond = condition(embedding, embedding, [record] * run.batch, torch.zeros(run.batch, dtype=torch.long))
-    source = explore(
-        algorithm,
-        models,
-        lambda step: cond,
-        partial(random_scores, algorithm),
-        (1,),
-        0,
-        1,
-        seed=run.seed,
-        updates=run.updates,
-        chunk=run.chunk,
-        clock=Clock(),
-        memory=Memory(asks.history) if asks.history else None,
-    )
-    found = next(source).metrics
+    memory = Memory(asks.history) if asks.history else None
+    found = tried(algorithm, models, cond, (1,), run.seed, run.chunk, Clock(), memory).metrics
     images = run.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
     return {name.removeprefix("nfe/"): images * each for name, each in found.items() if name.startswith("nfe/")}
+
+
+def tried(
+    algorithm: OnPolicy,
+    models: Models,
+    cond: Cond,
+    shape: Sequence[int],
+    seed: int,
+    chunk: int,
+    clock: Clock,
+    memory: Memory | None = None,
+) -> Iteration:
+    """An iteration of these prompts with one update, on latents of that shape and random scores."""
+    score, always = partial(random_scores, algorithm), lambda step: cond
+    source = explore(
+        algorithm, models, always, score, shape, 0, 1, seed=seed, updates=1, chunk=chunk, clock=clock, memory=memory
+    )
+    return next(source)
 
 
 def random_scores(

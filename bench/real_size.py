@@ -13,7 +13,6 @@ import json
 import sys
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.cond import Cond, Embedding, condition
 from afterflow.doctor import PEAK
-from afterflow.forecast import passes, random_scores
+from afterflow.forecast import passes, tried
 from afterflow.models.base import default_device
 from afterflow.models.pipeline import TINY, PipelineModel
 from afterflow.models.sd3 import SD3
@@ -34,7 +33,6 @@ from afterflow.models.tune import Full, LoRA, attach
 from afterflow.models.wrappers import in_chunks
 from afterflow.seeds import generator
 from afterflow.train.clock import Clock
-from afterflow.train.explore import Iteration, explore
 from afterflow.train.log import git_commit, hardware
 
 REWARD = {"reward": 1.0}
@@ -119,17 +117,6 @@ def prompts(model: PipelineModel, count: int, device: torch.device) -> Cond:
     return condition(embedding, embedding.rows(slice(0, 1)), [{"prompt": str(i)} for i in range(count)])
 
 
-def iteration(
-    algorithm: OnPolicy, models: Models, cond: Cond, shape: tuple[int, ...], chunk: int, clock: Clock
-) -> Iteration:
-    return next(
-        explore(
-            algorithm, models, lambda step: cond, partial(random_scores, algorithm), shape, 0, 1,
-            seed=0, updates=1, chunk=chunk, clock=clock,
-        )
-    )  # fmt: skip
-
-
 def timed(algorithm: OnPolicy, model: PipelineModel, cond: Cond, chunk: int, device: torch.device) -> dict[str, float]:
     """Seconds of the rollout and of the update, and rows of each, the padding of chunks included."""
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
@@ -137,7 +124,7 @@ def timed(algorithm: OnPolicy, model: PipelineModel, cond: Cond, chunk: int, dev
     for warm in (True, False):
         clock = Clock()
         with autocast:
-            found = iteration(algorithm, models, cond, model.latent_shape, chunk, clock)
+            found = tried(algorithm, models, cond, model.latent_shape, 0, chunk, clock)
             with clock("update"):
                 for rows in found.updates[0]:
                     algorithm.loss(models, found.rows[rows])[0].backward()

@@ -89,8 +89,7 @@ class FluxModel(PipelineModel):
 
         return v
 
-    def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        told, empty = cond.embedding(), cond.dropped(torch.ones(len(cond), dtype=torch.bool)).embedding()
+    def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
         size = self.latent_shape[1] * self.pipe.vae_scale_factor
         tokens = self.pipe(
             prompt_embeds=told.sequence,

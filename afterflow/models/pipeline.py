@@ -62,7 +62,7 @@ class PipelineModel(Model):
         if self.device.type != "meta":
             self.folder = locate(config.path, config.revision)
             self.pipe = self.pipeline(without=self.encoders).to(self.device)
-            self.settle()
+            self.settle()  # again, because weights tell more than configurations: whether SD3's T5 says anything
         self.pipe.set_progress_bar_config(disable=True)
         self.module = self.pipe.transformer
         self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
@@ -128,9 +128,14 @@ class PipelineModel(Model):
         parts = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
         return joined([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
 
-    @abstractmethod
     def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """What the stock pipeline's own loop makes of noise (B, ...), by Euler's steps: latents (B, ...)."""
+        nothing = cond.dropped(torch.ones(len(cond), dtype=torch.bool))
+        return self.by_stock(cond.embedding(), nothing.embedding(), noise, steps, guidance)
+
+    @abstractmethod
+    def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        """The same, of B prompts and B empty ones that are encoded."""
 
     @property
     def image_key(self) -> str:

@@ -90,8 +90,7 @@ class WanModel(PipelineModel):
 
         return v
 
-    def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        told, empty = cond.embedding(), cond.dropped(torch.ones(len(cond), dtype=torch.bool)).embedding()
+    def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
         # One step at a time on the same grid, where UniPC takes several together.
         own, self.pipe.scheduler = self.pipe.scheduler, OnGrid(self.schedule.times(steps))
         try:
