@@ -23,7 +23,7 @@ def pretrained(path: str, dtype: str, told: Mapping[str, Any]) -> Pretrained:
 
     ValueError when no family of ours draws with it, or when the family has no such option.
     """
-    stock = family_of(locate(path, None))
+    stock = family_of(locate(path, None, weights=False))
     kind = next((kind for kind, model in FAMILIES.items() if model.stock.__name__ == stock), None)
     if kind is None:
         known = ", ".join(model.stock.__name__ for model in FAMILIES.values())
