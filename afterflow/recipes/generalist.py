@@ -24,8 +24,8 @@ TASKS = {
     "text": ("text",),
 }
 TAGS = tuple(tag for tags in TASKS.values() for tag in tags)
-ITERATIONS = 100
-"""Of each teacher: about ten minutes."""
+ITERATIONS = 50
+"""Of each teacher: about five minutes."""
 
 
 def _run(name: str, tags: tuple[str, ...], iterations: int = ITERATIONS) -> Run:
