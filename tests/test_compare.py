@@ -11,11 +11,16 @@ import torch
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.chain import Chain, Merge, Samples
 from afterflow.cli import main
 from afterflow.compare import HELD_OUT, budgeted, ended, pooled, train_all
+from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
+from afterflow.models.teacher import Teacher
 from afterflow.models.tune import LoRA
+from afterflow.recipes import RECIPES
 from afterflow.report import Judged
 from afterflow.run import Run
 from afterflow.tiny.build import untrained
@@ -86,6 +91,25 @@ def test_the_page_has_everything_in_it(place, capsys):
     points = first["runs"][0]["curve"]
     assert points[0]["evaluations"] == 2 * 4 * (2.75 + 1.75) and len(points) == 2
     assert (place[0] / "runs/report/comparison.png").is_file()
+
+
+def test_of_a_chain_the_last_run_is_compared_and_what_comes_before_is_done_once(place, capfd, monkeypatch):
+    run = place[1]["chain"]
+    samples = Samples(run.model, (Teacher("base", None, ("counting",)),), ShapesPrompts(count=2, tags=("counting",)))
+    samples = replace(samples, per_prompt=1, steps=2)
+    data = ImageFolder(str(samples.folder / "images"), caption="caption")
+    student = replace(run, algorithm=SFT(), data=data, iterations=1)
+    monkeypatch.setitem(RECIPES, "shapes_curated_sft", lambda: Chain("any", (samples, student)))
+    command = ["compare", "shapes_curated_sft", "--seeds", "2", "--name", "drawn", "--prompts", "7", "--images", "1"]
+    assert main(command) == 0
+    assert capfd.readouterr().out.count("2 pictures by 1 teachers") == 1
+    [found] = json.loads((place[0] / "runs/drawn/comparison.json").read_text())["methods"]
+    folders = [f"runs/drawn/shapes_curated_sft_{seed}" for seed in (0, 1)]
+    assert (found["name"], [each["folder"] for each in found["runs"]]) == ("shapes_curated_sft", folders)
+
+    monkeypatch.setitem(RECIPES, "shapes_curated_sft", lambda: Chain("any", (samples, Merge(("a", "b")))))
+    assert main(command) == 2
+    assert "any ends in merge, which is not a run" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

@@ -11,9 +11,10 @@ from tyro.conf import Positional, PositionalMetavarFromFieldName
 
 from ..report import Settings
 from .files import write_file
-from .recipes import from_recipe
+from .recipes import made_by
 
 if TYPE_CHECKING:
+    from ..chain import Chain
     from ..run import Run
 
 
@@ -36,7 +37,8 @@ def tree(args: Sequence[str]) -> None:
 class Compare:
     """Train recipes one after another, judge them alike, and write a page about it.
 
-    It goes on where it was interrupted; runs that have ended are not repeated.
+    It goes on where it was interrupted; runs that have ended are not repeated.  Of a chain its last run is compared;
+    the stages before it are done once for all seeds, and their time does not count.
     """
 
     recipes: Positional[tuple[str, ...]]
@@ -59,10 +61,15 @@ class Compare:
             raise ValueError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
 
     def __call__(self) -> None:
-        runs = {name: from_recipe(name) for name in self.recipes}
+        chains = {name: as_chain(name) for name in self.recipes}
+        runs = {name: last_run(chain) for name, chain in chains.items()}
         check_comparable(list(runs.values()))
+        from ..chain import Chain, execute
         from ..compare import train_all
 
+        for name, chain in chains.items():
+            if chain.stages[:-1]:
+                execute(Chain(name, chain.stages[:-1]))
         settings = Settings(prompts=self.prompts, images=self.images)
         folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
@@ -140,6 +147,24 @@ class Tree:
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.out, dpi=110)
         print(self.out)
+
+
+def as_chain(recipe: str) -> "Chain":
+    """A recipe as a chain, be it of one run."""
+    from ..chain import Chain
+
+    made = made_by(recipe)
+    return made if isinstance(made, Chain) else Chain(recipe, (made,))
+
+
+def last_run(chain: "Chain") -> "Run":
+    """ValueError where a chain ends in something else than a run."""
+    from ..run import Run
+
+    last = chain.stages[-1]
+    if not isinstance(last, Run):
+        raise ValueError(f"{chain.name} ends in {last.name}, which is not a run that could be trained with every seed")
+    return last
 
 
 def check_libraries() -> None:

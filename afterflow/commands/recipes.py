@@ -19,16 +19,6 @@ def recipes(args: Sequence[str]) -> None:
     print(recipe_lines())
 
 
-def from_recipe(name: str) -> "Run":
-    """ValueError where there is no such recipe, or where it is a chain of runs."""
-    from ..run import Run
-
-    made = made_by(name)
-    if not isinstance(made, Run):
-        raise ValueError(f"{name} is a chain of runs, which only afterflow train can do")
-    return made
-
-
 def made_by(name: str) -> "Run | Chain":
     """What the recipe of that name says; ValueError where there is none."""
     if name.startswith("-"):
