@@ -68,8 +68,17 @@ def shapes_curated_sft_matched() -> Chain:
 
 def shapes_curated_soar() -> Chain:
     """SOAR on the same pictures, rolled out as the student is drawn."""
-    run = shapes_soar()
-    return _curated(replace(run, algorithm=replace(run.algorithm, rollout_guidance=1.0)), "shapes_curated_soar")
+    return _curated(_unguided(shapes_soar()), "shapes_curated_soar")
+
+
+def shapes_curated_soar_paper() -> Chain:
+    """SOAR as published on the same pictures."""
+    return _curated(_unguided(shapes_soar_paper()), "shapes_curated_soar_paper")
+
+
+def _unguided(run: Run) -> Run:
+    assert isinstance(run.algorithm, SOAR)
+    return replace(run, algorithm=replace(run.algorithm, rollout_guidance=1.0))
 
 
 def _curated(run: Run, name: str) -> Chain:
@@ -77,4 +86,5 @@ def _curated(run: Run, name: str) -> Chain:
     guided = Teacher("guided", None, TAGS[1:], guidance_scale=GUIDANCE)
     samples = Samples(SD3("tiny"), (guided,), ShapesPrompts(count=1500, tags=TAGS[1:]), "shapes_curated")
     data = ImageFolder(str(samples.folder / "images"), caption="caption", min_reward={"shapes_strict": 1.0})
-    return Chain(name, (samples, replace(run, data=data, name=name, guidance_scale=1.0)))
+    student = replace(run, data=data, name=name, guidance_scale=1.0, learning_rate=1e-3)
+    return Chain(name, (samples, replace(student, iterations=400, eval_every=100)))
