@@ -35,6 +35,7 @@ RECIPES: dict[str, Callable[[], Run | Chain]] = {
         images.shapes_curated_sft,
         images.shapes_curated_sft_matched,
         images.shapes_curated_soar,
+        images.shapes_curated_soar_paper,
         generalist.shapes_teacher_counting,
         generalist.shapes_teacher_relations,
         generalist.shapes_teacher_binding,
