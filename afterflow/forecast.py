@@ -20,6 +20,7 @@ from .cond import Cond, Embedding, condition
 from .data.images import Images
 from .models.base import Model
 from .models.pipeline import PipelineModel, Pretrained
+from .models.quantize import saved_bytes
 from .models.tune import Full, attach
 from .parts import on_own_grid
 from .promptset import held_out_records, prompt_records
@@ -52,9 +53,10 @@ def forecast(run: Run) -> Forecast:
         raise ValueError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
     model = run.model.load("meta")
     run, precision = on_own_grid(run, model), PRECISION[run.mixed_precision]
+    spared = saved_bytes(model.module, run.model.quantize) if run.model.quantize is not None else 0
     frozen = stored(model.module.parameters())
     parameters = attach(model, run.tune)
-    weights = stored([*model.module.parameters(), *model.vae.parameters()])
+    weights = stored([*model.module.parameters(), *model.vae.parameters()]) - spared
     trained = sum(parameter.numel() for parameter in parameters.values())
     if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
         model.module.to(precision)
@@ -66,7 +68,7 @@ def forecast(run: Run) -> Forecast:
     rows = rows_of(run)
     memory = {
         "frozen and trained weights": weights,
-        "gradients, Adam and EMA": 4 * trained * (3 + (run.ema is not None)),
+        "gradients, Adam and EMA": trained * (4 + (8 if run.optimizer == "adamw" else 2) + 4 * (run.ema is not None)),
         "reference, teachers, anchor": others(run, frozen, trained),
         "weights in the mixed precision": cast(run, frozen),
         "activations of one chunk": kept,

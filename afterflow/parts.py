@@ -1,6 +1,6 @@
 """The parts of a run, loaded: its model, who is asked beside it, its optimizer, and where it goes on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -75,9 +75,7 @@ def prepare(run: Run, resume: bool) -> Session:
     with torch.random.fork_rng():
         torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
         parameters = attach(model, run.tune)
-    optimizer = torch.optim.AdamW(
-        parameters.values(), run.learning_rate, run.betas, run.adam_eps, run.weight_decay, fused=True
-    )
+    optimizer = adamw(run, parameters.values())
     ema = Ema(parameters, run.ema) if run.ema is not None else None
     # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
     models = velocities(run, model, accelerator)
@@ -86,6 +84,15 @@ def prepare(run: Run, resume: bool) -> Session:
     first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, memory, first)
+
+
+def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    options = {"lr": run.learning_rate, "betas": run.betas, "eps": run.adam_eps, "weight_decay": run.weight_decay}
+    if run.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
 
 
 def on_own_grid(run: Run, model: Model) -> Run:

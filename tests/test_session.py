@@ -130,6 +130,24 @@ def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, mo
     assert not (run.folder.parent / "too_short" / "metrics.jsonl").exists()
 
 
+def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
+    pytest.importorskip("bitsandbytes")
+    small = replace(run, optimizer="adamw_8bit", tune=LoRA(rank=64, alpha=64), ema=None)
+    whole = execute(replace(small, name="whole"), "short")
+    state = load_file(whole / "checkpoints/step_000002/optimizer.safetensors")
+    assert any(key.endswith("|state1") and value.dtype == torch.uint8 for key, value in state.items())
+    execute(replace(small, name="parts", iterations=2), "short")
+    parts = execute(replace(small, name="parts"), "short", resume=True)
+    precise = execute(replace(small, name="precise", optimizer="adamw"), "short")
+    ours, resumed, theirs = (
+        load_file(each / "lora/pytorch_lora_weights.safetensors") for each in (whole, parts, precise)
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in ours.items())
+    learnt = [name for name in ours if "lora_B" in name]  # they begin at 0
+    flat = lambda weights: torch.cat([weights[name].flatten() for name in learnt])
+    assert 0 < (flat(ours) - flat(theirs)).norm() < 0.2 * flat(theirs).norm()
+
+
 @pytest.mark.parametrize(
     "options, advice",
     [

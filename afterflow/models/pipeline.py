@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..cond import Cond, Embedding
 from .base import Model, cache_folder, keep
 from .lora import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
+from .quantize import QuantizeName, check_quantizes, quantize
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny_sd3"
 
@@ -37,6 +38,11 @@ class Pretrained(ABC):
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen weights."""
+    quantize: QuantizeName | None = None
+    """Keep the frozen weights in 8 or 4 bits, for a LoRA beside them; passes still compute in dtype."""
+
+    def __post_init__(self) -> None:
+        check_quantizes(self.quantize)
 
     @abstractmethod
     def load(self, device: torch.device | str = "cpu") -> "PipelineModel":
@@ -61,7 +67,10 @@ class PipelineModel(Model):
         self.settle()  # what cannot be drawn is refused before weights are fetched
         if self.device.type != "meta":
             self.folder = locate(config.path, config.revision)
-            self.pipe = self.pipeline(without=self.encoders).to(self.device)
+            self.pipe = self.pipeline(without=self.encoders)
+            if config.quantize is not None:
+                quantize(self.pipe.transformer, config.quantize, self.device)
+            self.pipe.to(self.device)
             self.settle()  # again, because weights tell more than configurations: whether SD3's T5 says anything
         self.pipe.set_progress_bar_config(disable=True)
         self.module = self.pipe.transformer

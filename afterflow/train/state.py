@@ -69,7 +69,8 @@ def load(
     state = json.loads((folder / "state.json").read_text())
     for key, value in load_file(folder / "optimizer.safetensors").items():
         name, quantity = key.rsplit("|", 1)
-        optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device)
+        kept = value.item() if value.dtype == torch.int64 else value.to(parameters[name].device)
+        optimizer.state[parameters[name]][quantity] = kept
     if ema is not None:
         if not (folder / "ema.safetensors").is_file():
             raise ValueError(f"{folder}: it holds no average of the weights; resume with ema = None, as it was written")
@@ -83,9 +84,12 @@ def load(
 
 
 def flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's tensors, keyed `parameter|quantity`."""
-    return {
-        f"{name}|{quantity}": value.contiguous()
-        for name, p in parameters.items()
-        for quantity, value in optimizer.state[p].items()
-    }
+    """The optimizer's tensors, keyed `parameter|quantity`; the counts that AdamW8bit keeps are integers."""
+    found: dict[str, Tensor] = {}
+    for name, p in parameters.items():
+        for quantity, value in optimizer.state[p].items():
+            # It also has one table of its 256 values for all parameters, and safetensors wants each tensor apart.
+            found[f"{name}|{quantity}"] = (
+                value.clone() if quantity.startswith("qmap") else torch.as_tensor(value).contiguous()
+            )
+    return found
