@@ -6,6 +6,7 @@
 
 For each method one iteration of a few prompts, timed by stage after one that warms up: images a second, seconds of an
 iteration beside DanceGRPO's, and which share of the device's peak (dense bf16) the network's own FLOPs make up (MFU).
+ratio_max is 1 where the update replays the rollout.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from afterflow.models.pipeline import TINY, PipelineModel
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import Full, LoRA, attach
 from afterflow.models.wrappers import in_chunks
+from afterflow.parts import compile_blocks
 from afterflow.seeds import generator
 from afterflow.train.clock import Clock
 from afterflow.train.log import git_commit, hardware
@@ -122,12 +124,14 @@ def timed(algorithm: OnPolicy, model: PipelineModel, cond: Cond, chunk: int, dev
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     models, parameters = Models(in_chunks(model.velocity(model.module), chunk)), list(model.module.parameters())
     for warm in (True, False):
-        clock = Clock()
+        clock, ratios = Clock(), []
         with autocast:
             found = tried(algorithm, models, cond, model.latent_shape, 0, chunk, clock)
             with clock("update"):
                 for rows in found.updates[0]:
-                    algorithm.loss(models, found.rows[rows])[0].backward()
+                    loss, metrics = algorithm.loss(models, found.rows[rows])
+                    loss.backward()
+                    ratios.append(float(metrics["ratio_max"]))
         for parameter in parameters:
             parameter.grad = None
         if warm and device.type == "cuda":
@@ -142,6 +146,7 @@ def timed(algorithm: OnPolicy, model: PipelineModel, cond: Cond, chunk: int, dev
         "update": seconds["seconds/update"],
         "rows_rollout": sum(padded(len(cond) * width) for width in plan.widths[:-1]),
         "rows_update": padded(len(found.rows)),
+        "ratio_max": max(ratios),
     }
 
 
@@ -164,7 +169,7 @@ def measure(options: argparse.Namespace) -> dict:
             return counted | {"command": " ".join(["python", *sys.argv])}
         materialise(model, device)
         if options.compile:
-            model.module.compile_repeated_blocks()
+            compile_blocks(model.module)
         cond, found = prompts(model, options.prompts, device), {}
         for name, algorithm in METHODS.items():
             each = timed(algorithm, model, cond, options.chunk, device)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._inductor import config as inductor
 
 from afterflow import rewards
 from afterflow.advantages import Blend
@@ -21,6 +22,7 @@ from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA
+from afterflow.parts import prepare
 from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
@@ -128,6 +130,15 @@ def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, mo
     with pytest.raises(ValueError, match=r"the rollout of one iteration takes about 0\.5 s"):
         execute(replace(long, name="too_short", budget_seconds=0.4), "short")
     assert not (run.folder.parent / "too_short" / "metrics.jsonl").exists()
+
+
+def test_blocks_are_compiled_where_asked_and_round_as_they_would_otherwise(run, monkeypatch):
+    """What that comes to takes minutes to compile: bench/real_size.py --compile prints ratios and times."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
+    monkeypatch.setattr(inductor, "emulate_precision_casts", False)
+    model = prepare(replace(run, compile=True), resume=False).model
+    assert compiled == list(model.module.transformer_blocks) and inductor.emulate_precision_casts
 
 
 def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):

@@ -6,7 +6,7 @@ images are uint8 (B, H, W, 3), clips of F frames uint8 (B, F, H, W, 3).
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,13 @@ def keep(file: Path, tensors: dict[str, Tensor]) -> None:
     partial = file.with_suffix(f".{os.getpid()}.partial")
     save_file(tensors, partial)
     partial.replace(file)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The blocks that a transformer repeats, which hold nearly all of its weights."""
+    for part in module.children():
+        if isinstance(part, nn.ModuleList):
+            yield from part
 
 
 class Model(ABC):

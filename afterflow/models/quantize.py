@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .base import blocks
+
 QuantizeName = Literal["int8", "nf4"]
 BLOCK = 64
 """Weights of nf4 that share a scale, which is itself kept in 8 bits."""
@@ -39,11 +41,10 @@ def quantize(module: nn.Module, how: QuantizeName, device: torch.device | str) -
 
 def quantizable(module: nn.Module) -> Iterator[nn.Linear]:
     """The linear layers of the network's blocks that can be cut into nf4's."""
-    for blocks in module.children():
-        if isinstance(blocks, nn.ModuleList):
-            for layer in blocks.modules():
-                if isinstance(layer, nn.Linear) and layer.weight.numel() % BLOCK == 0:
-                    yield layer
+    for block in blocks(module):
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear) and layer.weight.numel() % BLOCK == 0:
+                yield layer
 
 
 def saved_bytes(module: nn.Module, how: QuantizeName) -> int:
