@@ -97,8 +97,8 @@ def shapes_sft_teachers() -> Chain:
 
 
 def shapes_mixed_grpo() -> Run:
-    """The seesaw: Flow-GRPO on the prompts of all tasks at once, for as long as the four specialists together."""
-    return _run("shapes_mixed_grpo", TAGS, 4 * ITERATIONS)
+    """The seesaw: Flow-GRPO on the prompts of all tasks at once, for as long as four specialists and their student."""
+    return _run("shapes_mixed_grpo", TAGS, 5 * ITERATIONS)
 
 
 def shapes_mixed_grpo_turns() -> Run:
@@ -134,7 +134,7 @@ def _merge() -> Merge:
 def _student(name: str, start: Merge | None) -> Run:
     """Flow-OPD by the ODE, near the base on every sample; what a merge holds has rank = alpha."""
     tune = LoRA(rank=32, alpha=32, start=None if start is None else str(start.folder / "lora"))
-    run = _run(name, TAGS, 80)
+    run = _run(name, TAGS, 40)
     assert isinstance(run.algorithm, FlowGRPO)
     algorithm = FlowOPD(steps=run.algorithm.steps, group=4)
-    return replace(run, algorithm=algorithm, teachers=_specialists(), tune=tune, batch=32, learning_rate=5e-4)
+    return replace(run, algorithm=algorithm, teachers=_specialists(), tune=tune, batch=32, learning_rate=2e-3)
