@@ -18,7 +18,7 @@ from .shapes import population
 from .shapes.fidelity import fidelity
 from .shapes.render import render_batch
 from .shapes.verify import verify
-from .shapes.world import SIZES, TAGS
+from .shapes.world import TAGS, world_size
 
 CHUNK = 64
 """Images of one forward pass."""
@@ -94,16 +94,16 @@ def finished_in_parts(
     return torch.cat(parts)
 
 
-def picture_size(model: Model) -> int:
-    """Pixels of a side, asked of the decoder."""
+def picture_size(model: Model) -> tuple[int, int]:
+    """Height and width in pixels, asked of the decoder."""
     device = next(model.module.parameters()).device
-    return model.decode(torch.zeros(1, *model.latent_shape, device=device)).shape[-3]
+    height, width = model.decode(torch.zeros(1, *model.latent_shape, device=device)).shape[-3:-1]
+    return height, width
 
 
-def suite_prompts(settings: Settings, size: int) -> list[dict]:
+def suite_prompts(settings: Settings, sides: tuple[int, int]) -> list[dict]:
     """The records of the suite `shapes`, tag by tag; those of one seed and split are the same for every model."""
-    if size not in SIZES:
-        raise ValueError(f"the suite shapes judges pictures of {SIZES[0]} or {SIZES[1]} px, not {size}; set --size")
+    size = world_size(*sides)
     tags = tuple(tag for tag in TAGS if (settings.split, tag) != ("ood", "single_object"))
     return ShapesPrompts(settings.split, settings.prompts, tags, size).records(number(settings.seed, "suite"))
 

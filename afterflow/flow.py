@@ -43,7 +43,8 @@ def predict_noise(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
 
 def shifted(t: Tensor, shift: float) -> Tensor:
     """Times moved towards the noise for shift > 1 (SD3, eq. 23); 0 and 1 stay where they are."""
-    return shift * t / (1 + (shift - 1) * t)
+    # Rounding puts some shifts of 1 a hair above it, where an SDE has the root of a negative number.
+    return (shift * t / (1 + (shift - 1) * t)).clamp(max=1)
 
 
 def logit_normal(n: int, generator: torch.Generator) -> Tensor:

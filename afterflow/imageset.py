@@ -78,8 +78,8 @@ def encoded_shard(
     latents = model.encode_images(images[good]).cpu() if kept else torch.empty(0, *model.latent_shape)
     if latents.shape[1:] != model.latent_shape:
         raise ValueError(
-            f"images are square and single, latents {tuple(latents.shape[1:])}, and the model draws "
-            f"{tuple(model.latent_shape)}; set model.frames = 1 and one size for height and width"
+            f"what is learnt from has latents {tuple(latents.shape[1:])}, and the model draws "
+            f"{tuple(model.latent_shape)}; set model.frames, 1 for images"
         )
     if cache and len(readable) == len(part):  # what cannot be read today is asked for again
         keep(file, {"latents": latents.contiguous(), "kept": torch.tensor(kept, dtype=torch.long)})

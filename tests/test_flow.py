@@ -93,3 +93,9 @@ def test_renoising_stays_on_the_line_to_the_noise():
     x0, noise = torch.randn(2, 5, 3)
     s, t = torch.full((5,), 0.3), torch.linspace(0.3, 1, 5)
     torch.testing.assert_close(renoise(interpolate(x0, noise, s), noise, s, t), interpolate(x0, noise, t))
+
+
+def test_no_grid_starts_above_pure_noise():
+    for tokens in range(1, 400):
+        times = DynamicShift(tokens, terminal=0.02).times(4)
+        assert 1 - 1e-6 < times[0] <= 1 and (times.diff() < 0).all()

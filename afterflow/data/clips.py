@@ -11,7 +11,7 @@ import numpy as np
 from ..names import unknown
 from ..seeds import number
 from ..shapes.moving import MOVING_TAGS, draw_moving, moving_suite, render_clip
-from ..shapes.world import SIZES
+from ..shapes.world import world_size
 from .images import Images, Picture
 from .prompts import NOTHING, Needs
 
@@ -57,13 +57,12 @@ class MovingClips(Images):
         if self.frames < 1:
             raise ValueError(f"frames = {self.frames}: at least 1")
 
-    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
-        if size not in SIZES:
-            raise ValueError(f"the moving world is drawn at {SIZES[0]} or {SIZES[1]} px, and the model draws {size}")
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
+        side = world_size(*size)
         rng = np.random.default_rng(number(seed, "clips"))
         for i in range(self.count):
             record = draw_moving(self.split, self.tags[i % len(self.tags)], rng)
-            clip = render_clip(record, self.frames, size, rng)
+            clip = render_clip(record, self.frames, side, rng)
             yield Picture(record, hashlib.sha256(clip.tobytes()).hexdigest(), partial(np.asarray, clip))
 
 

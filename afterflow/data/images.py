@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from ..seeds import number
 from ..shapes import prompts, render
-from ..shapes.world import TAGS
+from ..shapes.world import TAGS, world_size
 from .prompts import check_world
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Images(ABC):
     """Whether latents are kept on disk for the next run."""
 
     @abstractmethod
-    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
-        """All of them, size x size, in an order that never changes; ValueError for what cannot be used."""
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
+        """All of them, of that height and width, in an order that never changes; ValueError for what cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class ShapesImages(Images):
     def __post_init__(self) -> None:
         check_world(self.count, self.split, self.tags, self.size)
 
-    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
-        if size != self.size:
-            raise ValueError(f"data.size = {self.size}: the model draws {size} px; set it to that")
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
+        if world_size(*size) != self.size:
+            raise ValueError(f"data.size = {self.size}: the model draws {size[0]} px; set it to that")
         rng = np.random.default_rng(number(seed, "images"))
         records = [prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)]
         for record in records:
@@ -92,7 +92,7 @@ class ImageFolder(Images):
     cache: bool = True
     """Whether latents are kept on disk for the next run."""
 
-    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
         lines = metadata(Path(self.path), self.caption)
         for place, line in lines:
             file = Path(self.path) / line["file_name"]
@@ -101,7 +101,7 @@ class ImageFolder(Images):
             load = partial(self._load, file, size)
             yield Picture(captioned(line, self.caption), hashlib.sha256(file.read_bytes()).hexdigest(), load)
 
-    def _load(self, file: Path, size: int) -> np.ndarray | None:
+    def _load(self, file: Path, size: tuple[int, int]) -> np.ndarray | None:
         return cut(file.read_bytes(), size, str(file), self.unreadable)
 
 
@@ -130,7 +130,7 @@ class HubImages(Images):
         if find_spec("datasets") is None:
             raise ValueError("data sets of the hub need the library datasets; pip install 'afterflow[data]'")
 
-    def pictures(self, seed: int, size: int) -> Iterator[Picture]:
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
         import datasets
 
         rows = loaded(self.dataset, self.split, self.revision)
@@ -145,7 +145,7 @@ class HubImages(Images):
             load = partial(self._load, rows, i, size)
             yield Picture(captioned(row, self.caption), hashlib.sha256(content(image)).hexdigest(), load)
 
-    def _load(self, rows: "datasets.Dataset", i: int, size: int) -> np.ndarray | None:
+    def _load(self, rows: "datasets.Dataset", i: int, size: tuple[int, int]) -> np.ndarray | None:
         place = f"{self.dataset}[{i}]"
         return cut(content(rows[i][self.image]), size, place, self.unreadable)
 
@@ -212,8 +212,8 @@ def check_caption(line: Mapping, caption: str, place: str) -> None:
         raise ValueError(f"{place}: no caption under {caption!r}; write one, or name another key with --data.caption")
 
 
-def cut(image: bytes, size: int, name: str, unreadable: Literal["stop", "skip"]) -> np.ndarray | None:
-    """The middle square of an encoded image, scaled to uint8 (size, size, 3).
+def cut(image: bytes, size: tuple[int, int], name: str, unreadable: Literal["stop", "skip"]) -> np.ndarray | None:
+    """The middle of an encoded image, scaled to uint8 (H, W, 3), H and W of `size`.
 
     None or ValueError, as `unreadable` says, where it cannot be read; ValueError where it is smaller than `size`.
     """
@@ -226,10 +226,11 @@ def cut(image: bytes, size: int, name: str, unreadable: Literal["stop", "skip"])
         raise ValueError(
             f"{name}: not a readable image ({error}); replace it, or leave such images out with --data.unreadable skip"
         ) from None
-    if min(upright.size) < size:
-        width, height = upright.size
-        raise ValueError(f"{name}: {width} x {height} px, smaller than the {size} px that the model draws")
-    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.LANCZOS))
+    height, width = size
+    if upright.width < width or upright.height < height:
+        found, drawn = f"{upright.width} x {upright.height}", f"{width} x {height}"
+        raise ValueError(f"{name}: {found} px, smaller than the {drawn} px that the model draws")
+    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
 
 
 def empty_tokens(most: int, step: int, seed: int) -> int:

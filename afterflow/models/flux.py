@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..cond import Cond, Embedding, Velocity
 from .patches import packed, schedule_of, unpacked
-from .pipeline import PipelineModel, Pretrained, check_divides
+from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_images, encode_images
 
 
@@ -25,6 +25,8 @@ class Flux(Pretrained):
     """Hub id or folder."""
     size: int = 512
     """Height and width in pixels."""
+    width: int | None = None
+    """In pixels, where it is not the height."""
     embedded_guidance: float = 3.5
     """The scale that a guidance-distilled transformer is told; others have no such input."""
     max_sequence_length: int = 512
@@ -50,10 +52,9 @@ class FluxModel(PipelineModel):
         if not 1 <= self.tokens_of_text <= 512:
             raise ValueError(f"max_sequence_length = {self.tokens_of_text}: FLUX.1 reads 1 to 512 tokens")
         factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-        check_divides(config.size, 2 * factor)
-        side = config.size // factor
-        self.latent_shape = (self.pipe.transformer.config.in_channels // 4, side, side)
-        self.schedule = schedule_of(self.pipe.scheduler, (side // 2) ** 2)
+        sides = latent_sides(config.size, config.width, factor, 2 * factor)
+        self.latent_shape = (self.pipe.transformer.config.in_channels // 4, *sides)
+        self.schedule = schedule_of(self.pipe.scheduler, sides[0] * sides[1] // 4)
 
     @property
     def reading(self) -> tuple[tuple[str, ...], str]:
@@ -90,15 +91,15 @@ class FluxModel(PipelineModel):
         return v
 
     def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        size = self.latent_shape[1] * self.pipe.vae_scale_factor
+        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
         tokens = self.pipe(
             prompt_embeds=told.sequence,
             pooled_prompt_embeds=told.pooled,
             negative_prompt_embeds=empty.sequence,
             negative_pooled_prompt_embeds=empty.pooled,
             latents=packed(noise),
-            height=size,
-            width=size,
+            height=height,
+            width=width,
             num_inference_steps=steps,
             guidance_scale=self.scale,
             true_cfg_scale=guidance,

@@ -241,6 +241,14 @@ def check_divides(pixels: int, unit: int, what: str = "size") -> None:
         raise ValueError(f"{what} = {pixels}: this model draws multiples of {unit} pixels, say {near} or {near + unit}")
 
 
+def latent_sides(size: int, width: int | None, factor: int, unit: int) -> tuple[int, int]:
+    """Height and width of the latents, `factor` times smaller; ValueError unless both are multiples of `unit`."""
+    check_divides(size, unit)
+    if width is not None:
+        check_divides(width, unit, "width")
+    return size // factor, (size if width is None else width) // factor
+
+
 def fingerprint(file: Path, head: int = 1 << 20) -> bytes:
     """Tells files of different content apart without reading gigabytes: name, size, first and last megabyte."""
     size = file.stat().st_size

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..cond import Cond, Embedding, Velocity
 from .patches import packed, schedule_of, unpacked
-from .pipeline import PipelineModel, Pretrained, check_divides
+from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_clips, encode_clips
 
 
@@ -21,6 +21,8 @@ class QwenImage(Pretrained):
     """Hub id or folder."""
     size: int = 512
     """Height and width in pixels."""
+    width: int | None = None
+    """In pixels, where it is not the height."""
     max_sequence_length: int = 512
     """Tokens of a prompt that are kept."""
 
@@ -42,10 +44,9 @@ class QwenImageModel(PipelineModel):
         if not 1 <= self.tokens_of_text <= 1024:
             raise ValueError(f"max_sequence_length = {self.tokens_of_text}: Qwen-Image reads 1 to 1024 tokens")
         factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
-        check_divides(config.size, 2 * factor)
-        side = config.size // factor
-        self.latent_shape = (self.pipe.transformer.config.in_channels // 4, side, side)
-        self.schedule = schedule_of(self.pipe.scheduler, (side // 2) ** 2)
+        sides = latent_sides(config.size, config.width, factor, 2 * factor)
+        self.latent_shape = (self.pipe.transformer.config.in_channels // 4, *sides)
+        self.schedule = schedule_of(self.pipe.scheduler, sides[0] * sides[1] // 4)
 
     @property
     def reading(self) -> tuple[tuple[str, ...], str]:
@@ -86,15 +87,15 @@ class QwenImageModel(PipelineModel):
         return unpacked(kept, full)
 
     def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        size = self.latent_shape[1] * self.pipe.vae_scale_factor
+        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
         tokens = self.pipe(
             prompt_embeds=told.sequence,
             prompt_embeds_mask=told.mask,
             negative_prompt_embeds=empty.sequence,
             negative_prompt_embeds_mask=empty.mask,
             latents=packed(noise),
-            height=size,
-            width=size,
+            height=height,
+            width=width,
             num_inference_steps=steps,
             true_cfg_scale=guidance,
             max_sequence_length=self.tokens_of_text,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..cond import Cond, Embedding, Velocity
 from ..flow import SD3Grid
-from .pipeline import PipelineModel, Pretrained, check_divides
+from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_images, encode_images
 
 FIRST_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -27,6 +27,8 @@ class SD3(Pretrained):
     """Hub id or folder; `tiny` is the pipeline shipped with afterflow."""
     size: int | None = None
     """Height and width in pixels; None: the transformer's own."""
+    width: int | None = None
+    """In pixels, where it is not the height."""
     max_sequence_length: int | None = None
     """Tokens of the third (T5) encoder, 0 leaves it out; None: 256, or 0 where the pipeline's T5 is missing or mute."""
 
@@ -45,10 +47,9 @@ class SD3Model(PipelineModel):
         self.t5_tokens = default if told is None else told
         self.schedule = SD3Grid(self.pipe.scheduler.config.shift)
         factor, net = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1), self.pipe.transformer.config
-        if config.size:
-            check_divides(config.size, factor * net.patch_size)
-        side = config.size // factor if config.size else net.sample_size
-        self.latent_shape = (net.in_channels, side, side)
+        size = factor * net.sample_size if config.size is None else config.size
+        sides = latent_sides(size, config.width, factor, factor * net.patch_size)
+        self.latent_shape = (net.in_channels, *sides)
 
     @property
     def reading(self) -> tuple[tuple[str, ...], str]:
@@ -87,15 +88,15 @@ class SD3Model(PipelineModel):
         return v
 
     def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        size = self.latent_shape[1] * self.pipe.vae_scale_factor
+        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
         return self.pipe(
             prompt_embeds=told.sequence,
             pooled_prompt_embeds=told.pooled,
             negative_prompt_embeds=empty.sequence,
             negative_pooled_prompt_embeds=empty.pooled,
             latents=noise,
-            height=size,
-            width=size,
+            height=height,
+            width=width,
             num_inference_steps=steps,
             guidance_scale=guidance,
             output_type="latent",

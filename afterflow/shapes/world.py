@@ -26,6 +26,15 @@ RELATIONS = ("left of", "right of", "above", "below")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "text")
 
+
+def world_size(height: int, width: int) -> int:
+    """The size of the world in pictures of so many pixels; ValueError where it has none."""
+    if height != width or height not in SIZES:
+        known = " or ".join(f"{size} x {size}" for size in SIZES)
+        raise ValueError(f"the shapes world has pictures of {known} px, and the model draws {width} x {height}")
+    return height
+
+
 _FONT = {
     "A": "01110 10001 10001 11111 10001 10001 10001",
     "B": "11110 10001 10001 11110 10001 10001 11110",
