@@ -1,8 +1,8 @@
 """What a velocity field is conditioned on, and the example of supervised training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,19 @@ def condition(positive: Embedding, negative: Embedding, prompts: Sequence[dict],
     """A Cond of one row per record; texts (P,) says which row of `positive` is whose where records share them."""
     rows = torch.arange(len(prompts), device=positive.sequence.device)
     return Cond(positive, rows if texts is None else texts, negative, prompts, rows)
+
+
+T = TypeVar("T")
+
+
+def moved(rows: T, device: torch.device | str) -> T:
+    """Rows, any dataclass of tensors, on a device; their prompts stay where they are."""
+    found = {}
+    for each in fields(rows):  # type: ignore[arg-type]
+        value = getattr(rows, each.name)
+        inner = is_dataclass(value) and not isinstance(value, Cond)
+        found[each.name] = value.to(device) if isinstance(value, Tensor) else moved(value, device) if inner else value
+    return replace(rows, **found)  # type: ignore[type-var]
 
 
 class Velocity(Protocol):

@@ -53,7 +53,7 @@ def forecast(run: Run) -> Forecast:
         raise ValueError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
     model = run.model.load("meta")
     run, precision = on_own_grid(run, model), PRECISION[run.mixed_precision]
-    spared = saved_bytes(model.module, run.model.quantize) if run.model.quantize is not None else 0
+    spared = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
     frozen = stored(model.module.parameters())
     parameters = attach(model, run.tune)
     weights = stored([*model.module.parameters(), *model.vae.parameters()]) - spared
@@ -202,11 +202,16 @@ def cast(run: Run, weights: int) -> int:
 
 
 def states(run: Run, model: Model) -> int:
-    """The states and means of all trees of an iteration, fp32; of a batch of images, its latents and noise."""
+    """The states and means of all trees of an iteration, fp32; of a batch of images, its latents and noise.
+
+    Elsewhere they lie in the CPU's memory, but for the last two of a step.
+    """
     each = 4 * torch.Size(model.latent_shape).numel()
     if not isinstance(run.algorithm, OnPolicy):
         return 2 * run.batch * each
     widths = run.algorithm.plan(0, generator(run.seed, 0, "plan")).widths
+    if run.offload:
+        return run.batch * each * 2 * widths[-1]
     return run.batch * each * (sum(widths) + sum(widths[:-1]))
 
 

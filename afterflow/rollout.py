@@ -90,17 +90,20 @@ def sample(
     cond: Cond,
     noise: Tensor,
     generators: Sequence[torch.Generator],
+    keep: torch.device | str | None = None,
 ) -> Rollout:
     """Denoise noise (P, W_0, ...) as the plan says.  Siblings share one forward pass.
 
     Each prompt draws from a generator of its own, so that its images depend neither on the other
     prompts nor on how many processes share them.  States keep the dtype of `noise`: they are rounded to
     it *before* their log-probability is taken, else a replay in low precision is biased by the rounding.
+    What the update needs is moved to the device `keep`, if any; the leaves stay, to be decoded.
     """
     times, etas = plan.times.to(noise.device), plan.eta.to(noise.device)
-    x, xs, means, log_probs = noise, [noise], [], []
+    x, xs, means, log_probs = noise, [], [], []
     predicted = None  # the images that the last step's velocities pointed at, (P, W, ...)
     for k in range(plan.steps):
+        xs.append(x.to(keep))
         P, W = x.shape[:2]
         rows = torch.arange(P, device=noise.device).repeat_interleave(W)
         t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], etas[k]))
@@ -113,9 +116,10 @@ def sample(
             if k in plan.second_order and before is not None:
                 x0_before = before.repeat_interleave(W // before.shape[1], 1).flatten(0, 1)
                 p = Gaussian(p.mean + second_order(x0, x0_before, times[k - 1].expand(P * W), t, s), p.std)
-        means.append(p.mean.unflatten(0, (P, W)))
+        mean = p.mean.unflatten(0, (P, W))
+        means.append(mean.to(keep))
         if plan.eta[k] == 0:
-            x = means[-1].to(noise.dtype)
+            x = mean.to(noise.dtype)
             log_probs.append(torch.zeros(P, W, device=noise.device))
         else:
             p = Gaussian(*(a.repeat_interleave(plan.widths[k + 1] // W, 0) for a in p))
@@ -125,8 +129,7 @@ def sample(
             flat = (p.mean + p.std * fresh.flatten(0, 1)).to(noise.dtype)
             x = flat.unflatten(0, (P, -1))
             log_probs.append(log_prob(p, flat).unflatten(0, (P, -1)))
-        xs.append(x)
-    return Rollout(plan, cond, xs, means, log_probs)
+    return Rollout(plan, cond, [*xs, x], means, log_probs)
 
 
 def siblings(own: Tensor, shared: Tensor, lam: float) -> Tensor:
@@ -210,7 +213,7 @@ def _level(rollout: Rollout, k: int, advantage: Tensor) -> dict[str, Tensor]:
         "eta": everywhere(plan.eta[k]),
         "count": count[parents],
         "prompt": parents // W,
-        "x_next": rollout.x[k + 1][kept],
-        "log_prob": rollout.log_prob[k][kept],
+        "x_next": rollout.x[k + 1][kept].to(x.device),
+        "log_prob": rollout.log_prob[k][kept].to(x.device),
         "advantage": advantage[kept],
     }

@@ -95,6 +95,8 @@ class Run:
     """Of prompts, noise and shuffling."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: much less memory, about a third more time."""
+    offload: bool = False
+    """Keep the states of a rollout in the CPU's memory until the update needs them: long clips have many."""
     compile: bool = False
     """Compile the network's blocks (torch.compile), for rollout and update alike; the first iteration takes a minute
     or two more.  Ratios stay 1 in fp32; in bf16 they are off by 1e-5 at most where it was measured."""
@@ -149,6 +151,8 @@ class Run:
             raise ValueError(f"track = {self.track}: it is not installed; pip install 'afterflow[track]'")
         if self.eval_rewards and self.held_out is None:
             raise ValueError("eval_rewards are measured on held-out prompts; set held_out and eval_every as well")
+        if isinstance(self.algorithm, Supervised) and self.offload:
+            raise ValueError("offload is of the states of rollouts; leave it out where images teach")
         if isinstance(self.algorithm, Supervised) and self.updates > 1:
             raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
         for name in [*self.watched, *(self.data.min_reward if isinstance(self.data, Images) else ())]:

@@ -91,6 +91,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         chunk=run.chunk,
         clock=clock,
         memory=session.memory,
+        keep="cpu" if run.offload else None,
     )
     return source, prompts
 

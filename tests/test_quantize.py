@@ -95,3 +95,6 @@ def test_what_cannot_be_is_refused(monkeypatch):
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"torchao is not installed; pip install 'afterflow\[quantize\]'"):
         SD3("tiny", quantize="int8")
+    monkeypatch.setattr("afterflow.run.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"bitsandbytes is not installed; pip install 'afterflow\[quantize\]'"):
+        Run(FlowGRPO({"shapes_strict": 1.0}), ShapesPrompts(), SD3("tiny"), optimizer="adamw_8bit")

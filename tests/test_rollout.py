@@ -6,7 +6,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from afterflow.algorithms.policy_gradient import per_child, step
-from afterflow.cond import Embedding, condition
+from afterflow.cond import Embedding, condition, moved
 from afterflow.flow import LinearShift
 from afterflow.kernels import KERNELS, Gaussian, dance_sde, flow_sde, log_prob
 from afterflow.models.tune import Full, LoRA, attach, before_training
@@ -254,3 +254,16 @@ def test_the_reference_stays_the_policy_before_training(tune):
             p.add_(0.1)
     torch.testing.assert_close(fixed(x, t, cond), before)
     assert (velocity_of(net)(x, t, cond) - before).abs().max() > 1e-3
+
+
+def test_states_wait_on_another_device_and_leaves_stay():
+    """The device meta holds no numbers, so whatever reads a state on the way would fail."""
+    velocity = lambda x, t, cond: 0.5 * x
+    far = sample(velocity, flow_sde, tree(), prompts(3), noise(3, 2), sources(3), keep="meta")
+    near = sample(velocity, flow_sde, tree(), prompts(3), noise(3, 2), sources(3))
+    assert {state.device.type for state in [*far.x[:-1], *far.mean]} == {"meta"}
+    assert torch.equal(far.leaves, near.leaves)
+    rows = edges(near, ones(near))
+    there = moved(rows, "meta")
+    assert {there.x.device.type, there.count.device.type, there.x_next.device.type} == {"meta"}
+    assert there.cond is rows.cond and torch.equal(moved(rows, "cpu").x, rows.x)

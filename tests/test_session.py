@@ -17,15 +17,20 @@ from afterflow import rewards
 from afterflow.advantages import Blend
 from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
+from afterflow.models.teacher import Teacher
 from afterflow.models.tune import LoRA
 from afterflow.parts import prepare
 from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
+from afterflow.shapes.world import TAGS
 
 JPEG = {"jpeg_compressibility": 1.0}
 
@@ -141,6 +146,16 @@ def test_blocks_are_compiled_where_asked_and_round_as_they_would_otherwise(run, 
     assert compiled == list(model.module.transformer_blocks) and inductor.emulate_precision_casts
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("algorithm", [FlowGRPO(JPEG, steps=4, group=4, beta=0.01), FlowOPD(steps=4, group=4)])
+def test_states_that_wait_in_the_memory_of_the_cpu_teach_the_same(run, algorithm):
+    teachers = (Teacher("base", None, TAGS[1:]),) if isinstance(algorithm, FlowOPD) else ()
+    short = replace(run, algorithm=algorithm, teachers=teachers, sample_every=0)
+    here, there = (execute(replace(short, name=str(on), offload=on), "short") for on in (False, True))
+    theirs, ours = (load_file(each / "lora/pytorch_lora_weights.safetensors") for each in (here, there))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
 def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
     pytest.importorskip("bitsandbytes")
     small = replace(run, optimizer="adamw_8bit", tune=LoRA(rank=64, alpha=64), ema=None)
@@ -174,6 +189,7 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
         (dict(algorithm=DDPO(JPEG, group=2, blend=Blend(gate={"sharpnes": 1.0}))), "sharpnes"),
         (dict(algorithm=MixGRPO({"jpeg_compressibility": -1.0})), "their sum must be positive"),
         (dict(budget_seconds=0.0), "budget_seconds = 0.0: it must be positive"),
+        (dict(algorithm=SFT(), data=ShapesImages(), offload=True), "offload is of the states of rollouts"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_is_loaded(run, options, advice):

@@ -37,15 +37,16 @@ def in_chunks(velocity: Velocity, size: int) -> Velocity:
     """Forward passes of exactly `size` rows, the last one padded.
 
     Matrix products of another shape round differently, so a rollout and its replay must use one shape for
-    their ratio to be exactly 1.
+    their ratio to be exactly 1.  Rows may lie on another device than the prompts; velocities come back there.
     """
 
     def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        rows = torch.arange(len(x), device=x.device)
+        rows, there = torch.arange(len(x), device=x.device), cond.index.device
         out = []
         for chunk in rows.split(size):
             padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk))])
-            out.append(velocity(x[padded], t[padded], cond[padded])[: len(chunk)])
+            found = velocity(x[padded].to(there), t[padded].to(there), cond[padded])
+            out.append(found[: len(chunk)].to(x.device))
         return torch.cat(out)
 
     return v

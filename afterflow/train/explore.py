@@ -58,15 +58,19 @@ def explore(
     chunk: int,
     clock: Clock,
     memory: Memory | None = None,
+    keep: torch.device | str | None = None,
 ) -> Iterator[Iteration]:
-    """prompts → plan → rollout → rewards → credit → shuffled microbatches, for iterations first .. last - 1."""
+    """prompts → plan → rollout → rewards → credit → shuffled microbatches, for iterations first .. last - 1.
+
+    keep: the device where states wait for the update; None: where they are made.
+    """
     for step in range(first, last):
         cond = prompts(step)
         plan = algorithm.plan(step, generator(seed, step, "plan"))
         sources = [generator(seed, step, "noise", p) for p in range(len(cond))]
         noise = draw(sources, plan.widths[0], torch.empty(len(cond), 1, *shape, device=cond.index.device))
         with clock("rollout"):
-            rollout = sample(models.policy, algorithm.step_kernel, plan, cond, noise, sources)
+            rollout = sample(models.policy, algorithm.step_kernel, plan, cond, noise, sources, keep)
         records = cond.records()
         scores = score(rollout.leaves, records, generator(seed, step, "judge"), clock)
         check_scores(scores, records, step)
@@ -74,7 +78,9 @@ def explore(
             scores = replace(scores, past=memory.recall(list(scores.rewards), records))
             memory.add(scores.rewards, records)
         rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
-        order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(noise.device)
+        order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(
+            noise.device if keep is None else keep
+        )
         images = len(cond) * plan.widths[-1]
         metrics = {
             **score_metrics(scores, algorithm.weights),

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..algorithms.base import Models, OnPolicy, Rows, Supervised
+from ..cond import moved
 from ..seeds import generator
 from .clock import Clock
 from .ema import Ema
@@ -81,7 +82,7 @@ def accumulate(
     masses = [rows.mass(chosen) for chosen in microbatches]
     sums: dict[str, torch.Tensor] = {}
     for chosen, mass in zip(microbatches, masses):
-        batch = rows[chosen]
+        batch = moved(rows[chosen], accelerator.device)
         share = mass / sum(masses)
         if isinstance(algorithm, Supervised):
             losses = algorithm.losses(models, batch, draws)  # type: ignore[arg-type]
