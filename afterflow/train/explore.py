@@ -78,9 +78,8 @@ def explore(
             scores = replace(scores, past=memory.recall(list(scores.rewards), records))
             memory.add(scores.rewards, records)
         rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
-        order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(
-            noise.device if keep is None else keep
-        )
+        held = noise.device if keep is None else keep
+        order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(held)
         images = len(cond) * plan.widths[-1]
         metrics = {
             **score_metrics(scores, algorithm.weights),
