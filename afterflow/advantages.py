@@ -33,7 +33,7 @@ def normalize(reward: Tensor, how: Normalize) -> Tensor:
     centred = r - (r.nanmean(1, keepdim=True) if how.centre == "prompt" else r.nanmean())
     if how.scale == "none":
         return centred.to(reward.dtype)
-    std = _nanstd(r, how.ddof) if how.scale == "prompt" else _nanstd(r.reshape(1, -1), how.ddof)
+    std = nanstd(r, how.ddof) if how.scale == "prompt" else nanstd(r.reshape(1, -1), how.ddof)
     return (centred / (std + how.eps)).to(reward.dtype)
 
 
@@ -47,11 +47,11 @@ def per_prompt_history(reward: Tensor, past: Tensor, buffer: int, least: int, ep
     seen = torch.cat([past.to(r), r], 1)[:, -buffer:]
     enough = (~seen.isnan()).sum(1, keepdim=True) >= least
     centre = torch.where(enough, seen.nanmean(1, keepdim=True), r.nanmean())
-    std = torch.where(enough, _nanstd(seen, 0), _nanstd(r.reshape(1, -1), 0))
+    std = torch.where(enough, nanstd(seen, 0), nanstd(r.reshape(1, -1), 0))
     return ((r - centre) / (std + eps)).to(reward.dtype)
 
 
-def _nanstd(r: Tensor, ddof: int) -> Tensor:
+def nanstd(r: Tensor, ddof: int) -> Tensor:
     """(P, G) → (P, 1) over what is not NaN; 0 where too few are left to have a spread."""
     n = (~r.isnan()).sum(1, keepdim=True)
     squares = (r - r.nanmean(1, keepdim=True)).square().nansum(1, keepdim=True)

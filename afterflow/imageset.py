@@ -18,7 +18,7 @@ from .data.images import Images, Picture, ShapesImages, empty_tokens
 from .data.prompts import batch, check
 from .evaluate import encoded, picture_size
 from .models.base import Model, cache_folder, keep
-from .rewards import NEEDS
+from .rewards import find
 from .run import Run
 from .scoring import ask
 
@@ -90,13 +90,13 @@ def good_enough(images: np.ndarray, records: Sequence[dict], least: Mapping[str,
     """(B,) bool: which of B images reach every reward; ValueError where one has no score."""
     good = np.ones(len(images), bool)
     for name, value in least.items() if len(images) else ():
-        for record in records if name in NEEDS else ():
-            check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": NEEDS[name]})
-        scores = ask(name, images[:, None], records)[:, 0].numpy()
-        if not np.isfinite(scores).all():
-            first = records[int(np.argmin(np.isfinite(scores)))]
-            raise ValueError(f"min_reward: {name} has no score for the image of {first['prompt']!r}")
-        good &= scores >= value
+        needs = find(name).needs
+        for record in records if needs is not None else ():
+            check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": needs})
+        answer = ask(name, images[:, None], records)
+        if answer.failures:
+            raise ValueError(f"min_reward: {name} has no score for the image of {answer.failures[0]}")
+        good &= answer.values[:, 0].numpy() >= value
     return good
 
 

@@ -6,14 +6,14 @@ from .algorithms.base import OnPolicy
 from .data.images import Images
 from .data.prompts import check_turns
 from .models.teacher import Teacher
-from .rewards import NEEDS
+from .rewards import find
 from .run import Run
 from .shapes.prompts import validate
 
 
 def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
     """What these rewards, and the judge, ask of a record."""
-    asked = {name: NEEDS[name] for name in names if name in NEEDS}
+    asked = {name: known.needs for name in names if (known := find(name)).needs is not None}
     return asked if run.judge is None else asked | {"the judge": validate}
 
 

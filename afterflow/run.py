@@ -32,7 +32,7 @@ from .models.tune import Full, LoRA
 from .models.wan import Wan
 from .names import unknown
 from .record import from_json
-from .rewards import CLIPS, REWARDS
+from .rewards import find
 from .rewards.judges import ShapesJudge
 from .train.budget import Budget
 
@@ -91,6 +91,9 @@ class Run:
     """Decay per update of the average that is evaluated and saved; None: the last weights are."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Of forward passes; kernels, log-probabilities and what is trained stay fp32."""
+    invalid: float = 0.05
+    """Share of an iteration's images that may lack a reward, because it failed on them; more stop the run.  They are
+    not trained on."""
     seed: int = 0
     """Of prompts, noise and shuffling."""
     gradient_checkpointing: bool = False
@@ -139,6 +142,8 @@ class Run:
             )
         if self.turns and isinstance(self.algorithm, Supervised):
             raise ValueError("turns are of prompts that are explored; leave them out where images teach")
+        if not 0 <= self.invalid < 1:
+            raise ValueError(f"invalid = {self.invalid}: a share of the images, so 0 <= invalid < 1")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema = {self.ema}: a decay, so 0 <= ema < 1")
         if isinstance(self.model, Pretrained) and self.model.dtype == "float16" and self.mixed_precision != "fp16":
@@ -155,10 +160,8 @@ class Run:
             raise ValueError("offload is of the states of rollouts; leave it out where images teach")
         if isinstance(self.algorithm, Supervised) and self.updates > 1:
             raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
-        for name in [*self.watched, *(self.data.min_reward if isinstance(self.data, Images) else ())]:
-            if name not in REWARDS:
-                raise unknown("reward", name, REWARDS)
-            if name in CLIPS and not isinstance(self.model, Wan):
+        for name in self.rewards:
+            if find(name).clips and not isinstance(self.model, Wan):
                 raise ValueError(f"{name} judges clips, and {type(self.model).__name__} draws images; take Wan")
         if isinstance(self.algorithm, Supervised) != isinstance(self.data, Images):
             need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
@@ -202,6 +205,11 @@ class Run:
         """The rewards measured on held-out prompts."""
         trained = self.algorithm.asks.rewards if isinstance(self.algorithm, OnPolicy) else ()
         return tuple(dict.fromkeys([*trained, *self.eval_rewards]))
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """All that are asked: those, and what images to learn from must reach."""
+        return (*self.watched, *(self.data.min_reward if isinstance(self.data, Images) else ()))
 
     @property
     def folder(self) -> Path:

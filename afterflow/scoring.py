@@ -1,7 +1,8 @@
 """From finished latents to what rewards and judges say about them: the border between images and tensors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from .algorithms.base import WIN_RATE, OnPolicy, Scores
 from .models.base import Model
 from .preferences import pairs
-from .rewards import CLIPS, REWARDS
+from .rewards import find
 from .rewards.base import Judge
 from .train.clock import Clock
 from .train.explore import Score
@@ -39,29 +40,45 @@ def score(
         images = model.decode(leaves.flatten(0, 1))
     images = images.reshape(*leaves.shape[:2], *images.shape[1:])
     with clock("reward"):
-        rewards = {name: ask(name, images, records) for name in asks.rewards}
+        answers = {name: ask(name, images, records) for name in asks.rewards}
+        scores = Scores(
+            {name: answer.values for name, answer in answers.items()},
+            parts={f"{name}/{part}": value for name, each in answers.items() for part, value in each.parts.items()},
+            failures={name: answer.failures for name, answer in answers.items()},
+        )
         if asks.comparisons is None:
-            return Scores(rewards)
+            return scores
         assert judge is not None
         G, wanted = images.shape[1], asks.comparisons
         shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, generator) for _ in records])
-        return Scores(rewards, {WIN_RATE: compare(judge, images, records, shown, generator)})
+        return replace(scores, judged={WIN_RATE: compare(judge, images, records, shown, generator)})
 
 
-def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Tensor:
-    """uint8 (P, G, H, W, 3), or clips (P, G, F, H, W, 3), of P records → (P, G).
+@dataclass(frozen=True)
+class Answer:
+    """What a reward says of P groups of G images."""
 
-    What scores images scores a clip by the mean of its frames.
+    values: Tensor
+    """(P, G), NaN where there is none."""
+    parts: Mapping[str, Tensor]
+    """(P, G) each."""
+    failures: Sequence[str]
+    """Prompt and reason of every image without a score."""
+
+
+def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Answer:
+    """uint8 (P, G, H, W, 3), or clips (P, G, F, H, W, 3), of P records.
+
+    What scores images scores a clip by the mean of its frames, which all must have a score.
     """
-    P, G = images.shape[:2]
-    frames = () if reward in CLIPS else images.shape[2:-3]
-    flat = images.reshape(P * G * math.prod(frames), *images.shape[2 + len(frames) :])
-    values = np.asarray(REWARDS[reward](flat, repeated(records, G * math.prod(frames))), np.float32)
-    if values.shape != (len(flat),):
-        raise ValueError(
-            f"reward {reward} answered with shape {values.shape} for {len(flat)} images; one number for each"
-        )
-    return torch.from_numpy(values).view(P, G, -1).mean(2)
+    known, (P, G) = find(reward), images.shape[:2]
+    frames = () if known.clips else images.shape[2:-3]
+    each, flat = math.prod(frames), images.reshape(-1, *images.shape[2 + len(frames) :])
+    scored = known(flat, repeated(records, G * each))
+    grouped = lambda values: torch.from_numpy(np.asarray(values, np.float32)).view(P, G, each).mean(2)
+    failures = {i // each: f"{records[i // (G * each)]['prompt']!r}: {why}" for i, why in sorted(scored.why.items())}
+    parts = {name: grouped(values) for name, values in scored.parts.items()}
+    return Answer(grouped(scored.values), parts, list(failures.values()))
 
 
 def compare(

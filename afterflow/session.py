@@ -18,6 +18,7 @@ from .models.tune import LoRA
 from .parts import Session, prepare
 from .promptset import held_out_records, prompt_records
 from .record import to_json
+from .rewards import check_rewards
 from .run import Run, learning_rate
 from .scoring import both_orders, compare, scorer
 from .seeds import generator
@@ -36,6 +37,7 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     """
     records = prompt_records(run)
     held_out = held_out_records(run)
+    check_rewards(run.rewards)
     session = prepare(run, resume)
     write_record(run.folder, to_json(run), recipe, run.seed)
     if run.track != "none":
@@ -92,6 +94,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         clock=clock,
         memory=session.memory,
         keep="cpu" if run.offload else None,
+        invalid=run.invalid,
     )
     return source, prompts
 

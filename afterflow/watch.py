@@ -72,10 +72,14 @@ class Window:
         assert self.held_out is not None
         latents, records = self.finished(self.held_out, run.eval_images), self.held_out.records()
         images = decoded(self.session.model, latents)
-        rewards = {name: ask(name, images, records).mean(1) for name in run.watched}
+        answers = {name: ask(name, images, records) for name in run.watched}
+        for name, answer in answers.items():
+            if answer.failures:
+                print(f"step {step}: {len(answer.failures)} held-out images have no {name}, first {answer.failures[0]}")
+        rewards = {name: answer.values.nanmean(1) for name, answer in answers.items()}
         if rewards and self.by_prompt is not None:
             self.by_prompt.write(step, {name: values.tolist() for name, values in rewards.items()})
-        means = {name: values.mean().item() for name, values in rewards.items()} | spread(latents)
+        means = {name: values.nanmean().item() for name, values in rewards.items()} | spread(latents)
         means = {f"eval/{name}": value for name, value in means.items()}
         if self.base is not None:
             means["eval/win_rate"] = self._win_rate(images, records)

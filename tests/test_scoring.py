@@ -74,7 +74,7 @@ def test_a_clip_is_scored_by_the_mean_of_its_frames(monkeypatch):
     brightness = lambda images, records: images.mean((1, 2, 3))
     monkeypatch.setitem(REWARDS, "brightness", brightness)
     clips = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 12, 3), dtype=np.uint8)
-    assert np.allclose(ask("brightness", clips, RECORDS[:2]).numpy(), clips.mean((2, 3, 4, 5)), atol=1e-3)
+    assert np.allclose(ask("brightness", clips, RECORDS[:2]).values.numpy(), clips.mean((2, 3, 4, 5)), atol=1e-3)
 
 
 def test_a_reward_that_does_not_answer_once_for_each_image_is_refused(monkeypatch):

@@ -223,7 +223,7 @@ def test_a_reward_that_is_not_finite_stops_with_its_name_and_prompt(bad):
         rewards[5, 2] = bad  # the sixth prompt is "right"
         return Scores({"near": rewards, "other": torch.zeros_like(rewards)})
 
-    with pytest.raises(Stopped, match=r"step 7: reward near is not finite for 1 prompts, first 'right'"):
+    with pytest.raises(Stopped, match=r"step 7: 1 of 32 images have no near; 'right': it is not a finite number"):
         next(learn(GRPO, MLP(), 9, 7, score=fails))
 
 

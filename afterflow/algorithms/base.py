@@ -7,7 +7,7 @@ An algorithm class is final: to vary one, write another beside it that calls the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -66,6 +66,8 @@ class Scores:
     rewards: Mapping[str, Tensor]  # (P, G), higher is better
     judged: Mapping[str, Tensor] = field(default_factory=dict)  # (P, G, G): in [0, 1], whether image i beats image j
     past: Mapping[str, Tensor] = field(default_factory=dict)  # (P, H): earlier rewards of the same prompt, NaN-padded
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # (P, G): what rewards are made of, to be logged
+    failures: Mapping[str, Sequence[str]] = field(default_factory=dict)  # prompt and reason of each NaN, by reward
 
 
 class Supervised(ABC):

@@ -1,29 +1,77 @@
-"""Rewards by name.  A reward is one function (images uint8 (B, H, W, 3), records) → scores (B,), NaN = failed."""
+"""Rewards by name."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import entry_points
 
-from ..shapes.moving import validate_moving
-from ..shapes.prompts import validate
+from ..names import unknown
 from . import jpeg, moving, shapes
-from .base import Reward
+from .base import Reward, Scorer
 
-REWARDS: dict[str, Reward] = {
-    "shapes_strict": shapes.strict,
-    "shapes_partial": shapes.partial,
-    "shapes_partial_flowgrpo": shapes.partial_flowgrpo,
-    "shapes_fidelity": shapes.quality,
-    "jpeg_compressibility": jpeg.compressibility,
-    "jpeg_incompressibility": jpeg.incompressibility,
-    "moving_strict": moving.strict,
-    "moving_partial": moving.partial,
-    "moving_smoothness": moving.smoothness,
+REWARDS: dict[str, Scorer] = {
+    reward.name: reward
+    for reward in (
+        shapes.strict,
+        shapes.partial,
+        shapes.partial_flowgrpo,
+        shapes.quality,
+        jpeg.compressibility,
+        jpeg.incompressibility,
+        moving.strict,
+        moving.partial,
+        moving.smoothness,
+    )
 }
+GROUP = "afterflow.rewards"
+"""Entry points under which other packages offer rewards."""
 
-CLIPS = frozenset(("moving_strict", "moving_partial", "moving_smoothness"))
-"""Rewards of whole clips, uint8 (B, F, H, W, 3); the others are of images."""
 
-NEEDS: dict[str, Callable[[dict], None]] = {
-    **dict.fromkeys(("shapes_strict", "shapes_partial", "shapes_partial_flowgrpo"), validate),
-    **dict.fromkeys(CLIPS, validate_moving),
-}
-"""Rewards that read more of a record than its prompt: ValueError with one sentence when it is not there."""
+def find(name: str) -> Reward:
+    """One of ours, of an installed package (an entry point), or a user's own, `module:function`.
+
+    ValueError where there is none.
+    """
+    if name in REWARDS:
+        return described(name, REWARDS[name])
+    if ":" in name:
+        return described(name, from_path(name))
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return described(name, point.load())
+    raise unknown("reward", name, [*REWARDS, *(point.name for point in entry_points(group=GROUP))])
+
+
+def described(name: str, score: Scorer) -> Reward:
+    """A plain function is a reward of any range."""
+    return score if isinstance(score, Reward) else Reward(name, score)
+
+
+def from_path(name: str) -> Scorer:
+    """What `module:function` stands for; ValueError where it is not there."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"reward {name}: {error}; it reads module:function, of a module that Python finds from this folder"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"reward {name} is no function of (images, records)")
+    return found  # type: ignore[return-value]
+
+
+def check_rewards(names: Iterable[str]) -> None:
+    """ValueError for a reward that does not work here, or does not say of its canary what it said when it was made."""
+    for name in names:
+        known = find(name)
+        if known.canary is None:
+            continue
+        scored = known(known.canary.picture()[None], [dict(known.canary.record)])
+        if scored.why:
+            raise ValueError(f"reward {name} does not work here: {scored.why[0]}")
+        found, expected = float(scored.values[0]), known.canary.score
+        if abs(found - expected) > known.canary.tolerance:
+            raise ValueError(
+                f"reward {name} gives its canary {found:.4g} instead of {expected:.4g}; a library it uses has changed "
+                f"or is broken (version {known.version} of the reward)"
+            )

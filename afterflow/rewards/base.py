@@ -1,15 +1,97 @@
 """What a reward is, and what a judge is."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 
-class Reward(Protocol):
-    def __call__(self, images: np.ndarray, records: Sequence[dict], /) -> np.ndarray:
-        """uint8 (B, H, W, 3) and their B records → float (B,).  NaN: no score could be had for that image."""
+@dataclass(frozen=True)
+class Scored:
+    """What is said about B images."""
+
+    values: np.ndarray
+    """(B,) float; NaN: no score could be had."""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """(B,) each: what a value is made of, to be logged beside it."""
+    why: Mapping[int, str] = field(default_factory=dict)
+    """Image → why it has no score."""
+
+
+class Scorer(Protocol):
+    def __call__(self, images: np.ndarray, records: Sequence[dict], /) -> "np.ndarray | Scored":
+        """uint8 (B, H, W, 3), or clips (B, F, H, W, 3), and their B records → float (B,), NaN = no score."""
         ...
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A picture whose score is known: a library of another version, or broken preprocessing, shows before training."""
+
+    picture: Callable[[], np.ndarray]
+    """() → uint8 (H, W, 3), or a clip."""
+    record: Mapping
+    score: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A function that scores images, and what one has to know of it.  Weights and normalisation are the run's."""
+
+    name: str
+    score: Scorer
+    low: float = -math.inf
+    """No score is lower."""
+    high: float = math.inf
+    """None is higher."""
+    version: str = "1"
+    """Changes whenever the same image may get another score."""
+    needs: Callable[[dict], None] | None = None
+    """What it reads of a record besides the prompt: ValueError with one sentence when it is not there."""
+    clips: bool = False
+    """It sees whole clips; others see images, and a clip's frames one by one."""
+    canary: Canary | None = None
+
+    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
+        """B scores.  An image without one, or with one out of range, has NaN and a reason, never a number.
+
+        ValueError when the answer is not one number for each image.
+        """
+        try:
+            found = self.score(images, records)
+        except Exception as error:
+            if len(images) == 1:
+                return Scored(np.array([np.nan]), {}, {0: f"{type(error).__name__}: {error}"})
+            # Which of them it was is worth knowing, and the others have their scores.
+            return together([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
+        found = found if isinstance(found, Scored) else Scored(found)
+        values = np.array(found.values, np.float64)
+        if values.shape != (len(images),):
+            raise ValueError(
+                f"reward {self.name} answered with shape {values.shape} for {len(images)} images; one number for each"
+            )
+        why = dict(found.why)
+        for i in np.flatnonzero(~((values >= self.low) & (values <= self.high) & np.isfinite(values))).tolist():
+            said = f"{values[i]:g} is outside of [{self.low:g}, {self.high:g}]"
+            why.setdefault(i, "it is not a finite number" if not math.isfinite(values[i]) else said)
+        values[list(why)] = np.nan
+        return Scored(values, found.parts, why)
+
+
+def together(scored: Sequence[Scored]) -> Scored:
+    """Of single images, as of a batch.  A part that some of them do not have is NaN there."""
+    names = dict.fromkeys(name for each in scored for name in each.parts)
+    column = lambda name: np.concatenate([each.parts.get(name, np.array([np.nan])) for each in scored])
+    why = {i: each.why[0] for i, each in enumerate(scored) if each.why}
+    return Scored(np.concatenate([each.values for each in scored]), {name: column(name) for name in names}, why)
+
+
+def reward(name: str, low: float = -math.inf, high: float = math.inf, **about) -> Callable[[Scorer], Reward]:
+    """Make a reward of the function below; `about` is what else `Reward` says of one."""
+    return lambda score: Reward(name, score, low, high, **about)
 
 
 class Judge(Protocol):

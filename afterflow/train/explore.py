@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..advantages import combine
+from ..advantages import combine, nanstd
 from ..algorithms.base import Models, OnPolicy, Rows, Scores, Supervised
 from ..cond import Cond, Pairs
 from ..preferences import consistency, win_rates
@@ -59,10 +59,12 @@ def explore(
     clock: Clock,
     memory: Memory | None = None,
     keep: torch.device | str | None = None,
+    invalid: float = 0.0,
 ) -> Iterator[Iteration]:
     """prompts → plan → rollout → rewards → credit → shuffled microbatches, for iterations first .. last - 1.
 
-    keep: the device where states wait for the update; None: where they are made.
+    keep: the device where states wait for the update; None: where they are made.  invalid: the share of images
+    that may lack a reward; they are not trained on.
     """
     for step in range(first, last):
         cond = prompts(step)
@@ -73,7 +75,7 @@ def explore(
             rollout = sample(models.policy, algorithm.step_kernel, plan, cond, noise, sources, keep)
         records = cond.records()
         scores = score(rollout.leaves, records, generator(seed, step, "judge"), clock)
-        check_scores(scores, records, step)
+        check_scores(scores, records, step, invalid)
         if memory is not None:
             scores = replace(scores, past=memory.recall(list(scores.rewards), records))
             memory.add(scores.rewards, records)
@@ -95,13 +97,17 @@ def explore(
         del rows  # nor need they be in memory while the next are explored
 
 
-def check_scores(scores: Scores, records: Sequence[dict], step: int) -> None:
-    """Stopped when a reward failed: an advantage without it would be a guess."""
+def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float) -> None:
+    """Say which images have no score; Stopped when they are more than a share of `most`, or all."""
     for name, value in scores.rewards.items():
-        failed = (~value.isfinite()).any(1).nonzero().flatten().tolist()
-        if failed:
-            prompt = records[failed[0]].get("prompt")
-            raise Stopped(f"step {step}: reward {name} is not finite for {len(failed)} prompts, first {prompt!r}")
+        failed = (~value.isfinite()).nonzero().tolist()
+        if not failed:
+            continue
+        told = scores.failures.get(name, [f"{records[p]['prompt']!r}: it is not a finite number" for p, _ in failed])
+        said = f"step {step}: {len(failed)} of {value.numel()} images have no {name}; {'; '.join(told[:3])}"
+        if len(failed) > most * value.numel():
+            raise Stopped(said)
+        print(said)
 
 
 def score_metrics(scores: Scores, weights: Mapping[str, float]) -> dict[str, float]:
@@ -111,12 +117,16 @@ def score_metrics(scores: Scores, weights: Mapping[str, float]) -> dict[str, flo
         values[name] = win_rates(judged)
         metrics[f"consistency/{name}"] = consistency(judged).mean().item()
     for name, value in values.items():
-        metrics[f"reward/{name}"] = value.mean().item()
-        metrics[f"reward_std/{name}"] = value.std(1, correction=0).mean().item()
+        metrics[f"reward/{name}"] = value.nanmean().item()
+        metrics[f"reward_std/{name}"] = nanstd(value, 0).mean().item()
+        if value.isnan().any():
+            metrics[f"invalid/{name}"] = value.isnan().float().mean().item()
+    for name, value in scores.parts.items():
+        metrics[f"part/{name}"] = value.nanmean().item()
     if not weights:
         return metrics
     total = combine(values, weights)
-    metrics["reward"] = total.mean().item()
+    metrics["reward"] = total.nanmean().item()
     if total.shape[1] > 1:
-        metrics["zero_std_groups"] = (total.std(1, correction=0) == 0).float().mean().item()
+        metrics["zero_std_groups"] = (nanstd(total, 0) == 0).float().mean().item()
     return metrics

@@ -23,11 +23,11 @@ class Memory:
         return torch.tensor([torch.nan] * (self.size - len(values)) + values)
 
     def add(self, rewards: Mapping[str, Tensor], records: Sequence[dict]) -> None:
-        """Rewards (P, G) of P records."""
+        """Rewards (P, G) of P records, without those that are NaN."""
         for name, value in rewards.items():
             of_prompt = self.kept.setdefault(name, {})
             for record, row in zip(records, value.tolist()):
-                of_prompt.setdefault(record["prompt"], deque(maxlen=self.size)).extend(row)
+                of_prompt.setdefault(record["prompt"], deque(maxlen=self.size)).extend(v for v in row if v == v)
 
     def state(self) -> dict[str, dict[str, list[float]]]:
         """For JSON."""
