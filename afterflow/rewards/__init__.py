@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 from ..names import unknown
-from . import jpeg, moving, shapes
+from . import jpeg, moving, ocr, shapes
 from .base import Reward, Scorer
 
 REWARDS: dict[str, Scorer] = {
@@ -20,6 +21,8 @@ REWARDS: dict[str, Scorer] = {
         moving.strict,
         moving.partial,
         moving.smoothness,
+        ocr.ocr,
+        ocr.ocr_flowgrpo,
     )
 }
 GROUP = "afterflow.rewards"
@@ -64,6 +67,9 @@ def check_rewards(names: Iterable[str]) -> None:
     """ValueError for a reward that does not work here, or does not say of its canary what it said when it was made."""
     for name in names:
         known = find(name)
+        missing = [library for library in known.libraries if find_spec(library) is None]
+        if missing:
+            raise ValueError(f"reward {name} needs {', '.join(missing)}; pip install 'afterflow[{known.extra}]'")
         if known.canary is None:
             continue
         scored = known(known.canary.picture()[None], [dict(known.canary.record)])

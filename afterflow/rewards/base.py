@@ -53,6 +53,10 @@ class Reward:
     """What it reads of a record besides the prompt: ValueError with one sentence when it is not there."""
     clips: bool = False
     """It sees whole clips; others see images, and a clip's frames one by one."""
+    extra: str | None = None
+    """The extra of afterflow that brings its libraries."""
+    libraries: tuple[str, ...] = ()
+    """They."""
     canary: Canary | None = None
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
