@@ -260,7 +260,7 @@ def rewards(session: Session, cond: Cond) -> Iterator[Finding]:
     images = session.model.decode(noise_for(session, len(cond), "rewards")[:, 0])[:, None]
     for name in run.watched:
         start = time.perf_counter()
-        first, second = (ask(name, images, records).values for _ in range(2))
+        first, second = (ask(name, images, records, session.run.reward_models).values for _ in range(2))
         seconds = (time.perf_counter() - start) / 2 / len(images)
         good = bool(np.isfinite(first.numpy()).all()) and torch.equal(first, second)
         yield Finding(

@@ -18,7 +18,8 @@ from .data.images import Images, Picture, ShapesImages, empty_tokens
 from .data.prompts import batch, check
 from .evaluate import encoded, picture_size
 from .models.base import Model, cache_folder, keep
-from .rewards import find
+from .rewards import PUBLISHED, find
+from .rewards.base import RewardModels
 from .run import Run
 from .scoring import ask
 
@@ -28,7 +29,7 @@ SHARD = 256
 
 def image_pairs(run: Run, data: Images, model: Model) -> tuple[Callable[[int], Pairs], Cond]:
     """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
-    latents, records = gathered(data, model, run.seed)
+    latents, records = gathered(data, model, run.seed, run.reward_models)
     cond = encoded(model, records)
     most = data.empty_tokens if isinstance(data, ShapesImages) else 0
 
@@ -41,11 +42,11 @@ def image_pairs(run: Run, data: Images, model: Model) -> tuple[Callable[[int], P
     return pairs, cond
 
 
-def gathered(data: Images, model: Model, seed: int) -> tuple[Tensor, list[dict]]:
+def gathered(data: Images, model: Model, seed: int, models: RewardModels = PUBLISHED) -> tuple[Tensor, list[dict]]:
     """Latents (N, ...), on the CPU, and records of the pictures to learn from; ValueError when none is left."""
     latents, records, missing, asked = [], [], 0, 0
     for part in shards(data.pictures(seed, picture_size(model))):
-        z, kept, unread = encoded_shard(part, model, data.min_reward, data.cache)
+        z, kept, unread = encoded_shard(part, model, data.min_reward, data.cache, models)
         latents.append(z)
         records += [part[i].record for i in kept]
         missing, asked = missing + unread, asked + len(part)
@@ -63,17 +64,17 @@ def shards(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
 
 
 def encoded_shard(
-    part: Sequence[Picture], model: Model, least: Mapping[str, float], cache: bool
+    part: Sequence[Picture], model: Model, least: Mapping[str, float], cache: bool, models: RewardModels
 ) -> tuple[Tensor, list[int], int]:
     """Latents of the pictures to learn from, their places in the shard, and how many pictures could not be read."""
-    file = cache_file(part, model, least)
+    file = cache_file(part, model, least, models)
     if cache and file.is_file():
         stored = load_file(file)
         return stored["latents"], stored["kept"].tolist(), 0
     loaded = [picture.pixels() for picture in part]
     readable = [i for i, pixels in enumerate(loaded) if pixels is not None]
     images = np.stack([loaded[i] for i in readable]) if readable else np.zeros((0, 1, 1, 3), np.uint8)  # type: ignore[arg-type]
-    good = good_enough(images, [part[i].record for i in readable], least)
+    good = good_enough(images, [part[i].record for i in readable], least, models)
     kept = [i for i, passes in zip(readable, good) if passes]
     latents = model.encode_images(images[good]).cpu() if kept else torch.empty(0, *model.latent_shape)
     if latents.shape[1:] != model.latent_shape:
@@ -86,26 +87,28 @@ def encoded_shard(
     return latents, kept, len(part) - len(readable)
 
 
-def good_enough(images: np.ndarray, records: Sequence[dict], least: Mapping[str, float]) -> np.ndarray:
+def good_enough(
+    images: np.ndarray, records: Sequence[dict], least: Mapping[str, float], models: RewardModels
+) -> np.ndarray:
     """(B,) bool: which of B images reach every reward; ValueError where one has no score."""
     good = np.ones(len(images), bool)
     for name, value in least.items() if len(images) else ():
         needs = find(name).needs
         for record in records if needs is not None else ():
             check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": needs})
-        answer = ask(name, images[:, None], records)
+        answer = ask(name, images[:, None], records, models)
         if answer.failures:
             raise ValueError(f"min_reward: {name} has no score for the image of {answer.failures[0]}")
         good &= answer.values[:, 0].numpy() >= value
     return good
 
 
-def cache_file(part: Sequence[Picture], model: Model, least: Mapping[str, float]) -> Path:
+def cache_file(part: Sequence[Picture], model: Model, least: Mapping[str, float], models: RewardModels) -> Path:
     """Where the latents of these pictures lie: its name is decided by all that decides them."""
     told = [
         model.image_key,
         __version__,
-        dict(least),
+        {name: (value, find(name).version, models.weights.get(name)) for name, value in least.items()},
         [(p.digest, p.record if least else "") for p in part],
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

@@ -33,6 +33,7 @@ from .models.wan import Wan
 from .names import unknown
 from .record import from_json
 from .rewards import find
+from .rewards.base import RewardModels
 from .rewards.judges import ShapesJudge
 from .train.budget import Budget
 
@@ -91,6 +92,8 @@ class Run:
     """Decay per update of the average that is evaluated and saved; None: the last weights are."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Of forward passes; kernels, log-probabilities and what is trained stay fp32."""
+    reward_models: RewardModels = RewardModels()
+    """Where rewards that are networks run, and on whose weights."""
     invalid: float = 0.05
     """Share of an iteration's images that may lack a reward, because it failed on them; more stop the run.  They are
     not trained on."""

@@ -12,21 +12,22 @@ from torch import Tensor
 from .algorithms.base import WIN_RATE, OnPolicy, Scores
 from .models.base import Model
 from .preferences import pairs
-from .rewards import find
-from .rewards.base import Judge
+from .rewards import PUBLISHED, ready
+from .rewards.base import Judge, RewardModels
 from .train.clock import Clock
 from .train.explore import Score
 
 
-def scorer(model: Model, algorithm: OnPolicy, judge: Judge | None) -> Score:
+def scorer(model: Model, algorithm: OnPolicy, judge: Judge | None, models: RewardModels = PUBLISHED) -> Score:
     """What `explore` calls with finished latents."""
-    return partial(score, model, algorithm, judge)
+    return partial(score, model, algorithm, judge, models)
 
 
 def score(
     model: Model,
     algorithm: OnPolicy,
     judge: Judge | None,
+    models: RewardModels,
     leaves: Tensor,
     records: Sequence[dict],
     generator: torch.Generator,
@@ -40,7 +41,7 @@ def score(
         images = model.decode(leaves.flatten(0, 1))
     images = images.reshape(*leaves.shape[:2], *images.shape[1:])
     with clock("reward"):
-        answers = {name: ask(name, images, records) for name in asks.rewards}
+        answers = {name: ask(name, images, records, models) for name in asks.rewards}
         scores = Scores(
             {name: answer.values for name, answer in answers.items()},
             parts={f"{name}/{part}": value for name, each in answers.items() for part, value in each.parts.items()},
@@ -66,12 +67,12 @@ class Answer:
     """Prompt and reason of every image without a score."""
 
 
-def ask(reward: str, images: np.ndarray, records: Sequence[dict]) -> Answer:
+def ask(reward: str, images: np.ndarray, records: Sequence[dict], models: RewardModels = PUBLISHED) -> Answer:
     """uint8 (P, G, H, W, 3), or clips (P, G, F, H, W, 3), of P records.
 
     What scores images scores a clip by the mean of its frames, which all must have a score.
     """
-    known, (P, G) = find(reward), images.shape[:2]
+    known, (P, G) = ready(reward, models), images.shape[:2]
     frames = () if known.clips else images.shape[2:-3]
     each, flat = math.prod(frames), images.reshape(-1, *images.shape[2 + len(frames) :])
     scored = known(flat, repeated(records, G * each))

@@ -37,7 +37,7 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     """
     records = prompt_records(run)
     held_out = held_out_records(run)
-    check_rewards(run.rewards)
+    check_rewards(run.rewards, run.reward_models)
     session = prepare(run, resume)
     write_record(run.folder, to_json(run), recipe, run.seed)
     if run.track != "none":
@@ -84,7 +84,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         run.algorithm,
         session.models,
         lambda step: prompts[rows(records, run.turns, step, run.batch, run.seed)],
-        scorer(model, run.algorithm, run.judge),
+        scorer(model, run.algorithm, run.judge, run.reward_models),
         model.latent_shape,
         session.first,
         run.iterations,

@@ -72,7 +72,7 @@ class Window:
         assert self.held_out is not None
         latents, records = self.finished(self.held_out, run.eval_images), self.held_out.records()
         images = decoded(self.session.model, latents)
-        answers = {name: ask(name, images, records) for name in run.watched}
+        answers = {name: ask(name, images, records, run.reward_models) for name in run.watched}
         for name, answer in answers.items():
             if answer.failures:
                 print(f"step {step}: {len(answer.failures)} held-out images have no {name}, first {answer.failures[0]}")

@@ -27,9 +27,9 @@ brightness = lambda images, records: images.mean((1, 2, 3))
 
 
 def test_every_reward_of_ours_knows_its_canary_and_a_false_one_is_noticed():
-    for name in REWARDS:
+    for name in (ours := [name for name in REWARDS if find(name).load is None]):
         assert find(name).canary is not None
-    check_rewards(REWARDS)
+    check_rewards(ours)
     known = find("shapes_strict")
     other = replace(known, canary=replace(known.canary, picture=lambda: np.zeros((32, 32, 3), np.uint8)))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="gives its canary 0 instead of 1"):

@@ -1,13 +1,18 @@
 """Rewards by name."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from ..names import unknown
-from . import jpeg, moving, ocr, shapes
-from .base import Reward, Scorer
+from ..record import to_json
+from . import clip, jpeg, moving, ocr, shapes
+from .base import Reward, RewardModels, Scorer
+
+PUBLISHED = RewardModels()
 
 REWARDS: dict[str, Scorer] = {
     reward.name: reward
@@ -23,6 +28,10 @@ REWARDS: dict[str, Scorer] = {
         moving.smoothness,
         ocr.ocr,
         ocr.ocr_flowgrpo,
+        clip.clipscore,
+        clip.pickscore,
+        clip.hpsv2,
+        clip.aesthetic,
     )
 }
 GROUP = "afterflow.rewards"
@@ -63,13 +72,32 @@ def from_path(name: str) -> Scorer:
     return found  # type: ignore[return-value]
 
 
-def check_rewards(names: Iterable[str]) -> None:
+_loaded: dict[tuple[str, str], Reward] = {}
+
+
+def ready(name: str, models: RewardModels = PUBLISHED) -> Reward:
+    """A reward that can be asked; a network is loaded once.  ValueError where it cannot be."""
+    known = find(name)
+    if known.load is None:
+        return known
+    key = name, json.dumps(to_json(models))
+    if key not in _loaded:
+        try:
+            _loaded[key] = replace(known, score=known.load(models), load=None)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            why, option = str(error).partition("\n")[0], f"--reward-models.weights {name} PATH"
+            raise ValueError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
+    return _loaded[key]
+
+
+def check_rewards(names: Iterable[str], models: RewardModels = PUBLISHED) -> None:
     """ValueError for a reward that does not work here, or does not say of its canary what it said when it was made."""
     for name in names:
         known = find(name)
         missing = [library for library in known.libraries if find_spec(library) is None]
         if missing:
             raise ValueError(f"reward {name} needs {', '.join(missing)}; pip install 'afterflow[{known.extra}]'")
+        known = ready(name, models)
         if known.canary is None:
             continue
         scored = known(known.canary.picture()[None], [dict(known.canary.record)])

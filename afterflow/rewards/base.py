@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,37 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
+class RewardModels:
+    """Rewards that are networks: where they run, and on whose weights."""
+
+    device: str | None = None
+    """None: the first accelerator, or the CPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of their weights and passes."""
+    batch: int = 32
+    """Images of one pass."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Reward → hub id, folder or file of its weights, where they are not the published ones."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"reward_models.batch = {self.batch}: at least 1")
+
+    @property
+    def on(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def published(self, reward: str, where: tuple[str, str]) -> tuple[str, str | None]:
+        """Hub id or folder, and revision: those given, or the published ones."""
+        return (self.weights[reward], None) if reward in self.weights else where
+
+    def words(self, reward: str, where: tuple[str, str]) -> tuple[str, str | None]:
+        """Of the tokenizer: a folder of weights has its own."""
+        given = self.weights.get(reward)
+        return (given, None) if given is not None and Path(given).is_dir() else where
+
+
+@dataclass(frozen=True)
 class Canary:
     """A picture whose score is known: a library of another version, or broken preprocessing, shows before training."""
 
@@ -42,11 +75,12 @@ class Reward:
     """A function that scores images, and what one has to know of it.  Weights and normalisation are the run's."""
 
     name: str
-    score: Scorer
+    score: Scorer | None
+    """None: `load` makes it."""
     low: float = -math.inf
-    """No score is lower."""
+    """The scorer says nothing lower."""
     high: float = math.inf
-    """None is higher."""
+    """Nor anything higher."""
     version: str = "1"
     """Changes whenever the same image may get another score."""
     needs: Callable[[dict], None] | None = None
@@ -58,12 +92,17 @@ class Reward:
     libraries: tuple[str, ...] = ()
     """They."""
     canary: Canary | None = None
+    scale: float = 1.0
+    """What the scorer's numbers are multiplied by: the published normalisation."""
+    load: Callable[[RewardModels], Scorer] | None = None
+    """Makes the scorer of a network."""
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         """B scores.  An image without one, or with one out of range, has NaN and a reason, never a number.
 
         ValueError when the answer is not one number for each image.
         """
+        assert self.score is not None
         try:
             found = self.score(images, records)
         except Exception as error:
@@ -82,7 +121,7 @@ class Reward:
             said = f"{values[i]:g} is outside of [{self.low:g}, {self.high:g}]"
             why.setdefault(i, "it is not a finite number" if not math.isfinite(values[i]) else said)
         values[list(why)] = np.nan
-        return Scored(values, found.parts, why)
+        return Scored(self.scale * values, found.parts, why)
 
 
 def together(scored: Sequence[Scored]) -> Scored:
@@ -91,6 +130,13 @@ def together(scored: Sequence[Scored]) -> Scored:
     column = lambda name: np.concatenate([each.parts.get(name, np.array([np.nan])) for each in scored])
     why = {i: each.why[0] for i, each in enumerate(scored) if each.why}
     return Scored(np.concatenate([each.values for each in scored]), {name: column(name) for name in names}, why)
+
+
+def network(
+    name: str, low: float = -math.inf, high: float = math.inf, **about
+) -> Callable[[Callable[[RewardModels], Scorer]], Reward]:
+    """Make a reward of the function below, which loads one."""
+    return lambda load: Reward(name, None, low, high, load=load, **about)
 
 
 def reward(name: str, low: float = -math.inf, high: float = math.inf, **about) -> Callable[[Scorer], Reward]:
