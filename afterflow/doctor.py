@@ -276,7 +276,9 @@ def judged(session: Session, cond: Cond) -> Finding:
     judge, records = session.run.judge, cond.records()[:1]
     assert judge is not None
     images = session.model.decode(noise_for(session, 2, "judge")[:, 0])[None]
-    said = compare(judge, images, records, both_orders(1, 2), generator(session.run.seed, "judge"))
+    said, failures = compare(judge, images, records, both_orders(1, 2), generator(session.run.seed, "judge"))
+    if failures:
+        return Finding("the judge", False, failures[0], "see that its server runs, and what it answers")
     one, other = said[0, 0, 1].item(), said[0, 1, 0].item()
     return Finding(
         "the judge", None, f"{one:.2f} and {other:.2f} in the two orders; without a favourite they add up to 1"

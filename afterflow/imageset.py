@@ -95,7 +95,7 @@ def good_enough(
     for name, value in least.items() if len(images) else ():
         needs = find(name).needs
         for record in records if needs is not None else ():
-            check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": needs})
+            check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": needs})  # type: ignore[dict-item]
         answer = ask(name, images[:, None], records, models)
         if answer.failures:
             raise ValueError(f"min_reward: {name} has no score for the image of {answer.failures[0]}")

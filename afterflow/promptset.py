@@ -7,6 +7,7 @@ from .data.images import Images
 from .data.prompts import check_turns
 from .models.teacher import Teacher
 from .rewards import find
+from .rewards.judges import ShapesJudge
 from .run import Run
 from .shapes.prompts import validate
 
@@ -14,7 +15,7 @@ from .shapes.prompts import validate
 def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
     """What these rewards, and the judge, ask of a record."""
     asked = {name: known.needs for name in names if (known := find(name)).needs is not None}
-    return asked if run.judge is None else asked | {"the judge": validate}
+    return asked | {"the judge": validate} if isinstance(run.judge, ShapesJudge) else asked
 
 
 def prompt_records(run: Run) -> list[dict]:

@@ -35,6 +35,7 @@ from .record import from_json
 from .rewards import find
 from .rewards.base import RewardModels
 from .rewards.judges import ShapesJudge
+from .rewards.vlm import VLMJudge
 from .train.budget import Budget
 
 Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
@@ -54,7 +55,7 @@ class Run:
     """Tag → iterations in a row whose prompts are all of it, before the next has its turn; empty: tags are mixed."""
     teachers: tuple[Teacher, ...] = ()
     """Who teaches which task, where the algorithm asks for teachers."""
-    judge: ShapesJudge | None = None
+    judge: ShapesJudge | VLMJudge | None = None
     """Who compares images, where the algorithm asks for a win rate."""
     name: str = "run"
     """The run is kept in runs/NAME."""

@@ -13,7 +13,7 @@ from .algorithms.base import WIN_RATE, OnPolicy, Scores
 from .models.base import Model
 from .preferences import pairs
 from .rewards import PUBLISHED, ready
-from .rewards.base import Judge, RewardModels
+from .rewards.base import Judge, RewardModels, Scored
 from .train.clock import Clock
 from .train.explore import Score
 
@@ -52,7 +52,8 @@ def score(
         assert judge is not None
         G, wanted = images.shape[1], asks.comparisons
         shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, generator) for _ in records])
-        return replace(scores, judged={WIN_RATE: compare(judge, images, records, shown, generator)})
+        judged, failures = compare(judge, images, records, shown, generator)
+        return replace(scores, judged={WIN_RATE: judged}, failures={**scores.failures, WIN_RATE: failures})
 
 
 @dataclass(frozen=True)
@@ -84,25 +85,30 @@ def ask(reward: str, images: np.ndarray, records: Sequence[dict], models: Reward
 
 def compare(
     judge: Judge, images: np.ndarray, records: Sequence[dict], shown: Tensor, generator: torch.Generator
-) -> Tensor:
+) -> tuple[Tensor, list[str]]:
     """uint8 (P, G, H, W, 3) of P records, and which pairs to show, (P, G, G) bool → verdicts (P, G, G), NaN elsewhere.
 
-    Of clips, (P, G, F, H, W, 3), it is asked frame by frame.  ValueError when the judge does not give one number
-    in [0, 1] for each pair.
+    Beside them prompt and reason of every pair without a verdict, NaN too.  Of clips, (P, G, F, H, W, 3), it is asked
+    frame by frame.  ValueError when the judge does not give one number in [0, 1], or a reason, for each pair.
     """
     P, G = images.shape[:2]
     prompt, i, j = shown.nonzero().unbind(1)
     first, second = (prompt * G + i).numpy(), (prompt * G + j).numpy()
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     frames = images.reshape(P * G, -1, *images.shape[-3:]).swapaxes(0, 1)
-    said = np.mean([judge(frame, repeated(records, G), first, second, rng) for frame in frames], 0)
+    answers = [judge(frame, repeated(records, G), first, second, rng) for frame in frames]
+    scored = [answer if isinstance(answer, Scored) else Scored(answer) for answer in answers]
+    said = np.mean([each.values for each in scored], 0)
+    why = {row: reason for each in scored for row, reason in each.why.items()}
     if said.shape != first.shape:
         raise ValueError(f"the judge {judge} answered with shape {said.shape} where {first.shape} pairs were shown")
-    if not np.all((said >= 0) & (said <= 1)):
-        raise ValueError(f"the judge {judge} answered outside of [0, 1]: {said.min()} to {said.max()}")
+    known = np.delete(said, list(why))
+    if not np.all((known >= 0) & (known <= 1)):
+        raise ValueError(f"the judge {judge} answered outside of [0, 1]: {known.min()} to {known.max()}")
+    said[list(why)] = np.nan
     judged = torch.full(shown.shape, torch.nan)
     judged[prompt, i, j] = torch.from_numpy(said.astype(np.float32))
-    return judged
+    return judged, [f"{records[int(prompt[row])]['prompt']!r}: {reason}" for row, reason in sorted(why.items())]
 
 
 def both_orders(prompts: int, group: int) -> Tensor:

@@ -107,7 +107,9 @@ def check_before_sampling(session: Session, prompts: Cond) -> None:
     if run.judge is not None:
         like = torch.zeros(2, *session.model.latent_shape, device=prompts.index.device)
         blank, record = session.model.decode(like)[None], [prompts.prompts[0]]
-        compare(run.judge, blank, record, both_orders(1, 2), generator(run.seed, "probe"))
+        _, failures = compare(run.judge, blank, record, both_orders(1, 2), generator(run.seed, "probe"))
+        if failures:
+            raise ValueError(f"the judge does not work here: {failures[0]}")
     if run.budget_seconds is not None:
         plan = algorithm.plan(0, generator(run.seed, 0, "plan"))
         passes = plan.evaluations * plan.widths[-1] * run.batch / run.chunk

@@ -92,8 +92,11 @@ class Window:
         both = np.stack([images, self.base], 2).reshape(-1, 2, *images.shape[2:])
         of_pair = [record for record in records for _ in range(K)]
         # The same flaws of the judge at every iteration, so that a curve shows the policy alone.
-        judged = compare(judge, both, of_pair, both_orders(len(both), 2), generator(self.session.run.seed, "held out"))
-        return win_rates(judged)[:, 0].mean().item()
+        draws = generator(self.session.run.seed, "held out")
+        judged, failures = compare(judge, both, of_pair, both_orders(len(both), 2), draws)
+        if failures:
+            print(f"{len(failures)} comparisons with the base have no verdict, first {failures[0]}")
+        return win_rates(judged)[:, 0].nanmean().item()
 
 
 def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window, budget: Budget) -> None:

@@ -21,7 +21,8 @@ def group():
 
 def judged(judge, images=None, seed=0):
     images = group() if images is None else images
-    return compare(judge, images, RECORDS, both_orders(*images.shape[:2]), torch.Generator().manual_seed(seed))
+    draws = torch.Generator().manual_seed(seed)
+    return compare(judge, images, RECORDS, both_orders(*images.shape[:2]), draws)[0]
 
 
 def test_the_verifiers_judge_prefers_true_pictures():

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from ..names import unknown
 from ..record import to_json
-from . import clip, jpeg, moving, ocr, shapes
+from . import clip, jpeg, moving, ocr, shapes, vlm
 from .base import Reward, RewardModels, Scorer
 
 PUBLISHED = RewardModels()
@@ -32,6 +32,9 @@ REWARDS: dict[str, Scorer] = {
         clip.pickscore,
         clip.hpsv2,
         clip.aesthetic,
+        vlm.vlm_alignment,
+        vlm.vlm_quality,
+        vlm.unified_reward,
     )
 }
 GROUP = "afterflow.rewards"

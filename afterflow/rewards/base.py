@@ -152,11 +152,12 @@ class Judge(Protocol):
         first: np.ndarray,
         second: np.ndarray,
         rng: np.random.Generator,
-    ) -> np.ndarray:
+    ) -> "np.ndarray | Scored":
         """Which of two images answers their prompt better?
 
         uint8 (B, H, W, 3), their B records, and Q pairs of rows: the one shown first and the one shown second, of the
-        same record → float (Q,) in [0, 1]: 1 the first, 0 the second, 0.5 neither.
+        same record → float (Q,) in [0, 1]: 1 the first, 0 the second, 0.5 neither; NaN with a reason where it has no
+        answer.
         """
         ...
 

@@ -98,7 +98,7 @@ def explore(
 
 
 def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float) -> None:
-    """Say which images have no score; Stopped when they are more than a share of `most`, or all."""
+    """Say which images have no score, and which pairs no verdict; Stopped when they are more than a share of `most`."""
     for name, value in scores.rewards.items():
         failed = (~value.isfinite()).nonzero().tolist()
         if not failed:
@@ -108,6 +108,14 @@ def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float
         if len(failed) > most * value.numel():
             raise Stopped(said)
         print(said)
+    for name, judged in scores.judged.items():
+        told = scores.failures.get(name, ())
+        shown = int(judged.isfinite().sum()) + len(told)
+        said = f"step {step}: {len(told)} of {shown} comparisons have no verdict; {'; '.join(told[:3])}"
+        if len(told) > most * shown:
+            raise Stopped(said)
+        if told:
+            print(said)
 
 
 def score_metrics(scores: Scores, weights: Mapping[str, float]) -> dict[str, float]:
