@@ -12,6 +12,7 @@ from .commands.merge import merge
 from .commands.pictures import evaluate, sample
 from .commands.push import push
 from .commands.recipes import recipes, summary
+from .commands.serve import serve_rewards
 from .commands.train import train
 from .names import unknown
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "merge": merge,
     "export": export,
     "push": push,
+    "serve-rewards": serve_rewards,
     "recipes": recipes,
 }
 

@@ -94,8 +94,9 @@ def good_enough(
     good = np.ones(len(images), bool)
     for name, value in least.items() if len(images) else ():
         needs = find(name).needs
-        for record in records if needs is not None else ():
-            check(record, f"the image of {record['prompt']!r}", {f"min_reward {name}": needs})  # type: ignore[dict-item]
+        asked = {} if needs is None else {f"min_reward {name}": needs}
+        for record in records:
+            check(record, f"the image of {record['prompt']!r}", asked)
         answer = ask(name, images[:, None], records, models)
         if answer.failures:
             raise ValueError(f"min_reward: {name} has no score for the image of {answer.failures[0]}")

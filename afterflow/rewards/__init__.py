@@ -81,25 +81,42 @@ _loaded: dict[tuple[str, str], Reward] = {}
 def ready(name: str, models: RewardModels = PUBLISHED) -> Reward:
     """A reward that can be asked; a network is loaded once.  ValueError where it cannot be."""
     known = find(name)
-    if known.load is None:
+    if known.load is None and name not in models.servers:
         return known
     key = name, json.dumps(to_json(models))
     if key not in _loaded:
         try:
-            _loaded[key] = replace(known, score=known.load(models), load=None)
+            _loaded[key] = elsewhere(known, models) if name in models.servers else loaded(known, models)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             why, option = str(error).partition("\n")[0], f"--reward-models.weights {name} PATH"
             raise ValueError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
     return _loaded[key]
 
 
+def loaded(known: Reward, models: RewardModels) -> Reward:
+    assert known.load is not None
+    return replace(known, score=known.load(models), load=None)
+
+
+def elsewhere(known: Reward, models: RewardModels) -> Reward:
+    """The reward as services score it, normalised there; ValueError where one of them cannot."""
+    from .remote import Remote
+
+    asked = Remote(known, models.servers[known.name].split(","), models.batch)
+    asked.check()
+    ends = known.scale * known.low, known.scale * known.high
+    return replace(known, score=asked, load=None, scale=1.0, low=min(ends), high=max(ends))
+
+
 def check_rewards(names: Iterable[str], models: RewardModels = PUBLISHED) -> None:
     """ValueError for a reward that does not work here, or does not say of its canary what it said when it was made."""
     for name in names:
         known = find(name)
-        missing = [library for library in known.libraries if find_spec(library) is None]
+        here = ("httpx", "msgpack") if name in models.servers else known.libraries
+        extra = "serve" if name in models.servers else known.extra
+        missing = [library for library in here if find_spec(library) is None]
         if missing:
-            raise ValueError(f"reward {name} needs {', '.join(missing)}; pip install 'afterflow[{known.extra}]'")
+            raise ValueError(f"reward {name} needs {', '.join(missing)}; pip install 'afterflow[{extra}]'")
         known = ready(name, models)
         if known.canary is None:
             continue

@@ -41,6 +41,9 @@ class RewardModels:
     weights: Mapping[str, str] = field(default_factory=dict)
     """Reward → hub id, folder or file of its weights, where they are not the published ones."""
 
+    servers: Mapping[str, str] = field(default_factory=dict)
+    """Reward → address of the service that scores it (afterflow serve-rewards), or several with commas between."""
+
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"reward_models.batch = {self.batch}: at least 1")

@@ -1,0 +1,72 @@
+"""afterflow serve-rewards: score images for runs elsewhere."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from tyro.conf import Positional, PositionalMetavarFromFieldName
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def serve_rewards(args: Sequence[str]) -> None:
+    """Score images for runs elsewhere."""
+    tyro.cli(Serve, args=args, prog="afterflow serve-rewards", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve rewards over HTTP; a run asks them with --reward-models.servers NAME URL."""
+
+    rewards: Positional[tuple[str, ...]]
+    """Their names."""
+    port: int = 8100
+    """Of the service."""
+    host: str = "127.0.0.1"
+    """Where it listens; any other than this machine needs a key in the environment variable AFTERFLOW_SERVER_KEY."""
+    images: int = 256
+    """Of one request, at most."""
+    megabytes: int = 512
+    """Of one request, at most."""
+    seconds: float = 300.0
+    """For one request, at most."""
+    batch: int = 64
+    """Images of several clients that are scored together."""
+    device: str | None = None
+    """Where rewards that are networks run; None: the first accelerator, or the CPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of their weights and passes."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Reward → hub id, folder or file of its weights, where they are not the published ones."""
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("name at least one reward to serve: afterflow serve-rewards NAME...")
+
+    def app(self) -> "FastAPI":
+        """The service; ValueError where a reward does not work here, or where anyone could reach it."""
+        from ..rewards import check_rewards, ready
+        from ..rewards.base import RewardModels
+        from ..rewards.chat import KEY
+        from ..rewards.service import Limits, service
+
+        key = os.environ.get(KEY)
+        if self.host not in ("127.0.0.1", "localhost", "::1") and not key:
+            raise ValueError(f"--host {self.host}: others could reach it; set a key in the environment variable {KEY}")
+        limits = Limits(self.images, megabytes=self.megabytes, seconds=self.seconds, batch=self.batch)
+        models = RewardModels(self.device, self.dtype, self.batch, self.weights)
+        check_rewards(self.rewards, models)
+        return service([ready(name, models) for name in self.rewards], limits, key)
+
+    def __call__(self) -> None:
+        from importlib.util import find_spec
+
+        missing = [name for name in ("fastapi", "uvicorn", "msgpack") if find_spec(name) is None]
+        if missing:
+            raise ValueError(f"a service needs {', '.join(missing)}; pip install 'afterflow[serve]'")
+        import uvicorn
+
+        uvicorn.run(self.app(), host=self.host, port=self.port, log_level="warning")

@@ -1,0 +1,202 @@
+"""A service that scores images for other processes.
+
+Requests of several clients are scored together; a reward runs in one thread.  It binds 127.0.0.1 unless it has a key,
+reads nothing executable, and tells a client what was wrong with its request and nothing else.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+
+from .base import Reward, Scored
+from .wire import JSON, MSGPACK, packed, received, reply, unpacked
+
+log = logging.getLogger("afterflow.rewards")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may cost."""
+
+    images: int = 256
+    """Of one request."""
+    pixels: int = 2048 * 2048
+    """Of one image, or of a clip's frames together."""
+    megabytes: int = 512
+    """Of a request's body."""
+    seconds: float = 300.0
+    """From its arrival to its answer."""
+    batch: int = 64
+    """Images that are scored together."""
+    wait: float = 0.005
+    """Seconds that a batch waits for more."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "pixels", "megabytes", "seconds", "batch"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: it must be positive")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    images: Sequence[np.ndarray]
+    records: Sequence[dict]
+    answer: asyncio.Future
+
+
+class Desk:
+    """Where requests for one reward wait to be scored together."""
+
+    def __init__(self, reward: Reward, limits: Limits) -> None:
+        self.reward, self.limits = reward, limits
+        self.queue: asyncio.Queue[Waiting] = asyncio.Queue()
+
+    async def work(self) -> None:
+        while True:
+            group = [await self.queue.get()]
+            ends = asyncio.get_running_loop().time() + self.limits.wait
+            while sum(len(each.images) for each in group) < self.limits.batch:
+                left = ends - asyncio.get_running_loop().time()
+                try:
+                    group.append(await asyncio.wait_for(self.queue.get(), max(0.0, left)))
+                except TimeoutError:
+                    break
+            await self.score([each for each in group if not each.answer.done()])
+
+    async def score(self, group: Sequence[Waiting]) -> None:
+        """One call for all images of a shape."""
+        images = [image for each in group for image in each.images]
+        records = [record for each in group for record in each.records]
+        shapes = dict.fromkeys(image.shape for image in images)
+        try:
+            found: list[tuple[float, Mapping[str, float], str | None]] = [(np.nan, {}, None)] * len(images)
+            for shape in shapes:
+                rows = [row for row, image in enumerate(images) if image.shape == shape]
+                stack = np.stack([images[row] for row in rows])
+                scored = await asyncio.to_thread(self.reward, stack, [records[row] for row in rows])
+                for place, row in enumerate(rows):
+                    parts = {name: float(values[place]) for name, values in scored.parts.items()}
+                    found[row] = float(scored.values[place]), parts, scored.why.get(place)
+        except Exception as error:
+            log.exception("reward %s failed", self.reward.name)
+            for each in group:
+                if not each.answer.done():
+                    each.answer.set_exception(HTTPException(500, f"the reward failed: {type(error).__name__}"))
+            return
+        first = 0
+        for each in group:
+            mine = found[first : first + len(each.images)]
+            first += len(each.images)
+            if not each.answer.done():
+                each.answer.set_result(of_rows(mine))
+
+
+def of_rows(rows: Sequence[tuple[float, Mapping[str, float], str | None]]) -> Scored:
+    names = dict.fromkeys(name for _, parts, _ in rows for name in parts)
+    parts = {name: np.array([parts.get(name, np.nan) for _, parts, _ in rows]) for name in names}
+    why = {row: reason for row, (_, _, reason) in enumerate(rows) if reason is not None}
+    return Scored(np.array([value for value, _, _ in rows]), parts, why)
+
+
+def service(rewards: Sequence[Reward], limits: Limits = Limits(), key: str | None = None) -> FastAPI:
+    """GET /health, GET /rewards and POST /score (see `wire`); with a key, for `Authorization: Bearer KEY` alone."""
+    desks = {reward.name: Desk(reward, limits) for reward in rewards}
+
+    @asynccontextmanager
+    async def working(app: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(desk.work()) for desk in desks.values()]
+        yield
+        for task in tasks:
+            task.cancel()
+
+    app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def guarded(request: Request, call_next: Any) -> Response:
+        given = request.headers.get("authorization", "").encode()
+        if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
+            return refusal(401, "a key is needed: Authorization: Bearer KEY")
+        try:
+            return await call_next(request)
+        except Exception:
+            log.exception("a request failed")
+            return refusal(500, "the service failed; its log says why")
+
+    @app.exception_handler(HTTPException)
+    async def told(request: Request, error: HTTPException) -> Response:
+        return refusal(error.status_code, str(error.detail))
+
+    @app.get("/health")
+    async def health() -> dict:
+        return {"status": "ok", "waiting": {name: desk.queue.qsize() for name, desk in desks.items()}}
+
+    @app.get("/rewards")
+    async def known() -> list[dict]:
+        return [{"name": each.name, "version": each.version, "clips": each.clips} for each in rewards]
+
+    @app.post("/score")
+    async def score(request: Request) -> Response:
+        kind = request.headers.get("content-type", JSON)
+        body = await whole(request, limits.megabytes * 2**20)
+        try:
+            desk, images, records = read(unpacked(body, kind), desks, limits)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        waiting = Waiting(images, records, asyncio.get_running_loop().create_future())
+        await desk.queue.put(waiting)
+        try:
+            scored = await asyncio.wait_for(waiting.answer, limits.seconds)
+        except TimeoutError:
+            raise HTTPException(504, f"no score within {limits.seconds:g} s") from None
+        found = reply(scored, desk.reward.version)
+        if kind.startswith(MSGPACK):
+            return Response(packed(found), media_type=MSGPACK)
+        return JSONResponse(found)
+
+    return app
+
+
+def refusal(status: int, said: str) -> Response:
+    return JSONResponse({"error": said}, status)
+
+
+async def whole(request: Request, most: int) -> bytes:
+    """The body, of which no more than is allowed is ever in memory."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise HTTPException(413, f"a request has at most {most // 2**20} MB here")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read(asked: Any, desks: Mapping[str, Desk], limits: Limits) -> tuple[Desk, list[np.ndarray], list[dict]]:
+    """What a request is about; ValueError with one sentence for what it gets wrong."""
+    if not isinstance(asked, dict) or not isinstance(asked.get("reward"), str):
+        raise ValueError("a request is an object with reward, records and images")
+    name, records, images = asked["reward"], asked.get("records"), asked.get("images")
+    if name not in desks:
+        raise ValueError(f"no reward {name[:60]!r} is served here, only {', '.join(desks)}")
+    if not isinstance(records, list) or not isinstance(images, list) or not 0 < len(images) == len(records):
+        raise ValueError("records and images are lists of the same length, at least 1")
+    if len(images) > limits.images:
+        raise ValueError(f"a request has at most {limits.images} images here, not {len(images)}")
+    reward = desks[name].reward
+    for row, record in enumerate(records):
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            raise ValueError(f'records[{row}] has no "prompt" that is a text')
+        if reward.needs is not None:
+            reward.needs(record)
+    decoded = [received(image, limits.pixels) for image in images]
+    if any(image.ndim != 3 + reward.clips for image in decoded):
+        raise ValueError(f"{name} scores {'clips' if reward.clips else 'images'}")
+    return desks[name], decoded, records
