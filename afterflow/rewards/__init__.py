@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from ..names import unknown
 from ..record import to_json
-from . import clip, jpeg, moving, ocr, shapes, vlm
+from . import clip, detector, jpeg, moving, ocr, shapes, vlm
 from .base import Reward, RewardModels, Scorer
 
 PUBLISHED = RewardModels()
@@ -32,6 +32,10 @@ REWARDS: dict[str, Scorer] = {
         clip.pickscore,
         clip.hpsv2,
         clip.aesthetic,
+        detector.geneval_hf,
+        detector.geneval_hf_official,
+        detector.geneval_hf_strict,
+        detector.geneval_hf_flowgrpo,
         vlm.vlm_alignment,
         vlm.vlm_quality,
         vlm.unified_reward,

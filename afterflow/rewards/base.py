@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from ..names import unknown
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -28,6 +30,9 @@ class Scorer(Protocol):
         ...
 
 
+OPTIONS = ("geneval_threshold", "geneval_counting_threshold")
+
+
 @dataclass(frozen=True)
 class RewardModels:
     """Rewards that are networks: where they run, and on whose weights."""
@@ -41,12 +46,17 @@ class RewardModels:
     weights: Mapping[str, str] = field(default_factory=dict)
     """Reward → hub id, folder or file of its weights, where they are not the published ones."""
 
+    options: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that rewards read: geneval_threshold (.3), geneval_counting_threshold (.9)."""
     servers: Mapping[str, str] = field(default_factory=dict)
     """Reward → address of the service that scores it (afterflow serve-rewards), or several with commas between."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise ValueError(f"reward_models.batch = {self.batch}: at least 1")
+        for name in self.options:
+            if name not in OPTIONS:
+                raise unknown("option of reward_models", name, OPTIONS)
 
     @property
     def on(self) -> str:

@@ -114,8 +114,8 @@ def hard_negative(record: Record, rng: np.random.Generator) -> Record:
     return _record(tag, clauses)
 
 
-def validate(record: Any) -> None:
-    """Raise ValueError with one sentence that names the field a record gets wrong."""
+def validate(record: Any, classes: Sequence[str] = SHAPES) -> None:
+    """Raise ValueError with one sentence that names the field a record gets wrong; classes: what it may be about."""
     _require(isinstance(record, dict), "a record must be a JSON object")
     unknown = sorted(set(record) - {"tag", "include", "exclude", "text", "prompt"})
     _require(not unknown, f"unknown field {', '.join(map(repr, unknown))}")
@@ -133,10 +133,10 @@ def validate(record: Any) -> None:
     _require("text" not in record, f"text belongs to tag 'text', not {record['tag']!r}")
     _require(bool(include), "include must have at least one clause")
     for index, clause in enumerate(include):
-        _validate_clause(clause, f"include[{index}]", {"class", "count", "color", "position"})
+        _validate_clause(clause, f"include[{index}]", {"class", "count", "color", "position"}, classes)
         _validate_position(clause, index)
     for index, clause in enumerate(exclude):
-        _validate_clause(clause, f"exclude[{index}]", {"class", "count"})
+        _validate_clause(clause, f"exclude[{index}]", {"class", "count"}, classes)
 
 
 def _validate_text(text: Any) -> None:
@@ -144,12 +144,12 @@ def _validate_text(text: Any) -> None:
     _require(set(text) <= set(CHARS), f"text may only use {''.join(CHARS)}, not {text!r}")
 
 
-def _validate_clause(clause: Any, name: str, fields: set[str]) -> None:
+def _validate_clause(clause: Any, name: str, fields: set[str], classes: Sequence[str]) -> None:
     _require(isinstance(clause, dict), f"{name} must be a JSON object")
     unknown = sorted(set(clause) - fields)
     _require(not unknown, f"{name} has unknown field {', '.join(map(repr, unknown))}")
     cls, count = clause.get("class"), clause.get("count")
-    _require(cls in SHAPES, f"{name}.class must be one of {', '.join(SHAPES)}, not {cls!r}")
+    _require(cls in classes, f"{name}.class must be one of {', '.join(classes)}, not {cls!r}")
     is_count = isinstance(count, int) and not isinstance(count, bool) and count >= 1
     _require(is_count, f"{name}.count must be a whole number of at least 1, not {count!r}")
     color = clause.get("color", COLORS[0])

@@ -1,0 +1,175 @@
+"""GenEval (arXiv:2310.11513) by Mask2Former and CLIP of transformers: GenEval-HF.
+
+The rules are those of `geneval`; the detector was trained in another run than the published one (mmdet), and its
+scores stand elsewhere, so numbers are not comparable with published ones and the thresholds may need moving.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..geneval import MAX_PER_CLASS, Detection, evaluate
+from ..shapes.prompts import validate
+from ..shapes.world import COLORS
+from .base import Reward, RewardModels, Scorer, network
+from .clip import LARGE, Clip, cropped, unit
+
+MASK2FORMER = ("facebook/mask2former-swin-small-coco-instance", "main")
+GREY = 153
+"""#999, which GenEval puts behind an object before it asks for its colour."""
+LEAST = 0.1
+"""No rule asks for a detection of a lower score."""
+TEMPLATES = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
+RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
+"""COCO's names → GenEval's."""
+OBJECTS = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote"),
+    *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock"),
+    *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+)
+"""The 80 that GenEval's prompts may name."""
+
+
+class Detector:
+    """Objects of a picture, with the colours that a prompt asks about."""
+
+    def __init__(self, models: RewardModels, path: str, revision: str | None) -> None:
+        from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
+
+        self.models, dtype = models, getattr(torch, models.dtype)
+        options: Any = {"revision": revision or "main"}
+        self.processor: Any = AutoImageProcessor.from_pretrained(path, **options)
+        model = Mask2FormerForUniversalSegmentation.from_pretrained(path, dtype=dtype, **options)
+        self.model: Any = model.to(models.on).eval().requires_grad_(False)
+        names = {int(i): str(name).replace("-", " ") for i, name in self.model.config.id2label.items()}
+        self.names: dict[int, str] = {i: RENAMED.get(name, name) for i, name in names.items()}
+        clip = models.published("clipscore", LARGE)
+        self.clip = Clip(models, *clip, clip)
+        self.colors: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
+        """Of B images; colours are asked only of classes whose colour the prompt names."""
+        found = []
+        for i in range(0, len(images), self.models.batch):
+            part = images[i : i + self.models.batch]
+            inputs = self.processor(list(part), return_tensors="pt")
+            output = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype))
+            for row, image in enumerate(part):
+                logits, masks = output.class_queries_logits[row].float(), output.masks_queries_logits[row].float()
+                found.append(self.seen(image, logits.cpu(), masks.cpu(), records[i + row]))
+        return found
+
+    def seen(self, image: np.ndarray, logits: Tensor, masks: Tensor, record: Mapping) -> list[Detection]:
+        """The detections of one image from its queries: (Q, C + 1) and (Q, h, w)."""
+        wanted = {clause["class"] for clause in record["include"] if "color" in clause}
+        seen: list[Detection] = []
+        for label, score, mask in instances(logits, masks, image.shape[:2]):
+            cls = self.names[label]
+            box = box_of(mask)
+            if box is not None and sum(d.cls == cls for d in seen) < MAX_PER_CLASS:
+                color = self.color(image, mask, box, cls) if cls in wanted else None
+                seen.append(Detection(cls, score, box, color))
+        return seen
+
+    def color(self, image: np.ndarray, mask: np.ndarray, box: tuple, cls: str) -> str:
+        """Which of ten the object has, by CLIP, everything else being grey."""
+        if cls not in self.colors:
+            texts = [[each.format(color=color, cls=cls) for each in TEMPLATES] for color in COLORS]
+            embedded, _ = self.clip.texts([text for of_color in texts for text in of_color])
+            self.colors[cls] = unit(embedded.view(len(COLORS), len(TEMPLATES), -1).mean(1))
+        x0, y0, x1, y1 = (int(side) for side in box)
+        alone = np.where(mask[..., None], image, GREY).astype(np.uint8)[y0:y1, x0:x1]
+        return COLORS[int((self.colors[cls] @ self.clip.images(alone[None], cropped)[0]).argmax())]
+
+
+def instances(logits: Tensor, masks: Tensor, size: tuple[int, int]) -> list[tuple[int, float, np.ndarray]]:
+    """(class, score, mask (H, W)) of the pairs of query and class that are surest, the surest first.
+
+    A score is the class's probability times the mean probability of the mask's own pixels.
+    """
+    Q, C = len(logits), logits.shape[1] - 1
+    chance, pair = logits.softmax(-1)[:, :-1].flatten().topk(Q)
+    large = functional.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0]
+    inside = large > 0
+    sure = (large.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
+    query, label = pair // C, pair % C
+    score = chance * sure[query]
+    order = score.argsort(descending=True)
+    return [(int(label[i]), float(score[i]), inside[query[i]].numpy()) for i in order if score[i] > LEAST]
+
+
+def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
+    """x0, y0, x1, y1 around a mask (H, W), the last two outside of it; None where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+_detectors: dict[tuple, Detector] = {}
+
+
+def detector(models: RewardModels) -> Detector:
+    """One for all four rewards."""
+    path = models.published("geneval_hf", MASK2FORMER)
+    key = *path, models.weights.get("clipscore"), models.on, models.dtype, models.batch
+    if key not in _detectors:
+        _detectors[key] = Detector(models, *path)
+    return _detectors[key]
+
+
+class Rules:
+    """Detections of the last batch are kept, because several rewards ask for them one by one."""
+
+    def __init__(self) -> None:
+        self.last: tuple[tuple, list[list[Detection]]] = ((), [])
+
+    def found(self, find: Detector, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
+        key = (id(find), images.tobytes(), [record["prompt"] for record in records])
+        if key != self.last[0]:
+            self.last = key, find(images, records)
+        return self.last[1]
+
+
+RULES = Rules()
+
+
+def geneval(name: str, mode: str, low: float, about: str) -> Reward:
+    """A reward that is one of the ways to read detections."""
+
+    def load(models: RewardModels) -> Scorer:
+        find = detector(models)
+        cut = models.options.get("geneval_threshold", 0.3)
+        counting = models.options.get("geneval_counting_threshold", 0.9)
+
+        def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+            found = RULES.found(find, images, records)
+            if mode == "partial":  # to it every detection counts
+                found = [[d for d in seen if d.score > cut] for seen in found]
+            options = {"threshold": cut, "counting_threshold": counting}
+            return np.array([evaluate(record, seen, mode, **options) for record, seen in zip(records, found)])
+
+        score.__doc__ = about
+        return score
+
+    return network(name, low, 1.0, needs=partial(validate, classes=OBJECTS))(load)
+
+
+geneval_hf = geneval("geneval_hf", "partial", 0.0, "Bounded soft credit: surplus and clutter cost.")
+geneval_hf_official = geneval("geneval_hf_official", "official", 0.0, "GenEval's own verdict; clutter is allowed.")
+geneval_hf_strict = geneval("geneval_hf_strict", "strict", 0.0, "Exactly as many as asked for.")
+geneval_hf_flowgrpo = geneval(
+    "geneval_hf_flowgrpo", "partial_flowgrpo", -np.inf, "flow_grpo's training reward, unbounded below."
+)
