@@ -101,7 +101,7 @@ def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer
     options = {"lr": run.learning_rate, "betas": run.betas, "eps": run.adam_eps, "weight_decay": run.weight_decay}
     if run.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **options)
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters, **options)
 

@@ -119,11 +119,11 @@ def test_prompts_and_weights_of_another_kind_can_be_put_in():
     assert run.tune == LoRA(rank=4)
 
 
-def test_a_chain_takes_no_options_and_is_not_compared(said):
+def test_a_chain_takes_no_options_and_is_compared_by_a_run_at_its_end(said):
     code, _, err = said("train", "shapes_generalist", "--iterations", "3")
     assert code == 2 and "takes no options, so not --iterations" in err
-    code, _, err = said("compare", "shapes_generalist")
-    assert code == 2 and "only afterflow train can do" in err
+    code, _, err = said("compare", "shapes_merge_only")
+    assert code == 2 and "ends in shapes_merge, which is not a run" in err
 
 
 def test_turns_are_whole_numbers():

@@ -50,8 +50,8 @@ class Detector:
         self.models, dtype = models, getattr(torch, models.dtype)
         options: Any = {"revision": revision or "main"}
         self.processor: Any = AutoImageProcessor.from_pretrained(path, **options)
-        model = Mask2FormerForUniversalSegmentation.from_pretrained(path, dtype=dtype, **options)
-        self.model: Any = model.to(models.on).eval().requires_grad_(False)
+        model: Any = Mask2FormerForUniversalSegmentation.from_pretrained(path, dtype=dtype, **options)
+        self.model = model.to(models.on).eval().requires_grad_(False)
         names = {int(i): str(name).replace("-", " ") for i, name in self.model.config.id2label.items()}
         self.names: dict[int, str] = {i: RENAMED.get(name, name) for i, name in names.items()}
         clip = models.published("clipscore", LARGE)
