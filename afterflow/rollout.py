@@ -8,7 +8,7 @@ parents, K of their children, R rewards that keep advantages of their own.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -130,6 +130,14 @@ def sample(
             x = flat.unflatten(0, (P, -1))
             log_probs.append(log_prob(p, flat).unflatten(0, (P, -1)))
     return Rollout(plan, cond, [*xs, x], means, log_probs)
+
+
+def together(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of some prompts after another, as of all; their prompts are rows of one data set."""
+    first = parts[0]
+    levels = lambda kind: [torch.cat(level) for level in zip(*(getattr(part, kind) for part in parts))]
+    cond = replace(first.cond, index=torch.cat([part.cond.index for part in parts]))
+    return Rollout(first.plan, cond, levels("x"), levels("mean"), levels("log_prob"))
 
 
 def siblings(own: Tensor, shared: Tensor, lam: float) -> Tensor:

@@ -104,6 +104,8 @@ class Run:
     """Compute activations again in the backward pass: much less memory, about a third more time."""
     offload: bool = False
     """Keep the states of a rollout in the CPU's memory until the update needs them: long clips have many."""
+    overlap: bool = False
+    """Score the images of the first prompts while those of the next are drawn: for rewards that run elsewhere."""
     compile: bool = False
     """Compile the network's blocks (torch.compile), for rollout and update alike; the first iteration takes a minute
     or two more.  Ratios stay 1 in fp32; in bf16 they are off by 1e-5 at most where it was measured."""
@@ -160,8 +162,9 @@ class Run:
             raise ValueError(f"track = {self.track}: it is not installed; pip install 'afterflow[track]'")
         if self.eval_rewards and self.held_out is None:
             raise ValueError("eval_rewards are measured on held-out prompts; set held_out and eval_every as well")
-        if isinstance(self.algorithm, Supervised) and self.offload:
-            raise ValueError("offload is of the states of rollouts; leave it out where images teach")
+        for name in ("offload", "overlap"):
+            if isinstance(self.algorithm, Supervised) and getattr(self, name):
+                raise ValueError(f"{name} is of rollouts; leave it out where images teach")
         if isinstance(self.algorithm, Supervised) and self.updates > 1:
             raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
         for name in self.rewards:

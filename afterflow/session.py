@@ -95,6 +95,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         memory=session.memory,
         keep="cpu" if run.offload else None,
         invalid=run.invalid,
+        overlap=run.overlap,
     )
     return source, prompts
 

@@ -67,6 +67,7 @@ ROOMS = {
 
 # Libraries that only some rooms may import.
 ONLY_IN = {library: {"models", "tiny"} for library in ("diffusers", "transformers", "peft")}
+ONLY_IN["transformers"] |= {"rewards"}
 ONLY_IN["torch"] = set(ROOMS) - WORLD
 
 

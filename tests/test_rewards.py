@@ -153,3 +153,30 @@ def test_a_reward_that_does_not_work_here_is_refused_before_training(run, monkey
     assert not run.folder.exists()
     with pytest.raises(ValueError, match=r"invalid = 1\.0: a share"):
         replace(run, invalid=1.0)
+
+
+@pytest.mark.parametrize("batch, chunk", [(4, 8), (3, 4), (2, 64)])
+def test_images_scored_while_others_are_drawn_have_the_scores_they_would_have(run, batch, chunk, monkeypatch):
+    """4 images of a prompt; two prompts, one, or all of them are a part."""
+    first = ShapesPrompts(count=10).records(0)[0]["prompt"]
+
+    def score(images, records):
+        why = {i: "not this prompt" for i, record in enumerate(records) if record["prompt"] == first}
+        return Scored(brightness(images, records), {"half": brightness(images, records) / 2}, why)
+
+    monkeypatch.setitem(REWARDS, "sometimes", score)
+    plain = replace(run, batch=batch, chunk=chunk, invalid=0.9, held_out=None, eval_every=0)
+    found = []
+    for overlap in (False, True):
+        folder = execute(replace(plain, overlap=overlap, name=f"overlap_{overlap}"), "rewards")
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found.append([{name: line[name] for name in line if not name.startswith("seconds")} for line in lines])
+    assert "part/sometimes/half" in found[1][0]
+    for alone, beside in zip(*found):
+        assert alone == pytest.approx(beside, rel=1e-3, abs=1e-6)  # the decoder rounds otherwise in smaller batches
+
+
+def test_an_exception_beside_the_rollout_ends_the_run(run, monkeypatch):
+    monkeypatch.setitem(REWARDS, "sometimes", lambda images, records: np.zeros((2, 2, 2)))
+    with pytest.raises(ValueError, match="one number for each"):
+        execute(replace(run, overlap=True, held_out=None, eval_every=0), "rewards")

@@ -189,7 +189,7 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
         (dict(algorithm=DDPO(JPEG, group=2, blend=Blend(gate={"sharpnes": 1.0}))), "sharpnes"),
         (dict(algorithm=MixGRPO({"jpeg_compressibility": -1.0})), "their sum must be positive"),
         (dict(budget_seconds=0.0), "budget_seconds = 0.0: it must be positive"),
-        (dict(algorithm=SFT(), data=ShapesImages(), offload=True), "offload is of the states of rollouts"),
+        (dict(algorithm=SFT(), data=ShapesImages(), offload=True), "offload is of rollouts; leave it out"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_is_loaded(run, options, advice):

@@ -1,6 +1,5 @@
 """Rewards by name."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
@@ -8,7 +7,6 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from ..names import unknown
-from ..record import to_json
 from . import clip, detector, jpeg, moving, ocr, shapes, vlm
 from .base import Reward, RewardModels, Scorer
 
@@ -87,7 +85,7 @@ def ready(name: str, models: RewardModels = PUBLISHED) -> Reward:
     known = find(name)
     if known.load is None and name not in models.servers:
         return known
-    key = name, json.dumps(to_json(models))
+    key = name, repr(models)
     if key not in _loaded:
         try:
             _loaded[key] = elsewhere(known, models) if name in models.servers else loaded(known, models)

@@ -1,7 +1,9 @@
 """Training data as iterations: supervised pairs, or on-policy steps.  To the trainer they are one thing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from ..advantages import combine, nanstd
 from ..algorithms.base import Models, OnPolicy, Rows, Scores, Supervised
 from ..cond import Cond, Pairs
 from ..preferences import consistency, win_rates
-from ..rollout import draw, sample
+from ..rollout import Plan, Rollout, draw, sample, together
 from ..seeds import generator
 from .clock import Clock
 from .memory import Memory
@@ -60,21 +62,27 @@ def explore(
     memory: Memory | None = None,
     keep: torch.device | str | None = None,
     invalid: float = 0.0,
+    overlap: bool = False,
 ) -> Iterator[Iteration]:
     """prompts → plan → rollout → rewards → credit → shuffled microbatches, for iterations first .. last - 1.
 
     keep: the device where states wait for the update; None: where they are made.  invalid: the share of images
-    that may lack a reward; they are not trained on.
+    that may lack a reward; they are not trained on.  overlap: score the first prompts' images while the next are drawn.
     """
     for step in range(first, last):
         cond = prompts(step)
         plan = algorithm.plan(step, generator(seed, step, "plan"))
         sources = [generator(seed, step, "noise", p) for p in range(len(cond))]
         noise = draw(sources, plan.widths[0], torch.empty(len(cond), 1, *shape, device=cond.index.device))
-        with clock("rollout"):
-            rollout = sample(models.policy, algorithm.step_kernel, plan, cond, noise, sources, keep)
         records = cond.records()
-        scores = score(rollout.leaves, records, generator(seed, step, "judge"), clock)
+        drawn = partial(of_prompts, algorithm, models, plan, cond, noise, sources, keep)
+        if overlap:
+            parts = torch.arange(len(cond)).split(max(1, chunk // plan.widths[-1]))
+            rollout, scores = side_by_side(drawn, partial(score_part, score, records, seed, step), parts, clock)
+        else:
+            with clock("rollout"):
+                rollout = drawn(torch.arange(len(cond)))
+            scores = score(rollout.leaves, records, generator(seed, step, "judge"), clock)
         check_scores(scores, records, step, invalid)
         if memory is not None:
             scores = replace(scores, past=memory.recall(list(scores.rewards), records))
@@ -95,6 +103,58 @@ def explore(
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
         del rows  # nor need they be in memory while the next are explored
+
+
+def side_by_side(
+    drawn: Callable[[Tensor], Rollout],
+    judged: Callable[[Rollout, Tensor], Scores],
+    parts: Sequence[Tensor],
+    clock: Clock,
+) -> tuple[Rollout, Scores]:
+    """Rollouts part by part, each scored by a thread while the next are drawn; both as of all prompts at once.
+
+    A part is as many prompts as fill a forward pass, so that latents are what they would be without parts; a decoder
+    may round otherwise in a batch of another size.
+    """
+    made, said = [], []
+    with ThreadPoolExecutor(1) as beside:
+        for rows in parts:
+            with clock("rollout"):
+                made.append(drawn(rows))
+            said.append(beside.submit(judged, made[-1], rows))
+        with clock("reward"):  # what is left to wait for
+            scores = [each.result() for each in said]
+    return together(made), of_parts(scores)
+
+
+def of_prompts(
+    algorithm: OnPolicy,
+    models: Models,
+    plan: Plan,
+    cond: Cond,
+    noise: Tensor,
+    sources: Sequence[torch.Generator],
+    keep: torch.device | str | None,
+    rows: Tensor,
+) -> Rollout:
+    """The rollouts of some prompts."""
+    chosen = [sources[p] for p in rows.tolist()]
+    return sample(models.policy, algorithm.step_kernel, plan, cond[rows], noise[rows.to(noise.device)], chosen, keep)
+
+
+def score_part(score: Score, records: Sequence[dict], seed: int, step: int, made: Rollout, rows: Tensor) -> Scores:
+    """What is said about the images of some prompts."""
+    chosen = rows.tolist()
+    draws = generator(seed, step, "judge", chosen[0])
+    return score(made.leaves, [records[p] for p in chosen], draws, Clock())
+
+
+def of_parts(scores: Sequence[Scores]) -> Scores:
+    """Of some prompts after another, as of all."""
+    columns = lambda kind: [getattr(each, kind) for each in scores]
+    joined = lambda kind: {name: torch.cat([each[name] for each in columns(kind)]) for name in columns(kind)[0]}
+    failures = {name: [why for each in scores for why in each.failures[name]] for name in scores[0].failures}
+    return Scores(joined("rewards"), joined("judged"), parts=joined("parts"), failures=failures)
 
 
 def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float) -> None:
