@@ -1,0 +1,91 @@
+"""How much of a remote reward's time hides behind the rollout.
+
+    python bench/overlap.py --json bench/results/overlap.json
+
+An iteration's rollout of the tiny pipeline without a reward, with one that only waits (half as long as the rollout, in
+proportion to the images it is given) after it, and with the same one beside it, in turns.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from afterflow.algorithms.base import Models, OnPolicy, Scores
+from afterflow.evaluate import encoded
+from afterflow.models.quiet import no_progress_bars
+from afterflow.models.sd3 import SD3
+from afterflow.models.wrappers import in_chunks
+from afterflow.recipes import RECIPES
+from afterflow.train.clock import Clock
+from afterflow.train.explore import explore
+from afterflow.train.log import git_commit, hardware
+
+PROMPTS, CHUNK = 16, 32
+
+
+def waiting(per_image: float, leaves: torch.Tensor, records: list, draws: torch.Generator, clock: Clock) -> Scores:
+    time.sleep(per_image * leaves.shape[0] * leaves.shape[1])
+    return Scores({"reward": torch.rand(leaves.shape[:2])})
+
+
+def measure(rounds: int) -> dict:
+    torch.set_num_threads(1)
+    no_progress_bars()
+    recipe = RECIPES["shapes_flow_grpo"]()
+    algorithm = replace(recipe.algorithm, weights={"reward": 1.0}, beta=0.0)
+    assert isinstance(algorithm, OnPolicy)
+    model = SD3("tiny").load()
+    cond = encoded(model, recipe.data.records(0))[torch.arange(PROMPTS)]
+    models = Models(in_chunks(model.velocity(model.module), CHUNK))
+
+    def seconds(per_image: float, overlap: bool) -> float:
+        source = explore(
+            algorithm,
+            models,
+            lambda step: cond,
+            partial(waiting, per_image),
+            model.latent_shape,
+            0,
+            1,
+            seed=0,
+            updates=1,
+            chunk=CHUNK,
+            clock=Clock(),
+            overlap=overlap,
+        )
+        start = time.perf_counter()
+        next(source)
+        return time.perf_counter() - start
+
+    seconds(0.0, False)  # warms up
+    rollout = median(seconds(0.0, False) for _ in range(3))
+    per_image = 0.5 * rollout / (PROMPTS * algorithm.group)
+    taken = [(seconds(0.0, False), seconds(per_image, False), seconds(per_image, True)) for _ in range(rounds)]
+    hidden = [(after - beside) / (after - alone) for alone, after, beside in taken]
+    columns = dict(zip(("rollout", "reward_after", "reward_beside"), map(median, zip(*taken))))
+    parts = PROMPTS * algorithm.group // CHUNK
+    about = {"parts": parts, "rounds": rounds, "command": " ".join(["python", *sys.argv])}
+    found = {"seconds": columns, "hidden": median(hidden), "least": min(hidden), "most": max(hidden)}
+    return found | about | {"git_commit": git_commit(), "hardware": hardware()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    options = parser.parse_args()
+    line = json.dumps(measure(options.rounds))
+    if options.json != "-":
+        Path(options.json).write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
