@@ -123,6 +123,9 @@ class Run:
     """Images of each held-out prompt."""
     eval_rewards: tuple[str, ...] = ()
     """Rewards measured there besides those that are trained."""
+    best: str | None = None
+    """Reward whose best value on held-out prompts keeps weights in best/; None: the first of eval_rewards that is not
+    trained, if there is one."""
     save_every: int = 50
     """Iterations between checkpoints; the last is always saved."""
     keep: int = 2
@@ -165,6 +168,8 @@ class Run:
         for name in ("offload", "overlap"):
             if isinstance(self.algorithm, Supervised) and getattr(self, name):
                 raise ValueError(f"{name} is of rollouts; leave it out where images teach")
+        if self.best is not None and self.best not in self.watched:
+            raise unknown("reward on held-out prompts (best)", self.best, self.watched)
         if isinstance(self.algorithm, Supervised) and self.updates > 1:
             raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
         for name in self.rewards:
@@ -212,6 +217,12 @@ class Run:
         """The rewards measured on held-out prompts."""
         trained = self.algorithm.asks.rewards if isinstance(self.algorithm, OnPolicy) else ()
         return tuple(dict.fromkeys([*trained, *self.eval_rewards]))
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Of those, the ones that are not trained."""
+        trained = self.algorithm.asks.rewards if isinstance(self.algorithm, OnPolicy) else ()
+        return tuple(name for name in self.watched if name not in trained)
 
     @property
     def rewards(self) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 """A run followed: its log, its pictures, its figures on held-out prompts, its checkpoints."""
 
+import json
+import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,10 +13,12 @@ from torch import Tensor
 
 from .cond import Cond
 from .evaluate import decoded, encoded, finished_in_parts, spread
+from .models.tune import LoRA
 from .parts import Session
 from .preferences import win_rates
 from .scoring import ask, both_orders, compare
 from .seeds import generator
+from .train.alarm import cheating
 from .train.budget import Budget
 from .train.log import MetricsFile, save_pictures
 from .train.progress import Progress
@@ -33,6 +37,9 @@ class Window:
         self.held_out = encoded(session.model, held_out) if held_out else None
         by_prompt = session.run.folder / "held_out.jsonl"
         self.by_prompt = MetricsFile(by_prompt, session.first) if self.held_out is not None else None
+        earliest = self.by_prompt.earliest if self.by_prompt is not None else {}
+        self.earliest = {name: values for name, values in earliest.items() if name != "step"}
+        self.best = best_before(session)
         self.base = self._base_pictures() if self.held_out is not None and session.run.judge is not None else None
 
     def _base_pictures(self) -> np.ndarray:
@@ -77,13 +84,36 @@ class Window:
             if answer.failures:
                 print(f"step {step}: {len(answer.failures)} held-out images have no {name}, first {answer.failures[0]}")
         rewards = {name: answer.values.nanmean(1) for name, answer in answers.items()}
+        by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.by_prompt is not None:
-            self.by_prompt.write(step, {name: values.tolist() for name, values in rewards.items()})
+            self.by_prompt.write(step, by_prompt)
+        self.earliest = self.earliest or by_prompt
         means = {name: values.nanmean().item() for name, values in rewards.items()} | spread(latents)
         means = {f"eval/{name}": value for name, value in means.items()}
         if self.base is not None:
             means["eval/win_rate"] = self._win_rate(images, records)
+        if run.hidden:
+            trained = [name for name in run.watched if name not in run.hidden]
+            found = cheating(self.earliest, by_prompt, trained, run.hidden)
+            means["alarm"] = float(bool(found))
+            for sentence in found:
+                print(f"step {step}: ALARM: {sentence}; look at samples/, the policy may be cheating")
+        self._keep_best(step, means)
         return means | {"seconds/eval": time.perf_counter() - start}
+
+    def _keep_best(self, step: int, means: Mapping[str, float]) -> None:
+        """The averaged weights in best/, with their figure, whenever it is the highest so far."""
+        session, run = self.session, self.session.run
+        name = run.best or next(iter(run.hidden), None)
+        if name is None or not means[f"eval/{name}"] > self.best:
+            return
+        self.best = means[f"eval/{name}"]
+        with session.averaged():
+            if isinstance(run.tune, LoRA):
+                session.model.save_lora(run.folder / "best" / "lora")
+            else:
+                session.model.save_pipeline(run.folder / "best" / "model")
+        (run.folder / "best.json").write_text(json.dumps({"step": step, "reward": name, "value": self.best}) + "\n")
 
     def _win_rate(self, images: np.ndarray, records: Sequence[dict]) -> float:
         """How often the judge prefers the picture (P, K, H, W, 3) to the base's from the same noise."""
@@ -97,6 +127,13 @@ class Window:
         if failures:
             print(f"{len(failures)} comparisons with the base have no verdict, first {failures[0]}")
         return win_rates(judged)[:, 0].nanmean().item()
+
+
+def best_before(session: Session) -> float:
+    """The figure of what best/ holds, if it is of an iteration before the first one."""
+    file = session.run.folder / "best.json"
+    found = json.loads(file.read_text()) if file.is_file() else {"step": session.first}
+    return found["value"] if found["step"] < session.first else -math.inf
 
 
 def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window, budget: Budget) -> None:

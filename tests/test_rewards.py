@@ -18,6 +18,7 @@ from afterflow.rewards.base import Canary, Reward, Scored, reward
 from afterflow.run import Run
 from afterflow.scoring import ask
 from afterflow.session import execute
+from afterflow.train.alarm import change, cheating
 from afterflow.train.explore import Stopped
 
 RECORDS = [{"prompt": name} for name in "abcd"]
@@ -180,3 +181,40 @@ def test_an_exception_beside_the_rollout_ends_the_run(run, monkeypatch):
     monkeypatch.setitem(REWARDS, "sometimes", lambda images, records: np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match="one number for each"):
         execute(replace(run, overlap=True, held_out=None, eval_every=0), "rewards")
+
+
+def test_what_falls_while_the_trained_reward_rises_is_named():
+    rng = np.random.default_rng(0)
+    before = {"trained": rng.normal(size=50), "hidden": rng.normal(size=50), "other": rng.normal(size=50)}
+    now = {name: values + rng.normal(scale=0.3, size=50) for name, values in before.items()}
+    assert cheating(before, now, ["trained"], ["hidden", "other"]) == []
+    worse = now | {"trained": now["trained"] + 1, "hidden": now["hidden"] - 0.5}
+    [said] = cheating(before, worse, ["trained"], ["hidden", "other"])
+    assert said.startswith("hidden fell by 0.") and " while trained rose by 1" in said
+    assert cheating(before, worse | {"trained": before["trained"]}, ["trained"], ["hidden"]) == []
+    assert change([1.0, np.nan, 2.0], [1.0, 5.0, 2.0]) == (0, 0) and change([1.0, 2.0], [2.0, 3.0]) == (1, np.inf)
+
+
+def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, capsys):
+    held_out = ShapesPrompts("test", count=5).records(0)[0]["prompt"]
+    looks = {"count": 0}
+
+    def hidden(images, records):
+        looks["count"] += any(record["prompt"] == held_out for record in records)
+        return np.full(len(images), [0.5, 0.9, 0.1][looks["count"] - 1])
+
+    rising = lambda images, records: np.arange(len(images)) % 7 / 100 + looks["count"]
+    monkeypatch.setitem(REWARDS, "hidden", hidden)
+    monkeypatch.setitem(REWARDS, "sometimes", rising)
+    folder = execute(replace(run, eval_rewards=("hidden",), iterations=3), "rewards")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["alarm"] for line in lines] == [0, 0, 1]
+    assert "step 2: ALARM: hidden fell by 0.4 while sometimes rose by" in capsys.readouterr().out
+    assert json.loads((folder / "best.json").read_text()) == {
+        "step": 1,
+        "reward": "hidden",
+        "value": pytest.approx(0.9),
+    }
+    assert (folder / "best/lora/pytorch_lora_weights.safetensors").is_file()
+    with pytest.raises(ValueError, match="did you mean hidden"):
+        replace(run, eval_rewards=("hidden",), best="hiden")

@@ -65,6 +65,8 @@ class MetricsFile:
         file.write_text("".join(line + "\n" for line in kept))
         self.before: dict[str, float] = json.loads(kept[-1]) if kept else {}
         """What the iteration before the first one measured."""
+        self.earliest: dict[str, Any] = json.loads(kept[0]) if kept else {}
+        """The first line, if there is one."""
         self.stream = file.open("a", buffering=1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:

@@ -1,0 +1,71 @@
+"""Rewards that can only be cheated, and when the alarm says so.
+
+    python bench/alarm.py --json bench/results/alarm.json
+
+The tiny pipeline is trained on brightness, then on small JPEGs, while the verifier and fidelity are measured on held-out
+prompts.  Prints, for each, the iteration of the first alarm and what had become of every reward by then.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.models.quiet import no_progress_bars
+from afterflow.recipes import RECIPES
+from afterflow.rewards import REWARDS
+from afterflow.rewards.base import reward
+from afterflow.run import Run
+from afterflow.session import execute
+from afterflow.train.log import git_commit, hardware
+
+HIDDEN = ("shapes_strict", "shapes_fidelity")
+
+
+@reward("brightness", 0, 1)
+def brightness(images: np.ndarray, records: list[dict]) -> np.ndarray:
+    return images.mean((1, 2, 3)) / 255
+
+
+def planted(name: str, iterations: int) -> dict:
+    run = RECIPES["demo"]()
+    assert isinstance(run, Run) and isinstance(run.algorithm, FlowGRPO)
+    run = replace(
+        run,
+        algorithm=replace(run.algorithm, weights={name: 1.0}),
+        name=f"alarm_{name}",
+        iterations=iterations,
+        held_out=ShapesPrompts("test", count=60),
+        eval_every=5,
+        eval_rewards=HIDDEN,
+    )
+    folder = execute(run, "demo")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [{k: v for k, v in line.items() if k in ("step", "alarm") or k.startswith("eval/")} for line in lines]
+    curve = [point for point in curve if "alarm" in point]
+    first = next((point["step"] for point in curve if point["alarm"]), None)
+    return {"first_alarm": first, "best": json.loads((folder / "best.json").read_text()), "curve": curve}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=31)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    options = parser.parse_args()
+    no_progress_bars()
+    REWARDS["brightness"] = brightness
+    found = {name: planted(name, options.iterations) for name in ("brightness", "jpeg_compressibility")}
+    about = {"command": " ".join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware()}
+    line = json.dumps({"rewards": found, **about})
+    if options.json != "-":
+        Path(options.json).write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
