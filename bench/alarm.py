@@ -2,8 +2,8 @@
 
     python bench/alarm.py --json bench/results/alarm.json
 
-The tiny pipeline is trained on brightness, then on small JPEGs, while the verifier and fidelity are measured on held-out
-prompts.  Prints, for each, the iteration of the first alarm and what had become of every reward by then.
+The tiny pipeline is trained on brightness, then on small JPEGs, while the verifier and fidelity are measured on
+held-out prompts.  Prints, for each, the iteration of the first alarm and what had become of every reward by then.
 """
 
 import argparse

@@ -190,7 +190,7 @@ def test_what_falls_while_the_trained_reward_rises_is_named():
     assert cheating(before, now, ["trained"], ["hidden", "other"]) == []
     worse = now | {"trained": now["trained"] + 1, "hidden": now["hidden"] - 0.5}
     [said] = cheating(before, worse, ["trained"], ["hidden", "other"])
-    assert said.startswith("hidden fell by 0.") and " while trained rose by 1" in said
+    assert said.startswith("hidden fell by 0.") and " while trained rose by 0.9" in said
     assert cheating(before, worse | {"trained": before["trained"]}, ["trained"], ["hidden"]) == []
     assert change([1.0, np.nan, 2.0], [1.0, 5.0, 2.0]) == (0, 0) and change([1.0, 2.0], [2.0, 3.0]) == (1, np.inf)
 
