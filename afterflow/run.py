@@ -21,6 +21,7 @@ from .algorithms.sft import SFT
 from .algorithms.soar import SOAR
 from .data.clips import MovingClips, MovingPrompts
 from .data.images import HubImages, ImageFolder, Images, ShapesImages
+from .data.objects import ObjectPrompts, SignPrompts
 from .data.prompts import PromptFile, ShapesPrompts
 from .models.flux import Flux
 from .models.pipeline import Pretrained
@@ -38,6 +39,7 @@ from .rewards.judges import ShapesJudge
 from .rewards.vlm import VLMJudge
 from .train.budget import Budget
 
+Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | PromptFile
 Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
 
 
@@ -45,7 +47,17 @@ Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | Pr
 class Run:
     algorithm: Algorithm
     """What is descended."""
-    data: ShapesPrompts | MovingPrompts | PromptFile | ShapesImages | MovingClips | ImageFolder | HubImages
+    data: (
+        ShapesPrompts
+        | MovingPrompts
+        | ObjectPrompts
+        | SignPrompts
+        | PromptFile
+        | ShapesImages
+        | MovingClips
+        | ImageFolder
+        | HubImages
+    )
     """Prompts to explore, or images or clips with prompts to learn from."""
     model: SD3 | Flux | QwenImage | Wan | TinyParts = SD3()
     """What is trained."""
@@ -115,7 +127,7 @@ class Run:
     """ODE steps of the sample pictures."""
     sample_every: int = 20
     """Iterations between sample pictures; 0: never."""
-    held_out: ShapesPrompts | MovingPrompts | PromptFile | None = None
+    held_out: Prompts | None = None
     """Prompts whose rewards are measured while training goes on, by the ODE and without training on them."""
     eval_every: int = 0
     """Iterations between those measurements; 0: never."""

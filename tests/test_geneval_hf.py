@@ -6,10 +6,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 from transformers.models.mask2former import Mask2FormerImageProcessor
 
-from afterflow.geneval import Detection
+from afterflow.geneval import OBJECTS, Detection
 from afterflow.rewards import detector, find, ready
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.detector import OBJECTS, Detector, box_of, instances
+from afterflow.rewards.detector import Detector, box_of, instances
 from afterflow.shapes.world import COLORS, PALETTE
 from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 
