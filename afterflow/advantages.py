@@ -98,9 +98,11 @@ def gated(rewards: Mapping[str, Tensor], gate: Mapping[str, float]) -> dict[str,
     if not passes:
         return dict(rewards)
     good = torch.stack(passes).all(0)
-    # A NaN passes no gate and stays what it is: unknown.
+    # Whether an image passes may be unknown, and then so is what it is worth.
+    unknown = torch.stack([rewards[name].isnan() for name in gate]).any(0)
     lowest = {name: value.nan_to_num(torch.inf).amin(1, keepdim=True) for name, value in rewards.items()}
-    return {name: torch.where(good | value.isnan(), value, lowest[name]) for name, value in rewards.items()}
+    kept = {name: torch.where(good | value.isnan(), value, lowest[name]) for name, value in rewards.items()}
+    return {name: value.masked_fill(unknown, torch.nan) for name, value in kept.items()}
 
 
 def combine(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -109,7 +109,8 @@ def cache_file(part: Sequence[Picture], model: Model, least: Mapping[str, float]
     told = [
         model.image_key,
         __version__,
-        {name: (value, find(name).version, models.weights.get(name)) for name, value in least.items()},
+        {name: (value, find(name).version) for name, value in least.items()},
+        repr(models) if least else "",
         [(p.digest, p.record if least else "") for p in part],
     ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()

@@ -180,6 +180,10 @@ class Run:
         for name in ("offload", "overlap"):
             if isinstance(self.algorithm, Supervised) and getattr(self, name):
                 raise ValueError(f"{name} is of rollouts; leave it out where images teach")
+        if self.best is not None and self.held_out is None:
+            raise ValueError(
+                f"best = {self.best}: it is measured on held-out prompts; set held_out and eval_every as well"
+            )
         if self.best is not None and self.best not in self.watched:
             raise unknown("reward on held-out prompts (best)", self.best, self.watched)
         if isinstance(self.algorithm, Supervised) and self.updates > 1:

@@ -92,8 +92,8 @@ class Window:
         means = {f"eval/{name}": value for name, value in means.items()}
         if self.base is not None:
             means["eval/win_rate"] = self._win_rate(images, records)
-        if run.hidden:
-            trained = [name for name in run.watched if name not in run.hidden]
+        trained = [name for name in run.watched if name not in run.hidden]
+        if run.hidden and trained:
             found = cheating(self.earliest, by_prompt, trained, run.hidden)
             means["alarm"] = float(bool(found))
             for sentence in found:

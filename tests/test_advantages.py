@@ -93,3 +93,9 @@ def test_an_image_below_a_gate_gets_the_least_of_its_group_in_every_reward():
     assert gated(TWO, {})["a"] is TWO["a"]
     unknown = gated({"a": torch.tensor([[NAN, 1.0, 2.0]])}, {"a": 1.5})["a"]
     assert unknown[0, 0].isnan() and unknown[0, 1:].tolist() == [1, 2]
+
+
+def test_an_image_whose_gate_is_unknown_is_unknown():
+    rewards = {"a": torch.tensor([[1.0, 2.0, 3.0]]), "gate": torch.tensor([[1.0, NAN, 0.0]])}
+    kept = gated(rewards, {"gate": 0.5})
+    torch.testing.assert_close(kept["a"], torch.tensor([[1.0, NAN, 1.0]]), equal_nan=True)

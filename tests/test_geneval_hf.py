@@ -9,7 +9,7 @@ from transformers.models.mask2former import Mask2FormerImageProcessor
 from afterflow.geneval import OBJECTS, Detection
 from afterflow.rewards import detector, find, ready
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.detector import Detector, box_of, instances
+from afterflow.rewards.detector import Detector, box_of, graded, instances
 from afterflow.shapes.world import COLORS, PALETTE
 from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 
@@ -106,6 +106,19 @@ def test_rules_thresholds_and_what_is_kept(models, monkeypatch):
     assert score("geneval_hf_strict", RewardModels(weights=models.weights, options={"geneval_threshold": 0.6})) == 0
     with pytest.raises(ValueError, match="did you mean geneval_threshold"):
         RewardModels(options={"geneval_treshold": 0.6})
+
+
+def test_unsure_detections_of_what_was_asked_for_earn_their_share():
+    box = (0.0, 0.0, 4.0, 4.0)
+    seen = [
+        Detection("dog", 0.25, box),
+        Detection("dog", 0.1, box),
+        Detection("cat", 0.25, box),
+        Detection("cat", 0.4, box),
+    ]
+    assert [d.score for d in graded(RECORD, seen, 0.3, 0.9)] == [0.25, 0.4]
+    counting = RECORD | {"tag": "counting"}
+    assert [(d.cls, d.score) for d in graded(counting, seen, 0.3, 0.9)] == [("cat", 0.4)]
 
 
 def test_a_random_detector_runs_from_end_to_end(models):

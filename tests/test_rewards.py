@@ -218,3 +218,17 @@ def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, 
     assert (folder / "best/lora/pytorch_lora_weights.safetensors").is_file()
     with pytest.raises(ValueError, match="did you mean hidden"):
         replace(run, eval_rewards=("hidden",), best="hiden")
+
+
+def test_a_reward_that_fails_on_a_whole_part_beside_the_rollout_is_counted(run, monkeypatch):
+    second = ShapesPrompts(count=10).records(0)
+
+    def score(images, records):
+        if all(record == records[0] for record in records) and records[0]["prompt"] == second[0]["prompt"]:
+            raise OSError("asleep")
+        return Scored(brightness(images, records), {"half": brightness(images, records) / 2})
+
+    monkeypatch.setitem(REWARDS, "sometimes", score)
+    plain = replace(run, batch=10, chunk=4, invalid=0.9, held_out=None, eval_every=0, iterations=1, overlap=True)
+    [line] = [json.loads(text) for text in (execute(plain, "rewards") / "metrics.jsonl").read_text().splitlines()]
+    assert line["invalid/sometimes"] == pytest.approx(0.1) and np.isfinite(line["part/sometimes/half"])

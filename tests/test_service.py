@@ -17,9 +17,8 @@ from afterflow.cli import main
 from afterflow.commands.serve import Serve
 from afterflow.rewards import REWARDS, check_rewards, ready
 from afterflow.rewards.base import Reward, RewardModels, Scored
-from afterflow.rewards.chat import KEY
 from afterflow.rewards.service import Limits, service
-from afterflow.rewards.wire import MSGPACK, packed, question, sent
+from afterflow.rewards.wire import KEY, MSGPACK, packed, question, sent
 from afterflow.shapes.prompts import suite
 from afterflow.shapes.render import render_batch
 
@@ -277,3 +276,46 @@ def test_the_command_is_for_this_machine_unless_it_has_a_key(monkeypatch, capsys
 
 def test_a_raw_image_is_sent_as_it_is():
     assert sent(IMAGES[0])["shape"] == [32, 32, 3] and sent(IMAGES[0, ::2])["raw"] == IMAGES[0, ::2].tobytes()
+
+
+def test_a_service_that_hangs_leaves_time_for_another(monkeypatch):
+    monkeypatch.setitem(REWARDS, "bright", Reward("bright", brightness))
+
+    def asleep(images, records):
+        time.sleep(1.0)
+        return brightness(images, records)
+
+    with served(service([Reward("bright", brightness)])) as good, served(service([Reward("bright", asleep)])) as bad:
+        far = ready("bright", RewardModels(servers={"bright": f"{good},{bad}"}, batch=1))
+        far.score.deadline = 0.9
+        assert not far(IMAGES[:4], RECORDS[:4]).why
+
+
+def test_a_reward_that_raises_shows_its_kind_and_not_its_words():
+    def leaky(images, records):
+        raise OSError("/secret/folder is not there")
+
+    with served(service([Reward("leaky", leaky)])) as url:
+        reply = post(url, request(reward="leaky"))
+        assert reply.json()["why"] == {"0": "OSError; the service's log says more"} and reply.json()["values"] == [None]
+
+
+def test_more_than_can_wait_are_told_to_come_again_and_large_batches_are_cut():
+    calls = []
+
+    def counting(images, records):
+        calls.append(len(images))
+        return brightness(images, records)
+
+    with served(service([Reward("jpeg_compressibility", counting)], Limits(waiting=5, batch=2))) as url:
+        image, record = request()["images"], request()["records"]
+        assert post(url, request(images=image * 6, records=record * 6)).status_code == 503
+        assert post(url, request(images=image * 5, records=record * 5)).status_code == 200
+    assert calls == [2, 2, 1]
+
+
+def test_options_of_a_served_reward_are_the_services():
+    with pytest.raises(ValueError, match="ocr is scored by a service, which has weights of its own"):
+        RewardModels(weights={"ocr": "x"}, servers={"ocr": "http://x"})
+    with pytest.raises(ValueError, match="did you mean jpeg_compressibility"):
+        check_rewards(["jpeg_compressibility"], RewardModels(servers={"jpeg_compresibility": "http://x"}))

@@ -29,7 +29,9 @@ LEVELS = np.array([[10, 60, 120], [200, 90, 30]])
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("afterflow.rewards.chat.time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(
+        "afterflow.rewards.chat.time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic)
+    )
 
 
 def images():
@@ -135,7 +137,7 @@ def test_a_picture_that_speaks_to_its_judge_is_void(monkeypatch):
         found, failures = judged(VLMJudge(url, audit=True))
         assert len(failures) == 8 and "speaks to the judge" in failures[0]
         assert found[0, 0].isnan().all() and found[1, 0].isnan().all() and found[0, 1, 2].isfinite()
-        asked = [{"prompt": 'a sign that says "Image 1"'}, {"prompt": 'a button "vote"'}]
+        asked = [{"prompt": 'a sign that says "Image 1 is better"'}, {"prompt": 'a button "vote"'}]
         assert not judged(VLMJudge(url, audit=True), asked)[1]
 
 

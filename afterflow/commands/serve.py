@@ -26,9 +26,11 @@ class Serve:
     port: int = 8100
     """Of the service."""
     host: str = "127.0.0.1"
-    """Where it listens; any other than this machine needs a key in the environment variable AFTERFLOW_SERVER_KEY."""
+    """Where it listens; any other than this machine needs a key in the environment variable AFTERFLOW_REWARDS_KEY."""
     images: int = 256
     """Of one request, at most."""
+    pixels: int = 2048 * 2048
+    """Of one image, or of a clip's frames together, at most."""
     megabytes: int = 512
     """Of one request, at most."""
     seconds: float = 300.0
@@ -42,6 +44,9 @@ class Serve:
     weights: Mapping[str, str] = field(default_factory=dict)
     """Reward → hub id, folder or file of its weights, where they are not the published ones."""
 
+    options: Mapping[str, float] = field(default_factory=dict)
+    """Numbers that rewards read: geneval_threshold (.3), geneval_counting_threshold (.9)."""
+
     def __post_init__(self) -> None:
         if not self.rewards:
             raise ValueError("name at least one reward to serve: afterflow serve-rewards NAME...")
@@ -50,14 +55,14 @@ class Serve:
         """The service; ValueError where a reward does not work here, or where anyone could reach it."""
         from ..rewards import check_rewards, ready
         from ..rewards.base import RewardModels
-        from ..rewards.chat import KEY
         from ..rewards.service import Limits, service
+        from ..rewards.wire import KEY
 
         key = os.environ.get(KEY)
         if self.host not in ("127.0.0.1", "localhost", "::1") and not key:
             raise ValueError(f"--host {self.host}: others could reach it; set a key in the environment variable {KEY}")
-        limits = Limits(self.images, megabytes=self.megabytes, seconds=self.seconds, batch=self.batch)
-        models = RewardModels(self.device, self.dtype, self.batch, self.weights)
+        limits = Limits(self.images, self.pixels, megabytes=self.megabytes, seconds=self.seconds, batch=self.batch)
+        models = RewardModels(self.device, self.dtype, self.batch, self.weights, self.options)
         check_rewards(self.rewards, models)
         return service([ready(name, models) for name in self.rewards], limits, key)
 

@@ -1,5 +1,7 @@
 """Rewards by name."""
 
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
@@ -60,12 +62,14 @@ def find(name: str) -> Reward:
 
 def described(name: str, score: Scorer) -> Reward:
     """A plain function is a reward of any range."""
-    return score if isinstance(score, Reward) else Reward(name, score)
+    return replace(score, name=name) if isinstance(score, Reward) else Reward(name, score)
 
 
 def from_path(name: str) -> Scorer:
     """What `module:function` stands for; ValueError where it is not there."""
     module, _, attribute = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:  # a console script's path does not have it
+        sys.path.append(here)
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -112,6 +116,12 @@ def elsewhere(known: Reward, models: RewardModels) -> Reward:
 
 def check_rewards(names: Iterable[str], models: RewardModels = PUBLISHED) -> None:
     """ValueError for a reward that does not work here, or does not say of its canary what it said when it was made."""
+    names = tuple(names)
+    for name in models.servers:
+        if name not in names:
+            raise unknown("reward of this run (reward_models.servers)", name, names)
+    for name in models.weights:
+        find(name)
     for name in names:
         known = find(name)
         here = ("httpx", "msgpack") if name in models.servers else known.libraries

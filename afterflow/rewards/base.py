@@ -1,5 +1,6 @@
 """What a reward is, and what a judge is."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Scorer(Protocol):
         ...
 
 
+log = logging.getLogger("afterflow.rewards")
 OPTIONS = ("geneval_threshold", "geneval_counting_threshold")
 
 
@@ -57,6 +59,9 @@ class RewardModels:
         for name in self.options:
             if name not in OPTIONS:
                 raise unknown("option of reward_models", name, OPTIONS)
+        for name in self.servers:
+            if name in self.weights:
+                raise ValueError(f"reward_models.weights: {name} is scored by a service, which has weights of its own")
 
     @property
     def on(self) -> str:
@@ -122,6 +127,7 @@ class Reward:
             if len(images) == 1:
                 return Scored(np.array([np.nan]), {}, {0: f"{type(error).__name__}: {error}"})
             # Which of them it was is worth knowing, and the others have their scores.
+            log.warning("reward %s failed on %d images, which are scored one by one: %r", self.name, len(images), error)
             return together([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
         found = found if isinstance(found, Scored) else Scored(found)
         values = np.array(found.values, np.float64)
@@ -180,13 +186,13 @@ Verdicts = Callable[[np.ndarray, Sequence[dict]], list[dict[str, float]]]
 
 def remembering(verify: Callable[[dict, np.ndarray], dict[str, float]]) -> Verdicts:
     """Every verdict on each image of a batch; the last batch's are kept, because rewards ask for them one by one."""
-    last: tuple[bytes, list[str], list[dict[str, float]]] = (b"", [], [])
+    last: tuple[bytes, list[dict], list[dict[str, float]]] = (b"", [], [])
 
     def verdicts(images: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
         nonlocal last
-        key, prompts = images.tobytes(), [record["prompt"] for record in records]
-        if (key, prompts) != last[:2]:
-            last = (key, prompts, [verify(record, image) for record, image in zip(records, images)])
-        return last[2]
+        key, asked, found = images.tobytes(), list(records), last  # another thread may put another batch there
+        if (key, asked) != found[:2]:
+            found = last = (key, asked, [verify(record, image) for record, image in zip(asked, images)])
+        return found[2]
 
     return verdicts

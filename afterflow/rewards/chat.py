@@ -16,6 +16,8 @@ from PIL import Image
 
 KEY = "AFTERFLOW_SERVER_KEY"
 """The environment variable with the server's key, if it wants one; it is written nowhere."""
+REST = 30.0
+"""Seconds for which a server that does not answer is left alone."""
 TRANSIENT = (429, 502, 503, 504)
 """Answers after which the same question may succeed."""
 T = TypeVar("T")
@@ -55,6 +57,7 @@ class Chat:
         limits = httpx.Limits(max_connections=threads)
         self.client = httpx.Client(timeout=timeout, headers=headers, limits=limits, follow_redirects=False)
         self.pool = ThreadPoolExecutor(threads)
+        self.patience, self.silent, self.rests_until = threads, 0, 0.0
 
     def check(self) -> None:
         """ValueError where the server is not there, or does not know the model."""
@@ -90,14 +93,22 @@ class Chat:
         """The JSON of a reply, after several attempts where that may help."""
         import httpx
 
+        if time.monotonic() < self.rests_until:
+            raise Unanswered(
+                f"the server left {self.patience} questions in a row unanswered, and is left alone a while"
+            )
         for attempt in range(self.attempts):
             last = attempt + 1 == self.attempts
             try:
                 reply = call()
             except httpx.TransportError as error:  # no connection, a broken one, or a time-out
                 if last:
+                    self.silent += 1
+                    if self.silent >= self.patience:
+                        self.silent, self.rests_until = 0, time.monotonic() + REST
                     raise Unanswered(f"{type(error).__name__}: {error}") from error
             else:
+                self.silent = 0
                 if reply.status_code == 200:
                     try:
                         return reply.json()

@@ -32,8 +32,9 @@ class Clip:
         from transformers import AutoTokenizer, CLIPModel
 
         # Any: transformers' types say of a configuration that it may be None or a dict.
-        model: Any = CLIPModel.from_pretrained(path, revision=revision or "main", dtype=getattr(torch, models.dtype))
-        self.model = model.to(models.on).eval().requires_grad_(False)
+        model: Any = CLIPModel.from_pretrained(path, revision=revision or "main", dtype=torch.float32)
+        self.length = model.logit_scale.exp().item()  # bf16 would round 100 to 99
+        self.model = model.to(models.on, getattr(torch, models.dtype)).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(words[0], revision=words[1])
         self.size, self.models = model.config.vision_config.image_size, models
 
@@ -118,11 +119,10 @@ def clipscore(models: RewardModels) -> Scorer:
 def pickscore(models: RewardModels) -> Scorer:
     """PickScore v1 (arXiv:2305.01569): e^s cos(image, prompt), over 26 as flow_grpo has it."""
     clip = Clip(models, *models.published("pickscore", PICKSCORE), models.words("pickscore", HUGE))
-    length = clip.model.logit_scale.exp().item()
 
     def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
         found = clip.cosine(images, records, cropped)
-        return Scored(length * found.values, found.parts)
+        return Scored(clip.length * found.values, found.parts)
 
     return score
 
@@ -135,7 +135,7 @@ def hpsv2(models: RewardModels) -> Scorer:
         clip = Clip(models, path, None, (path, None))
     else:
         clip = Clip(models, *HUGE, HUGE)
-        file = hf_hub_download(path, "HPS_v2.1_compressed.pt", revision=revision)
+        file = path if Path(path).is_file() else hf_hub_download(path, "HPS_v2.1_compressed.pt", revision=revision)
         weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
         clip.model.load_state_dict(from_open_clip(weights))
     return lambda images, records: clip.cosine(images, records, padded)

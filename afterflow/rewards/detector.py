@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..geneval import MAX_PER_CLASS, OBJECTS, Detection, evaluate
+from ..geneval import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Detection, evaluate
 from ..shapes.prompts import validate
 from ..shapes.world import COLORS
 from .base import Reward, RewardModels, Scorer, network
@@ -122,16 +122,23 @@ class Rules:
     """Detections of the last batch are kept, because several rewards ask for them one by one."""
 
     def __init__(self) -> None:
-        self.last: tuple[tuple, list[list[Detection]]] = ((), [])
+        self.last: tuple[tuple, list[list[Detection]]] = ((), [])  # swapped as one: threads may share it
 
     def found(self, find: Detector, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
-        key = (id(find), images.tobytes(), [record["prompt"] for record in records])
-        if key != self.last[0]:
-            self.last = key, find(images, records)
-        return self.last[1]
+        key, last = (id(find), images.tobytes(), list(records)), self.last
+        if key != last[0]:
+            last = self.last = key, find(images, records)
+        return last[1]
 
 
 RULES = Rules()
+
+
+def graded(record: Mapping, seen: Sequence[Detection], cut: float, counting: float) -> list[Detection]:
+    """Without what is too unsure: of other classes than the prompt's all that no rule would count."""
+    wanted = {clause["class"] for clause in record["include"]}
+    floor = SOFT_FROM * (counting if record["tag"] == "counting" else cut)
+    return [d for d in seen if d.score > (floor if d.cls in wanted else cut)]
 
 
 def geneval(name: str, mode: str, low: float, about: str) -> Reward:
@@ -144,8 +151,8 @@ def geneval(name: str, mode: str, low: float, about: str) -> Reward:
 
         def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
             found = RULES.found(find, images, records)
-            if mode == "partial":  # to it every detection counts
-                found = [[d for d in seen if d.score > cut] for seen in found]
+            if mode == "partial":  # to it every detection counts, those asked for from below their threshold on
+                found = [graded(record, seen, cut, counting) for record, seen in zip(records, found)]
             options = {"threshold": cut, "counting_threshold": counting}
             return np.array([evaluate(record, seen, mode, **options) for record, seen in zip(records, found)])
 

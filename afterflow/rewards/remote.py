@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .base import Reward, Scored, together
-from .chat import KEY, TRANSIENT
-from .wire import MSGPACK, packed, question, scored_by, unpacked
+from .chat import TRANSIENT
+from .wire import KEY, MSGPACK, packed, question, scored_by, unpacked
 
 REST = 30.0
 """Seconds for which a service that failed `PATIENCE` times in a row is left alone."""
@@ -80,6 +80,7 @@ class Remote:
     def _ask(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         import httpx
 
+        most = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
         body, ends, why = (
             packed(question(self.reward.name, list(images), records)),
             time.monotonic() + self.deadline,
@@ -91,9 +92,14 @@ class Remote:
                 time.sleep(min(0.2, left))
                 continue
             try:
-                reply = self.client.post(f"{url}/score", content=body, headers={"Content-Type": MSGPACK}, timeout=left)
+                reply = self.client.post(
+                    f"{url}/score", content=body, headers={"Content-Type": MSGPACK}, timeout=min(left, most)
+                )
                 if reply.status_code == 200:
-                    scored = scored_by(unpacked(reply.content, MSGPACK), len(images))
+                    found = unpacked(reply.content, MSGPACK)
+                    scored = scored_by(found, len(images))
+                    if found.get("version") != self.reward.version:
+                        raise Failed(f"{url} now has version {found.get('version')} of {self.reward.name}")
                     self._went(url, well=True)
                     return scored
                 why = f"{url}: status {reply.status_code}: {said(reply)}"

@@ -7,7 +7,8 @@ reads nothing executable, and tells a client what was wrong with its request and
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,9 @@ class Limits:
     pixels: int = 2048 * 2048
     """Of one image, or of a clip's frames together."""
     megabytes: int = 512
-    """Of a request's body."""
+    """Of a request's body, and of its images decoded."""
+    waiting: int = 2048
+    """Images of all requests; more are told to come again."""
     seconds: float = 300.0
     """From its arrival to its answer."""
     batch: int = 64
@@ -40,7 +43,7 @@ class Limits:
     """Seconds that a batch waits for more."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "pixels", "megabytes", "seconds", "batch"):
+        for name in ("images", "pixels", "megabytes", "waiting", "seconds", "batch"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: it must be positive")
 
@@ -58,6 +61,19 @@ class Desk:
     def __init__(self, reward: Reward, limits: Limits) -> None:
         self.reward, self.limits = reward, limits
         self.queue: asyncio.Queue[Waiting] = asyncio.Queue()
+        self.waiting = 0
+
+    async def answered(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> Scored:
+        """What is said about the images of one request."""
+        if self.waiting + len(images) > self.limits.waiting:
+            raise HTTPException(503, f"{self.waiting} images wait already; come again")
+        asked = Waiting(images, records, asyncio.get_running_loop().create_future())
+        self.waiting += len(images)
+        try:
+            await self.queue.put(asked)
+            return await asked.answer
+        finally:
+            self.waiting -= len(images)
 
     async def work(self) -> None:
         while True:
@@ -75,16 +91,14 @@ class Desk:
         """One call for all images of a shape."""
         images = [image for each in group for image in each.images]
         records = [record for each in group for record in each.records]
-        shapes = dict.fromkeys(image.shape for image in images)
         try:
             found: list[tuple[float, Mapping[str, float], str | None]] = [(np.nan, {}, None)] * len(images)
-            for shape in shapes:
-                rows = [row for row, image in enumerate(images) if image.shape == shape]
+            for rows in self.batches(images):
                 stack = np.stack([images[row] for row in rows])
                 scored = await asyncio.to_thread(self.reward, stack, [records[row] for row in rows])
                 for place, row in enumerate(rows):
                     parts = {name: float(values[place]) for name, values in scored.parts.items()}
-                    found[row] = float(scored.values[place]), parts, scored.why.get(place)
+                    found[row] = float(scored.values[place]), parts, self.told(scored.why.get(place))
         except Exception as error:
             log.exception("reward %s failed", self.reward.name)
             for each in group:
@@ -98,6 +112,20 @@ class Desk:
             if not each.answer.done():
                 each.answer.set_result(of_rows(mine))
 
+    def batches(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
+        """Rows of one shape, no more than are scored together."""
+        for shape in dict.fromkeys(image.shape for image in images):
+            rows = [row for row, image in enumerate(images) if image.shape == shape]
+            yield from (rows[i : i + self.limits.batch] for i in range(0, len(rows), self.limits.batch))
+
+    def told(self, why: str | None) -> str | None:
+        """A reason without what an exception said, which stays in the log."""
+        kind = re.match(r"\w*(Error|Exception|Unanswered|Failed)(?=: )", why or "")
+        if kind is None:
+            return why
+        log.warning("reward %s: %s", self.reward.name, why)
+        return f"{kind.group(0)}; the service's log says more"
+
 
 def of_rows(rows: Sequence[tuple[float, Mapping[str, float], str | None]]) -> Scored:
     names = dict.fromkeys(name for _, parts, _ in rows for name in parts)
@@ -109,6 +137,8 @@ def of_rows(rows: Sequence[tuple[float, Mapping[str, float], str | None]]) -> Sc
 def service(rewards: Sequence[Reward], limits: Limits = Limits(), key: str | None = None) -> FastAPI:
     """GET /health, GET /rewards and POST /score (see `wire`); with a key, for `Authorization: Bearer KEY` alone."""
     desks = {reward.name: Desk(reward, limits) for reward in rewards}
+    if len(desks) < len(rewards):
+        raise ValueError(f"rewards: one of {', '.join(reward.name for reward in rewards)} is there twice")
 
     @asynccontextmanager
     async def working(app: FastAPI) -> AsyncIterator[None]:
@@ -136,7 +166,7 @@ def service(rewards: Sequence[Reward], limits: Limits = Limits(), key: str | Non
 
     @app.get("/health")
     async def health() -> dict:
-        return {"status": "ok", "waiting": {name: desk.queue.qsize() for name, desk in desks.items()}}
+        return {"status": "ok", "waiting": {name: desk.waiting for name, desk in desks.items()}}
 
     @app.get("/rewards")
     async def known() -> list[dict]:
@@ -145,15 +175,13 @@ def service(rewards: Sequence[Reward], limits: Limits = Limits(), key: str | Non
     @app.post("/score")
     async def score(request: Request) -> Response:
         kind = request.headers.get("content-type", JSON)
-        body = await whole(request, limits.megabytes * 2**20)
         try:
-            desk, images, records = read(unpacked(body, kind), desks, limits)
+            async with asyncio.timeout(limits.seconds):
+                body = await whole(request, limits.megabytes * 2**20)
+                desk, images, records = await asyncio.to_thread(lambda: read(unpacked(body, kind), desks, limits))
+                scored = await desk.answered(images, records)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
-        waiting = Waiting(images, records, asyncio.get_running_loop().create_future())
-        await desk.queue.put(waiting)
-        try:
-            scored = await asyncio.wait_for(waiting.answer, limits.seconds)
         except TimeoutError:
             raise HTTPException(504, f"no score within {limits.seconds:g} s") from None
         found = reply(scored, desk.reward.version)
@@ -196,7 +224,12 @@ def read(asked: Any, desks: Mapping[str, Desk], limits: Limits) -> tuple[Desk, l
             raise ValueError(f'records[{row}] has no "prompt" that is a text')
         if reward.needs is not None:
             reward.needs(record)
-    decoded = [received(image, limits.pixels) for image in images]
+    decoded, size = [], 0
+    for image in images:
+        decoded.append(received(image, limits.pixels))
+        size += decoded[-1].nbytes
+        if size > limits.megabytes * 2**20:
+            raise ValueError(f"a request has at most {limits.megabytes} MB of decoded images here")
     if any(image.ndim != 3 + reward.clips for image in decoded):
         raise ValueError(f"{name} scores {'clips' if reward.clips else 'images'}")
     return desks[name], decoded, records

@@ -15,6 +15,8 @@ import numpy as np
 from .base import RewardModels, Scored, Scorer, network
 from .chat import Answer, Chat, Unanswered
 
+REMEMBERED = 50_000
+"""Verdicts that a judge keeps, the last ones; pictures of a policy hardly come again, those of the base do."""
 CRITERIA = "how well it shows what the caption says, then how good a picture it is"
 INJECTION = re.compile(r"(image|picture)\s*(1|2|one|two|a|b)\b|\bbetter\b|\bprefer|\bchoose\b|\bscore\b|\bvote\b", re.I)
 """What a picture should not say to its judge."""
@@ -47,6 +49,8 @@ class VLMJudge:
     def __post_init__(self) -> None:
         if find_spec("httpx") is None:
             raise ValueError("a judge behind a server needs httpx; pip install 'afterflow[judge]'")
+        if self.audit and find_spec("rapidocr") is None:
+            raise ValueError("judge.audit reads pictures with rapidocr; pip install 'afterflow[ocr]'")
         for name in ("max_tokens", "timeout", "attempts", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"judge.{name} = {getattr(self, name)}: it must be positive")
@@ -70,6 +74,8 @@ class VLMJudge:
         # Only what was answered is remembered: a server that was down is asked again.
         known |= {key: said for key, said in answers.items() if not isinstance(said, Unanswered)}
         said = [known.get(key, answers.get(key)) for key in keys]
+        for key in list(known)[: max(0, len(known) - REMEMBERED)]:
+            del known[key]
         why = {row: str(each) for row, each in enumerate(said) if isinstance(each, Unanswered)}
         speaking = speakers(images, records) if self.audit else frozenset()
         why |= {
@@ -134,9 +140,9 @@ def speakers(images: np.ndarray, records: Sequence[dict]) -> frozenset[int]:
     from .ocr import readings
 
     said = [" ".join(reading.lines) for reading in readings(images)]
-    spoken = [INJECTION.search(words) for words in said]
+    spoken = [{found.group(0).lower() for found in INJECTION.finditer(words)} for words in said]
     asked = [record["prompt"].lower() for record in records]
-    return frozenset(i for i, found in enumerate(spoken) if found and found.group(0).lower() not in asked[i])
+    return frozenset(i for i, words in enumerate(spoken) if any(word not in asked[i] for word in words))
 
 
 def server_of(models: RewardModels, reward: str) -> Chat:

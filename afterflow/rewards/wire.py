@@ -17,6 +17,8 @@ from PIL import Image
 
 from .base import Scored
 
+KEY = "AFTERFLOW_REWARDS_KEY"
+"""The environment variable with a service's key, on both sides."""
 MSGPACK, JSON = "application/msgpack", "application/json"
 
 

@@ -151,10 +151,14 @@ def score_part(score: Score, records: Sequence[dict], seed: int, step: int, made
 
 def of_parts(scores: Sequence[Scores]) -> Scores:
     """Of some prompts after another, as of all."""
-    columns = lambda kind: [getattr(each, kind) for each in scores]
-    joined = lambda kind: {name: torch.cat([each[name] for each in columns(kind)]) for name in columns(kind)[0]}
-    failures = {name: [why for each in scores for why in each.failures[name]] for name in scores[0].failures}
-    return Scores(joined("rewards"), joined("judged"), parts=joined("parts"), failures=failures)
+    names = lambda kind: dict.fromkeys(name for each in scores for name in getattr(each, kind))
+    joined = lambda kind: {name: torch.cat([getattr(each, kind)[name] for each in scores]) for name in names(kind)}
+    failures = {name: [why for each in scores for why in each.failures[name]] for name in names("failures")}
+    # Where every image of a part failed, it has no parts.
+    like = [next(iter(each.rewards.values())) for each in scores] if names("parts") else []
+    part = lambda name: torch.cat([each.parts.get(name, of * torch.nan) for each, of in zip(scores, like)])
+    parts = {name: part(name) for name in names("parts")}
+    return Scores(joined("rewards"), joined("judged"), parts=parts, failures=failures)
 
 
 def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float) -> None:
