@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     no_progress_bars()
     settings = Settings(prompts=options.prompts, images=options.images)
-    records = suite_prompts(settings, 32)
+    records = suite_prompts(settings, (32, 32))
     judged = lambda pictures, settings: compare_pictures(settings, records, pictures, None, options.model, None)[0]
     result = {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__}
     model = SD3(options.model).load()

@@ -111,7 +111,7 @@ def test_one_prompt_has_no_interval():
 
 
 def tiny_records():
-    return evaluate.suite_prompts(Settings(prompts=14), 32)
+    return evaluate.suite_prompts(Settings(prompts=14), (32, 32))
 
 
 def test_overall_leaves_text_out_and_weighs_tags_equally():
@@ -135,23 +135,23 @@ def test_a_prompt_that_is_drawn_again_counts_once():
 
 
 def test_tags_with_few_facts_draw_them_again():
-    records = evaluate.suite_prompts(Settings(prompts=280), 32)
+    records = evaluate.suite_prompts(Settings(prompts=280), (32, 32))
     counting = [record["prompt"] for record in records if record["tag"] == "counting"]
     assert len(counting) == 40 and len(set(counting)) == 5
 
 
 def test_ood_has_no_single_object():
-    records = evaluate.suite_prompts(Settings("ood", prompts=12), 32)
+    records = evaluate.suite_prompts(Settings("ood", prompts=12), (32, 32))
     assert sorted({record["tag"] for record in records}) == sorted({*SIX[1:], "text"})
 
 
 def test_a_suite_is_the_same_every_time_and_another_for_another_seed():
-    assert tiny_records() == tiny_records() != evaluate.suite_prompts(Settings(prompts=14, seed=1), 32)
+    assert tiny_records() == tiny_records() != evaluate.suite_prompts(Settings(prompts=14, seed=1), (32, 32))
 
 
 def test_large_pictures_are_refused():
-    with pytest.raises(ValueError, match="32 or 64 px, not 1024; set --size"):
-        evaluate.suite_prompts(Settings(), 1024)
+    with pytest.raises(ValueError, match="pictures of 32 x 32 or 64 x 64 px, and the model draws 1024 x 1024"):
+        evaluate.suite_prompts(Settings(), (1024, 1024))
 
 
 def test_noise_depends_on_seed_and_place_alone():

@@ -31,7 +31,9 @@ def world_size(height: int, width: int) -> int:
     """The size of the world in pictures of so many pixels; ValueError where it has none."""
     if height != width or height not in SIZES:
         known = " or ".join(f"{size} x {size}" for size in SIZES)
-        raise ValueError(f"the shapes world has pictures of {known} px, and the model draws {width} x {height}")
+        raise ValueError(
+            f"the shapes world has pictures of {known} px, and the model draws {width} x {height}; set its size"
+        )
     return height
 
 
