@@ -35,6 +35,7 @@ RESULT = Path(__file__).parent / "results" / "generalist.json"
 NAMES = (
     "shapes_generalist",
     "shapes_generalist_no_anchor",
+    "shapes_generalist_quality_anchor",
     "shapes_generalist_from_base",
     "shapes_merge_only",
     "shapes_sft_teachers",

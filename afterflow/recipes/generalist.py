@@ -56,6 +56,13 @@ def shapes_teacher_text() -> Run:
     return _run("shapes_teacher_text", TASKS["text"])
 
 
+def shapes_teacher_fidelity() -> Run:
+    """A specialist for clean pictures, whatever they show: the anchor that Flow-OPD's paper chose."""
+    run = _run("shapes_teacher_fidelity", TAGS)
+    assert isinstance(run.algorithm, FlowGRPO)
+    return replace(run, algorithm=replace(run.algorithm, weights={"shapes_fidelity": 1.0}))
+
+
 def shapes_generalist() -> Chain:
     """Four specialists, their merge as a cold start, and Flow-OPD from it: one student for all tasks."""
     return Chain("shapes_generalist", (*_teachers(), _merge(), _student("shapes_generalist", _merge())))
@@ -66,6 +73,16 @@ def shapes_generalist_no_anchor() -> Chain:
     student = _student("shapes_generalist_no_anchor", _merge())
     student = replace(student, algorithm=replace(student.algorithm, beta=0.0))  # type: ignore[call-arg]
     return Chain("shapes_generalist_no_anchor", (*_teachers(), _merge(), student))
+
+
+def shapes_generalist_quality_anchor() -> Chain:
+    """The same near to a teacher of fidelity instead of the base, on every sample."""
+    student, quality = _student("shapes_generalist_quality_anchor", _merge()), shapes_teacher_fidelity()
+    assert isinstance(student.algorithm, FlowOPD)
+    anchor = Teacher("fidelity", f"runs/{quality.name}/lora")
+    algorithm = replace(student.algorithm, anchor=anchor.name)
+    student = replace(student, algorithm=algorithm, teachers=(*student.teachers, anchor))
+    return Chain("shapes_generalist_quality_anchor", (*_teachers(), quality, _merge(), student))
 
 
 def shapes_generalist_from_base() -> Chain:
