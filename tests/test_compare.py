@@ -23,6 +23,7 @@ from afterflow.models.tune import LoRA
 from afterflow.recipes import RECIPES
 from afterflow.report import Judged
 from afterflow.run import Run
+from afterflow.session import execute
 from afterflow.tiny.build import untrained
 
 SMALL = {"jpeg_compressibility": 1.0}
@@ -100,6 +101,7 @@ def test_of_a_chain_the_last_run_is_compared_and_what_comes_before_is_done_once(
     data = ImageFolder(str(samples.folder / "images"), caption="caption")
     student = replace(run, algorithm=SFT(), data=data, iterations=1)
     monkeypatch.setitem(RECIPES, "shapes_curated_sft", lambda: Chain("any", (samples, student)))
+    monkeypatch.setattr("afterflow.compare.train_apart", execute)  # a process of its own takes seconds to start
     command = ["compare", "shapes_curated_sft", "--seeds", "2", "--name", "drawn", "--prompts", "7", "--images", "1"]
     assert main(command) == 0
     assert capfd.readouterr().out.count("2 pictures by 1 teachers") == 1
