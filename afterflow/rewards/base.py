@@ -24,6 +24,11 @@ class Scored:
     why: Mapping[int, str] = field(default_factory=dict)
     """Image → why it has no score."""
 
+    def of(self, image: int) -> "Scored":
+        """What is said about one of them."""
+        parts = {name: values[image : image + 1] for name, values in self.parts.items()}
+        return Scored(self.values[image : image + 1], parts, {0: self.why[image]} if image in self.why else {})
+
 
 class Scorer(Protocol):
     def __call__(self, images: np.ndarray, records: Sequence[dict], /) -> "np.ndarray | Scored":
@@ -47,7 +52,6 @@ class RewardModels:
     """Images of one pass."""
     weights: Mapping[str, str] = field(default_factory=dict)
     """Reward → hub id, folder or file of its weights, where they are not the published ones."""
-
     options: Mapping[str, float] = field(default_factory=dict)
     """Numbers that rewards read: geneval_threshold (.3), geneval_counting_threshold (.9)."""
     servers: Mapping[str, str] = field(default_factory=dict)
@@ -144,10 +148,12 @@ class Reward:
 
 
 def together(scored: Sequence[Scored]) -> Scored:
-    """Of single images, as of a batch.  A part that some of them do not have is NaN there."""
+    """Of batches one after another, as of one.  A part that some of them do not have is NaN there."""
     names = dict.fromkeys(name for each in scored for name in each.parts)
-    column = lambda name: np.concatenate([each.parts.get(name, np.array([np.nan])) for each in scored])
-    why = {i: each.why[0] for i, each in enumerate(scored) if each.why}
+    nothing = lambda each: np.full(len(each.values), np.nan)
+    column = lambda name: np.concatenate([each.parts.get(name, nothing(each)) for each in scored])
+    before = np.cumsum([0, *(len(each.values) for each in scored)]).tolist()
+    why = {first + i: reason for first, each in zip(before, scored) for i, reason in each.why.items()}
     return Scored(np.concatenate([each.values for each in scored]), {name: column(name) for name in names}, why)
 
 

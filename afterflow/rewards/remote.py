@@ -64,28 +64,21 @@ class Remote:
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         parts = [slice(i, i + self.batch) for i in range(0, len(images), self.batch)]
-        found = list(self.pool.map(lambda part: self._part(images[part], records[part]), parts))
-        return together([one for scored in found for one in scored])
+        return together(list(self.pool.map(lambda part: self._part(images[part], records[part]), parts)))
 
-    def _part(self, images: np.ndarray, records: Sequence[dict]) -> list[Scored]:
-        """Of each image.  A batch that no service could score has a reason instead."""
+    def _part(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
+        """Of a batch; one that no service could score has a reason instead."""
         try:
-            scored = self._ask(images, records)
+            return self._ask(images, records)
         except Failed as error:
-            return [Scored(np.array([np.nan]), {}, {0: str(error)}) for _ in images]
-        row = lambda i: {name: values[i : i + 1] for name, values in scored.parts.items()}
-        why = lambda i: {0: scored.why[i]} if i in scored.why else {}
-        return [Scored(scored.values[i : i + 1], row(i), why(i)) for i in range(len(images))]
+            return Scored(np.full(len(images), np.nan), why=dict.fromkeys(range(len(images)), str(error)))
 
     def _ask(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         import httpx
 
         most = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
-        body, ends, why = (
-            packed(question(self.reward.name, list(images), records)),
-            time.monotonic() + self.deadline,
-            "",
-        )
+        body, why = packed(question(self.reward.name, list(images), records)), ""
+        ends = time.monotonic() + self.deadline
         while (left := ends - time.monotonic()) > 0:
             url = self._next()
             if url is None:

@@ -6,21 +6,18 @@ reads nothing executable, and tells a client what was wrong with its request and
 
 import asyncio
 import hmac
-import logging
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from .base import Reward, Scored
+from .base import Reward, Scored, log, together
 from .wire import JSON, MSGPACK, packed, received, reply, unpacked
-
-log = logging.getLogger("afterflow.rewards")
 
 
 @dataclass(frozen=True)
@@ -92,13 +89,12 @@ class Desk:
         images = [image for each in group for image in each.images]
         records = [record for each in group for record in each.records]
         try:
-            found: list[tuple[float, Mapping[str, float], str | None]] = [(np.nan, {}, None)] * len(images)
+            found: dict[int, Scored] = {}
             for rows in self.batches(images):
                 stack = np.stack([images[row] for row in rows])
                 scored = await asyncio.to_thread(self.reward, stack, [records[row] for row in rows])
-                for place, row in enumerate(rows):
-                    parts = {name: float(values[place]) for name, values in scored.parts.items()}
-                    found[row] = float(scored.values[place]), parts, self.told(scored.why.get(place))
+                scored = replace(scored, why={place: self.told(why) for place, why in scored.why.items()})
+                found |= {row: scored.of(place) for place, row in enumerate(rows)}
         except Exception as error:
             log.exception("reward %s failed", self.reward.name)
             for each in group:
@@ -107,10 +103,10 @@ class Desk:
             return
         first = 0
         for each in group:
-            mine = found[first : first + len(each.images)]
+            mine = range(first, first + len(each.images))
             first += len(each.images)
             if not each.answer.done():
-                each.answer.set_result(of_rows(mine))
+                each.answer.set_result(together([found[row] for row in mine]))
 
     def batches(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
         """Rows of one shape, no more than are scored together."""
@@ -118,20 +114,13 @@ class Desk:
             rows = [row for row, image in enumerate(images) if image.shape == shape]
             yield from (rows[i : i + self.limits.batch] for i in range(0, len(rows), self.limits.batch))
 
-    def told(self, why: str | None) -> str | None:
+    def told(self, why: str) -> str:
         """A reason without what an exception said, which stays in the log."""
-        kind = re.match(r"\w*(Error|Exception|Unanswered|Failed)(?=: )", why or "")
+        kind = re.match(r"\w*(Error|Exception|Unanswered|Failed)(?=: )", why)
         if kind is None:
             return why
         log.warning("reward %s: %s", self.reward.name, why)
         return f"{kind.group(0)}; the service's log says more"
-
-
-def of_rows(rows: Sequence[tuple[float, Mapping[str, float], str | None]]) -> Scored:
-    names = dict.fromkeys(name for _, parts, _ in rows for name in parts)
-    parts = {name: np.array([parts.get(name, np.nan) for _, parts, _ in rows]) for name in names}
-    why = {row: reason for row, (_, _, reason) in enumerate(rows) if reason is not None}
-    return Scored(np.array([value for value, _, _ in rows]), parts, why)
 
 
 def service(rewards: Sequence[Reward], limits: Limits = Limits(), key: str | None = None) -> FastAPI:
