@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,20 +139,8 @@ def service(rewards: Sequence[Reward], limits: Limits = Limits(), key: str | Non
 
     app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.middleware("http")
-    async def guarded(request: Request, call_next: Any) -> Response:
-        given = request.headers.get("authorization", "").encode()
-        if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-            return refusal(401, "a key is needed: Authorization: Bearer KEY")
-        try:
-            return await call_next(request)
-        except Exception:
-            log.exception("a request failed")
-            return refusal(500, "the service failed; its log says why")
-
-    @app.exception_handler(HTTPException)
-    async def told(request: Request, error: HTTPException) -> Response:
-        return refusal(error.status_code, str(error.detail))
+    app.middleware("http")(partial(guarded, key))
+    app.exception_handler(HTTPException)(told)
 
     @app.get("/health")
     async def health() -> dict:
@@ -163,22 +152,43 @@ def service(rewards: Sequence[Reward], limits: Limits = Limits(), key: str | Non
 
     @app.post("/score")
     async def score(request: Request) -> Response:
-        kind = request.headers.get("content-type", JSON)
-        try:
-            async with asyncio.timeout(limits.seconds):
-                body = await whole(request, limits.megabytes * 2**20)
-                desk, images, records = await asyncio.to_thread(lambda: read(unpacked(body, kind), desks, limits))
-                scored = await desk.answered(images, records)
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from None
-        except TimeoutError:
-            raise HTTPException(504, f"no score within {limits.seconds:g} s") from None
-        found = reply(scored, desk.reward.version)
-        if kind.startswith(MSGPACK):
-            return Response(packed(found), media_type=MSGPACK)
-        return JSONResponse(found)
+        return await answered(request, desks, limits)
 
     return app
+
+
+async def guarded(key: str | None, request: Request, call_next: Any) -> Response:
+    """A request without the key goes no further, and nothing of an error but that there was one goes back."""
+    given = request.headers.get("authorization", "").encode()
+    if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
+        return refusal(401, "a key is needed: Authorization: Bearer KEY")
+    try:
+        return await call_next(request)
+    except Exception:
+        log.exception("a request failed")
+        return refusal(500, "the service failed; its log says why")
+
+
+async def told(request: Request, error: HTTPException) -> Response:
+    return refusal(error.status_code, str(error.detail))
+
+
+async def answered(request: Request, desks: Mapping[str, Desk], limits: Limits) -> Response:
+    """The scores that a request asks for, in its own language."""
+    kind = request.headers.get("content-type", JSON)
+    try:
+        async with asyncio.timeout(limits.seconds):
+            body = await whole(request, limits.megabytes * 2**20)
+            desk, images, records = await asyncio.to_thread(lambda: read(unpacked(body, kind), desks, limits))
+            scored = await desk.answered(images, records)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
+    except TimeoutError:
+        raise HTTPException(504, f"no score within {limits.seconds:g} s") from None
+    found = reply(scored, desk.reward.version)
+    if kind.startswith(MSGPACK):
+        return Response(packed(found), media_type=MSGPACK)
+    return JSONResponse(found)
 
 
 def refusal(status: int, said: str) -> Response:
