@@ -5,6 +5,7 @@ import torch
 
 from afterflow.algorithms.sft import SFT
 from afterflow.tiny.build import untrained
+from tinies import FAMILIES, built
 from toy import MLP, learn
 
 torch.set_num_threads(1)  # the toys' tensors are so small that threads cost more than they bring
@@ -24,6 +25,19 @@ def base():
     for _ in learn(SFT(shift=1.0), model, 500, lr=3e-3):
         pass
     return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tinies(tmp_path_factory):
+    """A tiny pipeline of every family with random weights."""
+    return {name: built(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """The test runs in a folder of its own, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessor, CLIPModel
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
@@ -19,22 +19,15 @@ from afterflow.rewards import check_rewards, clip, ready
 from afterflow.rewards.base import RewardModels
 from afterflow.run import Run
 from afterflow.session import execute
-from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
+from afterflow.tiny.tokenizer import make_tokenizer
+from tinies import clip as clip_towers
 
 PROMPTS = [{"prompt": "a picture of a red heart"}, {"prompt": "a blue circle"}, {"prompt": "a picture of a red heart"}]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    tower = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
-    text = {"vocab_size": len(vocabulary()), "max_position_embeddings": 40, **tower, **ids}
-    vision = {"image_size": 28, "patch_size": 7, **tower}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(path)
-    make_tokenizer().save_pretrained(path)
-    return path
+    return clip_towers(tmp_path_factory.mktemp("clip"), words=40)
 
 
 def pictures(height=40, width=60, count=3):
@@ -162,9 +155,7 @@ def test_weights_that_are_not_there_stop_before_training(folder, monkeypatch):
         RewardModels(batch=0)
 
 
-def test_a_run_is_rewarded_by_one(folder, pipeline, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+def test_a_run_is_rewarded_by_one(folder, pipeline, own_folder):
     run = Run(
         FlowGRPO({"pickscore": 1.0}, steps=3, group=4, beta=0.0),
         ShapesPrompts(count=10),

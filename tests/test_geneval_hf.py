@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 from transformers.models.mask2former import Mask2FormerImageProcessor
 
 from afterflow.geneval import OBJECTS, Detection
@@ -11,7 +11,7 @@ from afterflow.rewards import detector, find, ready
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.detector import Detector, box_of, graded, instances
 from afterflow.shapes.world import COLORS, PALETTE
-from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
+from tinies import clip
 
 RECORD = {"tag": "colors", "prompt": "a photo of a red dog", "include": [{"class": "dog", "count": 1, "color": "red"}]}
 
@@ -34,12 +34,7 @@ def models(tmp_path_factory):
     )
     Mask2FormerForUniversalSegmentation(config).save_pretrained(seer)
     Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(seer)
-    tower = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
-    text = {"vocab_size": len(vocabulary()), "max_position_embeddings": 60, **tower, **ids}
-    vision = {"image_size": 28, "patch_size": 7, **tower}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(reader)
-    make_tokenizer().save_pretrained(reader)
+    clip(reader)
     return RewardModels(weights={"geneval_hf": str(seer), "clipscore": str(reader)}, batch=2)
 
 

@@ -33,21 +33,11 @@ from afterflow.parts import prepare
 from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
-from tinies import FAMILIES, built
+from tinies import FAMILIES
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def tinies(tmp_path_factory):
-    return {name: built(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def loaded(config):

@@ -15,21 +15,11 @@ from afterflow.models.tune import Full, LoRA
 from afterflow.parts import prepare
 from afterflow.run import Run
 from afterflow.session import execute
-from tinies import FAMILIES, built
+from tinies import FAMILIES
 
 pytest.importorskip("torchao")
+pytestmark = pytest.mark.usefixtures("own_folder")
 KINDS = ("int8", "nf4")
-
-
-@pytest.fixture(scope="module")
-def tinies(tmp_path_factory):
-    return {name: built(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
-
-
-@pytest.fixture(autouse=True)
-def there(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 def velocity_of(model):

@@ -90,10 +90,8 @@ def test_a_reward_of_another_package_is_found_by_its_entry_point(monkeypatch):
 
 
 @pytest.fixture
-def run(pipeline, tmp_path, monkeypatch):
+def run(pipeline, own_folder, monkeypatch):
     monkeypatch.setitem(REWARDS, "sometimes", failing(0))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
     return Run(
         FlowGRPO({"sometimes": 1.0}, steps=3, group=4, beta=0.0),
         ShapesPrompts(count=10),

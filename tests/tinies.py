@@ -16,6 +16,8 @@ from diffusers import (
 )
 from tokenizers import pre_tokenizers
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     Qwen2_5_VLConfig,
@@ -36,6 +38,18 @@ from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 
 T5 = {"vocab_size": len(vocabulary()), "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
 VIDEO_VAE = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+
+
+def clip(folder, words=60):
+    """CLIP's two towers and their tokenizer, not a pipeline."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
+    text = {"vocab_size": len(vocabulary()), "max_position_embeddings": words, **tower, **ids}
+    vision = {"image_size": 28, "patch_size": 7, **tower}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def sd3(folder):
