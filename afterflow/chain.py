@@ -20,7 +20,7 @@ from .models.sd3 import SD3
 from .models.teacher import Teacher
 from .models.tune import LoRA
 from .promptset import check_routes, held_out_records, prompt_records
-from .record import to_json
+from .record import from_json, to_json
 from .run import Run
 
 
@@ -205,5 +205,5 @@ def digest(folder: Path) -> str | None:
 def check_same_stage(stage: Merge | Samples) -> None:
     """ValueError when the stage's folder holds one of other settings."""
     file = record_of(stage)
-    if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(to_json(stage))):
+    if file.is_file() and from_json(type(stage), json.loads(file.read_text()), str(file)) != stage:
         raise ValueError(f"{stage.folder} holds a stage with other settings; delete it, or give this one another name")

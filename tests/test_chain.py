@@ -14,13 +14,14 @@ from afterflow import chain as chains
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
-from afterflow.chain import Chain, Merge, Samples, execute
+from afterflow.chain import Chain, Merge, Samples, check_same_stage, execute
 from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import ShapesPrompts, check_turns, rows
 from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
 from afterflow.models.tune import LoRA
 from afterflow.recipes import RECIPES
+from afterflow.record import to_json
 from afterflow.run import Run
 from afterflow.session import execute as train
 
@@ -90,9 +91,24 @@ def test_a_stage_of_other_settings_is_refused_before_anything_is_trained():
     assert not Path("runs/counting").exists()
     assert Path("runs/colors/metrics.jsonl").read_text() == saved_before
     Path("runs/merged").mkdir()
-    Path("runs/merged/stage.json").write_text("{}")
+    merged = next(stage for stage in whole().stages if isinstance(stage, Merge))
+    Path("runs/merged/stage.json").write_text(json.dumps(to_json(replace(merged, density=0.1))))
     with pytest.raises(ValueError, match="runs/merged holds a stage with other settings"):
         execute(whole())
+    Path("runs/merged/stage.json").write_text('{"name": "merged"}')
+    with pytest.raises(ValueError, match=r"runs/merged/stage\.json has no field 'loras', which it needs"):
+        execute(whole())
+
+
+def test_a_stage_of_an_older_version_that_lacks_an_option_is_taken():
+    merged = Merge(("one",), name="merged", rank=2)
+    Path("runs/merged").mkdir(parents=True)
+    record = to_json(merged)
+    del record["density"]
+    Path("runs/merged/stage.json").write_text(json.dumps(record))
+    check_same_stage(merged)
+    with pytest.raises(ValueError, match="other settings"):
+        check_same_stage(replace(merged, density=0.1))
 
 
 def test_a_stage_made_from_what_has_changed_since_is_refused():

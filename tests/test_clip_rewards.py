@@ -148,7 +148,7 @@ def test_the_aesthetic_predictor_is_its_layers_one_after_another(folder, tmp_pat
 
 
 def test_weights_that_are_not_there_stop_before_training(folder, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"pickscore could not be loaded: .*; --reward-models.weights pickscore PATH"):
         check_rewards(["pickscore"], RewardModels(weights={"pickscore": "nobody/nothing"}))
     with pytest.raises(ValueError, match=r"reward_models\.batch = 0"):
