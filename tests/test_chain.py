@@ -101,7 +101,7 @@ def test_a_stage_of_other_settings_is_refused_before_anything_is_trained():
 
 
 def test_a_stage_of_an_older_version_that_lacks_an_option_is_taken():
-    merged = Merge(("one",), name="merged", rank=2)
+    merged = Merge(("one", "two"), name="merged", rank=2)
     Path("runs/merged").mkdir(parents=True)
     record = to_json(merged)
     del record["density"]
