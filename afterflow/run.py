@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +22,7 @@ from .data.clips import MovingClips, MovingPrompts
 from .data.images import HubImages, ImageFolder, Images, ShapesImages
 from .data.objects import ObjectPrompts, SignPrompts
 from .data.prompts import PromptFile, ShapesPrompts
+from .extras import check_extra
 from .models.flux import Flux
 from .models.pipeline import Pretrained
 from .models.qwen_image import QwenImage
@@ -146,11 +146,27 @@ class Run:
     """Where metrics go besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        if self.optimizer == "adamw_8bit":
+            check_extra("optimizer = adamw_8bit", ["bitsandbytes"], "quantize")
+        if self.track != "none":
+            check_extra(f"track = {self.track}", [self.track], "track")
+        self._check_model()
+        self._check_held_out()
+        algorithm = self.algorithm
+        if isinstance(algorithm, Supervised) != isinstance(self.data, Images):
+            need = "images with prompts" if isinstance(algorithm, Supervised) else "prompts"
+            raise ValueError(f"{type(algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")
+        if isinstance(algorithm, Supervised):
+            self._check_supervised()
+        else:
+            self._check_rewards(algorithm)
+        self._check_teachers(algorithm.asks if isinstance(algorithm, OnPolicy) else Asks(()))
+
+    def _check_numbers(self) -> None:
         for name in ("iterations", "batch", "updates", "chunk", "save_every", "keep", "inference_steps", "eval_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-        if (self.eval_every > 0) != (self.held_out is not None):
-            raise ValueError("held_out and eval_every go together: which prompts to evaluate on, and how often")
         for name in ("learning_rate", "max_grad_norm", "budget_seconds"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: it must be positive")
@@ -161,44 +177,35 @@ class Run:
             raise ValueError(
                 f"turns = {dict(self.turns)}: each tag has at least one iteration; leave out those without"
             )
-        if self.turns and isinstance(self.algorithm, Supervised):
-            raise ValueError("turns are of prompts that are explored; leave them out where images teach")
         if not 0 <= self.invalid < 1:
             raise ValueError(f"invalid = {self.invalid}: a share of the images, so 0 <= invalid < 1")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema = {self.ema}: a decay, so 0 <= ema < 1")
+
+    def _check_model(self) -> None:
         if isinstance(self.model, Pretrained) and self.model.dtype == "float16" and self.mixed_precision != "fp16":
             raise ValueError("model.dtype = float16 loses small gradients; take bfloat16, or mixed_precision = fp16")
         if isinstance(self.model, Pretrained) and self.model.quantize is not None and isinstance(self.tune, Full):
             raise ValueError("model.quantize keeps frozen weights in fewer bits, and Full trains them; take a LoRA")
-        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
-            raise ValueError("optimizer = adamw_8bit: bitsandbytes is not installed; pip install 'afterflow[quantize]'")
-        if self.track != "none" and find_spec(self.track) is None:
-            raise ValueError(f"track = {self.track}: it is not installed; pip install 'afterflow[track]'")
-        if self.eval_rewards and self.held_out is None:
-            raise ValueError("eval_rewards are measured on held-out prompts; set held_out and eval_every as well")
-        for name in ("offload", "overlap"):
-            if isinstance(self.algorithm, Supervised) and getattr(self, name):
-                raise ValueError(f"{name} is of rollouts; leave it out where images teach")
-        if self.best is not None and self.held_out is None:
-            raise ValueError(
-                f"best = {self.best}: it is measured on held-out prompts; set held_out and eval_every as well"
-            )
-        if self.best is not None and self.best not in self.watched:
-            raise unknown("reward on held-out prompts (best)", self.best, self.watched)
-        if isinstance(self.algorithm, Supervised) and self.updates > 1:
-            raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
         for name in self.rewards:
             if find(name).clips and not isinstance(self.model, Wan):
                 raise ValueError(f"{name} judges clips, and {type(self.model).__name__} draws images; take Wan")
-        if isinstance(self.algorithm, Supervised) != isinstance(self.data, Images):
-            need = "images with prompts" if isinstance(self.algorithm, Supervised) else "prompts"
-            raise ValueError(f"{type(self.algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")
-        if isinstance(self.algorithm, OnPolicy):
-            if not self.algorithm.weights and self.algorithm.asks.route is None:
-                raise ValueError("algorithm.weights is empty: name at least one reward and its weight")
-            self._check_rewards(self.algorithm)
-        self._check_teachers(self.algorithm.asks if isinstance(self.algorithm, OnPolicy) else Asks(()))
+
+    def _check_held_out(self) -> None:
+        if (self.eval_every > 0) != (self.held_out is not None):
+            raise ValueError("held_out and eval_every go together: which prompts to evaluate on, and how often")
+        for name in ("eval_rewards", "best"):
+            if getattr(self, name) and self.held_out is None:
+                raise ValueError(f"{name} is measured on held-out prompts; set held_out and eval_every as well")
+        if self.best is not None and self.best not in self.watched:
+            raise unknown("reward on held-out prompts (best)", self.best, self.watched)
+
+    def _check_supervised(self) -> None:
+        for name in ("turns", "offload", "overlap"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is of rollouts; leave it out where images teach")
+        if self.updates > 1:
+            raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
 
     def _check_teachers(self, asks: Asks) -> None:
         names, tasks = [t.name for t in self.teachers], [task for t in self.teachers for task in t.tasks]
@@ -218,6 +225,8 @@ class Run:
             raise unknown("anchor", asks.anchor, ("base", *names))
 
     def _check_rewards(self, algorithm: OnPolicy) -> None:
+        if not algorithm.weights and algorithm.asks.route is None:
+            raise ValueError("algorithm.weights is empty: name at least one reward and its weight")
         judged = algorithm.asks.comparisons is not None
         blend = algorithm.asks.blend or Blend()
         if WIN_RATE in {*algorithm.weights, *blend.gate} and not judged:

@@ -72,6 +72,6 @@ def test_a_prompt_without_quotes_is_refused_with_its_line(tmp_path):
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("afterflow.rewards.find_spec", lambda name: None)
+    monkeypatch.setattr("afterflow.extras.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"reward ocr needs rapidocr, .*; pip install 'afterflow\[ocr\]'"):
         check_rewards(["ocr"])

@@ -82,9 +82,8 @@ def test_a_lora_beside_them_learns_and_comes_back(tinies, name, kind):
 def test_what_cannot_be_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="Full trains them; take a LoRA"):
         Run(FlowGRPO({"shapes_strict": 1.0}), ShapesPrompts(), SD3("tiny", quantize="nf4"), Full())
-    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"torchao is not installed; pip install 'afterflow\[quantize\]'"):
+    monkeypatch.setattr("afterflow.extras.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"model\.quantize = int8 needs torchao; pip install 'afterflow\[quantize\]'"):
         SD3("tiny", quantize="int8")
-    monkeypatch.setattr("afterflow.run.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"bitsandbytes is not installed; pip install 'afterflow\[quantize\]'"):
+    with pytest.raises(ValueError, match=r"optimizer = adamw_8bit needs bitsandbytes; pip install 'afterflow\[qu"):
         Run(FlowGRPO({"shapes_strict": 1.0}), ShapesPrompts(), SD3("tiny"), optimizer="adamw_8bit")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
+from ..extras import check_extra
 from ..report import Settings
 from .files import write_file
 from .recipes import made_by
@@ -168,11 +169,7 @@ def last_run(chain: "Chain") -> "Run":
 
 
 def check_libraries() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"pages and trees need {' and '.join(missing)}; pip install 'afterflow[report]'")
+    check_extra("a page or a tree", ["matplotlib", "jinja2"], "report")
 
 
 def check_comparable(runs: Sequence["Run"]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
+from ..extras import check_extra
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -67,11 +69,7 @@ class Serve:
         return service([ready(name, models) for name in self.rewards], limits, key)
 
     def __call__(self) -> None:
-        from importlib.util import find_spec
-
-        missing = [name for name in ("fastapi", "uvicorn", "msgpack") if find_spec(name) is None]
-        if missing:
-            raise ValueError(f"a service needs {', '.join(missing)}; pip install 'afterflow[serve]'")
+        check_extra("a service", ["fastapi", "uvicorn", "msgpack"], "serve")
         import uvicorn
 
         uvicorn.run(self.app(), host=self.host, port=self.port, log_level="warning")

@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..extras import check_extra
 from ..seeds import number
 from ..shapes import prompts, render
 from ..shapes.world import TAGS, world_size
@@ -127,8 +127,7 @@ class HubImages(Images):
     """Whether latents are kept on disk for the next run."""
 
     def __post_init__(self) -> None:
-        if find_spec("datasets") is None:
-            raise ValueError("data sets of the hub need the library datasets; pip install 'afterflow[data]'")
+        check_extra("a data set of the hub", ["datasets"], "data")
 
     def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
         import datasets

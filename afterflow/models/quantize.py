@@ -1,13 +1,13 @@
 """Frozen weights in 8 or 4 bits, to train a LoRA beside (QLoRA, arXiv:2305.14314)."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from math import gcd
 from typing import Literal
 
 import torch
 from torch import nn
 
+from ..extras import check_extra
 from .base import blocks
 
 QuantizeName = Literal["int8", "nf4"]
@@ -17,8 +17,8 @@ BLOCK = 64
 
 def check_quantizes(how: QuantizeName | None) -> None:
     """ValueError where the library is missing."""
-    if how is not None and find_spec("torchao") is None:
-        raise ValueError(f"model.quantize = {how}: torchao is not installed; pip install 'afterflow[quantize]'")
+    if how is not None:
+        check_extra(f"model.quantize = {how}", ["torchao"], "quantize")
 
 
 def quantize(module: nn.Module, how: QuantizeName, device: torch.device | str) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 
+from ..extras import check_extra
 from ..names import unknown
 from . import clip, detector, jpeg, moving, ocr, shapes, vlm
 from .base import Reward, RewardModels, Scorer
@@ -126,9 +126,7 @@ def check_rewards(names: Iterable[str], models: RewardModels = PUBLISHED) -> Non
         known = find(name)
         here = ("httpx", "msgpack") if name in models.servers else known.libraries
         extra = "serve" if name in models.servers else known.extra
-        missing = [library for library in here if find_spec(library) is None]
-        if missing:
-            raise ValueError(f"reward {name} needs {', '.join(missing)}; pip install 'afterflow[{extra}]'")
+        check_extra(f"reward {name}", here, extra)
         known = ready(name, models)
         if known.canary is None:
             continue

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
 
+from ..extras import check_extra
 from .base import RewardModels, Scored, Scorer, network
 from .chat import Answer, Chat, Unanswered
 
@@ -47,10 +47,9 @@ class VLMJudge:
     """Questions at a time."""
 
     def __post_init__(self) -> None:
-        if find_spec("httpx") is None:
-            raise ValueError("a judge behind a server needs httpx; pip install 'afterflow[judge]'")
-        if self.audit and find_spec("rapidocr") is None:
-            raise ValueError("judge.audit reads pictures with rapidocr; pip install 'afterflow[ocr]'")
+        check_extra("a judge behind a server", ["httpx"], "judge")
+        if self.audit:
+            check_extra("judge.audit", ["rapidocr"], "ocr")
         for name in ("max_tokens", "timeout", "attempts", "threads"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"judge.{name} = {getattr(self, name)}: it must be positive")

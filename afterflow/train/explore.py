@@ -90,16 +90,8 @@ def explore(
         rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
         held = noise.device if keep is None else keep
         order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(held)
-        images = len(cond) * plan.widths[-1]
-        metrics = {
-            **score_metrics(scores, algorithm.weights),
-            "nfe/rollout": plan.evaluations,
-            "nfe/update": len(rows) / images,
-        }
-        if algorithm.asks.reference or models.anchor is not None:
-            metrics["nfe/reference"] = metrics["nfe/update"]
-        if models.teachers:
-            metrics["nfe/teacher"] = metrics["nfe/update"]
+        work = evaluations(algorithm, models, plan, len(rows) / (len(cond) * plan.widths[-1]))
+        metrics = {**score_metrics(scores, algorithm.weights), **work}
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
         del rows  # nor need they be in memory while the next are explored
@@ -180,6 +172,16 @@ def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float
             raise Stopped(said)
         if told:
             print(said)
+
+
+def evaluations(algorithm: OnPolicy, models: Models, plan: Plan, rows: float) -> dict[str, float]:
+    """Evaluations of a network per image, of which `rows` are of the update."""
+    asked = {"reference": algorithm.asks.reference or models.anchor is not None, "teacher": bool(models.teachers)}
+    return {
+        "nfe/rollout": plan.evaluations,
+        "nfe/update": rows,
+        **{f"nfe/{who}": rows for who, it_is in asked.items() if it_is},
+    }
 
 
 def score_metrics(scores: Scores, weights: Mapping[str, float]) -> dict[str, float]:
