@@ -11,11 +11,13 @@ from huggingface_hub import ModelCardData
 
 from . import __version__
 from .models.families import FAMILIES
-from .models.pipeline import Pretrained
+from .models.pipeline import SHIPPED, Pretrained
+from .models.tiny import TinyParts, TinyVideoParts
 from .models.tune import LoRA
 from .report import Estimate, estimates, written
 from .run import Run
 
+FROM_SCRATCH = {TinyParts: "StableDiffusion3Pipeline", TinyVideoParts: "WanPipeline"}
 DRAWS = 2000
 """Of the bootstrap."""
 
@@ -53,7 +55,7 @@ def on_hub(run: Run) -> str | None:
 
 
 def base(run: Run) -> str:
-    return run.model.path if isinstance(run.model, Pretrained) else "a tiny SD3 pipeline from scratch"
+    return run.model.path if isinstance(run.model, Pretrained) else f"a tiny {stock_of(run)} from scratch"
 
 
 def summary(run: Run) -> list[str]:
@@ -82,16 +84,21 @@ def steps_done(run: Run) -> int:
 
 def named(run: Run) -> str:
     """How a user names the base in code."""
-    if not isinstance(run.model, Pretrained) or run.model.path == "tiny":
-        return "TINY"
+    if not isinstance(run.model, Pretrained) or run.model.path in SHIPPED:
+        return "TINY_WAN" if stock_of(run) == "WanPipeline" else "TINY"
     revision = f', revision="{run.model.revision}"' if run.model.revision else ""
     return f'"{run.model.path}"{revision}'
 
 
+def stock_of(run: Run) -> str:
+    """The pipeline's class in diffusers."""
+    kinds = {config: model.stock.__name__ for config, model in FAMILIES.items()} | FROM_SCRATCH
+    return kinds[type(run.model)]
+
+
 def usage(run: Run, result: Path) -> list[str]:
-    kinds = {config.__name__: model.stock.__name__ for config, model in FAMILIES.items()}
-    stock = kinds.get(type(run.model).__name__, "StableDiffusion3Pipeline")
-    shipped = ["from afterflow.models.pipeline import TINY"] if named(run) == "TINY" else []
+    stock = stock_of(run)
+    shipped = [f"from afterflow.models.pipeline import {named(run)}"] if named(run).isidentifier() else []
     start = f"pipe = {stock}.from_pretrained({named(run)})"
     code = (
         [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']

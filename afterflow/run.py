@@ -20,7 +20,7 @@ from .algorithms.sft import SFT
 from .algorithms.soar import SOAR
 from .data.clips import MovingClips, MovingPrompts
 from .data.images import HubImages, ImageFolder, Images, ShapesImages
-from .data.objects import ObjectPrompts, SignPrompts
+from .data.objects import MixedPrompts, ObjectPrompts, SignPrompts
 from .data.prompts import PromptFile, ShapesPrompts
 from .extras import check_extra
 from .models.flux import Flux
@@ -28,7 +28,7 @@ from .models.pipeline import Pretrained
 from .models.qwen_image import QwenImage
 from .models.sd3 import SD3
 from .models.teacher import Teacher
-from .models.tiny import TinyParts
+from .models.tiny import TinyParts, TinyVideoParts
 from .models.tune import Full, LoRA
 from .models.wan import Wan
 from .names import unknown
@@ -39,7 +39,7 @@ from .rewards.judges import ShapesJudge
 from .rewards.vlm import VLMJudge
 from .train.budget import Budget
 
-Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | PromptFile
+Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
 
 
@@ -52,6 +52,7 @@ class Run:
         | MovingPrompts
         | ObjectPrompts
         | SignPrompts
+        | MixedPrompts
         | PromptFile
         | ShapesImages
         | MovingClips
@@ -59,7 +60,7 @@ class Run:
         | HubImages
     )
     """Prompts to explore, or images or clips with prompts to learn from."""
-    model: SD3 | Flux | QwenImage | Wan | TinyParts = SD3()
+    model: SD3 | Flux | QwenImage | Wan | TinyParts | TinyVideoParts = SD3()
     """What is trained."""
     tune: LoRA | Full = LoRA()
     """Which of its weights."""
@@ -188,7 +189,7 @@ class Run:
         if isinstance(self.model, Pretrained) and self.model.quantize is not None and isinstance(self.tune, Full):
             raise ValueError("model.quantize keeps frozen weights in fewer bits, and Full trains them; take a LoRA")
         for name in self.rewards:
-            if find(name).clips and not isinstance(self.model, Wan):
+            if find(name).clips and not isinstance(self.model, Wan | TinyVideoParts):
                 raise ValueError(f"{name} judges clips, and {type(self.model).__name__} draws images; take Wan")
 
     def _check_held_out(self) -> None:

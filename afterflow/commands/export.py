@@ -66,5 +66,5 @@ def family_of_run(folder: Path) -> Family | None:
     for parent in (folder, folder.parent):
         if (parent / "run.json").is_file():
             kind = type(read_run(parent)[0].model).__name__
-            return "SD3" if kind == "TinyParts" else kind  # type: ignore[return-value]
+            return {"TinyParts": "SD3", "TinyVideoParts": "Wan"}.get(kind, kind)  # type: ignore[return-value]
     return None

@@ -1,18 +1,20 @@
 """Training prompts for real models: objects in GenEval's forms, and signs to spell."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ..geneval import OBJECTS
 from ..seeds import number
 from ..shapes.world import COLORS, RELATIONS
-from .prompts import NOTHING, Needs, check
+from .prompts import NOTHING, Needs, PromptFile, check
 
 MIX = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
 """Flow-GRPO's shares of GenEval's tasks (arXiv:2505.05470)."""
@@ -25,6 +27,8 @@ TRIES = 2000
 class ObjectPrompts:
     """Prompts and records of GenEval's forms about COCO's objects, mixed as Flow-GRPO mixes them."""
 
+    split: Literal["train", "test"] = "train"
+    """test has one prompt of twenty, which train never has."""
     count: int = 50_000
     """Shared among the tasks; one that has fewer different prompts, as counting has, repeats them."""
     exclude: str | None = None
@@ -40,7 +44,7 @@ class ObjectPrompts:
         tags, shares = list(MIX), np.array(list(MIX.values()), np.float64)
         share = dict(zip(tags, np.round(self.count * shares / shares.sum()).astype(int)))
         share[tags[0]] += self.count - sum(share.values())
-        of_tags = [distinct(partial(drawn, tag, rng), many, kept) for tag, many in share.items()]
+        of_tags = [distinct(partial(drawn, tag, rng), many, self.split, kept) for tag, many in share.items()]
         records = [record for of_tag in of_tags for record in of_tag]
         for record in records:
             check(record, f"prompt {record['prompt']!r}", needs)
@@ -58,16 +62,22 @@ def evaluated(file: str | None) -> set[str]:
         raise ValueError(f"data.exclude {file}: it is no file of records with prompts ({error})") from None
 
 
-def distinct(draw: Callable[[], dict], count: int, never: set[str]) -> list[dict]:
-    """So many with different prompts, none of them in `never`; where there are fewer, all of them again and again."""
+def split_of(prompt: str) -> str:
+    """Which of the splits has it, whatever the seed."""
+    return "test" if hashlib.sha256(prompt.encode()).digest()[0] < 13 else "train"
+
+
+def distinct(draw: Callable[[], dict], count: int, split: str, never: Container[str] = ()) -> list[dict]:
+    """So many of a split with different prompts, none of them in `never`; where there are fewer, they come again."""
     found: dict[str, dict] = {}
     missed = 0
     while len(found) < count and missed < TRIES:
         record = draw()
-        fresh = record["prompt"] not in found and record["prompt"] not in never
+        prompt = record["prompt"]
+        fresh = prompt not in found and prompt not in never and split_of(prompt) == split
         missed = 0 if fresh else missed + 1
         if fresh:
-            found[record["prompt"]] = record
+            found[prompt] = record
     if not found:
         raise ValueError("data.exclude leaves no prompt of a kind; take one with fewer")
     return list(islice(cycle(found.values()), count))
@@ -128,6 +138,8 @@ SECOND = (
 class SignPrompts:
     """Scenes with a text in double quotes to be spelt, one to three words or a number."""
 
+    split: Literal["train", "test"] = "train"
+    """test has one prompt of twenty, which train never has."""
     count: int = 20_000
     """All different."""
 
@@ -137,7 +149,7 @@ class SignPrompts:
 
     def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
         rng = np.random.default_rng(number(seed, "signs"))
-        records = distinct(partial(sign, rng), self.count, set())
+        records = distinct(partial(sign, rng), self.count, self.split)
         for each in records:
             check(each, f"prompt {each['prompt']!r}", needs)
         return records
@@ -149,3 +161,20 @@ def sign(rng: np.random.Generator) -> dict:
     texts = (second, f"{first} {second}", f"The {first} {second}", f"{second} {rng.integers(1, 1000)}")
     quoted = f'"{any_of(texts)}"'
     return {"tag": "text", "prompt": any_of(PLACES).format(quoted)}
+
+
+@dataclass(frozen=True)
+class MixedPrompts:
+    """Prompts of several kinds, shuffled."""
+
+    parts: tuple[ObjectPrompts | SignPrompts | PromptFile, ...] = (ObjectPrompts(), SignPrompts())
+    """Where they come from."""
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts is empty: name at least one kind of prompts")
+
+    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
+        records = [record for part in self.parts for record in part.records(seed, needs)]
+        order = np.random.default_rng(number(seed, "mixed prompts")).permutation(len(records))
+        return [records[i] for i in order]

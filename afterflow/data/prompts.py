@@ -26,6 +26,8 @@ class PromptFile:
 
     path: str
     """The file."""
+    tag: str | None = None
+    """Of records that have none of their own: the task that a teacher or a turn is chosen by."""
 
     def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
         """ValueError with file and line where a record cannot be used."""
@@ -40,7 +42,8 @@ class PromptFile:
         records = []
         for place, line in enumerate(lines, 1):
             if line.strip():
-                records.append(parse(line, f"{self.path}:{place}"))
+                tagged = {} if self.tag is None else {"tag": self.tag}
+                records.append(tagged | parse(line, f"{self.path}:{place}"))
                 check(records[-1], f"{self.path}:{place}", needs)
         if not records:
             raise ValueError(f"prompts {self.path}: the file is empty; write one prompt per line")

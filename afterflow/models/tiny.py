@@ -1,4 +1,4 @@
-"""The shipped pipeline before its transformer is trained."""
+"""The shipped pipelines before their transformers are trained."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,10 @@ from pathlib import Path
 import torch
 
 from ..tiny.build import build
+from ..tiny.tokenizer import MAX_LENGTH
+from ..tiny.video import FRAMES, SIZE, build_video
 from .sd3 import SD3, SD3Model
+from .wan import Wan, WanModel
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,18 @@ class TinyParts:
         if not Path(self.folder).is_dir():
             build(Path(self.folder), self.seed)
         return SD3(self.folder).load(device)
+
+
+@dataclass(frozen=True)
+class TinyVideoParts:
+    """A tiny Wan from scratch: autoencoder and text encoder are trained first, the transformer is random."""
+
+    folder: str = "runs/tiny_wan_parts"
+    """Where the parts are kept; they are made only if the folder does not exist."""
+    seed: int = 0
+    """Of their training."""
+
+    def load(self, device: torch.device | str = "cpu") -> WanModel:
+        if not Path(self.folder).is_dir():
+            build_video(Path(self.folder), self.seed)
+        return Wan(self.folder, height=SIZE, width=SIZE, frames=FRAMES, max_sequence_length=MAX_LENGTH).load(device)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..chain import Chain
 from ..run import Run
-from . import family, generalist, images
+from . import family, generalist, images, moving
 from .shapes import demo, shapes_flow_grpo
 from .tiny import tiny_sd3_pretrain
 
@@ -51,5 +51,9 @@ RECIPES: dict[str, Callable[[], Run | Chain]] = {
         generalist.shapes_mixed_grpo,
         generalist.shapes_mixed_grpo_turns,
         tiny_sd3_pretrain,
+        moving.tiny_wan_pretrain,
+        moving.moving_flow_grpo,
+        moving.moving_dance_grpo,
+        moving.moving_branch_grpo,
     )
 }

@@ -7,6 +7,7 @@ lower-casing byte-pair model around it, so that words become <unk> and signs los
 """
 
 import string
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -28,19 +29,19 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 _PATTERN = r"[A-Z]?[a-z]+|[A-Z0-9]|[^\sA-Za-z0-9]"
 
 
-def vocabulary() -> dict[str, int]:
-    """Every token and its id; special tokens come first, the characters of signs last."""
+def vocabulary(more: Sequence[str] = ()) -> dict[str, int]:
+    """Every token and its id; special tokens come first, the characters of signs and then further words last."""
     plurals = [f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES]
     relations = " ".join(RELATIONS).split()
     words = [*_FRAME, *_NUMBERS, *COLORS, *SHAPES, *plurals, *relations]
     characters = [*string.ascii_uppercase, *string.digits]
-    tokens = dict.fromkeys([*SPECIAL, *words, *characters])
+    tokens = dict.fromkeys([*SPECIAL, *words, *characters, *more])
     return {token: index for index, token in enumerate(tokens)}
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Prompts → ids, framed by <bos> and <eos>, at most 16 with truncation."""
-    model = Tokenizer(WordLevel(vocabulary(), unk_token=UNK))
+def make_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Prompts → ids, framed by <bos> and <eos>, at most 16 with truncation; it knows those further words too."""
+    model = Tokenizer(WordLevel(vocabulary(more), unk_token=UNK))
     model.pre_tokenizer = Split(Regex(_PATTERN), behavior="removed", invert=True)
     model.post_processor = TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)])
     return PreTrainedTokenizerFast(

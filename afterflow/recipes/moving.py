@@ -1,0 +1,70 @@
+"""The moving world: where the shipped Wan comes from, and how it is taught to move what the prompt names."""
+
+from dataclasses import replace
+
+from ..algorithms.base import OnPolicy
+from ..algorithms.branch_grpo import BranchGRPO
+from ..algorithms.dance_grpo import DanceGRPO
+from ..algorithms.flow_grpo import FlowGRPO
+from ..algorithms.sft import SFT
+from ..data.clips import MovingClips, MovingPrompts
+from ..models.tiny import TinyVideoParts
+from ..models.tune import Full, LoRA
+from ..models.wan import Wan
+from ..run import Run
+from .family import STEPS
+from .shapes import shapes_flow_grpo
+from .tiny import tiny_sd3_pretrain
+
+WEIGHTS = {"moving_strict": 0.5, "moving_partial": 0.5}
+WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)
+
+
+def tiny_wan_pretrain() -> Run:
+    """Train the tiny Wan pipeline from scratch on rendered clips of the moving world."""
+    return replace(
+        tiny_sd3_pretrain(),
+        algorithm=SFT(dropout=0.1, shift=2.0),
+        data=MovingClips(count=40_000),
+        model=TinyVideoParts(),
+        tune=Full(),
+        name="tiny_wan_pretrain",
+        iterations=8000,
+        batch=64,
+        chunk=32,
+        held_out=MovingPrompts(count=48),
+        eval_every=1000,
+        eval_rewards=("moving_strict", "moving_partial", "moving_smoothness"),
+    )
+
+
+def _run(algorithm: OnPolicy, name: str) -> Run:
+    return replace(
+        shapes_flow_grpo(),
+        algorithm=algorithm,
+        data=MovingPrompts(),
+        model=WAN,
+        tune=LoRA(),
+        name=name,
+        iterations=80,
+        learning_rate=1.5e-3,
+        held_out=MovingPrompts("test", count=60),
+        eval_every=20,
+        eval_rewards=("moving_smoothness",),
+    )
+
+
+def moving_flow_grpo() -> Run:
+    """Flow-GRPO-Fast on clips: noise and training in a window at the start."""
+    algorithm = FlowGRPO(WEIGHTS, steps=STEPS, group=16, window=4, window_range=(0, 4), eta=0.8, beta=0.0, clip=1e-3)
+    return _run(algorithm, "moving_flow_grpo")
+
+
+def moving_dance_grpo() -> Run:
+    """DanceGRPO on clips: constant noise, one start for a group, a random 60 % of the steps."""
+    return _run(DanceGRPO(WEIGHTS, steps=STEPS, group=16, eta=0.7, clip=1e-3), "moving_dance_grpo")
+
+
+def moving_branch_grpo() -> Run:
+    """BranchGRPO on clips: 16 leaves of a tree for each prompt, which share their ancestors' steps."""
+    return _run(BranchGRPO(WEIGHTS, steps=STEPS, splits=(0, 1, 3, 4), eta=0.7, clip=1e-3), "moving_branch_grpo")
