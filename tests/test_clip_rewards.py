@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPModel
 
+import tinies
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
@@ -20,14 +20,13 @@ from afterflow.rewards.base import RewardModels
 from afterflow.run import Run
 from afterflow.session import execute
 from afterflow.tiny.tokenizer import make_tokenizer
-from tinies import clip as clip_towers
 
 PROMPTS = [{"prompt": "a picture of a red heart"}, {"prompt": "a blue circle"}, {"prompt": "a picture of a red heart"}]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return clip_towers(tmp_path_factory.mktemp("clip"), words=40)
+    return tinies.clip(tmp_path_factory.mktemp("clip"), words=40)
 
 
 def pictures(height=40, width=60, count=3):
@@ -126,14 +125,8 @@ def test_open_clips_weights_are_read_under_transformers_names(folder):
 
 
 def test_the_aesthetic_predictor_is_its_layers_one_after_another(folder, tmp_path):
-    torch.manual_seed(1)
-    widths = (16, 12, 10, 8, 6, 1)
-    layers = [torch.nn.Linear(*pair) for pair in pairwise(widths)]
-    stored = {}
-    for place, layer in zip(clip.AESTHETIC_LAYERS, layers):
-        stored |= {f"layers.{place}.{name}": value.detach() for name, value in layer.named_parameters()}
-    save_file(stored, tmp_path / "predictor.safetensors")
-    torch.save(stored, tmp_path / "predictor.pth")
+    layers = tinies.aesthetic(tmp_path / "predictor.safetensors")
+    torch.save(load_file(tmp_path / "predictor.safetensors"), tmp_path / "predictor.pth")
     images = pictures()
     pixels = clip.cropped(images, 28)
     embedding = CLIPModel.from_pretrained(folder).get_image_features(pixel_values=pixels)

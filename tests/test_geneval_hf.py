@@ -3,38 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
-from transformers.models.mask2former import Mask2FormerImageProcessor
 
 from afterflow.geneval import OBJECTS, Detection
 from afterflow.rewards import detector, find, ready
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.detector import Detector, box_of, graded, instances
 from afterflow.shapes.world import COLORS, PALETTE
-from tinies import clip
+from tinies import clip, mask2former
 
 RECORD = {"tag": "colors", "prompt": "a photo of a red dog", "include": [{"class": "dog", "count": 1, "color": "red"}]}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    torch.manual_seed(0)
-    seer, reader = tmp_path_factory.mktemp("mask2former"), tmp_path_factory.mktemp("clip")
-    stages = {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "out_features": [f"stage{i}" for i in range(1, 5)]}
-    narrow = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "dim_feedforward"), 32)
-    config = Mask2FormerConfig(
-        backbone_config=SwinConfig(image_size=64, embed_dim=16, window_size=4, **stages),
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=4,
-        num_queries=10,
-        id2label=dict(enumerate(OBJECTS)),
-        **narrow,
-    )
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(seer)
-    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(seer)
-    clip(reader)
+    seer, reader = mask2former(tmp_path_factory.mktemp("mask2former")), clip(tmp_path_factory.mktemp("clip"))
     return RewardModels(weights={"geneval_hf": str(seer), "clipscore": str(reader)}, batch=2)
 
 

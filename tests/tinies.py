@@ -1,5 +1,7 @@
 """Tiny pipelines of every family with random weights, built from their configurations."""
 
+from itertools import pairwise
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -14,25 +16,32 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    SwinConfig,
     T5Config,
     T5EncoderModel,
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.models.mask2former import Mask2FormerImageProcessor
 
+from afterflow.geneval import OBJECTS
 from afterflow.models.flux import Flux
 from afterflow.models.qwen_image import QwenImage
 from afterflow.models.sd3 import SD3
 from afterflow.models.wan import Wan
+from afterflow.rewards.clip import AESTHETIC_LAYERS
 from afterflow.tiny.build import untrained
 from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 
@@ -50,6 +59,37 @@ def clip(folder, words=60):
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def mask2former(folder):
+    """A detector of COCO's objects."""
+    torch.manual_seed(0)
+    stages = {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "out_features": [f"stage{i}" for i in range(1, 5)]}
+    narrow = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "dim_feedforward"), 32)
+    config = Mask2FormerConfig(
+        backbone_config=SwinConfig(image_size=64, embed_dim=16, window_size=4, **stages),
+        encoder_feedforward_dim=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_queries=10,
+        id2label=dict(enumerate(OBJECTS)),
+        **narrow,
+    )
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def aesthetic(file):
+    """The aesthetic predictor for that CLIP, in a file; its layers."""
+    torch.manual_seed(1)
+    layers = [torch.nn.Linear(*pair) for pair in pairwise((16, 12, 10, 8, 6, 1))]
+    stored = {}
+    for place, layer in zip(AESTHETIC_LAYERS, layers):
+        stored |= {f"layers.{place}.{name}": value.detach() for name, value in layer.named_parameters()}
+    save_file(stored, file)
+    return layers
 
 
 def sd3(folder):

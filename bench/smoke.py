@@ -1,0 +1,144 @@
+"""Recipes of real models, one iteration each in their own settings, on tiny random models and rewards.
+
+    python bench/smoke.py --json bench/results/smoke.json [RECIPE ...]
+
+That shows that a recipe's method, rewards, judge, data and options work together, from the first prompt to the saved
+LoRA; it says nothing of what is learnt.  What is not the recipe's own: the weights of the model and of the rewards, the
+pictures' size, how many prompts there are and how many an iteration takes, one iteration instead of hundreds, a server
+that always prefers the first image, and bf16 where the recipe says fp16, which a CPU does not compute in.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from afterflow.chain import Chain, Merge, Samples
+from afterflow.chain import execute as execute_chain
+from afterflow.data.images import ImageFolder
+from afterflow.data.objects import MixedPrompts
+from afterflow.data.prompts import PromptFile
+from afterflow.models.quiet import no_progress_bars
+from afterflow.recipes import RECIPES, real
+from afterflow.rewards.base import RewardModels
+from afterflow.run import Run
+from afterflow.session import execute
+from afterflow.train.log import git_commit, hardware
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from fake_server import said, serving
+from tinies import aesthetic, built, clip, mask2former
+
+FAMILY = {"SD3": "sd3", "Flux": "flux", "Wan": "wan"}
+PROMPTS = ("a red heart", "a blue circle above a ring", "two green stars", "a sign")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipes", nargs="*", help="all of real models unless named")
+    parser.add_argument("--json", default="-", help="file, or - for standard output; what it holds of others stays")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    no_progress_bars()
+    names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ == real.__name__]
+    told = {"date": date.today().isoformat(), "git_commit": git_commit(), "hardware": hardware()}
+    file = None if options.json == "-" else Path(options.json).resolve()
+    found = json.loads(file.read_text())["recipes"] if file is not None and file.is_file() else {}
+    for name in names:
+        start = time.perf_counter()
+        smoke(name)
+        found[name] = {"seconds": round(time.perf_counter() - start, 1), **told}
+        print(name, found[name]["seconds"], flush=True)
+        if file is not None:
+            file.write_text(json.dumps({"command": "python bench/smoke.py", "recipes": found}, indent=1) + "\n")
+
+
+def smoke(name: str) -> None:
+    """Run the recipe in a folder of its own; whatever fails is raised."""
+    before = Path.cwd()
+    with (
+        tempfile.TemporaryDirectory() as place,
+        serving(lambda body, n: said("<answer>Image 1 is better</answer>")) as s,
+    ):
+        os.chdir(place)
+        os.environ["AFTERFLOW_CACHE"] = str(Path(place) / "cache")
+        try:
+            write_data()
+            rewards = tiny_rewards()
+            recipe = RECIPES[name]()
+            if isinstance(recipe, Run):
+                folders = [execute(small(recipe, rewards, s[0]), name)]
+            else:
+                stages = tuple(
+                    stage if isinstance(stage, Merge | Samples) else small(stage, rewards, s[0])
+                    for stage in recipe.stages
+                )
+                execute_chain(Chain(recipe.name, stages))
+                folders = [stage.folder for stage in stages]
+            for folder in folders:
+                if not (folder / "lora" / "pytorch_lora_weights.safetensors").is_file():
+                    raise SystemExit(f"{name}: {folder} has no LoRA")
+        finally:
+            os.chdir(before)
+
+
+def write_data() -> None:
+    """What the recipes expect of a user: files of prompts, and a folder of images."""
+    Path("prompts").mkdir()
+    for kind in ("pickscore", "hpd", "video"):
+        Path(f"prompts/{kind}.txt").write_text("\n".join(PROMPTS))
+    Path("images").mkdir()
+    lines, rng = [], np.random.default_rng(0)
+    for i, prompt in enumerate(PROMPTS):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"images/{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": prompt}))
+    Path("images/metadata.jsonl").write_text("\n".join(lines))
+
+
+def tiny_rewards() -> RewardModels:
+    weights = {name: str(clip(name)) for name in ("clipscore", "pickscore", "hpsv2")}
+    weights["geneval_hf"] = str(mask2former("mask2former"))
+    aesthetic("aesthetic.safetensors")
+    return RewardModels(weights=weights | {"aesthetic": "aesthetic.safetensors"})
+
+
+def small(run: Run, rewards: RewardModels, server: str) -> Run:
+    """The same on tiny models, for one iteration."""
+    model = built(FAMILY[type(run.model).__name__], "pipeline")
+    data = run.data
+    if isinstance(data, ImageFolder):
+        data = replace(data, min_reward=dict.fromkeys(data.min_reward, -100.0))
+    elif isinstance(data, MixedPrompts):
+        data = replace(data, parts=tuple(few(part) for part in data.parts))
+    else:
+        data = few(data)
+    return replace(
+        run,
+        model=model,
+        data=data,
+        judge=None if run.judge is None else replace(run.judge, url=server, model="judge"),
+        held_out=None if run.held_out is None else few(run.held_out),
+        eval_every=min(run.eval_every, 1),
+        iterations=1,
+        batch=4,
+        inference_steps=4,
+        mixed_precision="no" if run.mixed_precision == "no" else "bf16",
+        reward_models=rewards,
+    )
+
+
+def few(prompts):
+    return prompts if isinstance(prompts, PromptFile) else replace(prompts, count=17)
+
+
+if __name__ == "__main__":
+    main()
