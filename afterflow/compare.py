@@ -231,10 +231,17 @@ def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str,
                 "seconds_trained": each.lines[-1]["seconds_trained"],
                 "overall": to_json(of(each.judged, str(each.folder)))["overall"],
                 "curve": curve(each),
+                **where(each.folder),
             }
             for each in runs
         ],
     }
+
+
+def where(folder: Path) -> dict[str, Any]:
+    """The version and the machine that a run was done with."""
+    told = json.loads((folder / "run.json").read_text())
+    return {name: told[name] for name in ("git_commit", "hardware")}
 
 
 def iteration_seconds(lines: Sequence[dict[str, float]]) -> list[float]:

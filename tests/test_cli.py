@@ -76,11 +76,13 @@ def test_version(said):
     assert said("--version")[:2] == (0, f"afterflow {__version__}\n")
 
 
-def test_recipes_lists_every_recipe_with_its_first_line(said):
+def test_recipes_lists_every_recipe_with_its_label_and_first_line(said):
     code, out, _ = said("recipes")
-    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    known = json.loads((Path(afterflow.recipes.__file__).parent / "evidence.json").read_text())
+    lines = [line.split(maxsplit=2) for line in out.splitlines()]
     assert code == 0
-    assert sorted(lines) == sorted([name, recipe.__doc__.strip().splitlines()[0]] for name, recipe in RECIPES.items())
+    first = {name: recipe.__doc__.strip().splitlines()[0] for name, recipe in RECIPES.items()}
+    assert sorted(lines) == sorted([name, known[name]["label"], line] for name, line in first.items())
 
 
 def test_help_and_recipes_import_neither_torch_nor_diffusers():

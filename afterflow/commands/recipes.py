@@ -1,6 +1,7 @@
 """Recipes by name.  Importing them takes seconds, so their list is read from the source."""
 
 import ast
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,9 @@ from ..names import unknown
 if TYPE_CHECKING:
     from ..chain import Chain
     from ..run import Run
+
+
+FOLDER = Path(__file__).parents[1] / "recipes"
 
 
 def recipes(args: Sequence[str]) -> None:
@@ -32,16 +36,18 @@ def made_by(name: str) -> "Run | Chain":
 
 def recipe_summaries() -> dict[str, str]:
     """Name and first line of every recipe."""
-    files = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))
+    files = sorted(FOLDER.glob("*.py"))
     nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
     recipes = [node for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
     return {node.name: summary(ast.get_docstring(node)) for node in recipes}
 
 
 def recipe_lines() -> str:
-    found = recipe_summaries()
-    width = max(map(len, found))
-    return "\n".join(f"  {name:<{width}}  {line}" for name, line in found.items())
+    """Name, label (docs/recipes.md says what it means) and first line of every recipe."""
+    found, known = recipe_summaries(), json.loads((FOLDER / "evidence.json").read_text())
+    labels = {name: known[name]["label"] for name in found}
+    wide, wider = (max(map(len, column)) for column in (found, labels.values()))
+    return "\n".join(f"  {name:<{wide}}  {labels[name]:<{wider}}  {line}" for name, line in found.items())
 
 
 def summary(docstring: str | None) -> str:
