@@ -115,7 +115,7 @@ def on_own_grid(run: Run, model: Model) -> Run:
 
 def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
     """The policy and whom else the algorithm asks for, in the same precision and chunks."""
-    precise = lambda velocity: in_context(velocity, partial(precision, accelerator))
+    precise = lambda velocity: in_context(velocity, partial(precision, accelerator, run.gradient_checkpointing))
     drawing = lambda velocity, scale=run.guidance_scale: in_chunks(
         guided(precise(velocity), scale, model.combine), run.chunk
     )
@@ -149,9 +149,10 @@ def specialist(run: Run, model: Model, teacher: Teacher) -> Wrapped:
 
 
 @contextmanager
-def precision(accelerator: Accelerator) -> Iterator[None]:
+def precision(accelerator: Accelerator, checkpointing: bool) -> Iterator[None]:
     """The mixed precision of the run."""
-    # On CPUs the fused attention is slow backwards in bf16: a step of the tiny pipeline takes 1.4 times as long.
-    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    # On CPUs the fused attention is slow backwards in bf16: a step of the tiny pipeline takes 1.4 times as long.  But
+    # what checkpointing computes again comes after this context has ended, and must be the same attention.
+    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not checkpointing
     with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
         yield

@@ -36,7 +36,7 @@ from afterflow.train.log import git_commit, hardware
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fake_server import said, serving
-from tinies import aesthetic, built, clip, mask2former
+from tinies import aesthetic, built, clip, image_reward, mask2former
 
 FAMILY = {"SD3": "sd3", "Flux": "flux", "Wan": "wan"}
 PROMPTS = ("a red heart", "a blue circle above a ring", "two green stars", "a sign")
@@ -106,6 +106,8 @@ def write_data() -> None:
 
 def tiny_rewards() -> RewardModels:
     weights = {name: str(clip(name)) for name in ("clipscore", "pickscore", "hpsv2")}
+    Path("image_reward").mkdir()
+    weights["image_reward"] = str(image_reward(Path("image_reward"))[0])
     weights["geneval_hf"] = str(mask2former("mask2former"))
     aesthetic("aesthetic.safetensors")
     return RewardModels(weights=weights | {"aesthetic": "aesthetic.safetensors"})

@@ -58,6 +58,7 @@ def short_run(pipeline):
     """Options of a run of seconds."""
     size = "--iterations 2 --batch 2 --chunk 8 --data.count 8 --algorithm.group 4 --algorithm.steps 4 --save-every 1"
     window = "--algorithm.window None --algorithm.window-range None --sample-every 0 --name short"
+    window += " --held-out.count 7 --inference-steps 2"
     return ["--adapt", "full", *size.split(), *window.split(), "--model.path", pipeline]
 
 

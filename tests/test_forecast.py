@@ -116,6 +116,12 @@ def test_checkpointing_keeps_less_and_learns_the_same(tmp_path, name):
     assert lines[1]["grad_norm"] == pytest.approx(lines[0]["grad_norm"], rel=1e-5)
 
 
+def test_checkpointing_computes_again_what_mixed_precision_computed(tmp_path):
+    run = run_of(built("flux", tmp_path / "pipeline"), ALGORITHMS[0])
+    folder = execute(replace(run, gradient_checkpointing=True, mixed_precision="bf16"), "x")
+    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["ratio_max"] == 1.0
+
+
 def test_no_weight_is_needed(tmp_path, capsys):
     config = built("flux", tmp_path / "pipeline")
     for file in (tmp_path / "pipeline").rglob("*.safetensors"):

@@ -19,6 +19,10 @@ from diffusers import (
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
+    BlipTextConfig,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
@@ -41,7 +45,7 @@ from afterflow.models.flux import Flux
 from afterflow.models.qwen_image import QwenImage
 from afterflow.models.sd3 import SD3
 from afterflow.models.wan import Wan
-from afterflow.rewards.clip import AESTHETIC_LAYERS
+from afterflow.rewards.clip import LINEAR_LAYERS
 from afterflow.tiny.build import untrained
 from afterflow.tiny.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 
@@ -59,6 +63,50 @@ def clip(folder, words=60):
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def image_reward(folder):
+    """A checkpoint of ImageReward in BLIP's own names, with its tokenizer beside it; the file and the two towers."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1}
+    eye = BlipVisionModel(BlipVisionConfig(image_size=28, patch_size=7, layer_norm_eps=1e-6, **tower)).eval()
+    text = {"vocab_size": len(vocabulary()), "max_position_embeddings": 40, "hidden_act": "gelu"}
+    reader = BlipTextModel(BlipTextConfig(encoder_hidden_size=64, **text, **tower), add_pooling_layer=False).eval()
+    theirs = eye.state_dict()
+    named = {
+        "cls_token": "embeddings.class_embedding",
+        "pos_embed": "embeddings.position_embedding",
+        "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embedding.bias",
+    }
+    for kind in ("weight", "bias"):
+        named[f"norm.{kind}"] = f"post_layernorm.{kind}"
+        for i in range(2):
+            ours, its = f"blocks.{i}", f"encoder.layers.{i}"
+            named |= {f"{ours}.mlp.fc{n}.{kind}": f"{its}.mlp.fc{n}.{kind}" for n in (1, 2)}
+            named |= {f"{ours}.norm{n}.{kind}": f"{its}.layer_norm{n}.{kind}" for n in (1, 2)}
+            named[f"{ours}.attn.qkv.{kind}"] = f"{its}.self_attn.qkv.{kind}"
+            named[f"{ours}.attn.proj.{kind}"] = f"{its}.self_attn.projection.{kind}"
+    assert set(named.values()) == set(theirs)
+    stored = {f"blip.visual_encoder.{ours}": theirs[its] for ours, its in named.items()}
+    stored |= {f"blip.text_encoder.{name}": value for name, value in reader.state_dict().items()}
+    stored["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
+    stored["blip.text_proj.weight"] = torch.zeros(1)  # of its pretraining
+    layers = five_layers(64)
+    stored |= {f"mlp.{name}": value for name, value in in_file(layers).items()}
+    save_file({name: value.clone() for name, value in stored.items()}, folder / "ImageReward.safetensors")
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder / "ImageReward.safetensors", eye, reader, layers
+
+
+def five_layers(width):
+    return [torch.nn.Linear(*pair) for pair in pairwise((width, 12, 10, 8, 6, 1))]
+
+
+def in_file(layers):
+    """Their weights under the names of the aesthetic predictor and of ImageReward."""
+    names = zip(LINEAR_LAYERS, layers)
+    return {f"layers.{n}.{name}": value.detach() for n, layer in names for name, value in layer.named_parameters()}
 
 
 def mask2former(folder):
@@ -84,11 +132,8 @@ def mask2former(folder):
 def aesthetic(file):
     """The aesthetic predictor for that CLIP, in a file; its layers."""
     torch.manual_seed(1)
-    layers = [torch.nn.Linear(*pair) for pair in pairwise((16, 12, 10, 8, 6, 1))]
-    stored = {}
-    for place, layer in zip(AESTHETIC_LAYERS, layers):
-        stored |= {f"layers.{place}.{name}": value.detach() for name, value in layer.named_parameters()}
-    save_file(stored, file)
+    layers = five_layers(16)
+    save_file(in_file(layers), file)
     return layers
 
 

@@ -120,7 +120,7 @@ def flux_dance_grpo_hps_8gpu() -> Run:
 
 
 def flux_mix_grpo() -> Run:
-    """MixGRPO on FLUX.1-dev: HPSv2.1, PickScore and CLIPScore, noise in a window of four steps of 25."""
+    """MixGRPO on FLUX.1-dev: HPSv2.1, PickScore and ImageReward, noise in a window of four steps of 25."""
     return _flux(_mix(), "flux_mix_grpo", LoRA(rank=64, alpha=128), 1e-4)
 
 
@@ -240,8 +240,7 @@ def _flux(algorithm: Algorithm, name: str, tune: LoRA, rate: float, judge: VLMJu
 
 
 def _mix() -> MixGRPO:
-    # ImageReward is the paper's third.
-    return MixGRPO({"hpsv2": 1.0, "pickscore": 1.0, "clipscore": 1.0})
+    return MixGRPO({"hpsv2": 1.0, "pickscore": 1.0, "image_reward": 1.0})
 
 
 def _flow_opd(name: str, suffix: str, batch: int) -> Chain:

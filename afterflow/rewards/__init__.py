@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from ..extras import check_extra
 from ..names import unknown
-from . import clip, detector, jpeg, moving, ocr, shapes, vlm
+from . import clip, detector, image_reward, jpeg, moving, ocr, shapes, vlm
 from .base import Reward, RewardModels, Scorer
 
 PUBLISHED = RewardModels()
@@ -32,6 +32,7 @@ REWARDS: dict[str, Scorer] = {
         clip.pickscore,
         clip.hpsv2,
         clip.aesthetic,
+        image_reward.image_reward,
         detector.geneval_hf,
         detector.geneval_hf_official,
         detector.geneval_hf_strict,

@@ -3,7 +3,7 @@
 Checkpoints of open_clip are read by transformers under other names, so that its library is not needed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +136,12 @@ def hpsv2(models: RewardModels) -> Scorer:
     else:
         clip = Clip(models, *HUGE, HUGE)
         file = path if Path(path).is_file() else hf_hub_download(path, "HPS_v2.1_compressed.pt", revision=revision)
-        weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-        clip.model.load_state_dict(from_open_clip(weights))
+        clip.model.load_state_dict(from_open_clip(read_weights(Path(file))["state_dict"]))
     return lambda images, records: clip.cosine(images, records, padded)
 
 
-AESTHETIC_LAYERS = (0, 2, 4, 6, 7)
-"""Of its network, whose others are dropout."""
+LINEAR_LAYERS = (0, 2, 4, 6, 7)
+"""Of the aesthetic predictor and of ImageReward; their others are dropout."""
 
 
 @network("aesthetic")
@@ -158,7 +157,7 @@ def aesthetic(models: RewardModels) -> Scorer:
             "github.com/christophschuhmann/improved-aesthetic-predictor"
         )
     clip = Clip(models, *models.published("clipscore", LARGE), models.published("clipscore", LARGE))
-    weight, bias = linear(Path(models.weights["aesthetic"]))
+    weight, bias = linear(read_weights(Path(models.weights["aesthetic"])))
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
         return (clip.images(images, cropped) @ weight + bias).numpy()
@@ -166,11 +165,15 @@ def aesthetic(models: RewardModels) -> Scorer:
     return score
 
 
-def linear(file: Path) -> tuple[Tensor, Tensor]:
+def read_weights(file: Path) -> dict:
+    """What a file of safetensors holds, or one of torch's, of which nothing but tensors is read."""
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+
+
+def linear(stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Layers without activations are one: (D,) and (), of float32."""
-    stored = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     weight, bias = None, torch.zeros(1)
-    for layer in AESTHETIC_LAYERS:
+    for layer in LINEAR_LAYERS:
         each, offset = (stored[f"layers.{layer}.{name}"].float() for name in ("weight", "bias"))
         weight = each if weight is None else each @ weight
         bias = each @ bias + offset if layer else offset
