@@ -162,10 +162,10 @@ def test_the_key_comes_from_the_environment_and_is_in_no_record(monkeypatch):
         assert seen[0][1] == "Bearer secret" and "secret" not in repr(VLMJudge(url))
 
 
-def ask(reward, answer, count=1):
+def ask(reward, answer, count=1, **told):
     with serving(answer) as (url, seen):
         models = RewardModels(weights={reward: f"{url}#judge"})
-        return ready(reward, models)(images()[0, :count], RECORDS[:1] * count), seen
+        return ready(reward, models)(images()[0, :count], [RECORDS[0] | told] * count), seen
 
 
 def test_ratings_are_means_over_what_the_model_would_say():
@@ -175,6 +175,13 @@ def test_ratings_are_means_over_what_the_model_would_say():
     first = {"Yes": math.log(0.6), "yes": math.log(0.15), "No": math.log(0.25)}
     scored, seen = ask("vlm_alignment", lambda body, n: said("Yes", first))
     assert scored.values[0] == pytest.approx(0.75) and "a dog" in words(seen[0][0])[0][0]
+    points = [["Style", "an etching"], ["Attribute - Color", "a red dog"], ["Attribute - Size", "a small dog"]]
+    sure = lambda body, n: said("yes", {"yes": math.log(0.9 if "a red dog" in words(body)[0][0] else 0.2), "no": -1.0})
+    scored, seen = ask("vlm_points", sure, points=points)
+    assert scored.values[0] == pytest.approx(1 / 3) and len(seen) == 3
+    assert (scored.parts["Style"][0], scored.parts["Attribute"][0]) == (0, 0.5)
+    scored, _ = ask("vlm_points", lambda body, n: said("maybe", {"maybe": 0.0}), points=points)
+    assert np.isnan(scored.values[0]) and scored.why
     scored, _ = ask("vlm_quality", lambda body, n: said("blue", {"blue": 0.0}))
     assert np.isnan(scored.values[0]) and "no rating is among" in scored.why[0]
 

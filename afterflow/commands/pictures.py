@@ -25,7 +25,21 @@ if TYPE_CHECKING:
 
 def evaluate(args: Sequence[str]) -> None:
     """Measure a model, alone or against another, with intervals."""
+    if suite_of(args) not in (None, "shapes"):
+        from .suite import evaluate_suite
+
+        return evaluate_suite(args)
     tyro.cli(Eval, args=args, prog="afterflow eval", config=[PositionalMetavarFromFieldName])()
+
+
+def suite_of(args: Sequence[str]) -> str | None:
+    """What --suite names: the options of the shapes world's are others."""
+    for i, word in enumerate(args):
+        if word.startswith("--suite="):
+            return word.removeprefix("--suite=")
+        if word == "--suite" and i + 1 < len(args):
+            return args[i + 1]
+    return None
 
 
 def sample(args: Sequence[str]) -> None:
@@ -39,6 +53,12 @@ class Source:
 
     size: int | None = None
     """Height and width in pixels; None: the model's own."""
+    width: int | None = None
+    """In pixels, where it is not the height."""
+    height: int | None = None
+    """Of clips, in pixels."""
+    frames: int | None = None
+    """Of clips."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
     max_sequence_length: int | None = None
@@ -51,7 +71,7 @@ class Source:
         from ..models.quiet import no_progress_bars
 
         no_progress_bars()
-        told = {"size": self.size, "max_sequence_length": self.max_sequence_length}
+        told = {name: getattr(self, name) for name in ("size", "width", "height", "frames", "max_sequence_length")}
         config = pretrained(path, self.dtype, {name: value for name, value in told.items() if value is not None})
         model = config.load(default_device())
         if lora is not None:
@@ -73,8 +93,8 @@ class Eval:
     """Folder of a LoRA to put on what --against names."""
     teachers: tuple[str, ...] = ()
     """TAG,TAG=FOLDER: who is best at these tags; the LoRAs, on MODEL, stand beside the result tag by tag."""
-    suite: Literal["shapes"] = "shapes"
-    """What is drawn, and who judges it."""
+    suite: Literal["shapes", "geneval", "ocr", "drawbench", "hpd", "unigen", "video"] = "shapes"
+    """What is drawn, and who judges it; each but shapes has options of its own: eval --suite geneval --help."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     source: OmitArgPrefixes[Source] = field(default_factory=Source)
     json: str | None = None

@@ -39,6 +39,7 @@ REWARDS: dict[str, Scorer] = {
         detector.geneval_hf_flowgrpo,
         vlm.vlm_alignment,
         vlm.vlm_quality,
+        vlm.vlm_points,
         vlm.unified_reward,
     )
 }

@@ -7,11 +7,12 @@ transformers' modules under its own names, and says itself how large they are.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import RewardModels, Scored, Scorer, network
 from .clip import cropped, linear, read_weights
@@ -61,7 +62,7 @@ def image_reward(models: RewardModels) -> Scorer:
     return score
 
 
-def towers(stored: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
+def towers(stored: Mapping[str, Tensor]) -> tuple[Any, Any]:
     """The ViT and the BERT of a checkpoint in BLIP's own names; ValueError where it is not one."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 

@@ -177,6 +177,48 @@ def vlm_alignment(models: RewardModels) -> Scorer:
     return rated(chat, ask)
 
 
+def needs_points(record: dict) -> None:
+    """ValueError where the record does not say what to look for."""
+    points = record.get("points")
+    if not isinstance(points, list) or not points or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        raise ValueError("it has no points, a list of [dimension, what the picture must show]")
+
+
+@network("vlm_points", 0, 1, needs=needs_points, extra="judge", libraries=("httpx",))
+def vlm_points(models: RewardModels) -> Scorer:
+    """UniGenBench's share of test points that a picture meets (arXiv:2508.20751), each a question of its own.
+
+    Parts are the dimensions' first words, as the benchmark has them.  An unanswered point leaves the picture without a
+    score; the benchmark's script drops such rows, which rewards pictures that cannot be read.
+    """
+    chat = server_of(models, "vlm_points")
+
+    def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
+        asked = [(i, dimension, check) for i, record in enumerate(records) for dimension, check in record["points"]]
+        calls = [lambda i=i, check=check: meets(chat, images[i], records[i]["prompt"], check) for i, _, check in asked]
+        said = list(zip(asked, chat.each(calls)))
+        why = {i: str(each) for (i, _, _), each in said if isinstance(each, Unanswered)}
+        met: dict[str, list[list[float]]] = {}
+        every: list[list[float]] = [[] for _ in records]
+        for (i, dimension, _), each in said:
+            if not isinstance(each, Unanswered):
+                every[i].append(float(each > 0.5))
+                met.setdefault(dimension.partition(" - ")[0], [[] for _ in records])[i].append(float(each > 0.5))
+        mean = lambda rows: np.array([np.mean(row) if row else np.nan for row in rows])
+        return Scored(mean(every), {name: mean(rows) for name, rows in met.items()}, why)
+
+    return score
+
+
+def meets(chat: Chat, image: np.ndarray, prompt: str, check: str) -> float:
+    """How sure the model is that the picture shows one thing of its caption."""
+    question = (
+        f"This image was made for the caption: {prompt}\nLook at one thing of it alone: {check}\n"
+        "Does the image show that? Answer yes or no."
+    )
+    return chat.ask([image, question], max_tokens=1, logprobs=True, top_logprobs=20).chance("yes", "no")
+
+
 RATINGS = {"excellent": 5, "good": 4, "fair": 3, "poor": 2, "bad": 1}
 
 

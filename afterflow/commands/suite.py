@@ -1,0 +1,134 @@
+"""afterflow eval --suite: a model on prompts of others, drawn into a folder and judged by rewards."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
+
+from ..record import to_json
+from ..rewards.base import RewardModels
+from ..suites import SUITES, Drawing, Found, check_records, draw_suite, rendered, scores, suite_records, suite_report
+from .files import write_file
+from .pictures import Source, check_sources, named
+
+
+def evaluate_suite(args: Sequence[str]) -> None:
+    tyro.cli(EvalSuite, args=args, prog="afterflow eval", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class EvalSuite:
+    """Measure a model on a suite of prompts, alone or beside another that starts from the same noise.
+
+    Pictures stay in OUT in GenEval's layout, and the same command goes on where it was interrupted.
+    """
+
+    model: Positional[str]
+    """Hub id or folder of a pipeline, or a folder of pictures in GenEval's layout, which are only judged."""
+    suite: Literal["geneval", "ocr", "drawbench", "hpd", "unigen", "video"]
+    """Which prompts, and which rewards; eval --suite shapes --help is of the shapes world."""
+    lora: str | None = None
+    """Folder of a LoRA to put on MODEL."""
+    against: str | None = None
+    """Compare with this pipeline, or folder of pictures; `base` is MODEL itself, without --lora."""
+    lora_against: str | None = None
+    """Folder of a LoRA to put on what --against names."""
+    prompts_from: str | None = None
+    """A file (.txt, .jsonl, .csv, .json), a folder of them, or owner/name[:split] of the hub; of ocr and video: None is
+    prompts of ours."""
+    prompts: int | None = None
+    """At most so many, shared evenly among the tags; None: all (of ours 300)."""
+    rewards: tuple[str, ...] = ()
+    """What judges; empty: the suite's own.  Name what was not trained as well."""
+    out: str | None = None
+    """Where the pictures go; None: evals/SUITE."""
+    drawing: OmitArgPrefixes[Drawing] = field(default_factory=Drawing)
+    draws: int = 10_000
+    """Of the bootstrap."""
+    distances: bool = False
+    """Fréchet and kernel distance (MMD²) of the two models' pictures by CLIP's features, and to --reference."""
+    reference: str | None = None
+    """Folder of real pictures in GenEval's layout."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    reward_models: RewardModels = field(default_factory=RewardModels)
+    json: str | None = None
+    """Write the figures to this file; - prints them last on stdout, on one line."""
+
+    def __post_init__(self) -> None:
+        if self.against is None and self.lora_against is not None:
+            raise ValueError("--lora-against goes on what --against names; add --against base for MODEL itself")
+        if self.against == "base" and self.lora == self.lora_against:
+            raise ValueError("--against base compares MODEL with itself; give a --lora, or name another model")
+        if self.prompts is not None and self.prompts < 1:
+            raise ValueError(f"prompts = {self.prompts}: at least 1")
+        if self.reference is not None and not self.distances:
+            raise ValueError("--reference is what --distances measures to; add that")
+
+    def __call__(self) -> None:
+        from ..gallery import is_gallery, records
+        from ..rewards import check_rewards
+
+        against = self.model if self.against == "base" else self.against
+        rewards = self.rewards or SUITES[self.suite].rewards
+        drawn = [place for place in (self.model, against) if place is not None and is_gallery(Path(place))]
+        to_draw = [place for place in (self.model, against) if place not in (None, *drawn)]
+        given = [records(Path(place)) for place in drawn]
+        if to_draw or not given:
+            given.append(suite_records(self.suite, self.prompts_from, self.prompts))
+        prompts = [[record["prompt"] for record in each] for each in given]
+        if any(each != prompts[0] for each in prompts):
+            raise ValueError(f"{' and '.join(drawn)}: not the pictures of the same prompts in the same order")
+        check_records(given[0], rewards)
+        if self.distances:
+            check_distances()
+        check_sources(to_draw, [self.lora, self.lora_against])
+        check_rewards(rewards, self.reward_models)
+        out = Path(self.out or f"evals/{self.suite}")
+        tuned = self.pictures(self.model, self.lora, given[0], out / "tuned")
+        base = None if against is None else self.pictures(against, self.lora_against, given[0], out / "base")
+        parts = SUITES[self.suite].parts
+        judge = lambda place: scores(place, given[0], rewards, self.reward_models, parts)
+        of_tuned, of_base = judge(tuned), None if base is None else judge(base)
+        names = named(self.model, self.lora), against and named(against, self.lora_against)
+        found = suite_report(self.suite, given[0], of_tuned, of_base, names, self.drawing.seed, self.draws)
+        if self.distances:
+            found = replace(found, distances=self.measured(tuned, base))
+        self.show(found)
+
+    def pictures(self, path: str, lora: str | None, records: Sequence[dict], folder: Path) -> Path:
+        """The folder with a model's pictures of the records, drawn where they are not there."""
+        from ..gallery import begin, is_gallery, missing
+
+        if is_gallery(Path(path)):
+            return Path(path)
+        prompts = [record["prompt"] for record in records]
+        settings = {"model": path, "lora": lora, **to_json(self.drawing), **to_json(self.source), "prompts": prompts}
+        begin(folder, settings)
+        if missing(folder, len(records)):
+            say = lambda line: print(line, file=sys.stderr)
+            draw_suite(self.source.load(path, lora), records, self.drawing, folder, say)
+        return folder
+
+    def measured(self, tuned: Path, base: Path | None) -> dict[str, float]:
+        from ..distances import distances
+
+        return distances(tuned, base, None if self.reference is None else Path(self.reference), self.reward_models)
+
+    def show(self, found: Found) -> None:
+        Console().print(rendered(found, self.draws))
+        if self.json == "-":
+            print(json.dumps(to_json(found)))
+        elif self.json is not None:
+            write_file(Path(self.json), json.dumps(to_json(found), indent=2) + "\n")
+
+
+def check_distances() -> None:
+    from ..extras import check_extra
+
+    check_extra("--distances", ["torchmetrics"], "distances")
