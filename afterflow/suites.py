@@ -22,6 +22,7 @@ from rich.text import Text
 from . import gallery
 from .data.lists import ALL, read_prompts
 from .data.objects import SignPrompts
+from .data.prompts import check
 from .evaluate import CHUNK, decoded, encoded, finished_in_parts
 from .models.base import Model
 from .models.wrappers import guided, in_chunks
@@ -134,13 +135,9 @@ def evenly(records: Sequence[dict], many: int) -> list[dict]:
 
 def check_records(records: Sequence[dict], rewards: Sequence[str]) -> None:
     """ValueError for a record that a reward could not judge."""
-    for name in rewards:
-        needs = find(name).needs
-        for record in records if needs is not None else ():
-            try:
-                needs(record)
-            except ValueError as error:
-                raise ValueError(f"prompt {record['prompt']!r}: {error}; {name} needs that of every record") from None
+    asked = {name: known.needs for name in rewards if (known := find(name)).needs is not None}
+    for record in records:
+        check(record, f"prompt {record['prompt']!r}", asked)
 
 
 def draw_suite(

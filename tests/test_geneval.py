@@ -1,8 +1,10 @@
 """The rules against the table that the published reward functions gave on the same detections."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from afterflow.geneval import MODES, Detection, evaluate, relations
@@ -138,3 +140,102 @@ def test_a_record_without_objects_and_an_unknown_mode_are_refused():
         evaluate({"tag": "text", "include": [], "text": "AB"}, [], "strict")
     with pytest.raises(ValueError, match=", ".join(MODES)):
         evaluate(SINGLE, [], "lenient")
+
+
+# The published rules once more, written from their description and not from ours.
+
+
+def sides(mover, target):
+    """The relations that hold, by arrays."""
+    (centre, other), (extent, around) = zip(
+        *((c.mean(0), np.ptp(c, 0)) for c in (np.reshape(b, (2, 2)) for b in (mover, target)))
+    )
+    offset = centre - other
+    clear = np.sign(offset) * np.clip(np.abs(offset) - 0.1 * (extent + around), 0, None)
+    if (np.abs(clear) < 1e-3).all():
+        return []
+    x, y = clear / np.sqrt((offset**2).sum())
+    return [
+        name
+        for name, there in (("right of", x > 0.5), ("left of", x < -0.5), ("below", y > 0.5), ("above", y < -0.5))
+        if there
+    ]
+
+
+def coloured(hue, boxes):
+    return sum(d.color == hue for d in boxes) if hue else len(boxes)
+
+
+def all_stand(place, movers, targets):
+    return targets is not None and all(place[0] in sides(a.box, b.box) for a in movers for b in targets)
+
+
+def restated(record, detections):
+    """official, strict and partial_flowgrpo of a record."""
+    bar = 0.9 if record["tag"] == "counting" else 0.3
+    boxes = lambda cls: sorted((d for d in detections if d.cls == cls and d.score > bar), key=lambda d: -d.score)[:16]
+    passed, exact, dense = True, True, []
+    seen, seen_exactly, seen_densely = [], [], []
+    for clause in record["include"]:
+        need, hue, place = clause["count"], clause.get("color"), clause.get("position")
+        everything = boxes(clause["class"])
+        right, stands = partial(coloured, hue), partial(all_stand, place)
+
+        best = everything[:need]
+        fits = len(best) == need and right(best) == need and (not place or stands(best, seen[place[1]]))
+        passed, seen = passed and fits, [*seen, best if fits else None]
+
+        fits = len(everything) == need and right(everything) == need
+        fits = fits and (not place or stands(everything, seen_exactly[place[1]]))
+        exact, seen_exactly = exact and fits, [*seen_exactly, everything if fits else None]
+
+        dense.append(1 - abs(need - len(everything)) / need)
+        fits = len(everything) == need
+        if not fits:
+            dense += [0] * bool(hue or place)
+        elif hue:
+            dense.append(1 - abs(need - right(everything)) / need)
+            fits = right(everything) == need
+        if fits and place:
+            target = seen_densely[place[1]]
+            fits = stands(everything, target)
+            dense += [0] if target is None else [1] if fits else [0, 1]
+        seen_densely.append(everything if fits else None)
+    if any(len(boxes(clause["class"])) >= clause["count"] for clause in record["exclude"]):
+        passed = False
+    return float(passed), float(exact), sum(dense) / len(dense)
+
+
+def test_ten_thousand_random_pictures_are_judged_as_the_rules_say():
+    rng = np.random.default_rng(0)
+    pick = lambda known: known[rng.integers(len(known))]
+    verdicts = []
+    for _ in range(10_000):
+        tag = pick(["single_object", "two_object", "counting", "colors", "position", "color_attr"])
+        names = list(rng.permutation(["cat", "dog", "cup"]))[: 1 + (tag not in ("single_object", "counting", "colors"))]
+        include = [
+            {"class": str(name), "count": int(rng.integers(1, 4)) if rng.random() < 0.3 else 1} for name in names
+        ]
+        for clause in include if tag in ("colors", "color_attr") else ():
+            clause["color"] = pick(["red", "blue"])
+        if tag == "position":
+            include[1]["position"] = [pick(["left of", "right of", "above", "below"]), 0]
+        exclude = [{"class": include[0]["class"], "count": include[0]["count"] + 1}] if tag == "counting" else []
+        corner = lambda: rng.uniform(0, 80, 2)
+        shown = []
+        for _ in range(rng.integers(0, 7)):
+            start = corner()
+            box = (*start, *(start + rng.uniform(1, 40, 2)))
+            # Scores lie on both sides of both thresholds, and some are equal to one.
+            score = pick([0.1, 0.3, 0.31, 0.6, 0.9, 0.91]) if rng.random() < 0.5 else float(rng.uniform(0.2, 1))
+            shown.append(
+                Detection(pick(["cat", "dog", "cup", "cow"]), score + rng.uniform(0, 1e-9), box, pick(["red", "blue"]))
+            )
+        asked = record(tag, *include, exclude=exclude)
+        expected = restated(asked, shown)
+        assert tuple(
+            evaluate(asked, shown, mode) for mode in ("official", "strict", "partial_flowgrpo")
+        ) == pytest.approx(expected)
+        verdicts.append(expected)
+    passed, exact, dense = np.array(verdicts).T
+    assert 300 < passed.sum() > exact.sum() > 100 and len(np.unique(dense)) > 20  # random, and not all alike
