@@ -222,20 +222,30 @@ def ahead(first: str, second: str, points: float) -> Callable[[], Finding]:
     return find
 
 
-def near_teachers() -> Finding:
-    seeds = stored("generalist.json")["recipes"].get("shapes_generalist")
+def beside_teachers(name: str) -> dict[str, dict[str, float]]:
+    """Seed → task → strict of a recipe over that of the task's teacher."""
+    seeds = stored("generalist.json")["recipes"].get(name)
     if not seeds:
-        raise Missing("shapes_generalist")
-    behind = {
-        f"{tag}, seed {seed}": found["delta"]["value"]
-        for seed, each in sorted(seeds.items())
-        for tag, found in each["taught"].items()
-        if tag != "average"
-    }
+        raise Missing(name)
+    of = lambda taught: {tag: found["delta"]["value"] for tag, found in taught.items() if tag != "average"}
+    return {seed: of(each["taught"]) for seed, each in sorted(seeds.items())}
+
+
+def near_teachers() -> Finding:
+    found = beside_teachers("shapes_generalist")
+    behind = {f"{tag}, seed {seed}": value for seed, tags in found.items() for tag, value in tags.items()}
     worst = min(behind, key=lambda name: behind[name])
     verdict = "held" if behind[worst] >= -0.02 else "not held"
     command = stored("generalist.json")["command"]
     return Finding(f"{spread(list(behind.values()))}; the last is {worst}", verdict, command)
+
+
+def seesaw() -> Finding:
+    worst = [min(tags.values()) for tags in beside_teachers("shapes_mixed_grpo").values()]
+    best = [max(tags.values()) for tags in beside_teachers("shapes_mixed_grpo").values()]
+    verdict = "held" if max(worst) < -0.03 else "not held"
+    measured = f"Flow-GRPO on all tasks beside their specialists: worst task {spread(worst)}, best {spread(best)}"
+    return Finding(measured, verdict, stored("generalist.json")["command"])
 
 
 def anchor_keeps_fidelity() -> Finding:
@@ -365,6 +375,7 @@ CLAIMS = {
     "Flow-OPD (arXiv:2605.08063)": [
         Claim("Ours: an iteration costs its forward and backward passes, each teacher asked once", costs("flow_opd")),
         Claim("8 points and more above mixed rewards", ahead("shapes_generalist", "shapes_mixed_grpo", 0.08)),
+        Claim("Mixed rewards give up one task for another (here: one is 3 points below its specialist)", seesaw),
         Claim("No task far below its teacher (here: 2 points)", near_teachers),
         Claim("Better than the merge it starts from", ahead("shapes_generalist", "shapes_merge_only", 0.0)),
         Claim("A cold start helps", ahead("shapes_generalist", "shapes_generalist_from_base", 0.0)),

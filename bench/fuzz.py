@@ -3,10 +3,10 @@
     pip install schemathesis
     python bench/fuzz.py --json bench/results/fuzz.json
 
-A service in a process of its own gets half of its requests from schemathesis, drawn from a schema and around it,
-and half by hand: cut and mutated bodies, wrong tokens, pictures that claim to be huge, deep nesting, wrong types.  Every
-answer must be one of the service's own (no 500, no traceback, no hang), and afterwards the service must still be
-alive, no larger than it was by much, and score a picture as it did before.
+A service in a process of its own gets half of its requests from schemathesis, from a schema and around it, and half
+by hand: cut and mutated bodies, wrong tokens, pictures that claim to be huge, deep nesting, wrong types.  Every answer
+must be one of the service's own (no 500, no traceback, no hang), and afterwards the service must still be alive, no
+larger than it was by much, and score a picture as it did before.
 """
 
 import argparse

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from afterflow.geneval import OBJECTS, Detection
-from afterflow.rewards import detector, find, ready
+from afterflow.rewards import find, ready
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.detector import Detector, box_of, graded, instances
+from afterflow.rewards.detector import Colors, Detector, box_of, described, graded, instances, objects
 from afterflow.shapes.world import COLORS, PALETTE
 from tinies import clip, mask2former
 
@@ -56,11 +56,11 @@ def test_a_colour_is_asked_of_the_object_alone(models):
             seen.append(images)
             return torch.tensor(images.reshape(-1, 3).astype(np.float32).mean(0))[None] - centre
 
-    seen, find_objects = [], Detector.__new__(Detector)
-    find_objects.clip, find_objects.colors, find_objects.names = Reader(), {}, {0: "cat", 1: "dog", 2: "bus"}
+    seen, names = [], {0: "cat", 1: "dog", 2: "bus"}
     image = np.zeros((4, 4, 3), np.uint8)
     image[:, :2], image[:, 2:] = PALETTE["red"], PALETTE["blue"]
-    first, second = find_objects.seen(image, *queries(), RECORD)
+    found = objects(*queries(), (4, 4), names)
+    first, second = described(image, found, RECORD, Colors(Reader()))
     assert (first.cls, first.color, first.box) == ("dog", "red", (0, 0, 2, 4))
     assert (second.cls, second.color) == ("bus", None)  # nobody asked
     assert seen[0].shape == (1, 4, 2, 3)
@@ -100,7 +100,7 @@ def test_unsure_detections_of_what_was_asked_for_earn_their_share():
 
 def test_a_random_detector_runs_from_end_to_end(models):
     images = np.random.default_rng(1).integers(0, 255, (3, 40, 56, 3), dtype=np.uint8)
-    seen = detector.detector(models)(images, [RECORD] * 3)
+    seen = Detector(models, models.weights["geneval_hf"], None)(images, [RECORD] * 3)
     assert len(seen) == 3
     for each in (d for of_image in seen for d in of_image):
         assert each.cls in OBJECTS and 0 <= each.box[0] < each.box[2] <= 56 and each.box[3] <= 40

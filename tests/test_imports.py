@@ -22,15 +22,30 @@ MATHS = [
 ]  # each may import those before it
 WORLD = {"shapes", "geneval"}
 BORDERS = {"models", "rewards", "data"}
-PLAIN = {"seeds", "names"}  # not for maths and algorithms, where randomness comes in as an argument
+PLAIN = {"seeds", "names", "extras"}  # not for maths and algorithms, where randomness comes in as an argument
 BELOW_SCORING = {*MATHS, *PLAIN, *BORDERS, "algorithms", "train"}
-BELOW_RUN = {*MATHS, *WORLD, *BORDERS, *PLAIN, "tiny", "algorithms", "train", "evaluate", "record", "report", "page"}
+BELOW_RUN = {
+    *MATHS,
+    *WORLD,
+    *BORDERS,
+    *PLAIN,
+    "tiny",
+    "algorithms",
+    "train",
+    "evaluate",
+    "record",
+    "report",
+    "page",
+    "gallery",
+}
 TOP = {
     "run",
     "scoring",
     "imageset",
     "parts",
     "card",
+    "distances",
+    "suites",
     "forecast",
     "doctor",
     "promptset",
@@ -53,6 +68,7 @@ ROOMS = {
     "shapes": {"geneval"},
     "record": {"names"},
     "report": set(),
+    "gallery": set(),
     "page": {"report"},
     "tiny": WORLD,
     "algorithms": set(MATHS),

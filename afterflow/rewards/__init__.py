@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from ..extras import check_extra
 from ..names import unknown
-from . import clip, detector, image_reward, jpeg, moving, ocr, shapes, vlm
+from . import clip, detector, image_reward, jpeg, mmdet, moving, ocr, shapes, vlm
 from .base import Reward, RewardModels, Scorer
 
 PUBLISHED = RewardModels()
@@ -33,10 +33,8 @@ REWARDS: dict[str, Scorer] = {
         clip.hpsv2,
         clip.aesthetic,
         image_reward.image_reward,
-        detector.geneval_hf,
-        detector.geneval_hf_official,
-        detector.geneval_hf_strict,
-        detector.geneval_hf_flowgrpo,
+        *detector.geneval_hf,
+        *mmdet.geneval,
         vlm.vlm_alignment,
         vlm.vlm_quality,
         vlm.vlm_points,

@@ -4,7 +4,7 @@ The rules are those of `geneval`; the detector was trained in another run than t
 scores stand elsewhere, so numbers are not comparable with published ones and the thresholds may need moving.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..geneval import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Detection, evaluate
+from ..geneval import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Box, Detection, evaluate
 from ..shapes.prompts import validate
 from ..shapes.world import COLORS
 from .base import Reward, RewardModels, Scorer, network
@@ -29,8 +29,46 @@ RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "comput
 """COCO's names → GenEval's."""
 
 
+Found = Iterable[tuple[str, float, Box, np.ndarray]]
+"""Class, score, box and mask (H, W) of each object of a picture, the surest first."""
+Find = Callable[[np.ndarray, Sequence[dict]], list[list[Detection]]]
+"""Images (B, H, W, 3) and their records → what is seen, with the colours that a prompt asks about."""
+
+
+class Colors:
+    """Which of ten colours an object has, by CLIP, everything else being grey."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.clip = clip
+        self.of_class: dict[str, Tensor] = {}
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, box: Box, cls: str) -> str:
+        if cls not in self.of_class:
+            texts = [[each.format(color=color, cls=cls) for each in TEMPLATES] for color in COLORS]
+            embedded, _ = self.clip.texts([text for of_color in texts for text in of_color])
+            self.of_class[cls] = unit(embedded.view(len(COLORS), len(TEMPLATES), -1).mean(1))
+        x0, y0, x1, y1 = (int(side) for side in box)
+        alone = np.where(mask[..., None], image, GREY).astype(np.uint8)[y0:y1, x0:x1]
+        return COLORS[int((self.of_class[cls] @ self.clip.images(alone[None], cropped)[0]).argmax())]
+
+
+def colors_of(models: RewardModels) -> Colors:
+    clip = models.published("clipscore", LARGE)
+    return Colors(Clip(models, *clip, clip))
+
+
+def described(image: np.ndarray, found: Found, record: Mapping, color: Callable[..., str]) -> list[Detection]:
+    """The objects of a picture; colours are asked only of classes whose colour the prompt names."""
+    wanted = {clause["class"] for clause in record["include"] if "color" in clause}
+    seen: list[Detection] = []
+    for cls, score, box, mask in found:
+        if sum(d.cls == cls for d in seen) < MAX_PER_CLASS:
+            seen.append(Detection(cls, score, box, color(image, mask, box, cls) if cls in wanted else None))
+    return seen
+
+
 class Detector:
-    """Objects of a picture, with the colours that a prompt asks about."""
+    """Objects by Mask2Former."""
 
     def __init__(self, models: RewardModels, path: str, revision: str | None) -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
@@ -42,44 +80,28 @@ class Detector:
         self.model = model.to(models.on).eval().requires_grad_(False)
         names = {int(i): str(name).replace("-", " ") for i, name in self.model.config.id2label.items()}
         self.names: dict[int, str] = {i: RENAMED.get(name, name) for i, name in names.items()}
-        clip = models.published("clipscore", LARGE)
-        self.clip = Clip(models, *clip, clip)
-        self.colors: dict[str, Tensor] = {}
+        self.color = colors_of(models)
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
-        """Of B images; colours are asked only of classes whose colour the prompt names."""
-        found = []
+        seen = []
         for i in range(0, len(images), self.models.batch):
             part = images[i : i + self.models.batch]
             inputs = self.processor(list(part), return_tensors="pt")
             output = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype))
             for row, image in enumerate(part):
                 logits, masks = output.class_queries_logits[row].float(), output.masks_queries_logits[row].float()
-                found.append(self.seen(image, logits.cpu(), masks.cpu(), records[i + row]))
-        return found
-
-    def seen(self, image: np.ndarray, logits: Tensor, masks: Tensor, record: Mapping) -> list[Detection]:
-        """The detections of one image from its queries: (Q, C + 1) and (Q, h, w)."""
-        wanted = {clause["class"] for clause in record["include"] if "color" in clause}
-        seen: list[Detection] = []
-        for label, score, mask in instances(logits, masks, image.shape[:2]):
-            cls = self.names[label]
-            box = box_of(mask)
-            if box is not None and sum(d.cls == cls for d in seen) < MAX_PER_CLASS:
-                color = self.color(image, mask, box, cls) if cls in wanted else None
-                seen.append(Detection(cls, score, box, color))
+                found = objects(logits.cpu(), masks.cpu(), image.shape[:2], self.names)
+                seen.append(described(image, found, records[i + row], self.color))
         return seen
 
-    def color(self, image: np.ndarray, mask: np.ndarray, box: tuple, cls: str) -> str:
-        """Which of ten the object has, by CLIP, everything else being grey."""
-        if cls not in self.colors:
-            texts = [[each.format(color=color, cls=cls) for each in TEMPLATES] for color in COLORS]
-            embedded, _ = self.clip.texts([text for of_color in texts for text in of_color])
-            self.colors[cls] = unit(embedded.view(len(COLORS), len(TEMPLATES), -1).mean(1))
-        x0, y0, x1, y1 = (int(side) for side in box)
-        alone = np.where(mask[..., None], image, GREY).astype(np.uint8)[y0:y1, x0:x1]
-        return COLORS[int((self.colors[cls] @ self.clip.images(alone[None], cropped)[0]).argmax())]
+
+def objects(logits: Tensor, masks: Tensor, size: tuple[int, int], names: Mapping[int, str]) -> Found:
+    """Of one image's queries, (Q, C + 1) and (Q, h, w)."""
+    for label, score, mask in instances(logits, masks, size):
+        box = box_of(mask)
+        if box is not None:
+            yield names[label], score, box, mask
 
 
 def instances(logits: Tensor, masks: Tensor, size: tuple[int, int]) -> list[tuple[int, float, np.ndarray]]:
@@ -98,7 +120,7 @@ def instances(logits: Tensor, masks: Tensor, size: tuple[int, int]) -> list[tupl
     return [(int(label[i]), float(score[i]), inside[query[i]].numpy()) for i in order if score[i] > LEAST]
 
 
-def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
+def box_of(mask: np.ndarray) -> Box | None:
     """x0, y0, x1, y1 around a mask (H, W), the last two outside of it; None where it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -106,16 +128,16 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float] | None:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-_detectors: dict[tuple, Detector] = {}
+_finders: dict[tuple, Find] = {}
 
 
-def detector(models: RewardModels) -> Detector:
-    """One for all four rewards."""
-    path = models.published("geneval_hf", MASK2FORMER)
-    key = *path, models.weights.get("clipscore"), models.on, models.dtype, models.batch
-    if key not in _detectors:
-        _detectors[key] = Detector(models, *path)
-    return _detectors[key]
+def finder(kind: Callable[..., Find], name: str, models: RewardModels, where: tuple[str, str | None]) -> Find:
+    """One for all rewards of a detector."""
+    path = models.published(name, where)
+    key = kind, *path, models.weights.get("clipscore"), models.on, models.dtype, models.batch
+    if key not in _finders:
+        _finders[key] = kind(models, *path)
+    return _finders[key]
 
 
 class Rules:
@@ -124,7 +146,7 @@ class Rules:
     def __init__(self) -> None:
         self.last: tuple[tuple, list[list[Detection]]] = ((), [])  # swapped as one: threads may share it
 
-    def found(self, find: Detector, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
+    def found(self, find: Find, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
         key, last = (id(find), images.tobytes(), list(records)), self.last
         if key != last[0]:
             last = self.last = key, find(images, records)
@@ -141,11 +163,11 @@ def graded(record: Mapping, seen: Sequence[Detection], cut: float, counting: flo
     return [d for d in seen if d.score > (floor if d.cls in wanted else cut)]
 
 
-def geneval(name: str, mode: str, low: float, about: str) -> Reward:
-    """A reward that is one of the ways to read detections."""
+def geneval(name: str, mode: str, low: float, about: str, find_of: Callable[[RewardModels], Find]) -> Reward:
+    """A reward that is one of the ways to read a detector's detections."""
 
     def load(models: RewardModels) -> Scorer:
-        find = detector(models)
+        find = find_of(models)
         cut = models.options.get("geneval_threshold", 0.3)
         counting = models.options.get("geneval_counting_threshold", 0.9)
 
@@ -162,9 +184,16 @@ def geneval(name: str, mode: str, low: float, about: str) -> Reward:
     return network(name, low, 1.0, needs=partial(validate, classes=OBJECTS))(load)
 
 
-geneval_hf = geneval("geneval_hf", "partial", 0.0, "Bounded soft credit: surplus and clutter cost.")
-geneval_hf_official = geneval("geneval_hf_official", "official", 0.0, "GenEval's own verdict; clutter is allowed.")
-geneval_hf_strict = geneval("geneval_hf_strict", "strict", 0.0, "Exactly as many as asked for.")
-geneval_hf_flowgrpo = geneval(
-    "geneval_hf_flowgrpo", "partial_flowgrpo", -np.inf, "flow_grpo's training reward, unbounded below."
-)
+def readings(first: str, kind: Callable[..., Find], where: tuple) -> tuple[Reward, ...]:
+    """The rewards of a detector, on the weights given for `first`: soft, official, strict, and flow_grpo's."""
+    find_of = lambda models: finder(kind, first, models, where)
+    modes = {
+        first: ("partial", 0.0, "Bounded soft credit: surplus and clutter cost."),
+        f"{first}_official": ("official", 0.0, "GenEval's own verdict; clutter is allowed."),
+        f"{first}_strict": ("strict", 0.0, "Exactly as many as asked for."),
+        f"{first}_flowgrpo": ("partial_flowgrpo", -np.inf, "flow_grpo's training reward, unbounded below."),
+    }
+    return tuple(geneval(name, *about, find_of) for name, about in modes.items())
+
+
+geneval_hf = readings("geneval_hf", Detector, MASK2FORMER)
