@@ -20,6 +20,7 @@ from .scoring import ask, both_orders, compare
 from .seeds import generator
 from .train.alarm import cheating
 from .train.budget import Budget
+from .train.files import replace_text
 from .train.log import MetricsFile, save_pictures
 from .train.progress import Progress
 
@@ -113,7 +114,7 @@ class Window:
                 session.model.save_lora(run.folder / "best" / "lora")
             else:
                 session.model.save_pipeline(run.folder / "best" / "model")
-        (run.folder / "best.json").write_text(json.dumps({"step": step, "reward": name, "value": self.best}) + "\n")
+        replace_text(run.folder / "best.json", json.dumps({"step": step, "reward": name, "value": self.best}) + "\n")
 
     def _win_rate(self, images: np.ndarray, records: Sequence[dict]) -> float:
         """How often the judge prefers the picture (P, K, H, W, 3) to the base's from the same noise."""

@@ -1,5 +1,6 @@
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +176,45 @@ def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
     monkeypatch.undo()
     write(200)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000100", "step_000200"]
+
+
+@pytest.mark.parametrize("moment", ["manifest", "rename", "delete"])
+def test_killed_at_any_moment_of_saving_a_whole_checkpoint_is_left(tmp_path, monkeypatch, moment):
+    model = MLP()
+    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, None, None, keep=1)
+    write(1)
+    if moment == "manifest":
+        monkeypatch.setattr(state, "sha256", lambda file: 1 / 0)
+    elif moment == "rename":
+        monkeypatch.setattr(Path, "rename", lambda *paths: 1 / 0)
+    else:
+        monkeypatch.setattr(state, "delete", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(2)
+    monkeypatch.undo()
+    newest = state.checkpoints(tmp_path)[-1]
+    assert newest.name == ("step_000002" if moment == "delete" else "step_000001")
+    assert state.damage(newest) is None
+    write(3)
+    assert [path.name for path in state.checkpoints(tmp_path)] == ["step_000003"]
+
+
+@pytest.mark.parametrize("harm", ["bit", "cut", "gone", "manifest"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, harm):
+    model = MLP()
+    for step in (1, 2):
+        folder = state.save(tmp_path, step, named(model), optimize(model), None, None, None, keep=2)
+    file = folder / ("manifest.json" if harm == "manifest" else "weights.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4
+    {"bit": lambda: file.write_bytes(content), "cut": lambda: file.write_bytes(content[:-9])}.get(harm, file.unlink)()
+    again = lambda at: state.load(at, named(model), optimize(model), None, None, None)
+    with pytest.raises(ValueError, match=r"step_000002 is damaged: .*; delete it to go on from step_000001"):
+        again(folder)
+    assert again(tmp_path / "step_000001") == 2
+    (tmp_path / "step_000001" / "optimizer.safetensors").unlink()
+    with pytest.raises(ValueError, match="no other is whole, so start the run anew"):
+        again(folder)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from .files import replace_text
+
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 FRAMES_PER_SECOND = 8
 """Of a GIF."""
@@ -31,7 +33,7 @@ def write_record(folder: Path, config: Mapping[str, Any], recipe: str, seed: int
         "git_commit": git_commit(),
         "hardware": hardware(),
     }
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    replace_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
 
 
 def git_commit() -> str | None:
@@ -62,7 +64,7 @@ class MetricsFile:
         lines = file.read_text().splitlines() if file.is_file() else []
         # A resumed run repeats the iterations after its checkpoint; the last of them may be half a line.
         kept = list(takewhile(lambda line: line.endswith("}") and json.loads(line)["step"] < first, lines))
-        file.write_text("".join(line + "\n" for line in kept))
+        replace_text(file, "".join(line + "\n" for line in kept))
         self.before: dict[str, float] = json.loads(kept[-1]) if kept else {}
         """What the iteration before the first one measured."""
         self.earliest: dict[str, Any] = json.loads(kept[0]) if kept else {}

@@ -10,7 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .ema import Ema, copy
+from .files import flush, sha256
 from .memory import Memory
+
+MANIFEST = "manifest.json"
+"""Names and digests of a checkpoint's other files."""
 
 
 def save(
@@ -25,7 +29,8 @@ def save(
 ) -> Path:
     """Write the state after iteration `step` and delete all but the newest `keep`.
 
-    It is written under another name and then renamed, so that a checkpoint which exists is whole.
+    It is written under another name, with a digest of every file, and renamed when the disk has it, so that a
+    checkpoint which exists is whole.  OSError, where the disk is full, leaves those before as they were.
     """
     final, partial = folder / f"step_{step:06d}", folder / f"step_{step:06d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -41,16 +46,53 @@ def save(
         "memory": memory.state() if memory else None,
     }
     (partial / "state.json").write_text(json.dumps(state))
-    shutil.rmtree(final, ignore_errors=True)
+    (partial / MANIFEST).write_text(json.dumps({file.name: sha256(file) for file in sorted(partial.iterdir())}))
+    for file in (*partial.iterdir(), partial):
+        flush(file)
+    if final.is_dir():
+        delete(final)
     partial.rename(final)
+    flush(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        delete(old)
     return final
+
+
+def delete(folder: Path) -> None:
+    """Under another name first: killed in the middle, it leaves no checkpoint that lacks files."""
+    gone = folder.with_suffix(".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole ones, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if path.suffix != ".partial")
+    return sorted(path for path in folder.glob("step_*") if not path.suffix)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None: they are as they were written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{MANIFEST} is missing or cannot be read"
+    for name, digest in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256(folder / name) != digest:
+            return f"{name} is not what was written"
+    return None
+
+
+def check_whole(folder: Path) -> None:
+    """ValueError for a damaged checkpoint, with the one before it that is not."""
+    wrong = damage(folder)
+    if wrong is None:
+        return
+    before = [other for other in checkpoints(folder.parent) if other < folder and damage(other) is None]
+    way = f"delete it to go on from {before[-1].name}" if before else "no other is whole, so start the run anew"
+    raise ValueError(f"{folder} is damaged: {wrong}; {way}")
 
 
 def load(
@@ -61,7 +103,8 @@ def load(
     scaler: torch.amp.GradScaler | None,
     memory: Memory | None,
 ) -> int:
-    """Put a checkpoint back; the iteration to go on with.  ValueError when it belongs to another run."""
+    """Put a checkpoint back; the iteration to go on with.  ValueError when it is damaged or belongs to another run."""
+    check_whole(folder)
     weights = load_file(folder / "weights.safetensors")
     if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in weights.items()}:
         raise ValueError(f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it")

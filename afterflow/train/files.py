@@ -1,0 +1,28 @@
+"""Files that are there whole or not at all, whatever kills the process or the machine."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write it under another name, wait until the disk has it, and rename it."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush(partial)
+    os.replace(partial, file)
+    flush(file.parent)
+
+
+def flush(path: Path) -> None:
+    """Return when the disk has a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
