@@ -3,9 +3,9 @@
     python bench/resume.py --json bench/results/resume.json
 
 Each method trains the shipped pipeline for a few iterations, with a checkpoint after every one.  A process is killed
-(SIGKILL) at a random moment, or the moment that a checkpoint is being written, then started again where it was, until so
-many were killed; the last runs to its end.  Metrics, clocks aside, and the final weights are compared with those of a
-run that nobody disturbed.
+(SIGKILL) at a random moment, or the moment that a checkpoint is being written, then started again where it was, until
+so many were killed; the last runs to its end.  Metrics, clocks aside, and the final weights are compared with those of
+a run that nobody disturbed.
 """
 
 import argparse
@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
+
+from safetensors.torch import load_file
 
 from afterflow.algorithms.base import OnPolicy
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -91,13 +92,15 @@ def finished(process: subprocess.Popen) -> None:
         raise SystemExit(f"a run failed: {said.decode()[-2000:]}")
 
 
-def measured(method: str, place: Path) -> tuple[list[dict], dict[str, bytes]]:
-    """Metrics without clocks, and the bytes of what the run left."""
+def measured(method: str, place: Path) -> tuple[list[dict], dict[str, dict[str, bytes]]]:
+    """Metrics without clocks, and the tensors of what the run left; safetensors writes its header in any order."""
     folder = place / "runs" / method
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     kept = [{name: value for name, value in line.items() if not name.startswith(CLOCKS)} for line in lines]
     left = [file for result in ("lora", "model", "best") for file in (folder / result).rglob("*.safetensors")]
-    return kept, {str(file.relative_to(folder)): file.read_bytes() for file in sorted(left)}
+    tensors = {str(file.relative_to(folder)): load_file(file) for file in sorted(left)}
+    assert tensors
+    return kept, {name: {key: x.numpy().tobytes() for key, x in of.items()} for name, of in tensors.items()}
 
 
 def killed(method: str, iterations: int, place: Path, kills: int, seconds: float, rng: random.Random) -> list[str]:

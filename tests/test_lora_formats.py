@@ -10,6 +10,7 @@ from diffusers.loaders.lora_conversion_utils import (
     _convert_non_diffusers_qwen_lora_to_diffusers,
 )
 from peft import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from afterflow.cli import main
@@ -68,6 +69,13 @@ def test_diffusers_reads_our_export_as_the_same_lora(adapted, tmp_path):
         assert present.keys() == ours.keys()
         for layer, factors in ours.items():
             torch.testing.assert_close(present[layer], factors.delta)
+
+
+def test_no_order_of_a_set_is_in_the_file(adapted, tmp_path):
+    with safe_open(tmp_path / "lora" / "pytorch_lora_weights.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert told["transformer.target_modules"] == sorted(told["transformer.target_modules"])
+    assert len(told["transformer.target_modules"]) > 3
 
 
 def test_what_we_export_comes_back_to_the_last_bit(adapted, tmp_path, capsys):

@@ -160,7 +160,7 @@ class PipelineModel(Model):
             folder,
             transformer_lora_layers=get_peft_model_state_dict(self.module),
             # Without it diffusers loads a LoRA with alpha != rank at the wrong scale, and says nothing.
-            **_collate_lora_metadata({"transformer": self.module}),
+            **in_order(_collate_lora_metadata({"transformer": self.module})),
         )
 
     def load_lora(self, folder: str | Path, name: str = "default") -> None:
@@ -178,6 +178,12 @@ class PipelineModel(Model):
 
     def save_pipeline(self, folder: Path) -> None:
         self.pipeline(transformer=self.module).save_pretrained(folder)
+
+
+def in_order(metadata: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same with layers by name: peft has them in sets, whose order no other process repeats."""
+    ordered = lambda name, value: sorted(value) if name == "target_modules" else value
+    return {part: {name: ordered(name, value) for name, value in told.items()} for part, told in metadata.items()}
 
 
 def weightless(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
