@@ -143,6 +143,9 @@ class Run:
     """Iterations between checkpoints; the last is always saved."""
     keep: int = 2
     """Checkpoints kept."""
+    grace: float = 20.0
+    """Seconds that SIGTERM, as spot machines send it, leaves the iteration under way; then what was before it is
+    saved."""
     track: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where metrics go besides metrics.jsonl."""
 
@@ -171,7 +174,7 @@ class Run:
         for name in ("learning_rate", "max_grad_norm", "budget_seconds"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: it must be positive")
-        for name in ("warmup", "eval_every", "sample_every", "weight_decay"):
+        for name in ("warmup", "eval_every", "sample_every", "weight_decay", "grace"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: 0 or more")
         if any(turns < 1 for turns in self.turns.values()):

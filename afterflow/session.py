@@ -59,7 +59,7 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
         seed=run.seed,
         clock=clock,
     )
-    follow(session, steps, Window(session, prompts, held_out), budget)
+    follow(session, steps, Window(session, prompts, held_out), budget, clock)
     result = run.folder / ("lora" if isinstance(run.tune, LoRA) else "model")
     with session.averaged():
         if isinstance(run.tune, LoRA):

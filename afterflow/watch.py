@@ -5,7 +5,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,13 +15,17 @@ from .evaluate import decoded, encoded, finished_in_parts, spread
 from .models.tune import LoRA
 from .parts import Session
 from .preferences import win_rates
+from .run import Run
 from .scoring import ask, both_orders, compare
 from .seeds import generator
 from .train.alarm import cheating
 from .train.budget import Budget
+from .train.clock import Clock
+from .train.explore import Stopped
 from .train.files import replace_text
 from .train.log import MetricsFile, save_pictures
 from .train.progress import Progress
+from .train.signals import Reclaimed, interruptible
 
 SHOWN = 8
 """Prompts of the sample pictures, four images each."""
@@ -137,53 +140,78 @@ def best_before(session: Session) -> float:
     return found["value"] if found["step"] < session.first else -math.inf
 
 
-def follow(session: Session, steps: Iterator[tuple[int, dict[str, float]]], window: Window, budget: Budget) -> None:
-    """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way."""
-    run, start = session.run, time.perf_counter()
+def follow(
+    session: Session,
+    steps: Iterator[tuple[int, dict[str, float]]],
+    window: Window,
+    budget: Budget,
+    clock: Clock,
+) -> None:
+    """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way.
+
+    Stopped after SIGTERM, when the iteration under way is saved, or the one before it where the grace was too short.
+    """
+    run = session.run
     log = MetricsFile(run.folder / "metrics.jsonl", session.first)
     budget.used = log.before.get("seconds_trained", 0.0)
     if session.first and budget.ends(session.first - 1):
         return
-    before = start
-    with interruptible() as interrupted, Progress(run.name, budget, session.first) as progress:
-        for step, metrics in steps:
-            budget.used += time.perf_counter() - before
-            last = budget.ends(step) or bool(interrupted)
-            if due(run.eval_every, step, last):
-                metrics |= window.evaluate(step)
-            metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
-            log.write(step, metrics)
-            session.accelerator.log(metrics, step)
-            progress.show(step, metrics)
-            if due(run.sample_every, step, last):
-                window.save_samples(step)
-            if last or (step + 1) % run.save_every == 0:
-                session.save(step)
-            if interrupted:
-                print(f"Stopped after iteration {step}; go on with: afterflow train --resume {run.folder}")
-            if last:
-                break
-            before = time.perf_counter()
-    log.close()
-    if window.by_prompt is not None:
-        window.by_prompt.close()
+    done = session.first - 1
+    try:
+        with interruptible(clock, run.grace) as signals, Progress(run.name, budget, session.first) as progress:
+            for step in watched(session, steps, window, budget, log, progress, signals):
+                done = step
+    except Reclaimed:
+        if done >= session.first:
+            session.save(done)
+        raise Stopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
+    finally:
+        log.close()
+        if window.by_prompt is not None:
+            window.by_prompt.close()
+    if signal.SIGTERM in signals and not budget.ends(done):
+        raise Stopped(f"SIGTERM; {gone_on(run, done)}")
+    if signals and not budget.ends(done):
+        print(f"Stopped after iteration {done}; go on with: afterflow train --resume {run.folder}")
+
+
+def gone_on(run: Run, done: int) -> str:
+    saved = f"iteration {done} is saved, go on with: afterflow train --resume {run.folder}"
+    return saved if done >= 0 else f"nothing was trained yet; start anew with: afterflow train --from {run.folder}"
+
+
+def watched(
+    session: Session,
+    steps: Iterator[tuple[int, dict[str, float]]],
+    window: Window,
+    budget: Budget,
+    log: MetricsFile,
+    progress: Progress,
+    signals: list[int],
+) -> Iterator[int]:
+    """The iterations' numbers, each when it is logged and, where it should be, drawn and saved."""
+    run = session.run
+    start = before = time.perf_counter()
+    for step, metrics in steps:
+        budget.used += time.perf_counter() - before
+        # A machine that is taken away has no time for pictures that were not due.
+        last = budget.ends(step) or signal.SIGINT in signals
+        if due(run.eval_every, step, last):
+            metrics |= window.evaluate(step)
+        metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
+        log.write(step, metrics)
+        session.accelerator.log(metrics, step)
+        progress.show(step, metrics)
+        if due(run.sample_every, step, last):
+            window.save_samples(step)
+        ends = last or signal.SIGTERM in signals
+        if ends or (step + 1) % run.save_every == 0:
+            session.save(step)
+        yield step
+        if ends:
+            return
+        before = time.perf_counter()
 
 
 def due(every: int, step: int, last: bool) -> bool:
     return every > 0 and (step % every == 0 or last)
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """A list that Ctrl-C fills, instead of tearing down whatever is under way; a second Ctrl-C does tear it down."""
-    signals: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        signals.append(number)
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield signals
-    finally:
-        signal.signal(signal.SIGINT, previous)

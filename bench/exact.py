@@ -14,6 +14,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from afterflow.train.log import git_commit, hardware
 
 CLOCKS = ("seconds", "memory")
@@ -37,8 +39,8 @@ def main() -> None:
             file.write_text(json.dumps({"command": command, "recipes": found}, indent=1) + "\n")
 
 
-def run(recipe: str, iterations: int) -> tuple[list[dict], bytes]:
-    """Metrics of every iteration, and the bytes of the LoRA."""
+def run(recipe: str, iterations: int) -> tuple[list[dict], dict[str, bytes]]:
+    """Metrics of every iteration, and the tensors of the LoRA."""
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "afterflow", "train", recipe, "--name", "run", "--iterations", str(iterations)]
         command += ["--sample-every", "0"]
@@ -48,7 +50,8 @@ def run(recipe: str, iterations: int) -> tuple[list[dict], bytes]:
         folder = Path(place) / "runs" / "run"
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         kept = [{k: v for k, v in line.items() if not any(clock in k for clock in CLOCKS)} for line in lines]
-        return kept, (folder / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
+        tensors = load_file(folder / "lora" / "pytorch_lora_weights.safetensors")
+        return kept, {name: x.numpy().tobytes() for name, x in tensors.items()}
 
 
 if __name__ == "__main__":

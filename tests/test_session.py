@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
 from afterflow.shapes.world import TAGS
+from afterflow.train.explore import Stopped
 
 JPEG = {"jpeg_compressibility": 1.0}
 
@@ -89,6 +91,31 @@ def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_
     assert [line["step"] for line in metrics(folder)] == [0, 1]
     assert f"afterflow train --resume {folder}" in capsys.readouterr().out
     execute(run, "short", resume=True)
+    for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
+        ours, theirs = load_file(folder / name), load_file(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("grace", [60.0, 0.0])
+def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_bit_for_bit(run, monkeypatch, grace):
+    """In time the iteration under way is saved, else the one before; a reward that excuses failures is no obstacle."""
+    whole = execute(replace(run, name="whole"), "short")
+    scored, asked = rewards.REWARDS["jpeg_compressibility"], []
+
+    def reclaimed(images, records):
+        asked.append(len(images))
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1 if grace else 60)
+        return scored(images, records)
+
+    monkeypatch.setitem(rewards.REWARDS, "jpeg_compressibility", reclaimed)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=f"SIGTERM.*iteration {1 if grace else 0} is saved, go on with: .*--resume"):
+        execute(replace(run, grace=grace), "short")
+    assert signal.getsignal(signal.SIGTERM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert len(asked) == 2
+    folder = execute(replace(run, grace=grace), "short", resume=True)
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

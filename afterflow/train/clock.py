@@ -13,13 +13,16 @@ class Clock:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.stage: str | None = None
+        """The one under way."""
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = self._now()
+        start, outer, self.stage = self._now(), self.stage, stage
         try:
             yield
         finally:
+            self.stage = outer
             self.seconds[stage] += self._now() - start
 
     @staticmethod

@@ -1,0 +1,50 @@
+"""Ctrl-C, and the SIGTERM of a machine that is about to be taken away."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .clock import Clock
+
+BEFORE_UPDATE = ("rollout", "decode", "reward")
+"""Stages in which nothing that is trained has moved since the last iteration."""
+AGAIN = 0.1
+"""Seconds after which a stage that must not be left is looked at again."""
+
+
+class Reclaimed(BaseException):
+    """The grace after SIGTERM is over, in an iteration that has changed nothing yet.
+
+    No Exception, so that a reward which excuses its own failures does not excuse this one.
+    """
+
+
+@contextmanager
+def interruptible(clock: Clock, grace: float) -> Iterator[list[int]]:
+    """A list that Ctrl-C and SIGTERM fill, instead of tearing down whatever is under way.
+
+    A second Ctrl-C does tear it down.  SIGTERM gives the iteration `grace` seconds to end; then Reclaimed is raised, at
+    once or as soon as an update that has begun has ended.
+    """
+    signals: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        signals.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+        else:
+            signal.setitimer(signal.ITIMER_REAL, max(grace, AGAIN))
+
+    def late(number: int, frame: object) -> None:
+        if clock.stage in BEFORE_UPDATE:
+            raise Reclaimed
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+
+    handlers = {signal.SIGINT: note, signal.SIGTERM: note, signal.SIGALRM: late}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield signals
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
