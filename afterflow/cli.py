@@ -13,11 +13,13 @@ from .commands.pictures import evaluate, sample
 from .commands.push import push
 from .commands.recipes import recipes, summary
 from .commands.serve import serve_rewards
+from .commands.status import status
 from .commands.train import train
 from .names import unknown
 
 COMMANDS = {
     "train": train,
+    "status": status,
     "doctor": doctor,
     "eval": evaluate,
     "sample": sample,
