@@ -30,6 +30,7 @@ from .shapes import population
 from .train.budget import Budget
 from .train.explore import Stopped
 from .train.log import before_after
+from .train.state import checkpoints
 
 HELD_OUT = ShapesPrompts("test", count=60)
 """Prompts of a curve, where the recipe has none of its own."""
@@ -81,14 +82,17 @@ def train_apart(run: Run, recipe: str) -> None:
     file = run.folder / "asked.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
-    resumes = any(run.folder.glob("checkpoints/step_*"))
+    resumes = bool(checkpoints(run.folder / "checkpoints"))
     what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
-    # Ctrl-C reaches both processes; the other one ends its iteration and saves, and this one waits for it.
-    previous = signal.signal(signal.SIGINT, lambda *_: None)
+    trained = subprocess.Popen([sys.executable, "-m", "afterflow", "train", *what])
+    # Ctrl-C reaches both processes, SIGTERM this one alone; the other one saves, and this one waits for it.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: trained.terminate()}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        code = subprocess.Popen([sys.executable, "-m", "afterflow", "train", *what]).wait()
+        code = trained.wait()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if code != 0:
         raise Stopped(f"{run.folder} could not be trained, see above; the runs before it are kept")
     if not ended(run.folder, run):

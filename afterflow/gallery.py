@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .files import replace_text
+
 SETTINGS = "settings.json"
 
 
@@ -34,7 +36,7 @@ def begin(folder: Path, settings: dict) -> None:
     if is_gallery(folder):
         raise ValueError(f"{folder} holds pictures that afterflow did not draw; take another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    replaced(file, json.dumps(told, indent=2) + "\n")
+    replace_text(file, json.dumps(told, indent=2) + "\n")
 
 
 def missing(folder: Path, prompts: int) -> list[int]:
@@ -51,7 +53,7 @@ def add(folder: Path, place: int, record: dict, images: np.ndarray) -> None:
             part = file.with_suffix(".part")
             Image.fromarray(frame).save(part, format="PNG")
             os.replace(part, file)
-    replaced(mine / "metadata.jsonl", json.dumps(record) + "\n")
+    replace_text(mine / "metadata.jsonl", json.dumps(record) + "\n")
 
 
 def files(mine: Path, k: int, image: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
@@ -104,13 +106,6 @@ def prompts(folder: Path) -> list[Path]:
 
 def of_prompt(folder: Path, place: int) -> Path:
     return folder / f"{place:05}"
-
-
-def replaced(file: Path, text: str) -> None:
-    """Written whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
 
 
 def together(folder: Path, places: Sequence[int]) -> np.ndarray:

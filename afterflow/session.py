@@ -1,6 +1,7 @@
 """A run carried out.  Only here do borders meet algorithms."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -61,11 +62,15 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     )
     follow(session, steps, Window(session, prompts, held_out), budget, clock)
     result = run.folder / ("lora" if isinstance(run.tune, LoRA) else "model")
+    partial = result.with_suffix(".partial")  # a result that is there is whole, and its run has ended
+    shutil.rmtree(partial, ignore_errors=True)
     with session.averaged():
         if isinstance(run.tune, LoRA):
-            session.model.save_lora(result)
+            session.model.save_lora(partial)
         else:
-            session.model.save_pipeline(result)
+            session.model.save_pipeline(partial)
+    shutil.rmtree(result, ignore_errors=True)
+    partial.rename(result)
     write_card(run, result)
     session.accelerator.end_training()
     return run.folder

@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .cond import Cond
 from .evaluate import decoded, encoded, finished_in_parts, spread
+from .files import replace_text
 from .models.tune import LoRA
 from .parts import Session
 from .preferences import win_rates
@@ -22,7 +24,6 @@ from .train.alarm import cheating
 from .train.budget import Budget
 from .train.clock import Clock
 from .train.explore import Stopped
-from .train.files import replace_text
 from .train.log import MetricsFile, save_pictures
 from .train.progress import Progress
 from .train.signals import Reclaimed, interruptible
@@ -159,9 +160,9 @@ def follow(
     done = session.first - 1
     try:
         with interruptible(clock, run.grace) as signals, Progress(run.name, budget, session.first) as progress:
-            for step in watched(session, steps, window, budget, log, progress, signals):
+            for step in watched(session, steps, window, budget, log, progress, clock, signals):
                 done = step
-    except Reclaimed:
+    except Reclaimed:  # before the update of an iteration, which is left out
         if done >= session.first:
             session.save(done)
         raise Stopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
@@ -187,23 +188,28 @@ def watched(
     budget: Budget,
     log: MetricsFile,
     progress: Progress,
+    clock: Clock,
     signals: list[int],
 ) -> Iterator[int]:
-    """The iterations' numbers, each when it is logged and, where it should be, drawn and saved."""
+    """The iterations' numbers, each when it is logged and, where it should be, drawn and saved.
+
+    A machine that is taken away has no time for evaluation and pictures: after SIGTERM they are left out.
+    """
     run = session.run
     start = before = time.perf_counter()
     for step, metrics in steps:
         budget.used += time.perf_counter() - before
-        # A machine that is taken away has no time for pictures that were not due.
         last = budget.ends(step) or signal.SIGINT in signals
-        if due(run.eval_every, step, last):
-            metrics |= window.evaluate(step)
+        with suppress(Reclaimed), clock.within("evaluation"):
+            if due(run.eval_every, step, last) and signal.SIGTERM not in signals:
+                metrics |= window.evaluate(step)
         metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
         log.write(step, metrics)
         session.accelerator.log(metrics, step)
         progress.show(step, metrics)
-        if due(run.sample_every, step, last):
-            window.save_samples(step)
+        with suppress(Reclaimed), clock.within("pictures"):
+            if due(run.sample_every, step, last) and signal.SIGTERM not in signals:
+                window.save_samples(step)
         ends = last or signal.SIGTERM in signals
         if ends or (step + 1) % run.save_every == 0:
             session.save(step)

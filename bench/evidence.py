@@ -13,6 +13,7 @@ Reads bench/results and nothing else; the date of a result is that of its last c
 import json
 import subprocess
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,9 +105,10 @@ def told(hardware: dict | None) -> str | None:
     )
 
 
-def committed(file: Path) -> str | None:
+def committed(file: Path) -> str:
     command = ["git", "log", "-1", "--format=%as", "--", str(file)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() or None
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return said or date.today().isoformat()  # not committed yet
 
 
 def page(known: dict[str, Known]) -> str:

@@ -22,7 +22,7 @@ MATHS = [
 ]  # each may import those before it
 WORLD = {"shapes", "geneval"}
 BORDERS = {"models", "rewards", "data"}
-PLAIN = {"seeds", "names", "extras"}  # not for maths and algorithms, where randomness comes in as an argument
+PLAIN = {"seeds", "names", "extras", "files"}  # not for maths and algorithms, where randomness comes in as an argument
 BELOW_SCORING = {*MATHS, *PLAIN, *BORDERS, "algorithms", "train"}
 BELOW_RUN = {
     *MATHS,
@@ -68,7 +68,7 @@ ROOMS = {
     "shapes": {"geneval"},
     "record": {"names"},
     "report": set(),
-    "gallery": set(),
+    "gallery": {"files"},
     "page": {"report"},
     "tiny": WORLD,
     "algorithms": set(MATHS),

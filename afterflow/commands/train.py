@@ -95,7 +95,7 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
         raise ValueError(f"a resumed run keeps its configuration, so {options[1]} cannot be set; use --from instead")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
-    if not any(folder.glob("checkpoints/step_*")):
+    if not any(not path.suffix for path in folder.glob("checkpoints/step_*")):
         raise ValueError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
     from ..run import read_run
 

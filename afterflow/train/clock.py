@@ -17,12 +17,21 @@ class Clock:
         """The one under way."""
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start, outer, self.stage = self._now(), self.stage, stage
+    def within(self, stage: str) -> Iterator[None]:
+        """Say what is under way, and count nothing."""
+        outer, self.stage = self.stage, stage
         try:
             yield
         finally:
             self.stage = outer
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            with self.within(stage):
+                yield
+        finally:
             self.seconds[stage] += self._now() - start
 
     @staticmethod

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from .files import replace_text
+from ..files import replace_text
 
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 FRAMES_PER_SECOND = 8

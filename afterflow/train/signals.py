@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from .clock import Clock
 
-BEFORE_UPDATE = ("rollout", "decode", "reward")
-"""Stages in which nothing that is trained has moved since the last iteration."""
+LEAVABLE = ("rollout", "decode", "reward", "evaluation", "pictures")
+"""Stages in which nothing that is trained moves."""
 AGAIN = 0.1
 """Seconds after which a stage that must not be left is looked at again."""
 
 
 class Reclaimed(BaseException):
-    """The grace after SIGTERM is over, in an iteration that has changed nothing yet.
+    """The grace after SIGTERM is over, in a stage that can be left.
 
     No Exception, so that a reward which excuses its own failures does not excuse this one.
     """
@@ -36,7 +36,7 @@ def interruptible(clock: Clock, grace: float) -> Iterator[list[int]]:
             signal.setitimer(signal.ITIMER_REAL, max(grace, AGAIN))
 
     def late(number: int, frame: object) -> None:
-        if clock.stage in BEFORE_UPDATE:
+        if clock.stage in LEAVABLE:
             raise Reclaimed
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
 

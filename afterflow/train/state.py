@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..files import flush, sha256
 from .ema import Ema, copy
-from .files import flush, sha256
 from .memory import Memory
 
 MANIFEST = "manifest.json"
@@ -30,10 +30,13 @@ def save(
     """Write the state after iteration `step` and delete all but the newest `keep`.
 
     It is written under another name, with a digest of every file, and renamed when the disk has it, so that a
-    checkpoint which exists is whole.  OSError, where the disk is full, leaves those before as they were.
+    checkpoint which exists is whole.  OSError, where the disk is full, leaves those before as they were; one of that
+    step which is there already is left as it is.
     """
     final, partial = folder / f"step_{step:06d}", folder / f"step_{step:06d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    sweep(folder)
+    if final.is_dir():
+        return final
     partial.mkdir(parents=True)
     save_file({name: p.detach().contiguous() for name, p in parameters.items()}, partial / "weights.safetensors")
     save_file(flatten(optimizer, parameters), partial / "optimizer.safetensors")
@@ -49,8 +52,6 @@ def save(
     (partial / MANIFEST).write_text(json.dumps({file.name: sha256(file) for file in sorted(partial.iterdir())}))
     for file in (*partial.iterdir(), partial):
         flush(file)
-    if final.is_dir():
-        delete(final)
     partial.rename(final)
     flush(folder)
     for old in checkpoints(folder)[:-keep]:
@@ -61,9 +62,14 @@ def save(
 def delete(folder: Path) -> None:
     """Under another name first: killed in the middle, it leaves no checkpoint that lacks files."""
     gone = folder.with_suffix(".gone")
-    shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
     shutil.rmtree(gone)
+
+
+def sweep(folder: Path) -> None:
+    """Take away what processes that were killed have left."""
+    for left in (*folder.glob("step_*.gone"), *folder.glob("step_*.partial")):
+        shutil.rmtree(left)
 
 
 def checkpoints(folder: Path) -> list[Path]:
