@@ -20,12 +20,15 @@ class Embedding(NamedTuple):
     def rows(self, chosen: Tensor | slice) -> "Embedding":
         return Embedding(*(None if x is None else x[chosen] for x in self))  # type: ignore[arg-type]
 
+    def to(self, device: torch.device | str) -> "Embedding":
+        return Embedding(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Cond:
     """The prompts of B rows, as indices into P records and their U texts, so that no embedding is ever copied."""
 
-    positive: Embedding  # U rows
+    positive: Embedding  # U rows; they may lie in the CPU's memory, since those of T5 and many prompts fill a GPU
     texts: Tensor  # (P,) long: which of them is a record's
     negative: Embedding  # 1 row: what guidance steers away from, and what a dropped prompt becomes
     prompts: Sequence[dict]  # P records as the data set gave them: {"prompt": ..., "tag": ...}
@@ -48,7 +51,8 @@ class Cond:
 
     def embedding(self) -> Embedding:
         """The rows' embeddings, gathered: B rows."""
-        rows, empty = self.positive.rows(self.texts[self.index.clamp(min=0)]), self.index < 0
+        chosen, empty = self.texts[self.index.clamp(min=0)], self.index < 0
+        rows = self.positive.rows(chosen.to(self.positive.sequence.device)).to(self.index.device)
         columns = zip(self.negative, rows)
         found = [None if n is None or p is None else torch.where(expand(empty, p), n, p) for n, p in columns]
         assert found[0] is not None
@@ -56,8 +60,11 @@ class Cond:
 
 
 def condition(positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None) -> Cond:
-    """A Cond of one row per record; texts (P,) says which row of `positive` is whose where records share them."""
-    rows = torch.arange(len(prompts), device=positive.sequence.device)
+    """A Cond of one row per record; texts (P,) says which row of `positive` is whose where records share them.
+
+    Rows are on the device of `negative`.
+    """
+    rows = torch.arange(len(prompts), device=negative.sequence.device)
     return Cond(positive, rows if texts is None else texts, negative, prompts, rows)
 
 

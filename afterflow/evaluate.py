@@ -75,12 +75,13 @@ def picture_prompts(
 
 
 def encoded(model: Model, records: Sequence[dict]) -> Cond:
-    """One row per record; every text is encoded once, and the empty one with them."""
+    """One row per record; every text is encoded once, and the empty one with them.  Embeddings stay on the CPU."""
     texts = list(dict.fromkeys(record["prompt"] for record in records))
     embedding = model.encode([*texts, ""])
     place = {text: i for i, text in enumerate(texts)}
-    rows = torch.tensor([place[record["prompt"]] for record in records], device=embedding.sequence.device)
-    return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records, rows)
+    device = next(model.module.parameters()).device
+    rows = torch.tensor([place[record["prompt"]] for record in records], device=device)
+    return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)).to(device), records, rows)
 
 
 def finished_in_parts(

@@ -41,6 +41,8 @@ class Forecast:
     """Rows of the network in an iteration, by what asks for them; guidance doubles them."""
     flops: dict[str, float]
     """Of an iteration: forward passes, and forward and backward passes of the update."""
+    prompts: int
+    """Bytes of encoded prompts, which stay in the CPU's memory."""
 
     @property
     def bytes(self) -> int:
@@ -73,7 +75,6 @@ def forecast(run: Run) -> Forecast:
         "weights in the mixed precision": cast(run, frozen),
         "activations of one chunk": kept,
         "states of a rollout": states(run, model),
-        "encoded prompts": prompts(run, model),
     }
     per_row = lambda flops: flops / (run.chunk * guided)
     update = rows["update"]
@@ -82,7 +83,8 @@ def forecast(run: Run) -> Forecast:
         "forward only": guided * explored * per_row(forward),
         "forward and backward": guided * update * per_row(forward + backward),
     }
-    return Forecast(memory, {name: guided * each for name, each in rows.items()}, flops)
+    rows = {name: guided * each for name, each in rows.items()}
+    return Forecast(memory, rows, flops, prompts(run, model))
 
 
 def stored(tensors: Iterable[Tensor]) -> int:
@@ -229,7 +231,8 @@ def render(run: Run, found: Forecast) -> Table:
     table = Table("what", "needs", title=f"{run.name}: {type(run.algorithm).__name__}")
     for name, size in found.memory.items():
         table.add_row(name, f"{size / 2**30:.3f} GiB")
-    table.add_row("together", f"{found.bytes / 2**30:.3f} GiB", end_section=True)
+    table.add_row("together", f"{found.bytes / 2**30:.3f} GiB")
+    table.add_row("encoded prompts, in the CPU's memory", f"{found.prompts / 2**30:.3f} GiB", end_section=True)
     for name, rows in found.rows.items():
         table.add_row(f"rows an iteration, {name}", f"{rows:.0f}")
     for name, flops in found.flops.items():

@@ -6,6 +6,7 @@ GenEval's own scripts read such a folder, and we read theirs.  A clip is a folde
 A prompt's metadata is written last, so that what has it is complete.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,12 @@ from .files import replace_text
 SETTINGS = "settings.json"
 
 
+def drawn_with(folder: Path) -> dict:
+    """How afterflow drew the pictures; nothing of those of others."""
+    file = folder / SETTINGS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def is_gallery(folder: Path) -> bool:
     return (folder / "00000" / "metadata.jsonl").is_file()
 
@@ -26,8 +33,7 @@ def is_gallery(folder: Path) -> bool:
 def begin(folder: Path, settings: dict) -> None:
     """Make the folder, or go on with it; ValueError where it holds pictures drawn otherwise."""
     file, told = folder / SETTINGS, json.loads(json.dumps(settings))
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+    if before := drawn_with(folder):
         other = [name for name in {**before, **told} if before.get(name) != told.get(name)]
         if other:
             said = ", ".join(f"{name} = {before.get(name)}" for name in other)
@@ -93,6 +99,22 @@ def read(folder: Path, place: int) -> np.ndarray:
     if not images or len({image.shape for image in images}) > 1:
         raise ValueError(f"{prompts(folder)[place]}: it has no pictures, or they are not of one size")
     return np.stack(images)
+
+
+def digest(folder: Path, place: int, record: dict) -> str:
+    """Of a prompt's record and pictures."""
+    mine, found = prompts(folder)[place], hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for file in sorted(each for each in (mine / "samples").rglob("*") if each.is_file()):
+        found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def update(folder: Path, records: Sequence[dict]) -> None:
+    """Write down records that have changed since their pictures were drawn: the same prompts, told otherwise."""
+    for place, record in enumerate(records):
+        file = of_prompt(folder, place) / "metadata.jsonl"
+        if file.is_file() and file.read_text(encoding="utf-8") != json.dumps(record) + "\n":
+            replace_text(file, json.dumps(record) + "\n")
 
 
 def opened(file: Path) -> np.ndarray:

@@ -289,3 +289,11 @@ def read_run(file: Path) -> tuple[Run, str]:
         return from_json(Run, data["config"]), str(data.get("recipe"))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+
+
+def trained_with(lora: Path) -> float | None:
+    """The guidance scale of the run that made a LoRA; None where no run is recorded in its folder or above it."""
+    for file in (lora / "run.json", lora.parent / "run.json"):
+        if file.is_file():
+            return read_run(file)[0].guidance_scale
+    return None

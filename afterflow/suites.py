@@ -8,9 +8,11 @@ without any is left out for both models.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +25,8 @@ from . import gallery
 from .data.lists import ALL, read_prompts
 from .data.objects import SignPrompts
 from .data.prompts import check
-from .evaluate import CHUNK, decoded, encoded, finished_in_parts
+from .evaluate import decoded, encoded, finished_in_parts
+from .files import replace_text
 from .models.base import Model
 from .models.wrappers import guided, in_chunks
 from .report import Comparison, Judged, brief, compare, written
@@ -81,13 +84,16 @@ class Drawing:
     """Pictures, or clips, of each prompt."""
     steps: int = 40
     """ODE steps."""
-    guidance: float = 4.5
-    """Scale of classifier-free guidance; 1 is without."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, 1 is without; None: what MODEL's LoRA was trained with, or else what is usual
+    for its family (FLUX.1-dev, which is told its scale, takes 1)."""
     seed: int = 0
     """Of the starting noise, so that two models can be compared picture by picture."""
+    chunk: int = 16
+    """Pictures of one forward pass; guidance doubles them."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "steps"):
+        for name in ("images", "steps", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
 
@@ -118,7 +124,7 @@ def suite_records(suite: str, prompts_from: str | None, prompts: int | None) -> 
     if prompts_from is None:
         if own is None:
             raise ValueError(f"--suite {suite} needs --prompts-from: {SUITES[suite].source}")
-        return own(prompts or 300)
+        return own(prompts or 300)[:prompts]
     records = read_prompts(prompts_from)
     return records if prompts is None else evenly(records, prompts)
 
@@ -147,11 +153,11 @@ def draw_suite(
     places = gallery.missing(folder, len(records))
     if not places:
         return
+    assert drawing.guidance is not None
     cond, d = encoded(model, records), drawing
-    chunk = min(CHUNK, len(places) * d.images)
-    velocity = in_chunks(guided(model.velocity(model.module), d.guidance, model.combine), chunk)
-    for rows in torch.tensor(places).split(max(1, chunk // d.images)):
-        latents = finished_in_parts(velocity, model, cond[rows], d.images, d.steps, d.seed, chunk)
+    velocity = in_chunks(guided(model.velocity(model.module), drawing.guidance, model.combine), d.chunk)
+    for rows in torch.tensor(places).split(max(1, d.chunk // d.images)):
+        latents = finished_in_parts(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
         for place, images in zip(rows.tolist(), decoded(model, latents)):
             gallery.add(folder, place, records[place], images)
         done = len(records) - len(gallery.missing(folder, len(records)))
@@ -159,36 +165,34 @@ def draw_suite(
 
 
 def scores(
-    folder: Path, records: Sequence[dict], rewards: Sequence[str], models: RewardModels, parts: bool = False
+    folder: Path,
+    records: Sequence[dict],
+    rewards: Sequence[str],
+    models: RewardModels,
+    say: Callable[[str], None],
+    parts: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Reward → (P, K) of the pictures in the folder, NaN without a score; kept there, and asked for only once.
+    """Reward → (P, K) of the pictures in the folder, NaN without a score.
 
-    parts: also what scores are made of, as reward/part.
+    Scores are kept there by the content of the pictures and of their record, and asked for only once; those that could
+    not be had are asked for again.  parts: also what scores are made of, as reward/part.
     """
-    file = folder / "scores.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found: dict[str, np.ndarray] = {}
-    for name in rewards:
-        key = f"{name} {find(name).version} {models!r}"
-        if key not in kept:
-            answers = [asked_of(name, folder, places, records, models) for places in in_parts(len(records))]
-            kept[key] = {column: written_down(x) for column, x in side_by_side(answers).items()}
-            gallery.replaced(file, json.dumps(kept) + "\n")
-        for column, rows in kept[key].items():
-            if column == name or parts:
-                found[column] = np.array([[np.nan if v is None else v for v in row] for row in rows])
+    file, digests = folder / "scores.json", [gallery.digest(folder, i, record) for i, record in enumerate(records)]
+    kept: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    keys = {name: f"{name} {find(name).version} {models!r}" for name in rewards}
+    for places in in_parts(len(records)):  # part by part, so that what detects objects does it once for all rewards
+        for name, key in keys.items():
+            known = kept.setdefault(key, {})
+            asked = [place for place in places if None in known.get(digests[place], {}).get(name, [None])]
+            if asked:
+                known |= asked_of(name, folder, asked, records, models, [digests[place] for place in asked], say)
+                replace_text(file, json.dumps(kept) + "\n")
+    told = {name: [kept[key][digest] for digest in digests] for name, key in keys.items()}
+    found = {name: rows_of(name, rows) for name, rows in told.items()}
+    if parts:
+        columns = {column: rows for name, rows in told.items() for row in rows for column in row if column != name}
+        found |= {column: rows_of(column, rows) for column, rows in columns.items()}
     return found
-
-
-def side_by_side(answers: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Of some prompts after another, as of all; a part that some of them do not have is NaN there."""
-    columns = dict.fromkeys(column for answer in answers for column in answer)
-    nothing = lambda answer: np.full_like(next(iter(answer.values())), np.nan)
-    return {column: np.concatenate([answer.get(column, nothing(answer)) for answer in answers]) for column in columns}
-
-
-def written_down(x: np.ndarray) -> list[list[float | None]]:
-    return [[None if np.isnan(v) else v for v in row] for row in x.tolist()]
 
 
 def in_parts(prompts: int) -> list[range]:
@@ -196,11 +200,28 @@ def in_parts(prompts: int) -> list[range]:
 
 
 def asked_of(
-    name: str, folder: Path, places: Sequence[int], records: Sequence[dict], models: RewardModels
-) -> dict[str, np.ndarray]:
-    """The reward of some prompts' pictures, (P, K), and its parts."""
+    name: str,
+    folder: Path,
+    places: Sequence[int],
+    records: Sequence[dict],
+    models: RewardModels,
+    digests: Sequence[str],
+    say: Callable[[str], None],
+) -> dict[str, dict[str, list[float | None]]]:
+    """Digest → the reward of a prompt's K pictures, and its parts."""
     answer = ask(name, gallery.together(folder, places), [records[i] for i in places], models)
-    return {name: answer.values.numpy()} | {f"{name}/{part}": value.numpy() for part, value in answer.parts.items()}
+    if answer.failures:
+        say(f"{len(answer.failures)} pictures have no {name}, first {answer.failures[0]}")
+    columns = {name: answer.values} | {f"{name}/{part}": value for part, value in answer.parts.items()}
+    row = lambda values: [None if math.isnan(value) else value for value in values.tolist()]
+    return {digest: {c: row(x[i]) for c, x in columns.items()} for i, digest in enumerate(digests)}
+
+
+def rows_of(column: str, rows: Sequence[Mapping[str, list[float | None]]]) -> np.ndarray:
+    """(P, K), NaN where a prompt has no such figure."""
+    images = max(len(value) for row in rows for value in row.values())
+    nothing: list[float | None] = [None] * images
+    return np.array([[np.nan if v is None else v for v in row.get(column, nothing)] for row in rows])
 
 
 def suite_report(

@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fake_server import said, serving
 from tinies import aesthetic, built, clip, image_reward, mask2former
 
+REPLACED = "weights of model and rewards, size, prompts, batch, iterations, inference_steps, min_reward, fp16 by bf16"
 FAMILY = {"SD3": "sd3", "Flux": "flux", "Wan": "wan"}
 PROMPTS = ("a red heart", "a blue circle above a ring", "two green stars", "a sign")
 
@@ -56,7 +57,7 @@ def main() -> None:
     for name in names:
         start = time.perf_counter()
         smoke(name)
-        found[name] = {"seconds": round(time.perf_counter() - start, 1), **told}
+        found[name] = {"seconds": round(time.perf_counter() - start, 1), "replaced": REPLACED, **told}
         print(name, found[name]["seconds"], flush=True)
         if file is not None:
             file.write_text(json.dumps({"command": "python bench/smoke.py", "recipes": found}, indent=1) + "\n")
@@ -96,6 +97,7 @@ def write_data() -> None:
     Path("prompts").mkdir()
     for kind in ("pickscore", "hpd", "video"):
         Path(f"prompts/{kind}.txt").write_text("\n".join(PROMPTS))
+    Path("prompts/evaluation_metadata.jsonl").write_text(json.dumps({"prompt": "a photo of a bench"}))
     Path("images").mkdir()
     lines, rng = [], np.random.default_rng(0)
     for i, prompt in enumerate(PROMPTS):

@@ -77,7 +77,7 @@ def handler(model, classes):
                 return self.reply(404 if self.path != "/detect" else 413, {"error": "POST /detect takes images"})
             try:
                 images = [opened(text) for text in json.loads(self.rfile.read(length))["images"]]
-            except (ValueError, KeyError, TypeError, OSError):
+            except (ValueError, KeyError, TypeError, OSError, SyntaxError, Image.DecompressionBombError):
                 return self.reply(422, {"error": "images are a list of PNGs in base64"})
             with lock:
                 self.reply(200, {"detections": [detections(model, image) for image in images]})

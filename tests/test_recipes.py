@@ -54,8 +54,10 @@ def test_more_gpus_change_what_an_iteration_takes_and_nothing_else(name):
             assert (many.algorithm, many.data, many.learning_rate) == (few.algorithm, few.data, few.learning_rate)
 
 
-def test_the_student_of_sd35_has_a_teacher_for_every_task_of_its_prompts():
+def test_the_student_of_sd35_has_a_teacher_for_every_task_of_its_prompts(own_folder):
     student = _flow_opd("student", "", 4).stages[-1]
     tasks = {task for teacher in student.teachers for task in teacher.tasks}
     *made, file = student.data.parts
+    Path("prompts").mkdir()
+    Path("prompts/evaluation_metadata.jsonl").touch()
     assert {record["tag"] for part in made for record in part.records(0)} | {file.tag} == tasks

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from afterflow import gallery
 from afterflow.cli import main
 from afterflow.data.lists import read_prompts
 from afterflow.distances import Features, between
-from afterflow.rewards.base import RewardModels
-from afterflow.suites import SUITES, evenly, suite_report
+from afterflow.recipes import RECIPES
+from afterflow.record import to_json
+from afterflow.rewards import REWARDS
+from afterflow.rewards.base import RewardModels, reward
+from afterflow.suites import SUITES, evenly, scores, suite_report
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 POINTS = {"Testpoints": ["Style", "Attribute - Color"], "Testpoint Description": ["an etching", "a red heart"]}
@@ -161,13 +165,69 @@ def test_a_suite_is_drawn_judged_and_gone_on_with(capsys, pipeline):
     code, again, err = said(capsys, "eval", *base, *options, "--against", "base", "--out", "drawn")
     assert code == 0 and json.loads(again.splitlines()[-1]) == found
     assert sample.read_bytes() == before
-    code, out, _ = said(capsys, "eval", "drawn/tuned", *base[1:], "--json", "-")
+    judged = ["--suite", "drawbench", "--rewards", "jpeg_compressibility", "--json", "-"]
+    code, out, _ = said(capsys, "eval", "drawn/tuned", *judged)
     alone = json.loads(out.splitlines()[-1])
     assert alone["overall"]["jpeg_compressibility"]["tuned"]["value"] == pytest.approx(
         found["overall"]["jpeg_compressibility"]["tuned"]["value"]
     )
-    code, _, err = said(capsys, "eval", *base, "--steps", 3, "--out", "drawn")
-    assert code == 2 and "drawn/tuned holds pictures drawn with" in err
+    for place in range(3):  # other pictures are asked about again
+        for file in Path(f"drawn/tuned/{place:05}/samples").iterdir():
+            Image.new("RGB", (32, 32)).save(file)
+    code, out, _ = said(capsys, "eval", "drawn/tuned", *judged)
+    black = json.loads(out.splitlines()[-1])["overall"]["jpeg_compressibility"]["tuned"]
+    assert black["low"] == black["high"] != alone["overall"]["jpeg_compressibility"]["tuned"]["value"]
+    for changed in (["--steps", 3], ["--steps", 2, "--lora", save_lora(pipeline, "lora", 1)]):
+        words = ["--images", 2, "--guidance", 1, *changed, "--out", "drawn"]
+        code, _, err = said(capsys, "eval", *base, *words)
+        assert code == 2 and "drawn/tuned holds pictures drawn with" in err
+
+
+def test_a_score_that_could_not_be_had_is_asked_for_again(monkeypatch):
+    asked, said = [], []
+
+    @reward("flaky", 0, 1)
+    def flaky(images, records):
+        asked.append(len(images))
+        return np.array([np.nan if len(asked) == 1 and r["prompt"] == "1" else 0.5 for r in records])
+
+    monkeypatch.setitem(REWARDS, "flaky", flaky)
+    made = [{"prompt": str(i), "tag": "x"} for i in range(3)]
+    for place, record in enumerate(made):
+        gallery.add(Path("g"), place, record, np.zeros((2, 8, 8, 3), np.uint8))
+    score = lambda records: scores(Path("g"), records, ["flaky"], RewardModels(), said.append)["flaky"]
+    assert np.isnan(score(made)[1]).all() and said == ["2 pictures have no flaky, first '1': it is not a finite number"]
+    assert (score(made) == 0.5).all() and (score(made) == 0.5).all()
+    assert asked == [6, 2]
+    score([made[0], made[1] | {"tag": "y"}, made[2]])  # another record is another question
+    assert asked == [6, 2, 2]
+
+
+def test_the_scale_is_the_loras_own_or_what_is_usual(capsys, pipeline):
+    written("prompts.txt", "a heart\n")
+    words = ["--suite", "drawbench", "--prompts-from", "prompts.txt", "--rewards", "jpeg_compressibility", "--draws", 9]
+    words += ["--images", 1, "--steps", 1]
+    assert "guidance scale 4.5" in said(capsys, "eval", pipeline, *words, "--out", "usual")[2]
+    lora = save_lora(pipeline, "lora", 0)
+    run = replace(RECIPES["shapes_flow_grpo"](), guidance_scale=1.5)
+    Path(lora, "run.json").write_text(json.dumps({"recipe": "x", "config": to_json(run)}))
+    assert "guidance scale 1.5" in said(capsys, "eval", pipeline, *words, "--lora", lora, "--out", "its")[2]
+    assert json.loads(Path("its/tuned/settings.json").read_text())["guidance"] == 1.5
+    gallery_words = ["--suite", "drawbench", "--rewards", "jpeg_compressibility"]
+    for more, sentence in (
+        (["--lora", lora], "holds pictures, on which no LoRA can be put"),
+        (["--against", "base", "--lora", lora], "holds pictures, on which no LoRA can be put"),
+        (["--prompts-from", "x", "--steps", 3], "so --prompts-from, --steps would change nothing"),
+        (
+            ["--against", pipeline, "--prompts-from", "prompts.txt", "--steps", 3],
+            "was drawn with images = 1; say --images 1",
+        ),
+        (["--distances"], "--distances needs --against or --reference"),
+        (["--distances", "--reference", "nowhere"], "no pictures in GenEval's layout are there"),
+        (["--draws", 0], "draws = 0: at least 1"),
+    ):
+        code, _, err = said(capsys, "eval", "its/tuned", *gallery_words, *more)
+        assert code == 2 and sentence in err, err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import tyro
 from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
 
+from ..extras import check_extra
+from ..files import sha256
 from ..record import to_json
 from ..rewards.base import RewardModels
 from ..suites import SUITES, Drawing, Found, check_records, draw_suite, rendered, scores, suite_records, suite_report
@@ -67,8 +69,12 @@ class EvalSuite:
             raise ValueError("--against base compares MODEL with itself; give a --lora, or name another model")
         if self.prompts is not None and self.prompts < 1:
             raise ValueError(f"prompts = {self.prompts}: at least 1")
+        if self.draws < 1:
+            raise ValueError(f"draws = {self.draws}: at least 1")
         if self.reference is not None and not self.distances:
             raise ValueError("--reference is what --distances measures to; add that")
+        if self.distances and self.against is None and self.reference is None:
+            raise ValueError("--distances needs --against or --reference: other pictures to compare with")
 
     def __call__(self) -> None:
         from ..gallery import is_gallery, records
@@ -78,41 +84,83 @@ class EvalSuite:
         rewards = self.rewards or SUITES[self.suite].rewards
         drawn = [place for place in (self.model, against) if place is not None and is_gallery(Path(place))]
         to_draw = [place for place in (self.model, against) if place not in (None, *drawn)]
+        self.check_drawn(drawn, to_draw)
         given = [records(Path(place)) for place in drawn]
-        if to_draw or not given:
+        if to_draw:
             given.append(suite_records(self.suite, self.prompts_from, self.prompts))
         prompts = [[record["prompt"] for record in each] for each in given]
         if any(each != prompts[0] for each in prompts):
             raise ValueError(f"{' and '.join(drawn)}: not the pictures of the same prompts in the same order")
-        check_records(given[0], rewards)
+        check_records(given[-1], rewards)
         if self.distances:
-            check_distances()
+            check_extra("--distances", ["torchmetrics"], "distances")
         check_sources(to_draw, [self.lora, self.lora_against])
         check_rewards(rewards, self.reward_models)
+        drawing = replace(self.drawing, guidance=self.guidance(drawn)) if to_draw else self.drawing
         out = Path(self.out or f"evals/{self.suite}")
-        tuned = self.pictures(self.model, self.lora, given[0], out / "tuned")
-        base = None if against is None else self.pictures(against, self.lora_against, given[0], out / "base")
-        parts = SUITES[self.suite].parts
-        judge = lambda place: scores(place, given[0], rewards, self.reward_models, parts)
+        tuned = self.pictures(self.model, self.lora, given[-1], drawing, out / "tuned")
+        base = None if against is None else self.pictures(against, self.lora_against, given[-1], drawing, out / "base")
+        judge = lambda place: scores(place, given[-1], rewards, self.reward_models, say, SUITES[self.suite].parts)
         of_tuned, of_base = judge(tuned), None if base is None else judge(base)
         names = named(self.model, self.lora), against and named(against, self.lora_against)
-        found = suite_report(self.suite, given[0], of_tuned, of_base, names, self.drawing.seed, self.draws)
+        found = suite_report(self.suite, given[-1], of_tuned, of_base, names, self.drawing.seed, self.draws)
         if self.distances:
             found = replace(found, distances=self.measured(tuned, base))
         self.show(found)
 
-    def pictures(self, path: str, lora: str | None, records: Sequence[dict], folder: Path) -> Path:
+    def check_drawn(self, drawn: Sequence[str], to_draw: Sequence[str | None]) -> None:
+        """ValueError for options that pictures which are there already could not follow."""
+        from ..gallery import drawn_with, is_gallery
+
+        if self.model in drawn and (self.lora is not None or self.against == "base"):
+            raise ValueError(f"{self.model} holds pictures, on which no LoRA can be put and which have no base")
+        if self.against in drawn and self.lora_against is not None:
+            raise ValueError(f"{self.against} holds pictures, on which no LoRA can be put")
+        asked = {"prompts_from": self.prompts_from, "prompts": self.prompts}
+        unheard = [name for name, value in asked.items() if value is not None]
+        unheard += [name for name, value in vars(self.drawing).items() if value != getattr(Drawing(), name)]
+        if not to_draw and unheard:
+            options = ", ".join("--" + name.replace("_", "-") for name in unheard)
+            raise ValueError(f"nothing is drawn here, so {options} would change nothing; leave it out")
+        for folder in drawn if to_draw else ():
+            before = drawn_with(Path(folder))
+            for name in ("images", "steps", "seed"):
+                if name in before and before[name] != getattr(self.drawing, name):
+                    raise ValueError(f"{folder} was drawn with {name} = {before[name]}; say --{name} {before[name]}")
+        if self.reference is not None and not is_gallery(Path(self.reference)):
+            raise ValueError(f"--reference {self.reference}: no pictures in GenEval's layout are there")
+
+    def guidance(self, drawn: Sequence[str]) -> float:
+        """The scale asked for, or that of the pictures to compare with, of the LoRA's training, or of the family."""
+        from ..gallery import drawn_with
+        from ..models.families import FAMILIES, pretrained
+        from ..run import trained_with
+
+        told = [drawn_with(Path(folder)).get("guidance") for folder in drawn]
+        told += [None if lora is None else trained_with(Path(lora)) for lora in (self.lora, self.lora_against)]
+        known = [self.drawing.guidance, *told]
+        found = next((scale for scale in known if scale is not None), None)
+        if found is None:
+            path = self.against if self.model in drawn else self.model
+            assert path is not None
+            found = FAMILIES[type(pretrained(path, self.source.dtype, {}))].usual_guidance
+        say(f"guidance scale {found:g}")
+        return found
+
+    def pictures(self, path: str, lora: str | None, records: Sequence[dict], drawing: Drawing, folder: Path) -> Path:
         """The folder with a model's pictures of the records, drawn where they are not there."""
-        from ..gallery import begin, is_gallery, missing
+        from ..gallery import begin, is_gallery, missing, update
+        from ..models.lora import lora_file
+        from ..models.pipeline import weights_digest
 
         if is_gallery(Path(path)):
             return Path(path)
-        prompts = [record["prompt"] for record in records]
-        settings = {"model": path, "lora": lora, **to_json(self.drawing), **to_json(self.source), "prompts": prompts}
-        begin(folder, settings)
+        content = weights_digest(path) + ("" if lora is None else " " + sha256(lora_file(lora)))
+        how = {**to_json(drawing), **to_json(self.source), "weights": content}
+        begin(folder, {"model": path, "lora": lora, **how, "prompts": [record["prompt"] for record in records]})
+        update(folder, records)
         if missing(folder, len(records)):
-            say = lambda line: print(line, file=sys.stderr)
-            draw_suite(self.source.load(path, lora), records, self.drawing, folder, say)
+            draw_suite(self.source.load(path, lora), records, drawing, folder, say)
         return folder
 
     def measured(self, tuned: Path, base: Path | None) -> dict[str, float]:
@@ -128,7 +176,5 @@ class EvalSuite:
             write_file(Path(self.json), json.dumps(to_json(found), indent=2) + "\n")
 
 
-def check_distances() -> None:
-    from ..extras import check_extra
-
-    check_extra("--distances", ["torchmetrics"], "distances")
+def say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -70,7 +70,10 @@ def of_rows(rows: Iterable[Any], where: str) -> list[dict]:
             raise ValueError(f"prompts {where}: row {n} has no text under one of {', '.join(PROMPT)}")
         tag = next((row[names[name]] for name in TAG if name in names), None)
         told = {} if tag is None else {"tag": str(tag)}
-        records.append({**row, "prompt": prompt.strip(), **told, **points(row, f"{where}: row {n}")})
+        plain = {
+            name: value for name, value in row.items() if isinstance(value, str | int | float | bool | list | dict)
+        }
+        records.append({**plain, "prompt": prompt.strip(), **told, **points(row, f"{where}: row {n}")})
     return records
 
 

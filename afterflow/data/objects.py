@@ -44,7 +44,7 @@ class ObjectPrompts:
         tags, shares = list(MIX), np.array(list(MIX.values()), np.float64)
         share = dict(zip(tags, np.round(self.count * shares / shares.sum()).astype(int)))
         share[tags[0]] += self.count - sum(share.values())
-        of_tags = [distinct(partial(drawn, tag, rng), many, self.split, kept) for tag, many in share.items()]
+        of_tags = [distinct(partial(drawn, tag, rng), many, self.split, kept) for tag, many in share.items() if many]
         records = [record for of_tag in of_tags for record in of_tag]
         for record in records:
             check(record, f"prompt {record['prompt']!r}", needs)

@@ -39,6 +39,7 @@ class Flux(Pretrained):
 class FluxModel(PipelineModel):
     stock = FluxPipeline
     encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    usual_guidance = 1.0
     # Attention, and feed-forward layers of the double blocks, as flow_grpo adapts FLUX.
     lora_targets = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),

@@ -56,6 +56,8 @@ class PipelineModel(Model):
     """The pipeline's class in diffusers."""
     encoders: tuple[str, ...]
     """Its parts that read prompts."""
+    usual_guidance: float
+    """The scale that its authors draw with; 1 where the network is told another, or needs none."""
     pipe: Any
     """An instance of it, without them."""
     config: Any
@@ -124,7 +126,7 @@ class PipelineModel(Model):
         if not cached.is_file():
             embedding = self._run_encoders(prompts)
             keep(cached, {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None})
-        return Embedding(**load_file(cached, device=str(self.device)))
+        return Embedding(**load_file(cached))
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
         digest = hashlib.sha256(f"{self.reading} {self.config.dtype}".encode())
@@ -228,6 +230,14 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
     return folder
+
+
+def weights_digest(path: str) -> str:
+    """Of what a pipeline draws with."""
+    folder, found = locate(path, None), hashlib.sha256()
+    for file in sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("vae/*.safetensors")]):
+        found.update(fingerprint(file))
+    return found.hexdigest()[:32]
 
 
 def family_of(folder: Path) -> str:

@@ -33,6 +33,7 @@ class QwenImage(Pretrained):
 class QwenImageModel(PipelineModel):
     stock = QwenImagePipeline
     encoders = ("text_encoder", "tokenizer")
+    usual_guidance = 4.0
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),

@@ -39,6 +39,7 @@ class SD3(Pretrained):
 class SD3Model(PipelineModel):
     stock = StableDiffusion3Pipeline
     encoders = FIRST_ENCODERS + THIRD_ENCODER
+    usual_guidance = 4.5
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     def settle(self) -> None:

@@ -39,6 +39,7 @@ class Wan(Pretrained):
 class WanModel(PipelineModel):
     stock = WanPipeline
     encoders = ("text_encoder", "tokenizer")
+    usual_guidance = 5.0
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def settle(self) -> None:
