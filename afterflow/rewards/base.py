@@ -71,7 +71,7 @@ class RewardModels:
     def on(self) -> str:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-    def published(self, reward: str, where: tuple[str, str]) -> tuple[str, str | None]:
+    def published(self, reward: str, where: tuple[str, str | None]) -> tuple[str, str | None]:
         """Hub id or folder, and revision: those given, or the published ones."""
         return (self.weights[reward], None) if reward in self.weights else where
 

@@ -10,12 +10,13 @@ encoder would have given: small errors of a transformer must stay small errors o
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 KL_WEIGHT = 1e-4
 """Of the mean over latent coordinates; enough to keep the channels alike in scale."""
@@ -80,20 +81,32 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """An autoencoder trained on uint8 images (N, S, S, 3), with its shift and scale measured and set."""
     vae = make_autoencoder().train()
+    loss_of = lambda rows: autoencoder_loss(vae, to_tensor(images[rows]), generator)
+    fit(vae, loss_of, len(images), steps, peak, batch, generator)
+    standardize(vae.eval(), images[:2048])
+    return vae
+
+
+def fit(
+    vae: nn.Module,
+    loss_of: Callable[[np.ndarray], Tensor],
+    examples: int,
+    steps: int,
+    peak: float,
+    batch: int,
+    generator: torch.Generator,
+) -> None:
+    """Descend the loss of random batches of rows."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, weight_decay=1e-3)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
-        rows = torch.randint(len(images), (batch,), generator=generator).numpy()
-        loss = autoencoder_loss(vae, to_tensor(images[rows]), generator)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
+        loss = loss_of(torch.randint(examples, (batch,), generator=generator).numpy())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if step % 250 == 0 or step == steps - 1:
             print(f"autoencoder {step:5d}/{steps} loss {loss.item():.4f}", flush=True)
-    standardize(vae.eval(), images[:2048])
-    return vae
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from ..shapes.motion import verify_clip
 from ..shapes.moving import DIRECTIONS, MOVING_TAGS, draw_moving, render_clip
 from ..shapes.prompts import Record
 from ..shapes.world import COLORS, SHAPES
-from .autoencoder import KL_WEIGHT, LATENT_NOISE, distance, learning_rate
+from .autoencoder import KL_WEIGHT, LATENT_NOISE, distance, fit, learning_rate
 from .text import token_ids
 from .tokenizer import EOS_ID, PAD_ID, make_tokenizer
 
@@ -125,17 +125,8 @@ def train_video_autoencoder(
 ) -> AutoencoderKLWan:
     """An autoencoder trained on uint8 clips (N, F, S, S, 3), with the mean and std of its channels measured and set."""
     vae = make_video_autoencoder().train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, weight_decay=1e-3)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        rows = torch.randint(len(clips), (batch,), generator=generator).numpy()
-        loss = video_autoencoder_loss(vae, to_clips(clips[rows]), generator)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"autoencoder {step:5d}/{steps} loss {loss.item():.4f}", flush=True)
+    loss_of = lambda rows: video_autoencoder_loss(vae, to_clips(clips[rows]), generator)
+    fit(vae, loss_of, len(clips), steps, peak, batch, generator)
     standardize_channels(vae.eval(), clips[:1024])
     return vae
 
