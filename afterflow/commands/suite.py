@@ -17,7 +17,7 @@ from ..record import to_json
 from ..rewards.base import RewardModels
 from ..suites import SUITES, Drawing, Found, check_records, draw_suite, rendered, scores, suite_records, suite_report
 from .files import write_file
-from .pictures import Source, check_sources, named
+from .source import Source, check_sources, named
 
 
 def evaluate_suite(args: Sequence[str]) -> None:
