@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint audit clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -21,6 +21,11 @@ lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, basedpyright
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m basedpyright --pythonpath $(RUN)
+
+audit: $(VENV)/.installed-dev  ## known advisories of what constraints.txt pins; said and left out where pypi.org is out of reach
+	@if $(RUN) -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null; then \
+	$(INSTALL) pip-audit && $(RUN) -m pip_audit --requirement constraints.txt --no-deps --disable-pip; \
+	else echo "make audit: left out, pypi.org, which knows the advisories, cannot be reached from here."; fi
 
 clean:  ## remove .venv, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
