@@ -25,6 +25,12 @@ class Normalize:
     eps: float = 1e-4
     """Added to the std, so that a group of equal rewards gets advantage 0."""
 
+    def __post_init__(self) -> None:
+        if self.ddof not in (0, 1):
+            raise ValueError(f"normalize.ddof = {self.ddof}: take 0 or 1")
+        if not self.eps > 0:
+            raise ValueError(f"normalize.eps = {self.eps}: it must be positive, or equal rewards divide by 0")
+
 
 def normalize(reward: Tensor, how: Normalize) -> Tensor:
     """(P, G) → (P, G): how much better than its siblings, in standard deviations."""

@@ -103,12 +103,20 @@ def grid(schedule: Schedule | None, steps: int) -> Tensor:
     return schedule.times(steps)
 
 
+def check_shift(shift: float) -> None:
+    if not shift > 0:
+        raise ValueError(f"schedule.shift = {shift}: it must be positive; 1 leaves the steps where they are")
+
+
 @dataclass(frozen=True)
 class LinearShift(Schedule):
     """Even steps, shifted: the grid of DanceGRPO, MixGRPO, BranchGRPO and Pref-GRPO."""
 
     shift: float = 3.0
     """Above 1: more steps near the noise."""
+
+    def __post_init__(self) -> None:
+        check_shift(self.shift)
 
     @property
     def warp(self) -> float:
@@ -128,6 +136,9 @@ class SD3Grid(Schedule):
 
     shift: float = 3.0
     """Above 1: more steps near the noise."""
+
+    def __post_init__(self) -> None:
+        check_shift(self.shift)
 
     @property
     def warp(self) -> float:
@@ -151,6 +162,12 @@ class DynamicShift(Schedule):
     """The other end of the line."""
     terminal: float = 0.0
     """Where the last step but one is stretched to; 0: it stays where the shift puts it."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"schedule.tokens = {self.tokens}: at least 1")
+        if not 0 <= self.terminal < 1:
+            raise ValueError(f"schedule.terminal = {self.terminal}: a time before the image, so 0 <= terminal < 1")
 
     @property
     def warp(self) -> float:

@@ -171,10 +171,12 @@ class Run:
         for name in ("iterations", "batch", "updates", "chunk", "save_every", "keep", "inference_steps", "eval_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-        for name in ("learning_rate", "max_grad_norm", "budget_seconds"):
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads = {self.threads}: at least 1")
+        for name in ("learning_rate", "max_grad_norm", "budget_seconds", "adam_eps"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: it must be positive")
-        for name in ("warmup", "eval_every", "sample_every", "weight_decay", "grace"):
+        for name in ("warmup", "eval_every", "sample_every", "weight_decay", "grace", "guidance_scale", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: 0 or more")
         if any(turns < 1 for turns in self.turns.values()):

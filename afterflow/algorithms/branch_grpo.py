@@ -72,6 +72,7 @@ class BranchGRPO(OnPolicy[Edges]):
         require(
             self.split_noise is None or self.split_noise > 0, f"split_noise = {self.split_noise}: positive, or None"
         )
+        require(self.path_weight >= 0, f"path_weight = {self.path_weight}: 0 or more")
         self.prune.check(self.steps, self.splits, self.group)
         if self.mix is not None:
             self.mix.check(self.steps)

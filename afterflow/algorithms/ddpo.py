@@ -53,7 +53,7 @@ class DDPO(OnPolicy[Edges]):
     def __post_init__(self) -> None:
         check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
         require(self.group >= 1, f"group = {self.group}: at least 1")
-        fits = self.history == 0 or 2 <= self.least <= self.history
+        fits = self.least >= 2 and (self.history == 0 or self.least <= self.history)
         require(fits, f"least = {self.least}, history = {self.history}: take 2 <= least <= history, or history = 0")
         gates = not self.blend.gate or (self.group >= 2 and self.history == 0)
         require(gates, "blend.gate: an image that fails gets the least of its group; take group >= 2 and history = 0")

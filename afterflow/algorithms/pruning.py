@@ -26,6 +26,7 @@ class Pruning:
 
     def check(self, steps: int, splits: Sequence[int], leaves: int) -> None:
         """ValueError where a tree of that shape cannot be pruned so."""
+        require(self.extreme >= 1, f"prune.extreme = {self.extreme}: at least 1")
         require(self.every >= 1, f"prune.every = {self.every}: at least 1 iteration")
         fits = self.width != "extreme" or 1 <= self.extreme <= leaves // 2
         require(fits, f"prune.extreme = {self.extreme}: 1 to {leaves // 2} best and as many worst of {leaves} leaves")

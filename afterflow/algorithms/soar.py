@@ -60,6 +60,8 @@ class SOAR(Supervised):
         require(0 < self.least_time < 1, f"least_time = {self.least_time}: between image and noise, so in (0, 1)")
         require(self.shift is None or self.shift > 0, f"shift = {self.shift}: it must be positive")
         require(self.paths >= 1, f"paths = {self.paths}: at least the roll-out of the ODE")
+        require(self.rollout_guidance >= 0, f"rollout_guidance = {self.rollout_guidance}: 0 or more; 1 is without")
+        require(self.eta >= 0, f"eta = {self.eta}: 0 or more")
         require(self.paths == 1 or self.eta > 0, f"eta = {self.eta}: stochastic roll-outs need noise; take eta > 0")
         require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
         require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")

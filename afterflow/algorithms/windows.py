@@ -32,6 +32,8 @@ class SlidingWindow:
     def __post_init__(self) -> None:
         for name in ("width", "every", "stride"):
             require(getattr(self, name) >= 1, f"window.{name} = {getattr(self, name)}: at least 1")
+        for name in ("decay_rate", "decay_from"):
+            require(getattr(self, name) >= 0, f"window.{name} = {getattr(self, name)}: 0 or more")
         require(self.idle >= 1, f"window.idle = {self.idle}: at least 1, the step onto the image is never trained")
 
     def check(self, steps: int) -> None:

@@ -66,6 +66,8 @@ class ShapesImages(Images):
 
     def __post_init__(self) -> None:
         check_world(self.count, self.split, self.tags, self.size)
+        if self.empty_tokens < 0:
+            raise ValueError(f"empty_tokens = {self.empty_tokens}: 0 or more")
 
     def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
         if world_size(*size) != self.size:

@@ -45,6 +45,14 @@ class Pretrained(ABC):
 
     def __post_init__(self) -> None:
         check_quantizes(self.quantize)
+        for name in ("size", "width", "height", "frames"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"model.{name} = {value}: at least 1")
+        for name in ("max_sequence_length", "embedded_guidance"):
+            value = getattr(self, name, None)
+            if value is not None and value < 0:
+                raise ValueError(f"model.{name} = {value}: 0 or more")
 
     @abstractmethod
     def load(self, device: torch.device | str = "cpu") -> "PipelineModel":

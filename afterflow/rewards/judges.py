@@ -26,6 +26,9 @@ class ShapesJudge:
     def __post_init__(self) -> None:
         if self.score not in ("partial", "strict", "closed"):
             raise ValueError(f"judge.score = {self.score!r}: take partial, strict or closed")
+        for name in ("noise", "bias", "margin", "softness"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"judge.{name} = {getattr(self, name)}: 0 or more")
         for name in ("noise", "margin", "softness"):
             if getattr(self, name) < 0:
                 raise ValueError(f"judge.{name} = {getattr(self, name)}: 0 or more")
