@@ -25,9 +25,7 @@ from .base import Model, cache_folder, keep
 from .lora import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
 from .quantize import QuantizeName, check_quantizes, quantize
 
-ASSETS = Path(__file__).parent.parent / "assets"
-TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
-SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN}
+TINY = Path(__file__).parent.parent / "assets" / "tiny_sd3"
 
 
 @dataclass(frozen=True)
@@ -222,7 +220,7 @@ def padded(embedding: Embedding, length: int) -> Embedding:
 
 def locate(path: str, revision: str | None, weights: bool = True) -> Path:
     """The local folder of a pipeline, downloaded when `path` is a hub id; without weights, its configurations alone."""
-    folder = SHIPPED.get(path, Path(path))
+    folder = TINY if path == "tiny" else Path(path)
     if not folder.is_dir():
         if len(Path(path).parts) != 2 or path.startswith((".", "/")):
             raise ValueError(f"model {path!r}: no such folder, and a hub id reads owner/name")

@@ -22,7 +22,7 @@ class Wan(Pretrained):
     """A Wan 2.1 pipeline from text to video."""
 
     path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-    """Hub id or folder; `tiny_wan` is the pipeline shipped with afterflow: 32 px, 9 frames, 16 tokens."""
+    """Hub id or folder."""
     height: int = 240
     """In pixels."""
     width: int = 416
