@@ -15,7 +15,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.models.sd3 import SD3
 from afterflow.models.tune import LoRA
-from afterflow.rewards import check_rewards, clip, ready
+from afterflow.rewards import check_rewards, clip, find, ready
 from afterflow.rewards.base import RewardModels
 from afterflow.run import Run
 from afterflow.session import execute
@@ -161,3 +161,14 @@ def test_a_run_is_rewarded_by_one(folder, pipeline, own_folder):
         reward_models=models(folder, "pickscore"),
     )
     assert '"part/pickscore/cut": 0.0' in (execute(run, "clip") / "metrics.jsonl").read_text()
+
+
+def test_a_picture_is_most_like_itself(folder, tmp_path):
+    images = pictures()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    records = [{"prompt": "x", "image": str(tmp_path / f"{i}.png")} for i in (0, 1, 0)]
+    found = ready("image_similarity", models(folder, "clipscore"))(images, records).values
+    assert found[:2] == pytest.approx(1, abs=1e-5) and found[2] < 1 - 1e-4
+    with pytest.raises(ValueError, match="is None and not there"):
+        find("image_similarity").needs({"prompt": "x"})

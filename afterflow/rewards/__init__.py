@@ -32,6 +32,7 @@ REWARDS: dict[str, Scorer] = {
         clip.pickscore,
         clip.hpsv2,
         clip.aesthetic,
+        clip.image_similarity,
         image_reward.image_reward,
         *detector.geneval_hf,
         *mmdet.geneval,

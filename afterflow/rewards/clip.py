@@ -140,6 +140,29 @@ def hpsv2(models: RewardModels) -> Scorer:
     return lambda images, records: clip.cosine(images, records, padded)
 
 
+def needs_image(record: dict) -> None:
+    """ValueError where the record names no picture that is there."""
+    file = record.get("image")
+    if not isinstance(file, str) or not Path(file).is_file():
+        raise ValueError(f"its image, the file of a picture to be like, is {file!r} and not there")
+
+
+@network("image_similarity", -1, 1, needs=needs_image)
+def image_similarity(models: RewardModels) -> Scorer:
+    """cos between a picture and the one that its record names under "image", by CLIP ViT-L/14."""
+    clip = Clip(models, *models.published("clipscore", LARGE), models.published("clipscore", LARGE))
+    known: dict[str, Tensor] = {}
+
+    def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+        for file in {record["image"] for record in records} - known.keys():
+            with Image.open(file) as image:
+                known[file] = clip.images(np.asarray(image.convert("RGB"))[None], cropped)[0]
+        like = torch.stack([known[record["image"]] for record in records])
+        return (clip.images(images, cropped) * like).sum(1).numpy()
+
+    return score
+
+
 LINEAR_LAYERS = (0, 2, 4, 6, 7)
 """Of the aesthetic predictor and of ImageReward; their others are dropout."""
 
