@@ -239,6 +239,7 @@ def test_the_scale_is_the_loras_own_or_what_is_usual(capsys, pipeline):
         (["--suite", "ocr", "--reference", "x"], "--reference is what --distances measures to"),
         (["--suite", "hpd", "--prompts", "0"], "prompts = 0: at least 1"),
         (["--suite", "ocr", "--prompts-from", "plain.txt"], "prompt 'a heart'"),
+        (["--suite", "video"], "moving_strict judges clips, and"),
     ],
 )
 def test_what_makes_no_sense_is_refused(capsys, pipeline, words, sentence):

@@ -96,6 +96,7 @@ class EvalSuite:
             check_extra("--distances", ["torchmetrics"], "distances")
         check_sources(to_draw, [self.lora, self.lora_against])
         check_rewards(rewards, self.reward_models)
+        self.check_clips(to_draw, rewards)
         drawing = replace(self.drawing, guidance=self.guidance(drawn)) if to_draw else self.drawing
         out = Path(self.out or f"evals/{self.suite}")
         tuned = self.pictures(self.model, self.lora, given[-1], drawing, out / "tuned")
@@ -129,6 +130,19 @@ class EvalSuite:
                     raise ValueError(f"{folder} was drawn with {name} = {before[name]}; say --{name} {before[name]}")
         if self.reference is not None and not is_gallery(Path(self.reference)):
             raise ValueError(f"--reference {self.reference}: no pictures in GenEval's layout are there")
+
+    def check_clips(self, to_draw: Sequence[str | None], rewards: Sequence[str]) -> None:
+        """ValueError for rewards of clips where a model draws images."""
+        from ..models.families import pretrained
+        from ..models.wan import Wan
+        from ..rewards import find
+
+        judges = [name for name in rewards if find(name).clips]
+        for path in filter(None, to_draw) if judges else ():
+            if not isinstance(pretrained(path, self.source.dtype, {}), Wan):
+                raise ValueError(
+                    f"{judges[0]} judges clips, and {path} draws images; take a Wan, or name other --rewards"
+                )
 
     def guidance(self, drawn: Sequence[str]) -> float:
         """The scale asked for, or that of the pictures to compare with, of the LoRA's training, or of the family."""
