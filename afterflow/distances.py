@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import gallery
 from .rewards.base import RewardModels
-from .rewards.clip import LARGE, Clip, cropped
+from .rewards.clip import cropped, large
 
 SUBSET = 100
 """Pictures of each draw of the kernel distance."""
@@ -25,7 +25,7 @@ class Features(nn.Module):
 
     def __init__(self, models: RewardModels) -> None:
         super().__init__()
-        self.clip = Clip(models, *models.published("clipscore", LARGE), models.published("clipscore", LARGE))
+        self.clip = large(models)
         self.num_features: int = self.clip.model.config.projection_dim
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,6 +73,6 @@ def between(one: Path, other: Path, features: Features) -> tuple[float, float]:
 
 def pictures(folder: Path) -> Iterator[Tensor]:
     """Prompt by prompt, uint8 (K, 3, H, W); of clips their frames."""
-    for place in range(len(gallery.prompts(folder))):
-        images = gallery.read(folder, place)
+    for mine in gallery.prompts(folder):
+        images = gallery.read(mine)
         yield torch.from_numpy(np.ascontiguousarray(images.reshape(-1, *images.shape[-3:]))).permute(0, 3, 1, 2)

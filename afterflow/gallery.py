@@ -85,11 +85,11 @@ def records(folder: Path) -> list[dict]:
     return found
 
 
-def read(folder: Path, place: int) -> np.ndarray:
+def read(mine: Path) -> np.ndarray:
     """The pictures of a prompt, uint8 (K, H, W, 3), or its clips (K, F, H, W, 3); ValueError where they differ."""
     samples = sorted(
         file
-        for file in (prompts(folder)[place] / "samples").iterdir()
+        for file in (mine / "samples").iterdir()
         if file.is_dir() or file.suffix in (".png", ".jpg", ".jpeg", ".webp")
     )
     images = [
@@ -97,13 +97,13 @@ def read(folder: Path, place: int) -> np.ndarray:
         for each in samples
     ]
     if not images or len({image.shape for image in images}) > 1:
-        raise ValueError(f"{prompts(folder)[place]}: it has no pictures, or they are not of one size")
+        raise ValueError(f"{mine}: it has no pictures, or they are not of one size")
     return np.stack(images)
 
 
-def digest(folder: Path, place: int, record: dict) -> str:
+def digest(mine: Path, record: dict) -> str:
     """Of a prompt's record and pictures."""
-    mine, found = prompts(folder)[place], hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for file in sorted(each for each in (mine / "samples").rglob("*") if each.is_file()):
         found.update(file.name.encode() + file.read_bytes())
     return found.hexdigest()
@@ -132,7 +132,8 @@ def of_prompt(folder: Path, place: int) -> Path:
 
 def together(folder: Path, places: Sequence[int]) -> np.ndarray:
     """The pictures of several prompts, (P, K, ...); ValueError where they are not as many or not of one size."""
-    found = [read(folder, place) for place in places]
+    mine = prompts(folder)
+    found = [read(mine[place]) for place in places]
     if len({images.shape for images in found}) > 1:
         raise ValueError(f"{folder}: its prompts do not have as many pictures each, or not of one size")
     return np.stack(found)

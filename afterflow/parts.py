@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +45,19 @@ class Session:
         scaler, keep = self.accelerator.scaler, self.run.keep
         folder = self.run.folder / "checkpoints"
         state.save(folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep)
+
+    @property
+    def kind(self) -> str:
+        """The folder's name of what is trained."""
+        return "lora" if isinstance(self.run.tune, LoRA) else "model"
+
+    def leave(self, folder: Path) -> None:
+        """Write what is trained, averaged, as diffusers loads it: a LoRA's folder, or a pipeline's."""
+        with self.averaged():
+            if isinstance(self.run.tune, LoRA):
+                self.model.save_lora(folder)
+            else:
+                self.model.save_pipeline(folder)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the policy is the one that is evaluated and saved."""

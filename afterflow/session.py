@@ -15,7 +15,6 @@ from .data.images import Images
 from .data.prompts import rows
 from .evaluate import encoded
 from .imageset import image_pairs
-from .models.tune import LoRA
 from .parts import Session, prepare
 from .promptset import held_out_records, prompt_records
 from .record import to_json
@@ -61,14 +60,10 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
         clock=clock,
     )
     follow(session, steps, Window(session, prompts, held_out), budget, clock)
-    result = run.folder / ("lora" if isinstance(run.tune, LoRA) else "model")
+    result = run.folder / session.kind
     partial = result.with_suffix(".partial")  # a result that is there is whole, and its run has ended
     shutil.rmtree(partial, ignore_errors=True)
-    with session.averaged():
-        if isinstance(run.tune, LoRA):
-            session.model.save_lora(partial)
-        else:
-            session.model.save_pipeline(partial)
+    session.leave(partial)
     shutil.rmtree(result, ignore_errors=True)
     partial.rename(result)
     write_card(run, result)

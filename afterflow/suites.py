@@ -156,11 +156,12 @@ def draw_suite(
     assert drawing.guidance is not None
     cond, d = encoded(model, records), drawing
     velocity = in_chunks(guided(model.velocity(model.module), drawing.guidance, model.combine), d.chunk)
+    done = len(records) - len(places)
     for rows in torch.tensor(places).split(max(1, d.chunk // d.images)):
         latents = finished_in_parts(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
         for place, images in zip(rows.tolist(), decoded(model, latents)):
             gallery.add(folder, place, records[place], images)
-        done = len(records) - len(gallery.missing(folder, len(records)))
+        done += len(rows)
         say(f"{folder}: {done} of {len(records)} prompts")
 
 
@@ -177,7 +178,7 @@ def scores(
     Scores are kept there by the content of the pictures and of their record, and asked for only once; those that could
     not be had are asked for again.  parts: also what scores are made of, as reward/part.
     """
-    file, digests = folder / "scores.json", [gallery.digest(folder, i, record) for i, record in enumerate(records)]
+    file, digests = folder / "scores.json", [gallery.digest(*each) for each in zip(gallery.prompts(folder), records)]
     kept: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     keys = {name: f"{name} {find(name).version} {models!r}" for name in rewards}
     for places in in_parts(len(records)):  # part by part, so that what detects objects does it once for all rewards

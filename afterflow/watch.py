@@ -14,7 +14,6 @@ from torch import Tensor
 from .cond import Cond
 from .evaluate import decoded, encoded, finished_in_parts, spread
 from .files import replace_text
-from .models.tune import LoRA
 from .parts import Session
 from .preferences import win_rates
 from .run import Run
@@ -113,11 +112,7 @@ class Window:
         if name is None or not means[f"eval/{name}"] > self.best:
             return
         self.best = means[f"eval/{name}"]
-        with session.averaged():
-            if isinstance(run.tune, LoRA):
-                session.model.save_lora(run.folder / "best" / "lora")
-            else:
-                session.model.save_pipeline(run.folder / "best" / "model")
+        session.leave(run.folder / "best" / session.kind)
         replace_text(run.folder / "best.json", json.dumps({"step": step, "reward": name, "value": self.best}) + "\n")
 
     def _win_rate(self, images: np.ndarray, records: Sequence[dict]) -> float:

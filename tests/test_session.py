@@ -76,17 +76,23 @@ def test_a_run_leaves_what_it_promises(run):
     assert any(path.stat().st_size for path in folder.rglob("events.out.tfevents.*"))
 
 
-def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, monkeypatch, capsys):
-    whole = execute(replace(run, name="whole"), "short")
+def at_second_call(monkeypatch, act):
+    """The reward does something else as well when it is asked for the second time; the images of every call."""
     scored, asked = rewards.REWARDS["jpeg_compressibility"], []
 
-    def interrupting(images, records):
+    def acting(images, records):
         asked.append(len(images))
         if len(asked) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            act()
         return scored(images, records)
 
-    monkeypatch.setitem(rewards.REWARDS, "jpeg_compressibility", interrupting)
+    monkeypatch.setitem(rewards.REWARDS, "jpeg_compressibility", acting)
+    return asked
+
+
+def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, monkeypatch, capsys):
+    whole = execute(replace(run, name="whole"), "short")
+    at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
     folder = execute(run, "short")
     assert [line["step"] for line in metrics(folder)] == [0, 1]
     assert f"afterflow train --resume {folder}" in capsys.readouterr().out
@@ -100,16 +106,12 @@ def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_
 def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_bit_for_bit(run, monkeypatch, grace):
     """In time the iteration under way is saved, else the one before; a reward that excuses failures is no obstacle."""
     whole = execute(replace(run, name="whole"), "short")
-    scored, asked = rewards.REWARDS["jpeg_compressibility"], []
 
-    def reclaimed(images, records):
-        asked.append(len(images))
-        if len(asked) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1 if grace else 60)
-        return scored(images, records)
+    def reclaim():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1 if grace else 60)
 
-    monkeypatch.setitem(rewards.REWARDS, "jpeg_compressibility", reclaimed)
+    asked = at_second_call(monkeypatch, reclaim)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match=f"SIGTERM.*iteration {1 if grace else 0} is saved, go on with: .*--resume"):
         execute(replace(run, grace=grace), "short")

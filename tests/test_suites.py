@@ -96,7 +96,7 @@ def test_a_folder_of_others_is_read_and_not_written_into():
     for name in ("0001.png", "0000.png"):
         Image.new("RGB", (6, 8), (int(name[3]), 0, 0)).save(samples / name)
     Path("theirs/grid.png").touch()
-    assert gallery.read(Path("theirs"), 0)[:, 0, 0, 0].tolist() == [0, 1]
+    assert gallery.read(Path("theirs/00000"))[:, 0, 0, 0].tolist() == [0, 1]
     with pytest.raises(ValueError, match="holds pictures that afterflow did not draw"):
         gallery.begin(Path("theirs"), {})
     Path("theirs/00000/metadata.jsonl").write_text("{}")

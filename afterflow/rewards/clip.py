@@ -66,6 +66,12 @@ class Clip:
         return Scored(values, {"cut": cut.astype(np.float64)})
 
 
+def large(models: RewardModels) -> Clip:
+    """CLIP ViT-L/14, on clipscore's weights."""
+    where = models.published("clipscore", LARGE)
+    return Clip(models, *where, where)
+
+
 def features(found: object) -> Tensor:
     """transformers 5 answers with an object, earlier ones with the tensor."""
     return found if isinstance(found, Tensor) else found.pooler_output  # type: ignore[attr-defined]
@@ -106,7 +112,7 @@ def normalised(x: Tensor) -> Tensor:
 @network("clipscore", -100, 100, scale=1 / 30)
 def clipscore(models: RewardModels) -> Scorer:
     """100 cos(image, prompt) of CLIP ViT-L/14, over 30 as flow_grpo has it.  A bag of words: it binds no attribute."""
-    clip = Clip(models, *models.published("clipscore", LARGE), models.published("clipscore", LARGE))
+    clip = large(models)
 
     def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
         found = clip.cosine(images, records, cropped)
@@ -150,7 +156,7 @@ def needs_image(record: dict) -> None:
 @network("image_similarity", -1, 1, needs=needs_image)
 def image_similarity(models: RewardModels) -> Scorer:
     """cos between a picture and the one that its record names under "image", by CLIP ViT-L/14."""
-    clip = Clip(models, *models.published("clipscore", LARGE), models.published("clipscore", LARGE))
+    clip = large(models)
     known: dict[str, Tensor] = {}
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
@@ -179,7 +185,7 @@ def aesthetic(models: RewardModels) -> Scorer:
             "name its weights: --reward-models.weights aesthetic FILE, with sac+logos+ava1-l14-linearMSE.pth of "
             "github.com/christophschuhmann/improved-aesthetic-predictor"
         )
-    clip = Clip(models, *models.published("clipscore", LARGE), models.published("clipscore", LARGE))
+    clip = large(models)
     weight, bias = linear(read_weights(Path(models.weights["aesthetic"])))
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..geneval import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Box, Detection, evaluat
 from ..shapes.prompts import validate
 from ..shapes.world import COLORS
 from .base import Reward, RewardModels, Scorer, network
-from .clip import LARGE, Clip, cropped, unit
+from .clip import Clip, cropped, large, unit
 
 MASK2FORMER = ("facebook/mask2former-swin-small-coco-instance", "main")
 GREY = 153
@@ -52,11 +52,6 @@ class Colors:
         return COLORS[int((self.of_class[cls] @ self.clip.images(alone[None], cropped)[0]).argmax())]
 
 
-def colors_of(models: RewardModels) -> Colors:
-    clip = models.published("clipscore", LARGE)
-    return Colors(Clip(models, *clip, clip))
-
-
 def described(image: np.ndarray, found: Found, record: Mapping, color: Callable[..., str]) -> list[Detection]:
     """The objects of a picture; colours are asked only of classes whose colour the prompt names."""
     wanted = {clause["class"] for clause in record["include"] if "color" in clause}
@@ -80,7 +75,7 @@ class Detector:
         self.model = model.to(models.on).eval().requires_grad_(False)
         names = {int(i): str(name).replace("-", " ") for i, name in self.model.config.id2label.items()}
         self.names: dict[int, str] = {i: RENAMED.get(name, name) for i, name in names.items()}
-        self.color = colors_of(models)
+        self.color = Colors(large(models))
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:

@@ -14,7 +14,8 @@ from PIL import Image
 from ..extras import check_extra
 from ..geneval import OBJECTS, Detection
 from .base import RewardModels
-from .detector import Found, colors_of, described, readings
+from .clip import large
+from .detector import Colors, Found, described, readings
 
 HERE = ("http://127.0.0.1:8110", None)
 
@@ -33,7 +34,7 @@ class Sidecar:
             raise ValueError(f"nothing answers at {url} ({error}); start sidecars/geneval_mmdet.py") from error
         if said != {"status": "ok", "classes": len(OBJECTS)}:
             raise ValueError(f"{url} is no detector of GenEval's {len(OBJECTS)} classes")
-        self.color = colors_of(models)
+        self.color = Colors(large(models))
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
         seen = []
