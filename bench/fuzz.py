@@ -136,96 +136,86 @@ def by_hand(client: httpx.Client, rng: random.Random) -> httpx.Response:
     """One request, mostly nearly right."""
     picture = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (8, 8, 3), np.uint8)
     asked = {"reward": REWARD, "records": [{"prompt": "x"}], "images": [{"raw": picture.tobytes(), "shape": [8, 8, 3]}]}
-    kind, headers = rng.choice(KINDS), {"content-type": "application/msgpack"}
-    if kind == "token":
-        headers["Authorization"] = rng.choice(
-            ["", "Bearer", "Bearer fuz", "Bearer f\x75zz", "Basic fuzz", "Bearer " + "x" * 9000]
-        )
-    elif kind == "cut":
-        body = msgpack.packb(asked)
-        return client.post("/score", content=body[: rng.randrange(len(body))], headers=headers)
-    elif kind == "flipped":
-        body = bytearray(msgpack.packb(asked))
-        for _ in range(rng.randrange(1, 9)):
-            body[rng.randrange(len(body))] ^= 1 << rng.randrange(8)
-        return client.post("/score", content=bytes(body), headers=headers)
-    elif kind == "noise":
-        headers["content-type"] = rng.choice(
-            ["application/msgpack", "application/json", "text/plain", "application/x-python-pickle"]
-        )
-        return client.post("/score", content=rng.randbytes(rng.randrange(3000)), headers=headers)
-    elif kind == "deep":
-        depth = rng.choice([50, 2000, 100_000])
-        return client.post("/score", content="[" * depth + "]" * depth, headers={"content-type": "application/json"})
-    elif kind == "bomb":
-        asked["images"] = [{"png": claims(rng.choice([60_000, 2**31 - 1]))}]
-    elif kind == "zeros":
-        side = rng.choice([2000, 6000])
-        asked["images"] = [{"png": solid(side)}] * rng.choice([1, 40])
-        asked["records"] = [{"prompt": "x"}] * len(asked["images"])
-    elif kind == "shape":
-        asked["images"][0]["shape"] = rng.choice(
-            [[], [8], [-8, -8, 3], [2**40, 8, 3], [True, 64, 3], ["8", 8, 3], [8, 8, 4], [1, 8, 8, 3], None]
-        )
-    elif kind == "type":
-        field = rng.choice(["reward", "records", "images"])
-        asked[field] = rng.choice([None, 1, "x", {}, [], [None], [[]], {"prompt": 1}, float("nan"), b"\xff", [{}]])
-    elif kind == "many":
-        asked["images"], asked["records"] = asked["images"] * 300, asked["records"] * rng.choice([300, 299])
-    elif kind == "fat":
-        return client.post("/score", content=b"\x00" * (9 * 2**20), headers=headers)
-    elif kind == "elsewhere":
-        return client.request(
-            rng.choice(["GET", "PUT", "DELETE", "TRACE"]),
-            rng.choice(["/score", "/../etc/passwd", "/docs", "/openapi.json", "/%00"]),
-        )
+    kind, kinds = rng.choice((*QUESTIONS, *BODIES, "token", "text", "elsewhere", "fine")), {"content-type": MSGPACK}
+    if kind == "elsewhere":
+        paths = ["/score", "/../etc/passwd", "/docs", "/openapi.json", "/%00"]
+        return client.request(rng.choice(["GET", "PUT", "DELETE", "TRACE"]), rng.choice(paths))
     if kind == "text":
-        told = asked | {
-            "images": [
-                {"raw": rng.choice([base64.b64encode(picture.tobytes()).decode(), "§", "=" * 99]), "shape": [8, 8, 3]}
-            ]
-        }
-        return client.post("/score", json=told)
-    return client.post("/score", content=msgpack.packb(asked), headers=headers)
+        raw = rng.choice([base64.b64encode(picture.tobytes()).decode(), "§", "=" * 99])
+        return client.post("/score", json=asked | {"images": [{"raw": raw, "shape": [8, 8, 3]}]})
+    if kind == "token":
+        kinds["Authorization"] = rng.choice(TOKENS)
+    if kind in QUESTIONS:
+        asked |= QUESTIONS[kind](asked, rng)
+    body = msgpack.packb(asked)
+    if kind in BODIES:
+        body, kinds["content-type"] = BODIES[kind](body, rng)
+    return client.post("/score", content=body, headers=kinds)
 
 
-KINDS = (
-    "token",
-    "cut",
-    "flipped",
-    "noise",
-    "deep",
-    "bomb",
-    "zeros",
-    "shape",
-    "type",
-    "many",
-    "elsewhere",
-    "text",
-    "fat",
-    "fine",
-)
+MSGPACK, JSON = "application/msgpack", "application/json"
+TOKENS = ("", "Bearer", "Bearer fuz", "Bearer fuzzz", "Basic fuzz", "Bearer " + "x" * 9000)
+SHAPES = ([], [8], [-8, -8, 3], [2**40, 8, 3], [True, 64, 3], ["8", 8, 3], [8, 8, 4], [1, 8, 8, 3], None)
+OTHERS = (None, 1, "x", {}, [], [None], [[]], {"prompt": 1}, float("nan"), b"\xff", [{}])
+
+
+def zeros(asked: dict, rng: random.Random) -> dict:
+    side, many = rng.choice([2000, 6000]), rng.choice([1, 40])
+    return {"images": [{"png": solid(side)}] * many, "records": asked["records"] * many}
+
+
+# What is asked for, wrong in one place.
+QUESTIONS: dict[str, Callable[[dict, random.Random], dict]] = {
+    "bomb": lambda asked, rng: {"images": [{"png": claims(rng.choice([60_000, 2**31 - 1]))}]},
+    "zeros": zeros,
+    "shape": lambda asked, rng: {"images": [asked["images"][0] | {"shape": rng.choice(SHAPES)}]},
+    "type": lambda asked, rng: {rng.choice(["reward", "records", "images"]): rng.choice(OTHERS)},
+    "many": lambda asked, rng: {"images": asked["images"] * 300, "records": asked["records"] * rng.choice([300, 299])},
+}
+
+
+def flipped(body: bytes, rng: random.Random) -> tuple[bytes, str]:
+    bits = bytearray(body)
+    for _ in range(rng.randrange(1, 9)):
+        bits[rng.randrange(len(bits))] ^= 1 << rng.randrange(8)
+    return bytes(bits), MSGPACK
+
+
+def noise(body: bytes, rng: random.Random) -> tuple[bytes, str]:
+    kind = rng.choice([MSGPACK, JSON, "text/plain", "application/x-python-pickle"])
+    return rng.randbytes(rng.randrange(3000)), kind
+
+
+def deep(body: bytes, rng: random.Random) -> tuple[bytes, str]:
+    depth = rng.choice([50, 2000, 100_000])
+    return b"[" * depth + b"]" * depth, JSON
+
+
+# What is sent instead of the question, and what it is called.
+BODIES: dict[str, Callable[[bytes, random.Random], tuple[bytes, str]]] = {
+    "cut": lambda body, rng: (body[: rng.randrange(len(body))], MSGPACK),
+    "flipped": flipped,
+    "noise": noise,
+    "deep": deep,
+    "fat": lambda body, rng: (b"\x00" * (9 * 2**20), MSGPACK),
+}
 
 
 def claims(side: int) -> bytes:
     """A PNG of a few bytes that says it is side x side."""
-    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
-    )
+    return png(side, 2, b"\0" * 99)
 
 
 def solid(side: int) -> bytes:
     """A real PNG of one colour: small, and large once decoded."""
+    return png(side, 0, b"\0" * (side * (side + 1)))
+
+
+def png(side: int, colour: int, rows: bytes) -> bytes:
     chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * (side * (side + 1))))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", side, side, 8, colour, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n"
+    return start + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def honest(client: httpx.Client) -> object:
@@ -236,7 +226,7 @@ def honest(client: httpx.Client) -> object:
         "records": [{"prompt": "x"}],
         "images": [{"raw": picture.tobytes(), "shape": [16, 16, 3]}],
     }
-    reply = client.post("/score", content=msgpack.packb(asked), headers={"content-type": "application/msgpack"})
+    reply = client.post("/score", content=msgpack.packb(asked), headers={"content-type": MSGPACK})
     reply.raise_for_status()
     return msgpack.unpackb(reply.content)["values"]
 
