@@ -151,8 +151,6 @@ def draw_suite(
 ) -> None:
     """Draw what the folder lacks; noise depends on the seed and the place of a prompt, so stops leave no trace."""
     places = gallery.missing(folder, len(records))
-    if not places:
-        return
     assert drawing.guidance is not None
     cond, d = encoded(model, records), drawing
     velocity = in_chunks(guided(model.velocity(model.module), drawing.guidance, model.combine), d.chunk)

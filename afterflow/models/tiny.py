@@ -1,4 +1,4 @@
-"""The shipped pipelines before their transformers are trained."""
+"""Tiny pipelines before their transformers are trained."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -17,7 +17,7 @@ from torch import Tensor
 from .base import RewardModels, Scored, Scorer, network
 from .clip import cropped, linear, read_weights
 
-PUBLISHED = "zai-org/ImageReward"
+PUBLISHED = "THUDM/ImageReward"
 BERT = "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of its ratings; the released model takes them off."""
