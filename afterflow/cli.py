@@ -46,13 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif command == "--version":
             print(f"afterflow {__version__}")
         elif command in COMMANDS:
+            check_launch(command)
             COMMANDS[command](args)
         else:
             raise unknown("command", command, COMMANDS)
     except ValueError as error:
         return complain(error, 2)
     except RuntimeError as error:
-        from .train.explore import Stopped
+        from .train.processes import Stopped
 
         if not isinstance(error, Stopped):
             raise
@@ -60,8 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def check_launch(command: str) -> None:
+    """Of processes that torchrun or accelerate have started the first speaks; ValueError for what one would do."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if command != "train":
+        raise ValueError(f"{command} is done by one process; start it without a launcher")
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
 def complain(error: Exception, code: int) -> int:
-    print(f"afterflow: {error}", file=sys.stderr)
+    rank = int(os.environ.get("RANK", "0"))
+    print(f"afterflow{f', process {rank}' if rank else ''}: {error}", file=sys.stderr)
     return code
 
 

@@ -28,8 +28,8 @@ from .report import Judged, Settings, report
 from .run import Run
 from .shapes import population
 from .train.budget import Budget
-from .train.explore import Stopped
 from .train.log import before_after
+from .train.processes import Stopped
 from .train.state import checkpoints
 
 HELD_OUT = ShapesPrompts("test", count=60)

@@ -65,7 +65,7 @@ def examine(run: Run) -> Iterator[Finding]:
 
 def noise_for(session: Session, count: int, name: str) -> Tensor:
     """(count, 1, ...)."""
-    shape = torch.empty(1, 1, *session.model.latent_shape, device=session.accelerator.device)
+    shape = torch.empty(1, 1, *session.model.latent_shape, device=session.processes.accelerator.device)
     sources = [generator(session.run.seed, "doctor", name, i) for i in range(count)]
     return draw(sources, 1, shape.expand(count, *shape.shape[1:]))
 
@@ -104,7 +104,7 @@ def marginals(session: Session, cond: Cond, ours: Tensor) -> Finding:
     assert isinstance(run.algorithm, OnPolicy)
     plan = run.algorithm.plan(0, generator(run.seed, "plan"))
     sources = [generator(run.seed, "doctor", "sde")]
-    shape = torch.empty(1, 1, *model.latent_shape, device=session.accelerator.device)
+    shape = torch.empty(1, 1, *model.latent_shape, device=session.processes.accelerator.device)
     noise, one = draw(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
     leaves = sample(session.models.policy, run.algorithm.step_kernel, plan, one, noise, sources).leaves
     ratio = (leaves.float().std() / ours.float().std()).item()
@@ -132,8 +132,8 @@ def training(session: Session, cond: Cond, run: Run) -> Iterator[Finding]:
     small_iteration(session, cond, Clock())  # the first one also warms up
     iteration = small_iteration(session, cond, clock)
     with clock("update"):
-        measured = accumulate(
-            algorithm, session.models, iteration.rows, iteration.updates[0], session.accelerator, generator(0, "d"), 0
+        measured, _ = accumulate(
+            algorithm, session.models, iteration, 0, list(session.parameters.values()), session.processes, 0
         )
     seconds = clock.read()
     gradient = norm(session)
@@ -162,7 +162,7 @@ def small_iteration(session: Session, cond: Cond, clock: Clock) -> Iteration:
     one = cond[torch.zeros(1, dtype=torch.long)]
     if not isinstance(algorithm, OnPolicy):
         pairs = Pairs(noise_for(session, len(cond), "images")[:, 0], cond)
-        return next(supervised(algorithm, lambda step: pairs, 0, 1, run.chunk))
+        return next(supervised(algorithm, lambda step: pairs, 0, 1, run.chunk, session.processes))
     return tried(algorithm, session.models, one, model.latent_shape, run.seed, run.chunk, clock, session.memory)
 
 
@@ -219,7 +219,7 @@ def expected(session: Session, iteration: Iteration, seconds: dict[str, float], 
         "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
     )
     yield Finding("the whole recipe", None, f"about {hours:.2g} hours, without rewards")
-    device = session.accelerator.device
+    device = session.processes.accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((value for key, value in PEAK.items() if key in name), None)
     if peak is not None and "rollout" in each and whole["rollout"]:
@@ -276,7 +276,7 @@ def judged(session: Session, cond: Cond) -> Finding:
     judge, records = session.run.judge, cond.records()[:1]
     assert judge is not None
     images = session.model.decode(noise_for(session, 2, "judge")[:, 0])[None]
-    said, failures = compare(judge, images, records, both_orders(1, 2), generator(session.run.seed, "judge"))
+    said, failures = compare(judge, images, records, both_orders(1, 2), [generator(session.run.seed, "judge")])
     if failures:
         return Finding("the judge", False, failures[0], "see that its server runs, and what it answers")
     one, other = said[0, 0, 1].item(), said[0, 1, 0].item()
@@ -286,7 +286,7 @@ def judged(session: Session, cond: Cond) -> Finding:
 
 
 def memory(session: Session) -> Finding:
-    if session.accelerator.device.type == "cuda":
+    if session.processes.accelerator.device.type == "cuda":
         return Finding("memory", None, f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most on the device")
     import resource
 

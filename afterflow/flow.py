@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .seeds import Draws
+
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
     """(B,) → (B, 1, ..., 1), ready to broadcast against x."""
@@ -47,24 +49,24 @@ def shifted(t: Tensor, shift: float) -> Tensor:
     return (shift * t / (1 + (shift - 1) * t)).clamp(max=1)
 
 
-def logit_normal(n: int, generator: torch.Generator) -> Tensor:
-    """Training times (n,), denser in the middle of the line (SD3, eq. 19, mean 0 and std 1)."""
-    return torch.randn(n, generator=generator, device=generator.device).sigmoid()
+def logit_normal(draws: Draws) -> Tensor:
+    """Training times (B,), denser in the middle of the line (SD3, eq. 19, mean 0 and std 1)."""
+    return draws.normal(()).sigmoid()
 
 
-def uniform(n: int, generator: torch.Generator) -> Tensor:
-    """Training times (n,), spread evenly."""
-    return torch.rand(n, generator=generator, device=generator.device)
+def uniform(draws: Draws) -> Tensor:
+    """Training times (B,), spread evenly."""
+    return draws.uniform()
 
 
-def mode(n: int, generator: torch.Generator, scale: float = 1.29) -> Tensor:
-    """Training times (n,), denser in the middle but nowhere absent (SD3, eq. 20)."""
-    u = uniform(n, generator)
+def mode(draws: Draws, scale: float = 1.29) -> Tensor:
+    """Training times (B,), denser in the middle but nowhere absent (SD3, eq. 20)."""
+    u = draws.uniform()
     return 1 - u - scale * ((math.pi / 2 * u).cos() ** 2 - 1 + u)
 
 
 DensityName = Literal["logit_normal", "uniform", "mode"]
-DENSITIES: dict[DensityName, Callable[[int, torch.Generator], Tensor]] = {
+DENSITIES: dict[DensityName, Callable[[Draws], Tensor]] = {
     "logit_normal": logit_normal,
     "uniform": uniform,
     "mode": mode,

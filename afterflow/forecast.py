@@ -29,6 +29,7 @@ from .seeds import generator
 from .train.clock import Clock
 from .train.explore import Iteration, explore
 from .train.memory import Memory
+from .train.processes import Processes
 
 PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -172,17 +173,29 @@ def tried(
     """An iteration of these prompts with one update, on latents of that shape and random scores."""
     score, always = partial(random_scores, algorithm), lambda step: cond
     source = explore(
-        algorithm, models, always, score, shape, 0, 1, seed=seed, updates=1, chunk=chunk, clock=clock, memory=memory
+        algorithm,
+        models,
+        always,
+        score,
+        shape,
+        0,
+        1,
+        seed=seed,
+        updates=1,
+        chunk=chunk,
+        clock=clock,
+        processes=Processes(),
+        memory=memory,
     )
     return next(source)
 
 
 def random_scores(
-    algorithm: OnPolicy, leaves: Tensor, records: Sequence[dict], draws: torch.Generator, clock: Clock
+    algorithm: OnPolicy, leaves: Tensor, records: Sequence[dict], draws: Sequence[torch.Generator], clock: Clock
 ) -> Scores:
     """As many as there are images, and no two alike."""
     P, G = leaves.shape[:2]
-    value = lambda *shape: torch.rand(shape, generator=draws)
+    value = lambda *shape: torch.rand(shape, generator=draws[0])
     judged = {WIN_RATE: value(P, G, G).where(~torch.eye(G, dtype=torch.bool), torch.nan)}
     rewards = {name: value(P, G) for name in algorithm.asks.rewards}
     return Scores(rewards, judged if algorithm.asks.comparisons else {})

@@ -1,7 +1,7 @@
 """The parts of a run, loaded: its model, who is asked beside it, its optimizer, and where it goes on."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,18 @@ from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .algorithms.base import Models, OnPolicy
+from .cond import Velocity
 from .models.base import Model, blocks
 from .models.teacher import Teacher
-from .models.tune import LoRA, Wrapped, attach, before_training, frozen, without_adapters
-from .models.wrappers import guided, in_chunks, in_context
+from .models.tune import LoRA, Wrapped, as_it_is, attach, before_training, frozen, trainable, without_adapters
+from .models.wrappers import as_many, guided, in_chunks, in_context
 from .run import Run
 from .seeds import number
 from .train import state
 from .train.ema import Ema
 from .train.memory import Memory
+from .train.processes import Processes, accelerator_of
+from .train.shards import let_go, shard, whole
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,16 @@ class Session:
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     ema: Ema | None
-    accelerator: Accelerator
+    processes: Processes
     memory: Memory | None
     first: int
     """The iteration to begin with."""
 
     def save(self, step: int) -> None:
         """A checkpoint of the state after iteration `step`."""
-        scaler, keep = self.accelerator.scaler, self.run.keep
+        scaler, keep = self.processes.accelerator.scaler, self.run.keep
         folder = self.run.folder / "checkpoints"
-        state.save(folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep)
+        state.save(folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep, self.processes)
 
     @property
     def kind(self) -> str:
@@ -54,14 +57,22 @@ class Session:
     def leave(self, folder: Path) -> None:
         """Write what is trained, averaged, as diffusers loads it: a LoRA's folder, or a pipeline's."""
         with self.averaged():
+            network = whole(self.model.module) if self.processes.sharded else self.model.module
+            if not self.processes.main:
+                return
             if isinstance(self.run.tune, LoRA):
                 self.model.save_lora(folder)
             else:
-                self.model.save_pipeline(folder)
+                assert network is not None
+                self.model.save_pipeline(folder, network)
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """Inside, the policy is the one that is evaluated and saved."""
-        return nullcontext() if self.ema is None else self.ema.applied(self.parameters)
+        with nullcontext() if self.ema is None else self.ema.applied(self.parameters):
+            let_go(self.model.module)
+            yield
+        let_go(self.model.module)
 
 
 def prepare(run: Run, resume: bool) -> Session:
@@ -74,16 +85,15 @@ def prepare(run: Run, resume: bool) -> Session:
     if run.threads:
         torch.set_num_threads(run.threads)
     AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
-    accelerator = Accelerator(
-        mixed_precision=run.mixed_precision,
-        log_with=None if run.track == "none" else run.track,
-        project_dir=run.folder,
+    accelerator = accelerator_of(
+        run.mixed_precision, log_with=None if run.track == "none" else run.track, project_dir=run.folder
     )
-    if accelerator.num_processes > 1:
-        raise ValueError(f"{accelerator.num_processes} processes would each train alone; start one, without a launcher")
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
-    model = run.model.load(accelerator.device)
+    processes = Processes(accelerator, run.shard != "none", run.lanes)
+    check_processes(run, processes, [checkpoint.name for checkpoint in saved])
+    with accelerator.local_main_process_first():  # what the first downloads or makes, others find
+        model = run.model.load(accelerator.device)
     if run.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     if run.compile:
@@ -92,15 +102,39 @@ def prepare(run: Run, resume: bool) -> Session:
     with torch.random.fork_rng():
         torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
         parameters = attach(model, run.tune)
+    # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
+    models = velocities(run, model, processes)
+    if processes.sharded:
+        shard(model.module, run.shard, accelerator.device, processes.count)
+        parameters = trainable(model.module)
     optimizer = adamw(run, parameters.values())
     ema = Ema(parameters, run.ema) if run.ema is not None else None
-    # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
-    models = velocities(run, model, accelerator)
     history = run.algorithm.asks.history if isinstance(run.algorithm, OnPolicy) else 0
     memory = Memory(history) if history else None
     first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
-    return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, accelerator, memory, first)
+    return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, processes, memory, first)
+
+
+def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> None:
+    """ValueError where so many processes cannot do this run."""
+    n = processes.count
+    if run.shard != "none" and n == 1:
+        raise ValueError(f"shard = {run.shard}: one process has nobody to share with; launch several, or leave it out")
+    if processes.lanes_of_all % n:
+        raise ValueError(f"lanes = {run.lanes}: {n} processes cannot have equally many; take a multiple of {n}")
+    if run.batch < n:
+        raise ValueError(f"batch = {run.batch}: {n} processes need at least one prompt or image each")
+    if processes.sharded and run.batch % n:
+        raise ValueError(f"batch = {run.batch}: where weights are sharded, all {n} processes need equally many")
+    if run.compile and processes.sharded:
+        raise ValueError("compile has never been tried with shard; leave one of them out")
+    for rank, others in enumerate(processes.told(list(saved))):
+        if others != list(saved):
+            raise ValueError(
+                f"{run.folder}: process {rank} finds other checkpoints there than process {processes.rank}; put runs/ "
+                "on a disk that all machines share"
+            )
 
 
 def compile_blocks(network: nn.Module) -> None:
@@ -127,25 +161,35 @@ def on_own_grid(run: Run, model: Model) -> Run:
     return replace(run, algorithm=replace(run.algorithm, **missing)) if missing else run  # type: ignore[arg-type]
 
 
-def velocities(run: Run, model: Model, accelerator: Accelerator) -> Models:
+def velocities(run: Run, model: Model, processes: Processes) -> Models:
     """The policy and whom else the algorithm asks for, in the same precision and chunks."""
+    accelerator = processes.accelerator
     precise = lambda velocity: in_context(velocity, partial(precision, accelerator, run.gradient_checkpointing))
-    drawing = lambda velocity, scale=run.guidance_scale: in_chunks(
-        guided(precise(velocity), scale, model.combine), run.chunk
-    )
-    field = model.velocity(model.module)
-    if not isinstance(run.algorithm, OnPolicy):
-        return Models(precise(field), guided=drawing(field))
+    in_step = processes.most if processes.sharded else as_many
+
+    def drawing(velocity: Velocity, scale: float, most: Callable[[int], int]) -> Velocity:
+        return in_chunks(guided(precise(velocity), scale, model.combine), run.chunk, most)
+
     # Adapters are switched around all chunks of a call, not for each.
-    wrapped = lambda part, scale=run.guidance_scale: in_context(drawing(part[0], scale), part[1])
+    def beside(part: Wrapped, scale: float, most: Callable[[int], int]) -> Velocity:
+        return in_context(drawing(part[0], scale, most), part[1])
+
+    in_shards = partial(shard, how=run.shard, device=accelerator.device, processes=processes.count)
+    spread = in_shards if processes.sharded else as_it_is
+    field, own = model.velocity(model.module), run.guidance_scale
+    if not isinstance(run.algorithm, OnPolicy):
+        return Models(precise(field), guided=drawing(field, own, in_step))
     asks = run.algorithm.asks
     teachers = {}
     for teacher in run.teachers:
-        teachers[teacher.name] = wrapped(specialist(run, model, teacher), teacher.guidance(run.guidance_scale))
-    anchor = wrapped(without_adapters(model, run.tune)) if asks.anchor == "base" else teachers.get(asks.anchor)
+        # Each process has all of its weights, and asks it about the tasks of its own prompts.
+        teachers[teacher.name] = beside(specialist(run, model, teacher), teacher.guidance(own), as_many)
+    anchor = teachers.get(asks.anchor)
+    if asks.anchor == "base":
+        anchor = beside(without_adapters(model, run.tune, spread), own, in_step)
     return Models(
-        drawing(field),
-        reference=wrapped(before_training(model, run.tune)) if asks.reference else None,
+        drawing(field, own, in_step),
+        reference=beside(before_training(model, run.tune, spread), own, in_step) if asks.reference else None,
         teachers={task: teachers[teacher.name] for teacher in run.teachers for task in teacher.tasks},
         anchor=anchor,
     )

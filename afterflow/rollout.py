@@ -8,7 +8,7 @@ parents, K of their children, R rewards that keep advantages of their own.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -75,6 +75,8 @@ class Rollout:
     x: list[Tensor]  # N+1 of (P, W_k, ...); child j of level k+1 comes from parent j // (W_{k+1} / W_k)
     mean: list[Tensor]  # N of (P, W_k, ...): where each step's Gaussian had its mean
     log_prob: list[Tensor]  # N of (P, W_{k+1}), of the step into x[k+1]; 0 where the step was the ODE
+    # (P,) long: which these prompts are, where log_prob is of other processes' too
+    mine: Tensor | slice = field(default_factory=lambda: slice(None))
 
     @property
     def leaves(self) -> Tensor:
@@ -170,6 +172,9 @@ class Edges:
     x_next: Tensor  # (K, ...)
     log_prob: Tensor  # (K,) under the policy that took the step
     advantage: Tensor  # (K, R), weights of the rewards included
+    place: Tensor  # (M,) long: of each parent among those of all processes
+    total: int  # how many those are
+    prompt: Tensor  # (M,) long: of which prompt, among those of all processes
 
     @property
     def parent(self) -> Tensor:
@@ -184,8 +189,9 @@ class Edges:
         place = torch.arange(int(count.sum()), device=count.device)  # of a child among all that are chosen
         children = (first[rows] - (count.cumsum(0) - count)).repeat_interleave(count) + place
         of_children = {name: getattr(self, name)[children] for name in ("x_next", "log_prob", "advantage")}
-        of_parents = {name: getattr(self, name)[rows] for name in ("x", "mean", "t", "s", "eta", "count", "cond")}
-        return Edges(**of_parents, **of_children)
+        parents = ("x", "mean", "t", "s", "eta", "count", "cond", "place", "prompt")
+        of_parents = {name: getattr(self, name)[rows] for name in parents}
+        return Edges(**of_parents, **of_children, total=self.total)
 
     def mass(self, rows: Tensor) -> float:
         """How many children these rows have."""
@@ -195,22 +201,30 @@ class Edges:
 def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:
     """The steps that the plan trains, as rows.  advantages: N of (P, W_{k+1}, R), NaN = do not train.
 
-    Parents that are left with no child to train on are dropped.
+    They are those of all prompts, the rollout's own and other processes'.  Parents that are left with no child to
+    train on are dropped.
     """
-    plan = rollout.plan
-    levels = [_level(rollout, k, advantages[k]) for k in range(plan.steps) if bool(plan.train[k].any())]
+    plan, total, levels = rollout.plan, 0, []
+    for k in range(plan.steps):
+        if bool(plan.train[k].any()):
+            level, many = _level(rollout, k, advantages[k])
+            levels.append(level | {"place": level["place"] + total})
+            total += many
     columns = {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
-    prompt = columns.pop("prompt")
-    return Edges(**columns, cond=rollout.cond[prompt])
+    own = columns["prompt"]
+    columns["prompt"] = torch.arange(len(rollout.log_prob[0]), device=own.device)[rollout.mine][own]
+    return Edges(**columns, cond=rollout.cond[own], total=total)
 
 
-def _level(rollout: Rollout, k: int, advantage: Tensor) -> dict[str, Tensor]:
-    """The columns of the edges of step k."""
+def _level(rollout: Rollout, k: int, advantages: Tensor) -> tuple[dict[str, Tensor], int]:
+    """The columns of the edges of step k, and how many parents all processes have there."""
     plan, x = rollout.plan, rollout.x[k]
     W = x.shape[1]
-    advantage = advantage.to(x.device)
-    kept = advantage.isfinite().all(-1) & plan.trained(k).to(x.device)
-    count = kept.unflatten(1, (W, -1)).sum(2).flatten()
+    trained = advantages.isfinite().all(-1) & plan.trained(k).to(advantages.device)
+    counts = trained.unflatten(1, (W, -1)).sum(2)
+    places = (counts > 0).flatten().cumsum(0).view_as(counts) - 1
+    kept, advantage = trained[rollout.mine].to(x.device), advantages[rollout.mine].to(x.device)
+    count = counts[rollout.mine].flatten().to(x.device)
     parents = count.nonzero().squeeze(1)
     everywhere = lambda value: value.to(x.device).expand(len(parents))
     return {
@@ -222,6 +236,7 @@ def _level(rollout: Rollout, k: int, advantage: Tensor) -> dict[str, Tensor]:
         "count": count[parents],
         "prompt": parents // W,
         "x_next": rollout.x[k + 1][kept].to(x.device),
-        "log_prob": rollout.log_prob[k][kept].to(x.device),
+        "log_prob": rollout.log_prob[k][rollout.mine].to(x.device)[kept],
         "advantage": advantage[kept],
-    }
+        "place": places[rollout.mine].flatten().to(x.device)[parents],
+    }, int((counts > 0).sum())

@@ -38,6 +38,7 @@ from .rewards.base import RewardModels
 from .rewards.judges import ShapesJudge
 from .rewards.vlm import VLMJudge
 from .train.budget import Budget
+from .train.shards import Sharding
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
@@ -119,6 +120,14 @@ class Run:
     """Keep the states of a rollout in the CPU's memory until the update needs them: long clips have many."""
     overlap: bool = False
     """Score the images of the first prompts while those of the next are drawn: for rewards that run elsewhere."""
+    shard: Sharding = "none"
+    """Of several processes, where all weights are trained: each keeps a part of gradients and optimizer (zero2) and of
+    the weights too (full); none: each keeps all."""
+    lanes: int = 1
+    """Parts of a batch whose gradients are summed apart and then in fp64: what one process does with 8 lanes, 2, 4 and
+    8 processes do too, to the last bit.  There are never fewer lanes than processes."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do about a loss or gradient that is no number: stop the run, or leave that update out and count it."""
     compile: bool = False
     """Compile the network's blocks (torch.compile), for rollout and update alike; the first iteration takes a minute
     or two more.  Ratios stay 1 in fp32; in bf16 they are off by 1e-5 at most where it was measured."""
@@ -168,7 +177,17 @@ class Run:
         self._check_teachers(algorithm.asks if isinstance(algorithm, OnPolicy) else Asks(()))
 
     def _check_numbers(self) -> None:
-        for name in ("iterations", "batch", "updates", "chunk", "save_every", "keep", "inference_steps", "eval_images"):
+        for name in (
+            "iterations",
+            "batch",
+            "updates",
+            "chunk",
+            "lanes",
+            "save_every",
+            "keep",
+            "inference_steps",
+            "eval_images",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
         if self.threads is not None and self.threads < 1:
@@ -193,6 +212,14 @@ class Run:
             raise ValueError("model.dtype = float16 loses small gradients; take bfloat16, or mixed_precision = fp16")
         if isinstance(self.model, Pretrained) and self.model.quantize is not None and isinstance(self.tune, Full):
             raise ValueError("model.quantize keeps frozen weights in fewer bits, and Full trains them; take a LoRA")
+        if self.shard != "none" and isinstance(self.tune, LoRA):
+            raise ValueError("shard is of trained weights, and a LoRA has few; leave it out, or take --adapt full")
+        if self.shard != "none" and self.lanes > 1:
+            raise ValueError("lanes: shards are summed as they come; leave it at 1 with shard")
+        if self.lanes > self.batch:
+            raise ValueError(f"lanes = {self.lanes}: each needs at least one prompt or image of batch = {self.batch}")
+        if self.shard != "none" and self.optimizer != "adamw":
+            raise ValueError(f"optimizer = {self.optimizer} has never been tried with shard; take adamw")
         for name in self.rewards:
             if find(name).clips and not isinstance(self.model, Wan | TinyVideoParts):
                 raise ValueError(f"{name} judges clips, and {type(self.model).__name__} draws images; take Wan")

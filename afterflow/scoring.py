@@ -30,10 +30,13 @@ def score(
     models: RewardModels,
     leaves: Tensor,
     records: Sequence[dict],
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     clock: Clock,
 ) -> Scores:
-    """Finished latents (P, G, ...) of P records → scores on the CPU, where advantages are fp64."""
+    """Finished latents (P, G, ...) of P records → scores on the CPU, where advantages are fp64.
+
+    Which pairs a judge is shown, and what it draws, depends on the prompt's own generator.
+    """
     asks = algorithm.asks
     if not asks.rewards and asks.comparisons is None:
         return Scores({})
@@ -51,8 +54,8 @@ def score(
             return scores
         assert judge is not None
         G, wanted = images.shape[1], asks.comparisons
-        shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, generator) for _ in records])
-        judged, failures = compare(judge, images, records, shown, generator)
+        shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, own) for own in generators])
+        judged, failures = compare(judge, images, records, shown, generators)
         return replace(scores, judged={WIN_RATE: judged}, failures={**scores.failures, WIN_RATE: failures})
 
 
@@ -84,7 +87,7 @@ def ask(reward: str, images: np.ndarray, records: Sequence[dict], models: Reward
 
 
 def compare(
-    judge: Judge, images: np.ndarray, records: Sequence[dict], shown: Tensor, generator: torch.Generator
+    judge: Judge, images: np.ndarray, records: Sequence[dict], shown: Tensor, generators: Sequence[torch.Generator]
 ) -> tuple[Tensor, list[str]]:
     """uint8 (P, G, H, W, 3) of P records, and which pairs to show, (P, G, G) bool → verdicts (P, G, G), NaN elsewhere.
 
@@ -94,9 +97,9 @@ def compare(
     P, G = images.shape[:2]
     prompt, i, j = shown.nonzero().unbind(1)
     first, second = (prompt * G + i).numpy(), (prompt * G + j).numpy()
-    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    seeds = torch.cat([torch.randint(2**62, (int(n),), generator=g) for g, n in zip(generators, shown.sum((1, 2)))])
     frames = images.reshape(P * G, -1, *images.shape[-3:]).swapaxes(0, 1)
-    answers = [judge(frame, repeated(records, G), first, second, rng) for frame in frames]
+    answers = [judge(frame, repeated(records, G), first, second, seeds.numpy()) for frame in frames]
     scored = [answer if isinstance(answer, Scored) else Scored(answer) for answer in answers]
     said = np.mean([each.values for each in scored], 0)
     why = {row: reason for each in scored for row, reason in each.why.items()}

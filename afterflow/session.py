@@ -39,12 +39,14 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     held_out = held_out_records(run)
     check_rewards(run.rewards, run.reward_models)
     session = prepare(run, resume)
-    write_record(run.folder, to_json(run), recipe, run.seed)
+    processes, clock = session.processes, Clock()
+    if processes.main:
+        write_record(run.folder, to_json(run), recipe, run.seed)
     if run.track != "none":
-        session.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))})
-    clock = Clock()
+        processes.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))})
     budget = Budget(run.iterations, run.budget_seconds)
-    source, prompts = examples(session, records, clock)
+    with processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
+        source, prompts = examples(session, records, clock)
     check_before_sampling(session, prompts)
     steps = train(
         session.run.algorithm,
@@ -52,22 +54,25 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
         source,
         session.parameters,
         session.optimizer,
-        session.accelerator,
+        processes,
         max_grad_norm=run.max_grad_norm,
         learning_rate=learning_rate(run, budget),
         ema=session.ema,
         seed=run.seed,
         clock=clock,
+        skip=run.nonfinite == "skip",
     )
     follow(session, steps, Window(session, prompts, held_out), budget, clock)
     result = run.folder / session.kind
     partial = result.with_suffix(".partial")  # a result that is there is whole, and its run has ended
-    shutil.rmtree(partial, ignore_errors=True)
+    if processes.main:
+        shutil.rmtree(partial, ignore_errors=True)
     session.leave(partial)
-    shutil.rmtree(result, ignore_errors=True)
-    partial.rename(result)
-    write_card(run, result)
-    session.accelerator.end_training()
+    if processes.main:
+        shutil.rmtree(result, ignore_errors=True)
+        partial.rename(result)
+        write_card(run, result)
+    processes.accelerator.end_training()
     return run.folder
 
 
@@ -77,7 +82,8 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
     if isinstance(run.data, Images):
         assert isinstance(run.algorithm, Supervised)
         pairs, prompts = image_pairs(run, run.data, model)
-        return supervised(run.algorithm, pairs, session.first, run.iterations, run.chunk), prompts
+        first, last = session.first, run.iterations
+        return supervised(run.algorithm, pairs, first, last, run.chunk, session.processes), prompts
     assert isinstance(run.algorithm, OnPolicy)
     prompts = encoded(model, records)
     source = explore(
@@ -92,6 +98,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
         updates=run.updates,
         chunk=run.chunk,
         clock=clock,
+        processes=session.processes,
         memory=session.memory,
         keep="cpu" if run.offload else None,
         invalid=run.invalid,
@@ -108,12 +115,12 @@ def check_before_sampling(session: Session, prompts: Cond) -> None:
     if run.judge is not None:
         like = torch.zeros(2, *session.model.latent_shape, device=prompts.index.device)
         blank, record = session.model.decode(like)[None], [prompts.prompts[0]]
-        _, failures = compare(run.judge, blank, record, both_orders(1, 2), generator(run.seed, "probe"))
+        _, failures = compare(run.judge, blank, record, both_orders(1, 2), [generator(run.seed, "probe")])
         if failures:
             raise ValueError(f"the judge does not work here: {failures[0]}")
     if run.budget_seconds is not None:
         plan = algorithm.plan(0, generator(run.seed, 0, "plan"))
-        passes = plan.evaluations * plan.widths[-1] * run.batch / run.chunk
+        passes = plan.evaluations * plan.widths[-1] * run.batch / run.chunk / session.processes.count
         rows = prompts[torch.arange(run.chunk) % len(prompts)]
         x = torch.zeros(run.chunk, *session.model.latent_shape, device=prompts.index.device)
         forward = lambda: session.models.policy(x, x.new_ones(run.chunk), rows)
@@ -121,7 +128,7 @@ def check_before_sampling(session: Session, prompts: Cond) -> None:
             forward()  # the first pass also warms up
             start = time.perf_counter()
             forward()
-        least = passes * (time.perf_counter() - start)
+        least = passes * max(session.processes.told(time.perf_counter() - start))
         if least > run.budget_seconds:
             takes = f"the rollout of one iteration takes about {least:.2g} s"
             raise ValueError(f"budget_seconds = {run.budget_seconds:g}: {takes}; raise it, or lower batch")

@@ -33,7 +33,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     noise = draw(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
-    scores = score(model, algorithm, None, run.reward_models, rollout.leaves, [record], generator(seed), Clock())
+    scores = score(model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock())
     levels = [level[0].sum(-1).numpy() for level in algorithm.levels(rollout, scores)]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from .seeds import generator
 from .train.alarm import cheating
 from .train.budget import Budget
 from .train.clock import Clock
-from .train.explore import Stopped
 from .train.log import MetricsFile, save_pictures
+from .train.processes import Processes, Stopped
 from .train.progress import Progress
-from .train.signals import Reclaimed, interruptible
+from .train.signals import EXPLORING, Reclaimed, interruptible
 
 SHOWN = 8
 """Prompts of the sample pictures, four images each."""
@@ -40,7 +41,8 @@ class Window:
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
         self.held_out = encoded(session.model, held_out) if held_out else None
         by_prompt = session.run.folder / "held_out.jsonl"
-        self.by_prompt = MetricsFile(by_prompt, session.first) if self.held_out is not None else None
+        written = self.held_out is not None and session.processes.main
+        self.by_prompt = MetricsFile(by_prompt, session.first) if written else None
         earliest = self.by_prompt.earliest if self.by_prompt is not None else {}
         self.earliest = {name: values for name, values in earliest.items() if name != "step"}
         self.best = best_before(session)
@@ -51,8 +53,11 @@ class Window:
         assert self.held_out is not None
         file = self.session.run.folder / "held_out_base.npy"
         if self.session.first == 0:
-            np.save(file, self.pictures(self.held_out, self.session.run.eval_images))
-        elif not file.is_file():
+            drawn = self.pictures(self.held_out, self.session.run.eval_images)
+            if self.session.processes.main:
+                np.save(file, drawn)
+            return drawn
+        if not file.is_file():
             raise ValueError(f"{file} is gone, and with it the base of the win rate; start the run anew")
         return np.load(file, allow_pickle=False)
 
@@ -64,11 +69,15 @@ class Window:
             return finished_in_parts(velocity, model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
 
     def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
-        """uint8 (P, per_prompt, H, W, 3), or clips, by the averaged policy."""
-        return decoded(self.session.model, self.finished(cond, per_prompt))
+        """uint8 (P, per_prompt, H, W, 3), or clips, by the averaged policy; each process draws its share."""
+        processes = self.session.processes
+        mine = self.finished(cond[processes.even_share(len(cond))], per_prompt)
+        return processes.joined(torch.from_numpy(decoded(self.session.model, mine)), len(cond)).numpy()
 
     def save_samples(self, step: int) -> None:
         images = self.pictures(self.shown, 4)
+        if not self.session.processes.main:
+            return
         captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
         folder = self.session.run.folder / "samples"
         folder.mkdir(exist_ok=True)
@@ -79,23 +88,30 @@ class Window:
 
         Every prompt's own figures are kept in held_out.jsonl.
         """
-        run, start = self.session.run, time.perf_counter()
+        run, start, processes = self.session.run, time.perf_counter(), self.session.processes
         assert self.held_out is not None
-        latents, records = self.finished(self.held_out, run.eval_images), self.held_out.records()
-        images = decoded(self.session.model, latents)
-        answers = {name: ask(name, images, records, run.reward_models) for name in run.watched}
-        for name, answer in answers.items():
-            if answer.failures:
-                print(f"step {step}: {len(answer.failures)} held-out images have no {name}, first {answer.failures[0]}")
-        rewards = {name: answer.values.nanmean(1) for name, answer in answers.items()}
+        total = len(self.held_out)
+        mine = processes.even_share(total)
+        latents = self.finished(self.held_out[mine], run.eval_images)
+        told = processes.together(lambda: self._said(decoded(self.session.model, latents), mine))
+        of_all = lambda values: torch.tensor([value for of_process in values for value in of_process])[:total]
+        rewards = {name: of_all(each["rewards"][name] for each in told) for name in run.watched}
+        for name in run.watched:
+            failures = list(dict.fromkeys(why for each in told for why in each["failures"][name]))
+            if failures:
+                print(f"step {step}: {len(failures)} held-out images have no {name}, first {failures[0]}")
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.by_prompt is not None:
             self.by_prompt.write(step, by_prompt)
         self.earliest = self.earliest or by_prompt
-        means = {name: values.nanmean().item() for name, values in rewards.items()} | spread(latents)
+        means = {name: values.nanmean().item() for name, values in rewards.items()}
+        means |= spread(processes.joined(latents, total))
         means = {f"eval/{name}": value for name, value in means.items()}
         if self.base is not None:
-            means["eval/win_rate"] = self._win_rate(images, records)
+            means["eval/win_rate"] = of_all(each["wins"] for each in told).nanmean().item()
+            unknown = list(dict.fromkeys(why for each in told for why in each["undecided"]))
+            if unknown:
+                print(f"{len(unknown)} comparisons with the base have no verdict, first {unknown[0]}")
         trained = [name for name in run.watched if name not in run.hidden]
         if run.hidden and trained:
             found = cheating(self.earliest, by_prompt, trained, run.hidden)
@@ -113,20 +129,37 @@ class Window:
             return
         self.best = means[f"eval/{name}"]
         session.leave(run.folder / "best" / session.kind)
-        replace_text(run.folder / "best.json", json.dumps({"step": step, "reward": name, "value": self.best}) + "\n")
+        if session.processes.main:
+            replace_text(
+                run.folder / "best.json", json.dumps({"step": step, "reward": name, "value": self.best}) + "\n"
+            )
 
-    def _win_rate(self, images: np.ndarray, records: Sequence[dict]) -> float:
-        """How often the judge prefers the picture (P, K, H, W, 3) to the base's from the same noise."""
-        judge, K = self.session.run.judge, images.shape[1]
-        assert judge is not None and self.base is not None
-        both = np.stack([images, self.base], 2).reshape(-1, 2, *images.shape[2:])
+    def _said(self, images: np.ndarray, mine: Tensor) -> dict[str, Any]:
+        """Of pictures (P, K, H, W, 3) of some held-out prompts: rewards, (P,) each, and wins over the base's."""
+        run = self.session.run
+        assert self.held_out is not None
+        records = self.held_out[mine].records()
+        answers = {name: ask(name, images, records, run.reward_models) for name in run.watched}
+        wins, undecided = ([], []) if self.base is None else self._wins(images, self.base[mine.numpy()], records, mine)
+        return {
+            "rewards": {name: answer.values.nanmean(1).tolist() for name, answer in answers.items()},
+            "failures": {name: list(answer.failures) for name, answer in answers.items()},
+            "wins": wins,
+            "undecided": undecided,
+        }
+
+    def _wins(
+        self, images: np.ndarray, base: np.ndarray, records: Sequence[dict], mine: Tensor
+    ) -> tuple[list[list[float]], list[str]]:
+        """(P, K): how far the judge prefers each picture to the base's from the same noise; and why it did not say."""
+        run, K = self.session.run, images.shape[1]
+        assert run.judge is not None
+        both = np.stack([images, base], 2).reshape(-1, 2, *images.shape[2:])
         of_pair = [record for record in records for _ in range(K)]
         # The same flaws of the judge at every iteration, so that a curve shows the policy alone.
-        draws = generator(self.session.run.seed, "held out")
-        judged, failures = compare(judge, both, of_pair, both_orders(len(both), 2), draws)
-        if failures:
-            print(f"{len(failures)} comparisons with the base have no verdict, first {failures[0]}")
-        return win_rates(judged)[:, 0].nanmean().item()
+        draws = [generator(run.seed, "held out", place, k) for place in mine.tolist() for k in range(K)]
+        judged, failures = compare(run.judge, both, of_pair, both_orders(len(both), 2), draws)
+        return win_rates(judged)[:, 0].view(-1, K).tolist(), failures
 
 
 def best_before(session: Session) -> float:
@@ -147,14 +180,17 @@ def follow(
 
     Stopped after SIGTERM, when the iteration under way is saved, or the one before it where the grace was too short.
     """
-    run = session.run
-    log = MetricsFile(run.folder / "metrics.jsonl", session.first)
-    budget.used = log.before.get("seconds_trained", 0.0)
+    run, processes = session.run, session.processes
+    log = MetricsFile(run.folder / "metrics.jsonl", session.first) if processes.main else None
+    budget.used = processes.told(log.before.get("seconds_trained", 0.0) if log is not None else 0.0)[0]
     if session.first and budget.ends(session.first - 1):
         return
     done = session.first - 1
     try:
-        with interruptible(clock, run.grace) as signals, Progress(run.name, budget, session.first) as progress:
+        with (
+            interruptible(clock, run.grace, leavable(processes)) as signals,
+            Progress(run.name, budget, session.first) as progress,
+        ):
             for step in watched(session, steps, window, budget, log, progress, clock, signals):
                 done = step
     except Reclaimed:  # before the update of an iteration, which is left out
@@ -162,7 +198,8 @@ def follow(
             session.save(done)
         raise Stopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
     finally:
-        log.close()
+        if log is not None:
+            log.close()
         if window.by_prompt is not None:
             window.by_prompt.close()
     if signal.SIGTERM in signals and not budget.ends(done):
@@ -181,7 +218,7 @@ def watched(
     steps: Iterator[tuple[int, dict[str, float]]],
     window: Window,
     budget: Budget,
-    log: MetricsFile,
+    log: MetricsFile | None,
     progress: Progress,
     clock: Clock,
     signals: list[int],
@@ -190,17 +227,21 @@ def watched(
 
     A machine that is taken away has no time for evaluation and pictures: after SIGTERM they are left out.
     """
-    run = session.run
+    run, processes = session.run, session.processes
     start = before = time.perf_counter()
     for step, metrics in steps:
-        budget.used += time.perf_counter() - before
+        # One clock and one will for all: they would wait for each other in vain if some went on.
+        told = processes.told([time.perf_counter() - before, [int(each) for each in signals]])
+        budget.used += max(seconds for seconds, _ in told)
+        signals += [each for _, others in told for each in others if each not in signals]
         last = budget.ends(step) or signal.SIGINT in signals
         with suppress(Reclaimed), clock.within("evaluation"):
             if due(run.eval_every, step, last) and signal.SIGTERM not in signals:
                 metrics |= window.evaluate(step)
         metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
-        log.write(step, metrics)
-        session.accelerator.log(metrics, step)
+        if log is not None:
+            log.write(step, metrics)
+        processes.accelerator.log(metrics, step)
         progress.show(step, metrics)
         with suppress(Reclaimed), clock.within("pictures"):
             if due(run.sample_every, step, last) and signal.SIGTERM not in signals:
@@ -212,6 +253,13 @@ def watched(
         if ends:
             return
         before = time.perf_counter()
+
+
+def leavable(processes: Processes) -> tuple[str, ...]:
+    """Stages that SIGTERM may break off: with several processes those whose end all wait for together."""
+    if processes.count == 1:
+        return (*EXPLORING, "evaluation", "pictures")
+    return EXPLORING[1:] if processes.sharded else EXPLORING
 
 
 def due(every: int, step: int, last: bool) -> bool:

@@ -30,6 +30,7 @@ from afterflow.train.ema import Ema
 from afterflow.train.explore import explore
 from afterflow.train.log import MetricsFile
 from afterflow.train.loop import train
+from afterflow.train.processes import Processes
 
 
 def main() -> None:
@@ -90,6 +91,7 @@ def ours(options, algorithm, model, parameters, velocity, prompts):
         updates=1,
         chunk=options.chunk,
         clock=clock,
+        processes=Processes(),
     )
     return carried_out(algorithm, models, parameters, source, clock)
 
@@ -102,7 +104,7 @@ def carried_out(algorithm, models, parameters, source, clock):
         source,
         parameters,
         torch.optim.AdamW(parameters.values(), 1e-6, fused=True),
-        Accelerator(cpu=True),
+        Processes(Accelerator(cpu=True)),
         max_grad_norm=1.0,
         learning_rate=lambda step: 1e-6,
         ema=Ema(parameters, 0.9),

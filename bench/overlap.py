@@ -26,6 +26,7 @@ from afterflow.recipes import RECIPES
 from afterflow.train.clock import Clock
 from afterflow.train.explore import explore
 from afterflow.train.log import git_commit, hardware
+from afterflow.train.processes import Processes
 
 PROMPTS, CHUNK = 16, 32
 
@@ -58,6 +59,7 @@ def measure(rounds: int) -> dict:
             updates=1,
             chunk=CHUNK,
             clock=Clock(),
+            processes=Processes(),
             overlap=overlap,
         )
         start = time.perf_counter()

@@ -128,7 +128,7 @@ def timed(algorithm: OnPolicy, model: PipelineModel, cond: Cond, chunk: int, dev
         with autocast:
             found = tried(algorithm, models, cond, model.latent_shape, 0, chunk, clock)
             with clock("update"):
-                for rows in found.updates[0]:
+                for rows in found.updates[0][0]:
                     loss, metrics = algorithm.loss(models, found.rows[rows])
                     loss.backward()
                     ratios.append(float(metrics["ratio_max"]))

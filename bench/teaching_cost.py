@@ -35,6 +35,7 @@ from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.train.clock import Clock
 from afterflow.train.explore import explore, supervised
 from afterflow.train.log import git_commit, hardware
+from afterflow.train.processes import Processes
 
 TAGS = ("colors", "counting")
 GUIDANCE = 2.5
@@ -134,7 +135,7 @@ def iterations(options, algorithm, model, parameters, models, prompts, images):
     clock = Clock()
     if not isinstance(algorithm, FlowOPD):
         pairs = Pairs(torch.randn(images, *model.latent_shape), prompts[torch.arange(images) % len(prompts)])
-        source = supervised(algorithm, lambda step: pairs, 0, 1000, options.chunk)
+        source = supervised(algorithm, lambda step: pairs, 0, 1000, options.chunk, Processes())
         return carried_out(algorithm, models, parameters, source, clock)
     of_tag = [[i for i, record in enumerate(prompts.records()) if record["tag"] == tag] for tag in TAGS]
     chosen = prompts[torch.tensor([i for rows in of_tag for i in rows[: options.prompts // 2]])]
@@ -150,6 +151,7 @@ def iterations(options, algorithm, model, parameters, models, prompts, images):
         updates=1,
         chunk=options.chunk,
         clock=clock,
+        processes=Processes(),
     )
     return carried_out(algorithm, models, parameters, source, clock)
 

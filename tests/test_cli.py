@@ -372,7 +372,7 @@ def test_a_lora_of_another_architecture_is_refused(said, pipeline, tmp_path):
 
 
 def test_training_that_stops_exits_with_1(said, monkeypatch):
-    from afterflow.train.explore import Stopped
+    from afterflow.train.processes import Stopped
 
     def stop(*_, **__):
         raise Stopped("step 3: the loss is nan")

@@ -15,6 +15,7 @@ from afterflow.flow import (
     renoise,
     weighting,
 )
+from toy import draws
 
 
 @pytest.mark.parametrize(
@@ -63,14 +64,14 @@ def test_a_point_and_its_velocity_tell_both_ends_of_the_line():
 
 
 def test_logit_normal_times_have_standard_normal_logits():
-    logits = logit_normal(50_000, torch.Generator().manual_seed(0)).logit()
+    logits = logit_normal(draws(50_000)).logit()
     assert logits.mean().item() == pytest.approx(0, abs=0.02)
     assert logits.std().item() == pytest.approx(1, abs=0.02)
 
 
 def test_mode_is_dense_in_the_middle_and_nowhere_absent():
     """The density is 1 / |dt/du| (SD3, eq. 20)."""
-    t = mode(200_000, torch.Generator().manual_seed(0))
+    t = mode(draws(200_000))
     assert 0 <= t.min() < 0.001 and 0.999 < t.max() <= 1
     assert t.mean().item() == pytest.approx(0.5, abs=0.005)
     u = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

@@ -129,7 +129,7 @@ def test_a_full_fine_tune_is_a_pipeline_of_its_own(tinies, name, tmp_path):
     with torch.no_grad():
         for parameter in attach(model, Full()).values():
             parameter.mul_(1.05)
-    model.save_pipeline(tmp_path / "model")
+    model.save_pipeline(tmp_path / "model", model.module)
     ours = our_images(model, noise_for(model), 1.0)
     stock = stock_images(tmp_path / "model", tinies[name], noise_for(model), 1.0)
     assert np.abs(ours.astype(int) - stock).max() <= 1

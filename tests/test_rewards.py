@@ -19,7 +19,7 @@ from afterflow.run import Run
 from afterflow.scoring import ask
 from afterflow.session import execute
 from afterflow.train.alarm import change, cheating
-from afterflow.train.explore import Stopped
+from afterflow.train.processes import Stopped
 
 RECORDS = [{"prompt": name} for name in "abcd"]
 IMAGES = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)

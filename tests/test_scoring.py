@@ -21,7 +21,7 @@ def group():
 
 def judged(judge, images=None, seed=0):
     images = group() if images is None else images
-    draws = torch.Generator().manual_seed(seed)
+    draws = [torch.Generator().manual_seed(seed + p) for p in range(len(images))]
     return compare(judge, images, RECORDS, both_orders(*images.shape[:2]), draws)[0]
 
 

@@ -95,7 +95,7 @@ def test_a_full_fine_tune_is_a_pipeline_of_its_own(folder, tmp_path):
     with torch.no_grad():
         for parameter in attach(model, Full()).values():
             parameter.mul_(1.05)
-    model.save_pipeline(tmp_path / "model")
+    model.save_pipeline(tmp_path / "model", model.module)
     noise = torch.randn(2, 4, 16, 16)
     ours, stock = our_images(model, noise, 3, 1.0), stock_images(tmp_path / "model", noise, 3, 1.0, 0)
     assert np.abs(ours.astype(int) - stock).max() <= 1

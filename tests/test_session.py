@@ -32,7 +32,7 @@ from afterflow.rewards.judges import ShapesJudge
 from afterflow.run import Run
 from afterflow.session import execute
 from afterflow.shapes.world import TAGS
-from afterflow.train.explore import Stopped
+from afterflow.train.processes import Stopped
 
 JPEG = {"jpeg_compressibility": 1.0}
 

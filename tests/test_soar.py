@@ -10,7 +10,7 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.cond import Embedding, Pairs, condition
 from afterflow.flow import expand, interpolate, shifted
 from afterflow.seeds import generator
-from toy import MLP, images, learn
+from toy import MLP, OneStream, draws, images, learn
 
 
 class Recorder:
@@ -27,7 +27,7 @@ class Recorder:
 
 def descended(algorithm, velocity, batch):
     """The loss and the metrics of all terms."""
-    terms = list(algorithm.losses(Models(velocity), batch, generator()))
+    terms = list(algorithm.losses(Models(velocity), batch, draws(len(batch))))
     metrics = {}
     for _, each in terms:
         metrics = {name: metrics.get(name, 0) + value for name, value in each.items()} | {
@@ -105,7 +105,7 @@ def test_every_point_counts_lambda_times_an_image():
 def test_no_gradient_flows_through_the_roll_out():
     first, later = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
     velocity = Recorder(lambda x, t: first * x, lambda x, t: first * x + 1, lambda x, t: later * x)
-    _, *corrections = list(SOAR().losses(Models(velocity), images(64, generator()), generator()))
+    _, *corrections = list(SOAR().losses(Models(velocity), images(64, generator()), draws(64)))
     for loss, _ in corrections:
         loss.backward()
     assert first.grad is None and later.grad is not None
@@ -174,15 +174,15 @@ def spread(a, shift):
 def test_the_fixed_point_is_narrower_than_the_data():
     """The true velocity is not what SOAR converges to; how far it is off follows from regression alone."""
     algorithm = SOAR(steps=10, rollout_guidance=1.0, density="uniform")
-    model, draws = Linear(), generator()
+    model, source = Linear(), generator()
     optimizer = torch.optim.Adam(model.parameters(), 0.03)
     cond = condition(Embedding(torch.zeros(1, 1, 2)), Embedding(torch.zeros(1, 1, 2)), [{"prompt": ""}])
     for step in range(1000):
         for group in optimizer.param_groups:
             group["lr"] = 0.03 * (1 - step / 1000)
-        batch = Pairs(0.5 * torch.randn(2048, 1, generator=draws), cond[torch.zeros(2048, dtype=torch.long)])
+        batch = Pairs(0.5 * torch.randn(2048, 1, generator=source), cond[torch.zeros(2048, dtype=torch.long)])
         optimizer.zero_grad()
-        for loss, _ in algorithm.losses(Models(model), batch, draws):
+        for loss, _ in algorithm.losses(Models(model), batch, OneStream(2048, source)):
             loss.backward()
         optimizer.step()
     with torch.no_grad():

@@ -15,9 +15,12 @@ from afterflow.rollout import Plan, edges, sample
 from afterflow.seeds import generator, number
 from afterflow.train import state
 from afterflow.train.ema import Ema
-from afterflow.train.explore import Stopped
+from afterflow.train.explore import Iteration
 from afterflow.train.loop import accumulate
-from toy import MLP, exact, images, learn, optimize, prompts, score
+from afterflow.train.processes import Processes, Stopped
+from toy import MLP, draws, exact, images, learn, optimize, prompts, score
+
+ALONE = Processes()
 
 GRPO = FlowGRPO({"near": 1.0}, steps=4, group=4, clip=0.2, beta=0.0)
 
@@ -44,7 +47,8 @@ def unequal_rows():
 
 def accumulated(rows, size):
     model, microbatches = MLP(), torch.arange(len(rows)).split(size)
-    metrics = accumulate(GRPO, Models(model), rows, microbatches, Accelerator(cpu=True), generator(), 0)
+    iteration, processes = Iteration(0, rows, [[microbatches]]), Processes(Accelerator(cpu=True))
+    metrics, _ = accumulate(GRPO, Models(model), iteration, 0, list(model.parameters()), processes, 0)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
 
 
@@ -128,7 +132,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(algorithm, tmp_path):
     through, halted, resumed = start(), start(), start()
     metrics = advance(through, 6)
     advance(halted, 3)
-    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], None, None, keep=1)
+    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], None, None, keep=1, processes=ALONE)
     first = state.load(folder, named(resumed[0]), resumed[1], resumed[2], None, None)
     assert first == 3
     again = advance(resumed, 6, first)
@@ -148,7 +152,7 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
         model.net(torch.ones(1, 5, device="cuda")).sum().backward()
     optimizers[0].step()
     state.load(
-        state.save(tmp_path, 0, named(models[0]), optimizers[0], None, None, None, 1),
+        state.save(tmp_path, 0, named(models[0]), optimizers[0], None, None, None, 1, ALONE),
         named(models[1]),
         optimizers[1],
         None,
@@ -164,7 +168,9 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
 
 def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
     model = MLP()
-    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, None, None, keep=2)
+    write = lambda step: state.save(
+        tmp_path, step, named(model), optimize(model), None, None, None, keep=2, processes=Processes()
+    )
     for step in (0, 9, 10, 100, 100):
         write(step)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000100"]
@@ -181,7 +187,9 @@ def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("moment", ["manifest", "rename", "delete"])
 def test_killed_at_any_moment_of_saving_a_whole_checkpoint_is_left(tmp_path, monkeypatch, moment):
     model = MLP()
-    write = lambda step: state.save(tmp_path, step, named(model), optimize(model), None, None, None, keep=1)
+    write = lambda step: state.save(
+        tmp_path, step, named(model), optimize(model), None, None, None, keep=1, processes=Processes()
+    )
     write(1)
     if moment == "manifest":
         monkeypatch.setattr(state, "sha256", lambda file: 1 / 0)
@@ -203,7 +211,9 @@ def test_killed_at_any_moment_of_saving_a_whole_checkpoint_is_left(tmp_path, mon
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, harm):
     model = MLP()
     for step in (1, 2):
-        folder = state.save(tmp_path, step, named(model), optimize(model), None, None, None, keep=2)
+        folder = state.save(
+            tmp_path, step, named(model), optimize(model), None, None, None, keep=2, processes=Processes()
+        )
     file = folder / ("manifest.json" if harm == "manifest" else "weights.safetensors")
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
@@ -219,7 +229,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, ha
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     model, other = MLP(), MLP(width=32)
-    folder = state.save(tmp_path, 0, named(model), optimize(model), None, None, None, keep=1)
+    folder = state.save(tmp_path, 0, named(model), optimize(model), None, None, None, keep=1, processes=ALONE)
     with pytest.raises(ValueError, match=f"{folder}.*resume with the recipe that wrote it"):
         state.load(folder, named(other), optimize(other), None, None, None)
 
@@ -234,7 +244,9 @@ def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
 
     with pytest.raises(Stopped, match=r"step 2: the loss is nan.*'left'"):
         for step, _ in learn(SFT(), model, 5, optimizer=optimizer):
-            folder = state.save(tmp_path, step, named(model), optimizer, None, None, None, keep=1)
+            folder = state.save(
+                tmp_path, step, named(model), optimizer, None, None, None, keep=1, processes=Processes()
+            )
             if step == 1:
                 weights = copy.deepcopy(model)
                 spoil(step)
@@ -294,7 +306,7 @@ def test_dropped_prompts_are_trained_as_the_empty_one():
     seen = []
     velocity = lambda x, t, cond: seen.append(cond) or torch.zeros_like(x)
     batch = images(4000, generator())
-    list(SFT(dropout=0.25).losses(Models(velocity), batch, generator()))
+    list(SFT(dropout=0.25).losses(Models(velocity), batch, draws(len(batch))))
     dropped = seen[0].index < 0
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert (seen[0].embedding().sequence[dropped] == 0).all()

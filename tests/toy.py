@@ -14,6 +14,7 @@ from afterflow.train.clock import Clock
 from afterflow.train.explore import explore, supervised
 from afterflow.train.loop import train
 from afterflow.train.memory import Memory
+from afterflow.train.processes import Processes
 
 TASKS = ["left", "right"]
 TARGETS = {"left": torch.tensor([-2.0, 0.5]), "right": torch.tensor([2.0, 0.5])}
@@ -28,6 +29,23 @@ def prompts(n):
 
 def images(n, generator):
     return Pairs(MEAN + STD * torch.randn(n, 2, generator=generator), prompts(n))
+
+
+class OneStream:
+    """Stands in for `Draws` where rows are too many for a generator each."""
+
+    def __init__(self, rows, generator):
+        self.rows, self.generator = rows, generator
+
+    def normal(self, shape):
+        return torch.randn(self.rows, *shape, generator=self.generator)
+
+    def uniform(self):
+        return torch.rand(self.rows, generator=self.generator)
+
+
+def draws(rows):
+    return OneStream(rows, generator())
 
 
 def exact(x, t, cond=None, mean=MEAN, std=STD):
@@ -80,8 +98,11 @@ def learn(
 ):
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
     models, clock = Models(velocity or model, reference, teachers or {}), Clock()
+    processes = Processes(Accelerator(cpu=True))
     if isinstance(algorithm, Supervised):
-        source = supervised(algorithm, lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256)
+        source = supervised(
+            algorithm, lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256, processes
+        )
     else:
         source = explore(
             algorithm,
@@ -95,16 +116,16 @@ def learn(
             updates=updates,
             chunk=chunk,
             clock=clock,
+            processes=processes,
             memory=Memory(algorithm.asks.history) if algorithm.asks.history else None,
         )
-    accelerator = Accelerator(cpu=True)
     return train(
         algorithm,
         models,
         source,
         dict(model.named_parameters()),
-        accelerator.prepare(optimizer or optimize(model, lr)),
-        accelerator,
+        processes.accelerator.prepare(optimizer or optimize(model, lr)),
+        processes,
         max_grad_norm=1.0,
         learning_rate=lambda step: lr,
         ema=ema,

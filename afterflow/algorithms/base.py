@@ -18,6 +18,7 @@ from ..advantages import Blend
 from ..cond import Cond, Pairs, Velocity
 from ..kernels import KERNELS, Kernel, KernelName
 from ..rollout import Plan, Rollout
+from ..seeds import Draws
 from .checks import require
 
 Metrics = dict[str, Tensor]
@@ -53,7 +54,28 @@ class Rows(Protocol):
     def __getitem__(self, rows: Tensor) -> "Rows": ...
 
 
-R = TypeVar("R", bound=Rows)
+class Steps(Rows, Protocol):
+    """Rows cut out of rollouts, those of this process among those of all."""
+
+    @property
+    def place(self) -> Tensor:
+        """(len,) long: where each stands among the rows of all processes."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """How many those are."""
+        ...
+
+    @property
+    def prompt(self) -> Tensor:
+        """(len,) long: whose rollout each is of, among the iteration's prompts."""
+        ...
+
+    def __getitem__(self, rows: Tensor) -> "Steps": ...
+
+
+R = TypeVar("R", bound=Steps)
 
 WIN_RATE = "win_rate"
 """The reward that comes from comparing images instead of from one image."""
@@ -77,10 +99,10 @@ class Supervised(ABC):
         """Velocities computed for an image in an update."""
 
     @abstractmethod
-    def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(self, models: Models, batch: Pairs, draws: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         """Scalars to descend one after another, so that only one graph is in memory, and scalars to log.
 
-        Both add up, to averages over the batch.
+        Both add up, to averages over the batch.  Each row of it has random numbers of its own.
         """
 
 
@@ -146,7 +168,10 @@ class OnPolicy(ABC, Generic[R]):
 
     @abstractmethod
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> R:
-        """The rows to train on and their advantages, from what was said about the leaves."""
+        """The rows to train on and their advantages, from what was said about the leaves.
+
+        Scores are those of all processes' prompts, P, of which the rollout has its share.
+        """
 
     @abstractmethod
     def loss(self, models: Models, batch: R) -> tuple[Tensor, Metrics]:

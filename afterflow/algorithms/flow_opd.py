@@ -42,6 +42,18 @@ class Lessons:
     def cond(self) -> Cond:
         return self.edges.cond
 
+    @property
+    def place(self) -> Tensor:
+        return self.edges.place
+
+    @property
+    def total(self) -> int:
+        return self.edges.total
+
+    @property
+    def prompt(self) -> Tensor:
+        return self.edges.prompt
+
     def __len__(self) -> int:
         return len(self.edges)
 
@@ -111,7 +123,7 @@ class FlowOPD(OnPolicy[Lessons]):
 
     @torch.no_grad()
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Lessons:
-        states = edges(rollout, [torch.zeros(len(rollout.cond), self.group, 1)] * self.steps)
+        states = edges(rollout, [torch.zeros(len(rollout.log_prob[0]), self.group, 1)] * self.steps)
         eta = torch.full_like(states.t, self.eta)
         lessons = Lessons(
             states,

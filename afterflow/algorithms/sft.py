@@ -6,12 +6,12 @@ loss ← w(t) ‖v_θ((1 - t) x_0 + t ε, t, c) - (ε - x_0)‖²,   t ~ density
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..cond import Pairs
-from ..flow import DENSITIES, DensityName, WeightingName, interpolate, shifted, uniform, weighting
+from ..flow import DENSITIES, DensityName, WeightingName, interpolate, shifted, weighting
 from ..losses import flow_matching
+from ..seeds import Draws
 from .base import Metrics, Models, Supervised
 from .checks import require
 
@@ -38,13 +38,13 @@ class SFT(Supervised):
     def evaluations(self) -> float:
         return float(self.draws)
 
-    def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
-        n, x0 = len(batch), batch.x0
+    def losses(self, models: Models, batch: Pairs, draws: Draws) -> Iterator[tuple[Tensor, Metrics]]:
+        x0 = batch.x0
         assert self.shift is not None
         for _ in range(self.draws):
-            noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
-            t = shifted(DENSITIES[self.density](n, generator), self.shift).to(x0.device)
-            cond = batch.cond.dropped(uniform(n, generator) < self.dropout)
+            noise = draws.normal(x0.shape[1:]).to(x0)
+            t = shifted(DENSITIES[self.density](draws), self.shift).to(x0.device)
+            cond = batch.cond.dropped(draws.uniform() < self.dropout)
             v = models.policy(interpolate(x0, noise, t), t, cond)
             loss = (weighting(self.weighting, t) * flow_matching(v, noise - x0)).mean() / self.draws
             yield loss, {"flow_matching": loss.detach()}

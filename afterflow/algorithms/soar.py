@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..cond import Cond, Pairs
-from ..flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, uniform, weighting
+from ..flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, weighting
 from ..kernels import KERNELS, KernelName
 from ..losses import flow_matching
+from ..seeds import Draws
 from .base import Metrics, Models, Supervised
 from .checks import require
 
@@ -72,13 +73,13 @@ class SOAR(Supervised):
             return 1.0
         return 1.0 + (self.rollout_guidance != 1) + self.points * self.paths
 
-    def losses(self, models: Models, batch: Pairs, generator: torch.Generator) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(self, models: Models, batch: Pairs, draws: Draws) -> Iterator[tuple[Tensor, Metrics]]:
         n, x0 = len(batch), batch.x0.float()
         assert self.shift is not None
-        noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(x0)
-        u = DENSITIES[self.density](n, generator).to(x0.device)
+        noise = draws.normal(x0.shape[1:]).to(x0)
+        u = DENSITIES[self.density](draws).to(x0.device)
         t, s = shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
-        cond = batch.cond.dropped(uniform(n, generator) < self.dropout)
+        cond = batch.cond.dropped(draws.uniform() < self.dropout)
         x = interpolate(x0, noise, t)
         v = models.policy(x, t, cond)
         base = weighting(self.weighting, t) * flow_matching(v, noise - x0)
@@ -92,10 +93,10 @@ class SOAR(Supervised):
             return
         v = self._guided(models, x, t, cond, v.detach())
         for path, rows in enumerate(used):
-            end = self._step(x, v, t, s, generator if path else None)
+            end = self._step(x, v, t, s, draws if path else None)
             for _ in range(self.points):
                 least = s.clamp(min=self.least_time)
-                later = least + (1 - least) * uniform(n, generator).to(s)
+                later = least + (1 - least) * draws.uniform().to(s)
                 back = renoise(end, noise, s, later)
                 target = (back - x0) / expand(later, back)
                 error = weighting(self.weighting, later) * flow_matching(models.policy(back, later, cond), target)
@@ -110,9 +111,9 @@ class SOAR(Supervised):
         empty = models.policy(x, t, cond.dropped(torch.ones(len(x), dtype=torch.bool))).float()
         return empty + self.rollout_guidance * (v.float() - empty)
 
-    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Where one step from x leads: the ODE's, or with a generator the SDE's."""
-        if generator is None:
+    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, draws: Draws | None) -> Tensor:
+        """Where one step from x leads: the ODE's, or with random numbers the SDE's."""
+        if draws is None:
             return x - expand(t - s, x) * v
         p = KERNELS[self.kernel](x, v, t, s, torch.full_like(t, self.eta))
-        return p.mean + p.std * torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+        return p.mean + p.std * draws.normal(x.shape[1:]).to(x)

@@ -94,5 +94,5 @@ class Model(ABC):
         """What an adapter adds to each layer, by this model's names; ValueError when it cannot be read."""
 
     @abstractmethod
-    def save_pipeline(self, folder: Path) -> None:
-        """Write the whole pipeline with the trained network."""
+    def save_pipeline(self, folder: Path, network: nn.Module) -> None:
+        """Write the whole pipeline with the trained network, which is `module` or a copy of it."""

@@ -184,8 +184,8 @@ class PipelineModel(Model):
     def read_lora(self, folder: str | Path) -> StoredLoRA:
         return read(folder, type(self.config).__name__)
 
-    def save_pipeline(self, folder: Path) -> None:
-        self.pipeline(transformer=self.module).save_pretrained(folder)
+    def save_pipeline(self, folder: Path, network: nn.Module) -> None:
+        self.pipeline(transformer=network).save_pretrained(folder)
 
 
 def in_order(metadata: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -90,18 +90,25 @@ def exactly(model: Model, folder: str, name: str) -> None:
                 weight.data = value.to(weight.device)
 
 
-def before_training(model: Model, tune: LoRA | Full) -> Wrapped:
+Spread = Callable[[nn.Module], nn.Module]
+
+
+def as_it_is(network: nn.Module) -> nn.Module:
+    return network
+
+
+def before_training(model: Model, tune: LoRA | Full, spread: Spread = as_it_is) -> Wrapped:
     """The velocity field that training starts from: the network, and the context in which it is that."""
     if isinstance(tune, LoRA) and tune.start is not None:
         return frozen(model, tune.start, "start")
-    return without_adapters(model, tune)
+    return without_adapters(model, tune, spread)
 
 
-def without_adapters(model: Model, tune: LoRA | Full) -> Wrapped:
-    """The velocity field of the base model."""
+def without_adapters(model: Model, tune: LoRA | Full, spread: Spread = as_it_is) -> Wrapped:
+    """The velocity field of the base model; a copy of it is `spread` over processes, if need be."""
     if isinstance(tune, LoRA):
         return model.velocity(model.module), adapter_off(model.module)
-    return model.velocity(copy.deepcopy(model.module).requires_grad_(False)), nullcontext
+    return model.velocity(spread(copy.deepcopy(model.module).requires_grad_(False))), nullcontext
 
 
 def frozen(model: Model, folder: str, name: str) -> Wrapped:

@@ -33,21 +33,28 @@ def guided(velocity: Velocity, scale: float, combine: Combine = along) -> Veloci
     return v
 
 
-def in_chunks(velocity: Velocity, size: int) -> Velocity:
+def as_many(passes: int) -> int:
+    """Nobody needs more."""
+    return passes
+
+
+def in_chunks(velocity: Velocity, size: int, most: Callable[[int], int] = as_many) -> Velocity:
     """Forward passes of exactly `size` rows, the last one padded.
 
     Matrix products of another shape round differently, so a rollout and its replay must use one shape for
     their ratio to be exactly 1.  Rows may lie on another device than the prompts; velocities come back there.
+    most: how many passes are taken where other processes, whose weights are shards too, need more.
     """
 
     def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         rows, there = torch.arange(len(x), device=x.device), cond.index.device
+        chunks = rows.split(size)
         out = []
-        for chunk in rows.split(size):
+        for chunk in (*chunks, *[rows[:1]] * (most(len(chunks)) - len(chunks))):
             padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk))])
             found = velocity(x[padded].to(there), t[padded].to(there), cond[padded])
             out.append(found[: len(chunk)].to(x.device))
-        return torch.cat(out)
+        return torch.cat(out[: len(chunks)])
 
     return v
 

@@ -176,13 +176,13 @@ class Judge(Protocol):
         records: Sequence[dict],
         first: np.ndarray,
         second: np.ndarray,
-        rng: np.random.Generator,
+        seeds: np.ndarray,
     ) -> "np.ndarray | Scored":
         """Which of two images answers their prompt better?
 
-        uint8 (B, H, W, 3), their B records, and Q pairs of rows: the one shown first and the one shown second, of the
-        same record → float (Q,) in [0, 1]: 1 the first, 0 the second, 0.5 neither; NaN with a reason where it has no
-        answer.
+        uint8 (B, H, W, 3), their B records, Q pairs of rows, the one shown first and the one shown second, of the same
+        record, and a random number (Q,) int64 for each pair, for judges that draw → float (Q,) in [0, 1]: 1 the first,
+        0 the second, 0.5 neither; NaN with a reason where it has no answer.
         """
         ...
 

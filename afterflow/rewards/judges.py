@@ -29,9 +29,6 @@ class ShapesJudge:
         for name in ("noise", "bias", "margin", "softness"):
             if getattr(self, name) < 0:
                 raise ValueError(f"judge.{name} = {getattr(self, name)}: 0 or more")
-        for name in ("noise", "margin", "softness"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"judge.{name} = {getattr(self, name)}: 0 or more")
         if self.margin and self.softness:
             raise ValueError(
                 "judge.margin makes ties of a judge that says first or second; leave softness at 0 with it"
@@ -43,10 +40,13 @@ class ShapesJudge:
         records: Sequence[dict],
         first: np.ndarray,
         second: np.ndarray,
-        rng: np.random.Generator,
+        seeds: np.ndarray,
     ) -> np.ndarray:
         score = np.array([verdict[self.score] for verdict in verdicts(images, records)])
-        difference = score[first] - score[second] + self.bias + self.noise * rng.standard_normal(len(first))
+        difference = score[first] - score[second] + self.bias
+        if self.noise:
+            draws = [np.random.default_rng(seed).standard_normal() for seed in seeds.tolist()]
+            difference = difference + self.noise * np.array(draws)
         if self.softness:
             return 1 / (1 + np.exp(-difference / self.softness))
         return np.where(np.abs(difference) <= self.margin, 0.5, difference > 0)

@@ -60,7 +60,7 @@ class VLMJudge:
         records: Sequence[dict],
         first: np.ndarray,
         second: np.ndarray,
-        rng: np.random.Generator,
+        seeds: np.ndarray,
     ) -> Scored:
         chat, known = connected(self), remembered(self)
         digests = [hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest() for image in images]

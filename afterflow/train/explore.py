@@ -4,46 +4,56 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..advantages import combine, nanstd
-from ..algorithms.base import Models, OnPolicy, Rows, Scores, Supervised
+from ..algorithms.base import Models, OnPolicy, Rows, Scores, Steps, Supervised
 from ..cond import Cond, Pairs
 from ..preferences import consistency, win_rates
 from ..rollout import Plan, Rollout, draw, sample, together
 from ..seeds import generator
 from .clock import Clock
 from .memory import Memory
-
-
-class Stopped(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and at which prompt."""
+from .processes import Processes, Stopped
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """Rows, which of them make each microbatch of each optimizer update, and what was measured on the way."""
+    """Rows, which of them make each microbatch of each lane of each optimizer update, and what was measured."""
 
     step: int
     rows: Rows
-    updates: Sequence[Sequence[Tensor]]
+    updates: Sequence[Sequence[Sequence[Tensor]]]
     metrics: dict[str, float] = field(default_factory=dict)
+    first: int = 0
+    """Examples of the iteration that processes before this one have."""
+    idle: Rows | None = None
+    """One row for forward passes that others wait for while this process has none left; it counts nothing."""
 
 
-# Finished latents (P, G, ...) and their P records → what is said about them, NaN where a score failed.
-Score = Callable[[Tensor, Sequence[dict], torch.Generator, Clock], Scores]
+# Finished latents (P, G, ...), their P records and as many generators → what is said about them, NaN where a score
+# failed.
+Score = Callable[[Tensor, Sequence[dict], Sequence[torch.Generator], Clock], Scores]
 
 
 def supervised(
-    algorithm: Supervised, pairs: Callable[[int], Pairs], first: int, last: int, chunk: int
+    algorithm: Supervised,
+    pairs: Callable[[int], Pairs],
+    first: int,
+    last: int,
+    chunk: int,
+    processes: Processes,
 ) -> Iterator[Iteration]:
     """One update per iteration, over the batch that `pairs` gives for it."""
     for step in range(first, last):
         batch = pairs(step)
-        rows = torch.arange(len(batch), device=batch.x0.device)
-        yield Iteration(step, batch, [rows.split(chunk)], {"nfe/update": algorithm.evaluations})
+        lanes = [lane.to(batch.x0.device) for lane in processes.lanes(len(batch))]
+        first, batch = int(lanes[0][0]), batch[torch.cat(lanes)]
+        update = [(lane - first).split(chunk) for lane in lanes]
+        yield Iteration(step, batch, [update], {"nfe/update": algorithm.evaluations}, first, batch[update[0][0][:1]])
 
 
 def explore(
@@ -59,6 +69,7 @@ def explore(
     updates: int,
     chunk: int,
     clock: Clock,
+    processes: Processes,
     memory: Memory | None = None,
     keep: torch.device | str | None = None,
     invalid: float = 0.0,
@@ -68,33 +79,127 @@ def explore(
 
     keep: the device where states wait for the update; None: where they are made.  invalid: the share of images
     that may lack a reward; they are not trained on.  overlap: score the first prompts' images while the next are drawn.
+
+    A prompt's group is drawn, scored and trained on by one process.  Scores and credit are of all prompts on each, so
+    that neither depends on how many processes there are.
     """
     for step in range(first, last):
         cond = prompts(step)
         plan = algorithm.plan(step, generator(seed, step, "plan"))
-        sources = [generator(seed, step, "noise", p) for p in range(len(cond))]
-        noise = draw(sources, plan.widths[0], torch.empty(len(cond), 1, *shape, device=cond.index.device))
-        records = cond.records()
-        drawn = partial(of_prompts, algorithm, models, plan, cond, noise, sources, keep)
-        if overlap:
-            parts = torch.arange(len(cond)).split(max(1, chunk // plan.widths[-1]))
-            rollout, scores = side_by_side(drawn, partial(score_part, score, records, seed, step), parts, clock)
-        else:
-            with clock("rollout"):
-                rollout = drawn(torch.arange(len(cond)))
-            scores = score(rollout.leaves, records, generator(seed, step, "judge"), clock)
+        lanes = processes.lanes(len(cond))
+        records, mine = cond.records(), torch.cat(lanes)
+        own = Share(
+            cond[mine],
+            [generator(seed, step, "noise", p) for p in mine.tolist()],
+            [generator(seed, step, "judge", p) for p in mine.tolist()],
+        )
+        drawn = partial(of_prompts, algorithm, models, plan, own, shape, keep)
+        rollout, scores = explored(drawn, partial(of_images, score, own), own, plan, chunk, overlap, clock, processes)
         check_scores(scores, records, step, invalid)
         if memory is not None:
             scores = replace(scores, past=memory.recall(list(scores.rewards), records))
             memory.add(scores.rewards, records)
+        density = [processes.joined(level, len(cond)) for level in rollout.log_prob]
+        rollout = replace(rollout, mine=mine, log_prob=density)
         rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
-        held = noise.device if keep is None else keep
-        order = torch.randperm(len(rows), generator=generator(seed, step, "shuffle")).to(held)
-        work = evaluations(algorithm, models, plan, len(rows) / (len(cond) * plan.widths[-1]))
+        order = torch.randperm(rows.total, generator=generator(seed, step, "shuffle"))
+        parts = [in_lanes(rows, part, lanes, chunk) for part in order.tensor_split(updates) if len(part)]
+        work = evaluations(algorithm, models, plan, rows.total / (len(cond) * plan.widths[-1]))
         metrics = {**score_metrics(scores, algorithm.weights), **work}
+        idle = a_row(algorithm, models, rollout, scores, rows) if processes.sharded else None
         del rollout  # the rows are all that the updates need
-        yield Iteration(step, rows, [part.split(chunk) for part in order.tensor_split(updates) if len(part)], metrics)
-        del rows  # nor need they be in memory while the next are explored
+        yield Iteration(step, rows, parts, metrics, idle=idle)
+        del rows, idle  # nor need they be in memory while the next are explored
+
+
+@dataclass(frozen=True)
+class Share:
+    """The prompts that a process explores."""
+
+    cond: Cond
+    noise: Sequence[torch.Generator]
+    judge: Sequence[torch.Generator]
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    def __getitem__(self, rows: Tensor) -> "Share":
+        of = lambda sources: [sources[p] for p in rows.tolist()]
+        return Share(self.cond[rows], of(self.noise), of(self.judge))
+
+
+def explored(
+    drawn: Callable[[Tensor], Rollout],
+    judged: Callable[[Clock, Rollout, Tensor], Scores],
+    own: Share,
+    plan: Plan,
+    chunk: int,
+    overlap: bool,
+    clock: Clock,
+    processes: Processes,
+) -> tuple[Rollout, Scores]:
+    """The rollout of this process's prompts, and what is said about the images of all processes."""
+    made: list[Rollout] = []
+    everything = torch.arange(len(own))
+
+    def roll() -> None:
+        with clock("rollout"):
+            made.append(drawn(everything))
+
+    def said() -> dict[str, Any]:
+        if overlap:
+            parts = everything.split(max(1, chunk // plan.widths[-1]))
+            rollout, scores = side_by_side(drawn, partial(judged, Clock()), parts, clock)
+            made.append(rollout)
+            return as_lists(scores)
+        if not made:
+            roll()
+        return as_lists(judged(clock, made[0], everything))
+
+    # Where weights are sharded, others wait in the middle of a pass for whoever fails in one, and hear nothing.
+    if processes.sharded and not overlap:
+        roll()
+    scores = of_parts([from_lists(each) for each in processes.together(said)])
+    return made[0], scores
+
+
+def in_lanes(rows: Steps, places: Tensor, lanes: Sequence[Tensor], chunk: int) -> list[Sequence[Tensor]]:
+    """Microbatches, lane by lane, of this process's rows that have these places among all, in their order."""
+    index = torch.full((rows.total,), -1, device=rows.place.device)
+    index[rows.place] = torch.arange(len(rows), device=index.device)
+    chosen = index[places.to(index.device)]
+    chosen = chosen[chosen >= 0]
+    prompt = rows.prompt[chosen]
+    each = [chosen[(prompt >= lane[0].item()) & (prompt <= lane[-1].item())] for lane in lanes]
+    return [lane.split(chunk) if len(lane) else () for lane in each]
+
+
+def a_row(algorithm: OnPolicy, models: Models, rollout: Rollout, scores: Scores, rows: Steps) -> Steps:
+    """One row of this process, made up where its groups teach nothing."""
+    if len(rows):
+        return rows[torch.zeros(1, dtype=torch.long)]
+    apart = lambda value: torch.arange(value[0].numel()).view(value[0].shape).expand_as(value) / value[0].numel()
+    invented = replace(
+        scores,
+        rewards={name: apart(value) for name, value in scores.rewards.items()},
+        judged={name: apart(value) for name, value in scores.judged.items()},
+    )
+    return algorithm.credit(models, rollout, invented, generator("idle"))[torch.zeros(1, dtype=torch.long)]
+
+
+def as_lists(scores: Scores) -> dict[str, Any]:
+    """For JSON; float32 comes back as it was."""
+    lists = lambda values: {name: value.tolist() for name, value in values.items()}
+    return {kind: lists(getattr(scores, kind)) for kind in ("rewards", "judged", "parts")} | {
+        "failures": {name: list(why) for name, why in scores.failures.items()}
+    }
+
+
+def from_lists(said: Mapping[str, Any]) -> Scores:
+    tensors = lambda values: {name: torch.tensor(value) for name, value in values.items()}
+    return Scores(
+        tensors(said["rewards"]), tensors(said["judged"]), parts=tensors(said["parts"]), failures=said["failures"]
+    )
 
 
 def side_by_side(
@@ -123,22 +228,22 @@ def of_prompts(
     algorithm: OnPolicy,
     models: Models,
     plan: Plan,
-    cond: Cond,
-    noise: Tensor,
-    sources: Sequence[torch.Generator],
+    own: Share,
+    shape: Sequence[int],
     keep: torch.device | str | None,
     rows: Tensor,
 ) -> Rollout:
     """The rollouts of some prompts."""
-    chosen = [sources[p] for p in rows.tolist()]
-    return sample(models.policy, algorithm.step_kernel, plan, cond[rows], noise[rows.to(noise.device)], chosen, keep)
+    chosen = own[rows]
+    like = torch.empty(len(chosen), 1, *shape, device=chosen.cond.index.device)
+    noise = draw(chosen.noise, plan.widths[0], like)
+    return sample(models.policy, algorithm.step_kernel, plan, chosen.cond, noise, chosen.noise, keep)
 
 
-def score_part(score: Score, records: Sequence[dict], seed: int, step: int, made: Rollout, rows: Tensor) -> Scores:
+def of_images(score: Score, own: Share, clock: Clock, made: Rollout, rows: Tensor) -> Scores:
     """What is said about the images of some prompts."""
-    chosen = rows.tolist()
-    draws = generator(seed, step, "judge", chosen[0])
-    return score(made.leaves, [records[p] for p in chosen], draws, Clock())
+    chosen = own[rows]
+    return score(made.leaves, chosen.cond.records(), chosen.judge, clock)
 
 
 def of_parts(scores: Sequence[Scores]) -> Scores:

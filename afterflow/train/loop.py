@@ -1,21 +1,24 @@
 """The training loop.  It descends `algorithm.loss` and knows no algorithm by name."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate as accumulated
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from ..algorithms.base import Models, OnPolicy, Rows, Supervised
+from ..algorithms.base import Models, OnPolicy, Supervised
 from ..cond import moved
-from ..seeds import generator
+from ..seeds import Draws, generator
 from .clock import Clock
 from .ema import Ema
-from .explore import Iteration, Stopped
+from .explore import Iteration
+from .processes import Processes, Stopped
 
 MOST_SKIPPED = 20
-"""Updates in a row that a gradient scaler may skip."""
+"""Updates in a row that may be left out."""
 
 
 def train(
@@ -24,43 +27,49 @@ def train(
     source: Iterable[Iteration],
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    accelerator: Accelerator,
+    processes: Processes,
     *,
     max_grad_norm: float,
     learning_rate: Callable[[int], float],
     ema: Ema | None,
     seed: int,
     clock: Clock,
+    skip: bool = False,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Descend each iteration's updates; yield its number and its metrics when it is done.
 
-    What happens between iterations (logs, pictures, checkpoints) is the caller's, who may stop at any yield.
+    What happens between iterations (logs, pictures, checkpoints) is the caller's, who may stop at any yield.  skip:
+    leave out updates whose loss or gradient is not finite, and count them; else they are Stopped.
     """
-    skipped = 0
+    accelerator, trained, in_a_row = processes.accelerator, list(parameters.values()), 0
     for iteration in source:
         rate = learning_rate(iteration.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         history: defaultdict[str, list[float]] = defaultdict(list)
-        for k, microbatches in enumerate(iteration.updates):
-            draws = generator(seed, iteration.step, "update", k)
+        for k in range(len(iteration.updates)):
             with clock("update"):
-                measured = accumulate(
-                    algorithm, models, iteration.rows, microbatches, accelerator, draws, iteration.step
-                )
-                norm = accelerator.clip_grad_norm_(list(parameters.values()), max_grad_norm)
-                assert norm is not None
-                finite = bool(norm.isfinite())
-                skipped = 0 if finite else skipped + 1
-                # A gradient scaler looks for its scale by overflowing now and then; for anyone else it is an error.
-                if skipped > (0 if accelerator.scaler is None else MOST_SKIPPED):
-                    raise Stopped(f"step {iteration.step}: the gradient norm is {norm.item()}; lower the learning rate")
-                optimizer.step()
-                optimizer.zero_grad()
-                if ema is not None and finite:
+                measured, wrong = accumulate(algorithm, models, iteration, k, trained, processes, seed)
+                if wrong is None:
+                    norm = full(accelerator.clip_grad_norm_(trained, max_grad_norm))
+                    measured["grad_norm"] = norm.item()
+                    wrong = None if norm.isfinite() else f"the gradient norm is {norm.item()}; lower the learning rate"
+                    # A gradient scaler looks for its scale by overflowing now and then, and leaves such updates out.
+                    if wrong is None or accelerator.scaler is not None:
+                        optimizer.step()
+                if wrong is None and ema is not None:
                     ema.update(parameters)
-            for name, value in (measured | {"grad_norm": norm} if finite else measured).items():
-                history[name].append(float(value))
+                optimizer.zero_grad()
+            in_a_row = 0 if wrong is None else in_a_row + 1
+            if in_a_row > (MOST_SKIPPED if skip or accelerator.scaler is not None else 0):
+                raise Stopped(f"step {iteration.step}: {wrong}")
+            if wrong is not None and skip:
+                print(f"step {iteration.step}: an update is left out, because {wrong}")
+            for name, value in measured.items():
+                if math.isfinite(value):
+                    history[name].append(value)
+            if skip:
+                history["skipped"].append(float(wrong is not None))
         means = {
             name: max(values) if name.endswith("_max") else sum(values) / len(values)
             for name, values in history.items()
@@ -69,35 +78,80 @@ def train(
         del iteration  # its rows need not be in memory while the next are explored
 
 
+def full(norm: Tensor | None) -> Tensor:
+    """Of sharded gradients, the norm of all shards."""
+    assert norm is not None
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def accumulate(
     algorithm: Supervised | OnPolicy,
     models: Models,
-    rows: Rows,
-    microbatches: Sequence[Tensor],
-    accelerator: Accelerator,
-    draws: torch.Generator,
-    step: int,
-) -> dict[str, torch.Tensor]:
-    """Gradients of the mean loss over all microbatches of an update, each counting by its mass."""
-    masses = [rows.mass(chosen) for chosen in microbatches]
-    sums: dict[str, torch.Tensor] = {}
-    for chosen, mass in zip(microbatches, masses):
-        batch = moved(rows[chosen], accelerator.device)
-        share = mass / sum(masses)
+    iteration: Iteration,
+    update: int,
+    parameters: Sequence[nn.Parameter],
+    processes: Processes,
+    seed: int,
+) -> tuple[dict[str, float], str | None]:
+    """Gradients of the mean loss over all microbatches of update number `update`, each counting by its mass.
+
+    What was measured, of all processes, and what is wrong with the loss, if anything; then gradients are unfinished.
+    """
+    lanes = iteration.updates[update]
+    microbatches = [chosen for lane in lanes for chosen in lane]
+    ends = set(accumulated(len(lane) for lane in lanes)) if len(lanes) > 1 else set()
+    in_double: dict[nn.Parameter, Tensor] = {}
+    masses = [iteration.rows.mass(chosen) for chosen in microbatches]
+    everyones = processes.told([sum(masses), len(masses)])
+    total, most = sum(mass for mass, _ in everyones), max(passes for _, passes in everyones)
+    sums: dict[str, float] = {}
+    wrong = None
+    for n in range(most if processes.sharded else len(microbatches)):
+        if n < len(microbatches):
+            rows, share = iteration.rows[microbatches[n]], masses[n] / total
+            places = [iteration.first + row for row in microbatches[n].tolist()]
+        else:
+            assert iteration.idle is not None
+            rows, share, places = iteration.idle, 0.0, [0]
+        batch = moved(rows, processes.accelerator.device)
         if isinstance(algorithm, Supervised):
+            draws = Draws([generator(seed, iteration.step, "update", update, place) for place in places])
             losses = algorithm.losses(models, batch, draws)  # type: ignore[arg-type]
         else:
             losses = [algorithm.loss(models, batch)]
         for loss, metrics in losses:
-            if not bool(loss.isfinite()):
+            if wrong is None and not bool(loss.isfinite()):
                 prompts = sorted({record["prompt"] for record in batch.cond.records()})
-                about = f"{len(prompts)} prompts, first {prompts[0]!r}"
-                raise Stopped(f"step {step}: the loss is {loss.item()} for {about}")
-            accelerator.backward(loss * share)
+                wrong = f"the loss is {loss.item()} for {len(prompts)} prompts, first {prompts[0]!r}"
+                if not processes.sharded:
+                    return of_all(processes.told([sums, wrong]))
+            # The backward pass of shards takes the mean over processes.
+            processes.accelerator.backward(loss * share * (processes.count if processes.sharded else 1))
             for name, value in metrics.items():
-                old = sums.get(name)
                 if name.endswith("_max"):
-                    sums[name] = value if old is None else torch.maximum(old, value)
+                    sums[name] = max(sums.get(name, -math.inf), float(value))
                 else:
-                    sums[name] = value * share + (0 if old is None else old)
-    return sums
+                    sums[name] = sums.get(name, 0.0) + share * float(value)
+        if n + 1 in ends:
+            add_up(parameters, in_double)
+    measured, wrong = of_all(processes.told([sums, wrong]))
+    if wrong is None:
+        processes.add_gradients(parameters, in_double)
+    return measured, wrong
+
+
+def add_up(parameters: Sequence[nn.Parameter], sums: dict[nn.Parameter, Tensor]) -> None:
+    """Move the gradients of a lane into the sums, fp64."""
+    for p in parameters:
+        if p.grad is not None:
+            sums[p] = p.grad.double() if p not in sums else sums[p].add_(p.grad)
+            p.grad = None
+
+
+def of_all(told: Sequence[tuple[dict[str, float], str | None]]) -> tuple[dict[str, float], str | None]:
+    """Sums over processes, and maxima; the first thing that is wrong."""
+    found: dict[str, float] = {}
+    for sums, _ in told:
+        for name, value in sums.items():
+            found[name] = max(found.get(name, value), value) if name.endswith("_max") else found.get(name, 0.0) + value
+    return found, next((wrong for _, wrong in told if wrong is not None), None)

@@ -1,12 +1,12 @@
 """Ctrl-C, and the SIGTERM of a machine that is about to be taken away."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from .clock import Clock
 
-LEAVABLE = ("rollout", "decode", "reward", "evaluation", "pictures")
+EXPLORING = ("rollout", "decode", "reward")
 """Stages in which nothing that is trained moves."""
 AGAIN = 0.1
 """Seconds after which a stage that must not be left is looked at again."""
@@ -20,11 +20,11 @@ class Reclaimed(BaseException):
 
 
 @contextmanager
-def interruptible(clock: Clock, grace: float) -> Iterator[list[int]]:
+def interruptible(clock: Clock, grace: float, leavable: Collection[str]) -> Iterator[list[int]]:
     """A list that Ctrl-C and SIGTERM fill, instead of tearing down whatever is under way.
 
     A second Ctrl-C does tear it down.  SIGTERM gives the iteration `grace` seconds to end; then Reclaimed is raised, at
-    once or as soon as an update that has begun has ended.
+    once or as soon as a stage that is not `leavable`, an update say, has ended.
     """
     signals: list[int] = []
 
@@ -36,7 +36,7 @@ def interruptible(clock: Clock, grace: float) -> Iterator[list[int]]:
             signal.setitimer(signal.ITIMER_REAL, max(grace, AGAIN))
 
     def late(number: int, frame: object) -> None:
-        if clock.stage in LEAVABLE:
+        if clock.stage in leavable:
             raise Reclaimed
         signal.setitimer(signal.ITIMER_REAL, AGAIN)
 

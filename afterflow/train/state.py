@@ -2,16 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..files import flush, sha256
 from .ema import Ema, copy
 from .memory import Memory
+from .processes import Processes
+from .shards import like, own
 
 MANIFEST = "manifest.json"
 """Names and digests of a checkpoint's other files."""
@@ -26,37 +31,67 @@ def save(
     scaler: torch.amp.GradScaler | None,
     memory: Memory | None,
     keep: int,
+    processes: Processes,
 ) -> Path:
     """Write the state after iteration `step` and delete all but the newest `keep`.
 
     It is written under another name, with a digest of every file, and renamed when the disk has it, so that a
     checkpoint which exists is whole.  OSError, where the disk is full, leaves those before as they were; one of that
-    step which is there already is left as it is.
+    step which is there already is left as it is.  The first process writes, and of what is sharded each its own.
     """
     final, partial = folder / f"step_{step:06d}", folder / f"step_{step:06d}.partial"
-    sweep(folder)
-    if final.is_dir():
-        return final
-    partial.mkdir(parents=True)
-    save_file({name: p.detach().contiguous() for name, p in parameters.items()}, partial / "weights.safetensors")
-    save_file(flatten(optimizer, parameters), partial / "optimizer.safetensors")
-    if ema is not None:
-        save_file(ema.values, partial / "ema.safetensors")
-    state = {
-        "step": step,
-        "ema_updates": ema.updates if ema else 0,
-        "scaler": scaler.state_dict() if scaler else None,
-        "memory": memory.state() if memory else None,
-    }
-    (partial / "state.json").write_text(json.dumps(state))
-    (partial / MANIFEST).write_text(json.dumps({file.name: sha256(file) for file in sorted(partial.iterdir())}))
-    for file in (*partial.iterdir(), partial):
-        flush(file)
-    partial.rename(final)
-    flush(folder)
-    for old in checkpoints(folder)[:-keep]:
-        delete(old)
+
+    def begin() -> bool:
+        if processes.main:
+            sweep(folder)
+            if not final.is_dir():
+                partial.mkdir(parents=True)
+        return final.is_dir()
+
+    def write() -> dict[str, str]:
+        if not (processes.main or processes.sharded):
+            return {}
+        tensors = {"weights": {name: own(p.detach()).contiguous() for name, p in parameters.items()}}
+        tensors["optimizer"] = flatten(optimizer, parameters)
+        if ema is not None:
+            tensors["ema"] = {name: own(value).contiguous() for name, value in ema.values.items()}
+        digests = {}
+        for name, values in tensors.items():
+            file = partial / part_name(name, processes.rank if processes.sharded else None)
+            save_file(values, file)
+            flush(file)
+            digests[file.name] = sha256(file)
+        return digests
+
+    def end() -> None:
+        if not processes.main:
+            return
+        state = {
+            "step": step,
+            "shards": processes.count if processes.sharded else None,
+            "ema_updates": ema.updates if ema else 0,
+            "scaler": scaler.state_dict() if scaler else None,
+            "memory": memory.state() if memory else None,
+        }
+        (partial / "state.json").write_text(json.dumps(state))
+        digests["state.json"] = sha256(partial / "state.json")
+        (partial / MANIFEST).write_text(json.dumps(digests))
+        for file in (partial / "state.json", partial / MANIFEST, partial):
+            flush(file)
+        partial.rename(final)
+        flush(folder)
+        for old in checkpoints(folder)[:-keep]:
+            delete(old)
+
+    if not processes.together(begin)[0]:
+        digests = {name: digest for told in processes.together(write) for name, digest in told.items()}
+        processes.together(end)
     return final
+
+
+def part_name(name: str, rank: int | None) -> str:
+    """The file of a process's shards, or of what is not sharded."""
+    return f"{name}.safetensors" if rank is None else f"{name}.{rank}.safetensors"
 
 
 def delete(folder: Path) -> None:
@@ -109,27 +144,61 @@ def load(
     scaler: torch.amp.GradScaler | None,
     memory: Memory | None,
 ) -> int:
-    """Put a checkpoint back; the iteration to go on with.  ValueError when it is damaged or belongs to another run."""
+    """Put a checkpoint back; the iteration to go on with.  ValueError when it is damaged or belongs to another run.
+
+    It may have been written by another number of processes, and as shards or not.
+    """
     check_whole(folder)
-    weights = load_file(folder / "weights.safetensors")
-    if {name: p.shape for name, p in parameters.items()} != {name: w.shape for name, w in weights.items()}:
-        raise ValueError(f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it")
-    copy(parameters, weights)
     state = json.loads((folder / "state.json").read_text())
-    for key, value in load_file(folder / "optimizer.safetensors").items():
-        name, quantity = key.rsplit("|", 1)
-        kept = value.item() if value.dtype == torch.int64 else value.to(parameters[name].device)
-        optimizer.state[parameters[name]][quantity] = kept
-    if ema is not None:
-        if not (folder / "ema.safetensors").is_file():
-            raise ValueError(f"{folder}: it holds no average of the weights; resume with ema = None, as it was written")
-        ema.values = {name: value.to(ema.values[name]) for name, value in load_file(folder / "ema.safetensors").items()}
-        ema.updates = state["ema_updates"]
+    with ExitStack() as opened:
+        stored = lambda name: [
+            opened.enter_context(safe_open(folder / part_name(name, rank), "pt")) for rank in ranks(state)
+        ]
+        weights = stored("weights")
+        if {name: list(p.shape) for name, p in parameters.items()} != shapes(weights):
+            raise ValueError(
+                f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it"
+            )
+        copy(parameters, {name: like(p, assembled(weights, name)) for name, p in parameters.items()})
+        moments = stored("optimizer")
+        for key in moments[0].keys():  # noqa: SIM118
+            name, quantity = key.rsplit("|", 1)
+            p, value = parameters[name], assembled(moments, key)
+            kept = like(p, value) if value.shape == p.shape else value.to(p.device)
+            optimizer.state[p][quantity] = value.item() if value.dtype == torch.int64 else kept
+        if ema is not None:
+            if not (folder / part_name("ema", ranks(state)[0])).is_file():
+                raise ValueError(
+                    f"{folder}: it holds no average of the weights; resume with ema = None, as it was written"
+                )
+            averages = stored("ema")
+            ema.values = {name: like(value, assembled(averages, name)) for name, value in ema.values.items()}
+            ema.updates = state["ema_updates"]
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     if memory is not None and state["memory"] is not None:
         memory.load(state["memory"])
     return state["step"] + 1
+
+
+def ranks(state: Mapping[str, Any]) -> list[int] | list[None]:
+    """Whose shards a checkpoint has; checkpoints of earlier versions have none."""
+    return [None] if state.get("shards") is None else list(range(state["shards"]))
+
+
+def shapes(parts: Sequence[Any]) -> dict[str, list[int]]:
+    """Of what open files hold together, by name."""
+    each = [{name: part.get_slice(name).get_shape() for name in part.keys()} for part in parts]  # noqa: SIM118
+    first = each[0]
+    return {
+        name: [sum(other[name][0] for other in each), *shape[1:]] if shape else shape for name, shape in first.items()
+    }
+
+
+def assembled(parts: Sequence[Any], name: str) -> Tensor:
+    """A tensor of which each open file has a shard, or the only file all."""
+    pieces = [part.get_tensor(name) for part in parts]
+    return pieces[0] if len(pieces) == 1 or pieces[0].ndim == 0 else torch.cat(pieces)
 
 
 def flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -139,6 +208,6 @@ def flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parame
         for quantity, value in optimizer.state[p].items():
             # It also has one table of its 256 values for all parameters, and safetensors wants each tensor apart.
             found[f"{name}|{quantity}"] = (
-                value.clone() if quantity.startswith("qmap") else torch.as_tensor(value).contiguous()
+                value.clone() if quantity.startswith("qmap") else own(torch.as_tensor(value)).contiguous()
             )
     return found

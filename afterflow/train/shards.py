@@ -1,0 +1,64 @@
+"""Weights, gradients and optimizer state in shards, a part with each process (ZeRO, arXiv:1910.02054; FSDP2)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from ..models.base import blocks
+
+Sharding = Literal["none", "zero2", "full"]
+
+
+def shard(network: nn.Module, how: Sharding, device: torch.device, processes: int) -> nn.Module:
+    """Split every parameter along its first axis, block by block.
+
+    zero2 gathers weights once for a forward and its backward pass, full (ZeRO-3) for each block whenever it is needed.
+    """
+    mesh = init_device_mesh(device.type, (processes,))
+    for part in (*blocks(network), network):
+        fully_shard(part, mesh=mesh, reshard_after_forward=how == "full")
+    whole = [name for name, p in network.named_parameters() if not isinstance(p, DTensor)]
+    if whole:
+        raise ValueError(f"shard = {how}: {len(whole)} parameters are not sharded, {whole[0]} for one")
+    return network
+
+
+def let_go(network: nn.Module) -> None:
+    """Forget the gathered weights, which do not know what is written into the shards."""
+    for part in network.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def whole(network: nn.Module) -> nn.Module | None:
+    """A copy that is not sharded, on the CPU of the first process; elsewhere None."""
+    state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not state:
+        return None
+    _, kind = type(network).__bases__  # FSDPModule and what it was
+    with torch.device("meta"):
+        copy = kind.from_config(network.config)
+    copy.load_state_dict(state, assign=True)
+    return copy
+
+
+def own(value: Tensor) -> Tensor:
+    """What this process has of a tensor: its shard, or all."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, whole: Tensor) -> Tensor:
+    """`whole` as `value` is kept: the shard that belongs here, or all."""
+    if not isinstance(value, DTensor):
+        return whole.to(value.device)
+    mesh = value.device_mesh
+    parts, rank = whole.chunk(mesh.size()), mesh.get_local_rank()
+    part = parts[rank] if rank < len(parts) else whole[:0]
+    return DTensor.from_local(
+        part.contiguous().to(value.device), mesh, value.placements, shape=value.shape, stride=value.stride()
+    )
