@@ -10,104 +10,35 @@ a run that nobody disturbed.
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from subprocess import Popen
 
-from safetensors.torch import load_file
+from small import finished, metrics_of, run_of, start, tensors_of, work
 
-from afterflow.algorithms.base import OnPolicy
-from afterflow.algorithms.branch_grpo import BranchGRPO
-from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.algorithms.flow_opd import FlowOPD
-from afterflow.algorithms.mix_grpo import MixGRPO
-from afterflow.algorithms.sft import SFT
-from afterflow.algorithms.windows import SlidingWindow
-from afterflow.data.images import ShapesImages
-from afterflow.data.prompts import ShapesPrompts
-from afterflow.models.sd3 import SD3
-from afterflow.models.teacher import Teacher
-from afterflow.models.tune import Full, LoRA
-from afterflow.run import Run
-from afterflow.session import execute
 from afterflow.train.log import git_commit, hardware
-from afterflow.train.state import checkpoints
 
-WEIGHTS = {"shapes_partial": 1.0}
-TAGS = ("counting", "colors")
-METHODS: dict[str, SFT | OnPolicy] = {
-    "sft": SFT(dropout=0.1),
-    "flow_grpo": FlowGRPO(WEIGHTS, steps=4, group=4, beta=0.01),
-    "mix_grpo": MixGRPO(WEIGHTS, steps=5, group=4, window=SlidingWindow(width=2, every=2, idle=1)),
-    "branch_grpo": BranchGRPO(WEIGHTS, steps=4, splits=(0, 1)),
-    "flow_opd": FlowOPD(steps=4, group=2),
-}
-CLOCKS = ("seconds",)
+METHODS = ("sft", "flow_grpo", "mix_grpo", "branch_grpo", "flow_opd")
 
 
-def run_of(method: str, iterations: int) -> Run:
-    algorithm = METHODS[method]
-    explores = isinstance(algorithm, OnPolicy)
-    return Run(
-        algorithm,  # type: ignore[arg-type]
-        ShapesPrompts(count=40, tags=TAGS) if explores else ShapesImages(count=64, tags=TAGS),
-        SD3("tiny"),
-        LoRA(rank=4, alpha=8) if explores else Full(),
-        teachers=(Teacher("guided", None, TAGS, guidance_scale=2.5),) if method == "flow_opd" else (),
-        name=method,
-        iterations=iterations,
-        batch=4,
-        updates=2 if explores and method != "flow_opd" else 1,
-        chunk=8,
-        learning_rate=1e-3,
-        held_out=ShapesPrompts("test", count=4, tags=TAGS),
-        eval_every=2,
-        eval_rewards=("shapes_fidelity",),
-        inference_steps=4,
-        sample_every=2,
-        save_every=1,
-        threads=1,
-    )
-
-
-def work(method: str, iterations: int) -> None:
-    """Start the run, or go on with it."""
-    run = run_of(method, iterations)
-    execute(run, method, resume=bool(checkpoints(run.folder / "checkpoints")))
-
-
-def start(method: str, iterations: int, place: Path) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).resolve()), "--work", method, "--iterations", str(iterations)]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def finished(process: subprocess.Popen) -> None:
-    _, said = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"a run failed: {said.decode()[-2000:]}")
+def begun(method: str, iterations: int, place: Path) -> Popen:
+    return start(__file__, ["--work", method, "--iterations", str(iterations)], place)
 
 
 def measured(method: str, place: Path) -> tuple[list[dict], dict[str, dict[str, bytes]]]:
-    """Metrics without clocks, and the tensors of what the run left; safetensors writes its header in any order."""
+    """Metrics and the bytes of every tensor."""
     folder = place / "runs" / method
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = [{name: value for name, value in line.items() if not name.startswith(CLOCKS)} for line in lines]
-    left = [file for result in ("lora", "model", "best") for file in (folder / result).rglob("*.safetensors")]
-    tensors = {str(file.relative_to(folder)): load_file(file) for file in sorted(left)}
-    assert tensors
-    return kept, {name: {key: x.numpy().tobytes() for key, x in of.items()} for name, of in tensors.items()}
+    in_bytes = lambda tensors: {key: x.numpy().tobytes() for key, x in tensors.items()}
+    return metrics_of(folder), {name: in_bytes(tensors) for name, tensors in tensors_of(folder).items()}
 
 
 def killed(method: str, iterations: int, place: Path, kills: int, seconds: float, rng: random.Random) -> list[str]:
     """Kill the run so often, beginning it again in another folder when it ends first; the moments."""
     moments: list[str] = []
     while len(moments) < kills:
-        process, began = start(method, iterations, place), time.monotonic()
+        process, began = begun(method, iterations, place), time.monotonic()
         saving = place / "runs" / method / "checkpoints"
         at_checkpoint, moment = rng.random() < 0.4, rng.uniform(0.3, 1.1) * seconds
         seen = set(saving.glob("*")) if saving.is_dir() else set()
@@ -124,7 +55,7 @@ def killed(method: str, iterations: int, place: Path, kills: int, seconds: float
             finished(process)
         if process.returncode == 0:
             return moments
-    finished(start(method, iterations, place))
+    finished(begun(method, iterations, place))
     return moments
 
 
@@ -133,7 +64,7 @@ def compared(method: str, iterations: int, kills: int, rng: random.Random) -> di
         whole = Path(home) / "whole"
         whole.mkdir()
         began = time.monotonic()
-        finished(start(method, iterations, whole))
+        finished(begun(method, iterations, whole))
         seconds, expected = time.monotonic() - began, measured(method, whole)
         moments: list[str] = []
         equal = 0
@@ -154,7 +85,7 @@ def main() -> None:
     parser.add_argument("--json", default="-", help="file, or - for standard output; what it holds of others stays")
     options = parser.parse_args()
     if options.work:
-        return work(options.work, options.iterations)
+        return work(run_of(options.work, options.iterations))
     file = None if options.json == "-" else Path(options.json)
     found = json.loads(file.read_text()) if file is not None and file.is_file() else {}
     for method in options.methods:

@@ -1,0 +1,101 @@
+"""The same run in one process and in several: do they do the same?
+
+    python bench/processes.py --json bench/results/processes.json
+
+Each method trains the shipped pipeline for 20 iterations with the same global batch: in one process, in two (torchrun,
+gloo), and Flow-GRPO in four too.  All have as many lanes, so that gradients are summed in the same way.  Then SFT and
+Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  What is told: whether the rewards of every
+iteration, which come from the rollouts' pixels, and the final weights are equal to the last bit, and else how far apart
+the losses are at the most, relative to their size (a policy loss is 0 but for rounding, so relative to 1).
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from small import METHODS, finished, metrics_of, run_of, start, tensors_of, work
+
+from afterflow.models.tune import Full
+from afterflow.train.log import git_commit, hardware
+
+LOSSES = ("policy_loss", "flow_matching", "base_loss", "correction_loss", "cost", "kl", "grad_norm")
+SHARDED = {"sft": 1e-4, "flow_grpo": 1e-5}
+"""Learning rates of all weights."""
+
+
+def options_of(kind: str, method: str, lanes: int) -> dict:
+    if kind == "lanes":
+        return {"lanes": lanes}
+    # A gradient of one pass, so that one process sums in the order in which shards are summed.
+    whole = {"tune": Full(), "chunk": 32, "updates": 1, "learning_rate": SHARDED[method]}
+    return whole | ({"lanes": lanes} if kind == "whole" else {"shard": kind})
+
+
+def trained(kind: str, method: str, lanes: int, iterations: int, processes: int, home: str) -> tuple[Path, float]:
+    """The folder of a run, and its seconds."""
+    place, began = Path(tempfile.mkdtemp(dir=home)), time.monotonic()
+    arguments = ["--work", method, "--kind", kind, "--lanes", str(lanes), "--iterations", str(iterations)]
+    finished(start(__file__, arguments, place, processes))
+    return place / "runs" / method, time.monotonic() - began
+
+
+def apart(one: Path, other: Path) -> dict:
+    """How far two runs are from each other."""
+    a, b = metrics_of(one), metrics_of(other)
+    assert len(a) == len(b)
+    rewards = lambda lines: [
+        {k: v for k, v in line.items() if "reward" in k or k.startswith("eval/")} for line in lines
+    ]
+    size = lambda name, value: 1.0 if name == "policy_loss" else abs(value)
+    gaps = [abs(x[k] - y[k]) / size(k, x[k]) for x, y in zip(a, b) for k in LOSSES if x.get(k)]
+    same = [
+        torch.equal(tensor, found[key])
+        for tensors, found in zip(tensors_of(one).values(), tensors_of(other).values())
+        for key, tensor in tensors.items()
+    ]
+    return {
+        "rewards_equal": rewards(a) == rewards(b),
+        "largest_gap_of_losses": max(gaps),
+        "weights_equal": all(same),
+    }
+
+
+def compared(method: str, iterations: int, kind: str, processes: int) -> dict:
+    with tempfile.TemporaryDirectory() as home:
+        alone, _ = trained("whole" if kind != "lanes" else kind, method, processes, iterations, 1, home)
+        several, _ = trained(kind, method, processes, iterations, processes, home)
+        return {"iterations": iterations} | apart(alone, several)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--work", choices=list(METHODS), help=argparse.SUPPRESS)
+    parser.add_argument("--kind", default="lanes", help=argparse.SUPPRESS)
+    parser.add_argument("--lanes", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", help="names of comparisons, as they are stored")
+    parser.add_argument("--json", default="-", help="file, or - for standard output; what it holds of others stays")
+    options = parser.parse_args()
+    if options.work:
+        told = options_of(options.kind, options.work, options.lanes)
+        return work(run_of(options.work, options.iterations, save_every=1000, **told))
+    wanted = {f"{method}, 2 processes": (method, "lanes", 2) for method in METHODS}
+    wanted["flow_grpo, 4 processes"] = ("flow_grpo", "lanes", 4)
+    for method in SHARDED:
+        wanted |= {f"{method}, all weights, 2 processes, {how}": (method, how, 2) for how in ("full", "zero2")}
+    file = None if options.json == "-" else Path(options.json)
+    found = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+    for name in options.only or wanted:
+        method, kind, processes = wanted[name]
+        told = {"git_commit": git_commit(), "hardware": hardware(), "command": "python bench/processes.py"}
+        found[name] = compared(method, options.iterations, kind, processes) | told
+        print(name, {k: v for k, v in found[name].items() if k not in told}, flush=True)
+        if file is not None:
+            file.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

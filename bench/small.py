@@ -1,0 +1,102 @@
+"""A small run of every method on the shipped pipeline, in a process or several: what evidence of faults is made of."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from afterflow.algorithms.base import OnPolicy
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.dance_grpo import DanceGRPO
+from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.flow_opd import FlowOPD
+from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.algorithms.soar import SOAR
+from afterflow.algorithms.windows import SlidingWindow
+from afterflow.data.images import ShapesImages
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.models.sd3 import SD3
+from afterflow.models.teacher import Teacher
+from afterflow.models.tune import Full, LoRA
+from afterflow.rewards.judges import ShapesJudge
+from afterflow.run import Run
+from afterflow.session import execute
+from afterflow.train.state import checkpoints
+
+WEIGHTS = {"shapes_partial": 1.0}
+TAGS = ("counting", "colors")
+METHODS: dict[str, SFT | SOAR | OnPolicy] = {
+    "sft": SFT(dropout=0.1),
+    "soar": SOAR(points=2),
+    "ddpo": DDPO(WEIGHTS, steps=4, group=2, history=8, least=2),
+    "flow_grpo": FlowGRPO(WEIGHTS, steps=4, group=4, beta=0.01),
+    "dance_grpo": DanceGRPO(WEIGHTS, steps=4, group=4),
+    "mix_grpo": MixGRPO(WEIGHTS, steps=5, group=4, window=SlidingWindow(width=2, every=2, idle=1)),
+    "branch_grpo": BranchGRPO(WEIGHTS, steps=4, splits=(0, 1)),
+    "pref_grpo": PrefGRPO(steps=4, group=4),
+    "flow_opd": FlowOPD(steps=4, group=2),
+}
+CLOCKS = ("seconds",)
+
+
+def run_of(method: str, iterations: int, **options) -> Run:
+    algorithm = METHODS[method]
+    explores = isinstance(algorithm, OnPolicy)
+    fields = dict(
+        teachers=(Teacher("guided", None, TAGS, guidance_scale=2.5),) if method == "flow_opd" else (),
+        judge=ShapesJudge(noise=0.1, bias=0.1) if method == "pref_grpo" else None,
+        tune=LoRA(rank=4, alpha=8) if explores else Full(),
+        name=method,
+        iterations=iterations,
+        batch=4,
+        updates=2 if explores and method != "flow_opd" else 1,
+        chunk=8,
+        learning_rate=1e-3,
+        held_out=ShapesPrompts("test", count=4, tags=TAGS),
+        eval_every=2,
+        eval_rewards=("shapes_fidelity",),
+        inference_steps=4,
+        sample_every=2,
+        save_every=1,
+        threads=1,
+    )
+    data = ShapesPrompts(count=40, tags=TAGS) if explores else ShapesImages(count=64, tags=TAGS)
+    return Run(algorithm, data, SD3("tiny"), **(fields | options))  # type: ignore[arg-type]
+
+
+def work(run: Run) -> None:
+    """Start the run, or go on with it."""
+    execute(run, run.name, resume=bool(checkpoints(run.folder / "checkpoints")))
+
+
+def start(script: str, arguments: list[str], place: Path, processes: int = 1, **variables: str) -> subprocess.Popen:
+    """This script's own process, or as many as torchrun starts, in a folder."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"} | variables
+    command = [sys.executable, *launcher, str(Path(script).resolve()), *arguments]
+    return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finished(process: subprocess.Popen) -> None:
+    _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"a run failed: {said.decode()[-2000:]}")
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    """Without clocks."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith(CLOCKS)} for line in lines]
+
+
+def tensors_of(folder: Path) -> dict[str, dict]:
+    """What the run left; safetensors writes its header in any order."""
+    left = [file for result in ("lora", "model", "best") for file in (folder / result).rglob("*.safetensors")]
+    assert left
+    return {str(file.relative_to(folder)): load_file(file) for file in sorted(left)}
