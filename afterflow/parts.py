@@ -1,5 +1,6 @@
 """The parts of a run, loaded: its model, who is asked beside it, its optimizer, and where it goes on."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from .models.base import Model, blocks
 from .models.teacher import Teacher
 from .models.tune import LoRA, Wrapped, as_it_is, attach, before_training, frozen, trainable, without_adapters
 from .models.wrappers import as_many, guided, in_chunks, in_context
+from .record import differences, to_json
 from .run import Run
 from .seeds import number
 from .train import state
@@ -81,7 +83,9 @@ def prepare(run: Run, resume: bool) -> Session:
     if resume and not saved:
         raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
     if saved and not resume:
-        raise ValueError(f"{run.folder} already holds a run; give this one another --name, or go on with --resume")
+        raise ValueError(
+            f"{run.folder} already holds a run{others(run)}; give this one another --name, or go on with --resume"
+        )
     if run.threads:
         torch.set_num_threads(run.threads)
     AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
@@ -114,6 +118,16 @@ def prepare(run: Run, resume: bool) -> Session:
     first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, processes, memory, first)
+
+
+def others(run: Run) -> str:
+    """How the run that its folder holds is another one."""
+    file = run.folder / "run.json"
+    if not file.is_file():
+        return ""
+    apart = differences(json.loads(file.read_text(encoding="utf-8"))["config"], to_json(run))
+    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+    return f" with other options ({'; '.join(apart[:3])}{more})" if apart else ""
 
 
 def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> None:

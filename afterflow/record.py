@@ -4,6 +4,7 @@ A dataclass becomes an object of its fields.  Where a field may hold one of seve
 mappings know from the annotation what they hold.
 """
 
+import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -36,6 +37,18 @@ def from_json(kind: type[T], data: Mapping[str, Any], place: str = "") -> T:
     hints = get_type_hints(kind)
     inside = f"{place}." if place else ""
     return kind(**{name: _decode(hints[name], value, inside + name) for name, value in data.items()})
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What `to_json` says of two instances that is not the same, a sentence each."""
+    found = []
+    for name in dict.fromkeys([*one, *other]):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += [f"{name}.{each}" for each in differences(a, b)]
+        elif a != b:
+            found.append(f"{name} = {json.dumps(a)} there, {json.dumps(b)} here")
+    return found
 
 
 def _encode(hint: Any, value: Any) -> Any:

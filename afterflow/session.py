@@ -24,8 +24,9 @@ from .scoring import both_orders, compare, scorer
 from .seeds import generator
 from .train.budget import Budget
 from .train.clock import Clock
+from .train.exhaustion import explained
 from .train.explore import Iteration, explore, supervised
-from .train.log import write_record
+from .train.log import tracker_options, write_record
 from .train.loop import train
 from .watch import Window, follow
 
@@ -38,12 +39,24 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     records = prompt_records(run)
     held_out = held_out_records(run)
     check_rewards(run.rewards, run.reward_models)
-    session = prepare(run, resume)
-    processes, clock = session.processes, Clock()
+    clock = Clock()
+    with explained(clock):
+        session = prepare(run, resume)
+        train_on(run, recipe, session, records, held_out, clock)
+    return run.folder
+
+
+def train_on(
+    run: Run, recipe: str, session: Session, records: Sequence[dict], held_out: Sequence[dict], clock: Clock
+) -> None:
+    """From the iteration that the session begins with to the result."""
+    processes = session.processes
     if processes.main:
-        write_record(run.folder, to_json(run), recipe, run.seed)
+        for sentence in write_record(run.folder, to_json(run), recipe, run.seed, session.first, processes.count):
+            print(f"resumed at iteration {session.first}: {sentence}")
     if run.track != "none":
-        processes.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))})
+        options = tracker_options(run.folder, run.name) if processes.main else {}
+        processes.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))}, options)
     budget = Budget(run.iterations, run.budget_seconds)
     with processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
         source, prompts = examples(session, records, clock)
@@ -73,7 +86,6 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
         partial.rename(result)
         write_card(run, result)
     processes.accelerator.end_training()
-    return run.folder
 
 
 def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Cond]:

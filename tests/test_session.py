@@ -125,6 +125,13 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
 
 def test_a_run_is_not_written_over(run):
     execute(replace(run, iterations=1), "short")
+    with pytest.raises(ValueError, match=r"already holds a run; give this one another --name"):
+        execute(run, "test")
+    other = replace(run, learning_rate=2e-3, algorithm=replace(run.algorithm, beta=0.0))
+    with pytest.raises(
+        ValueError, match=r"other options \(algorithm.beta = 0.01 there, 0.0 here; learning_rate = 0.001"
+    ):
+        execute(other, "test")
     with pytest.raises(ValueError, match="already holds a run"):
         execute(run, "short")
 

@@ -14,9 +14,12 @@ from afterflow.kernels import flow_sde
 from afterflow.rollout import Plan, edges, sample
 from afterflow.seeds import generator, number
 from afterflow.train import state
+from afterflow.train.clock import Clock
 from afterflow.train.ema import Ema
+from afterflow.train.exhaustion import explained
 from afterflow.train.explore import Iteration
-from afterflow.train.loop import accumulate
+from afterflow.train.log import tracker_options, write_record
+from afterflow.train.loop import MOST_SKIPPED, accumulate
 from afterflow.train.processes import Processes, Stopped
 from toy import MLP, draws, exact, images, learn, optimize, prompts, score
 
@@ -316,3 +319,56 @@ def test_dropped_prompts_are_trained_as_the_empty_one():
 def test_seeds_are_the_same_on_every_machine_and_differ_by_key():
     assert number(0, 1, "noise") == 5921487384644017451
     assert len({number(*key) for key in [(0, 1), (1, 0), (0, "1"), (1, 1), (0, 1, 0)]}) == 5
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
+def test_out_of_memory_says_where_and_what_to_change(error):
+    clock = Clock()
+    with pytest.raises(Stopped, match=r"^out of memory in update: set --gradient-checkpointing"), explained(clock):
+        with clock("rollout"):
+            pass
+        with clock("update"):
+            raise error
+    with pytest.raises(Stopped, match=r"^out of memory in loading: take --model.dtype bfloat16"), explained(Clock()):
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match=r"^another fault$"), explained(Clock()):
+        raise RuntimeError("another fault")
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted_on_request(capsys):
+    model, spoiled = MLP(), iter([False, False, True, True] + [False] * 100)
+
+    def velocity(x, t, cond):
+        return model(x, t, cond) * (torch.nan if next(spoiled) else 1.0)
+
+    before, seen = copy.deepcopy(model), []
+    for step, metrics in learn(SFT(), model, 6, velocity=velocity, skip=True):
+        seen.append((step, metrics["skipped"], same(model, before)))
+        before = copy.deepcopy(model)
+    assert seen == [(0, 0, False), (1, 0, False), (2, 1, True), (3, 1, True), (4, 0, False), (5, 0, False)]
+    assert "step 2: an update is left out, because the loss is nan for 2 prompts" in capsys.readouterr().out
+    spoiled = iter([True] * 100)
+    with pytest.raises(Stopped, match=f"step {MOST_SKIPPED}: the loss is nan"):
+        list(learn(SFT(), model, 50, velocity=velocity, skip=True))
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_is_different(tmp_path, monkeypatch):
+    assert write_record(tmp_path, {"batch": 4}, "recipe", 0) == []
+    first = json.loads((tmp_path / "run.json").read_text())
+    assert write_record(tmp_path, {"batch": 4}, "recipe", 0, first=5) == []
+    versions = {"torch": "2.6.0"}
+    monkeypatch.setattr("importlib.metadata.version", lambda name: versions.get(name, first["versions"][name]))
+    (said, other) = write_record(tmp_path, {"batch": 4}, "recipe", 0, first=9, processes=2)
+    assert (
+        said == f'versions.torch = "{torch.__version__}" there, "2.6.0" here' and other == "processes = 1 there, 2 here"
+    )
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert {name: record[name] for name in first} == first
+    assert [each["iteration"] for each in record["resumed"]] == [5, 9]
+
+
+def test_a_tracker_goes_on_with_its_curves(tmp_path):
+    begun = tracker_options(tmp_path, "short")
+    assert tracker_options(tmp_path, "short") == begun and begun["wandb"]["resume"] == "allow"
+    (tmp_path / "other").mkdir()
+    assert tracker_options(tmp_path / "other", "short")["wandb"]["id"] != begun["wandb"]["id"]

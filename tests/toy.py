@@ -95,10 +95,12 @@ def learn(
     score=score,
     chunk=64,
     updates=2,
+    processes=None,
+    skip=False,
 ):
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
     models, clock = Models(velocity or model, reference, teachers or {}), Clock()
-    processes = Processes(Accelerator(cpu=True))
+    processes = processes or Processes(Accelerator(cpu=True))
     if isinstance(algorithm, Supervised):
         source = supervised(
             algorithm, lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256, processes
@@ -131,6 +133,7 @@ def learn(
         ema=ema,
         seed=0,
         clock=clock,
+        skip=skip,
     )
 
 

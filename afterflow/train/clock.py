@@ -15,6 +15,8 @@ class Clock:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.stage: str | None = None
         """The one under way."""
+        self.failed: str | None = None
+        """The innermost that an exception has left."""
 
     @contextmanager
     def within(self, stage: str) -> Iterator[None]:
@@ -22,6 +24,9 @@ class Clock:
         outer, self.stage = self.stage, stage
         try:
             yield
+        except BaseException:
+            self.failed = self.failed or stage
+            raise
         finally:
             self.stage = outer
 

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from ..files import replace_text
+from ..record import differences
 
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 FRAMES_PER_SECOND = 8
@@ -22,8 +24,15 @@ FRAMES_PER_SECOND = 8
 LIBRARIES = ("afterflow", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
-def write_record(folder: Path, config: Mapping[str, Any], recipe: str, seed: int) -> None:
-    """run.json: the resolved configuration and what it ran on."""
+def write_record(
+    folder: Path, config: Mapping[str, Any], recipe: str, seed: int, first: int = 0, processes: int = 1
+) -> list[str]:
+    """run.json: the resolved configuration and what it ran on, and where it was resumed.
+
+    What is not as it was when the run began.
+    """
+    file = folder / "run.json"
+    begun = json.loads(file.read_text()) if first and file.is_file() else None
     record = {
         "recipe": recipe,
         "config": config,
@@ -32,8 +41,28 @@ def write_record(folder: Path, config: Mapping[str, Any], recipe: str, seed: int
         | {"python": platform.python_version()},
         "git_commit": git_commit(),
         "hardware": hardware(),
+        "processes": processes,
     }
-    replace_text(folder / "run.json", json.dumps(record, indent=2) + "\n")
+    if begun is None:
+        replace_text(file, json.dumps(record, indent=2) + "\n")
+        return []
+    about = ("versions", "git_commit", "hardware", "processes")
+    then, now = ({name: told[name] for name in about if name in begun} for told in (begun, record))
+    begun.setdefault("resumed", []).append({"iteration": first} | {name: record[name] for name in about})
+    replace_text(file, json.dumps(begun, indent=2) + "\n")
+    return differences(then, now)
+
+
+def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:
+    """What makes a tracker go on with the curves of a resumed run, instead of beginning others."""
+    file = folder / "tracker.json"
+    if not file.is_file():
+        replace_text(file, json.dumps({"id": uuid4().hex}) + "\n")
+    known = json.loads(file.read_text())["id"]
+    return {
+        "wandb": {"name": name, "id": known, "resume": "allow"},
+        "trackio": {"name": f"{name}-{known[:8]}", "resume": "allow"},
+    }
 
 
 def git_commit() -> str | None:

@@ -9,7 +9,16 @@ from rich.progress import Progress as Bar
 
 from .budget import Budget
 
-SHOWN = ("reward", "flow_matching", "base_loss", "correction_loss", "teacher_distance", "clip_fraction", "kl")
+SHOWN = (
+    "reward",
+    "flow_matching",
+    "base_loss",
+    "correction_loss",
+    "teacher_distance",
+    "clip_fraction",
+    "kl",
+    "skipped",
+)
 """Metrics of one algorithm or another."""
 
 

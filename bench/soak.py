@@ -1,0 +1,71 @@
+"""A long run watched from outside: does its memory grow, does it keep files open, can its metrics always be read?
+
+    python bench/soak.py --json bench/results/soak.json
+
+Flow-GRPO trains the shipped pipeline for 2000 small iterations with evaluation, pictures and checkpoints on the way.
+Growth is from the iterations after the first tenth, when every part of the run has been there, to those of the last
+tenth: medians of resident memory, and the number of open files.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from small import run_of, start, work
+
+from afterflow.train.log import git_commit, hardware
+
+
+def looked_at(pid: int, metrics: Path) -> tuple[int, int, int]:
+    """Iteration, resident bytes and open files; every whole line of the metrics must be JSON."""
+    text = metrics.read_text() if metrics.is_file() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return (lines[-1]["step"] if lines else -1), pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    options = parser.parse_args()
+    n = options.iterations
+    if options.work:
+        return work(run_of("flow_grpo", n, save_every=50, eval_every=50, sample_every=100))
+    seen = []
+    with tempfile.TemporaryDirectory() as home:
+        process = start(__file__, ["--work", "--iterations", str(n)], Path(home))
+        while process.poll() is None:
+            try:
+                seen.append(looked_at(process.pid, Path(home) / "runs" / "flow_grpo" / "metrics.jsonl"))
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                break
+            time.sleep(1.0)
+        assert process.wait() == 0, process.stderr.read().decode()[-2000:] if process.stderr else ""
+    first = [(memory, files) for step, memory, files in seen if n // 10 <= step < n // 5]
+    last = [(memory, files) for step, memory, files in seen if step >= n - n // 10]
+    before, after = (median(memory for memory, _ in part) for part in (first, last))
+    found = {
+        "iterations": n,
+        "resident_mb": [before / 2**20, after / 2**20],
+        "growth": after / before - 1,
+        "open_files": [median(files for _, files in part) for part in (first, last)],
+        "most_open_files": [max(files for _, files in part) for part in (first, last)],
+        "curve_mb": [[step, round(memory / 2**20, 1)] for step, memory, _ in seen[:: max(1, len(seen) // 100)]],
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+        "command": "python bench/soak.py",
+    }
+    print({name: value for name, value in found.items() if name != "curve_mb"})
+    if options.json != "-":
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
