@@ -138,6 +138,11 @@ def test_the_aesthetic_predictor_is_its_layers_one_after_another(folder, tmp_pat
         assert ready("aesthetic", options)(images, PROMPTS).values == pytest.approx(x[:, 0].detach().numpy(), abs=1e-5)
     with pytest.raises(ValueError, match="aesthetic could not be loaded: name its weights"):
         check_rewards(["aesthetic"])
+    for kind in ("safetensors", "pth"):
+        (tmp_path / f"page.{kind}").write_text("<html>")
+        options = RewardModels(weights={"clipscore": str(folder), "aesthetic": str(tmp_path / f"page.{kind}")})
+        with pytest.raises(ValueError, match=rf"page\.{kind} holds no weights that can be read"):
+            check_rewards(["aesthetic"], options)
 
 
 def test_weights_that_are_not_there_stop_before_training(folder, monkeypatch):

@@ -195,8 +195,16 @@ def aesthetic(models: RewardModels) -> Scorer:
 
 
 def read_weights(file: Path) -> dict:
-    """What a file of safetensors holds, or one of torch's, of which nothing but tensors is read."""
-    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    """What a file of safetensors holds, or one of torch's, of which nothing but tensors is read.
+
+    ValueError for one that is neither: their libraries' own errors have no common type.
+    """
+    try:
+        return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{file} holds no weights that can be read") from error
 
 
 def linear(stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
