@@ -1,5 +1,6 @@
 """Tiny pipelines of every family with random weights, built from their configurations."""
 
+import json
 from itertools import pairwise
 
 import torch
@@ -16,6 +17,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -32,6 +34,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     SwinConfig,
     T5Config,
     T5EncoderModel,
@@ -135,6 +139,72 @@ def aesthetic(file):
     layers = five_layers(16)
     save_file(in_file(layers), file)
     return layers
+
+
+QWEN2_VL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+QWEN2_VL += ("<|image_pad|>", "<|video_pad|>")
+
+
+def qwen2_vl(folder, rewards):
+    """Configuration and tokenizer of a Qwen2-VL as it is released, and one that also knows tokens of a reward."""
+    torch.manual_seed(0)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    tokenizer.add_tokens(list(QWEN2_VL), special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
+    ids |= {f"vision_{end}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{end}|>") for end in ("start", "end")}
+    ids |= {"bos_token_id": 256, "eos_token_id": 258}
+    width = {"hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    eye = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "initializer_range": 0.3}
+    more = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "rope_theta": 1e4, "torch_dtype": "bfloat16"}
+    told = {"model_type": "qwen2_vl", "num_hidden_layers": 2, "vocab_size": 280, "initializer_range": 0.3, **ids}
+    (folder / "config.json").write_text(json.dumps(told | width | more | {"vision_config": eye}))  # flat, as released
+    tokenizer.add_tokens(list(rewards), special_tokens=True)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder)).float()
+    model.resize_token_embeddings(len(tokenizer))
+    return model.eval(), tokenizer
+
+
+def as_released(weights):
+    """Weights of a Qwen2-VL under the names they had when the rewards on it were released."""
+    names = (("model.language_model.", "model."), ("model.visual.", "visual."))
+    for theirs, ours in names:
+        weights = {name.replace(theirs, ours): value.detach().clone() for name, value in weights.items()}
+    return weights
+
+
+def hpsv3(folder):
+    """A checkpoint of HPSv3, with the file of its instruction; its tokenizer, its Qwen2-VL and its head."""
+    model, tokenizer = qwen2_vl(folder, ["<|Reward|>"])
+    linear, relu, none = torch.nn.Linear, torch.nn.ReLU(), torch.nn.Dropout(0.05)
+    head = torch.nn.Sequential(linear(32, 12), relu, none, linear(12, 6), relu, linear(6, 2)).eval()
+    stored = model.state_dict() | {f"rm_head.{name}": value for name, value in head.state_dict().items()}
+    save_file(as_released(stored), folder / "HPSv3.safetensors")
+    # What would be run if it were.
+    text = 'raise SystemExit\nINSTRUCTION = """\nHow good is it?\nTextual prompt - {text_prompt}\n"""\n'
+    text += 'prompt_with_special_token = """\nIts rating: <|Reward|>\nEND\n"""\n'
+    (folder / "data_collator_qwen.py").write_text(text)
+    return folder, tokenizer, model, head
+
+
+def video_reward(folder, outputs=1):
+    """A checkpoint of VideoReward, with the file of its instruction; its tokenizer and its Qwen2-VL in peft's hands."""
+    rewards = [f"<|{name}_reward|>" for name in ("VQ", "MQ", "TA")]
+    model, tokenizer = qwen2_vl(folder, rewards)
+    model.rm_head = torch.nn.Linear(32, outputs, bias=False)
+    layers = r".*language_model\.layers.*(q|k|v|o|gate|up|down)_proj"
+    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=layers, init_lora_weights=False)).eval()
+    (folder / "checkpoint-11352").mkdir()
+    torch.save(as_released(tuned.state_dict()), folder / "checkpoint-11352" / "model.pth")
+    data = {"fps": 2.0, "max_frame_pixels": 448 * 448, "prompt_template_type": "detailed_special", "num_frames": None}
+    normal = {"VQ_mean": 3.7, "VQ_std": 2.2, "MQ_mean": 1.2, "MQ_std": 1.4, "TA_mean": 2.8, "TA_std": 2.5}
+    told = {"data_config": data, "peft_lora_config": {"lora_r": 4, "lora_alpha": 8}, "inference_config": normal}
+    (folder / "model_config.json").write_text(json.dumps(told))
+    lines = [f"Rating: {token}" for token in rewards]
+    text = "\n".join([*lines[:2], "Textual prompt - {text_prompt}", *lines[2:], "END", ""])
+    (folder / "prompt_template.py").write_text(f"DETAILED_PROMPT_WITH_SPECIAL_TOKEN = {text!r}\n")
+    return folder, tokenizer, tuned
 
 
 def sd3(folder):

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 from ..extras import check_extra
 from ..names import unknown
-from . import clip, detector, image_reward, jpeg, mmdet, moving, ocr, shapes, vlm
+from . import clip, detector, hpsv3, image_reward, jpeg, mmdet, moving, ocr, shapes, video_align, vlm
 from .base import Reward, RewardModels, Scorer
 
 PUBLISHED = RewardModels()
@@ -34,6 +34,8 @@ REWARDS: dict[str, Scorer] = {
         clip.aesthetic,
         clip.image_similarity,
         image_reward.image_reward,
+        hpsv3.hpsv3,
+        video_align.video_align,
         *detector.geneval_hf,
         *mmdet.geneval,
         vlm.vlm_alignment,

@@ -37,7 +37,14 @@ class Scorer(Protocol):
 
 
 log = logging.getLogger("afterflow.rewards")
-OPTIONS = ("geneval_threshold", "geneval_counting_threshold")
+OPTIONS = (
+    "geneval_threshold",
+    "geneval_counting_threshold",
+    "video_align_fps",
+    "video_align_vq",
+    "video_align_mq",
+    "video_align_ta",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ class RewardModels:
     weights: Mapping[str, str] = field(default_factory=dict)
     """Reward → hub id, folder or file of its weights, where they are not the published ones."""
     options: Mapping[str, float] = field(default_factory=dict)
-    """Numbers that rewards read: geneval_threshold (.3), geneval_counting_threshold (.9)."""
+    """Numbers that rewards read: geneval_threshold (.3), geneval_counting_threshold (.9), video_align_fps (16, of the
+    clips), video_align_vq, _mq and _ta (1, what VideoReward's ratings count for)."""
     servers: Mapping[str, str] = field(default_factory=dict)
     """Reward → address of the service that scores it (afterflow serve-rewards), or several with commas between."""
 
