@@ -124,16 +124,16 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
 
 
 def test_a_run_is_not_written_over(run):
-    execute(replace(run, iterations=1), "short")
-    with pytest.raises(ValueError, match=r"already holds a run; give this one another --name"):
-        execute(run, "test")
-    other = replace(run, learning_rate=2e-3, algorithm=replace(run.algorithm, beta=0.0))
-    with pytest.raises(
-        ValueError, match=r"other options \(algorithm.beta = 0.01 there, 0.0 here; learning_rate = 0.001"
-    ):
-        execute(other, "test")
-    with pytest.raises(ValueError, match="already holds a run"):
+    run = replace(run, iterations=1)
+    execute(run, "short")
+    with pytest.raises(ValueError, match="already holds a run; give this one another --name"):
         execute(run, "short")
+    other = replace(run, learning_rate=2e-3, algorithm=replace(run.algorithm, beta=0.0))
+    apart = (
+        r"with other options \(algorithm.beta = 0.01 there, 0.0 here; learning_rate = 0.001 there, 0.002 here\); give"
+    )
+    with pytest.raises(ValueError, match=apart):
+        execute(other, "short")
 
 
 def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkeypatch):
