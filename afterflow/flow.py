@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .seeds import Draws
+from .draws import Draws
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def prepare(run: Run, resume: bool) -> Session:
     # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
     models = velocities(run, model, processes)
     if processes.sharded:
-        shard(model.module, run.shard, accelerator.device, processes.count)
+        in_shards(run, processes, model.module)
         parameters = trainable(model.module)
     optimizer = adamw(run, parameters.values())
     ema = Ema(parameters, run.ema) if run.ema is not None else None
@@ -159,6 +159,10 @@ def compile_blocks(network: nn.Module) -> None:
         block.compile()
 
 
+def in_shards(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
+    return shard(network, blocks(network), run.shard, processes.accelerator.device, processes.count)
+
+
 def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     options = {"lr": run.learning_rate, "betas": run.betas, "eps": run.adam_eps, "weight_decay": run.weight_decay}
     if run.optimizer == "adamw":
@@ -188,8 +192,7 @@ def velocities(run: Run, model: Model, processes: Processes) -> Models:
     def beside(part: Wrapped, scale: float, most: Callable[[int], int]) -> Velocity:
         return in_context(drawing(part[0], scale, most), part[1])
 
-    in_shards = partial(shard, how=run.shard, device=accelerator.device, processes=processes.count)
-    spread = in_shards if processes.sharded else as_it_is
+    spread = partial(in_shards, run, processes) if processes.sharded else as_it_is
     field, own = model.velocity(model.module), run.guidance_scale
     if not isinstance(run.algorithm, OnPolicy):
         return Models(precise(field), guided=drawing(field, own, in_step))

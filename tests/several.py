@@ -103,7 +103,7 @@ def in_shards(accelerator, folder, algorithm, score=score):
     processes = Processes(accelerator, sharded, lanes=2)
     model = MLP()
     if sharded:
-        shard(model, "full", torch.device("cpu"), processes.count)
+        shard(model, (), "full", torch.device("cpu"), processes.count)
         assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in model.parameters())
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
     velocity = in_chunks(model, 64, processes.most if sharded else int)

@@ -9,6 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "afterflow"
 
 MATHS = [
+    "draws",
     "flow",
     "solvers",
     "kernels",
@@ -74,7 +75,7 @@ ROOMS = {
     "algorithms": set(MATHS),
     **{room: {*MATHS, *WORLD, *PLAIN} for room in BORDERS},
     "models": {*MATHS, *WORLD, *PLAIN, "tiny"},
-    "train": {*MATHS, *PLAIN, "algorithms", "data"},
+    "train": {*MATHS, *PLAIN, "algorithms", "data", "record"},
     "evaluate": {*MATHS, *WORLD, *PLAIN, *BORDERS, "report"},
     "run": BELOW_RUN,
     "scoring": BELOW_SCORING,

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..advantages import Blend
 from ..cond import Cond, Pairs, Velocity
+from ..draws import Draws
 from ..kernels import KERNELS, Kernel, KernelName
 from ..rollout import Plan, Rollout
-from ..seeds import Draws
 from .checks import require
 
 Metrics = dict[str, Tensor]

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..cond import Pairs
+from ..draws import Draws
 from ..flow import DENSITIES, DensityName, WeightingName, interpolate, shifted, weighting
 from ..losses import flow_matching
-from ..seeds import Draws
 from .base import Metrics, Models, Supervised
 from .checks import require
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..cond import Cond, Pairs
+from ..draws import Draws
 from ..flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, weighting
 from ..kernels import KERNELS, KernelName
 from ..losses import flow_matching
-from ..seeds import Draws
 from .base import Metrics, Models, Supervised
 from .checks import require
 

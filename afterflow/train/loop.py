@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from ..algorithms.base import Models, OnPolicy, Supervised
 from ..cond import moved
-from ..seeds import Draws, generator
+from ..draws import Draws
+from ..seeds import generator
 from .clock import Clock
 from .ema import Ema
 from .explore import Iteration

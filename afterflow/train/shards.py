@@ -1,5 +1,6 @@
 """Weights, gradients and optimizer state in shards, a part with each process (ZeRO, arXiv:1910.02054; FSDP2)."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -9,18 +10,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ..models.base import blocks
-
 Sharding = Literal["none", "zero2", "full"]
 
 
-def shard(network: nn.Module, how: Sharding, device: torch.device, processes: int) -> nn.Module:
-    """Split every parameter along its first axis, block by block.
+def shard(
+    network: nn.Module, blocks: Iterable[nn.Module], how: Sharding, device: torch.device, processes: int
+) -> nn.Module:
+    """Split every parameter along its first axis, block by block, then what is in none.
 
     zero2 gathers weights once for a forward and its backward pass, full (ZeRO-3) for each block whenever it is needed.
     """
     mesh = init_device_mesh(device.type, (processes,))
-    for part in (*blocks(network), network):
+    for part in (*blocks, network):
         fully_shard(part, mesh=mesh, reshard_after_forward=how == "full")
     whole = [name for name, p in network.named_parameters() if not isinstance(p, DTensor)]
     if whole:
