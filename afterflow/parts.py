@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 from torch import nn
 from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -26,7 +27,7 @@ from .seeds import number
 from .train import state
 from .train.ema import Ema
 from .train.memory import Memory
-from .train.processes import Processes, accelerator_of
+from .train.processes import Processes, Stopped, accelerator_of
 from .train.shards import let_go, shard, whole
 
 
@@ -46,10 +47,17 @@ class Session:
     """The iteration to begin with."""
 
     def save(self, step: int) -> None:
-        """A checkpoint of the state after iteration `step`."""
+        """A checkpoint of the state after iteration `step`; Stopped where the disk does not take it."""
         scaler, keep = self.processes.accelerator.scaler, self.run.keep
         folder = self.run.folder / "checkpoints"
-        state.save(folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep, self.processes)
+        try:
+            state.save(
+                folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep, self.processes
+            )
+        except (OSError, SafetensorError) as error:
+            kept = state.checkpoints(folder)
+            last = f"{kept[-1].name} is whole" if kept else "there is none before it"
+            raise Stopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
 
     @property
     def kind(self) -> str:

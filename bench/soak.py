@@ -18,6 +18,7 @@ from statistics import median
 
 from small import run_of, start, work
 
+from afterflow.models.tune import LoRA
 from afterflow.train.log import git_commit, hardware
 
 
@@ -37,7 +38,8 @@ def main() -> None:
     options = parser.parse_args()
     n = options.iterations
     if options.work:
-        return work(run_of("flow_grpo", n, save_every=50, eval_every=50, sample_every=100))
+        often = {"save_every": 50, "eval_every": 100, "sample_every": 200}
+        return work(run_of("flow_grpo", n, batch=2, tune=LoRA(rank=2, alpha=4), **often))
     seen = []
     with tempfile.TemporaryDirectory() as home:
         process = start(__file__, ["--work", "--iterations", str(n)], Path(home))

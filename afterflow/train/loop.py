@@ -7,7 +7,6 @@ from itertools import accumulate as accumulated
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from ..algorithms.base import Models, OnPolicy, Supervised
 from ..cond import moved
@@ -52,7 +51,7 @@ def train(
             with clock("update"):
                 measured, wrong = accumulate(algorithm, models, iteration, k, trained, processes, seed)
                 if wrong is None:
-                    norm = full(accelerator.clip_grad_norm_(trained, max_grad_norm))
+                    norm = processes.clip(trained, max_grad_norm)
                     measured["grad_norm"] = norm.item()
                     wrong = None if norm.isfinite() else f"the gradient norm is {norm.item()}; lower the learning rate"
                     # A gradient scaler looks for its scale by overflowing now and then, and leaves such updates out.
@@ -77,12 +76,6 @@ def train(
         }
         yield iteration.step, {**iteration.metrics, **means, "learning_rate": rate, **clock.read()}
         del iteration  # its rows need not be in memory while the next are explored
-
-
-def full(norm: Tensor | None) -> Tensor:
-    """Of sharded gradients, the norm of all shards."""
-    assert norm is not None
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def accumulate(

@@ -10,6 +10,7 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from .shards import own
 from .signals import Reclaimed
 
 BUCKET = 25_000_000
@@ -115,6 +116,27 @@ class Processes:
                 torch.distributed.all_reduce(flat)
             for p, total in zip(bucket, flat.split([p.numel() for p in bucket])):
                 p.grad = total.view_as(p).to(p.dtype)
+
+    @torch.no_grad()
+    def clip(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+        """Shorten the gradients to a norm of `most`; the norm they had.
+
+        Where there are lanes it is summed in fp64, so that it is that of all shards and of one process alike.
+        """
+        if self.lanes_of_all == 1:
+            norm = self.accelerator.clip_grad_norm_(list(parameters), most)
+            assert norm is not None
+            return norm
+        self.accelerator.unscale_gradients()
+        grads = [own(p.grad) for p in parameters if p.grad is not None]
+        squares = torch.stack([grad.double().square().sum() for grad in grads]).sum()
+        if self.sharded:
+            torch.distributed.all_reduce(squares)
+        norm = squares.sqrt()
+        scale = (most / (norm + 1e-6)).clamp(max=1.0).float()
+        for grad in grads:
+            grad.mul_(scale)
+        return norm
 
 
 def buckets(parameters: Iterable[nn.Parameter], most: int) -> Iterator[list[nn.Parameter]]:

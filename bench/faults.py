@@ -1,0 +1,311 @@
+"""200 faults, one in each run: does it end as designed, and is every checkpoint that was whole before it whole after?
+
+    python bench/faults.py --json bench/results/faults.json
+
+Flow-GRPO trains the shipped pipeline for a few small iterations, with a checkpoint after each.  At a random moment
+something breaks.  As designed means: the run ends with the sentence that the fault should have (or goes on, where it
+should), no checkpoint is lost, and what is resumed afterwards ends with the weights of a run that nobody disturbed, to
+the last bit.  Silent is a fault after which the run ends as if nothing had been.
+"""
+
+import argparse
+import errno
+import json
+import os
+import random
+import re
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from fragile import BREAK
+from small import finished, run_of, start, tensors_of, work
+
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.run import Run
+from afterflow.session import execute
+from afterflow.train import state
+from afterflow.train.log import git_commit, hardware
+from afterflow.train.processes import Stopped
+
+ITERATIONS = 6
+EACH = {"in one process": 17, "in two": 15}
+"""Faults of each kind: 8 kinds in one process, 4 in two."""
+
+
+def run(name: str, **options) -> Run:
+    algorithm = FlowGRPO({"fragile:partial": 1.0}, steps=3, group=4, beta=0.0)
+    plain = {"held_out": None, "eval_every": 0, "eval_rewards": (), "sample_every": 0, "batch": 2, "lanes": 2}
+    return replace(run_of("flow_grpo", ITERATIONS, **(plain | options)), algorithm=algorithm, name=name)
+
+
+def ended(run: Run, resume: bool = False) -> str:
+    """How a run ends: the sentence, or nothing; and what it said on the way."""
+    said = StringIO()
+    with redirect_stdout(said):
+        try:
+            execute(run, "faults", resume)
+        except (Stopped, ValueError) as error:
+            return f"{said.getvalue()}\n{error}"
+    return said.getvalue() + "\nended"
+
+
+def breaking(how: str) -> Callable[[random.Random], "ExitStack"]:
+    """The reward breaks at some call; the first is its trial before training, where it would be refused."""
+
+    @contextmanager
+    def armed(rng: random.Random):
+        BREAK.update(at=rng.randint(2, ITERATIONS + 1), how=how, calls=0)
+        try:
+            yield
+        finally:
+            BREAK.update(at=None, how=None)
+
+    return armed
+
+
+@contextmanager
+def full_disk(rng: random.Random):
+    calls, at, write = [], rng.randint(3, 3 * ITERATIONS), state.save_file
+
+    def save_file(tensors, file):
+        calls.append(file)
+        if len(calls) == at:
+            Path(file).write_bytes(b"the beginning of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, file)
+
+    with patch.object(state, "save_file", save_file):
+        yield
+
+
+@contextmanager
+def spoiled_loss(rng: random.Random):
+    calls, at, loss = [], rng.randint(1, ITERATIONS), FlowGRPO.loss
+
+    def nan(self, models, batch):
+        calls.append(1)
+        value, metrics = loss(self, models, batch)
+        return (value * torch.nan if len(calls) >= at else value), metrics
+
+    with patch.object(FlowGRPO, "loss", nan):
+        yield
+
+
+@contextmanager
+def reclaimed(rng: random.Random):
+    timer = threading.Timer(rng.uniform(1.0, 3.0), os.kill, (os.getpid(), signal.SIGTERM))
+    # Before training begins SIGTERM ends a process as it always does; the run is told once it is under way.
+    begun = state.save
+
+    def save(*args, **kwargs):
+        if not timer.is_alive() and not timer.finished.is_set():
+            timer.interval = rng.uniform(0.0, 1.5)
+            timer.start()
+        return begun(*args, **kwargs)
+
+    with patch.object(state, "save", save):
+        yield
+    timer.cancel()
+
+
+IN_ONE = {
+    "reward down": (breaking("down"), r"step \d: 8 of 8 images have no fragile:partial; .*connection refused", {}),
+    "reward all NaN": (breaking("nan"), r"step \d: 8 of 8 images have no .*it is not a finite number", {}),
+    "reward answers too few": (breaking("few"), r"answered with shape \(7,\) for 8 images", {}),
+    "reward out of memory": (breaking("memory"), r"have no fragile:partial; .*out of memory", {}),
+    "disk full while saving": (full_disk, r"the checkpoint could not be written .*No space left", {}),
+    "loss is NaN": (spoiled_loss, r"step \d: the loss is nan for", {}),
+    "SIGTERM": (reclaimed, r"SIGTERM.*--resume|ended", {}),
+}
+
+
+def checkpoints(run: Run) -> list[Path]:
+    return state.checkpoints(run.folder / "checkpoints")
+
+
+def weights(run: Run) -> dict:
+    return {key: x for tensors in tensors_of(run.folder).values() for key, x in tensors.items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(x, other[key]) for key, x in one.items())
+
+
+def once(kind: str, rng: random.Random, expected: dict) -> dict:
+    """One fault in a run of this process."""
+    arm, sentence, options = IN_ONE[kind]
+    told = run("broken", **options)
+    with arm(rng):
+        said = ended(told)
+    return judged(told, said, sentence, expected)
+
+
+def judged(told: Run, said: str, sentence: str, expected: dict) -> dict:
+    """Whether the run ended as it should, lost nothing, and goes on as if nothing had been."""
+    left = checkpoints(told)
+    lost = sum(state.damage(each) is not None for each in left)
+    goes_on = True
+    if not said.endswith("ended"):
+        again = ended(told, resume=True) if left else ended(told)
+        goes_on = again.endswith("ended") and same(weights(told), expected)
+    designed = re.search(sentence, said) is not None and goes_on
+    return {"as_designed": designed, "lost": lost, "silent": said.strip() == "ended", "said": said.strip()[-200:]}
+
+
+def one_nan(rng: random.Random, expected: dict) -> dict:
+    """One image without a score is left out and counted; the run ends."""
+    told = run("broken", invalid=0.3)
+    with breaking("one nan")(rng):
+        said = ended(told)
+    lines = [json.loads(line) for line in (told.folder / "metrics.jsonl").read_text().splitlines()]
+    counted = any("invalid/fragile:partial" in line for line in lines)
+    noticed = "1 of 8 images have no fragile:partial" in said
+    lost = sum(state.damage(each) is not None for each in checkpoints(told))
+    designed = noticed and counted and said.endswith("ended")
+    return {"as_designed": designed, "lost": lost, "silent": not (noticed and counted), "said": said.strip()[-200:]}
+
+
+def corrupted(rng: random.Random, expected: dict) -> dict:
+    """A file of the newest checkpoint is cut, flipped or gone; the one before it is offered and taken."""
+    told = run("broken")
+    with patch("afterflow.watch.Budget.ends", lambda self, step: step >= 2):  # leaves it unfinished
+        ended(told)
+    last, before = checkpoints(told)[-1], checkpoints(told)[-2]
+    file = rng.choice(sorted(last.iterdir()))
+    harm, content = rng.choice(["cut", "flipped", "gone"]), bytearray(file.read_bytes())
+    if harm == "gone":
+        file.unlink()
+    elif harm == "cut":
+        file.write_bytes(content[: rng.randrange(len(content))])
+    else:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(content)
+    said = ended(told, resume=True)
+    refused = f"{last} is damaged" in said and f"delete it to go on from {before.name}" in said
+    state.delete(last)
+    goes_on = ended(told, resume=True).endswith("ended") and same(weights(told), expected)
+    return {
+        "as_designed": refused and goes_on,
+        "lost": int(state.damage(before) is not None) if before.is_dir() else 0,
+        "silent": not refused,
+        "said": f"{harm} {file.name}: {said.strip()[-160:]}",
+    }
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def in_two(kind: str, rng: random.Random, expected: dict) -> dict:
+    """A fault in one of two processes, which torchrun has started."""
+    told, rank = run("broken"), rng.randrange(2)
+    variables = {}
+    if kind in ("reward down in one of two", "reward out of memory in one of two"):
+        how = "down" if "down" in kind else "memory"
+        variables["AFTERFLOW_FRAGILE"] = f"{rank} {rng.randint(2, ITERATIONS + 1)} {how}"
+    process = start(__file__, ["--work"], Path.cwd(), 2, **variables)
+    metrics = told.folder / "metrics.jsonl"
+    if not variables:
+        while not (metrics.is_file() and metrics.read_text()) and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.0, 3.0))
+        if kind == "rank killed" and process.poll() is None:
+            os.kill(children(process.pid)[rank], signal.SIGKILL)
+        elif process.poll() is None:
+            for child in children(process.pid):
+                os.kill(child, signal.SIGTERM)
+                time.sleep(rng.uniform(0.0, 0.5))
+    began = time.monotonic()
+    out, err = process.communicate(timeout=300)
+    said, seconds = out.decode() + err.decode(), time.monotonic() - began
+    whole = process.returncode == 0
+    sentence = {
+        "rank killed": r"SIGKILL|Signal 9",
+        "SIGTERM to two": r"SIGTERM.*--resume",
+        "reward down in one of two": r"fragile:partial; .*connection refused",
+        "reward out of memory in one of two": r"fragile:partial; .*out of memory",
+    }[kind]
+    left = checkpoints(told)
+    lost = sum(state.damage(each) is not None for each in left)
+    goes_on = whole
+    if not whole:
+        finished(start(__file__, ["--work"], Path.cwd(), 2))
+        goes_on = True
+    goes_on = goes_on and same(weights(told), expected)
+    # A signal may come when all is trained, and its result is being written, or is there.
+    trained = metrics.is_file() and len(metrics.read_text().splitlines()) == ITERATIONS
+    noticed = re.search(sentence, said) is not None or (not variables and trained)
+    return {
+        "as_designed": noticed and goes_on and seconds < 60,
+        "lost": lost,
+        "silent": whole and bool(variables),
+        "said": f"{seconds:.0f} s: " + (re.search(rf".*({sentence}).*", said) or [said[-160:]])[0][:200],
+    }
+
+
+IN_TWO = ("rank killed", "SIGTERM to two", "reward down in one of two", "reward out of memory in one of two")
+
+
+def table(found: dict[str, list[dict]]) -> str:
+    lines = [f"{'fault':<36} {'injected':>8} {'as designed':>11} {'silent':>6} {'checkpoints lost':>16}"]
+    for kind, rows in found.items():
+        total = {name: sum(int(row[name]) for row in rows) for name in ("as_designed", "silent", "lost")}
+        lines.append(f"{kind:<36} {len(rows):>8} {total['as_designed']:>11} {total['silent']:>6} {total['lost']:>16}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--each", type=int, help="faults of each kind, instead of 17 in one process and 15 in two")
+    parser.add_argument("--only", nargs="*", help="kinds of fault")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    options = parser.parse_args()
+    if options.work:
+        return work(run("broken"))
+    kinds: dict[str, Callable[[random.Random, dict], dict]] = {
+        **{kind: lambda rng, expected, kind=kind: once(kind, rng, expected) for kind in IN_ONE},
+        "one image without a score": one_nan,
+        "checkpoint damaged": corrupted,
+        **{kind: lambda rng, expected, kind=kind: in_two(kind, rng, expected) for kind in IN_TWO},
+    }
+    found: dict[str, list[dict]] = {}
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+        ended(run("whole"))
+        expected = weights(run("whole"))
+        for kind in options.only or kinds:
+            rng = random.Random(kind)
+            times = options.each or EACH["in two" if kind in IN_TWO else "in one process"]
+            found[kind] = []
+            for n in range(times):
+                folder = Path(place) / f"{len(found)}_{n}"
+                folder.mkdir()
+                os.chdir(folder)
+                found[kind].append(kinds[kind](rng, expected))
+            print(table({kind: found[kind]}).splitlines()[1], flush=True)
+            for row in found[kind]:
+                if not row["as_designed"]:
+                    print("   ", row["said"], flush=True)
+        os.chdir(home)
+    told = {"git_commit": git_commit(), "hardware": hardware(), "command": "python bench/faults.py"}
+    print(table(found))
+    if options.json != "-":
+        Path(options.json).write_text(
+            json.dumps({"faults": found, "table": table(found).splitlines()} | told, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""A reward that breaks when it is told to: `fragile:partial`, for bench/faults.py."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from afterflow.rewards import shapes
+
+BREAK = {"at": None, "how": None, "calls": 0}
+"""At which call, and how; other processes are told by AFTERFLOW_FRAGILE, as `rank call how`."""
+
+
+def partial(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+    """What shapes_partial says, until it breaks."""
+    values = np.asarray(shapes.partial(images, records).values, np.float64)
+    BREAK["calls"] += 1
+    how = due()
+    if how == "down":
+        raise ConnectionError("connection refused")
+    if how == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+    if how == "nan":
+        return np.full_like(values, np.nan)
+    if how == "one nan":
+        values[0] = np.nan
+    if how == "few":
+        return values[:-1]
+    return values
+
+
+def due() -> str | None:
+    told = os.environ.get("AFTERFLOW_FRAGILE")
+    if told is not None:
+        rank, at, how = told.split(" ", 2)
+        return how if os.environ.get("RANK", "0") == rank and BREAK["calls"] >= int(at) else None
+    return BREAK["how"] if BREAK["at"] is not None and BREAK["calls"] >= BREAK["at"] else None
