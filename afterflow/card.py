@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 from . import __version__
 from .models.families import FAMILIES
-from .models.pipeline import Pretrained
+from .models.pipeline import SHIPPED, Pretrained
 from .models.tiny import TinyParts, TinyVideoParts
 from .models.tune import LoRA
 from .report import Estimate, estimates, written
@@ -86,8 +86,8 @@ def named(run: Run) -> str:
     """How a user names the base in code."""
     if not isinstance(run.model, Pretrained):
         return f'"{run.model.folder}"'
-    if run.model.path == "tiny":
-        return "TINY"
+    if run.model.path in SHIPPED:
+        return run.model.path.upper()
     revision = f', revision="{run.model.revision}"' if run.model.revision else ""
     return f'"{run.model.path}"{revision}'
 
@@ -100,7 +100,8 @@ def stock_of(run: Run) -> str:
 
 def usage(run: Run, result: Path) -> list[str]:
     stock = stock_of(run)
-    shipped = ["from afterflow.models.pipeline import TINY"] if named(run) == "TINY" else []
+    ours = isinstance(run.model, Pretrained) and run.model.path in SHIPPED
+    shipped = [f"from afterflow.models.pipeline import {named(run)}"] if ours else []
     start = f"pipe = {stock}.from_pretrained({named(run)})"
     code = (
         [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']

@@ -25,7 +25,10 @@ from .base import Model, cache_folder, keep
 from .lora import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
 from .quantize import QuantizeName, check_quantizes, quantize
 
-TINY = Path(__file__).parent.parent / "assets" / "tiny_sd3"
+ASSETS = Path(__file__).parent.parent / "assets"
+TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
+SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN}
+"""Names that a model's path may have instead of a folder."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ def padded(embedding: Embedding, length: int) -> Embedding:
 
 def locate(path: str, revision: str | None, weights: bool = True) -> Path:
     """The local folder of a pipeline, downloaded when `path` is a hub id; without weights, its configurations alone."""
-    folder = TINY if path == "tiny" else Path(path)
+    folder = SHIPPED.get(path, Path(path))
     if not folder.is_dir():
         if len(Path(path).parts) != 2 or path.startswith((".", "/")):
             raise ValueError(f"model {path!r}: no such folder, and a hub id reads owner/name")

@@ -1,6 +1,6 @@
 """The moving world: a tiny Wan from scratch, and how it is taught to move what the prompt names.
 
-The recipes of reinforcement start from what `tiny_wan_pretrain` leaves.
+The recipes of reinforcement start from the shipped pipeline, which is what `tiny_wan_pretrain` leaves.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from .shapes import shapes_flow_grpo
 from .tiny import tiny_sd3_pretrain
 
 WEIGHTS = {"moving_strict": 0.5, "moving_partial": 0.5}
-WAN = Wan("runs/tiny_wan_pretrain/model", height=32, width=32, frames=9, max_sequence_length=16)
+WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)
 
 
 def tiny_wan_pretrain() -> Run:

@@ -1,6 +1,7 @@
 """Make of a pretraining run the folder that is shipped: half the bytes, and loadable without any argument.
 
 python -m afterflow.tiny.ship runs/tiny_sd3_pretrain/model afterflow/assets/tiny_sd3
+python -m afterflow.tiny.ship runs/tiny_wan_pretrain/model afterflow/assets/tiny_wan
 """
 
 import json
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Pipeline, WanPipeline
 from transformers import T5Config, T5EncoderModel
 
 
@@ -27,9 +28,13 @@ def silent_t5(width: int, vocabulary: int) -> T5EncoderModel:
 
 def ship(source: Path, target: Path) -> None:
     """Store the transformer and the autoencoder in half precision; the encoders are small and stay as they are."""
-    pipe = StableDiffusion3Pipeline.from_pretrained(source, text_encoder_3=None, tokenizer_3=None)
-    t5 = silent_t5(pipe.transformer.config.joint_attention_dim, len(pipe.tokenizer))
-    pipe.register_modules(text_encoder_3=t5, tokenizer_3=pipe.tokenizer)
+    kind = json.loads((source / "model_index.json").read_text())["_class_name"]
+    if kind == "WanPipeline":
+        pipe = WanPipeline.from_pretrained(source)
+    else:
+        pipe = StableDiffusion3Pipeline.from_pretrained(source, text_encoder_3=None, tokenizer_3=None)
+        t5 = silent_t5(pipe.transformer.config.joint_attention_dim, len(pipe.tokenizer))
+        pipe.register_modules(text_encoder_3=t5, tokenizer_3=pipe.tokenizer)
     pipe.transformer.half()
     pipe.vae.half()
     pipe.save_pretrained(target)
