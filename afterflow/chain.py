@@ -117,8 +117,12 @@ class Chain:
     name: str
     stages: tuple[Run | Merge | Samples, ...]
     """In order; each may use the folders of those before it, runs/NAME of the stage."""
+    processes: int = 1
+    """How many train each run; torchrun starts them on this machine."""
 
     def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"chain {self.name}: processes = {self.processes}; at least 1")
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
@@ -142,7 +146,7 @@ def execute(chain: Chain) -> Path:
         inputs_file(stage).write_text(json.dumps(inputs(stage)) + "\n")
         if isinstance(stage, Run):
             print(place, flush=True)
-            train_apart(stage, chain.name)
+            train_apart(stage, chain.name, chain.processes)
         else:
             print(f"{place}: {stage()}", flush=True)
             record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")

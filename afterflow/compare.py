@@ -77,14 +77,16 @@ def check_same(run: Run) -> None:
         raise ValueError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
 
 
-def train_apart(run: Run, recipe: str) -> None:
-    """In a process of its own: threads, precision and memory of one run do not reach the next."""
+def train_apart(run: Run, recipe: str, processes: int = 1) -> None:
+    """In a process of its own, or several: threads, precision and memory of one run do not reach the next."""
     file = run.folder / "asked.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
     resumes = bool(checkpoints(run.folder / "checkpoints"))
     what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
-    trained = subprocess.Popen([sys.executable, "-m", "afterflow", "train", *what])
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = several if processes > 1 else []
+    trained = subprocess.Popen([sys.executable, *launcher, "-m", "afterflow", "train", *what])
     # Ctrl-C reaches both processes, SIGTERM this one alone; the other one saves, and this one waits for it.
     handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: trained.terminate()}
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}

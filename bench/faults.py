@@ -42,7 +42,7 @@ EACH = {"in one process": 17, "in two": 15}
 
 
 def run(name: str, **options) -> Run:
-    algorithm = FlowGRPO({"fragile:partial": 1.0}, steps=3, group=4, beta=0.0)
+    algorithm = FlowGRPO({"fragile:clean": 1.0}, steps=3, group=4, beta=0.0)
     plain = {"held_out": None, "eval_every": 0, "eval_rewards": (), "sample_every": 0, "batch": 2, "lanes": 2}
     return replace(run_of("flow_grpo", ITERATIONS, **(plain | options)), algorithm=algorithm, name=name)
 
@@ -59,11 +59,11 @@ def ended(run: Run, resume: bool = False) -> str:
 
 
 def breaking(how: str) -> Callable[[random.Random], "ExitStack"]:
-    """The reward breaks at some call; the first is its trial before training, where it would be refused."""
+    """The reward breaks in some iteration, in each of which it is asked once."""
 
     @contextmanager
     def armed(rng: random.Random):
-        BREAK.update(at=rng.randint(2, ITERATIONS + 1), how=how, calls=0)
+        BREAK.update(at=rng.randint(1, ITERATIONS), how=how, calls=0)
         try:
             yield
         finally:
@@ -118,10 +118,10 @@ def reclaimed(rng: random.Random):
 
 
 IN_ONE = {
-    "reward down": (breaking("down"), r"step \d: 8 of 8 images have no fragile:partial; .*connection refused", {}),
+    "reward down": (breaking("down"), r"step \d: 8 of 8 images have no fragile:clean; .*connection refused", {}),
     "reward all NaN": (breaking("nan"), r"step \d: 8 of 8 images have no .*it is not a finite number", {}),
     "reward answers too few": (breaking("few"), r"answered with shape \(7,\) for 8 images", {}),
-    "reward out of memory": (breaking("memory"), r"have no fragile:partial; .*out of memory", {}),
+    "reward out of memory": (breaking("memory"), r"have no fragile:clean; .*out of memory", {}),
     "disk full while saving": (full_disk, r"the checkpoint could not be written .*No space left", {}),
     "loss is NaN": (spoiled_loss, r"step \d: the loss is nan for", {}),
     "SIGTERM": (reclaimed, r"SIGTERM.*--resume|ended", {}),
@@ -158,7 +158,8 @@ def judged(told: Run, said: str, sentence: str, expected: dict) -> dict:
         again = ended(told, resume=True) if left else ended(told)
         goes_on = again.endswith("ended") and same(weights(told), expected)
     designed = re.search(sentence, said) is not None and goes_on
-    return {"as_designed": designed, "lost": lost, "silent": said.strip() == "ended", "said": said.strip()[-200:]}
+    silent = said.endswith("ended") and re.search(sentence, said) is None
+    return {"as_designed": designed, "lost": lost, "silent": silent, "said": said.strip()[-200:]}
 
 
 def one_nan(rng: random.Random, expected: dict) -> dict:
@@ -167,8 +168,8 @@ def one_nan(rng: random.Random, expected: dict) -> dict:
     with breaking("one nan")(rng):
         said = ended(told)
     lines = [json.loads(line) for line in (told.folder / "metrics.jsonl").read_text().splitlines()]
-    counted = any("invalid/fragile:partial" in line for line in lines)
-    noticed = "1 of 8 images have no fragile:partial" in said
+    counted = any("invalid/fragile:clean" in line for line in lines)
+    noticed = "1 of 8 images have no fragile:clean" in said
     lost = sum(state.damage(each) is not None for each in checkpoints(told))
     designed = noticed and counted and said.endswith("ended")
     return {"as_designed": designed, "lost": lost, "silent": not (noticed and counted), "said": said.strip()[-200:]}
@@ -211,7 +212,7 @@ def in_two(kind: str, rng: random.Random, expected: dict) -> dict:
     variables = {}
     if kind in ("reward down in one of two", "reward out of memory in one of two"):
         how = "down" if "down" in kind else "memory"
-        variables["AFTERFLOW_FRAGILE"] = f"{rank} {rng.randint(2, ITERATIONS + 1)} {how}"
+        variables["AFTERFLOW_FRAGILE"] = f"{rank} {rng.randint(1, ITERATIONS)} {how}"
     process = start(__file__, ["--work"], Path.cwd(), 2, **variables)
     metrics = told.folder / "metrics.jsonl"
     if not variables:
@@ -231,8 +232,8 @@ def in_two(kind: str, rng: random.Random, expected: dict) -> dict:
     sentence = {
         "rank killed": r"SIGKILL|Signal 9",
         "SIGTERM to two": r"SIGTERM.*--resume",
-        "reward down in one of two": r"fragile:partial; .*connection refused",
-        "reward out of memory in one of two": r"fragile:partial; .*out of memory",
+        "reward down in one of two": r"fragile:clean; .*connection refused",
+        "reward out of memory in one of two": r"fragile:clean; .*out of memory",
     }[kind]
     left = checkpoints(told)
     lost = sum(state.damage(each) is not None for each in left)

@@ -1,4 +1,4 @@
-"""A reward that breaks when it is told to: `fragile:partial`, for bench/faults.py."""
+"""A reward that breaks when it is told to: `fragile:clean`, for bench/faults.py."""
 
 import os
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ BREAK = {"at": None, "how": None, "calls": 0}
 """At which call, and how; other processes are told by AFTERFLOW_FRAGILE, as `rank call how`."""
 
 
-def partial(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """What shapes_partial says, until it breaks."""
-    values = np.asarray(shapes.partial(images, records).values, np.float64)
+def clean(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+    """What shapes_fidelity says, which is never the same of two images, until it breaks."""
+    values = np.asarray(shapes.quality(images, records).values, np.float64)
     BREAK["calls"] += 1
     how = due()
     if how == "down":

@@ -4,9 +4,10 @@
 
 Each method trains the shipped pipeline for 20 iterations with the same global batch: in one process, in two (torchrun,
 gloo), and Flow-GRPO in four too.  All have as many lanes, so that gradients are summed in the same way.  Then SFT and
-Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  What is told: whether the rewards of every
-iteration, which come from the rollouts' pixels, and the final weights are equal to the last bit, and else how far apart
-the losses are at the most, relative to their size (a policy loss is 0 but for rounding, so relative to 1).
+Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  What is told: until which
+iteration all rewards, which come from the rollouts' pixels, are equal to the last bit, whether the final weights are, and
+how far apart losses and gradient norms are at the most, relative to their size (a policy loss is 0 but for rounding, so
+relative to 1).
 """
 
 import argparse
@@ -50,15 +51,15 @@ def apart(one: Path, other: Path) -> dict:
         {k: v for k, v in line.items() if "reward" in k or k.startswith("eval/")} for line in lines
     ]
     size = lambda name, value: 1.0 if name == "policy_loss" else abs(value)
-    gaps = [abs(x[k] - y[k]) / size(k, x[k]) for x, y in zip(a, b) for k in LOSSES if x.get(k)]
+    gaps = {k: [abs(x[k] - y[k]) / size(k, x[k]) for x, y in zip(a, b) if x.get(k)] for k in LOSSES}
     same = [
         torch.equal(tensor, found[key])
         for tensors, found in zip(tensors_of(one).values(), tensors_of(other).values())
         for key, tensor in tensors.items()
     ]
     return {
-        "rewards_equal": rewards(a) == rewards(b),
-        "largest_gap_of_losses": max(gaps),
+        "rewards_equal_until": next((n for n, (x, y) in enumerate(zip(a, b)) if judged(x) != judged(y)), len(a)),
+        "largest_gaps": {name: max(each) for name, each in gaps.items() if each},
         "weights_equal": all(same),
     }
 

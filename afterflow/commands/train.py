@@ -1,5 +1,6 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,6 +82,8 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
     """Do the stages of a chain that have not ended; the folder of the last."""
     from ..chain import execute
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
     if options:
         raise ValueError(
             f"{chain.name} is a chain of runs and takes no options, so not {options[0]}; write a recipe beside it "

@@ -112,7 +112,7 @@ def sd35_flow_opd() -> Chain:
 
 def sd35_flow_opd_8gpu() -> Chain:
     """The same from the specialists of 48 prompts an iteration, with the paper's 16 for the student."""
-    return _flow_opd("sd35_flow_opd_8gpu", "_8gpu", 16)
+    return replace(_flow_opd("sd35_flow_opd_8gpu", "_8gpu", 16), processes=8)
 
 
 def flux_dance_grpo_hps() -> Run:
