@@ -5,9 +5,9 @@
 Each method trains the shipped pipeline for 20 iterations with the same global batch: in one process, in two (torchrun,
 gloo), and Flow-GRPO in four too.  All have as many lanes, so that gradients are summed in the same way.  Then SFT and
 Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  What is told: until which
-iteration all rewards, which come from the rollouts' pixels, are equal to the last bit, whether the final weights are, and
-how far apart losses and gradient norms are at the most, relative to their size (a policy loss is 0 but for rounding, so
-relative to 1).
+iteration all rewards, which come from the rollouts' pixels, are equal to the last bit, whether the final weights are,
+and how far apart losses and gradient norms are at the most, relative to their size (a policy loss is 0 but for
+rounding, so relative to 1).
 """
 
 import argparse
@@ -47,9 +47,7 @@ def apart(one: Path, other: Path) -> dict:
     """How far two runs are from each other."""
     a, b = metrics_of(one), metrics_of(other)
     assert len(a) == len(b)
-    rewards = lambda lines: [
-        {k: v for k, v in line.items() if "reward" in k or k.startswith("eval/")} for line in lines
-    ]
+    judged = lambda line: {k: v for k, v in line.items() if "reward" in k or k.startswith("eval/")}
     size = lambda name, value: 1.0 if name == "policy_loss" else abs(value)
     gaps = {k: [abs(x[k] - y[k]) / size(k, x[k]) for x, y in zip(a, b) if x.get(k)] for k in LOSSES}
     same = [
