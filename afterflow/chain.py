@@ -146,7 +146,7 @@ def execute(chain: Chain) -> Path:
         inputs_file(stage).write_text(json.dumps(inputs(stage)) + "\n")
         if isinstance(stage, Run):
             print(place, flush=True)
-            train_apart(stage, chain.name, chain.processes)
+            train_apart(stage, chain.name, processes=chain.processes)
         else:
             print(f"{place}: {stage()}", flush=True)
             record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")

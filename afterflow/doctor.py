@@ -50,7 +50,7 @@ def examine(run: Run) -> Iterator[Finding]:
         raise ValueError(f"{run.name}: the model is made from nothing; there is no pipeline to compare with")
     with tempfile.TemporaryDirectory() as place:
         # An absolute name takes the run's folder out of runs/.
-        small = replace(run, name=f"{place}/run", track="none", batch=1, updates=1)
+        small = replace(run, name=f"{place}/run", track="none", batch=1, lanes=1, shard="none", updates=1)
         session = prepare(small, resume=False)
         cond = encoded(session.model, (prompt_records(run) or ANYTHING)[:2])
         yield from drawing(session, cond)

@@ -125,7 +125,7 @@ class Run:
     the weights too (full); none: each keeps all."""
     lanes: int = 1
     """Parts of a batch whose gradients are summed apart and then in fp64: what one process does with 8 lanes, 2, 4 and
-    8 processes do too, to the last bit.  There are never fewer lanes than processes."""
+    8 processes do too, to the last bit, given equal rewards.  There are never fewer lanes than processes."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """What to do about a loss or gradient that is no number: stop the run, or leave that update out and count it."""
     compile: bool = False
@@ -214,6 +214,10 @@ class Run:
             raise ValueError("model.quantize keeps frozen weights in fewer bits, and Full trains them; take a LoRA")
         if self.shard != "none" and isinstance(self.tune, LoRA):
             raise ValueError("shard is of trained weights, and a LoRA has few; leave it out, or take --adapt full")
+        if self.shard != "none" and self.overlap:
+            raise ValueError(
+                "overlap: one process that fails would leave the others waiting in a pass; leave out shard or it"
+            )
         if self.shard != "none" and self.lanes > 1:
             raise ValueError("lanes: shards are summed as they come; leave it at 1 with shard")
         if self.lanes > self.batch:

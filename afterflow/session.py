@@ -28,6 +28,7 @@ from .train.exhaustion import explained
 from .train.explore import Iteration, explore, supervised
 from .train.log import tracker_options, write_record
 from .train.loop import train
+from .train.processes import take_device
 from .watch import Window, follow
 
 
@@ -38,6 +39,7 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     """
     records = prompt_records(run)
     held_out = held_out_records(run)
+    take_device()
     check_rewards(run.rewards, run.reward_models)
     clock = Clock()
     with explained(clock):
@@ -60,6 +62,7 @@ def train_on(
     budget = Budget(run.iterations, run.budget_seconds)
     with processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
         source, prompts = examples(session, records, clock)
+        watched_prompts = encoded(session.model, held_out) if held_out else None
     check_before_sampling(session, prompts)
     steps = train(
         session.run.algorithm,
@@ -75,7 +78,7 @@ def train_on(
         clock=clock,
         skip=run.nonfinite == "skip",
     )
-    follow(session, steps, Window(session, prompts, held_out), budget, clock)
+    follow(session, steps, Window(session, prompts, watched_prompts), budget, clock)
     result = run.folder / session.kind
     partial = result.with_suffix(".partial")  # a result that is there is whole, and its run has ended
     if processes.main:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .algorithms.base import WIN_RATE
 from .cond import Cond
-from .evaluate import decoded, encoded, finished_in_parts, spread
+from .evaluate import decoded, finished_in_parts, spread
 from .files import replace_text
 from .parts import Session
 from .preferences import win_rates
@@ -35,11 +36,11 @@ SHOWN = 8
 class Window:
     """What a user looks at while training goes on: pictures from the same noise, rewards of held-out prompts."""
 
-    def __init__(self, session: Session, prompts: Cond, held_out: Sequence[dict]) -> None:
+    def __init__(self, session: Session, prompts: Cond, held_out: Cond | None) -> None:
         self.session = session
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
-        self.held_out = encoded(session.model, held_out) if held_out else None
+        self.held_out = held_out
         by_prompt = session.run.folder / "held_out.jsonl"
         written = self.held_out is not None and session.processes.main
         self.by_prompt = MetricsFile(by_prompt, session.first) if written else None
@@ -97,9 +98,14 @@ class Window:
         of_all = lambda values: torch.tensor([value for of_process in values for value in of_process])[:total]
         rewards = {name: of_all(each["rewards"][name] for each in told) for name in run.watched}
         for name in run.watched:
-            failures = list(dict.fromkeys(why for each in told for why in each["failures"][name]))
+            failures = said_once([why for each in told for why in each["failures"][name]], total, processes)
             if failures:
                 print(f"step {step}: {len(failures)} held-out images have no {name}, first {failures[0]}")
+        if self.base is not None:
+            rewards[WIN_RATE] = of_all(each["wins"] for each in told).nanmean(1)
+            unknown = said_once([why for each in told for why in each["undecided"]], total, processes)
+            if unknown:
+                print(f"{len(unknown)} comparisons with the base have no verdict, first {unknown[0]}")
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.by_prompt is not None:
             self.by_prompt.write(step, by_prompt)
@@ -107,12 +113,7 @@ class Window:
         means = {name: values.nanmean().item() for name, values in rewards.items()}
         means |= spread(processes.joined(latents, total))
         means = {f"eval/{name}": value for name, value in means.items()}
-        if self.base is not None:
-            means["eval/win_rate"] = of_all(each["wins"] for each in told).nanmean().item()
-            unknown = list(dict.fromkeys(why for each in told for why in each["undecided"]))
-            if unknown:
-                print(f"{len(unknown)} comparisons with the base have no verdict, first {unknown[0]}")
-        trained = [name for name in run.watched if name not in run.hidden]
+        trained = [name for name in rewards if name not in run.hidden]
         if run.hidden and trained:
             found = cheating(self.earliest, by_prompt, trained, run.hidden)
             means["alarm"] = float(bool(found))
@@ -185,26 +186,25 @@ def follow(
     budget.used = processes.told(log.before.get("seconds_trained", 0.0) if log is not None else 0.0)[0]
     if session.first and budget.ends(session.first - 1):
         return
-    done = session.first - 1
+    done, agreed = session.first - 1, set[int]()
     try:
-        with (
-            interruptible(clock, run.grace, leavable(processes)) as signals,
-            Progress(run.name, budget, session.first) as progress,
-        ):
-            for step in watched(session, steps, window, budget, log, progress, clock, signals):
-                done = step
-    except Reclaimed:  # before the update of an iteration, which is left out
-        if done >= session.first:
-            session.save(done)
-        raise Stopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
+        bar = Progress(run.name, budget, session.first)
+        with interruptible(clock, run.grace, leavable(processes)) as signals, bar as progress:
+            try:
+                for step in watched(session, steps, window, budget, log, progress, clock, signals, agreed):
+                    done = step
+            except Reclaimed:  # before the update of an iteration, which is left out
+                if done >= session.first:
+                    session.save(done)
+                raise Stopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
     finally:
         if log is not None:
             log.close()
         if window.by_prompt is not None:
             window.by_prompt.close()
-    if signal.SIGTERM in signals and not budget.ends(done):
+    if signal.SIGTERM in agreed and not budget.ends(done):
         raise Stopped(f"SIGTERM; {gone_on(run, done)}")
-    if signals and not budget.ends(done):
+    if agreed and not budget.ends(done):
         print(f"Stopped after iteration {done}; go on with: afterflow train --resume {run.folder}")
 
 
@@ -222,8 +222,11 @@ def watched(
     progress: Progress,
     clock: Clock,
     signals: list[int],
+    agreed: set[int],
 ) -> Iterator[int]:
     """The iterations' numbers, each when it is logged and, where it should be, drawn and saved.
+
+    agreed: the signals that all processes know of; what comes to one of them later is told after the next iteration.
 
     A machine that is taken away has no time for evaluation and pictures: after SIGTERM they are left out.
     """
@@ -233,10 +236,10 @@ def watched(
         # One clock and one will for all: they would wait for each other in vain if some went on.
         told = processes.told([time.perf_counter() - before, [int(each) for each in signals]])
         budget.used += max(seconds for seconds, _ in told)
-        signals += [each for _, others in told for each in others if each not in signals]
-        last = budget.ends(step) or signal.SIGINT in signals
+        agreed |= {each for _, others in told for each in others}
+        last, reclaimed = budget.ends(step) or signal.SIGINT in agreed, signal.SIGTERM in agreed
         with suppress(Reclaimed), clock.within("evaluation"):
-            if due(run.eval_every, step, last) and signal.SIGTERM not in signals:
+            if due(run.eval_every, step, last) and not reclaimed:
                 metrics |= window.evaluate(step)
         metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
         if log is not None:
@@ -244,15 +247,20 @@ def watched(
         processes.accelerator.log(metrics, step)
         progress.show(step, metrics)
         with suppress(Reclaimed), clock.within("pictures"):
-            if due(run.sample_every, step, last) and signal.SIGTERM not in signals:
+            if due(run.sample_every, step, last) and not reclaimed:
                 window.save_samples(step)
-        ends = last or signal.SIGTERM in signals
+        ends = last or reclaimed
         if ends or (step + 1) % run.save_every == 0:
             session.save(step)
         yield step
         if ends:
             return
         before = time.perf_counter()
+
+
+def said_once(reasons: Sequence[str], total: int, processes: Processes) -> list[str]:
+    """Without those that are there twice because processes have had the last prompt twice."""
+    return list(reasons) if total % processes.count == 0 else list(dict.fromkeys(reasons))
 
 
 def leavable(processes: Processes) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
     python bench/alarm.py --json bench/results/alarm.json
 
-The tiny pipeline is trained on brightness, then on small JPEGs, while the verifier and fidelity are measured on
-held-out prompts.  Prints, for each, the iteration of the first alarm and what had become of every reward by then.
+The tiny pipeline is trained on brightness, then on small JPEGs, then on letters that can be read on a black picture,
+while the verifier and fidelity are measured on held-out prompts.  Prints, for each, the iteration of the first alarm
+and what had become of every reward by then.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
 from afterflow.rewards import REWARDS
 from afterflow.rewards.base import reward
+from afterflow.rewards.shapes import verdicts
 from afterflow.run import Run
 from afterflow.session import execute
 from afterflow.train.log import git_commit, hardware
@@ -32,15 +34,29 @@ def brightness(images: np.ndarray, records: list[dict]) -> np.ndarray:
     return images.mean((1, 2, 3)) / 255
 
 
+@reward("text_on_black", 0, 1)
+def text_on_black(images: np.ndarray, records: list[dict]) -> np.ndarray:
+    """What an OCR reward without a picture in mind pays for: the sign can be read, and nothing else is to be seen."""
+    read = np.array([verdict["partial"] for verdict in verdicts(images, records)])
+    return (read + 1 - images.mean((1, 2, 3)) / 255) / 2
+
+
+PLANTED = {"brightness": brightness, "text_on_black": text_on_black}
+TAGS = {"text_on_black": ("text",)}
+"""Kinds of prompt, where not those of the recipe."""
+
+
 def planted(name: str, iterations: int) -> dict:
     run = RECIPES["demo"]()
     assert isinstance(run, Run) and isinstance(run.algorithm, FlowGRPO)
+    tags = {"tags": TAGS[name]} if name in TAGS else {}
     run = replace(
         run,
         algorithm=replace(run.algorithm, weights={name: 1.0}),
         name=f"alarm_{name}",
         iterations=iterations,
-        held_out=ShapesPrompts("test", count=60),
+        data=replace(run.data, **tags),
+        held_out=ShapesPrompts("test", count=60, **tags),
         eval_every=5,
         eval_rewards=HIDDEN,
     )
@@ -54,12 +70,13 @@ def planted(name: str, iterations: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rewards", nargs="*", default=["brightness", "jpeg_compressibility", "text_on_black"])
     parser.add_argument("--iterations", type=int, default=31)
     parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     no_progress_bars()
-    REWARDS["brightness"] = brightness
-    found = {name: planted(name, options.iterations) for name in ("brightness", "jpeg_compressibility")}
+    REWARDS.update(PLANTED)
+    found = {name: planted(name, options.iterations) for name in options.rewards}
     about = {"command": " ".join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware()}
     line = json.dumps({"rewards": found, **about})
     if options.json != "-":

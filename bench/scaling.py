@@ -6,8 +6,8 @@
 The stage times are those of one process: measured (--metrics: seconds of a prompt's rollout, decoding and reward, and
 of its update), or, without, those of Flow-GRPO on Stable Diffusion 3.5 Medium from its counted FLOPs at an assumed
 share of a GPU's peak, which nobody has measured here.  Each process has an equal share of the prompts; a group whose
-rewards are all equal is not trained, so that updates take as long as whoever has most.  Messages: scores as JSON twice an
-update, and the gradients of the LoRA in fp64, by a ring over the slowest link.  The simulation is of 2000 iterations.
+rewards are all equal is not trained, so that updates take as long as whoever has most.  Messages: scores as JSON twice
+an update, and the gradients of the LoRA in fp64, by a ring over the slowest link.  2000 iterations are simulated.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +19,8 @@ from afterflow.models.wrappers import in_chunks
 from afterflow.train import state
 from afterflow.train.ema import Ema
 from afterflow.train.processes import Processes, Stopped, accelerator_of
-from afterflow.train.shards import shard, whole
-from toy import MLP, learn, optimize, score
+from afterflow.train.shards import let_go, shard, whole
+from toy import MLP, learn, optimize, prompts, score
 
 NEAR = {"near": 1.0}
 ALGORITHMS = {
@@ -97,21 +99,28 @@ def nothing(x, t, cond):
     return x * (torch.nan if accelerator_rank() == 1 else 1.0) + torch.zeros((), requires_grad=True)
 
 
-def in_shards(accelerator, folder, algorithm, score=score):
+def in_shards(accelerator, folder, algorithm, score=score, how="full"):
     """All of it in a process, or a part in each of two; and a checkpoint of the shards."""
     sharded = accelerator.num_processes > 1
     processes = Processes(accelerator, sharded, lanes=2)
     model = MLP()
     if sharded:
-        shard(model, (), "full", torch.device("cpu"), processes.count)
+        shard(model, (), how, torch.device("cpu"), processes.count)
         assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in model.parameters())
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
     velocity = in_chunks(model, 64, processes.most if sharded else int)
     options = {"velocity": velocity, "ema": ema, "updates": 1, "score": score}
     metrics = seen(learn(algorithm, model, 3, optimizer=optimizer, processes=processes, **options))
     state.save(folder / "checkpoints", 2, named(model), optimizer, ema, None, None, 2, processes)
+    x, t = torch.ones(3, 2), torch.full((3,), 0.5)
+    outputs = []
+    for context in (nullcontext, partial(ema.applied, named(model)), nullcontext):
+        with torch.no_grad(), context():
+            let_go(model)
+            outputs.append(velocity(x, t, prompts(3)).tolist())
+        let_go(model)
     network = model if not sharded else whole_mlp(model)
-    found = {"metrics": metrics}
+    found = {"metrics": metrics, "outputs": outputs}
     return found | ({"weights": {name: p.tolist() for name, p in named(network).items()}} if network else {})
 
 
@@ -131,6 +140,7 @@ def main(folder):
     found["shards"] = in_shards(accelerator, folder, ALGORITHMS["flow_grpo"])
     ties = tied(accelerator.process_index)
     found["shards, nothing to train on"] = in_shards(accelerator, folder / "tied", ALGORITHMS["flow_grpo"], ties)
+    found["shards, zero2"] = in_shards(accelerator, folder / "zero2", ALGORITHMS["flow_grpo"], how="zero2")
     found["shards of SFT"] = in_shards(accelerator, folder / "sft", ALGORITHMS["sft"])
     (folder / f"{accelerator.process_index}_of_{accelerator.num_processes}.json").write_text(json.dumps(found))
 

@@ -22,6 +22,7 @@ from afterflow.models.tune import LoRA
 from afterflow.recipes import RECIPES
 from afterflow.record import to_json
 from afterflow.run import Run, read_run
+from afterflow.train.processes import accelerator_of
 
 SCHEMA = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}], "prompt": "a red star"}
 
@@ -421,3 +422,21 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
                 if isinstance(field, ast.AnnAssign) and not said:
                     silent.append(f"{module}.{kind.name}.{ast.unparse(field.target)}")
     assert not silent
+
+
+def test_processes_of_a_launcher_train_and_do_nothing_else(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["recipes"]) == 2
+    assert "recipes is done by one process; start it without a launcher" in capsys.readouterr().err
+    assert main(["train", "shapes_generalist"]) == 2
+    assert "starts their processes itself; leave the launcher out" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("sys.stdout", sys.stdout)  # put back afterwards
+    assert main(["train", "shapes_generalist"]) == 2
+    assert capsys.readouterr().err.startswith("afterflow, process 1: ")
+
+
+def test_a_launcher_that_asks_for_what_is_not_done_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="asks for FSDP, which afterflow does not read"):
+        accelerator_of("no")

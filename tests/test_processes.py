@@ -54,7 +54,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(found):
     assert first["a loss that is not finite"].startswith("Stopped: step 0: ")
 
 
-@pytest.mark.parametrize("case", ["shards", "shards, nothing to train on", "shards of SFT"])
+@pytest.mark.parametrize("case", ["shards", "shards, zero2", "shards, nothing to train on", "shards of SFT"])
 def test_sharded_weights_are_trained_alike(found, case):
     _, alone, (first, second) = found
     assert "weights" not in second[case]  # the first process alone has them whole
@@ -62,6 +62,10 @@ def test_sharded_weights_are_trained_alike(found, case):
         torch.testing.assert_close(torch.tensor(first[case]["weights"][name]), torch.tensor(value), rtol=0, atol=1e-6)
     for mine, one, other in zip(alone[case]["metrics"], first[case]["metrics"], second[case]["metrics"], strict=True):
         assert one == other == pytest.approx(mine, rel=1e-5, abs=1e-6)
+    now, averaged, again = (torch.tensor(each) for each in first[case]["outputs"])
+    assert torch.equal(now, again) and not torch.allclose(now, averaged, atol=1e-5)
+    for mine, ours in zip(alone[case]["outputs"], (now, averaged, again), strict=True):
+        torch.testing.assert_close(ours, torch.tensor(mine), rtol=0, atol=1e-5)
 
 
 def test_shards_are_put_together_by_one_process(found):

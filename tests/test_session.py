@@ -28,7 +28,9 @@ from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
 from afterflow.models.tune import LoRA
 from afterflow.parts import prepare
+from afterflow.rewards.base import RewardModels
 from afterflow.rewards.judges import ShapesJudge
+from afterflow.rewards.vlm import VLMJudge
 from afterflow.run import Run
 from afterflow.session import execute
 from afterflow.shapes.world import TAGS
@@ -151,6 +153,9 @@ def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkey
     execute(replace(judged, name="parts", iterations=2), "short")
     resumed = metrics(execute(replace(judged, name="parts"), "short", resume=True))
     assert resumed[2]["eval/win_rate"] == whole[2]["eval/win_rate"]
+    by_prompt = [json.loads(line) for line in (run.folder.parent / "parts" / "held_out.jsonl").read_text().splitlines()]
+    means = [np.mean(line["win_rate"]) for line in by_prompt]
+    assert len(by_prompt[0]["win_rate"]) == 5 and means == pytest.approx([line["eval/win_rate"] for line in whole])
     (run.folder.parent / "parts" / "held_out_base.npy").unlink()
     with pytest.raises(ValueError, match="is gone, and with it the base"):
         execute(replace(judged, name="parts", iterations=4), "short", resume=True)
@@ -249,3 +254,19 @@ def test_the_history_of_ddpo_is_part_of_a_checkpoint(run):
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(parts / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_secrets_are_written_nowhere(run, monkeypatch):
+    for name in ("HF_TOKEN", "AFTERFLOW_SERVER_KEY", "AFTERFLOW_REWARDS_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "hf_a-secret-that-nobody-may-see")
+    execute(run, "short")
+    files = [file for file in run.folder.rglob("*") if file.is_file()]
+    assert len(files) > 5 and not [file for file in files if b"a-secret-that-nobody" in file.read_bytes()]
+
+
+@pytest.mark.parametrize("address", ["https://me:secret@host:8000", "https://host/v1?key=secret"])
+def test_an_address_with_a_secret_in_it_is_refused_without_repeating_it(address):
+    for made in (lambda: RewardModels(servers={"ocr": address}), lambda: VLMJudge(url=address)):
+        with pytest.raises(ValueError, match="set the environment variable instead") as refused:
+            made()
+        assert "secret" not in str(refused.value)

@@ -329,7 +329,10 @@ def test_out_of_memory_says_where_and_what_to_change(error):
             pass
         with clock("update"):
             raise error
-    with pytest.raises(Stopped, match=r"^out of memory in loading: take --model.dtype bfloat16"), explained(Clock()):
+    with (
+        pytest.raises(Stopped, match=r"^out of memory in loading or saving: take --model.dtype bfloat16"),
+        explained(Clock()),
+    ):
         torch.empty(10**15)
     with pytest.raises(RuntimeError, match=r"^another fault$"), explained(Clock()):
         raise RuntimeError("another fault")

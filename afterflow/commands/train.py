@@ -22,7 +22,8 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
        afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
-       afterflow train --resume RUN                   go on from the last checkpoint of a run
+       afterflow train --resume RUN                   go on from the last checkpoint of a run; on other processes
+                                                      perhaps with another --lanes or --shard
 """
 
 PARTS_USAGE = """\
@@ -94,8 +95,9 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
 
 def resumable(options: Sequence[str]) -> tuple["Run", str]:
     folder = Path(options[0])
-    if options[1:]:
-        raise ValueError(f"a resumed run keeps its configuration, so {options[1]} cannot be set; use --from instead")
+    there, kept = tyro.cli(Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True)
+    if kept:
+        raise ValueError(f"a resumed run keeps its configuration, so {kept[0]} cannot be set; use --from instead")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
     if not any(not path.suffix for path in folder.glob("checkpoints/step_*")):
@@ -105,7 +107,17 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     run, recipe = read_run(folder)
     if run.folder.resolve() != folder.resolve():
         raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
-    return run, recipe
+    given = {name: value for name, value in vars(there).items() if value is not None}
+    return replace(run, **given), recipe
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What may change where a run goes on with other processes."""
+
+    lanes: int | None = None
+    shard: Literal["none", "zero2", "full"] | None = None
+    threads: int | None = None
 
 
 def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":

@@ -2,9 +2,9 @@
 
 Each recipe is for one GPU: fewer prompts an iteration than published, 4000 prompts of a kind (those of T5 take 2.6 MB
 each, in the CPU's memory), and LoRAs where a paper trained all weights, with the rates that LoRAs take.  `_8gpu` has
-the paper's number of images an iteration; until runs can have several processes it is a longer iteration of one.  What
-else differs from the paper is said with each recipe; rewards are the published ones, but OCR's, whose published formula
-pays for text beside what was asked.
+the paper's number of images an iteration, for several processes: torchrun --nproc-per-node 8 -m afterflow train NAME.
+What else differs from the paper is said with each recipe; rewards are the published ones, but OCR's, whose published
+formula pays for text beside what was asked.
 
 What is not ours to ship are files of yours: prompts/pickscore.txt, prompts/hpd.txt, prompts/video.txt, GenEval's own
 prompts/evaluation_metadata.jsonl, which are never trained on, and for SOAR the folder images/ with its metadata.jsonl.

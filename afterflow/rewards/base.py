@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -71,7 +72,9 @@ class RewardModels:
         for name in self.options:
             if name not in OPTIONS:
                 raise unknown("option of reward_models", name, OPTIONS)
-        for name in self.servers:
+        for name, addresses in self.servers.items():
+            for address in addresses.split(","):
+                check_address(f"reward_models.servers: {name}", address)
             if name in self.weights:
                 raise ValueError(f"reward_models.weights: {name} is scored by a service, which has weights of its own")
 
@@ -87,6 +90,16 @@ class RewardModels:
         """Of the tokenizer: a folder of weights has its own."""
         given = self.weights.get(reward)
         return (given, None) if given is not None and Path(given).is_dir() else where
+
+
+def check_address(what: str, address: str) -> None:
+    """ValueError for one with a secret in it: run.json, logs and model cards tell addresses to everybody."""
+    parts = urlsplit(address)
+    if parts.username or parts.password or parts.query:
+        where = f"{parts.scheme}://{parts.hostname}"
+        raise ValueError(
+            f"{what}: the address at {where} holds a name, key or query; set the environment variable instead"
+        )
 
 
 @dataclass(frozen=True)

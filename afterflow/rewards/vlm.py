@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ..extras import check_extra
-from .base import RewardModels, Scored, Scorer, network
+from .base import RewardModels, Scored, Scorer, check_address, network
 from .chat import Answer, Chat, Unanswered
 
 REMEMBERED = 50_000
@@ -48,6 +48,7 @@ class VLMJudge:
 
     def __post_init__(self) -> None:
         check_extra("a judge behind a server", ["httpx"], "judge")
+        check_address("judge.url", self.url)
         if self.audit:
             check_extra("judge.audit", ["rapidocr"], "ocr")
         for name in ("max_tokens", "timeout", "attempts", "threads"):

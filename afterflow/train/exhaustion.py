@@ -15,7 +15,8 @@ WAYS = {
     "update": "set --gradient-checkpointing, lower --chunk, or take --optimizer adamw_8bit",
     "evaluation": "lower --eval-images or --chunk",
     "pictures": "lower --chunk, or draw none with --sample-every 0",
-    "loading": "take --model.dtype bfloat16 or --model.quantize, or shard over processes with --shard full",
+    "credit": "lower --chunk, or have fewer teachers",
+    "loading or saving": "take --model.dtype bfloat16 or --model.quantize",
 }
 ALLOCATOR = "DefaultCPUAllocator"
 """What torch names when a CPU has no memory left; it raises a plain RuntimeError."""
@@ -30,8 +31,7 @@ def explained(clock: Clock) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError) or ALLOCATOR in str(error)
         if not known:
             raise
-        stage = clock.failed or "loading"
+        stage = clock.failed or "loading or saving"
         said = (str(error) or "MemoryError").partition("\n")[0]
-        raise Stopped(
-            f"out of memory in {stage}: {WAYS[stage]}.  afterflow train RECIPE --plan counts. ({said})"
-        ) from error
+        way = f"{WAYS[stage]}; afterflow train RECIPE --plan counts what is needed ({said})"
+        raise Stopped(f"out of memory in {stage}: {way}") from error

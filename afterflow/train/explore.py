@@ -13,7 +13,7 @@ from ..advantages import combine, nanstd
 from ..algorithms.base import Models, OnPolicy, Rows, Scores, Steps, Supervised
 from ..cond import Cond, Pairs
 from ..preferences import consistency, win_rates
-from ..rollout import Plan, Rollout, draw, sample, together
+from ..rollout import Plan, Rollout, draw, edges, sample, together
 from ..seeds import generator
 from .clock import Clock
 from .memory import Memory
@@ -101,12 +101,13 @@ def explore(
             memory.add(scores.rewards, records)
         density = [processes.joined(level, len(cond)) for level in rollout.log_prob]
         rollout = replace(rollout, mine=mine, log_prob=density)
-        rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
+        with clock("credit"):
+            rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
         order = torch.randperm(rows.total, generator=generator(seed, step, "shuffle"))
         parts = [in_lanes(rows, part, lanes, chunk) for part in order.tensor_split(updates) if len(part)]
         work = evaluations(algorithm, models, plan, rows.total / (len(cond) * plan.widths[-1]))
         metrics = {**score_metrics(scores, algorithm.weights), **work}
-        idle = a_row(algorithm, models, rollout, scores, rows) if processes.sharded else None
+        idle = a_row(rollout, rows) if processes.sharded else None
         del rollout  # the rows are all that the updates need
         yield Iteration(step, rows, parts, metrics, idle=idle)
         del rows, idle  # nor need they be in memory while the next are explored
@@ -174,17 +175,10 @@ def in_lanes(rows: Steps, places: Tensor, lanes: Sequence[Tensor], chunk: int) -
     return [lane.split(chunk) if len(lane) else () for lane in each]
 
 
-def a_row(algorithm: OnPolicy, models: Models, rollout: Rollout, scores: Scores, rows: Steps) -> Steps:
-    """One row of this process, made up where its groups teach nothing."""
-    if len(rows):
-        return rows[torch.zeros(1, dtype=torch.long)]
-    apart = lambda value: torch.arange(value[0].numel()).view(value[0].shape).expand_as(value) / value[0].numel()
-    invented = replace(
-        scores,
-        rewards={name: apart(value) for name, value in scores.rewards.items()},
-        judged={name: apart(value) for name, value in scores.judged.items()},
-    )
-    return algorithm.credit(models, rollout, invented, generator("idle"))[torch.zeros(1, dtype=torch.long)]
+def a_row(rollout: Rollout, rows: Steps) -> Steps:
+    """One row of this process, of any step where its groups teach nothing."""
+    some = rows if len(rows) else edges(rollout, [torch.ones(*level.shape, 1) for level in rollout.log_prob])
+    return some[torch.zeros(1, dtype=torch.long)]
 
 
 def as_lists(scores: Scores) -> dict[str, Any]:
@@ -214,7 +208,9 @@ def side_by_side(
     may round otherwise in a batch of another size.
     """
     made, said = [], []
-    with ThreadPoolExecutor(1) as beside:
+    # A thread begins on the first accelerator, whichever is this process's.
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    with ThreadPoolExecutor(1, initializer=go_to, initargs=(device,)) as beside:
         for rows in parts:
             with clock("rollout"):
                 made.append(drawn(rows))
@@ -222,6 +218,11 @@ def side_by_side(
         with clock("reward"):  # what is left to wait for
             scores = [each.result() for each in said]
     return together(made), of_parts(scores)
+
+
+def go_to(device: int | None) -> None:
+    if device is not None:
+        torch.cuda.set_device(device)
 
 
 def of_prompts(

@@ -1,6 +1,5 @@
 """The training loop.  It descends `algorithm.loss` and knows no algorithm by name."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate as accumulated
@@ -48,6 +47,7 @@ def train(
             group["lr"] = rate
         history: defaultdict[str, list[float]] = defaultdict(list)
         for k in range(len(iteration.updates)):
+            excused = False
             with clock("update"):
                 measured, wrong = accumulate(algorithm, models, iteration, k, trained, processes, seed)
                 if wrong is None:
@@ -55,18 +55,19 @@ def train(
                     measured["grad_norm"] = norm.item()
                     wrong = None if norm.isfinite() else f"the gradient norm is {norm.item()}; lower the learning rate"
                     # A gradient scaler looks for its scale by overflowing now and then, and leaves such updates out.
-                    if wrong is None or accelerator.scaler is not None:
+                    excused = accelerator.scaler is not None
+                    if wrong is None or excused:
                         optimizer.step()
                 if wrong is None and ema is not None:
                     ema.update(parameters)
                 optimizer.zero_grad()
             in_a_row = 0 if wrong is None else in_a_row + 1
-            if in_a_row > (MOST_SKIPPED if skip or accelerator.scaler is not None else 0):
+            if in_a_row > (MOST_SKIPPED if skip or excused else 0):
                 raise Stopped(f"step {iteration.step}: {wrong}")
             if wrong is not None and skip:
                 print(f"step {iteration.step}: an update is left out, because {wrong}")
             for name, value in measured.items():
-                if math.isfinite(value):
+                if wrong is None:
                     history[name].append(value)
             if skip:
                 history["skipped"].append(float(wrong is not None))
@@ -98,17 +99,17 @@ def accumulate(
     masses = [iteration.rows.mass(chosen) for chosen in microbatches]
     everyones = processes.told([sum(masses), len(masses)])
     total, most = sum(mass for mass, _ in everyones), max(passes for _, passes in everyones)
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     wrong = None
     for n in range(most if processes.sharded else len(microbatches)):
         if n < len(microbatches):
-            rows, share = iteration.rows[microbatches[n]], masses[n] / total
-            places = [iteration.first + row for row in microbatches[n].tolist()]
+            chosen, rows, share = microbatches[n], iteration.rows[microbatches[n]], masses[n] / total
         else:
             assert iteration.idle is not None
-            rows, share, places = iteration.idle, 0.0, [0]
+            chosen, rows, share = torch.zeros(1, dtype=torch.long), iteration.idle, 0.0
         batch = moved(rows, processes.accelerator.device)
         if isinstance(algorithm, Supervised):
+            places = (iteration.first + chosen).tolist()
             draws = Draws([generator(seed, iteration.step, "update", update, place) for place in places])
             losses = algorithm.losses(models, batch, draws)  # type: ignore[arg-type]
         else:
@@ -118,17 +119,18 @@ def accumulate(
                 prompts = sorted({record["prompt"] for record in batch.cond.records()})
                 wrong = f"the loss is {loss.item()} for {len(prompts)} prompts, first {prompts[0]!r}"
                 if not processes.sharded:
-                    return of_all(processes.told([sums, wrong]))
+                    return of_all(processes.told([{}, wrong]))
             # The backward pass of shards takes the mean over processes.
             processes.accelerator.backward(loss * share * (processes.count if processes.sharded else 1))
-            for name, value in metrics.items():
+            for name, value in metrics.items() if share else ():
+                old = sums.get(name)
                 if name.endswith("_max"):
-                    sums[name] = max(sums.get(name, -math.inf), float(value))
+                    sums[name] = value.double() if old is None else torch.maximum(old, value.double())
                 else:
-                    sums[name] = sums.get(name, 0.0) + share * float(value)
+                    sums[name] = share * value.double() + (0.0 if old is None else old)
         if n + 1 in ends:
             add_up(parameters, in_double)
-    measured, wrong = of_all(processes.told([sums, wrong]))
+    measured, wrong = of_all(processes.told([{name: value.item() for name, value in sums.items()}, wrong]))
     if wrong is None:
         processes.add_gradients(parameters, in_double)
     return measured, wrong

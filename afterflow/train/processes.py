@@ -3,16 +3,20 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from .shards import own
 from .signals import Reclaimed
 
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for another that lives; torchrun ends those whose fellows have died."""
 BUCKET = 25_000_000
 """Numbers that are added up in one message: enough to fill the wire, little beside a model."""
 
@@ -83,13 +87,13 @@ class Processes:
                 {"failed": str(caught) or type(caught).__name__, "left": isinstance(caught, Reclaimed)},
             )
         everyone = self.told(mine)
-        if error is not None:
+        if error is not None and not mine["left"]:
             raise error
         for rank, other in enumerate(everyone):
-            if other.get("left"):
-                raise Reclaimed
-            if "failed" in other:
+            if "failed" in other and not other["left"]:
                 raise Stopped(f"process {rank}: {other['failed']}")
+        if any("failed" in other for other in everyone):
+            raise Reclaimed
         return [other["said"] for other in everyone]
 
     def most(self, number: int) -> int:
@@ -156,6 +160,12 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def take_device() -> None:
+    """Each process its own accelerator, before anything is loaded onto one."""
+    if launched() > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def accelerator_of(mixed_precision: str, **about: Any) -> Accelerator:
     """ValueError where a launcher was asked for what would not happen."""
     for variable, what in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
@@ -164,6 +174,9 @@ def accelerator_of(mixed_precision: str, **about: Any) -> Accelerator:
                 f"the launcher's configuration asks for {what}, which afterflow does not read; launch without it, and "
                 "shard the weights with --shard full (or zero2)"
             )
+    if launched() > 1:
+        # Others wait in a message while the first downloads weights or encodes images, or a reward is slow.
+        about["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=PATIENCE)]
     # Told nothing, accelerate takes a CPU process for a run of its own, whatever the launcher says.
     cpu = launched() > 1 and not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, **about)
