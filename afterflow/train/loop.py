@@ -99,7 +99,7 @@ def accumulate(
     masses = [iteration.rows.mass(chosen) for chosen in microbatches]
     everyones = processes.told([sum(masses), len(masses)])
     total, most = sum(mass for mass, _ in everyones), max(passes for _, passes in everyones)
-    sums: dict[str, Tensor] = {}
+    seen: list[tuple[str, float, Tensor]] = []
     wrong = None
     for n in range(most if processes.sharded else len(microbatches)):
         if n < len(microbatches):
@@ -122,15 +122,11 @@ def accumulate(
                     return of_all(processes.told([{}, wrong]))
             # The backward pass of shards takes the mean over processes.
             processes.accelerator.backward(loss * share * (processes.count if processes.sharded else 1))
-            for name, value in metrics.items() if share else ():
-                old = sums.get(name)
-                if name.endswith("_max"):
-                    sums[name] = value.double() if old is None else torch.maximum(old, value.double())
-                else:
-                    sums[name] = share * value.double() + (0.0 if old is None else old)
+            # Numbers are read when all is queued: to ask for one is to wait for it.
+            seen += [(name, share, value) for name, value in metrics.items() if share]
         if n + 1 in ends:
             add_up(parameters, in_double)
-    measured, wrong = of_all(processes.told([{name: value.item() for name, value in sums.items()}, wrong]))
+    measured, wrong = of_all(processes.told([summed(seen), wrong]))
     if wrong is None:
         processes.add_gradients(parameters, in_double)
     return measured, wrong
@@ -142,6 +138,18 @@ def add_up(parameters: Sequence[nn.Parameter], sums: dict[nn.Parameter, Tensor])
         if p.grad is not None:
             sums[p] = p.grad.double() if p not in sums else sums[p].add_(p.grad)
             p.grad = None
+
+
+def summed(seen: Sequence[tuple[str, float, Tensor]]) -> dict[str, float]:
+    """What was measured in each pass and the share it has, as means; the highest of maxima."""
+    found: dict[str, float] = {}
+    for name, share, value in seen:
+        number = value.item()
+        if name.endswith("_max"):
+            found[name] = max(found.get(name, number), number)
+        else:
+            found[name] = found.get(name, 0.0) + share * number
+    return found
 
 
 def of_all(told: Sequence[tuple[dict[str, float], str | None]]) -> tuple[dict[str, float], str | None]:

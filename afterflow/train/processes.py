@@ -37,6 +37,7 @@ class Processes:
         self.lanes_of_all = max(lanes, self.count)
         """Parts of a batch whose gradients are added up apart, and then in double precision."""
         self.own = self.lanes_of_all // self.count
+        """Lanes of this process."""
         self.sharded = sharded and self.count > 1
         """Whether each keeps a part of every weight: forward passes are then taken in step."""
 
@@ -82,10 +83,8 @@ class Processes:
         try:
             mine["said"] = work()
         except (Exception, Reclaimed) as caught:
-            error, mine = (
-                caught,
-                {"failed": str(caught) or type(caught).__name__, "left": isinstance(caught, Reclaimed)},
-            )
+            error = caught
+            mine = {"failed": str(caught) or type(caught).__name__, "left": isinstance(caught, Reclaimed)}
         everyone = self.told(mine)
         if error is not None and not mine["left"]:
             raise error
