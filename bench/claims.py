@@ -141,6 +141,24 @@ def time_of(name: str, published: float, against: str = "ratio") -> Callable[[],
     return find
 
 
+def on_clips() -> Finding:
+    result = stored("moving.json")
+    dance, branch = (result["methods"][f"moving_{name}_grpo"] for name in ("dance", "branch"))
+    ratio, evaluations = result["branch_over_dance"], "evaluations_of_an_image"
+    costs = [f"{each[evaluations]['rollout']:.1f} and {each[evaluations]['update']:.1f}" for each in (branch, dance)]
+    measured = f"{ratio:.3f} on the tiny Wan, all stages; evaluations a clip {costs[0]} against {costs[1]}"
+    return Finding(measured, "held" if ratio <= 1.05 * 8 / 20 else "not held", result["command"])
+
+
+def smooth_on_clips() -> Finding:
+    result = stored("moving.json")
+    told = [result["methods"][f"moving_{name}_grpo"]["held_out"]["moving_smoothness"] for name in ("dance", "branch")]
+    dance, branch = (Estimate(*each["difference"]) for each in told)
+    low, high = (branch.value - dance.value + sign * 1.96 * hypot(branch.error, dance.error) for sign in (-1, 1))
+    verdict = "held" if low > -0.05 else "not held" if high < -0.05 else "undecided"
+    return Finding(f"BranchGRPO {branch}, DanceGRPO {dance} in as many seconds", verdict, result["command"])
+
+
 def counted(name: str, old: float, new: float | None = None) -> Callable[[], Finding]:
     """The claim that an image costs `old` evaluations in the rollout and `new` in the update."""
 
@@ -322,6 +340,8 @@ CLAIMS = {
         Claim("An iteration takes .71 of DanceGRPO's time", time_of("branch_grpo", 0.71)),
         Claim("Pruned: .45", time_of("branch_grpo_pruned", 0.45)),
         Claim("Mix: .21", time_of("branch_grpo_mix", 0.21)),
+        Claim("On Wan 2.1: .40 (8 minutes against 20)", on_clips),
+        Claim("On Wan 2.1 motion is as smooth (.9912 against .9899)", smooth_on_clips),
         Claim("Pruning costs nothing", alike("ablations/pruning.json", "width", "none", 0.03)),
         Claim("Correlated sibling noise with λ = 4 is best", best("ablations/split_noise.json", "lambda_4")),
         Claim("Early, dense splits are better than sparse ones", better("ablations/splits.json", "dense", "sparse")),

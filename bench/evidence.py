@@ -75,6 +75,8 @@ def curve_results() -> Iterator[tuple[str, Known]]:
             )
         elif "seeds" in data and data["run"]["name"] == file.stem:
             yield file.stem, known
+        elif file.name == "moving.json":
+            yield from ((name, known) for name in data["methods"])
         elif file.name == "demo.json":
             yield "demo", known
         elif "recipe" in data:
