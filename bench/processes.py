@@ -47,7 +47,7 @@ def apart(one: Path, other: Path) -> dict:
     """How far two runs are from each other."""
     a, b = metrics_of(one), metrics_of(other)
     assert len(a) == len(b)
-    judged = lambda line: {k: v for k, v in line.items() if "reward" in k or k.startswith("eval/")}
+    judged = lambda line: {k: v for k, v in line.items() if k.startswith("reward")}
     size = lambda name, value: 1.0 if name == "policy_loss" else abs(value)
     gaps = {k: [abs(x[k] - y[k]) / size(k, x[k]) for x, y in zip(a, b) if x.get(k)] for k in LOSSES}
     same = [
