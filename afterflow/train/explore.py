@@ -51,9 +51,9 @@ def supervised(
     for step in range(first, last):
         batch = pairs(step)
         lanes = [lane.to(batch.x0.device) for lane in processes.lanes(len(batch))]
-        first, batch = int(lanes[0][0]), batch[torch.cat(lanes)]
-        update = [(lane - first).split(chunk) for lane in lanes]
-        yield Iteration(step, batch, [update], {"nfe/update": algorithm.evaluations}, first, batch[update[0][0][:1]])
+        before, batch = int(lanes[0][0]), batch[torch.cat(lanes)]
+        update = [(lane - before).split(chunk) for lane in lanes]
+        yield Iteration(step, batch, [update], {"nfe/update": algorithm.evaluations}, before, batch[update[0][0][:1]])
 
 
 def explore(
@@ -88,11 +88,7 @@ def explore(
         plan = algorithm.plan(step, generator(seed, step, "plan"))
         lanes = processes.lanes(len(cond))
         records, mine = cond.records(), torch.cat(lanes)
-        own = Share(
-            cond[mine],
-            [generator(seed, step, "noise", p) for p in mine.tolist()],
-            [generator(seed, step, "judge", p) for p in mine.tolist()],
-        )
+        own = share_of(cond, mine, seed, step)
         drawn = partial(of_prompts, algorithm, models, plan, own, shape, keep)
         rollout, scores = explored(drawn, partial(of_images, score, own), own, plan, chunk, overlap, clock, processes)
         check_scores(scores, records, step, invalid)
@@ -127,6 +123,12 @@ class Share:
     def __getitem__(self, rows: Tensor) -> "Share":
         of = lambda sources: [sources[p] for p in rows.tolist()]
         return Share(self.cond[rows], of(self.noise), of(self.judge))
+
+
+def share_of(cond: Cond, mine: Tensor, seed: int, step: int) -> Share:
+    """What a process has of an iteration's prompts; their random numbers are theirs, whoever explores them."""
+    own = lambda what: [generator(seed, step, what, p) for p in mine.tolist()]
+    return Share(cond[mine], own("noise"), own("judge"))
 
 
 def explored(

@@ -51,17 +51,7 @@ def save(
     def write() -> dict[str, str]:
         if not (processes.main or processes.sharded):
             return {}
-        tensors = {"weights": {name: own(p.detach()).contiguous() for name, p in parameters.items()}}
-        tensors["optimizer"] = flatten(optimizer, parameters)
-        if ema is not None:
-            tensors["ema"] = {name: own(value).contiguous() for name, value in ema.values.items()}
-        digests = {}
-        for name, values in tensors.items():
-            file = partial / part_name(name, processes.rank if processes.sharded else None)
-            save_file(values, file)
-            flush(file)
-            digests[file.name] = sha256(file)
-        return digests
+        return write_tensors(partial, processes.rank if processes.sharded else None, parameters, optimizer, ema)
 
     def end() -> None:
         if not processes.main:
@@ -87,6 +77,27 @@ def save(
         digests = {name: digest for told in processes.together(write) for name, digest in told.items()}
         processes.together(end)
     return final
+
+
+def write_tensors(
+    folder: Path,
+    rank: int | None,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    ema: Ema | None,
+) -> dict[str, str]:
+    """What this process has of weights, optimizer and averages, on the disk; the digest of each file."""
+    tensors = {"weights": {name: own(p.detach()).contiguous() for name, p in parameters.items()}}
+    tensors["optimizer"] = flatten(optimizer, parameters)
+    if ema is not None:
+        tensors["ema"] = {name: own(value).contiguous() for name, value in ema.values.items()}
+    digests = {}
+    for name, values in tensors.items():
+        file = folder / part_name(name, rank)
+        save_file(values, file)
+        flush(file)
+        digests[file.name] = sha256(file)
+    return digests
 
 
 def part_name(name: str, rank: int | None) -> str:
