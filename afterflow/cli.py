@@ -15,6 +15,7 @@ from .commands.recipes import recipes, summary
 from .commands.serve import serve_rewards
 from .commands.status import status
 from .commands.train import train
+from .launch import launched, rank
 from .names import unknown
 
 COMMANDS = {
@@ -63,17 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_launch(command: str) -> None:
     """Of processes that torchrun or accelerate have started the first speaks; ValueError for what one would do."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         return
     if command != "train":
         raise ValueError(f"{command} is done by one process; start it without a launcher")
-    if os.environ.get("RANK", "0") != "0":
+    if rank() != 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 def complain(error: Exception, code: int) -> int:
-    rank = int(os.environ.get("RANK", "0"))
-    print(f"afterflow{f', process {rank}' if rank else ''}: {error}", file=sys.stderr)
+    print(f"afterflow{f', process {rank()}' if rank() else ''}: {error}", file=sys.stderr)
     return code
 
 

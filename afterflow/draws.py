@@ -14,7 +14,7 @@ class Draws:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal (B, *shape), on the CPU."""
-        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self.generators])
+        return torch.stack([torch.randn(tuple(shape), generator=g, device=g.device) for g in self.generators])
 
     def uniform(self) -> Tensor:
         """(B,) in [0, 1), on the CPU."""

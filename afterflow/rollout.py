@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .cond import Cond, Velocity
+from .draws import Draws
 from .flow import predict_x0
 from .kernels import Gaussian, Kernel, log_prob
 from .solvers import second_order
@@ -154,8 +155,7 @@ def siblings(own: Tensor, shared: Tensor, lam: float) -> Tensor:
 
 def draw(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:
     """Standard normal (P, width, ...) fp32 in the state shape of like (P, W, ...), a generator per prompt."""
-    shape = (width, *like.shape[2:])
-    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators]).to(like.device)
+    return Draws(generators).normal((width, *like.shape[2:])).to(like.device)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -59,7 +59,7 @@ def ended(run: Run, resume: bool = False) -> str:
     return said.getvalue() + "\nended"
 
 
-def breaking(how: str) -> Callable[[random.Random], "ExitStack"]:
+def breaking(how: str) -> Callable[[random.Random], AbstractContextManager]:
     """The reward breaks in some iteration, in each of which it is asked once."""
 
     @contextmanager

@@ -23,7 +23,13 @@ MATHS = [
 ]  # each may import those before it
 WORLD = {"shapes", "geneval"}
 BORDERS = {"models", "rewards", "data"}
-PLAIN = {"seeds", "names", "extras", "files"}  # not for maths and algorithms, where randomness comes in as an argument
+PLAIN = {
+    "seeds",
+    "names",
+    "extras",
+    "files",
+    "launch",
+}  # not for maths and algorithms, where randomness comes in as an argument
 BELOW_SCORING = {*MATHS, *PLAIN, *BORDERS, "algorithms", "train"}
 BELOW_RUN = {
     *MATHS,

@@ -1,6 +1,5 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +10,7 @@ import tyro
 from tyro.conf import AvoidSubcommands
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from ..launch import launched
 from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
     """Do the stages of a chain that have not ended; the folder of the last."""
     from ..chain import execute
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched() > 1:
         raise ValueError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
     if options:
         raise ValueError(

@@ -142,20 +142,18 @@ def add_up(parameters: Sequence[nn.Parameter], sums: dict[nn.Parameter, Tensor])
 
 def summed(seen: Sequence[tuple[str, float, Tensor]]) -> dict[str, float]:
     """What was measured in each pass and the share it has, as means; the highest of maxima."""
-    found: dict[str, float] = {}
-    for name, share, value in seen:
-        number = value.item()
-        if name.endswith("_max"):
-            found[name] = max(found.get(name, number), number)
-        else:
-            found[name] = found.get(name, 0.0) + share * number
-    return found
+    return merged({name: (1.0 if name.endswith("_max") else share) * value.item()} for name, share, value in seen)
 
 
 def of_all(told: Sequence[tuple[dict[str, float], str | None]]) -> tuple[dict[str, float], str | None]:
     """Sums over processes, and maxima; the first thing that is wrong."""
+    return merged(sums for sums, _ in told), next((wrong for _, wrong in told if wrong is not None), None)
+
+
+def merged(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sum of each number, the highest of maxima."""
     found: dict[str, float] = {}
-    for sums, _ in told:
-        for name, value in sums.items():
+    for part in parts:
+        for name, value in part.items():
             found[name] = max(found.get(name, value), value) if name.endswith("_max") else found.get(name, 0.0) + value
-    return found, next((wrong for _, wrong in told if wrong is not None), None)
+    return found

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from ..launch import launched
 from .shards import own
 from .signals import Reclaimed
 
@@ -152,11 +153,6 @@ def buckets(parameters: Iterable[nn.Parameter], most: int) -> Iterator[list[nn.P
         bucket.append(p)
     if bucket:
         yield bucket
-
-
-def launched() -> int:
-    """How many processes torchrun or accelerate have started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def take_device() -> None:
