@@ -12,7 +12,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
 
 demo: $(VENV)/.installed  ## post-train the tiny pipeline on this machine
-	$(RUN) -m afterflow.demo
+	$(RUN) -m afterflow.cli.demo
 
 test: $(VENV)/.installed-dev  ## run the test suite; make test ARGS='-k kernels' runs a part of it
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)

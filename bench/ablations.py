@@ -18,14 +18,14 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
-from afterflow.compare import comparison, finished, train_all
+from afterflow.evaluation.comparison import comparison, finished, train_all
+from afterflow.evaluation.html_page import write_page
+from afterflow.evaluation.shapes_report import Settings
+from afterflow.experiment.config import Run, read_run
+from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
-from afterflow.page import write_page
 from afterflow.recipes import RECIPES
-from afterflow.report import Settings
-from afterflow.rewards.judges import ShapesJudge
-from afterflow.run import Run, read_run
-from afterflow.train.log import git_commit, hardware
+from afterflow.rewards.shapes_judge import ShapesJudge
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
 IMAGES = 256

@@ -17,14 +17,14 @@ import numpy as np
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
-from afterflow.rewards import REWARDS
 from afterflow.rewards.base import reward
+from afterflow.rewards.registry import REWARDS
 from afterflow.rewards.shapes import verdicts
-from afterflow.run import Run
-from afterflow.session import execute
-from afterflow.train.log import git_commit, hardware
 
 HIDDEN = ("shapes_strict", "shapes_fidelity")
 

@@ -19,13 +19,13 @@ import torch
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluate import encoded
+from afterflow.envs.shapes import population
+from afterflow.evaluation.shapes_suite import encoded
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
-from afterflow.rollout import Plan, draw, sample
-from afterflow.seeds import generator
-from afterflow.shapes import population
+from afterflow.sampling.rollout import Plan, draw, sample
+from afterflow.sampling.seeds import generator
 
 TREES = {
     "dense": BranchGRPO({"reward": 1.0}, steps=20, splits=(0, 3, 6, 9)),

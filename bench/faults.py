@@ -31,11 +31,11 @@ from fragile import BREAK
 from small import finished, run_of, start, tensors_of, work
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.run import Run
-from afterflow.session import execute
-from afterflow.train import state
-from afterflow.train.log import git_commit, hardware
-from afterflow.train.processes import Stopped
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.train import checkpoint as state
+from afterflow.train.distributed import Stopped
 
 ITERATIONS = 6
 EACH = {"in one process": 17, "in two": 15}
@@ -182,7 +182,7 @@ def one_nan(rng: random.Random, expected: dict) -> dict:
 def corrupted(rng: random.Random, expected: dict) -> dict:
     """A file of the newest checkpoint is cut, flipped or gone; the one before it is offered and taken."""
     told = run("broken")
-    with patch("afterflow.watch.Budget.ends", lambda self, step: step >= 2):  # leaves it unfinished
+    with patch("afterflow.experiment.monitor.Budget.ends", lambda self, step: step >= 2):  # leaves it unfinished
         ended(told)
     last, before = checkpoints(told)[-1], checkpoints(told)[-2]
     file = rng.choice(sorted(last.iterdir()))

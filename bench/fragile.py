@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from afterflow.rewards import shapes
+from afterflow.rewards.registry import shapes
 
 BREAK = {"at": None, "how": None, "calls": 0}
 """At which call, and how; other processes are told by AFTERFLOW_FRAGILE, as `rank call how`."""

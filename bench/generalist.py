@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from afterflow.chain import Chain, Merge, Samples, execute
-from afterflow.compare import base_of
-from afterflow.evaluate import judge, strict_of_teachers, suite_pictures
+from afterflow.evaluation.comparison import base_of
+from afterflow.evaluation.shapes_report import Settings, beside_teachers, report
+from afterflow.evaluation.shapes_suite import judge, strict_of_teachers, suite_pictures
+from afterflow.experiment.config import Run
+from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.serialization import from_json, to_json
+from afterflow.experiment.stages import Chain, Merge, Samples, execute
 from afterflow.models.base import default_device
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
 from afterflow.recipes.generalist import TASKS
-from afterflow.record import from_json, to_json
-from afterflow.report import Settings, beside_teachers, report
-from afterflow.run import Run
-from afterflow.train.log import git_commit, hardware
 
 RESULT = Path(__file__).parent / "results" / "generalist.json"
 NAMES = (

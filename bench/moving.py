@@ -17,12 +17,12 @@ from statistics import median
 
 import numpy as np
 
+from afterflow.evaluation.shapes_report import estimates
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
-from afterflow.report import estimates
-from afterflow.run import Run
-from afterflow.session import execute
-from afterflow.train.log import git_commit, hardware
 
 METHODS = ("moving_dance_grpo", "moving_branch_grpo")
 STAGES = ("rollout", "decode", "reward", "credit", "update")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.rewards.ocr import ocr, ocr_flowgrpo
-from afterflow.train.log import git_commit, hardware
 
 SIGNS = (
     "Library Bakery Museum Welcome Station Harbour Garden Kitchen Theatre Holiday Market Sunrise Coffee Winter Airport "

@@ -21,16 +21,16 @@ from accelerate import Accelerator
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts, batch
-from afterflow.evaluate import encoded
+from afterflow.evaluation.shapes_suite import encoded
+from afterflow.experiment.run_files import MetricsFile
+from afterflow.models.adapters import LoRA, attach
 from afterflow.models.sd3 import SD3
-from afterflow.models.tune import LoRA, attach
 from afterflow.models.wrappers import in_chunks, in_context
 from afterflow.train.clock import Clock
+from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import explore
-from afterflow.train.log import MetricsFile
 from afterflow.train.loop import train
-from afterflow.train.processes import Processes
 
 
 def main() -> None:

@@ -18,15 +18,15 @@ from statistics import median
 import torch
 
 from afterflow.algorithms.base import Models, OnPolicy, Scores
-from afterflow.evaluate import encoded
+from afterflow.evaluation.shapes_suite import encoded
+from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
 from afterflow.recipes import RECIPES
 from afterflow.train.clock import Clock
+from afterflow.train.distributed import Processes
 from afterflow.train.explore import explore
-from afterflow.train.log import git_commit, hardware
-from afterflow.train.processes import Processes
 
 PROMPTS, CHUNK = 16, 32
 

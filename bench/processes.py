@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from small import METHODS, finished, metrics_of, run_of, start, tensors_of, work
 
-from afterflow.models.tune import Full
-from afterflow.train.log import git_commit, hardware
+from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.models.adapters import Full
 
 LOSSES = ("policy_loss", "flow_matching", "base_loss", "correction_loss", "cost", "kl", "grad_norm")
 SHARDED = {"sft": 1e-4, "flow_grpo": 1e-5}

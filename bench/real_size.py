@@ -24,18 +24,18 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
-from afterflow.cond import Cond, Embedding, condition
-from afterflow.doctor import PEAK
-from afterflow.forecast import passes, tried
+from afterflow.experiment.cost_estimate import passes, tried
+from afterflow.experiment.doctor import PEAK
+from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.setup import compile_blocks
+from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.base import default_device
 from afterflow.models.pipeline import TINY, PipelineModel
 from afterflow.models.sd3 import SD3
-from afterflow.models.tune import Full, LoRA, attach
 from afterflow.models.wrappers import in_chunks
-from afterflow.parts import compile_blocks
-from afterflow.seeds import generator
+from afterflow.sampling.conditioning import Cond, Embedding, condition
+from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
-from afterflow.train.log import git_commit, hardware
 
 REWARD = {"reward": 1.0}
 METHODS = {

@@ -22,8 +22,8 @@ import numpy as np
 from real_size import outline
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.forecast import passes
-from afterflow.models.tune import LoRA, attach
+from afterflow.experiment.cost_estimate import passes
+from afterflow.models.adapters import LoRA, attach
 
 DRAWS = 2000
 PER_NODE = 8

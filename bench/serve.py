@@ -19,10 +19,10 @@ import httpx
 import numpy as np
 import uvicorn
 
+from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.rewards.base import Reward
-from afterflow.rewards.service import Limits, service
-from afterflow.rewards.wire import MSGPACK, packed, question, scored_by, unpacked
-from afterflow.train.log import git_commit, hardware
+from afterflow.rewards.remote.protocol import MSGPACK, packed, question, scored_by, unpacked
+from afterflow.rewards.remote.server import Limits, service
 
 SECONDS = 0.010
 

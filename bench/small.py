@@ -21,13 +21,13 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.models.adapters import Full, LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
-from afterflow.models.tune import Full, LoRA
-from afterflow.rewards.judges import ShapesJudge
-from afterflow.run import Run
-from afterflow.session import execute
-from afterflow.train.state import checkpoints
+from afterflow.rewards.shapes_judge import ShapesJudge
+from afterflow.train.checkpoint import checkpoints
 
 WEIGHTS = {"shapes_partial": 1.0}
 TAGS = ("counting", "colors")

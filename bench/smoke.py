@@ -22,19 +22,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from afterflow.chain import Chain, Merge, Samples
-from afterflow.chain import execute as execute_chain
+from afterflow.data.geneval_prompts import MixedPrompts
 from afterflow.data.images import ImageFolder
-from afterflow.data.objects import MixedPrompts
 from afterflow.data.prompts import PromptFile
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.stages import Chain, Merge, Samples
+from afterflow.experiment.stages import execute as execute_chain
 from afterflow.models.quiet import no_progress_bars
-from afterflow.recipes import RECIPES, real
+from afterflow.recipes import RECIPES
+from afterflow.recipes import papers as real
 from afterflow.rewards.base import RewardModels
-from afterflow.run import Run
-from afterflow.session import execute
-from afterflow.train.log import git_commit, hardware
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from fake_server import said, serving
 from tinies import aesthetic, built, clip, image_reward, mask2former
 

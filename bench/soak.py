@@ -18,8 +18,8 @@ from statistics import median
 
 from small import run_of, start, work
 
-from afterflow.models.tune import LoRA
-from afterflow.train.log import git_commit, hardware
+from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.models.adapters import LoRA
 
 
 def looked_at(pid: int, metrics: Path) -> tuple[int, int, int]:

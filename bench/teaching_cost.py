@@ -25,17 +25,17 @@ from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
-from afterflow.cond import Pairs
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluate import encoded
+from afterflow.evaluation.shapes_suite import encoded
+from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.models.adapters import LoRA, attach, frozen, without_adapters
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
-from afterflow.models.tune import LoRA, attach, frozen, without_adapters
 from afterflow.models.wrappers import guided, in_chunks, in_context
+from afterflow.sampling.conditioning import Pairs
 from afterflow.train.clock import Clock
+from afterflow.train.distributed import Processes
 from afterflow.train.explore import explore, supervised
-from afterflow.train.log import git_commit, hardware
-from afterflow.train.processes import Processes
 
 TAGS = ("colors", "counting")
 GUIDANCE = 2.5

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from afterflow.evaluate import compare_pictures, suite_pictures, suite_prompts
+from afterflow.evaluation.shapes_report import Report, Settings
+from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
+from afterflow.experiment.serialization import to_json
 from afterflow.models.pipeline import TINY
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
-from afterflow.record import to_json
-from afterflow.report import Report, Settings
 
 
 def main() -> None:

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from diffusers import WanPipeline
 
-from afterflow.evaluate import picture_prompts
+from afterflow.envs.shapes.motion import verify_clip
+from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
+from afterflow.evaluation.shapes_report import estimates
+from afterflow.evaluation.shapes_suite import picture_prompts
+from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.pipeline import TINY_WAN
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.wan import Wan
-from afterflow.report import estimates
-from afterflow.shapes.motion import verify_clip
-from afterflow.shapes.moving import MOVING_TAGS, moving_suite
-from afterflow.train.log import git_commit, hardware
 
 VERDICTS = ("strict", "partial", "smoothness")
 STEPS = 20

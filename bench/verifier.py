@@ -21,14 +21,14 @@ import numpy as np
 from PIL import Image as Picture
 from scipy import ndimage
 
-from afterflow.shapes.detector import detect, segment
-from afterflow.shapes.fidelity import fidelity
-from afterflow.shapes.population import diversity, features, frechet
-from afterflow.shapes.prompts import Record, draw, hard_negative, meaning
-from afterflow.shapes.reader import read
-from afterflow.shapes.render import Image, Placed, background, develop, draw_objects, render
-from afterflow.shapes.verify import verify
-from afterflow.shapes.world import COLORS, SHAPES, SIZES, TAGS
+from afterflow.envs.shapes.detector import detect, segment
+from afterflow.envs.shapes.fidelity import fidelity
+from afterflow.envs.shapes.population import diversity, features, frechet
+from afterflow.envs.shapes.prompts import Record, draw, hard_negative, meaning
+from afterflow.envs.shapes.reader import read
+from afterflow.envs.shapes.render import Image, Placed, background, develop, draw_objects, render
+from afterflow.envs.shapes.verify import verify
+from afterflow.envs.shapes.world import COLORS, SHAPES, SIZES, TAGS
 
 Shown = tuple[Record, Image]
 Rates = dict[str, float]

@@ -38,9 +38,9 @@ def services(options: Options) -> serve.Application:
     key = os.environ.get("AFTERFLOW_REWARDS_KEY")
 
     def build() -> FastAPI:  # on the replica: networks are loaded where they run
-        from afterflow.rewards import check_rewards, ready
         from afterflow.rewards.base import RewardModels
-        from afterflow.rewards.service import service
+        from afterflow.rewards.registry import check_rewards, ready
+        from afterflow.rewards.remote.server import service
 
         names, models = options.rewards.split(","), RewardModels(weights=options.weights)
         check_rewards(names, models)

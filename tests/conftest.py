@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from afterflow.algorithms.sft import SFT
-from afterflow.tiny.build import untrained
+from afterflow.models.tiny_parts.build import untrained
 from tinies import FAMILIES, built
 from toy import MLP, learn
 

@@ -14,11 +14,11 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..advantages import Blend
-from ..cond import Cond, Pairs, Velocity
-from ..draws import Draws
-from ..kernels import KERNELS, Kernel, KernelName
-from ..rollout import Plan, Rollout
+from ..objectives.advantages import Blend
+from ..sampling.conditioning import Cond, Pairs, Velocity
+from ..sampling.kernels import KERNELS, Kernel, KernelName
+from ..sampling.rollout import Plan, Rollout
+from ..sampling.row_random import Draws
 from .checks import require
 
 Metrics = dict[str, Tensor]

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..advantages import Blend, Normalize, advantages, combine, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid, grid
-from ..kernels import KernelName
-from ..rollout import Edges, Plan, Rollout, edges
-from ..trees import fuse, path_log_prob, widths
+from ..objectives.advantages import Blend, Normalize, advantages, combine, gated
+from ..objectives.tree_credit import fuse, path_log_prob, widths
+from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
+from ..sampling.kernels import KernelName
+from ..sampling.rollout import Edges, Plan, Rollout, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
 from .checks import check_policy_gradient, require
 from .policy_gradient import log_ratio, policy_loss, step, untied

@@ -1,6 +1,6 @@
 """What the options of an algorithm must be; each sentence says what to change."""
 
-from ..kernels import KernelName
+from ..sampling.kernels import KernelName
 
 
 def require(holds: bool, sentence: str) -> None:

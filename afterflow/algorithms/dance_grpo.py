@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid, grid
-from ..kernels import KernelName
-from ..rollout import Edges, Plan, Rollout, chain, edges
-from ..trees import extremes
+from ..objectives.advantages import Blend, Normalize, advantages, gated
+from ..objectives.tree_credit import extremes
+from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
+from ..sampling.kernels import KernelName
+from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
 from .checks import check_group, check_policy_gradient, require
 from .policy_gradient import log_ratio, policy_loss, random_steps, share_of_steps, step, untied

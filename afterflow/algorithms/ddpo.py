@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..advantages import Blend, Normalize, combine, gated, normalize, per_prompt_history
-from ..flow import DynamicShift, LinearShift, SD3Grid, grid
-from ..kernels import KernelName
-from ..rollout import Edges, Plan, Rollout, chain, edges
+from ..objectives.advantages import Blend, Normalize, combine, gated, normalize, per_prompt_history
+from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
+from ..sampling.kernels import KernelName
+from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
 from .checks import check_policy_gradient, require
 from .policy_gradient import log_ratio, policy_loss, step, untied

@@ -18,10 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..advantages import Blend, Normalize, advantages, gated
-from ..flow import DynamicShift, LinearShift, SD3Grid, grid
-from ..kernels import Gaussian, KernelName, kl, variance_free
-from ..rollout import Edges, Plan, Rollout, chain, edges
+from ..objectives.advantages import Blend, Normalize, advantages, gated
+from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
+from ..sampling.kernels import Gaussian, KernelName, kl, variance_free
+from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
 from .checks import check_group, check_policy_gradient, require
 from .policy_gradient import guarded_log_ratio, log_ratio, per_child, policy_loss, step, untied

@@ -18,12 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..cond import Cond, Velocity
-from ..distill import StepWeight, self_normalised, squared_distance, step_weight
-from ..flow import DynamicShift, LinearShift, SD3Grid, grid
-from ..kernels import KernelName, log_prob, velocity_of
-from ..losses import clipped_surrogate
-from ..rollout import Edges, Plan, Rollout, chain, edges
+from ..objectives.distillation import StepWeight, self_normalised, squared_distance, step_weight
+from ..objectives.losses import clipped_surrogate
+from ..sampling.conditioning import Cond, Velocity
+from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
+from ..sampling.kernels import KernelName, log_prob, velocity_of
+from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
 from .base import Asks, Metrics, Models, OnPolicy, Scores
 from .checks import require
 

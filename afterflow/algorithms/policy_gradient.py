@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..cond import Velocity
-from ..kernels import Gaussian, Kernel, log_prob
-from ..losses import clipped_surrogate, guard_log_ratio
-from ..rollout import Edges
+from ..objectives.losses import clipped_surrogate, guard_log_ratio
+from ..sampling.conditioning import Velocity
+from ..sampling.kernels import Gaussian, Kernel, log_prob
+from ..sampling.rollout import Edges
 from .base import Metrics
 from .checks import require
 

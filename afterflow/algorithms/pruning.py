@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..trees import best_children, extremes
+from ..objectives.tree_credit import best_children, extremes
 from .checks import require
 
 

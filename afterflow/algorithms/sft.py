@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..cond import Pairs
-from ..draws import Draws
-from ..flow import DENSITIES, DensityName, WeightingName, interpolate, shifted, weighting
-from ..losses import flow_matching
+from ..objectives.losses import flow_matching
+from ..sampling.conditioning import Pairs
+from ..sampling.flow import DENSITIES, DensityName, WeightingName, interpolate, shifted, weighting
+from ..sampling.row_random import Draws
 from .base import Metrics, Models, Supervised
 from .checks import require
 

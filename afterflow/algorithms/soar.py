@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cond import Cond, Pairs
-from ..draws import Draws
-from ..flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, weighting
-from ..kernels import KERNELS, KernelName
-from ..losses import flow_matching
+from ..objectives.losses import flow_matching
+from ..sampling.conditioning import Cond, Pairs
+from ..sampling.flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, weighting
+from ..sampling.kernels import KERNELS, KernelName
+from ..sampling.row_random import Draws
 from .base import Metrics, Models, Supervised
 from .checks import require
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from ..names import unknown
-from ..seeds import number
-from ..shapes.moving import MOVING_TAGS, draw_moving, moving_suite, render_clip
-from ..shapes.world import world_size
+from ..envs.shapes.moving import MOVING_TAGS, draw_moving, moving_suite, render_clip
+from ..envs.shapes.world import world_size
+from ..sampling.seeds import number
+from ..system.names import unknown
 from .images import Images, Picture
 from .prompts import NOTHING, Needs
 

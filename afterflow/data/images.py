@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..extras import check_extra
-from ..seeds import number
-from ..shapes import prompts, render
-from ..shapes.world import TAGS, world_size
+from ..envs.shapes import prompts, render
+from ..envs.shapes.world import TAGS, world_size
+from ..sampling.seeds import number
+from ..system.optional_dependencies import check_extra
 from .prompts import check_world
 
 if TYPE_CHECKING:

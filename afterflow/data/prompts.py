@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from ..names import unknown
-from ..seeds import generator, number
-from ..shapes import prompts as shapes
-from ..shapes.world import SIZES, TAGS
+from ..envs.shapes import prompts as shapes
+from ..envs.shapes.world import SIZES, TAGS
+from ..sampling.seeds import generator, number
+from ..system.names import unknown
 
 # Reward → what it asks of a record: ValueError with one sentence.
 Needs = Mapping[str, Callable[[dict], None]]

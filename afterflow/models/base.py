@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..cond import Embedding, Velocity
-from ..flow import Schedule
-from .lora import StoredLoRA
+from ..sampling.conditioning import Embedding, Velocity
+from ..sampling.flow import Schedule
+from .lora.files import StoredLoRA
 from .wrappers import Combine, along
 
 

@@ -11,8 +11,8 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from ..cond import Cond, Embedding, Velocity
-from .patches import packed, schedule_of, unpacked
+from ..sampling.conditioning import Cond, Embedding, Velocity
+from .packing import packed, schedule_of, unpacked
 from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_images, encode_images
 

@@ -20,12 +20,12 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..cond import Cond, Embedding
+from ..sampling.conditioning import Cond, Embedding
 from .base import Model, cache_folder, keep
-from .lora import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
+from .lora.files import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
 from .quantize import QuantizeName, check_quantizes, quantize
 
-ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
 TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
 SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN}
 """Names that a model's path may have instead of a folder."""

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..extras import check_extra
+from ..system.optional_dependencies import check_extra
 from .base import blocks
 
 QuantizeName = Literal["int8", "nf4"]

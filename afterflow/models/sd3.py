@@ -10,8 +10,8 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..cond import Cond, Embedding, Velocity
-from ..flow import SD3Grid
+from ..sampling.conditioning import Cond, Embedding, Velocity
+from ..sampling.flow import SD3Grid
 from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_images, encode_images
 

@@ -11,8 +11,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor, nn
 
-from ..cond import Cond, Embedding, Velocity
-from ..flow import LinearShift, Schedule, SD3Grid
+from ..sampling.conditioning import Cond, Embedding, Velocity
+from ..sampling.flow import LinearShift, Schedule, SD3Grid
 from .pipeline import PipelineModel, Pretrained, check_divides
 from .vae import decode_clips, encode_clips
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..cond import Cond, Velocity
+from ..sampling.conditioning import Cond, Velocity
 
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 

@@ -3,9 +3,13 @@
 import inspect
 from collections.abc import Callable
 
-from ..chain import Chain
-from ..run import Run
-from . import family, generalist, images, moving, real, shapes, tiny
+from ..experiment.config import Run
+from ..experiment.stages import Chain
+from . import generalist, moving, shapes
+from . import papers as real
+from . import pretrain_tiny as tiny
+from . import shapes_images as images
+from . import shapes_methods as family
 
 RECIPES: dict[str, Callable[[], Run | Chain]] = {
     name: recipe

@@ -9,12 +9,12 @@ from dataclasses import replace
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.flow_opd import FlowOPD
 from ..algorithms.sft import SFT
-from ..chain import Chain, Merge, Samples
 from ..data.images import ImageFolder
 from ..data.prompts import ShapesPrompts
+from ..experiment.config import Run
+from ..experiment.stages import Chain, Merge, Samples
+from ..models.adapters import LoRA
 from ..models.teacher import Teacher
-from ..models.tune import LoRA
-from ..run import Run
 from .shapes import shapes_flow_grpo
 
 TASKS = {

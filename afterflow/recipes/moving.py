@@ -11,13 +11,13 @@ from ..algorithms.dance_grpo import DanceGRPO
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.sft import SFT
 from ..data.clips import MovingClips, MovingPrompts
-from ..models.tiny import TinyVideoParts
-from ..models.tune import Full, LoRA
+from ..experiment.config import Run
+from ..models.adapters import Full, LoRA
+from ..models.tiny_parts.config import TinyVideoParts
 from ..models.wan import Wan
-from ..run import Run
-from .family import STEPS
+from .pretrain_tiny import tiny_sd3_pretrain
 from .shapes import shapes_flow_grpo
-from .tiny import tiny_sd3_pretrain
+from .shapes_methods import STEPS
 
 WEIGHTS = {"moving_strict": 0.5, "moving_partial": 0.5}
 WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)

@@ -6,9 +6,9 @@ import torch
 
 from ..algorithms.flow_grpo import FlowGRPO
 from ..data.prompts import ShapesPrompts
+from ..experiment.config import Run
+from ..models.adapters import LoRA
 from ..models.sd3 import SD3
-from ..models.tune import LoRA
-from ..run import Run
 
 
 def shapes_flow_grpo() -> Run:

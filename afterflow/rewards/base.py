@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
-from ..names import unknown
+from ..system.names import unknown
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Scorer(Protocol):
         ...
 
 
-log = logging.getLogger("afterflow.rewards")
+log = logging.getLogger("afterflow.rewards.registry")
 OPTIONS = (
     "geneval_threshold",
     "geneval_counting_threshold",

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..shapes.motion import verify_clip
-from ..shapes.moving import moving_suite, render_clip, validate_moving
+from ..envs.shapes.motion import verify_clip
+from ..envs.shapes.moving import moving_suite, render_clip, validate_moving
 from .base import Canary, remembering, reward
 
 verdicts = remembering(verify_clip)

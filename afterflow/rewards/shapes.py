@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..shapes.fidelity import fidelity
-from ..shapes.prompts import suite, validate
-from ..shapes.render import render
-from ..shapes.verify import verify
+from ..envs.shapes.fidelity import fidelity
+from ..envs.shapes.prompts import suite, validate
+from ..envs.shapes.render import render
+from ..envs.shapes.verify import verify
 from .base import Canary, remembering, reward
 
 verdicts = remembering(verify)

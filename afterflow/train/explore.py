@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..advantages import combine, nanstd
 from ..algorithms.base import Models, OnPolicy, Rows, Scores, Steps, Supervised
-from ..cond import Cond, Pairs
-from ..preferences import consistency, win_rates
-from ..rollout import Plan, Rollout, draw, edges, sample, together
-from ..seeds import generator
+from ..objectives.advantages import combine, nanstd
+from ..objectives.preferences import consistency, win_rates
+from ..sampling.conditioning import Cond, Pairs
+from ..sampling.rollout import Plan, Rollout, draw, edges, sample, together
+from ..sampling.seeds import generator
 from .clock import Clock
-from .memory import Memory
-from .processes import Processes, Stopped
+from .distributed import Processes, Stopped
+from .reward_history import Memory
 
 
 @dataclass(frozen=True)

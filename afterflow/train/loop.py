@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms.base import Models, OnPolicy, Supervised
-from ..cond import moved
-from ..draws import Draws
-from ..seeds import generator
+from ..sampling.conditioning import moved
+from ..sampling.row_random import Draws
+from ..sampling.seeds import generator
 from .clock import Clock
+from .distributed import Processes, Stopped
 from .ema import Ema
 from .explore import Iteration
-from .processes import Processes, Stopped
 
 MOST_SKIPPED = 20
 """Updates in a row that may be left out."""

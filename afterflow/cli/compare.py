@@ -1,0 +1,208 @@
+"""afterflow compare, report and tree: runs side by side on a page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from tyro.conf import Positional, PositionalMetavarFromFieldName
+
+from ..evaluation.shapes_report import Settings
+from ..system.optional_dependencies import check_extra
+from .output import write_file
+from .recipes import made_by
+
+if TYPE_CHECKING:
+    from ..experiment.config import Run
+    from ..experiment.stages import Chain
+
+
+def compare(args: Sequence[str]) -> None:
+    """Train recipes under one budget and write a page that compares them."""
+    tyro.cli(Compare, args=args, prog="afterflow compare", config=[PositionalMetavarFromFieldName])()
+
+
+def report(args: Sequence[str]) -> None:
+    """Write such a page about runs that have ended."""
+    tyro.cli(Page, args=args, prog="afterflow report", config=[PositionalMetavarFromFieldName])()
+
+
+def tree(args: Sequence[str]) -> None:
+    """Draw a tree of BranchGRPO."""
+    tyro.cli(Tree, args=args, prog="afterflow tree", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train recipes one after another, judge them alike, and write a page about it.
+
+    It goes on where it was interrupted; runs that have ended are not repeated.  Of a chain its last run is compared;
+    the stages before it are done once for all seeds, and their time does not count.
+    """
+
+    recipes: Positional[tuple[str, ...]]
+    """Names of recipes."""
+    budget_seconds: float | None = None
+    """Training time of each run; evaluation and pictures do not count.  None: each does its recipe's iterations."""
+    seeds: int = 1
+    """Runs of each recipe, with seeds 0, 1, ..."""
+    name: str = "compare"
+    """The runs and the page are kept in runs/NAME."""
+    prompts: int = 280
+    """Of the test split, shared evenly among the tags."""
+    images: int = 4
+    """Per prompt."""
+
+    def __post_init__(self) -> None:
+        if not self.recipes:
+            raise ValueError("name at least one recipe to compare: afterflow compare RECIPE...")
+        if self.seeds < 1 or (self.budget_seconds is not None and self.budget_seconds <= 0):
+            raise ValueError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
+
+    def __call__(self) -> None:
+        chains = {name: as_chain(name) for name in self.recipes}
+        runs = {name: last_run(chain) for name, chain in chains.items()}
+        check_comparable(list(runs.values()))
+        from ..evaluation.comparison import train_all
+        from ..experiment.stages import Chain, execute
+
+        for name, chain in chains.items():
+            if chain.stages[:-1]:
+                execute(Chain(name, chain.stages[:-1]))
+        settings = Settings(prompts=self.prompts, images=self.images)
+        folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
+        limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
+        command = (
+            f"afterflow compare {' '.join(self.recipes)}{limit} --seeds {self.seeds} --name {self.name} "
+            f"--prompts {self.prompts} --images {self.images}"
+        )
+        title = ", ".join(self.recipes)
+        write_comparison(folders, settings, Path("runs") / self.name, title, command)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Judge runs that have ended alike, and write a page about them."""
+
+    runs: Positional[tuple[str, ...]]
+    """Their folders; runs of one recipe are one method."""
+    out: str = "runs/report"
+    """Folder of the page."""
+    prompts: int = 280
+    """Of the test split, shared evenly among the tags."""
+    images: int = 4
+    """Per prompt."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("name at least one run: afterflow report runs/NAME ...")
+
+    def __call__(self) -> None:
+        check_libraries()
+        folders = [Path(run).parent if Path(run).name == "run.json" else Path(run) for run in self.runs]
+        from ..evaluation.comparison import check_ended
+        from ..experiment.config import read_run
+
+        runs = [read_run(folder)[0] for folder in folders]
+        for folder, run in zip(folders, runs):
+            check_ended(folder, run)
+        settings = Settings(prompts=self.prompts, images=self.images)
+        command = f"afterflow report {' '.join(self.runs)} --prompts {self.prompts} --images {self.images}"
+        write_comparison(folders, settings, Path(self.out), "Runs side by side", command)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Draw the tree that a run of BranchGRPO grows from a prompt."""
+
+    run: Positional[str]
+    """Folder of the run."""
+    prompt: Positional[str]
+    """One of the run's own prompts, or any text where its rewards need no more than that."""
+    out: str = "tree.png"
+    """Where the picture goes: .png or .svg."""
+    seed: int = 0
+    """Of the noise."""
+
+    def __post_init__(self) -> None:
+        if Path(self.out).suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"--out {self.out}: it must end in .png or .svg")
+
+    def __call__(self) -> None:
+        check_libraries()
+        from ..algorithms.base import OnPolicy
+        from ..data.prompts import check
+        from ..evaluation.tree_plot import tree_of
+        from ..experiment.config import read_run
+        from ..experiment.prompt_checks import known_records, needs
+        from ..models.quiet import no_progress_bars
+
+        run, _ = read_run(Path(self.run))
+        no_progress_bars()
+        record = known_records(run).get(self.prompt, {"prompt": self.prompt})
+        names = run.algorithm.asks.rewards if isinstance(run.algorithm, OnPolicy) else ()
+        check(record, f"prompt {self.prompt!r}", needs(run, names))
+        figure = tree_of(run, Path(self.run), record, self.seed)
+        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.out, dpi=110)
+        print(self.out)
+
+
+def as_chain(recipe: str) -> "Chain":
+    """A recipe as a chain, be it of one run."""
+    from ..experiment.stages import Chain
+
+    made = made_by(recipe)
+    return made if isinstance(made, Chain) else Chain(recipe, (made,))
+
+
+def last_run(chain: "Chain") -> "Run":
+    """ValueError where a chain ends in something else than a run."""
+    from ..experiment.config import Run
+
+    last = chain.stages[-1]
+    if not isinstance(last, Run):
+        raise ValueError(f"{chain.name} ends in {last.name}, which is not a run that could be trained with every seed")
+    return last
+
+
+def check_libraries() -> None:
+    check_extra("a page or a tree", ["matplotlib", "jinja2"], "report")
+
+
+def check_comparable(runs: Sequence["Run"]) -> None:
+    """ValueError for runs that the suite cannot judge, before any is trained."""
+    from ..envs.shapes.world import world_size
+    from ..models.pipeline import Pretrained
+
+    check_libraries()
+    for run in runs:
+        if not isinstance(run.model, Pretrained):
+            raise ValueError(f"{run.name} is trained from scratch, so there is no base to compare it with")
+        outline = run.model.load("meta")
+        if len(outline.latent_shape) != 3:
+            raise ValueError(f"{run.name} draws clips, and the suite of a comparison is of images")
+        world_size(*(side * outline.pipe.vae_scale_factor for side in outline.latent_shape[1:]))
+
+
+def write_comparison(folders: Sequence[Path], settings: Settings, out: Path, title: str, command: str) -> None:
+    """index.html, comparison.json and comparison.png; a tree for each run that grows them."""
+    from ..algorithms.branch_grpo import BranchGRPO
+    from ..evaluation.comparison import comparison, finished
+    from ..evaluation.html_page import write_page
+    from ..evaluation.tree_plot import tree_of
+    from ..experiment.config import read_run
+    from ..experiment.prompt_checks import prompt_records
+    from ..models.quiet import no_progress_bars
+
+    no_progress_bars()
+    runs = [finished(folder, *read_run(folder), settings) for folder in folders]
+    for each in runs:
+        if isinstance(each.run.algorithm, BranchGRPO):
+            figure = tree_of(each.run, each.folder, prompt_records(each.run)[0], 0)
+            figure.savefig(each.folder / "tree.png", dpi=110)
+    data = {"command": command, **comparison(runs, settings)}
+    write_file(out / "comparison.json", json.dumps(data) + "\n")
+    print(write_page(out, data, title, command))

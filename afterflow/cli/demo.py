@@ -1,0 +1,61 @@
+"""Post-train the shipped pipeline on this machine, then judge it on prompts it never saw.
+
+python -m afterflow.cli.demo
+"""
+
+import json
+import shutil
+import time
+
+from rich.console import Console
+
+from ..evaluation.shapes_report import Comparison, Report, Settings, render
+from ..evaluation.shapes_suite import compare_pictures, picture_size, suite_pictures, suite_prompts
+from ..experiment.execute import execute
+from ..experiment.run_files import before_after
+from ..models.quiet import no_progress_bars
+from ..models.sd3 import SD3
+from ..recipes.shapes import demo
+
+SUITE = Settings(prompts=280, images=4)
+
+
+def main() -> None:
+    start = time.perf_counter()
+    no_progress_bars()
+    run = demo()
+    if run.folder.exists():
+        print(f"{run.folder} is there already and is replaced.")
+        shutil.rmtree(run.folder)
+    folder = execute(run, "demo")
+    model = SD3("tiny").load()
+    records = suite_prompts(SUITE, picture_size(model))
+    base = suite_pictures(model, records, SUITE)
+    model.load_lora(folder / "lora")
+    tuned = suite_pictures(model, records, SUITE)
+    report, judged, judged_base = compare_pictures(SUITE, records, tuned, base, str(folder / "lora"), "tiny")
+    assert judged_base is not None
+    before_after(records, base, tuned, judged_base.strict, judged.strict).save(folder / "before_after.png")
+    summary = {"seconds": round(time.perf_counter() - start, 1), **figures(report)}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    Console().print(render(report))
+    print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
+    print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")
+
+
+def figures(report: Report) -> dict:
+    """The trained metric first, then those that training never saw."""
+    chosen = {name: report.overall[name] for name in ("strict", "closed", "fidelity", "diversity")}
+    return {name: flat(each) for name, each in chosen.items()} | {"frechet": flat(report.frechet)}
+
+
+def flat(each: Comparison) -> dict:
+    assert each.base is not None and each.delta is not None
+    entry = {"before": each.base.value, "after": each.tuned.value}
+    if each.delta.low is None:
+        return entry
+    return entry | {"delta_ci": [each.delta.low, each.delta.high]}
+
+
+if __name__ == "__main__":
+    main()

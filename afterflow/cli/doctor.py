@@ -1,0 +1,29 @@
+"""afterflow doctor: is this recipe sound on this machine?"""
+
+from collections.abc import Sequence
+
+
+def doctor(args: Sequence[str]) -> None:
+    """Try a recipe's model, method and rewards in small, and say what is wrong and what to do."""
+    from rich.console import Console
+
+    from ..experiment.config import Run
+    from ..experiment.doctor import examine, render
+    from ..models.quiet import no_progress_bars
+    from .recipes import made_by
+    from .train import overridden
+
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: afterflow doctor RECIPE [--options]     the options of afterflow train RECIPE")
+        return
+    no_progress_bars()
+    made = made_by(args[0])
+    if not isinstance(made, Run):
+        raise ValueError(f"{args[0]} is a chain of runs; ask for its stages one by one")
+    found, console = [], Console()
+    for each in examine(overridden(made, args[1:], f"afterflow doctor {args[0]}")):
+        console.print(render(each))
+        found.append(each)
+    failed = [each.check for each in found if each.passed is False]
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(found)} checks failed: {'; '.join(failed)}")

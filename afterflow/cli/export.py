@@ -1,0 +1,70 @@
+"""afterflow export: a LoRA in another program's format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tyro.conf import Positional, PositionalMetavarFromFieldName
+
+from ..system.names import Family
+
+
+def export(args: Sequence[str]) -> None:
+    """Write a LoRA for ComfyUI and kohya's trainers, or one of theirs for diffusers."""
+    tyro.cli(Export, args=args, prog="afterflow export", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a LoRA in another program's format; its scale is then in its weights, alpha is its rank."""
+
+    lora: Positional[str]
+    """A run's folder, a LoRA's folder, or a .safetensors file."""
+    to: Literal["kohya", "diffusers"] = "kohya"
+    """kohya: the names of sd-scripts and musubi-tuner, which ComfyUI reads too; diffusers: from any format."""
+    out: str | None = None
+    """kohya: a .safetensors file; diffusers: a folder.  None: beside the LoRA."""
+    family: Family | None = None
+    """Of the model it adapts; None: what its run says."""
+
+    def __post_init__(self) -> None:
+        if self.to == "kohya" and self.out is not None and Path(self.out).suffix != ".safetensors":
+            raise ValueError(f"--out {self.out}: kohya's format is one file, so it must end with .safetensors")
+
+        if self.to == "diffusers" and self.out is not None and Path(self.out).suffix == ".safetensors":
+            raise ValueError(f"--out {self.out}: diffusers' format is a folder; leave the .safetensors away")
+
+    def __call__(self) -> None:
+        from safetensors.torch import save_file
+
+        from ..models.lora.files import lora_file, read, write
+        from ..models.lora.kohya import to_kohya
+
+        folder = Path(self.lora) / "lora" if (Path(self.lora) / "lora").is_dir() else Path(self.lora)
+        family = self.family or family_of_run(folder)
+        lora = read(folder, family)
+        beside = lora_file(folder).parent
+        if self.to == "diffusers":
+            out = beside / "diffusers" if self.out is None else Path(self.out)
+            write(out, lora.layers)
+        else:
+            if family is None:
+                raise ValueError(f"{self.lora}: no run.json says which model it adapts; add --family")
+            out = beside / "kohya.safetensors" if self.out is None else Path(self.out)
+            tensors = to_kohya(lora.layers, family)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, out, metadata={"format": "pt"})
+        print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")
+
+
+def family_of_run(folder: Path) -> Family | None:
+    """What the run that trained this LoRA says its model is; None where no run lies above it."""
+    from ..experiment.config import read_run
+
+    for parent in (folder, folder.parent):
+        if (parent / "run.json").is_file():
+            kind = type(read_run(parent)[0].model).__name__
+            return {"TinyParts": "SD3", "TinyVideoParts": "Wan"}.get(kind, kind)  # type: ignore[return-value]
+    return None

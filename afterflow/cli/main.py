@@ -1,0 +1,82 @@
+"""The command line.  torch and diffusers take seconds to import, so commands import them when they need them."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..system.launcher import launched, rank
+from ..system.names import unknown
+from .compare import compare, report, tree
+from .doctor import doctor
+from .evaluate import evaluate, sample
+from .export import export
+from .merge import merge
+from .push import push
+from .recipes import recipes, summary
+from .serve import serve_rewards
+from .status import status
+from .train import train
+
+COMMANDS = {
+    "train": train,
+    "status": status,
+    "doctor": doctor,
+    "eval": evaluate,
+    "sample": sample,
+    "compare": compare,
+    "report": report,
+    "tree": tree,
+    "merge": merge,
+    "export": export,
+    "push": push,
+    "serve-rewards": serve_rewards,
+    "recipes": recipes,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 2 when something given cannot be used, 1 when training cannot go on."""
+    command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        # They read it when imported, and would warn about libraries that we do not use.
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    try:
+        if command in ("-h", "--help"):
+            print(overview())
+        elif command == "--version":
+            print(f"afterflow {__version__}")
+        elif command in COMMANDS:
+            check_launch(command)
+            COMMANDS[command](args)
+        else:
+            raise unknown("command", command, COMMANDS)
+    except ValueError as error:
+        return complain(error, 2)
+    except RuntimeError as error:
+        from ..train.distributed import Stopped
+
+        if not isinstance(error, Stopped):
+            raise
+        return complain(error, 1)
+    return 0
+
+
+def check_launch(command: str) -> None:
+    """Of processes that torchrun or accelerate have started the first speaks; ValueError for what one would do."""
+    if launched() == 1:
+        return
+    if command != "train":
+        raise ValueError(f"{command} is done by one process; start it without a launcher")
+    if rank() != 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def complain(error: Exception, code: int) -> int:
+    print(f"afterflow{f', process {rank()}' if rank() else ''}: {error}", file=sys.stderr)
+    return code
+
+
+def overview() -> str:
+    lines = [f"  {name:<9} {summary(command.__doc__)}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: afterflow COMMAND ...", "", *lines, "", "afterflow COMMAND --help tells more."])

@@ -1,0 +1,190 @@
+"""afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import tyro
+from tyro.conf import AvoidSubcommands
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from ..system.launcher import launched
+from .recipes import made_by, recipe_lines
+
+if TYPE_CHECKING:
+    from ..experiment.config import Run
+    from ..experiment.stages import Chain
+
+TRAIN_USAGE = """\
+usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
+       afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
+       afterflow train RECIPE --help                  what the fields of that recipe are and mean
+       afterflow train --from RUN/run.json [--options]  repeat what a run recorded
+       afterflow train --resume RUN                   go on from the last checkpoint of a run; on other processes
+                                                      perhaps with another --lanes or --shard
+"""
+
+PARTS_USAGE = """\
+First of all, options that put in parts of another kind: --base PATH trains a pipeline of any family, --prompts FILE
+explores the prompts of a .txt or .jsonl file, --images FOLDER learns from the images of a folder with a metadata.jsonl,
+or OWNER/NAME of the hub, --held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full
+says what is trained.
+"""
+
+
+def train(args: Sequence[str]) -> None:
+    """Train a model by a recipe, repeat a recorded run, or go on with one."""
+    source, *options = [*args[0].split("=", 1), *args[1:]] if args else ["--help"]
+    if source in ("-h", "--help"):
+        print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
+        return
+    if source in ("--from", "--resume") and not options:
+        raise ValueError(f"{source} needs a run; its folder is runs/NAME")
+    from ..experiment.config import read_run
+    from ..experiment.stages import Chain
+    from ..models.quiet import no_progress_bars
+
+    no_progress_bars()
+    only_plan = "--plan" in options
+    options = [option for option in options if option != "--plan"]
+    if source == "--resume":
+        run, recipe = resumable(options)
+    elif source == "--from":
+        recorded, recipe = read_run(Path(options[0]))
+        run = overridden(recorded, options[1:], f"afterflow train --from {options[0]}")
+    else:
+        recipe = source
+        made = made_by(recipe)
+        if isinstance(made, Chain) and {"-h", "--help"} & set(options):
+            print(f"{recipe} does in order what is not done yet, and takes no options:")
+            print("\n".join(f"  {stage.name}" for stage in made.stages))
+            return
+        if isinstance(made, Chain) and only_plan:
+            raise ValueError(f"{recipe} is a chain of runs; plan its stages one by one")
+        if isinstance(made, Chain):
+            print(f"{train_chain(made, options)} holds the result")
+            return
+        run = overridden(made, options, f"afterflow train {recipe}")
+    if only_plan:
+        from rich.console import Console
+
+        from ..experiment.cost_estimate import forecast, render
+
+        Console().print(render(run, forecast(run)))
+        return
+    from ..experiment.execute import execute
+
+    print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
+
+
+def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
+    """Do the stages of a chain that have not ended; the folder of the last."""
+    from ..experiment.stages import execute
+
+    if launched() > 1:
+        raise ValueError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
+    if options:
+        raise ValueError(
+            f"{chain.name} is a chain of runs and takes no options, so not {options[0]}; write a recipe beside it "
+            "with `replace`, or train its stages one by one"
+        )
+    return execute(chain)
+
+
+def resumable(options: Sequence[str]) -> tuple["Run", str]:
+    folder = Path(options[0])
+    there, kept = tyro.cli(Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True)
+    if kept:
+        raise ValueError(f"a resumed run keeps its configuration, so {kept[0]} cannot be set; use --from instead")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
+    if not any(not path.suffix for path in folder.glob("checkpoints/step_*")):
+        raise ValueError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
+    from ..experiment.config import read_run
+
+    run, recipe = read_run(folder)
+    if run.folder.resolve() != folder.resolve():
+        raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
+    given = {name: value for name, value in vars(there).items() if value is not None}
+    return replace(run, **given), recipe
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What may change where a run goes on with other processes."""
+
+    lanes: int | None = None
+    shard: Literal["none", "zero2", "full"] | None = None
+    threads: int | None = None
+
+
+def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
+    """The run with the fields that the options name replaced."""
+    from ..experiment.config import Run
+
+    asks_for_help = {"-h", "--help"} & set(options)
+    if not asks_for_help:
+        parts, options = tyro.cli(Parts, args=options, prog=prog, return_unknown_args=True)
+        run = parts.put_into(run)
+    return tyro.cli(
+        AvoidSubcommands[Run], default=run, args=options, prog=prog, registry=MAPPINGS, description=PARTS_USAGE
+    )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a run of another kind than the recipe's, put in before its fields are set."""
+
+    base: str | None = None
+    prompts: str | None = None
+    images: str | None = None
+    held_out_prompts: str | None = None
+    adapt: Literal["lora", "full"] | None = None
+
+    def put_into(self, run: "Run") -> "Run":
+        from ..data.images import HubImages, ImageFolder
+        from ..data.prompts import PromptFile
+        from ..models.adapters import Full, LoRA
+        from ..models.families import pretrained
+
+        if self.base is not None:
+            model = pretrained(self.base, "float32", {})
+            same = type(model) is type(run.model)
+            run = replace(run, model=replace(run.model, path=self.base) if same else model)
+        if self.prompts is not None:
+            run = replace(run, data=PromptFile(self.prompts))
+        if self.images is not None:
+            folder = Path(self.images).is_dir()
+            run = replace(run, data=ImageFolder(self.images) if folder else HubImages(self.images))
+        if self.held_out_prompts is not None:
+            run = replace(run, held_out=PromptFile(self.held_out_prompts), eval_every=run.eval_every or 20)
+        if self.adapt is not None:
+            run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
+        return run
+
+
+MAPPINGS = ConstructorRegistry()
+
+
+@MAPPINGS.primitive_rule
+def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """`--weights a 0.5 b 0.5` replaces a mapping; tyro's own rule can only change the values of keys that are there."""
+    if info.type_origin is not Mapping:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME NUMBER ...]",
+        instance_from_str=partial(numbers_by_name, kind=get_args(info.type)[1]),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
+    )
+
+
+def numbers_by_name(words: Sequence[str], kind: Callable[[str], float]) -> dict[str, float]:
+    """NAME NUMBER or NAME=NUMBER, any number of times."""
+    words = [part for word in words for part in word.split("=", 1)]
+    if len(words) % 2:
+        raise ValueError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
+    return {name: kind(number) for name, number in zip(words[::2], words[1::2])}

@@ -1,0 +1,73 @@
+"""A tree of BranchGRPO to look at: how one noise becomes many images, and which steps get the credit."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from ..algorithms.branch_grpo import BranchGRPO
+from ..experiment.config import Run
+from ..experiment.scoring import score
+from ..experiment.setup import on_own_grid
+from ..models.wrappers import guided, in_chunks
+from ..sampling.rollout import Rollout, draw, sample
+from ..sampling.seeds import generator
+from ..train.clock import Clock
+from .comparison import check_ended, tuned_model
+from .shapes_suite import encoded
+
+
+def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
+    """The tree that the trained policy of a run grows from a prompt; ValueError for a run of another algorithm."""
+    algorithm = run.algorithm
+    if not isinstance(algorithm, BranchGRPO):
+        raise ValueError(f"{folder} was trained by {type(algorithm).__name__}; only BranchGRPO grows trees")
+    check_ended(folder, run)
+    model = tuned_model(run, folder)
+    algorithm = on_own_grid(run, model).algorithm
+    assert isinstance(algorithm, BranchGRPO)
+    cond, noise_of = encoded(model, [record]), [generator(seed, "tree")]
+    velocity = in_chunks(guided(model.velocity(model.module), run.guidance_scale, model.combine), run.chunk)
+    noise = draw(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
+    plan = algorithm.plan(0, generator(seed, "plan"))
+    rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
+    scores = score(model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock())
+    levels = [level[0].sum(-1).numpy() for level in algorithm.levels(rollout, scores)]
+    states = [model.decode(x[0]) for x in rollout.x]
+    rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())
+    return picture(rollout, states, levels, np.asarray(rewards)[0], record["prompt"])
+
+
+def picture(
+    rollout: Rollout, states: list[np.ndarray], advantages: list[np.ndarray], rewards: np.ndarray, title: str
+) -> Figure:
+    """States uint8 (W_k, H, W, 3) by level and the advantages (W_{k+1},) of the edges between them, NaN untrained."""
+    plan, G = rollout.plan, len(rewards)
+    steps = plan.steps
+    figure = Figure(figsize=(0.62 * (steps + 2), 0.56 * G + 0.9), layout="constrained")
+    axis = figure.subplots()
+    height = lambda level, i: (i + 0.5) * G / level  # the middle of a node's leaves
+    shade = matplotlib.colormaps["RdBu"]
+    for k in range(steps):
+        W, W_next = plan.widths[k], plan.widths[k + 1]
+        for j in range(W_next):
+            value = advantages[k][j] if plan.trained(k)[j] else np.nan
+            color = "#c9c9d0" if np.isnan(value) else shade(0.5 + np.clip(value, -2, 2) / 4)
+            ends = [height(W, j * W // W_next), height(W_next, j)]
+            axis.plot([k, k + 1], ends, color=color, linewidth=3, zorder=1, solid_capstyle="butt")
+    half = 0.36
+    for k, level in enumerate(states):
+        for i, image in enumerate(level):
+            y = height(len(level), i)
+            axis.imshow(image, extent=(k - half, k + half, y + half, y - half), zorder=2, interpolation="nearest")
+    for i, reward in enumerate(rewards):
+        axis.text(steps + 0.5, i + 0.5, f"{reward:.2f}", va="center", fontsize=8)
+    axis.set(
+        xlim=(-0.6, steps + 1.3), ylim=(G, 0), yticks=[], title=title, xlabel="denoising step; reward at the right"
+    )
+    axis.set_xticks(range(steps + 1))
+    axis.set_aspect("equal")
+    axis.spines[:].set_visible(False)
+    return figure

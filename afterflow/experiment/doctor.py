@@ -1,0 +1,303 @@
+"""Whether a set-up is sound: a recipe's own model, method and rewards, tried in small before hours go into it."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..algorithms.base import OnPolicy
+from ..evaluation.shapes_suite import encoded, finished
+from ..models.adapters import LoRA
+from ..models.pipeline import PipelineModel, Pretrained
+from ..models.wrappers import guided, in_chunks
+from ..sampling.conditioning import Cond, Pairs
+from ..sampling.rollout import draw, sample
+from ..sampling.seeds import generator
+from ..train.clock import Clock
+from ..train.explore import Iteration, supervised
+from ..train.loop import accumulate
+from .config import Run
+from .cost_estimate import forecast, tried
+from .prompt_checks import prompt_records
+from .scoring import ask, both_orders, compare
+from .setup import Session, prepare
+
+PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
+"""FLOP/s of dense bf16 matrix products, as the makers state them."""
+ANYTHING = [{"prompt": "a photo of a red cube on a wooden table"}, {"prompt": "a dog"}]
+"""Prompts, where images bring theirs."""
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    check: str
+    passed: bool | None
+    """None: a figure, neither good nor bad."""
+    said: str
+    remedy: str = ""
+    """What to do where it did not pass."""
+
+
+def examine(run: Run) -> Iterator[Finding]:
+    """The findings one by one; nothing is kept on disk.  ValueError for a model that is made from nothing."""
+    if not isinstance(run.model, Pretrained):
+        raise ValueError(f"{run.name}: the model is made from nothing; there is no pipeline to compare with")
+    with tempfile.TemporaryDirectory() as place:
+        # An absolute name takes the run's folder out of runs/.
+        small = replace(run, name=f"{place}/run", track="none", batch=1, lanes=1, shard="none", updates=1)
+        session = prepare(small, resume=False)
+        cond = encoded(session.model, (prompt_records(run) or ANYTHING)[:2])
+        yield from drawing(session, cond)
+        yield from training(session, cond, run)
+        if isinstance(run.tune, LoRA):
+            yield round_trip(session, cond, Path(place) / "lora")
+        yield from rewards(session, cond)
+        if run.judge is not None:
+            yield judged(session, cond)
+        yield memory(session)
+
+
+def noise_for(session: Session, count: int, name: str) -> Tensor:
+    """(count, 1, ...)."""
+    shape = torch.empty(1, 1, *session.model.latent_shape, device=session.processes.accelerator.device)
+    sources = [generator(session.run.seed, "doctor", name, i) for i in range(count)]
+    return draw(sources, 1, shape.expand(count, *shape.shape[1:]))
+
+
+@torch.no_grad()
+def drawing(session: Session, cond: Cond) -> Iterator[Finding]:
+    """The sampler: as the stock pipeline draws, the same twice, and as spread out with noise as without."""
+    run, model = session.run, session.model
+    noise = noise_for(session, len(cond), "drawing")
+    field = in_chunks(guided(model.velocity(model.module), run.guidance_scale, model.combine), len(cond))
+    ours = finished(field, model, cond, noise, STEPS)
+    if isinstance(model, PipelineModel):
+        stock = model.stock_latents(cond, noise[:, 0], STEPS, run.guidance_scale)
+        error = relative(ours[:, 0], stock)
+        yield Finding(
+            "our ODE draws what the stock pipeline draws",
+            error < (1e-3 if model.module.dtype == torch.float32 else 0.1),
+            f"relative difference {error:.1e} of the latents after {STEPS} steps",
+            "the pipeline's scheduler or its guidance is not one that afterflow knows; report it with model_index.json",
+        )
+    again = finished(field, model, cond, noise, STEPS)
+    yield Finding(
+        "the same noise draws the same picture twice",
+        torch.equal(ours, again),
+        "bit for bit" if torch.equal(ours, again) else f"relative difference {relative(again, ours):.1e}",
+        "set CUBLAS_WORKSPACE_CONFIG=:4096:8 and torch.use_deterministic_algorithms(True) where you need it exact",
+    )
+    if isinstance(run.algorithm, OnPolicy):
+        yield marginals(session, cond, ours)
+        yield grids(session)
+
+
+def marginals(session: Session, cond: Cond, ours: Tensor) -> Finding:
+    """A kernel that keeps the marginals leaves latents as spread out as the ODE's; few images tell it roughly."""
+    run, model = session.run, session.model
+    assert isinstance(run.algorithm, OnPolicy)
+    plan = run.algorithm.plan(0, generator(run.seed, "plan"))
+    sources = [generator(run.seed, "doctor", "sde")]
+    shape = torch.empty(1, 1, *model.latent_shape, device=session.processes.accelerator.device)
+    noise, one = draw(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
+    leaves = sample(session.models.policy, run.algorithm.step_kernel, plan, one, noise, sources).leaves
+    ratio = (leaves.float().std() / ours.float().std()).item()
+    return Finding(
+        "noise in the steps leaves the latents as spread out as they were",
+        0.7 < ratio < 1.4,
+        f"standard deviation {ratio:.2f} of the ODE's, {plan.widths[-1]} images of {plan.steps} steps",
+        "lower algorithm.eta or raise algorithm.steps; pictures of a rollout are noise otherwise",
+    )
+
+
+def grids(session: Session) -> Finding:
+    """Where the rollout stops on its way, beside the pipeline's own grid; papers choose either."""
+    algorithm = session.run.algorithm
+    assert isinstance(algorithm, OnPolicy)
+    plan = algorithm.plan(0, generator(session.run.seed, "plan"))
+    apart = (plan.times - session.model.schedule.times(plan.steps)).abs().max().item()
+    advice = "" if apart < 1e-6 else "; algorithm.schedule = None takes the pipeline's"
+    return Finding("times of the rollout", None, f"at most {apart:.3f} from those of the pipeline's own grid{advice}")
+
+
+def training(session: Session, cond: Cond, run: Run) -> Iterator[Finding]:
+    """One small iteration: a ratio of 1, gradients that arrive, a KL that has some, and how long all will take."""
+    clock, algorithm = Clock(), session.run.algorithm
+    small_iteration(session, cond, Clock())  # the first one also warms up
+    iteration = small_iteration(session, cond, clock)
+    with clock("update"):
+        measured, _ = accumulate(
+            algorithm, session.models, iteration, 0, list(session.parameters.values()), session.processes, 0
+        )
+    seconds = clock.read()
+    gradient = norm(session)
+    if "ratio_max" in measured:
+        deviation = max(abs(float(measured[name]) - 1) for name in ("ratio_max", "ratio_mean"))
+        yield Finding(
+            "the policy replays its own rollout at a ratio of 1",
+            deviation == 0,
+            f"largest deviation {deviation:.1e} in chunks of {run.chunk}, precision {run.mixed_precision}",
+            "rollout and update differ by dropout, a compiled part, or a kernel that is not deterministic",
+        )
+    yield Finding(
+        "gradients arrive at what is trained",
+        0 < gradient < float("inf"),
+        f"norm {gradient:.2e} over {len(session.parameters)} tensors",
+        "no gradient: tune.targets may match nothing that is used; infinite: take mixed_precision = bf16 or no",
+    )
+    if isinstance(algorithm, OnPolicy) and algorithm.asks.reference:
+        yield kl_gradient(session, cond)
+    yield from expected(session, iteration, seconds, run)
+
+
+def small_iteration(session: Session, cond: Cond, clock: Clock) -> Iteration:
+    """Of one prompt and random scores, or of two random images."""
+    run, algorithm, model = session.run, session.run.algorithm, session.model
+    one = cond[torch.zeros(1, dtype=torch.long)]
+    if not isinstance(algorithm, OnPolicy):
+        pairs = Pairs(noise_for(session, len(cond), "images")[:, 0], cond)
+        return next(supervised(algorithm, lambda step: pairs, 0, 1, run.chunk, session.processes))
+    return tried(algorithm, session.models, one, model.latent_shape, run.seed, run.chunk, clock, session.memory)
+
+
+def norm(session: Session) -> float:
+    """Of all gradients, which are then cleared."""
+    found = [p.grad.float().norm() for p in session.parameters.values() if p.grad is not None]
+    session.optimizer.zero_grad()
+    return float(torch.stack(found).norm()) if found else 0.0
+
+
+def kl_gradient(session: Session, cond: Cond) -> Finding:
+    """At the start the KL is 0 and flat, so it is asked a little away from it."""
+    models, parameters = session.models, session.parameters
+    assert models.reference is not None
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    x, t = noise_for(session, len(cond), "kl")[:, 0], torch.full((len(cond),), 0.7, device=cond.index.device)
+    with torch.no_grad():
+        for i, parameter in enumerate(parameters.values()):
+            parameter.add_(
+                0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)).to(parameter)
+            )
+        reference = models.reference(x, t, cond)
+    (models.policy(x, t, cond).float() - reference.float()).square().mean().backward()
+    gradient = norm(session)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(kept[name])
+    return Finding(
+        "the KL to the reference pulls the policy back",
+        gradient > 0,
+        f"gradient norm {gradient:.2e} a little away from it",
+        "the reference is the policy itself, or its distance is computed without gradients",
+    )
+
+
+def expected(session: Session, iteration: Iteration, seconds: dict[str, float], run: Run) -> Iterator[Finding]:
+    """Speed of the small iteration, and what it makes of the whole recipe; rewards are not in it."""
+    needs = forecast(run)
+    rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
+    algorithm = session.run.algorithm
+    guidance = 1 if run.guidance_scale == 1 else 2
+    images = algorithm.plan(0, generator(0)).widths[-1] if isinstance(algorithm, OnPolicy) else len(iteration.rows)
+    rows = {
+        "rollout": images * iteration.metrics.get("nfe/rollout", 0.0),
+        "update": images * iteration.metrics["nfe/update"],
+    }
+    # Forward passes of a chunk are padded, so a small iteration pays for rows that a large one uses.
+    padded = {name: -(-count // run.chunk) * run.chunk for name, count in rows.items()}
+    whole = {"rollout": needs.rows.get("rollout", 0.0) / guidance, "update": needs.rows["update"] / guidance}
+    each = {name: spent / padded[name] for name, spent in (("rollout", rollout), ("update", update)) if padded[name]}
+    hours = run.iterations * sum(whole[name] * cost for name, cost in each.items()) / 3600
+    hours = min(hours, (run.budget_seconds or float("inf")) / 3600)
+    yield Finding(
+        "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
+    )
+    yield Finding("the whole recipe", None, f"about {hours:.2g} hours, without rewards")
+    device = session.processes.accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((value for key, value in PEAK.items() if key in name), None)
+    if peak is not None and "rollout" in each and whole["rollout"]:
+        per_row = needs.flops["forward only"] / sum(v for k, v in needs.rows.items() if k != "update") * guidance
+        share = per_row / each["rollout"] / peak
+        yield Finding("MFU of the rollout", None, f"{share:.0%} of {peak / 1e12:.0f} TFLOP/s")
+
+
+@torch.no_grad()
+def round_trip(session: Session, cond: Cond, folder: Path) -> Finding:
+    """What is saved draws the same when it is loaded again, into the same network under another name."""
+    model = session.model
+    draws = torch.Generator().manual_seed(0)
+    for parameter in session.parameters.values():
+        parameter.add_(0.01 * torch.randn(parameter.shape, generator=draws).to(parameter))
+    x, t = noise_for(session, len(cond), "lora")[:, 0], torch.full((len(cond),), 0.5, device=cond.index.device)
+    field = model.velocity(model.module)
+    trained = field(x, t, cond)
+    model.save_lora(folder)
+    for parameter in session.parameters.values():
+        parameter.zero_()
+    model.module.delete_adapters("default")  # type: ignore[operator]
+    model.load_lora(folder)
+    difference = (field(x, t, cond).float() - trained.float()).abs().max().item()
+    exact = model.module.dtype == torch.float32
+    return Finding(
+        "a saved LoRA is the same when it is loaded",
+        difference == 0 if exact else difference < 0.05,
+        f"largest difference of a velocity {difference:.1e}",
+        "peft and diffusers may not fit together; take the versions in constraints.txt",
+    )
+
+
+def rewards(session: Session, cond: Cond) -> Iterator[Finding]:
+    """Each reward says something of pictures of noise, the same twice."""
+    run = session.run
+    records = cond.records()
+    images = session.model.decode(noise_for(session, len(cond), "rewards")[:, 0])[:, None]
+    for name in run.watched:
+        start = time.perf_counter()
+        first, second = (ask(name, images, records, session.run.reward_models).values for _ in range(2))
+        seconds = (time.perf_counter() - start) / 2 / len(images)
+        good = bool(np.isfinite(first.numpy()).all()) and torch.equal(first, second)
+        yield Finding(
+            f"reward {name}",
+            good,
+            f"{first.mean().item():.3f} for pictures of noise, {1e3 * seconds:.1f} ms an image",
+            "it changes its mind on the same picture, or has no number for it; no advantage can be had from that",
+        )
+
+
+def judged(session: Session, cond: Cond) -> Finding:
+    """A judge is asked about two pictures in both orders; `compare` refuses what is no share."""
+    judge, records = session.run.judge, cond.records()[:1]
+    assert judge is not None
+    images = session.model.decode(noise_for(session, 2, "judge")[:, 0])[None]
+    said, failures = compare(judge, images, records, both_orders(1, 2), [generator(session.run.seed, "judge")])
+    if failures:
+        return Finding("the judge", False, failures[0], "see that its server runs, and what it answers")
+    one, other = said[0, 0, 1].item(), said[0, 1, 0].item()
+    return Finding(
+        "the judge", None, f"{one:.2f} and {other:.2f} in the two orders; without a favourite they add up to 1"
+    )
+
+
+def memory(session: Session) -> Finding:
+    if session.processes.accelerator.device.type == "cuda":
+        return Finding("memory", None, f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most on the device")
+    import resource
+
+    return Finding("memory", None, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB at the most")
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+def render(found: Finding) -> str:
+    """A line of the console, and a second one where something is to be done."""
+    mark = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "    "}[found.passed]
+    return f"{mark}  {found.check}: {found.said}" + (f"\n      [red]{found.remedy}[/]" if found.passed is False else "")

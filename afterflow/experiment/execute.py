@@ -1,0 +1,149 @@
+"""A run carried out.  Only here do borders meet algorithms."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from ..algorithms.base import OnPolicy, Supervised
+from ..data.images import Images
+from ..data.prompts import rows
+from ..evaluation.shapes_suite import encoded
+from ..experiment.run_files import tracker_options, write_record
+from ..rewards.registry import check_rewards
+from ..sampling.conditioning import Cond
+from ..sampling.seeds import generator
+from ..train.budget import Budget
+from ..train.clock import Clock
+from ..train.distributed import take_device
+from ..train.explore import Iteration, explore, supervised
+from ..train.loop import train
+from ..train.out_of_memory import explained
+from .config import Run, learning_rate
+from .latent_dataset import image_pairs
+from .model_card import write_card
+from .monitor import Window, follow
+from .prompt_checks import held_out_records, prompt_records
+from .scoring import both_orders, compare, scorer
+from .serialization import to_json
+from .setup import Session, prepare
+
+
+def execute(run: Run, recipe: str, resume: bool = False) -> Path:
+    """Train as configured; the run's folder, with `lora/` or `model/` in it when done.
+
+    ValueError before anything is trained when the configuration cannot be run, Stopped when training cannot go on.
+    """
+    records = prompt_records(run)
+    held_out = held_out_records(run)
+    take_device()
+    check_rewards(run.rewards, run.reward_models)
+    clock = Clock()
+    with explained(clock):
+        session = prepare(run, resume)
+        train_on(run, recipe, session, records, held_out, clock)
+    return run.folder
+
+
+def train_on(
+    run: Run, recipe: str, session: Session, records: Sequence[dict], held_out: Sequence[dict], clock: Clock
+) -> None:
+    """From the iteration that the session begins with to the result."""
+    processes = session.processes
+    if processes.main:
+        for sentence in write_record(run.folder, to_json(run), recipe, run.seed, session.first, processes.count):
+            print(f"resumed at iteration {session.first}: {sentence}")
+    if run.track != "none":
+        options = tracker_options(run.folder, run.name) if processes.main else {}
+        processes.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))}, options)
+    budget = Budget(run.iterations, run.budget_seconds)
+    with processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
+        source, prompts = examples(session, records, clock)
+        watched_prompts = encoded(session.model, held_out) if held_out else None
+    check_before_sampling(session, prompts)
+    steps = train(
+        session.run.algorithm,
+        session.models,
+        source,
+        session.parameters,
+        session.optimizer,
+        processes,
+        max_grad_norm=run.max_grad_norm,
+        learning_rate=learning_rate(run, budget),
+        ema=session.ema,
+        seed=run.seed,
+        clock=clock,
+        skip=run.nonfinite == "skip",
+    )
+    follow(session, steps, Window(session, prompts, watched_prompts), budget, clock)
+    result = run.folder / session.kind
+    partial = result.with_suffix(".partial")  # a result that is there is whole, and its run has ended
+    if processes.main:
+        shutil.rmtree(partial, ignore_errors=True)
+    session.leave(partial)
+    if processes.main:
+        shutil.rmtree(result, ignore_errors=True)
+        partial.rename(result)
+        write_card(run, result)
+    processes.accelerator.end_training()
+
+
+def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Cond]:
+    """The iterations to train on, and the encoded prompts they are about."""
+    run, model = session.run, session.model
+    if isinstance(run.data, Images):
+        assert isinstance(run.algorithm, Supervised)
+        pairs, prompts = image_pairs(run, run.data, model)
+        first, last = session.first, run.iterations
+        return supervised(run.algorithm, pairs, first, last, run.chunk, session.processes), prompts
+    assert isinstance(run.algorithm, OnPolicy)
+    prompts = encoded(model, records)
+    source = explore(
+        run.algorithm,
+        session.models,
+        lambda step: prompts[rows(records, run.turns, step, run.batch, run.seed)],
+        scorer(model, run.algorithm, run.judge, run.reward_models),
+        model.latent_shape,
+        session.first,
+        run.iterations,
+        seed=run.seed,
+        updates=run.updates,
+        chunk=run.chunk,
+        clock=clock,
+        processes=session.processes,
+        memory=session.memory,
+        keep="cpu" if run.offload else None,
+        invalid=run.invalid,
+        overlap=run.overlap,
+    )
+    return source, prompts
+
+
+def check_before_sampling(session: Session, prompts: Cond) -> None:
+    """ValueError for a judge that answers nonsense, and for a budget too short for the rollout of one iteration."""
+    run, algorithm = session.run, session.run.algorithm
+    if not isinstance(algorithm, OnPolicy):
+        return
+    if run.judge is not None:
+        like = torch.zeros(2, *session.model.latent_shape, device=prompts.index.device)
+        blank, record = session.model.decode(like)[None], [prompts.prompts[0]]
+        _, failures = compare(run.judge, blank, record, both_orders(1, 2), [generator(run.seed, "probe")])
+        if failures:
+            raise ValueError(f"the judge does not work here: {failures[0]}")
+    if run.budget_seconds is not None:
+        plan = algorithm.plan(0, generator(run.seed, 0, "plan"))
+        passes = plan.evaluations * plan.widths[-1] * run.batch / run.chunk / session.processes.count
+        rows = prompts[torch.arange(run.chunk) % len(prompts)]
+        x = torch.zeros(run.chunk, *session.model.latent_shape, device=prompts.index.device)
+        forward = lambda: session.models.policy(x, x.new_ones(run.chunk), rows)
+        with torch.no_grad():
+            forward()  # the first pass also warms up
+            start = time.perf_counter()
+            forward()
+        least = passes * max(session.processes.told(time.perf_counter() - start))
+        if least > run.budget_seconds:
+            takes = f"the rollout of one iteration takes about {least:.2g} s"
+            raise ValueError(f"budget_seconds = {run.budget_seconds:g}: {takes}; raise it, or lower batch")

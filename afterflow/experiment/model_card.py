@@ -1,0 +1,144 @@
+"""The model card of a run: what was trained, how, and what came of it on prompts that it never saw."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import ModelCardData
+
+from .. import __version__
+from ..evaluation.shapes_report import Estimate, estimates, written
+from ..models.adapters import LoRA
+from ..models.families import FAMILIES
+from ..models.pipeline import SHIPPED, Pretrained
+from ..models.tiny_parts.config import TinyParts, TinyVideoParts
+from .config import Run
+
+FROM_SCRATCH = {TinyParts: "StableDiffusion3Pipeline", TinyVideoParts: "WanPipeline"}
+DRAWS = 2000
+"""Of the bootstrap."""
+
+
+def write_card(run: Run, result: Path) -> None:
+    """README.md beside the weights in `result`, with the first and the last of the run's sample pictures."""
+    lines = ["---", metadata(run).to_yaml(), "---", "", f"# {run.name}", "", *summary(run), "", *usage(run, result), ""]
+    pictures = sorted((run.folder / "samples").glob("step_*.*")) if (run.folder / "samples").is_dir() else []
+    sheets = [file for file in pictures if file.with_suffix(".gif") not in pictures or file.suffix == ".gif"]
+    found = held_out(run.folder / "held_out.jsonl")
+    if found:
+        lines += [*scores(run, found), ""]
+    if len(sheets) > 1:
+        lines += ["## Pictures", "", "From the same noise, at the first iteration and at the last.", ""]
+        for name, file in (("first", sheets[0]), ("last", sheets[-1])):
+            shutil.copy(file, result / f"{name}{file.suffix}")
+            lines += [f"![{name} iteration]({name}{file.suffix})", ""]
+    lines += ["## Licence", "", licence(run)]
+    shutil.copy(run.folder / "run.json", result / "run.json")
+    (result / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def metadata(run: Run) -> ModelCardData:
+    """What the hub sorts by."""
+    clips = type(run.model).__name__ == "Wan"
+    kind = "text-to-video" if clips else "text-to-image"
+    tags = [kind, "diffusers", "afterflow", *(["lora"] if isinstance(run.tune, LoRA) else [])]
+    return ModelCardData(base_model=on_hub(run), library_name="diffusers", pipeline_tag=kind, tags=tags)
+
+
+def on_hub(run: Run) -> str | None:
+    """The base's id on the hub, if it comes from there."""
+    path = run.model.path if isinstance(run.model, Pretrained) else ""
+    return path if len(Path(path).parts) == 2 and not Path(path).exists() else None
+
+
+def base(run: Run) -> str:
+    return run.model.path if isinstance(run.model, Pretrained) else f"a tiny {stock_of(run)} from scratch"
+
+
+def summary(run: Run) -> list[str]:
+    tuned = f"A LoRA of rank {run.tune.rank}" if isinstance(run.tune, LoRA) else "All weights of the transformer"
+    algorithm = run.algorithm
+    weights: Mapping[str, float] = getattr(algorithm, "weights", {})
+    rewards = ", ".join(f"{name} × {weight:g}" for name, weight in weights.items())
+    rows = {
+        "base model": f"`{base(run)}`",
+        "method": type(algorithm).__name__,
+        "data": type(run.data).__name__,
+        "rewards": rewards,
+        "iterations": f"{steps_done(run)} of {run.batch} " + ("prompts" if weights else "examples"),
+        "learning rate": f"{run.learning_rate:g}",
+        "guidance scale": f"{run.guidance_scale:g}",
+        "seed": str(run.seed),
+    }
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
+    said = f"{tuned}, trained with afterflow {__version__}; run.json beside it repeats it."
+    return [said, "", *table]
+
+
+def steps_done(run: Run) -> int:
+    return json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] + 1
+
+
+def named(run: Run) -> str:
+    """How a user names the base in code."""
+    if not isinstance(run.model, Pretrained):
+        return f'"{run.model.folder}"'
+    if run.model.path in SHIPPED:
+        return run.model.path.upper()
+    revision = f', revision="{run.model.revision}"' if run.model.revision else ""
+    return f'"{run.model.path}"{revision}'
+
+
+def stock_of(run: Run) -> str:
+    """The pipeline's class in diffusers."""
+    kinds = {config: model.stock.__name__ for config, model in FAMILIES.items()} | FROM_SCRATCH
+    return kinds[type(run.model)]
+
+
+def usage(run: Run, result: Path) -> list[str]:
+    stock = stock_of(run)
+    ours = isinstance(run.model, Pretrained) and run.model.path in SHIPPED
+    shipped = [f"from afterflow.models.pipeline import {named(run)}"] if ours else []
+    start = f"pipe = {stock}.from_pretrained({named(run)})"
+    code = (
+        [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']
+        if isinstance(run.tune, LoRA)
+        else []
+    )
+    code = code or [f'pipe = {stock}.from_pretrained("{result}")']
+    return ["## Use", "", "```python", *shipped, f"from diffusers import {stock}", "", *code, "```"]
+
+
+def held_out(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def scores(run: Run, found: list[dict[str, Any]]) -> list[str]:
+    """A table of the rewards on held-out prompts, first and last, with intervals over prompts."""
+    first, last = found[0], found[-1]
+    rows = {name: gained(np.array(first[name]), np.array(values)) for name, values in last.items() if name != "step"}
+    lines = [
+        f"| {name} | {written(before)} | {written(after)} | {written(difference, '+')} |"
+        for name, (before, after, difference) in rows.items()
+    ]
+    prompts = len(next(values for name, values in last.items() if name != "step"))
+    about = (
+        f"Means over {prompts} held-out prompts of {run.eval_images} images each, {run.inference_steps} steps, "
+        f"guidance {run.guidance_scale:g}; 95 % intervals over prompts. First: after iteration {first['step']}."
+    )
+    head = ["| reward | first | last | difference |", "|---|---|---|---|"]
+    return ["## Held-out prompts", "", about, "", *head, *lines]
+
+
+def gained(before: np.ndarray, after: np.ndarray) -> list[Estimate]:
+    """Of each prompt's rewards (P,): the mean before, after, and of the difference."""
+    columns = np.stack([before, after, after - before], 1)
+    return estimates(columns, [np.arange(len(before))], DRAWS, np.random.default_rng(0))
+
+
+def licence(run: Run) -> str:
+    where = f"[{on_hub(run)}](https://huggingface.co/{on_hub(run)})" if on_hub(run) else f"`{base(run)}`"
+    return f"These weights are derived from {where}, whose licence applies to them."

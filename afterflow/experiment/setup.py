@@ -1,0 +1,241 @@
+"""The parts of a run, loaded: its model, who is asked beside it, its optimizer, and where it goes on."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
+from torch import nn
+from torch._inductor import config as inductor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..algorithms.base import Models, OnPolicy
+from ..models.adapters import LoRA, Wrapped, as_it_is, attach, before_training, frozen, trainable, without_adapters
+from ..models.base import Model, blocks
+from ..models.teacher import Teacher
+from ..models.wrappers import as_many, guided, in_chunks, in_context
+from ..sampling.conditioning import Velocity
+from ..sampling.seeds import number
+from ..train import checkpoint as state
+from ..train.distributed import Processes, Stopped, accelerator_of
+from ..train.ema import Ema
+from ..train.reward_history import Memory
+from ..train.sharding import let_go, shard, whole
+from .config import Run
+from .serialization import differences, to_json
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts of a run, loaded."""
+
+    run: Run
+    model: Model
+    models: Models
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    processes: Processes
+    memory: Memory | None
+    first: int
+    """The iteration to begin with."""
+
+    def save(self, step: int) -> None:
+        """A checkpoint of the state after iteration `step`; Stopped where the disk does not take it."""
+        scaler, keep = self.processes.accelerator.scaler, self.run.keep
+        folder = self.run.folder / "checkpoints"
+        try:
+            state.save(
+                folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep, self.processes
+            )
+        except (OSError, SafetensorError) as error:
+            kept = state.checkpoints(folder)
+            last = f"{kept[-1].name} is whole" if kept else "there is none before it"
+            raise Stopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
+
+    @property
+    def kind(self) -> str:
+        """The folder's name of what is trained."""
+        return "lora" if isinstance(self.run.tune, LoRA) else "model"
+
+    def leave(self, folder: Path) -> None:
+        """Write what is trained, averaged, as diffusers loads it: a LoRA's folder, or a pipeline's."""
+        with self.averaged():
+            network = whole(self.model.module) if self.processes.sharded else self.model.module
+            if not self.processes.main:
+                return
+            if isinstance(self.run.tune, LoRA):
+                self.model.save_lora(folder)
+            else:
+                assert network is not None
+                self.model.save_pipeline(folder, network)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the policy is the one that is evaluated and saved."""
+        with nullcontext() if self.ema is None else self.ema.applied(self.parameters):
+            let_go(self.model.module)
+            yield
+        let_go(self.model.module)
+
+
+def prepare(run: Run, resume: bool) -> Session:
+    """Load the model, attach what is trained, and go back to the last checkpoint when asked."""
+    saved = state.checkpoints(run.folder / "checkpoints")
+    if resume and not saved:
+        raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
+    if saved and not resume:
+        raise ValueError(
+            f"{run.folder} already holds a run{others(run)}; give this one another --name, or go on with --resume"
+        )
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
+    accelerator = accelerator_of(
+        run.mixed_precision, log_with=None if run.track == "none" else run.track, project_dir=run.folder
+    )
+    if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
+    processes = Processes(accelerator, run.shard != "none", run.lanes)
+    check_processes(run, processes, [checkpoint.name for checkpoint in saved])
+    with accelerator.local_main_process_first():  # what the first downloads or makes, others find
+        model = run.model.load(accelerator.device)
+    if run.gradient_checkpointing:
+        model.module.enable_gradient_checkpointing()  # type: ignore[operator]
+    if run.compile:
+        compile_blocks(model.module)
+    run = on_own_grid(run, model)
+    with torch.random.fork_rng():
+        torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
+        parameters = attach(model, run.tune)
+    # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
+    models = velocities(run, model, processes)
+    if processes.sharded:
+        in_shards(run, processes, model.module)
+        parameters = trainable(model.module)
+    optimizer = adamw(run, parameters.values())
+    ema = Ema(parameters, run.ema) if run.ema is not None else None
+    history = run.algorithm.asks.history if isinstance(run.algorithm, OnPolicy) else 0
+    memory = Memory(history) if history else None
+    first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
+    run.folder.mkdir(parents=True, exist_ok=True)
+    return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, processes, memory, first)
+
+
+def others(run: Run) -> str:
+    """How the run that its folder holds is another one."""
+    file = run.folder / "run.json"
+    if not file.is_file():
+        return ""
+    apart = differences(json.loads(file.read_text(encoding="utf-8"))["config"], to_json(run))
+    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+    return f" with other options ({'; '.join(apart[:3])}{more})" if apart else ""
+
+
+def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> None:
+    """ValueError where so many processes cannot do this run."""
+    n = processes.count
+    if run.shard != "none" and n == 1:
+        raise ValueError(f"shard = {run.shard}: one process has nobody to share with; launch several, or leave it out")
+    if processes.lanes_of_all % n:
+        raise ValueError(f"lanes = {run.lanes}: {n} processes cannot have equally many; take a multiple of {n}")
+    if run.batch < n:
+        raise ValueError(f"batch = {run.batch}: {n} processes need at least one prompt or image each")
+    if processes.sharded and run.batch % n:
+        raise ValueError(f"batch = {run.batch}: where weights are sharded, all {n} processes need equally many")
+    if run.compile and processes.sharded:
+        raise ValueError("compile has never been tried with shard; leave one of them out")
+    for rank, others in enumerate(processes.told(list(saved))):
+        if others != list(saved):
+            raise ValueError(
+                f"{run.folder}: process {rank} finds other checkpoints there than process {processes.rank}; put runs/ "
+                "on a disk that all machines share"
+            )
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compile what a transformer repeats; blocks of a kind share it."""
+    # Else passes with and without gradients round to bf16 in different places, and ratios are off by 2e-4.
+    inductor.emulate_precision_casts = True
+    for block in blocks(network):
+        block.compile()
+
+
+def in_shards(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
+    return shard(network, blocks(network), run.shard, processes.accelerator.device, processes.count)
+
+
+def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    options = {"lr": run.learning_rate, "betas": run.betas, "eps": run.adam_eps, "weight_decay": run.weight_decay}
+    if run.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    from bitsandbytes.optim.adamw import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
+
+
+def on_own_grid(run: Run, model: Model) -> Run:
+    """The run with the model's own schedule, or its shift, where its algorithm names none."""
+    own = {"schedule": model.schedule, "shift": model.schedule.warp}
+    missing = {name: value for name, value in own.items() if getattr(run.algorithm, name, value) is None}
+    return replace(run, algorithm=replace(run.algorithm, **missing)) if missing else run  # type: ignore[arg-type]
+
+
+def velocities(run: Run, model: Model, processes: Processes) -> Models:
+    """The policy and whom else the algorithm asks for, in the same precision and chunks."""
+    accelerator = processes.accelerator
+    precise = lambda velocity: in_context(velocity, partial(precision, accelerator, run.gradient_checkpointing))
+    in_step = processes.most if processes.sharded else as_many
+
+    def drawing(velocity: Velocity, scale: float, most: Callable[[int], int]) -> Velocity:
+        return in_chunks(guided(precise(velocity), scale, model.combine), run.chunk, most)
+
+    # Adapters are switched around all chunks of a call, not for each.
+    def beside(part: Wrapped, scale: float, most: Callable[[int], int]) -> Velocity:
+        return in_context(drawing(part[0], scale, most), part[1])
+
+    spread = partial(in_shards, run, processes) if processes.sharded else as_it_is
+    field, own = model.velocity(model.module), run.guidance_scale
+    if not isinstance(run.algorithm, OnPolicy):
+        return Models(precise(field), guided=drawing(field, own, in_step))
+    asks = run.algorithm.asks
+    teachers = {}
+    for teacher in run.teachers:
+        # Each process has all of its weights, and asks it about the tasks of its own prompts.
+        teachers[teacher.name] = beside(specialist(run, model, teacher), teacher.guidance(own), as_many)
+    anchor = teachers.get(asks.anchor)
+    if asks.anchor == "base":
+        anchor = beside(without_adapters(model, run.tune, spread), own, in_step)
+    return Models(
+        drawing(field, own, in_step),
+        reference=beside(before_training(model, run.tune, spread), own, in_step) if asks.reference else None,
+        teachers={task: teachers[teacher.name] for teacher in run.teachers for task in teacher.tasks},
+        anchor=anchor,
+    )
+
+
+def specialist(run: Run, model: Model, teacher: Teacher) -> Wrapped:
+    """A teacher's velocity: beside a LoRA that is trained another adapter, beside trained weights another model."""
+    if teacher.lora is None:
+        return without_adapters(model, run.tune)
+    if isinstance(run.tune, LoRA):
+        return frozen(model, teacher.lora, f"teacher_{teacher.name}")
+    other = run.model.load(next(model.module.parameters()).device)
+    other.load_lora(teacher.lora)
+    return other.velocity(other.module.requires_grad_(False)), nullcontext
+
+
+@contextmanager
+def precision(accelerator: Accelerator, checkpointing: bool) -> Iterator[None]:
+    """The mixed precision of the run."""
+    # On CPUs the fused attention is slow backwards in bf16: a step of the tiny pipeline takes 1.4 times as long.  But
+    # what checkpointing computes again comes after this context has ended, and must be the same attention.
+    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not checkpointing
+    with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
+        yield

@@ -1,0 +1,213 @@
+"""Several runs that build on each other: teachers, a merge of them, a student.
+
+Each stage is kept in runs/STAGE, and the same command goes on with the first that has not ended.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..data.images import ImageFolder
+from ..data.prompts import PromptFile, ShapesPrompts
+from ..evaluation.comparison import check_same, ended, train_apart
+from ..evaluation.shapes_suite import picture_prompts
+from ..models.adapters import LoRA
+from ..models.base import default_device
+from ..models.lora.merge import MergeName, check_merge, merge_folders
+from ..models.sd3 import SD3
+from ..models.teacher import Teacher
+from .config import Run
+from .prompt_checks import check_routes, held_out_records, prompt_records
+from .serialization import from_json, to_json
+
+
+@dataclass(frozen=True)
+class Merge:
+    """LoRAs become one."""
+
+    loras: tuple[str, ...]
+    """Their folders."""
+    name: str = "merge"
+    """The result is kept in runs/NAME/lora."""
+    weights: tuple[float, ...] | None = None
+    """What each counts; None: the mean of them."""
+    rank: int | None = None
+    """Of the result; None: all of them added up."""
+    how: MergeName = "linear"
+    """Linear adds them up; the others leave out entries first."""
+    density: float = 0.5
+    """Share of the entries that the others keep."""
+    seed: int = 0
+    """Of what dare leaves out."""
+
+    def __post_init__(self) -> None:
+        check_merge(len(self.loras), self.weights, self.density, self.rank)
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / self.name
+
+    def __call__(self) -> str:
+        out = self.folder / "lora"
+        _, error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
+        return f"what its rank cannot hold is {error:.1%} of the merge"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Specialists draw pictures, each of the prompts of its own tasks, to learn from as an `ImageFolder`."""
+
+    model: SD3
+    """What they are adapters of."""
+    teachers: tuple[Teacher, ...]
+    """Who draws which prompts."""
+    prompts: ShapesPrompts | PromptFile
+    """What is drawn."""
+    name: str = "samples"
+    """The pictures are kept in runs/NAME/images."""
+    route: str = "tag"
+    """Key of a record that names its task."""
+    per_prompt: int = 4
+    """Pictures of each prompt."""
+    steps: int = 20
+    """ODE steps."""
+    guidance_scale: float = 1.0
+    """Of teachers that have none of their own."""
+    seed: int = 0
+    """Of prompts and noise."""
+
+    @property
+    def folder(self) -> Path:
+        return Path("runs") / self.name
+
+    def records(self) -> list[dict]:
+        """What is drawn; ValueError for a prompt that no teacher knows."""
+        records = self.prompts.records(self.seed)
+        check_routes(records, self.route, self.teachers)
+        return records
+
+    def __call__(self) -> str:
+        records = self.records()
+        images = self.folder / "images"
+        images.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for teacher in self.teachers:
+            rows = [i for i, record in enumerate(records) if record[self.route] in teacher.tasks]
+            if not rows:
+                continue
+            model = self.model.load(default_device())
+            if teacher.lora is not None:
+                model.load_lora(teacher.lora)
+            scale = teacher.guidance(self.guidance_scale)
+            drawn = picture_prompts(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
+            for i, of_prompt in zip(rows, drawn):
+                for j, pixels in enumerate(of_prompt):
+                    name = f"{i:05d}_{j}.png"
+                    Image.fromarray(pixels).save(images / name)
+                    lines.append({"file_name": name, "caption": records[i]["prompt"], **records[i]})
+        (images / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return f"{len(lines)} pictures by {len(self.teachers)} teachers"
+
+
+@dataclass(frozen=True)
+class Chain:
+    name: str
+    stages: tuple[Run | Merge | Samples, ...]
+    """In order; each may use the folders of those before it, runs/NAME of the stage."""
+    processes: int = 1
+    """How many train each run; torchrun starts them on this machine."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"chain {self.name}: processes = {self.processes}; at least 1")
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"chain {self.name}: two stages are called {name}; give each a name of its own")
+
+
+def execute(chain: Chain) -> Path:
+    """Do what is left of a chain; the folder of its last stage.
+
+    ValueError before anything is trained where a stage cannot be run, its folder holds another, or what it was made
+    from has changed since; Stopped where one could not be brought to its end.
+    """
+    for stage in chain.stages:
+        check(stage)
+    for i, stage in enumerate(chain.stages, 1):
+        place = f"{chain.name}, stage {i} of {len(chain.stages)}, {stage.name}"
+        if done(stage):
+            print(f"{place}: is there already")
+            continue
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        inputs_file(stage).write_text(json.dumps(inputs(stage)) + "\n")
+        if isinstance(stage, Run):
+            print(place, flush=True)
+            train_apart(stage, chain.name, processes=chain.processes)
+        else:
+            print(f"{place}: {stage()}", flush=True)
+            record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")
+    return chain.stages[-1].folder
+
+
+def check(stage: Run | Merge | Samples) -> None:
+    """ValueError for a stage that cannot be run, or whose folder holds another or an older one."""
+    if isinstance(stage, Run):
+        check_same(stage)
+        for records in (prompt_records, held_out_records):
+            records(stage)
+    else:
+        check_same_stage(stage)
+        if isinstance(stage, Samples):
+            stage.records()
+    if done(stage) and inputs_file(stage).is_file():
+        before, now = json.loads(inputs_file(stage).read_text()), inputs(stage)
+        for name in before:
+            if before[name] != now[name]:
+                raise ValueError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
+
+
+def done(stage: Run | Merge | Samples) -> bool:
+    """Whether a stage has left its result."""
+    return ended(stage.folder, stage) if isinstance(stage, Run) else record_of(stage).is_file()
+
+
+def record_of(stage: Merge | Samples) -> Path:
+    """The file that is written when the stage is done."""
+    return stage.folder / "stage.json"
+
+
+def inputs_file(stage: Run | Merge | Samples) -> Path:
+    return stage.folder / "inputs.json"
+
+
+def inputs(stage: Run | Merge | Samples) -> dict[str, str | None]:
+    """What a stage is made from, folders of LoRAs and of images, and a digest of each; None where it is not there."""
+    if isinstance(stage, Merge):
+        folders = list(stage.loras)
+    else:
+        folders = [teacher.lora for teacher in stage.teachers if teacher.lora is not None]
+    if isinstance(stage, Run):
+        folders += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
+        folders += [stage.data.path] if isinstance(stage.data, ImageFolder) else []
+    return {folder: digest(Path(folder)) for folder in folders}
+
+
+def digest(folder: Path) -> str | None:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if not files:
+        return None
+    content = hashlib.sha256()
+    for file in files:
+        content.update(file.name.encode() + file.read_bytes())
+    return content.hexdigest()
+
+
+def check_same_stage(stage: Merge | Samples) -> None:
+    """ValueError when the stage's folder holds one of other settings."""
+    file = record_of(stage)
+    if file.is_file() and from_json(type(stage), json.loads(file.read_text()), str(file)) != stage:
+        raise ValueError(f"{stage.folder} holds a stage with other settings; delete it, or give this one another name")

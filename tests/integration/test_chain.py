@@ -1,0 +1,181 @@
+"""Stages that build on each other, and what a second start does."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adapters import save_lora
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.flow_opd import FlowOPD
+from afterflow.algorithms.sft import SFT
+from afterflow.data.images import ImageFolder
+from afterflow.data.prompts import ShapesPrompts, check_turns, rows
+from afterflow.experiment import stages as chains
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute as train
+from afterflow.experiment.serialization import to_json
+from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute
+from afterflow.models.adapters import LoRA
+from afterflow.models.sd3 import SD3
+from afterflow.models.teacher import Teacher
+from afterflow.recipes import RECIPES, generalist
+
+MODEL = SD3("pipeline", max_sequence_length=0)
+TEACHERS = tuple(Teacher(tag, f"runs/{tag}/lora", (tag,)) for tag in ("colors", "counting"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(pipeline, tmp_path, monkeypatch):
+    """In a folder of its own; stages are trained in this process, which is quicker."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(chains, "train_apart", lambda run, recipe, processes: train(run, recipe))
+    Path("pipeline").symlink_to(pipeline)
+
+
+def specialist(tag):
+    algorithm = FlowGRPO({"jpeg_compressibility": 1.0}, steps=3, group=2, beta=0.0)
+    data = ShapesPrompts(count=4, tags=(tag,))
+    return Run(algorithm, data, MODEL, LoRA(rank=2, alpha=2), name=tag, iterations=1, batch=2, chunk=4, sample_every=0)
+
+
+def whole():
+    teachers = specialist("colors"), specialist("counting")
+    merge = Merge(tuple(teacher.lora for teacher in TEACHERS), "merged", rank=3)
+    data = ShapesPrompts(count=4, tags=("colors", "counting"))
+    student = replace(
+        teachers[0],
+        algorithm=FlowOPD(steps=3, group=2),
+        data=data,
+        teachers=TEACHERS,
+        tune=LoRA(rank=3, alpha=3, start="runs/merged/lora"),
+        name="student",
+    )
+    samples = Samples(MODEL, TEACHERS, data, "samples", per_prompt=2, steps=2)
+    images = ImageFolder("runs/samples/images", caption="caption")
+    pupil = replace(teachers[0], algorithm=SFT(), data=images, name="pupil")
+    return Chain("whole", (*teachers, merge, student, samples, pupil))
+
+
+def metadata(name):
+    return [json.loads(line) for line in Path(f"runs/{name}/images/metadata.jsonl").read_text().splitlines()]
+
+
+def test_a_chain_does_its_stages_once(capsys):
+    assert str(execute(whole())) == "runs/pupil"
+    assert "whole, stage 3 of 6, merged: what its rank cannot hold is" in capsys.readouterr().out
+    assert json.loads(Path("runs/student/run.json").read_text())["recipe"] == "whole"
+    lines = metadata("samples")
+    assert len(lines) == 4 * 2 and {line["tag"] for line in lines} == {"colors", "counting"}
+    execute(whole())
+    assert capsys.readouterr().out.count("is there already") == 6
+    shutil.rmtree("runs/pupil/lora")
+    Path("runs/merged/stage.json").unlink()
+    with pytest.raises(ValueError, match="runs/pupil already holds a run"):  # train_apart would resume it
+        execute(whole())
+    assert capsys.readouterr().out.count("is there already") == 4
+
+
+def test_a_stage_of_other_settings_is_refused_before_anything_is_trained():
+    first = whole().stages[0]
+    train(first, "whole")
+    saved_before = Path("runs/colors/metrics.jsonl").read_text()
+    changed = replace(whole(), stages=(*whole().stages[1:], replace(first, iterations=2)))
+    with pytest.raises(ValueError, match="runs/colors holds a run with other settings"):
+        execute(changed)
+    assert not Path("runs/counting").exists()
+    assert Path("runs/colors/metrics.jsonl").read_text() == saved_before
+    Path("runs/merged").mkdir()
+    merged = next(stage for stage in whole().stages if isinstance(stage, Merge))
+    Path("runs/merged/stage.json").write_text(json.dumps(to_json(replace(merged, density=0.1))))
+    with pytest.raises(ValueError, match="runs/merged holds a stage with other settings"):
+        execute(whole())
+    Path("runs/merged/stage.json").write_text('{"name": "merged"}')
+    with pytest.raises(ValueError, match=r"runs/merged/stage\.json has no field 'loras', which it needs"):
+        execute(whole())
+
+
+def test_a_stage_of_an_older_version_that_lacks_an_option_is_taken():
+    merged = Merge(("one", "two"), name="merged", rank=2)
+    Path("runs/merged").mkdir(parents=True)
+    record = to_json(merged)
+    del record["density"]
+    Path("runs/merged/stage.json").write_text(json.dumps(record))
+    check_same_stage(merged)
+    with pytest.raises(ValueError, match="other settings"):
+        check_same_stage(replace(merged, density=0.1))
+
+
+def test_a_stage_made_from_what_has_changed_since_is_refused():
+    execute(whole())
+    for folder, name in (("runs/colors/lora", "runs/merged"), ("runs/merged/lora", "runs/student")):
+        file = Path(folder) / "pytorch_lora_weights.safetensors"
+        before = file.read_bytes()
+        save_lora("pipeline", folder, 7, 2)
+        with pytest.raises(ValueError, match=f"{name} was made from another {folder}; delete it"):
+            execute(whole())
+        file.write_bytes(before)
+    execute(whole())
+
+
+def test_a_later_stage_that_cannot_be_run_is_refused_before_the_first_is():
+    first, *rest = whole().stages
+    student = replace(rest[2], data=ShapesPrompts(count=4, tags=("position",)))
+    with pytest.raises(ValueError, match=r"the task 'position' of prompt .* has no teacher"):
+        execute(Chain("whole", (first, student)))
+    assert not Path("runs/colors").exists()
+
+
+def test_each_teacher_draws_the_prompts_of_its_own_tasks():
+    """From the noise the prompt has in the whole set, so that the same prompt drawn alone gives the same pictures."""
+    for seed, teacher in enumerate(TEACHERS):
+        save_lora("pipeline", f"runs/{teacher.name}/lora", seed, 2)
+    both = Samples(MODEL, TEACHERS, ShapesPrompts(count=4, tags=("colors", "counting")), "both", per_prompt=2, steps=2)
+    both()
+    swapped = tuple(replace(t, lora=u.lora) for t, u in zip(TEACHERS, TEACHERS[::-1]))
+    replace(both, teachers=(TEACHERS[0], swapped[1]), name="half")()
+    pictures = {
+        name: {
+            line["file_name"]: (line["tag"], np.asarray(Image.open(f"runs/{name}/images/{line['file_name']}")))
+            for line in metadata(name)
+        }
+        for name in ("both", "half")
+    }
+    assert pictures["both"].keys() == pictures["half"].keys() and len(pictures["both"]) == 8
+    for file, (tag, pixels) in pictures["both"].items():
+        assert np.array_equal(pixels, pictures["half"][file][1]) == (tag == "colors")
+
+
+def test_two_stages_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two stages are called colors"):
+        Chain("twice", (specialist("colors"), specialist("colors")))
+
+
+def test_prompts_take_turns_by_tag():
+    records = [{"prompt": f"{tag} {i}", "tag": tag} for tag in ("a", "b", "c") for i in range(10)]
+    seen = [{records[i]["tag"] for i in rows(records, {"a": 3, "c": 1}, step, 4, 0)} for step in range(8)]
+    assert seen == [{"a"}, {"a"}, {"a"}, {"c"}] * 2
+    # Over its turns a tag shows all of its prompts before one comes again.
+    of_a = [i for step in (0, 1, 2, 4, 5) for i in rows(records, {"a": 3, "c": 1}, step, 4, 0).tolist()]
+    assert sorted(of_a) == sorted([*range(10), *range(10)])
+    with pytest.raises(ValueError, match="no prompt has the tag 'd'"):
+        check_turns(records, {"a": 1, "b": 1, "c": 1, "d": 1})
+    with pytest.raises(ValueError, match="the tag 'b' of prompt 'b 0' never has its turn"):
+        check_turns(records, {"a": 1, "c": 1})
+    check_turns(records, {})
+
+
+def test_the_generalist_s_chains_share_their_teachers():
+    made = {name: recipe() for name, recipe in RECIPES.items() if recipe.__module__ == generalist.__name__}
+    stages = {name: chain.stages for name, chain in made.items() if isinstance(chain, Chain)}
+    teachers = stages["shapes_generalist"][:4]
+    assert all(chain[:4] == teachers for name, chain in stages.items() if name != "shapes_cascade")
+    student = stages["shapes_generalist"][-1]
+    taught = {task for teacher in student.teachers for task in teacher.tasks}
+    assert taught == set(student.data.tags)
+    assert [t.lora for t in student.teachers] == [str(run.folder / "lora") for run in teachers]

@@ -1,0 +1,106 @@
+"""afterflow doctor passes what is sound, and fails what is broken."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.cli.main import main
+from afterflow.data.images import ShapesImages
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.experiment.config import Run
+from afterflow.experiment.doctor import examine
+from afterflow.models import pipeline
+from afterflow.models.adapters import LoRA
+from afterflow.models.sd3 import SD3Model
+from afterflow.sampling.flow import LinearShift
+from tinies import FAMILIES, built
+
+JPEG = {"jpeg_compressibility": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(
+        FlowGRPO(JPEG, steps=4, group=4, eta=0.5, beta=0.01),
+        ShapesPrompts(count=4),
+        built("sd3", tmp_path / "pipeline"),
+        LoRA(rank=2, alpha=4),
+        chunk=4,
+    )
+
+
+def failed(run):
+    return [each.check for each in examine(run) if each.passed is False]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sound_set_up_passes(run, name, tmp_path):
+    config = built(name, tmp_path / name)
+    found = list(examine(replace(run, model=config, guidance_scale=3.0)))
+    assert [each.check for each in found if each.passed is False] == []
+    assert sum(each.passed is True for each in found) == 8
+
+
+@pytest.mark.parametrize("algorithm", [SFT(), BranchGRPO(JPEG, steps=4, splits=(0, 1), eta=0.5)])
+def test_other_methods_are_asked_what_concerns_them(run, algorithm):
+    data = ShapesImages(count=4) if isinstance(algorithm, SFT) else run.data
+    checks = [each.check for each in examine(replace(run, algorithm=algorithm, data=data))]
+    assert any("ratio" in check for check in checks) == isinstance(algorithm, BranchGRPO)
+    assert not any("KL" in check for check in checks)
+
+
+def test_another_grid_than_the_pipelines_is_found(run, monkeypatch):
+    inside = SD3Model.__init__
+
+    def wrong(self, *args):
+        inside(self, *args)
+        self.schedule = LinearShift(1.0)
+
+    monkeypatch.setattr(SD3Model, "__init__", wrong)
+    assert failed(run) == ["our ODE draws what the stock pipeline draws"]
+
+
+def test_dropout_between_rollout_and_update_is_found(run, monkeypatch):
+    velocity = SD3Model.velocity
+
+    def noisy(self, module):
+        v = velocity(self, module)
+        return lambda x, t, cond: torch.nn.functional.dropout(v(x, t, cond), 0.01)
+
+    monkeypatch.setattr(SD3Model, "velocity", noisy)
+    assert "the policy replays its own rollout at a ratio of 1" in failed(run)
+
+
+def test_a_lora_without_its_alpha_is_found(run, monkeypatch):
+    monkeypatch.setattr(pipeline, "_collate_lora_metadata", lambda *_: {})
+    assert failed(run) == ["a saved LoRA is the same when it is loaded"]
+
+
+def test_noise_that_does_not_keep_the_marginals_is_found(run):
+    assert failed(replace(run, algorithm=replace(run.algorithm, eta=9.0))) == [
+        "noise in the steps leaves the latents as spread out as they were"
+    ]
+
+
+def test_a_reward_that_changes_its_mind_is_found(run, monkeypatch):
+    random = lambda images, records: torch.rand(len(images)).numpy()
+    monkeypatch.setitem(__import__("afterflow.rewards.registry").rewards.REWARDS, "jpeg_compressibility", random)
+    assert failed(run) == ["reward jpeg_compressibility"]
+
+
+def test_the_command_says_what_failed_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "_collate_lora_metadata", lambda *_: {})
+    code = main(["doctor", "shapes_flow_grpo", "--chunk", "8", "--algorithm.group", "2", "--threads", "1"])
+    captured = capsys.readouterr()
+    assert code == 2 and "1 of 13 checks failed: a saved LoRA" in captured.err
+    assert "gradients arrive" in captured.out and not (tmp_path / "runs").exists()

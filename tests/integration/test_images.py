@@ -1,0 +1,226 @@
+"""Images with captions: what is read, what is refused, and what is encoded only once."""
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afterflow.algorithms.sft import SFT
+from afterflow.algorithms.soar import SOAR
+from afterflow.data.images import HubImages, ImageFolder, ShapesImages
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.envs.shapes import prompts as shapes
+from afterflow.envs.shapes.render import render
+from afterflow.experiment import latent_dataset as imageset
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.models.adapters import LoRA
+from afterflow.models.sd3 import SD3
+
+
+@pytest.fixture
+def model(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return SD3(pipeline, max_sequence_length=0).load()
+
+
+def picture(colour, size=(40, 60)):
+    return Image.new("RGB", size, colour)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of one colour each, with captions."""
+    path = tmp_path / "images"
+    path.mkdir()
+    lines = []
+    for name in ("red", "green", "blue"):
+        picture(name).save(path / f"{name}.png")
+        lines.append({"file_name": f"{name}.png", "text": f"all {name}", "tag": "colors"})
+    write(path, lines)
+    return path
+
+
+def write(path, lines):
+    (path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_folder_gives_its_middle_squares_with_their_captions(folder):
+    stripes = np.zeros((40, 64, 3), np.uint8)
+    stripes[:, 12:52] = 255  # the middle 40 of 64
+    Image.fromarray(stripes).save(folder / "red.png")
+    first, *rest = ImageFolder(str(folder)).pictures(0, (32, 32))
+    assert first.record == {"prompt": "all red", "tag": "colors"}
+    assert first.pixels().shape == (32, 32, 3) and (first.pixels() > 240).all()
+    assert (rest[1].pixels() == [0, 0, 255]).all()
+
+
+def test_a_photo_is_turned_upright(folder):
+    upper = np.zeros((40, 40, 3), np.uint8)
+    upper[:20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(upper).save(folder / "red.png", exif=exif)
+    pixels = next(ImageFolder(str(folder)).pictures(0, (32, 32))).pixels()
+    assert (pixels[:14] == 0).all() and (pixels[-14:] == 255).all()
+
+
+def test_a_data_set_gives_what_the_folder_does(folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    of_hub = list(HubImages(str(folder)).pictures(0, (32, 32)))
+    of_folder = {p.digest: p for p in ImageFolder(str(folder)).pictures(0, (32, 32))}
+    assert len(of_hub) == 3
+    for each in of_hub:
+        twin = of_folder[each.digest]
+        assert each.record["prompt"] == twin.record["prompt"] and np.array_equal(each.pixels(), twin.pixels())
+    with pytest.raises(ValueError, match="no such folder, and an id of the hub reads owner/name"):
+        next(HubImages("my_foldr").pictures(0, (32, 32)))
+    with pytest.raises(ValueError, match="split 'tset' could not be loaded"):
+        next(HubImages(str(folder), split="tset").pictures(0, (32, 32)))
+    with pytest.raises(ValueError, match="it has no column 'caption', only image, text, tag"):
+        next(HubImages(str(folder), caption="caption").pictures(0, (32, 32)))
+
+
+def test_latents_are_encoded_once_and_follow_the_content(folder, model, monkeypatch):
+    data, calls = ImageFolder(str(folder)), []
+    encode = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda images: calls.append(len(images)) or encode(images))
+    latents, _ = imageset.gathered(data, model, 0)
+    again, _ = imageset.gathered(data, model, 0)
+    assert calls == [3] and torch.equal(latents, again)
+    torch.testing.assert_close(latents[2], encode(np.full((1, 32, 32, 3), [0, 0, 255], np.uint8))[0])
+    picture("white").save(folder / "blue.png")
+    changed, _ = imageset.gathered(data, model, 0)
+    assert calls == [3, 3] and not torch.equal(changed[2], latents[2]) and torch.allclose(changed[:2], latents[:2])
+    imageset.gathered(replace(data, cache=False), model, 0)
+    assert calls == [3, 3, 3]
+
+
+def test_curation_keeps_what_reaches_every_reward(folder, model, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "green.png")
+    data = ImageFolder(str(folder), min_reward={"jpeg_compressibility": -1.0})
+    for _ in range(2):  # the second time from the cache
+        latents, records = imageset.gathered(data, model, 0)
+        assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
+        assert "2 of 3 images: 0 cannot be read, 1 are below min_reward" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of 3 images is left"):
+        imageset.gathered(replace(data, min_reward={"jpeg_compressibility": 0.0}), model, 0)
+
+
+def test_pictures_of_the_world_are_curated_by_its_verifier(tmp_path, model):
+    """A sign's own text is no caption, and a caption may stand beside a prompt of another wording."""
+    rng = np.random.default_rng(0)
+    records = [shapes.draw("train", tag, rng, 32) for tag in ("text", "counting", "text")]
+    path = tmp_path / "world"
+    path.mkdir()
+    pixels = [render(record, 32, rng) for record in records]
+    for i, image in enumerate([pixels[0], pixels[1], pixels[1]]):  # the last shows another prompt
+        Image.fromarray(image).save(path / f"{i}.png")
+    write(path, [{"file_name": f"{i}.png", "caption": r["prompt"], **r, "prompt": "?"} for i, r in enumerate(records)])
+    data = ImageFolder(str(path), caption="caption", min_reward={"shapes_strict": 1.0})
+    latents, kept = imageset.gathered(data, model, 0)
+    assert kept == records[:2] and len(latents) == 2
+
+
+def test_what_was_left_out_is_read_again(folder, model):
+    (folder / "green.png").write_bytes(b"")
+    imageset.gathered(ImageFolder(str(folder), unreadable="skip"), model, 0)
+    with pytest.raises(ValueError, match="not a readable image"):
+        imageset.gathered(ImageFolder(str(folder)), model, 0)
+
+
+def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, capsys):
+    whole = (folder / "green.png").read_bytes()
+    for broken in (b"", b"no image", whole[: len(whole) // 2]):
+        (folder / "green.png").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"green\.png: not a readable image .*--data.unreadable skip"):
+            imageset.gathered(ImageFolder(str(folder)), model, 0)
+        latents, records = imageset.gathered(ImageFolder(str(folder), unreadable="skip"), model, 0)
+        assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
+        assert "2 of 3 images: 1 cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "lines, sentence",
+    [
+        ([{"file_name": "red.png"}], r"metadata.jsonl:1: no caption under 'text'"),
+        ([{"file_name": "red.png", "text": " "}], "no caption under 'text'"),
+        ([{"text": "red"}], 'needs a "file_name"'),
+        (
+            [{"file_name": "red.png", "text": "a"}, {"file_name": "grey.png", "text": "a"}],
+            r"jsonl:2: .*grey.png is not",
+        ),
+        ([], "metadata.jsonl is empty"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(folder, lines, sentence):
+    write(folder, lines)
+    with pytest.raises(ValueError, match=sentence):
+        list(ImageFolder(str(folder)).pictures(0, (32, 32)))
+
+
+def test_a_folder_without_captions_or_with_small_images_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"no metadata\.jsonl in it"):
+        list(ImageFolder(str(tmp_path)).pictures(0, (32, 32)))
+    picture("red", (31, 200)).save(folder / "red.png")
+    with pytest.raises(ValueError, match=r"red\.png: 31 x 200 px, smaller than the 32 x 32 px that the model draws"):
+        next(ImageFolder(str(folder)).pictures(0, (32, 32))).pixels()
+    (folder / "metadata.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl:1: not JSON"):
+        list(ImageFolder(str(folder)).pictures(0, (32, 32)))
+
+
+def test_shapes_are_rendered_at_the_size_of_the_model():
+    pictures = list(ShapesImages(count=6, tags=("colors",)).pictures(0, (32, 32)))
+    again = list(ShapesImages(count=6, tags=("colors",)).pictures(0, (32, 32)))
+    assert [p.digest for p in pictures] == [p.digest for p in again] and len({p.digest for p in pictures}) == 6
+    with pytest.raises(ValueError, match=r"data\.size = 64: the model draws 32 px"):
+        next(ShapesImages(count=6, size=64).pictures(0, (32, 32)))
+
+
+@pytest.mark.parametrize("algorithm", [SFT(draws=2), SOAR(points=2)])
+def test_a_run_learns_from_a_folder(algorithm, folder, pipeline, model):
+    run = Run(
+        algorithm,
+        ImageFolder(str(folder)),
+        SD3(pipeline, max_sequence_length=0),
+        LoRA(rank=4, alpha=8),
+        name="short",
+        iterations=3,
+        batch=4,
+        chunk=2,
+        inference_steps=2,
+        sample_every=2,
+        held_out=ShapesPrompts("test", count=5),
+        eval_every=1,
+        eval_rewards=("shapes_fidelity",),
+    )
+    result = execute(run, "short")
+    lines = [json.loads(line) for line in (result / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and (result / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert all({"eval/shapes_fidelity", "eval/diversity", "eval/std"} <= set(line) for line in lines)
+    loss = "flow_matching" if isinstance(algorithm, SFT) else "correction_loss"
+    assert all(np.isfinite(line[loss]) and line[loss] > 0 for line in lines)
+
+
+def test_rewards_to_curate_by_must_exist(pipeline):
+    with pytest.raises(ValueError, match="jpeg_compressibility"):
+        Run(SFT(), ShapesImages(min_reward={"jpeg_compresibility": 1.0}), SD3(pipeline))
+
+
+def test_bytes_of_a_data_set_are_read_where_they_are(tmp_path):
+    from afterflow.data.images import content
+
+    buffer = io.BytesIO()
+    picture("red").save(buffer, "PNG")
+    (tmp_path / "red.png").write_bytes(buffer.getvalue())
+    assert content({"bytes": buffer.getvalue(), "path": None}) == buffer.getvalue()
+    assert content({"bytes": None, "path": str(tmp_path / "red.png")}) == buffer.getvalue()
+    assert content(None) == content({"bytes": None, "path": "gone.png"}) == b""  # which `cut` calls unreadable

@@ -1,0 +1,274 @@
+"""Every family: what we draw is what the stock pipeline draws, and every method trains it."""
+
+import json
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.dance_grpo import DanceGRPO
+from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.flow_opd import FlowOPD
+from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.algorithms.soar import SOAR
+from afterflow.algorithms.windows import SlidingWindow
+from afterflow.data.images import ShapesImages
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.evaluation.shapes_suite import decoded, encoded, finished
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.experiment.setup import prepare
+from afterflow.models.adapters import Full, LoRA, attach
+from afterflow.models.families import pretrained
+from afterflow.models.pipeline import family_of
+from afterflow.models.teacher import Teacher
+from afterflow.models.wrappers import guided
+from afterflow.rewards.shapes_judge import ShapesJudge
+from afterflow.sampling.conditioning import condition
+from afterflow.sampling.flow import DynamicShift, LinearShift, SD3Grid
+from tinies import FAMILIES
+
+PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
+STEPS = 4
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def loaded(config):
+    """The model, on the grid that its stock pipeline takes with Euler's steps."""
+    model = config.load()
+    if type(config).__name__ == "Wan":
+        model.schedule = SD3Grid(3.0)
+    return model
+
+
+def our_images(model, noise, guidance):
+    embedding = model.encode([*PROMPTS, ""])
+    records = [{"prompt": prompt} for prompt in PROMPTS]
+    cond = condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records)
+    velocity = guided(model.velocity(model.module), guidance, model.combine)
+    return decoded(model, finished(velocity, model, cond, noise[:, None], STEPS))[:, 0]
+
+
+def stock_images(folder, config, noise, guidance, lora=None, **parts):
+    """What a user gets who knows nothing of us."""
+    kind = getattr(diffusers, family_of(folder))
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if "StableDiffusion3" in kind.__name__ else {}
+    pipe = kind.from_pretrained(folder, **absent, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipe.load_lora_weights(lora)
+    latents = noise
+    if "Wan" in kind.__name__:
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        size = {"height": config.height, "width": config.width, "num_frames": config.frames}
+    else:
+        size = {"height": 32, "width": config.width or 32}
+    if "Flux" in kind.__name__ or "Qwen" in kind.__name__:
+        latents = pipe._pack_latents(noise, *noise.shape)
+        told = {"negative_prompt": [""] * len(PROMPTS), "true_cfg_scale": guidance}
+        told |= {"guidance_scale": config.embedded_guidance} if "Flux" in kind.__name__ else {}
+    else:
+        told = {"guidance_scale": guidance}
+    made = pipe(
+        PROMPTS,
+        num_inference_steps=STEPS,
+        latents=latents,
+        max_sequence_length=config.max_sequence_length,
+        output_type="np",
+        **size,
+        **told,
+    )
+    return np.rint(255 * made[0]).astype(np.uint8)
+
+
+def noise_for(model):
+    return torch.randn(len(PROMPTS), *model.latent_shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_ode_draws_what_the_stock_pipeline_draws(tinies, name, guidance):
+    model = loaded(tinies[name])
+    ours = our_images(model, noise_for(model), guidance)
+    stock = stock_images(model.folder, tinies[name], noise_for(model), guidance)
+    assert ours.std() > 5
+    # One grey level where rounding to a byte falls the other way.
+    assert np.abs(ours.astype(int) - stock).max() <= 1
+    assert (ours != stock).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(tinies, name, tmp_path):
+    """alpha is not the rank here: without the adapter's metadata diffusers would load it at half its strength."""
+    model = loaded(tinies[name])
+    for parameter in attach(model, LoRA(rank=4, alpha=8)).values():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    model.save_lora(tmp_path / "lora")
+    ours = our_images(model, noise_for(model), 1.0)
+    stock = stock_images(model.folder, tinies[name], noise_for(model), 1.0, tmp_path / "lora")
+    trained = stock_images(model.folder, tinies[name], noise_for(model), 1.0, transformer=model.module)
+    assert np.array_equal(trained, stock)
+    untouched = stock_images(model.folder, tinies[name], noise_for(model), 1.0)
+    assert np.abs(ours.astype(int) - stock).max() <= 1 and (ours != stock).mean() < 0.01
+    assert np.abs(ours.astype(int) - untouched).mean() > 0.5
+    again = loaded(tinies[name])
+    again.load_lora(tmp_path / "lora")
+    assert np.array_equal(ours, our_images(again, noise_for(model), 1.0))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sd3"])
+def test_a_full_fine_tune_is_a_pipeline_of_its_own(tinies, name, tmp_path):
+    model = loaded(tinies[name])
+    with torch.no_grad():
+        for parameter in attach(model, Full()).values():
+            parameter.mul_(1.05)
+    model.save_pipeline(tmp_path / "model", model.module)
+    ours = our_images(model, noise_for(model), 1.0)
+    stock = stock_images(tmp_path / "model", tinies[name], noise_for(model), 1.0)
+    assert np.abs(ours.astype(int) - stock).max() <= 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_wide_picture_is_not_a_tall_one(tinies, name):
+    config = replace(tinies[name], width=48)
+    model = loaded(config)
+    ours = our_images(model, noise_for(model), 4.0)
+    assert ours.shape[-3:] == (32, 48, 3)
+    pixels = np.zeros((1, *ours.shape[1:]), np.uint8)
+    assert model.encode_images(pixels).shape[1:] == model.latent_shape
+    assert np.abs(ours.astype(int) - stock_images(model.folder, config, noise_for(model), 4.0)).max() <= 1
+    cond = encoded(model, [{"prompt": prompt} for prompt in PROMPTS])
+    assert model.stock_latents(cond, noise_for(model), STEPS, 4.0).shape == noise_for(model).shape
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_draws_nearly_the_same(tinies, name):
+    """Parts that diffusers keeps in fp32 must not make the whole input fp32."""
+    exact, half = (replace(tinies[name], dtype=dtype).load() for dtype in ("float32", "bfloat16"))
+    x, t = noise_for(exact), torch.full((2,), 0.6)
+    fields = []
+    for model in (exact, half):
+        cond = encoded(model, [{"prompt": prompt} for prompt in PROMPTS])
+        with torch.no_grad():
+            fields.append(model.velocity(model.module)(x, t, cond).float())
+    assert (fields[0] - fields[1]).norm() < 0.1 * fields[0].norm()
+
+
+def test_without_a_schedule_of_its_own_a_rollout_takes_the_models(tinies):
+    run = Run(FlowGRPO(JPEG, schedule=None), ShapesPrompts(count=4), tinies["flux"], name="own")
+    session = prepare(run, False)
+    learning = Run(SFT(shift=None), ShapesImages(count=4), tinies["flux"], name="shift")
+    assert prepare(learning, False).run.algorithm.shift == DynamicShift(64).warp
+    assert session.run.algorithm.schedule == session.model.schedule == DynamicShift(64)
+    assert session.run.algorithm.plan(0, torch.Generator()).times.tolist() == session.model.schedule.times(10).tolist()
+
+
+def test_images_do_not_teach_a_model_of_longer_clips(tinies):
+    run = Run(SFT(), ShapesImages(count=2, tags=("counting",)), tinies["wan"], name="long", batch=2)
+    with pytest.raises(ValueError, match=r"set model.frames, 1 for images"):
+        execute(run, "long")
+
+
+def test_rows_of_a_batch_do_not_see_each_others_padding(tinies):
+    """Qwen-Image pads prompts to the longest of a batch; a short one draws the same beside a long one."""
+    model = tinies["qwen_image"].load()
+    x, t = noise_for(model), torch.full((2,), 0.6)
+    velocity = model.velocity(model.module)
+    with torch.no_grad():
+        both = velocity(x, t, encoded(model, [{"prompt": prompt} for prompt in PROMPTS]))
+        alone = velocity(x[1:], t[1:], encoded(model, [{"prompt": PROMPTS[1]}]))
+    torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_wan_is_trained_on_the_grid_of_its_own_scheduler(tinies):
+    """UniPC starts a thousandth below pure noise; ours starts at it."""
+    model = tinies["wan"].load()
+    assert model.schedule == LinearShift(3.0)
+    model.pipe.scheduler.set_timesteps(20)
+    torch.testing.assert_close(model.schedule.times(20), model.pipe.scheduler.sigmas, atol=3e-3, rtol=0)
+
+
+def test_a_pipeline_is_recognised_by_its_index(tinies):
+    for config in tinies.values():
+        assert type(pretrained(config.path, "float32", {})) is type(config)
+    with pytest.raises(ValueError, match="Wan has no such option"):
+        pretrained(tinies["wan"].path, "float32", {"size": 64})
+
+
+@pytest.mark.parametrize(
+    "name, wrong, said",
+    [
+        ("sd3", {"size": 30}, "multiples of 8 pixels, say 24 or 32"),
+        ("flux", {"size": 30}, "multiples of 4 pixels, say 28 or 32"),
+        ("flux", {"width": 30}, "width = 30: this model draws multiples of 4 pixels"),
+        ("qwen_image", {"size": 40}, "multiples of 16 pixels, say 32 or 48"),
+        ("wan", {"width": 40}, "width = 40"),
+        ("wan", {"frames": 4}, "say 1 or 5"),
+    ],
+)
+def test_a_size_that_a_model_cannot_draw_is_refused(tinies, name, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        replace(tinies[name], **wrong).load()
+
+
+JPEG = {"jpeg_compressibility": 1.0}
+GUIDED = Teacher("guided", None, ("counting",), guidance_scale=3.0)
+WINDOW = SlidingWindow(width=2)
+METHODS = {
+    "sft": SFT(),
+    "soar": SOAR(points=1),
+    "ddpo": DDPO(JPEG, steps=STEPS, group=2),
+    "flow_grpo": FlowGRPO(JPEG, steps=STEPS, group=2, beta=0.01),
+    "dance_grpo": DanceGRPO(JPEG, steps=STEPS, group=2),
+    "mix_grpo": MixGRPO(JPEG, steps=STEPS, group=2, window=WINDOW, flash=0.5),
+    "branch_grpo": BranchGRPO(JPEG, steps=STEPS, splits=(0, 1)),
+    "pref_grpo": PrefGRPO(steps=STEPS, group=4),
+    "flow_opd": FlowOPD(steps=STEPS, group=2),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_method_trains_every_family(tinies, name, method):
+    algorithm, config = METHODS[method], tinies[name]
+    learns = isinstance(algorithm, SFT | SOAR)
+    if learns and name == "wan":
+        config = replace(config, frames=1)  # from images
+    run = Run(
+        algorithm,
+        ShapesImages(count=4, tags=("counting",)) if learns else ShapesPrompts(count=4, tags=("counting",)),
+        config,
+        LoRA(rank=2, alpha=4),
+        teachers=(GUIDED,) if method == "flow_opd" else (),
+        judge=ShapesJudge(noise=1.0) if method == "pref_grpo" else None,
+        name="cell",
+        iterations=2,
+        batch=2,
+        chunk=4,
+        learning_rate=1e-2,
+        inference_steps=2,
+        sample_every=2,
+    )
+    folder = execute(run, "cell")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["grad_norm"] > 0
+    if "ratio_max" in lines[0]:
+        assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
+    else:
+        assert method in ("sft", "soar", "flow_opd")
+    trained, before = config.load(), config.load()
+    trained.load_lora(folder / "lora")
+    cond = encoded(trained, [{"prompt": prompt} for prompt in PROMPTS])
+    x, t = noise_for(trained), torch.full((2,), 0.5)
+    with torch.no_grad():
+        moved = trained.velocity(trained.module)(x, t, cond) - before.velocity(before.module)(x, t, cond)
+    assert moved.isfinite().all() and moved.abs().max() > 1e-4
+    sheets = sorted(path.name for path in (folder / "samples").iterdir())
+    assert ("step_000000.gif" in sheets) == (len(trained.latent_shape) == 4)

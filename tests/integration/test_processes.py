@@ -1,0 +1,95 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from afterflow.train import checkpoint as state
+from afterflow.train.ema import Ema
+from several import ALGORITHMS, named
+from toy import MLP, optimize
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What one process and two found, by rank."""
+    folder = tmp_path_factory.mktemp("several")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    of_two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launcher in ([], of_two):
+        place = folder / str(len(launcher))
+        place.mkdir()
+        command = [sys.executable, *launcher, str(HERE / "several.py"), str(place)]
+        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    read = lambda place, rank, count: json.loads((folder / place / f"{rank}_of_{count}.json").read_text())
+    return folder, read("0", 0, 1), [read("5", rank, 2) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", [*ALGORITHMS, "nothing to train on"])
+def test_two_processes_do_what_one_does_to_the_last_bit(found, case):
+    _, alone, (first, second) = found
+    assert first[case]["weights"] == second[case]["weights"] == alone[case]["weights"]
+    assert first[case]["metrics"] == second[case]["metrics"]
+    for mine, others in zip(alone[case]["metrics"], first[case]["metrics"], strict=True):
+        assert others == pytest.approx(mine, rel=1e-12, abs=1e-12)
+    fresh = {name: p.tolist() for name, p in MLP().named_parameters()}
+    assert alone[case]["weights"] != fresh
+
+
+def test_a_reward_that_fails_in_one_process_stops_all(found):
+    _, _, (first, second) = found
+    assert first["a reward that fails"] == "Stopped: process 1: the reward's server is gone"
+    assert second["a reward that fails"] == "ConnectionError: the reward's server is gone"
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(found):
+    _, _, (first, second) = found
+    assert first["a loss that is not finite"] == second["a loss that is not finite"]
+    assert first["a loss that is not finite"].startswith("Stopped: step 0: ")
+
+
+@pytest.mark.parametrize("case", ["shards", "shards, zero2", "shards, nothing to train on", "shards of SFT"])
+def test_sharded_weights_are_trained_alike(found, case):
+    _, alone, (first, second) = found
+    assert "weights" not in second[case]  # the first process alone has them whole
+    for name, value in alone[case]["weights"].items():
+        torch.testing.assert_close(torch.tensor(first[case]["weights"][name]), torch.tensor(value), rtol=0, atol=1e-6)
+    for mine, one, other in zip(alone[case]["metrics"], first[case]["metrics"], second[case]["metrics"], strict=True):
+        assert one == other == pytest.approx(mine, rel=1e-5, abs=1e-6)
+    now, averaged, again = (torch.tensor(each) for each in first[case]["outputs"])
+    assert torch.equal(now, again) and not torch.allclose(now, averaged, atol=1e-5)
+    for mine, ours in zip(alone[case]["outputs"], (now, averaged, again), strict=True):
+        torch.testing.assert_close(ours, torch.tensor(mine), rtol=0, atol=1e-5)
+
+
+def test_shards_are_put_together_by_one_process(found):
+    folder, _, (first, _) = found
+    model = MLP(seed=1)
+    optimizer, ema = optimize(model), Ema(named(model), 0.9)
+    saved = folder / "5" / "checkpoints" / "step_000002"
+    assert {file.name for file in saved.glob("weights.*")} == {"weights.0.safetensors", "weights.1.safetensors"}
+    assert state.load(saved, named(model), optimizer, ema, None, None) == 3
+    assert {name: p.tolist() for name, p in named(model).items()} == first["shards"]["weights"]
+    whole = folder / "0" / "checkpoints" / "step_000002"
+    other, other_ema = MLP(seed=1), Ema(named(MLP()), 0.9)
+    other_optimizer = optimize(other)
+    state.load(whole, named(other), other_optimizer, other_ema, None, None)
+    for p, q in zip(model.parameters(), other.parameters()):
+        torch.testing.assert_close(optimizer.state[p]["exp_avg"], other_optimizer.state[q]["exp_avg"])
+    for name, value in ema.values.items():
+        torch.testing.assert_close(value, other_ema.values[name], rtol=0, atol=1e-6)
+
+
+def test_a_shard_that_is_missing_is_noticed(found, tmp_path):
+    folder, _, _ = found
+    saved = folder / "5" / "tied" / "checkpoints" / "step_000002"
+    (saved / "weights.1.safetensors").unlink()
+    model = MLP()
+    with pytest.raises(ValueError, match=r"is damaged: weights.1.safetensors is missing"):
+        state.load(saved, named(model), optimize(model), None, None, None)

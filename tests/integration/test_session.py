@@ -1,0 +1,272 @@
+"""A whole run on a tiny pipeline with random weights: what it leaves behind, and what Ctrl-C does to it."""
+
+import itertools
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch._inductor import config as inductor
+
+from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.flow_opd import FlowOPD
+from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.data.images import ShapesImages
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.envs.shapes.world import TAGS
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.experiment.setup import prepare
+from afterflow.models.adapters import LoRA
+from afterflow.models.sd3 import SD3
+from afterflow.models.teacher import Teacher
+from afterflow.objectives.advantages import Blend
+from afterflow.rewards.base import RewardModels
+from afterflow.rewards.registry import registry as rewards
+from afterflow.rewards.shapes_judge import ShapesJudge
+from afterflow.rewards.vlm.rewards import VLMJudge
+from afterflow.train.distributed import Stopped
+
+JPEG = {"jpeg_compressibility": 1.0}
+
+
+@pytest.fixture
+def run(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+    algorithm = FlowGRPO(weights=JPEG, steps=4, group=4, window=2, beta=0.01)
+    return Run(
+        algorithm,
+        ShapesPrompts(count=10),
+        SD3(pipeline, max_sequence_length=0),
+        LoRA(rank=4, alpha=8),
+        name="short",
+        iterations=3,
+        batch=2,
+        chunk=8,
+        learning_rate=1e-3,
+        inference_steps=2,
+        sample_every=2,
+        save_every=1,
+    )
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(run):
+    watched = replace(run, track="tensorboard", held_out=ShapesPrompts("test", count=5), eval_every=2)
+    folder = execute(watched, "short")
+    lines = metrics(folder)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
+    assert {f"seconds/{stage}" for stage in ("rollout", "decode", "reward", "update")} <= set(lines[1])
+    assert ["eval/jpeg_compressibility" in line for line in lines] == [True, False, True]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_000000.png", "step_000002.png"]
+    assert (folder / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert json.loads((folder / "run.json").read_text())["config"]["learning_rate"] == 1e-3
+    assert any(path.stat().st_size for path in folder.rglob("events.out.tfevents.*"))
+
+
+def at_second_call(monkeypatch, act):
+    """The reward does something else as well when it is asked for the second time; the images of every call."""
+    scored, asked = rewards.REWARDS["jpeg_compressibility"], []
+
+    def acting(images, records):
+        asked.append(len(images))
+        if len(asked) == 2:
+            act()
+        return scored(images, records)
+
+    monkeypatch.setitem(rewards.REWARDS, "jpeg_compressibility", acting)
+    return asked
+
+
+def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, monkeypatch, capsys):
+    whole = execute(replace(run, name="whole"), "short")
+    at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    folder = execute(run, "short")
+    assert [line["step"] for line in metrics(folder)] == [0, 1]
+    assert f"afterflow train --resume {folder}" in capsys.readouterr().out
+    execute(run, "short", resume=True)
+    for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
+        ours, theirs = load_file(folder / name), load_file(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("grace", [60.0, 0.0])
+def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_bit_for_bit(run, monkeypatch, grace):
+    """In time the iteration under way is saved, else the one before; a reward that excuses failures is no obstacle."""
+    whole = execute(replace(run, name="whole"), "short")
+
+    def reclaim():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1 if grace else 60)
+
+    asked = at_second_call(monkeypatch, reclaim)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=f"SIGTERM.*iteration {1 if grace else 0} is saved, go on with: .*--resume"):
+        execute(replace(run, grace=grace), "short")
+    assert signal.getsignal(signal.SIGTERM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert len(asked) == 2
+    folder = execute(replace(run, grace=grace), "short", resume=True)
+    for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
+        ours, theirs = load_file(folder / name), load_file(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_run_is_not_written_over(run):
+    run = replace(run, iterations=1)
+    execute(run, "short")
+    with pytest.raises(ValueError, match="already holds a run; give this one another --name"):
+        execute(run, "short")
+    other = replace(run, learning_rate=2e-3, algorithm=replace(run.algorithm, beta=0.0))
+    apart = (
+        r"with other options \(algorithm.beta = 0.01 there, 0.0 here; learning_rate = 0.001 there, 0.002 here\); give"
+    )
+    with pytest.raises(ValueError, match=apart):
+        execute(other, "short")
+
+
+def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkeypatch):
+    judged = replace(
+        run,
+        algorithm=PrefGRPO(steps=4, group=4, guard=False, eta=0.9),
+        judge=ShapesJudge(noise=1.0),
+        held_out=ShapesPrompts("test", count=5),
+        eval_every=1,
+        sample_every=0,
+    )
+    whole = metrics(execute(replace(judged, name="whole"), "short"))
+    assert whole[0]["consistency/win_rate"] < 1 and whole[0]["reward/win_rate"] == pytest.approx(0.5)
+    assert all(0 <= line["eval/win_rate"] <= 1 for line in whole)
+    execute(replace(judged, name="parts", iterations=2), "short")
+    resumed = metrics(execute(replace(judged, name="parts"), "short", resume=True))
+    assert resumed[2]["eval/win_rate"] == whole[2]["eval/win_rate"]
+    by_prompt = [json.loads(line) for line in (run.folder.parent / "parts" / "held_out.jsonl").read_text().splitlines()]
+    means = [np.mean(line["win_rate"]) for line in by_prompt]
+    assert len(by_prompt[0]["win_rate"]) == 5 and means == pytest.approx([line["eval/win_rate"] for line in whole])
+    (run.folder.parent / "parts" / "held_out_base.npy").unlink()
+    with pytest.raises(ValueError, match="is gone, and with it the base"):
+        execute(replace(judged, name="parts", iterations=4), "short", resume=True)
+
+
+def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, monkeypatch):
+    ticks = itertools.count()  # a clock on which an iteration takes a second
+    for module in ("session", "watch"):
+        clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+        monkeypatch.setattr(f"afterflow.{module}.time", clock)
+    long = replace(run, name="long", iterations=1000, sample_every=0, chunk=64, budget_seconds=2.0)
+    folder = execute(long, "short")
+    assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0]
+    assert (folder / "lora").is_dir()
+    execute(replace(long, budget_seconds=3.0), "short", resume=True)
+    assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0, 3.0]
+    # On that clock a forward pass takes a second too, and the rollout needs half of one.
+    with pytest.raises(ValueError, match=r"the rollout of one iteration takes about 0\.5 s"):
+        execute(replace(long, name="too_short", budget_seconds=0.4), "short")
+    assert not (run.folder.parent / "too_short" / "metrics.jsonl").exists()
+
+
+def test_blocks_are_compiled_where_asked_and_round_as_they_would_otherwise(run, monkeypatch):
+    """What that comes to takes minutes to compile: bench/real_size.py --compile prints ratios and times."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
+    monkeypatch.setattr(inductor, "emulate_precision_casts", False)
+    model = prepare(replace(run, compile=True), resume=False).model
+    assert compiled == list(model.module.transformer_blocks) and inductor.emulate_precision_casts
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("algorithm", [FlowGRPO(JPEG, steps=4, group=4, beta=0.01), FlowOPD(steps=4, group=4)])
+def test_states_that_wait_in_the_memory_of_the_cpu_teach_the_same(run, algorithm):
+    teachers = (Teacher("base", None, TAGS[1:]),) if isinstance(algorithm, FlowOPD) else ()
+    short = replace(run, algorithm=algorithm, teachers=teachers, sample_every=0)
+    here, there = (execute(replace(short, name=str(on), offload=on), "short") for on in (False, True))
+    theirs, ours = (load_file(each / "lora/pytorch_lora_weights.safetensors") for each in (here, there))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
+def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
+    pytest.importorskip("bitsandbytes")
+    small = replace(run, optimizer="adamw_8bit", tune=LoRA(rank=64, alpha=64), ema=None)
+    whole = execute(replace(small, name="whole"), "short")
+    state = load_file(whole / "checkpoints/step_000002/optimizer.safetensors")
+    assert any(key.endswith("|state1") and value.dtype == torch.uint8 for key, value in state.items())
+    execute(replace(small, name="parts", iterations=2), "short")
+    parts = execute(replace(small, name="parts"), "short", resume=True)
+    precise = execute(replace(small, name="precise", optimizer="adamw"), "short")
+    ours, resumed, theirs = (
+        load_file(each / "lora/pytorch_lora_weights.safetensors") for each in (whole, parts, precise)
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in ours.items())
+    learnt = [name for name in ours if "lora_B" in name]  # they begin at 0
+    flat = lambda weights: torch.cat([weights[name].flatten() for name in learnt])
+    assert 0 < (flat(ours) - flat(theirs)).norm() < 0.2 * flat(theirs).norm()
+
+
+@pytest.mark.parametrize(
+    "options, advice",
+    [
+        (dict(algorithm=PrefGRPO()), "PrefGRPO needs a judge"),
+        (dict(judge=ShapesJudge()), "asks no judge; leave it out"),
+        (dict(algorithm=FlowGRPO({"win_rate": 1.0})), "win_rate is a reward of PrefGRPO only"),
+        (dict(algorithm=DDPO({"jpeg": 1.0})), "jpeg_"),
+        (
+            dict(algorithm=FlowGRPO({"jpeg_compressibility": 1.0}, blend=Blend(gate={"win_rate": 0.5}))),
+            "of PrefGRPO only",
+        ),
+        (dict(eval_rewards=("shapes_strict",)), "set held_out and eval_every as well"),
+        (dict(algorithm=DDPO(JPEG, group=2, blend=Blend(gate={"sharpnes": 1.0}))), "sharpnes"),
+        (dict(algorithm=MixGRPO({"jpeg_compressibility": -1.0})), "their sum must be positive"),
+        (dict(budget_seconds=0.0), "budget_seconds = 0.0: it must be positive"),
+        (dict(algorithm=SFT(), data=ShapesImages(), offload=True), "offload is of rollouts; leave it out"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_anything_is_loaded(run, options, advice):
+    with pytest.raises(ValueError, match=advice):
+        replace(run, **options)
+
+
+def test_a_judge_that_answers_nonsense_is_refused_before_any_sampling(run, monkeypatch):
+    monkeypatch.setattr(ShapesJudge, "__call__", lambda self, images, records, first, second, rng: np.ones(1))
+    judged = replace(run, algorithm=PrefGRPO(steps=4, group=4), judge=ShapesJudge())
+    with pytest.raises(ValueError, match="answered with shape"):
+        execute(judged, "short")
+    assert not (run.folder / "metrics.jsonl").exists()
+
+
+def test_the_history_of_ddpo_is_part_of_a_checkpoint(run):
+    remembering = replace(run, algorithm=DDPO(JPEG, steps=4, group=2, history=6, least=4), data=ShapesPrompts(count=5))
+    whole = execute(replace(remembering, name="whole"), "short")
+    execute(replace(remembering, name="parts", iterations=2), "short")
+    parts = execute(replace(remembering, name="parts"), "short", resume=True)
+    for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
+        ours, theirs = load_file(parts / name), load_file(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_secrets_are_written_nowhere(run, monkeypatch):
+    for name in ("HF_TOKEN", "AFTERFLOW_SERVER_KEY", "AFTERFLOW_REWARDS_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "hf_a-secret-that-nobody-may-see")
+    execute(run, "short")
+    files = [file for file in run.folder.rglob("*") if file.is_file()]
+    assert len(files) > 5 and not [file for file in files if b"a-secret-that-nobody" in file.read_bytes()]
+
+
+@pytest.mark.parametrize("address", ["https://me:secret@host:8000", "https://host/v1?key=secret"])
+def test_an_address_with_a_secret_in_it_is_refused_without_repeating_it(address):
+    for made in (lambda: RewardModels(servers={"ocr": address}), lambda: VLMJudge(url=address)):
+        with pytest.raises(ValueError, match="set the environment variable instead") as refused:
+            made()
+        assert "secret" not in str(refused.value)

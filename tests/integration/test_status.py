@@ -1,0 +1,69 @@
+"""How far a run is, and whether it is well."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from afterflow.cli.main import main
+from afterflow.cli.status import length, lines_of
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def run_of(lines, **config):
+    folder = Path("runs/it")
+    (folder / "checkpoints" / "step_000001").mkdir(parents=True)
+    (folder / "checkpoints" / "step_000002.partial").mkdir()
+    (folder / "run.json").write_text(json.dumps({"config": {"iterations": 10, "budget_seconds": None} | config}))
+    text = "".join(
+        json.dumps({"step": i, "seconds_trained": 6.0 * (i + 1)} | line) + "\n" for i, line in enumerate(lines)
+    )
+    (folder / "metrics.jsonl").write_text(text + '{"step": 99, "rew')
+    return folder, (folder / "metrics.jsonl").stat().st_mtime
+
+
+def test_a_run_under_way_says_how_far_it_is():
+    folder, now = run_of([{"reward": 0.2, "eval/x": 1.0}, {"reward": 0.3}, {"reward": 0.4, "eval/x": 2.0}])
+    said = lines_of(folder, now)
+    assert said[0] == "runs/it: iteration 3 of 10 (30%), 6 s an iteration, about 42 s to go"
+    assert said[1:] == ["  last checkpoint: step_000001", "  reward 0.2 → 0.4", "  eval/x 1 → 2"]
+    assert "written nothing for 10 min; go on with: afterflow train --resume runs/it" in lines_of(folder, now + 600)[1]
+    (folder / "lora").mkdir()
+    assert lines_of(folder, now + 600)[0].endswith("ended after 18 s of training")
+
+
+def test_a_budget_of_time_is_what_is_left_of_it():
+    folder, now = run_of([{}, {}], budget_seconds=120.0)
+    assert lines_of(folder, now)[0] == "runs/it: iteration 2 (10%), 6 s an iteration, about 108 s to go".replace(
+        "108 s", "2 min"
+    )
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ({"alarm": 1.0}, "ALARM since iteration 0"),
+        ({"invalid/ocr": 0.04}, "4% of the last images have no ocr"),
+        ({"grad_norm": math.inf}, "a gradient was not finite"),
+        ({"zero_std_groups": 0.8}, "80% of the groups have one reward"),
+        ({"clip_fraction": 0.9}, "90% of the ratios are clipped"),
+    ],
+)
+def test_what_somebody_should_look_at_is_said(line, said):
+    folder, now = run_of([line])
+    assert any(said in each for each in lines_of(folder, now))
+    assert not any("!" in each for each in lines_of(folder, now) if said not in each)
+
+
+def test_no_run_is_said(capsys):
+    assert main(["status", "runs/nobody"]) == 2
+    assert "no run is there" in capsys.readouterr().err
+    folder, _ = run_of([])
+    (folder / "metrics.jsonl").unlink()
+    assert main(["status", str(folder)]) == 0 and "no iteration has ended yet" in capsys.readouterr().out
+
+
+def test_lengths_are_in_the_unit_that_reads_best():
+    assert [length(s) for s in (45, 700, 12_000, 200_000)] == ["45 s", "12 min", "3.3 h", "2.3 days"]

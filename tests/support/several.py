@@ -1,0 +1,149 @@
+"""What test_processes.py runs in one process and, by torchrun, in two: `several.py FOLDER` writes what each found."""
+
+import json
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.pref_grpo import PrefGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.algorithms.soar import SOAR
+from afterflow.models.wrappers import in_chunks
+from afterflow.train import checkpoint as state
+from afterflow.train.distributed import Processes, Stopped, accelerator_of
+from afterflow.train.ema import Ema
+from afterflow.train.sharding import let_go, shard, whole
+from toy import MLP, learn, optimize, prompts, score
+
+NEAR = {"near": 1.0}
+ALGORITHMS = {
+    "flow_grpo": FlowGRPO(NEAR, steps=4, group=4, beta=0.0),
+    "branch_grpo": BranchGRPO(NEAR, steps=4, splits=(0, 1)),
+    "ddpo": DDPO(NEAR, steps=4, group=2, history=8, least=2),
+    "pref_grpo": PrefGRPO(steps=4, group=4),
+    "sft": SFT(dropout=0.1),
+    "soar": SOAR(points=2),
+}
+
+
+def named(model):
+    return dict(model.named_parameters())
+
+
+def seen(steps):
+    return [{name: value for name, value in metrics.items() if "seconds" not in name} for _, metrics in steps]
+
+
+def told(model, steps):
+    """Metrics and final weights."""
+    metrics = seen(steps)
+    return {"metrics": metrics, "weights": {name: p.tolist() for name, p in named(model).items()}}
+
+
+def trains(accelerator, name):
+    """With two lanes, whoever has them."""
+    model, processes = MLP(), Processes(accelerator, lanes=2)
+    velocity = in_chunks(model, 16)  # as in a run: rows are rounded alike, whatever stands beside them
+    ema = Ema(named(model), 0.9)
+    return told(model, learn(ALGORITHMS[name], model, 4, velocity=velocity, chunk=16, ema=ema, processes=processes))
+
+
+def tied(rank):
+    """The last four of eight prompts, those of process 1, have equal rewards, so it has nothing to train on."""
+
+    def scores(leaves, records, generators, clock):
+        found = score(leaves, records)
+        found.rewards["near"][4 - 4 * rank :] = 0.0
+        return found
+
+    return scores
+
+
+def trains_where_one_has_nothing(accelerator):
+    model, processes = MLP(), Processes(accelerator, lanes=2)
+    options = {"score": tied(processes.rank), "updates": 1, "processes": processes}
+    return told(model, learn(ALGORITHMS["flow_grpo"], model, 3, **options))
+
+
+def stopped(accelerator, **options):
+    """How training ends where process 1 cannot go on."""
+    try:
+        list(learn(ALGORITHMS["flow_grpo"], MLP(), 3, processes=Processes(accelerator, lanes=2), **options))
+    except (Stopped, ConnectionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "not at all"
+
+
+def fails_in(rank):
+    def failing(leaves, records, generators, clock):
+        if accelerator_rank() == rank:
+            raise ConnectionError("the reward's server is gone")
+        return score(leaves, records)
+
+    return failing
+
+
+def accelerator_rank():
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 1
+
+
+def nothing(x, t, cond):
+    """NaN in process 1 alone."""
+    return x * (torch.nan if accelerator_rank() == 1 else 1.0) + torch.zeros((), requires_grad=True)
+
+
+def in_shards(accelerator, folder, algorithm, score=score, how="full"):
+    """All of it in a process, or a part in each of two; and a checkpoint of the shards."""
+    sharded = accelerator.num_processes > 1
+    processes = Processes(accelerator, sharded, lanes=2)
+    model = MLP()
+    if sharded:
+        shard(model, (), how, torch.device("cpu"), processes.count)
+        assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in model.parameters())
+    optimizer, ema = optimize(model), Ema(named(model), 0.9)
+    velocity = in_chunks(model, 64, processes.most if sharded else int)
+    options = {"velocity": velocity, "ema": ema, "updates": 1, "score": score}
+    metrics = seen(learn(algorithm, model, 3, optimizer=optimizer, processes=processes, **options))
+    state.save(folder / "checkpoints", 2, named(model), optimizer, ema, None, None, 2, processes)
+    x, t = torch.ones(3, 2), torch.full((3,), 0.5)
+    outputs = []
+    for context in (nullcontext, partial(ema.applied, named(model)), nullcontext):
+        with torch.no_grad(), context():
+            let_go(model)
+            outputs.append(velocity(x, t, prompts(3)).tolist())
+        let_go(model)
+    network = model if not sharded else whole_mlp(model)
+    found = {"metrics": metrics, "outputs": outputs}
+    return found | ({"weights": {name: p.tolist() for name, p in named(network).items()}} if network else {})
+
+
+def whole_mlp(model):
+    MLP.from_config = classmethod(lambda kind, config: kind())
+    model.config = {}
+    return whole(model)
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    accelerator = accelerator_of("no")
+    found = {name: trains(accelerator, name) for name in ALGORITHMS}
+    found["nothing to train on"] = trains_where_one_has_nothing(accelerator)
+    found["a reward that fails"] = stopped(accelerator, score=fails_in(1))
+    found["a loss that is not finite"] = stopped(accelerator, velocity=nothing)
+    found["shards"] = in_shards(accelerator, folder, ALGORITHMS["flow_grpo"])
+    ties = tied(accelerator.process_index)
+    found["shards, nothing to train on"] = in_shards(accelerator, folder / "tied", ALGORITHMS["flow_grpo"], ties)
+    found["shards, zero2"] = in_shards(accelerator, folder / "zero2", ALGORITHMS["flow_grpo"], how="zero2")
+    found["shards of SFT"] = in_shards(accelerator, folder / "sft", ALGORITHMS["sft"])
+    (folder / f"{accelerator.process_index}_of_{accelerator.num_processes}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,324 @@
+"""Tiny pipelines of every family with random weights, built from their configurations."""
+
+import json
+from itertools import pairwise
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
+from transformers import (
+    BlipTextConfig,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    SwinConfig,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+from transformers.models.mask2former import Mask2FormerImageProcessor
+
+from afterflow.envs.geneval_rules import OBJECTS
+from afterflow.models.flux import Flux
+from afterflow.models.qwen_image import QwenImage
+from afterflow.models.sd3 import SD3
+from afterflow.models.tiny_parts.build import untrained
+from afterflow.models.tiny_parts.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
+from afterflow.models.wan import Wan
+from afterflow.rewards.clip import LINEAR_LAYERS
+
+T5 = {"vocab_size": len(vocabulary()), "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+VIDEO_VAE = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+
+
+def clip(folder, words=60):
+    """CLIP's two towers and their tokenizer, not a pipeline."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
+    text = {"vocab_size": len(vocabulary()), "max_position_embeddings": words, **tower, **ids}
+    vision = {"image_size": 28, "patch_size": 7, **tower}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def image_reward(folder):
+    """A checkpoint of ImageReward in BLIP's own names, with its tokenizer beside it; the file and the two towers."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 1}
+    eye = BlipVisionModel(BlipVisionConfig(image_size=28, patch_size=7, layer_norm_eps=1e-6, **tower)).eval()
+    text = {"vocab_size": len(vocabulary()), "max_position_embeddings": 40, "hidden_act": "gelu"}
+    reader = BlipTextModel(BlipTextConfig(encoder_hidden_size=64, **text, **tower), add_pooling_layer=False).eval()
+    theirs = eye.state_dict()
+    named = {
+        "cls_token": "embeddings.class_embedding",
+        "pos_embed": "embeddings.position_embedding",
+        "patch_embed.proj.weight": "embeddings.patch_embedding.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embedding.bias",
+    }
+    for kind in ("weight", "bias"):
+        named[f"norm.{kind}"] = f"post_layernorm.{kind}"
+        for i in range(2):
+            ours, its = f"blocks.{i}", f"encoder.layers.{i}"
+            named |= {f"{ours}.mlp.fc{n}.{kind}": f"{its}.mlp.fc{n}.{kind}" for n in (1, 2)}
+            named |= {f"{ours}.norm{n}.{kind}": f"{its}.layer_norm{n}.{kind}" for n in (1, 2)}
+            named[f"{ours}.attn.qkv.{kind}"] = f"{its}.self_attn.qkv.{kind}"
+            named[f"{ours}.attn.proj.{kind}"] = f"{its}.self_attn.projection.{kind}"
+    assert set(named.values()) == set(theirs)
+    stored = {f"blip.visual_encoder.{ours}": theirs[its] for ours, its in named.items()}
+    stored |= {f"blip.text_encoder.{name}": value for name, value in reader.state_dict().items()}
+    stored["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
+    stored["blip.text_proj.weight"] = torch.zeros(1)  # of its pretraining
+    layers = five_layers(64)
+    stored |= {f"mlp.{name}": value for name, value in in_file(layers).items()}
+    save_file({name: value.clone() for name, value in stored.items()}, folder / "ImageReward.safetensors")
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder / "ImageReward.safetensors", eye, reader, layers
+
+
+def five_layers(width):
+    return [torch.nn.Linear(*pair) for pair in pairwise((width, 12, 10, 8, 6, 1))]
+
+
+def in_file(layers):
+    """Their weights under the names of the aesthetic predictor and of ImageReward."""
+    names = zip(LINEAR_LAYERS, layers)
+    return {f"layers.{n}.{name}": value.detach() for n, layer in names for name, value in layer.named_parameters()}
+
+
+def mask2former(folder):
+    """A detector of COCO's objects."""
+    torch.manual_seed(0)
+    stages = {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "out_features": [f"stage{i}" for i in range(1, 5)]}
+    narrow = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "dim_feedforward"), 32)
+    config = Mask2FormerConfig(
+        backbone_config=SwinConfig(image_size=64, embed_dim=16, window_size=4, **stages),
+        encoder_feedforward_dim=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_queries=10,
+        id2label=dict(enumerate(OBJECTS)),
+        **narrow,
+    )
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def aesthetic(file):
+    """The aesthetic predictor for that CLIP, in a file; its layers."""
+    torch.manual_seed(1)
+    layers = five_layers(16)
+    save_file(in_file(layers), file)
+    return layers
+
+
+QWEN2_VL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+QWEN2_VL += ("<|image_pad|>", "<|video_pad|>")
+
+
+def qwen2_vl(folder, rewards):
+    """Configuration and tokenizer of a Qwen2-VL as it is released, and one that also knows tokens of a reward."""
+    torch.manual_seed(0)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    tokenizer.add_tokens(list(QWEN2_VL), special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
+    ids |= {f"vision_{end}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{end}|>") for end in ("start", "end")}
+    ids |= {"bos_token_id": 256, "eos_token_id": 258}
+    width = {"hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    eye = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "initializer_range": 0.3}
+    more = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "rope_theta": 1e4, "torch_dtype": "bfloat16"}
+    told = {"model_type": "qwen2_vl", "num_hidden_layers": 2, "vocab_size": 280, "initializer_range": 0.3, **ids}
+    (folder / "config.json").write_text(json.dumps(told | width | more | {"vision_config": eye}))  # flat, as released
+    tokenizer.add_tokens(list(rewards), special_tokens=True)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(folder)).float()
+    model.resize_token_embeddings(len(tokenizer))
+    return model.eval(), tokenizer
+
+
+def as_released(weights):
+    """Weights of a Qwen2-VL under the names they had when the rewards on it were released."""
+    names = (("model.language_model.", "model."), ("model.visual.", "visual."))
+    for theirs, ours in names:
+        weights = {name.replace(theirs, ours): value.detach().clone() for name, value in weights.items()}
+    return weights
+
+
+def hpsv3(folder):
+    """A checkpoint of HPSv3, with the file of its instruction; its tokenizer, its Qwen2-VL and its head."""
+    model, tokenizer = qwen2_vl(folder, ["<|Reward|>"])
+    linear, relu, none = torch.nn.Linear, torch.nn.ReLU(), torch.nn.Dropout(0.05)
+    head = torch.nn.Sequential(linear(32, 12), relu, none, linear(12, 6), relu, linear(6, 2)).eval()
+    stored = model.state_dict() | {f"rm_head.{name}": value for name, value in head.state_dict().items()}
+    save_file(as_released(stored), folder / "HPSv3.safetensors")
+    # What would be run if it were.
+    text = 'raise SystemExit\nINSTRUCTION = """\nHow good is it?\nTextual prompt - {text_prompt}\n"""\n'
+    text += 'prompt_with_special_token = """\nIts rating: <|Reward|>\nEND\n"""\n'
+    (folder / "data_collator_qwen.py").write_text(text)
+    return folder, tokenizer, model, head
+
+
+def video_reward(folder, outputs=1):
+    """A checkpoint of VideoReward, with the file of its instruction; its tokenizer and its Qwen2-VL in peft's hands."""
+    rewards = [f"<|{name}_reward|>" for name in ("VQ", "MQ", "TA")]
+    model, tokenizer = qwen2_vl(folder, rewards)
+    model.rm_head = torch.nn.Linear(32, outputs, bias=False)
+    layers = r".*language_model\.layers.*(q|k|v|o|gate|up|down)_proj"
+    tuned = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=layers, init_lora_weights=False)).eval()
+    (folder / "checkpoint-11352").mkdir()
+    torch.save(as_released(tuned.state_dict()), folder / "checkpoint-11352" / "model.pth")
+    data = {"fps": 2.0, "max_frame_pixels": 448 * 448, "prompt_template_type": "detailed_special", "num_frames": None}
+    normal = {"VQ_mean": 3.7, "VQ_std": 2.2, "MQ_mean": 1.2, "MQ_std": 1.4, "TA_mean": 2.8, "TA_std": 2.5}
+    told = {"data_config": data, "peft_lora_config": {"lora_r": 4, "lora_alpha": 8}, "inference_config": normal}
+    (folder / "model_config.json").write_text(json.dumps(told))
+    lines = [f"Rating: {token}" for token in rewards]
+    text = "\n".join([*lines[:2], "Textual prompt - {text_prompt}", *lines[2:], "END", ""])
+    (folder / "prompt_template.py").write_text(f"DETAILED_PROMPT_WITH_SPECIAL_TOKEN = {text!r}\n")
+    return folder, tokenizer, tuned
+
+
+def sd3(folder):
+    untrained().save_pretrained(folder)
+    return SD3(str(folder), max_sequence_length=0)
+
+
+def flux(folder):
+    clip = CLIPTextConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=AutoencoderKL(
+            block_out_channels=(4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=2,
+            latent_channels=2,
+            scaling_factor=0.36,
+            shift_factor=0.12,
+        ),
+        text_encoder=CLIPTextModel(clip),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=T5EncoderModel(T5Config(**T5)),
+        tokenizer_2=make_tokenizer(),
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=8,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return Flux(str(folder), size=32, max_sequence_length=16)
+
+
+def qwen_image(folder):
+    width = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = {token: i for i, token in enumerate([*letters, "<|endoftext|>", "<|im_start|>", "<|im_end|>"])}
+    language = width | {"num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": len(tokens)}
+    language |= {"bos_token_id": tokens["<|endoftext|>"], "eos_token_id": tokens["<|im_end|>"]}
+    rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
+    eye = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = Qwen2_5_VLConfig(text_config=language | rope, vision_config=eye)
+    pipe = QwenImagePipeline(
+        # Of the released pipeline.
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=AutoencoderKLQwenImage(**VIDEO_VAE, temperal_downsample=[False, True, True]),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=Qwen2Tokenizer(vocab=tokens, merges=[]),
+        transformer=QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=64,
+            out_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(8, 4, 4),
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return QwenImage(str(folder), size=32)
+
+
+def wan(folder):
+    pipe = WanPipeline(
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        ),
+        vae=AutoencoderKLWan(**VIDEO_VAE, temperal_downsample=[False, True, True]),
+        text_encoder=UMT5EncoderModel(UMT5Config(**T5)),
+        tokenizer=make_tokenizer(),
+        transformer=WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=1,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return Wan(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
+
+
+FAMILIES = {build.__name__: build for build in (sd3, flux, qwen_image, wan)}
+
+
+def built(name, folder):
+    """The configuration of a tiny pipeline in `folder`, the same for every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FAMILIES[name](folder)

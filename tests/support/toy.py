@@ -1,0 +1,149 @@
+"""A flow in the plane whose exact velocity is known, an MLP to train on it, and the real loop around them."""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from afterflow.algorithms.base import Models, Scores, Supervised
+from afterflow.sampling.conditioning import Embedding, Pairs, condition
+from afterflow.sampling.flow import LinearShift, expand
+from afterflow.sampling.kernels import flow_sde
+from afterflow.sampling.rollout import chain, sample
+from afterflow.sampling.seeds import generator
+from afterflow.train.clock import Clock
+from afterflow.train.distributed import Processes
+from afterflow.train.explore import explore, supervised
+from afterflow.train.loop import train
+from afterflow.train.reward_history import Memory
+
+TASKS = ["left", "right"]
+TARGETS = {"left": torch.tensor([-2.0, 0.5]), "right": torch.tensor([2.0, 0.5])}
+MEAN, STD = 1.0, 0.5  # of the data
+
+
+def prompts(n):
+    """n rows, left and right in turn."""
+    both = condition(Embedding(torch.eye(2)[:, None]), Embedding(torch.zeros(1, 1, 2)), [{"prompt": p} for p in TASKS])
+    return both[torch.arange(n) % 2]
+
+
+def images(n, generator):
+    return Pairs(MEAN + STD * torch.randn(n, 2, generator=generator), prompts(n))
+
+
+class OneStream:
+    """Stands in for `Draws` where rows are too many for a generator each."""
+
+    def __init__(self, rows, generator):
+        self.rows, self.generator = rows, generator
+
+    def normal(self, shape):
+        return torch.randn(self.rows, *shape, generator=self.generator)
+
+    def uniform(self):
+        return torch.rand(self.rows, generator=self.generator)
+
+
+def draws(rows):
+    return OneStream(rows, generator())
+
+
+def exact(x, t, cond=None, mean=MEAN, std=STD):
+    """E[ε - x_0 | x_t] when x_0 ~ N(mean, std² I)."""
+    t = expand(t, x)
+    variance = (1 - t) ** 2 * std**2 + t**2
+    return (t - (1 - t) * std**2) / variance * (x - (1 - t) * mean) - mean
+
+
+class MLP(nn.Module):
+    def __init__(self, seed=0, width=64):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(
+            nn.Linear(5, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2)
+        )
+
+    def forward(self, x, t, cond):
+        return self.net(torch.cat([x.float(), t[:, None], cond.embedding().sequence[:, 0]], 1))
+
+
+def score(leaves, records, generator=None, clock=None):
+    """Minus the distance to the target of the prompt, and who of two is nearer."""
+    target = torch.stack([TARGETS[record["prompt"]] for record in records])
+    near = -(leaves.float() - target[:, None]).norm(dim=-1)
+    nearer = 0.5 + 0.5 * (near[:, :, None] - near[:, None]).sign()
+    alone = torch.eye(near.shape[1], dtype=torch.bool)
+    return Scores({"near": near}, {"win_rate": nearer.masked_fill(alone, torch.nan)})
+
+
+def optimize(model, lr=1e-3):
+    return torch.optim.AdamW(model.parameters(), lr, fused=True)
+
+
+def learn(
+    algorithm,
+    model,
+    last,
+    first=0,
+    *,
+    velocity=None,
+    optimizer=None,
+    lr=1e-3,
+    ema=None,
+    reference=None,
+    teachers=None,
+    score=score,
+    chunk=64,
+    updates=2,
+    processes=None,
+    skip=False,
+):
+    """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
+    models, clock = Models(velocity or model, reference, teachers or {}), Clock()
+    processes = processes or Processes(Accelerator(cpu=True))
+    if isinstance(algorithm, Supervised):
+        source = supervised(
+            algorithm, lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256, processes
+        )
+    else:
+        source = explore(
+            algorithm,
+            models,
+            lambda step: prompts(8),
+            score,
+            (2,),
+            first,
+            last,
+            seed=0,
+            updates=updates,
+            chunk=chunk,
+            clock=clock,
+            processes=processes,
+            memory=Memory(algorithm.asks.history) if algorithm.asks.history else None,
+        )
+    return train(
+        algorithm,
+        models,
+        source,
+        dict(model.named_parameters()),
+        processes.accelerator.prepare(optimizer or optimize(model, lr)),
+        processes,
+        max_grad_norm=1.0,
+        learning_rate=lambda step: lr,
+        ema=ema,
+        seed=0,
+        clock=clock,
+        skip=skip,
+    )
+
+
+@torch.no_grad()
+def draw(model):
+    cond = prompts(2)
+    plan = chain(LinearShift(1.0).times(20), 512, 0.0, ())
+    noise = torch.randn(2, 512, 2, generator=generator("draw"))
+    return sample(model, flow_sde, plan, cond, noise, [generator(p) for p in range(2)]).leaves
+
+
+def reward(model):
+    return score(draw(model), prompts(2).records()).rewards["near"].mean().item()

@@ -1,0 +1,241 @@
+"""The rules against the table that the published reward functions gave on the same detections."""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from afterflow.envs.geneval_rules import MODES, Detection, evaluate, relations
+
+LEFT, RIGHT = (0.0, 10.0, 10.0, 20.0), (40.0, 10.0, 50.0, 20.0)
+
+
+def found(cls, n=1, box=LEFT, color=None, score=0.99):
+    return [Detection(cls, score, box, color)] * n
+
+
+def record(tag, *include, exclude=()):
+    return {"tag": tag, "include": list(include), "exclude": list(exclude), "prompt": "a test"}
+
+
+SINGLE = record("single_object", {"class": "cat", "count": 1})
+THREE = record("counting", {"class": "cat", "count": 3}, exclude=[{"class": "cat", "count": 4}])
+POSITION = record("position", {"class": "dog", "count": 1}, {"class": "cat", "count": 1, "position": ["right of", 0]})
+COLORS = record(
+    "color_attr",
+    {"class": "cat", "count": 1, "color": "red"},
+    {"class": "dog", "count": 1, "color": "blue"},
+)
+CAT_RIGHT, DOG_LEFT = found("cat", box=RIGHT), found("dog", box=LEFT)
+RED_CAT, BLUE_DOG = found("cat", color="red"), found("dog", color="blue")
+
+TABLE = [
+    (POSITION, CAT_RIGHT + DOG_LEFT, 1, 1, 1),
+    (POSITION, found("cat", box=LEFT) + found("dog", box=RIGHT), 0, 0, 0.75),
+    (POSITION, DOG_LEFT, 0, 0, 1 / 3),
+    (POSITION, CAT_RIGHT, 0, 0, 1 / 3),
+    (POSITION, CAT_RIGHT + DOG_LEFT * 2, 1, 0, 1 / 3),
+    (SINGLE, [], 0, 0, 0),
+    (SINGLE, found("cat", 1), 1, 1, 1),
+    (SINGLE, found("cat", 2), 1, 0, 0),
+    (SINGLE, found("cat", 3), 1, 0, -1),
+    (SINGLE, found("cat", 5), 1, 0, -3),
+    (SINGLE, found("cat", 16), 1, 0, -14),
+    (THREE, [], 0, 0, 0),
+    (THREE, found("cat", 1), 0, 0, 1 / 3),
+    (THREE, found("cat", 2), 0, 0, 2 / 3),
+    (THREE, found("cat", 3), 1, 1, 1),
+    (THREE, found("cat", 4), 0, 0, 2 / 3),
+    (THREE, found("cat", 6), 0, 0, 0),
+    (THREE, found("cat", 7), 0, 0, -1 / 3),
+    (THREE, found("cat", 16), 0, 0, -10 / 3),
+    (COLORS, RED_CAT + BLUE_DOG, 1, 1, 1),
+    (COLORS, RED_CAT + found("dog", color="green"), 0, 0, 0.75),
+    (COLORS, found("cat", color="blue") + found("dog", color="red"), 0, 0, 0.5),
+    (COLORS, RED_CAT, 0, 0, 0.5),
+    (COLORS, RED_CAT + BLUE_DOG + found("bus"), 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_official_strict_and_the_published_reward_reproduce_the_reference_table(case):
+    rec, detections, official, strict, published = case
+    assert evaluate(rec, detections, "official") == official
+    assert evaluate(rec, detections, "strict") == strict
+    assert evaluate(rec, detections, "partial_flowgrpo") == pytest.approx(published, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", TABLE)
+def test_partial_is_bounded_and_full_exactly_for_the_closed_picture(case):
+    rec, detections, *_ = case
+    credit = evaluate(rec, detections, "partial", unexplained=0.0)
+    assert 0 <= credit <= 1
+    assert (credit == 1) == (evaluate(rec, detections, "closed", unexplained=0.0) == 1)
+
+
+def test_partial_pays_less_for_a_wrong_relation_than_the_published_reward():
+    swapped = found("cat", box=LEFT) + found("dog", box=RIGHT)
+    assert evaluate(POSITION, swapped, "partial") == pytest.approx(2 / 3)
+
+
+def test_partial_rises_with_confidence_and_surplus_costs():
+    weak, strong = (evaluate(SINGLE, found("cat", score=s), "partial") for s in (0.2, 0.28))
+    assert 0 < weak < strong < 1 == evaluate(SINGLE, found("cat", score=0.31), "partial")
+    credit = [evaluate(THREE, found("cat", n), "partial") for n in (3, 4, 5, 6)]
+    assert all(a > b for a, b in pairwise(credit)) and credit[-1] == 0
+
+
+def test_closed_rejects_a_foreign_object_however_weak_and_an_unexplained_area():
+    right = found("cat")
+    assert evaluate(SINGLE, right, "closed", unexplained=0.011) == 1
+    assert evaluate(SINGLE, right, "closed", unexplained=0.013) == 0
+    assert evaluate(SINGLE, right + found("dog", score=0.05), "closed", unexplained=0.0) == 0
+    with pytest.raises(ValueError, match="unexplained"):
+        evaluate(SINGLE, right, "closed")
+
+
+def test_counting_has_its_own_threshold():
+    sure, unsure = found("cat", 3, score=0.95), found("cat", 1, score=0.5)
+    assert evaluate(THREE, sure + unsure, "strict") == 1
+    assert evaluate(THREE, sure + unsure, "strict", counting_threshold=0.4) == 0
+    assert evaluate(SINGLE, unsure, "strict") == 1
+    assert evaluate(SINGLE, unsure, "strict", threshold=0.6) == 0
+
+
+def test_official_looks_at_the_most_confident_boxes_only():
+    sure_red, unsure_blue = found("cat", color="red", score=0.9), found("cat", color="blue", score=0.4)
+    rec = record("colors", {"class": "cat", "count": 1, "color": "red"})
+    assert evaluate(rec, unsure_blue + sure_red, "official") == 1
+    assert evaluate(rec, found("cat", color="blue", score=0.95) + sure_red, "official") == 0
+    assert evaluate(rec, unsure_blue + sure_red, "strict") == 0
+
+
+def test_at_most_sixteen_boxes_of_a_class_count():
+    assert evaluate(SINGLE, found("cat", 40), "partial_flowgrpo") == -14
+
+
+def test_relations_keep_a_margin_and_can_hold_twice():
+    box = lambda x, y: (x - 5.0, y - 5.0, x + 5.0, y + 5.0)
+    assert relations(box(30, 0), box(0, 0)) == {"right of"}
+    assert relations(box(30, 30), box(0, 0)) == {"right of", "below"}
+    assert relations(box(-30, -10), box(0, 0)) == {"left of"}
+    # The margin is a tenth of both widths: 2 px here.
+    assert relations(box(1.9, 0), box(0, 0)) == set()
+    assert relations(box(4.1, 0), box(0, 0)) == {"right of"}
+    assert relations(box(0, 0), box(0, 0)) == set()
+
+
+def test_a_mirrored_scene_turns_every_relation_round():
+    for angle in range(0, 360, 7):
+        x, y = 30 * math.cos(math.radians(angle)), 30 * math.sin(math.radians(angle))
+        a, b = (x, y, x + 8, y + 6), (0.0, 0.0, 9.0, 7.0)
+        inverse = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+        assert relations(b, a) == {inverse[r] for r in relations(a, b)}
+
+
+def test_a_record_without_objects_and_an_unknown_mode_are_refused():
+    with pytest.raises(ValueError, match="include"):
+        evaluate({"tag": "text", "include": [], "text": "AB"}, [], "strict")
+    with pytest.raises(ValueError, match=", ".join(MODES)):
+        evaluate(SINGLE, [], "lenient")
+
+
+# The published rules once more, written from their description and not from ours.
+
+
+def sides(mover, target):
+    """The relations that hold, by arrays."""
+    (centre, other), (extent, around) = zip(
+        *((c.mean(0), np.ptp(c, 0)) for c in (np.reshape(b, (2, 2)) for b in (mover, target)))
+    )
+    offset = centre - other
+    clear = np.sign(offset) * np.clip(np.abs(offset) - 0.1 * (extent + around), 0, None)
+    if (np.abs(clear) < 1e-3).all():
+        return []
+    x, y = clear / np.sqrt((offset**2).sum())
+    return [
+        name
+        for name, there in (("right of", x > 0.5), ("left of", x < -0.5), ("below", y > 0.5), ("above", y < -0.5))
+        if there
+    ]
+
+
+def coloured(hue, boxes):
+    return sum(d.color == hue for d in boxes) if hue else len(boxes)
+
+
+def all_stand(place, movers, targets):
+    return targets is not None and all(place[0] in sides(a.box, b.box) for a in movers for b in targets)
+
+
+def restated(record, detections):
+    """official, strict and partial_flowgrpo of a record."""
+    bar = 0.9 if record["tag"] == "counting" else 0.3
+    boxes = lambda cls: sorted((d for d in detections if d.cls == cls and d.score > bar), key=lambda d: -d.score)[:16]
+    passed, exact, dense = True, True, []
+    seen, seen_exactly, seen_densely = [], [], []
+    for clause in record["include"]:
+        need, hue, place = clause["count"], clause.get("color"), clause.get("position")
+        everything = boxes(clause["class"])
+        right, stands = partial(coloured, hue), partial(all_stand, place)
+
+        best = everything[:need]
+        fits = len(best) == need and right(best) == need and (not place or stands(best, seen[place[1]]))
+        passed, seen = passed and fits, [*seen, best if fits else None]
+
+        fits = len(everything) == need and right(everything) == need
+        fits = fits and (not place or stands(everything, seen_exactly[place[1]]))
+        exact, seen_exactly = exact and fits, [*seen_exactly, everything if fits else None]
+
+        dense.append(1 - abs(need - len(everything)) / need)
+        fits = len(everything) == need
+        if not fits:
+            dense += [0] * bool(hue or place)
+        elif hue:
+            dense.append(1 - abs(need - right(everything)) / need)
+            fits = right(everything) == need
+        if fits and place:
+            target = seen_densely[place[1]]
+            fits = stands(everything, target)
+            dense += [0] if target is None else [1] if fits else [0, 1]
+        seen_densely.append(everything if fits else None)
+    if any(len(boxes(clause["class"])) >= clause["count"] for clause in record["exclude"]):
+        passed = False
+    return float(passed), float(exact), sum(dense) / len(dense)
+
+
+def test_ten_thousand_random_pictures_are_judged_as_the_rules_say():
+    rng = np.random.default_rng(0)
+    pick = lambda known: known[rng.integers(len(known))]
+    verdicts = []
+    for _ in range(10_000):
+        tag = pick(["single_object", "two_object", "counting", "colors", "position", "color_attr"])
+        names = list(rng.permutation(["cat", "dog", "cup"]))[: 1 + (tag not in ("single_object", "counting", "colors"))]
+        include = [
+            {"class": str(name), "count": int(rng.integers(1, 4)) if rng.random() < 0.3 else 1} for name in names
+        ]
+        for clause in include if tag in ("colors", "color_attr") else ():
+            clause["color"] = pick(["red", "blue"])
+        if tag == "position":
+            include[1]["position"] = [pick(["left of", "right of", "above", "below"]), 0]
+        exclude = [{"class": include[0]["class"], "count": include[0]["count"] + 1}] if tag == "counting" else []
+        corner = lambda: rng.uniform(0, 80, 2)
+        shown = []
+        for _ in range(rng.integers(0, 7)):
+            start = corner()
+            box = (*start, *(start + rng.uniform(1, 40, 2)))
+            # Scores lie on both sides of both thresholds, and some are equal to one.
+            score = pick([0.1, 0.3, 0.31, 0.6, 0.9, 0.91]) if rng.random() < 0.5 else float(rng.uniform(0.2, 1))
+            shown.append(
+                Detection(pick(["cat", "dog", "cup", "cow"]), score + rng.uniform(0, 1e-9), box, pick(["red", "blue"]))
+            )
+        asked = record(tag, *include, exclude=exclude)
+        expected = restated(asked, shown)
+        assert tuple(
+            evaluate(asked, shown, mode) for mode in ("official", "strict", "partial_flowgrpo")
+        ) == pytest.approx(expected)
+        verdicts.append(expected)
+    passed, exact, dense = np.array(verdicts).T
+    assert 300 < passed.sum() > exact.sum() > 100 and len(np.unique(dense)) > 20  # random, and not all alike

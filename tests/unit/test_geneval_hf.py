@@ -1,0 +1,116 @@
+"""GenEval by transformers' models: scores, masks and boxes by hand, and a tiny random detector from end to end."""
+
+import numpy as np
+import pytest
+import torch
+
+from afterflow.envs.geneval_rules import OBJECTS, Detection
+from afterflow.envs.shapes.world import COLORS, PALETTE
+from afterflow.rewards.base import RewardModels
+from afterflow.rewards.geneval_hf import Colors, Detector, box_of, described, graded, instances, objects
+from afterflow.rewards.registry import find, ready
+from tinies import clip, mask2former
+
+RECORD = {"tag": "colors", "prompt": "a photo of a red dog", "include": [{"class": "dog", "count": 1, "color": "red"}]}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    seer, reader = mask2former(tmp_path_factory.mktemp("mask2former")), clip(tmp_path_factory.mktemp("clip"))
+    return RewardModels(weights={"geneval_hf": str(seer), "clipscore": str(reader)}, batch=2)
+
+
+def queries():
+    """Two queries over three classes and a 4 x 4 mask: the first sees class 1 at the left, the second nothing."""
+    logits = torch.tensor([[0.0, 3.0, 1.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    masks = torch.full((2, 4, 4), -8.0)
+    masks[0, :, :2] = 8.0
+    return logits, masks
+
+
+def test_a_score_is_the_classs_probability_times_that_of_its_mask():
+    logits, masks = queries()
+    (label, score, mask), (other, less, same) = instances(logits, masks, (4, 4))
+    chance = logits[0].softmax(-1)
+    sure = torch.tensor(8.0).sigmoid()
+    assert (label, other) == (1, 2)  # of the same query, whose second guess it is
+    assert score == pytest.approx(float(chance[1] * sure), rel=1e-4)
+    assert less == pytest.approx(float(chance[2] * sure), rel=1e-4)
+    assert mask.sum() == 8 and mask[:, :2].all() and (mask == same).all()
+    assert box_of(mask) == (0, 0, 2, 4) and box_of(np.zeros((4, 4), bool)) is None
+    [(_, _, large), _] = instances(logits, masks, (8, 16))
+    assert box_of(large) == (0, 0, 8, 8)
+
+
+def test_a_colour_is_asked_of_the_object_alone(models):
+    """CLIP is replaced by one that names the palette's colour nearest to the mean of what it is shown."""
+    palette = torch.tensor([PALETTE[color] for color in COLORS], dtype=torch.float32)
+    centre = palette.mean(0)
+
+    class Reader:
+        def texts(self, texts):
+            assert texts[0] == f"a photo of a {COLORS[0]} dog" and texts[2] == f"a photo of a {COLORS[0]} object"
+            return (palette - centre).repeat_interleave(3, 0), None
+
+        def images(self, images, prepare):
+            seen.append(images)
+            return torch.tensor(images.reshape(-1, 3).astype(np.float32).mean(0))[None] - centre
+
+    seen, names = [], {0: "cat", 1: "dog", 2: "bus"}
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:, :2], image[:, 2:] = PALETTE["red"], PALETTE["blue"]
+    found = objects(*queries(), (4, 4), names)
+    first, second = described(image, found, RECORD, Colors(Reader()))
+    assert (first.cls, first.color, first.box) == ("dog", "red", (0, 0, 2, 4))
+    assert (second.cls, second.color) == ("bus", None)  # nobody asked
+    assert seen[0].shape == (1, 4, 2, 3)
+
+
+def test_rules_thresholds_and_what_is_kept(models, monkeypatch):
+    asked = []
+
+    def detect(self, images, records):
+        asked.append(len(images))
+        box = (0.0, 0.0, 4.0, 4.0)
+        return [[Detection("dog", 0.5, box, "red"), Detection("cat", 0.4, box)] for _ in images]
+
+    monkeypatch.setattr(Detector, "__call__", detect)
+    images = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
+    score = lambda name, models=models: ready(name, models)(images, [RECORD]).values[0]
+    assert [score(f"geneval_hf_{mode}") for mode in ("official", "strict", "flowgrpo")] == [1, 1, 1]
+    assert 0.5 < score("geneval_hf") < 1  # there is a cat, too
+    assert asked == [1]  # once for all of them
+    assert score("geneval_hf_strict", RewardModels(weights=models.weights, options={"geneval_threshold": 0.6})) == 0
+    with pytest.raises(ValueError, match="did you mean geneval_threshold"):
+        RewardModels(options={"geneval_treshold": 0.6})
+
+
+def test_unsure_detections_of_what_was_asked_for_earn_their_share():
+    box = (0.0, 0.0, 4.0, 4.0)
+    seen = [
+        Detection("dog", 0.25, box),
+        Detection("dog", 0.1, box),
+        Detection("cat", 0.25, box),
+        Detection("cat", 0.4, box),
+    ]
+    assert [d.score for d in graded(RECORD, seen, 0.3, 0.9)] == [0.25, 0.4]
+    counting = RECORD | {"tag": "counting"}
+    assert [(d.cls, d.score) for d in graded(counting, seen, 0.3, 0.9)] == [("cat", 0.4)]
+
+
+def test_a_random_detector_runs_from_end_to_end(models):
+    images = np.random.default_rng(1).integers(0, 255, (3, 40, 56, 3), dtype=np.uint8)
+    seen = Detector(models, models.weights["geneval_hf"], None)(images, [RECORD] * 3)
+    assert len(seen) == 3
+    for each in (d for of_image in seen for d in of_image):
+        assert each.cls in OBJECTS and 0 <= each.box[0] < each.box[2] <= 56 and each.box[3] <= 40
+    scored = ready("geneval_hf_strict", models)(images, [RECORD] * 3)
+    assert not scored.why and set(scored.values) <= {0.0, 1.0}
+
+
+def test_a_record_is_of_genevals_objects():
+    needs = find("geneval_hf").needs
+    needs(RECORD)
+    assert len(OBJECTS) == len(set(OBJECTS)) == 80
+    with pytest.raises(ValueError, match=r"include\[0\]\.class must be one of person, .*, not 'heart'"):
+        needs(RECORD | {"include": [{"class": "heart", "count": 1}]})

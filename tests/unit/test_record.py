@@ -1,0 +1,92 @@
+"""Runs as JSON and back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import pytest
+
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.data.prompts import PromptFile
+from afterflow.experiment.config import Run
+from afterflow.experiment.serialization import from_json, to_json
+from afterflow.models.adapters import LoRA
+from afterflow.models.sd3 import SD3
+from afterflow.recipes import RECIPES
+from afterflow.sampling.flow import LinearShift
+
+
+def through_json(instance):
+    return from_json(type(instance), json.loads(json.dumps(to_json(instance))))
+
+
+@dataclass(frozen=True)
+class Leaf:
+    width: float = 0.1
+
+
+@dataclass(frozen=True)
+class Root:
+    leaves: Mapping[str, Leaf]
+    pairs: tuple[tuple[int, str], ...] = ()
+    either: Mapping[str, float] | None = None
+    place: Literal["here", "there", 1] = "here"
+    switch: bool = False
+    rates: tuple[float, ...] = field(default=(1e-30, 1 / 3))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_json(name):
+    run = RECIPES[name]()
+    assert through_json(run) == run
+
+
+def test_every_alternative_of_a_run_survives_json():
+    algorithm = FlowGRPO({"jpeg_compressibility": 1}, schedule=LinearShift(1 / 3), window=2, window_range=(1, 7))
+    run = Run(algorithm, PromptFile("a.txt"), SD3(size=512), LoRA(targets=("to_q", "to_k")), ema=None, threads=3)
+    again = through_json(run)
+    assert again == run
+    assert isinstance(again.algorithm, FlowGRPO) and isinstance(again.algorithm.schedule, LinearShift)
+    assert again.algorithm.window_range == (1, 7) and isinstance(again.betas, tuple)
+
+
+def test_nested_tuples_and_mappings_survive_json():
+    root = Root({"a": Leaf(2.0), "b": Leaf(1e-300)}, ((1, "x"), (2, "y")), {"k": 0.1 + 0.2}, 1, True)
+    assert through_json(root) == root
+    assert through_json(replace(root, either=None)).either is None
+
+
+def test_a_field_left_out_keeps_its_default():
+    assert from_json(Root, {"leaves": {}}) == Root({})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lerning_rate": 1.0}, "no field of Run is called 'lerning_rate'; did you mean learning_rate?"),
+        ({"algorithm": {"type": "FlowGRPO", "grup": 3}}, "no field of algorithm is called 'grup'; did you mean group?"),
+        ({"algorithm": {"type": "FlowGPRO"}}, "no type of algorithm is called 'FlowGPRO'; did you mean FlowGRPO?"),
+        ({"algorithm": {"group": 3}}, 'algorithm: "type" must say which of SFT, FlowGRPO it is'),
+        ({"iterations": "many"}, "iterations = 'many': it must be int"),
+        ({"iterations": True}, "iterations = True: it must be int"),
+        ({"iterations": 2.5}, "iterations = 2.5: it must be int"),
+        ({"ema": "0.9"}, "ema = '0.9': it must be float or null"),
+        ({"betas": [0.9]}, "betas = [0.9]: it must be a list of float, float"),
+        ({"betas": [0.9, None]}, "betas[1] = None: it must be float"),
+        ({"decay": "cosin"}, "no decay is called 'cosin'; did you mean cosine?"),
+        ({"tune": {"type": "LoRA", "targets": [1]}}, "tune.targets[0] = 1: it must be str"),
+        ({"model": 3}, "model = 3: it must be an object or an object"),
+        ({"iterations": 0}, "iterations = 0: at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    data = to_json(RECIPES["shapes_flow_grpo"]()) | change
+    with pytest.raises(ValueError) as error:
+        from_json(Run, data)
+    assert str(error.value).startswith(message.split("SFT, FlowGRPO")[0])
+
+
+def test_a_missing_field_without_default_is_named():
+    with pytest.raises(ValueError, match="Root has no field 'leaves', which it needs"):
+        from_json(Root, {})

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from afterflow.envs.shapes.prompts import suite
+from afterflow.envs.shapes.render import render_batch
+from afterflow.experiment.scoring import ask, both_orders, compare
+from afterflow.objectives.preferences import consistency, win_rates
+from afterflow.rewards.registry import REWARDS
+from afterflow.rewards.shapes_judge import ShapesJudge
+
+RECORDS = suite("train", 2, 0, tags=("counting", "colors"))  # of two kinds, so that each fails the others' prompts
+
+
+def group():
+    """uint8 (4, 4, 32, 32, 3): of each prompt's four pictures the first two are true."""
+    rng = np.random.default_rng(0)
+    true = [render_batch([record] * 2, 32, rng) for record in RECORDS]
+    return np.stack([np.concatenate([true[p], true[(p + 2) % 4]]) for p in range(4)])
+
+
+def judged(judge, images=None, seed=0):
+    images = group() if images is None else images
+    draws = [torch.Generator().manual_seed(seed + p) for p in range(len(images))]
+    return compare(judge, images, RECORDS, both_orders(*images.shape[:2]), draws)[0]
+
+
+def test_the_verifiers_judge_prefers_true_pictures():
+    found = judged(ShapesJudge("strict"))
+    assert win_rates(found).gt(0.5).tolist() == [[True, True, False, False]] * 4
+    assert found[:, 0, 1].eq(0.5).all() and found[:, 0, 2].eq(1).all() and found[:, 2, 0].eq(0).all()
+    assert found.diagonal(dim1=1, dim2=2).isnan().all() and consistency(found).eq(1).all()
+
+
+def test_bias_favours_the_first_and_makes_contradictions():
+    found = judged(ShapesJudge("strict", bias=2.0))
+    assert found.nan_to_num(1).eq(1).all() and consistency(found).eq(0).all()
+    assert win_rates(found).eq(0.5).all()
+
+
+def test_noise_is_seeded_and_a_margin_makes_ties_and_softness_shades():
+    noisy = ShapesJudge(noise=1.0)
+    equal = lambda a, b: torch.equal(a.nan_to_num(-1), b.nan_to_num(-1))
+    assert equal(judged(noisy), judged(noisy)) and not equal(judged(noisy), judged(noisy, seed=1))
+    assert judged(ShapesJudge("strict", margin=1.5)).nan_to_num(0.5).eq(0.5).all()
+    soft = judged(ShapesJudge("strict", softness=0.5))
+    assert soft[0, 0, 2].item() == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "answer, advice",
+    [
+        (lambda first: np.zeros(3), r"answered with shape \(3,\) where \(48,\) pairs"),
+        (lambda first: np.full(len(first), 1.2), r"outside of \[0, 1\]: 1.2"),
+        (lambda first: np.full(len(first), np.nan), r"outside of \[0, 1\]"),
+    ],
+)
+def test_a_judge_that_answers_nonsense_is_refused(answer, advice):
+    with pytest.raises(ValueError, match=advice):
+        judged(lambda images, records, first, second, rng: answer(first))
+
+
+@pytest.mark.parametrize("options", [dict(score="quality"), dict(noise=-1.0), dict(margin=-0.1), dict(softness=-1.0)])
+def test_a_judge_that_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match=f"judge.{next(iter(options))}"):
+        ShapesJudge(**options)
+
+
+def test_a_margin_and_softness_exclude_each_other():
+    with pytest.raises(ValueError, match="leave softness at 0"):
+        ShapesJudge(margin=0.1, softness=0.1)
+
+
+def test_a_clip_is_scored_by_the_mean_of_its_frames(monkeypatch):
+    brightness = lambda images, records: images.mean((1, 2, 3))
+    monkeypatch.setitem(REWARDS, "brightness", brightness)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 12, 3), dtype=np.uint8)
+    assert np.allclose(ask("brightness", clips, RECORDS[:2]).values.numpy(), clips.mean((2, 3, 4, 5)), atol=1e-3)
+
+
+def test_a_reward_that_does_not_answer_once_for_each_image_is_refused(monkeypatch):
+    monkeypatch.setitem(REWARDS, "twice", lambda images, records: np.zeros((len(images), 2)))
+    with pytest.raises(ValueError, match=r"reward twice answered with shape \(16, 2\) for 16 images"):
+        ask("twice", group(), RECORDS)
