@@ -18,11 +18,13 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
-from afterflow.evaluation.comparison import comparison, finished, train_all
+from afterflow.evaluation.comparison import comparison, finished
 from afterflow.evaluation.html_page import write_page
 from afterflow.evaluation.shapes_report import Settings
-from afterflow.experiment.config import Run, read_run
+from afterflow.experiment.config import Run
 from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.run_folder import read_run
+from afterflow.experiment.train_subprocess import train_all
 from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
 from afterflow.rewards.shapes_judge import ShapesJudge

@@ -20,11 +20,11 @@ import torch
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.envs.shapes import population
-from afterflow.evaluation.shapes_suite import encoded
+from afterflow.models.generate import encoded
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
-from afterflow.sampling.rollout import Plan, draw, sample
+from afterflow.sampling.rollout import Plan, prompt_noise, sample
 from afterflow.sampling.seeds import generator
 
 TREES = {
@@ -52,7 +52,7 @@ def main() -> None:
     def images(algorithm: BranchGRPO, plan: Plan, name: str) -> np.ndarray:
         """uint8 (P, G, H, W, 3)."""
         sources = [generator(0, name, p) for p in range(len(cond))]
-        noise = draw(sources, plan.widths[0], torch.empty(len(cond), 1, *model.latent_shape))
+        noise = prompt_noise(sources, plan.widths[0], torch.empty(len(cond), 1, *model.latent_shape))
         leaves = sample(velocity, algorithm.step_kernel, plan, cond, noise, sources).leaves
         return model.decode(leaves.flatten(0, 1)).reshape(*leaves.shape[:2], 32, 32, 3)
 

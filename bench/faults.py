@@ -34,8 +34,8 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.system.errors import TrainingStopped
 from afterflow.train import checkpoint as state
-from afterflow.train.distributed import Stopped
 
 ITERATIONS = 6
 EACH = {"in one process": 17, "in two": 15}
@@ -54,7 +54,7 @@ def ended(run: Run, resume: bool = False) -> str:
     with redirect_stdout(said):
         try:
             execute(run, "faults", resume)
-        except (Stopped, ValueError) as error:
+        except (TrainingStopped, ValueError) as error:
             return f"{said.getvalue()}\n{error}"
     return said.getvalue() + "\nended"
 

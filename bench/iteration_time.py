@@ -29,9 +29,9 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluation.shapes_suite import encoded
 from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.adapters import LoRA, attach
+from afterflow.models.generate import encoded
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks

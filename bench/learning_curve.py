@@ -18,13 +18,15 @@ import numpy as np
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from afterflow.evaluation.comparison import ended, tuned_model
+from afterflow.evaluation.comparison import tuned_model
 from afterflow.evaluation.shapes_report import Settings
-from afterflow.evaluation.shapes_suite import compare_pictures, picture_size, suite_pictures, suite_prompts
+from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.experiment.serialization import to_json
+from afterflow.experiment.train_subprocess import ended
+from afterflow.models.generate import picture_size
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES

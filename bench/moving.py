@@ -17,9 +17,9 @@ from statistics import median
 
 import numpy as np
 
-from afterflow.evaluation.shapes_report import estimates
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
+from afterflow.experiment.intervals import estimates
 from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES

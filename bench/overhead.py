@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts, batch
-from afterflow.evaluation.shapes_suite import encoded
 from afterflow.experiment.run_files import MetricsFile
 from afterflow.models.adapters import LoRA, attach
+from afterflow.models.generate import encoded
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks, in_context
 from afterflow.train.clock import Clock

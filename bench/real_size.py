@@ -33,7 +33,7 @@ from afterflow.models.base import default_device
 from afterflow.models.pipeline import TINY, PipelineModel
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
-from afterflow.sampling.conditioning import Cond, Embedding, condition
+from afterflow.sampling.conditioning import Conditioning, Embedding, condition
 from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
 
@@ -112,14 +112,16 @@ def materialise(model: PipelineModel, device: torch.device) -> None:
             tensor.normal_(0, 0.02)
 
 
-def prompts(model: PipelineModel, count: int, device: torch.device) -> Cond:
+def prompts(model: PipelineModel, count: int, device: torch.device) -> Conditioning:
     length, width, pooled = model.text_shape
     sequence = torch.randn(count, length, width, device=device)
     embedding = Embedding(sequence, None if pooled is None else torch.randn(count, pooled, device=device))
     return condition(embedding, embedding.rows(slice(0, 1)), [{"prompt": str(i)} for i in range(count)])
 
 
-def timed(algorithm: OnPolicy, model: PipelineModel, cond: Cond, chunk: int, device: torch.device) -> dict[str, float]:
+def timed(
+    algorithm: OnPolicy, model: PipelineModel, cond: Conditioning, chunk: int, device: torch.device
+) -> dict[str, float]:
     """Seconds of the rollout and of the update, and rows of each, the padding of chunks included."""
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     models, parameters = Models(in_chunks(model.velocity(model.module), chunk)), list(model.module.parameters())

@@ -26,9 +26,9 @@ from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluation.shapes_suite import encoded
 from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.models.adapters import LoRA, attach, frozen, without_adapters
+from afterflow.models.generate import encoded
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import guided, in_chunks, in_context

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..objectives.advantages import Blend
-from ..sampling.conditioning import Cond, Pairs, Velocity
+from ..sampling.conditioning import Conditioning, Pairs, Velocity
 from ..sampling.kernels import KERNELS, Kernel, KernelName
 from ..sampling.rollout import Plan, Rollout
-from ..sampling.row_random import Draws
+from ..sampling.row_random import RowRandom
 from .checks import require
 
 Metrics = dict[str, Tensor]
@@ -43,7 +43,7 @@ class Rows(Protocol):
     """Training examples in any order: what `credit` returns and `loss` takes."""
 
     @property
-    def cond(self) -> Cond: ...
+    def cond(self) -> Conditioning: ...
 
     def mass(self, rows: Tensor) -> float:
         """How much these rows count beside the other microbatches of an update."""
@@ -99,7 +99,7 @@ class Supervised(ABC):
         """Velocities computed for an image in an update."""
 
     @abstractmethod
-    def losses(self, models: Models, batch: Pairs, draws: Draws) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(self, models: Models, batch: Pairs, draws: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         """Scalars to descend one after another, so that only one graph is in memory, and scalars to log.
 
         Both add up, to averages over the batch.  Each row of it has random numbers of its own.
@@ -122,7 +122,7 @@ class Comparisons:
 
 
 @dataclass(frozen=True)
-class Asks:
+class Requirements:
     """What an algorithm is to be given beside a rollout of the policy."""
 
     rewards: tuple[str, ...]
@@ -154,7 +154,7 @@ class OnPolicy(ABC, Generic[R]):
 
     @property
     @abstractmethod
-    def asks(self) -> Asks:
+    def requirements(self) -> Requirements:
         """What `credit` and `loss` are to be given."""
 
     @property

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..objectives.advantages import Blend, Normalize, advantages, combine, gated
 from ..objectives.tree_credit import fuse, path_log_prob, widths
-from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..sampling.kernels import KernelName
-from ..sampling.rollout import Edges, Plan, Rollout, edges
-from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from ..sampling.rollout import Plan, Rollout, Transitions, transitions
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
+from .base import Metrics, Models, OnPolicy, Requirements, Scores, pointwise
 from .checks import check_policy_gradient, require
 from .policy_gradient import log_ratio, policy_loss, step, untied
 from .pruning import Pruning
@@ -31,7 +31,7 @@ from .windows import SlidingWindow
 
 
 @dataclass(frozen=True)
-class BranchGRPO(OnPolicy[Edges]):
+class BranchGRPO(OnPolicy[Transitions]):
     weights: Mapping[str, float] = field(default_factory=dict)
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 20
@@ -84,8 +84,8 @@ class BranchGRPO(OnPolicy[Edges]):
         return self.children ** len(self.splits)
 
     @property
-    def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), self.blend)
+    def requirements(self) -> Requirements:
+        return Requirements(pointwise(self.weights, self.blend), self.blend)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         noisy = set(range(self.steps - 1))
@@ -102,8 +102,8 @@ class BranchGRPO(OnPolicy[Edges]):
             split_noise=self.split_noise,
         )
 
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
-        return edges(rollout, [untied(level) for level in self.levels(rollout, scores)])
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Transitions:
+        return transitions(rollout, [untied(level) for level in self.levels(rollout, scores)])
 
     def levels(self, rollout: Rollout, scores: Scores) -> list[Tensor]:
         """The advantage of each edge, by depth: N of (P, W_{k+1}, R), NaN where width pruning leaves it out."""
@@ -117,5 +117,5 @@ class BranchGRPO(OnPolicy[Edges]):
                 found[-1] = found[-1].where(kept, torch.nan)
         return found
 
-    def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         return policy_loss(log_ratio(step(models.policy, self.step_kernel, batch), batch), batch, self.clip)

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from ..objectives.advantages import Blend, Normalize, advantages, gated
 from ..objectives.tree_credit import extremes
-from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..sampling.kernels import KernelName
-from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
-from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
+from .base import Metrics, Models, OnPolicy, Requirements, Scores, pointwise
 from .checks import check_group, check_policy_gradient, require
 from .policy_gradient import log_ratio, policy_loss, random_steps, share_of_steps, step, untied
 
 
 @dataclass(frozen=True)
-class DanceGRPO(OnPolicy[Edges]):
+class DanceGRPO(OnPolicy[Transitions]):
     weights: Mapping[str, float] = field(default_factory=dict)
     """Rewards and how much the loss of each counts."""
     steps: int = 16
@@ -64,14 +64,14 @@ class DanceGRPO(OnPolicy[Edges]):
         require(fits, f"best_of = {n}: an even number, from 2 to the group's {self.group}")
 
     @property
-    def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), self.blend)
+    def requirements(self) -> Requirements:
+        return Requirements(pointwise(self.weights, self.blend), self.blend)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         times = grid(self.schedule, self.steps)
         return chain(times, self.group, self.eta, range(self.steps - 1), self.shared_noise)
 
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Transitions:
         rewards = gated(scores.rewards, self.blend.gate)
         advantage = untied(advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage))
         if self.best_of is not None:
@@ -79,7 +79,7 @@ class DanceGRPO(OnPolicy[Edges]):
             advantage = advantage.where(kept[..., None], torch.nan)
         count = share_of_steps(self.steps, self.fraction)
         chosen = random_steps(advantage, self.steps - 1, count, generator)
-        return edges(rollout, [*(advantage.where(mask, torch.nan) for mask in chosen), advantage])
+        return transitions(rollout, [*(advantage.where(mask, torch.nan) for mask in chosen), advantage])
 
-    def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         return policy_loss(log_ratio(step(models.policy, self.step_kernel, batch), batch), batch, self.clip)

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from ..objectives.advantages import Blend, Normalize, combine, gated, normalize, per_prompt_history
-from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..sampling.kernels import KernelName
-from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
-from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
+from .base import Metrics, Models, OnPolicy, Requirements, Scores, pointwise
 from .checks import check_policy_gradient, require
 from .policy_gradient import log_ratio, policy_loss, step, untied
 
 
 @dataclass(frozen=True)
-class DDPO(OnPolicy[Edges]):
+class DDPO(OnPolicy[Transitions]):
     weights: Mapping[str, float] = field(default_factory=dict)
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 10
@@ -61,13 +61,13 @@ class DDPO(OnPolicy[Edges]):
         require(plain, "blend: DDPO has one sum and one advantage; take raw_sum without again")
 
     @property
-    def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), self.blend, history=self.history)
+    def requirements(self) -> Requirements:
+        return Requirements(pointwise(self.weights, self.blend), self.blend, history=self.history)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         return chain(grid(self.schedule, self.steps), self.group, self.eta, range(self.steps - 1))
 
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Transitions:
         reward = combine(gated(scores.rewards, self.blend.gate), self.weights)
         if self.history:
             past = combine(scores.past, self.weights)
@@ -75,7 +75,7 @@ class DDPO(OnPolicy[Edges]):
         else:
             advantage = normalize(reward, Normalize("batch", "batch", ddof=0, eps=1e-8))
         advantage = advantage.clamp(-self.max_advantage, self.max_advantage)
-        return edges(rollout, [untied(advantage[..., None])] * self.steps)
+        return transitions(rollout, [untied(advantage[..., None])] * self.steps)
 
-    def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         return policy_loss(log_ratio(step(models.policy, self.step_kernel, batch), batch), batch, self.clip)

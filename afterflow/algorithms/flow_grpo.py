@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from ..objectives.advantages import Blend, Normalize, advantages, gated
-from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..sampling.kernels import Gaussian, KernelName, kl, variance_free
-from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
-from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
+from .base import Metrics, Models, OnPolicy, Requirements, Scores, pointwise
 from .checks import check_group, check_policy_gradient, require
 from .policy_gradient import guarded_log_ratio, log_ratio, per_child, policy_loss, step, untied
 
 
 @dataclass(frozen=True)
-class FlowGRPO(OnPolicy[Edges]):
+class FlowGRPO(OnPolicy[Transitions]):
     weights: Mapping[str, float] = field(default_factory=dict)
     """Rewards and how much each counts in the sum whose advantage is trained on."""
     steps: int = 10
@@ -89,8 +89,8 @@ class FlowGRPO(OnPolicy[Edges]):
         return self.window_range or (0, max(self.window, self.steps // 2))
 
     @property
-    def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), self.blend, reference=self.beta > 0)
+    def requirements(self) -> Requirements:
+        return Requirements(pointwise(self.weights, self.blend), self.blend, reference=self.beta > 0)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         first, end = self._range
@@ -100,12 +100,12 @@ class FlowGRPO(OnPolicy[Edges]):
         trained = range(start, start + width)
         return chain(grid(self.schedule, self.steps), self.group, self.eta, trained, self.shared_noise)
 
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Transitions:
         rewards = gated(scores.rewards, self.blend.gate)
         advantage = advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage)
-        return edges(rollout, [untied(advantage) if self.beta == 0 else advantage] * self.steps)
+        return transitions(rollout, [untied(advantage) if self.beta == 0 else advantage] * self.steps)
 
-    def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         p = step(models.policy, self.step_kernel, batch)
         loss, metrics = policy_loss(
             self._log_ratio(p, batch), batch, self.clip, 1 / (batch.t - batch.s) if self.guard else None
@@ -119,7 +119,7 @@ class FlowGRPO(OnPolicy[Edges]):
         anchor = distance[batch.parent].mean()
         return loss + self.beta * anchor, metrics | {"kl": anchor.detach()}
 
-    def _log_ratio(self, p: Gaussian, batch: Edges) -> Tensor:
+    def _log_ratio(self, p: Gaussian, batch: Transitions) -> Tensor:
         """log ρ, (K,), of the policy's kernels p (M, ...), or what a variant takes for it."""
         if self.guard:
             return guarded_log_ratio(p, batch)

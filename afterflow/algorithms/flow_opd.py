@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ..objectives.distillation import StepWeight, self_normalised, squared_distance, step_weight
 from ..objectives.losses import clipped_surrogate
-from ..sampling.conditioning import Cond, Velocity
-from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
+from ..sampling.conditioning import Conditioning, Velocity
 from ..sampling.kernels import KernelName, log_prob, velocity_of
-from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
-from .base import Asks, Metrics, Models, OnPolicy, Scores
+from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
+from .base import Metrics, Models, OnPolicy, Requirements, Scores
 from .checks import require
 
 
@@ -32,14 +32,14 @@ from .checks import require
 class Lessons:
     """States of rollouts, M rows, and what is to be learnt there."""
 
-    edges: Edges
+    transitions: Transitions
     teacher: Tensor  # (M, ...) velocities
     anchor: Tensor | None  # (M, ...)
     weight: Tensor  # (M,) ω
     score: Tensor  # (M,) what the step that was taken is rewarded with, per coordinate
 
     @property
-    def cond(self) -> Cond:
+    def cond(self) -> Conditioning:
         return self.edges.cond
 
     @property
@@ -114,8 +114,8 @@ class FlowOPD(OnPolicy[Lessons]):
         require(plain, f"self_normalise changes the distance that gradient = {self.gradient} is of: take pathwise")
 
     @property
-    def asks(self) -> Asks:
-        return Asks(tuple(self.weights), route=self.route, anchor=self.anchor if self.beta > 0 else None)
+    def requirements(self) -> Requirements:
+        return Requirements(tuple(self.weights), route=self.route, anchor=self.anchor if self.beta > 0 else None)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         eta = self.eta if self.sampler == "sde" else 0.0
@@ -123,7 +123,7 @@ class FlowOPD(OnPolicy[Lessons]):
 
     @torch.no_grad()
     def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Lessons:
-        states = edges(rollout, [torch.zeros(len(rollout.log_prob[0]), self.group, 1)] * self.steps)
+        states = transitions(rollout, [torch.zeros(len(rollout.log_prob[0]), self.group, 1)] * self.steps)
         eta = torch.full_like(states.t, self.eta)
         lessons = Lessons(
             states,
@@ -167,7 +167,7 @@ class FlowOPD(OnPolicy[Lessons]):
         return score + (cost if self.gradient == "full" else 0), metrics
 
 
-def taught(teachers: Mapping[str, Velocity], states: Edges, route: str) -> Tensor:
+def taught(teachers: Mapping[str, Velocity], states: Transitions, route: str) -> Tensor:
     """(M, ...) fp32: the velocity of the teacher of each row's task; a teacher of several tasks is asked once."""
     tasks = [record[route] for record in states.cond.records()]
     found = torch.zeros_like(states.x, dtype=torch.float32)

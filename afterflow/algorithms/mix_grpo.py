@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from ..objectives.advantages import Blend, Normalize, advantages, gated
-from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..sampling.kernels import KernelName
-from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
-from .base import Asks, Metrics, Models, OnPolicy, Scores, pointwise
+from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
+from .base import Metrics, Models, OnPolicy, Requirements, Scores, pointwise
 from .checks import check_group, check_policy_gradient, require
 from .policy_gradient import log_ratio, policy_loss, step, untied
 from .windows import SlidingWindow
 
 
 @dataclass(frozen=True)
-class MixGRPO(OnPolicy[Edges]):
+class MixGRPO(OnPolicy[Transitions]):
     weights: Mapping[str, float] = field(default_factory=dict)
     """Rewards and how much each counts in the mean of their advantages."""
     steps: int = 25
@@ -64,8 +64,8 @@ class MixGRPO(OnPolicy[Edges]):
         self.window.check(self.steps)
 
     @property
-    def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), self.blend)
+    def requirements(self) -> Requirements:
+        return Requirements(pointwise(self.weights, self.blend), self.blend)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         start = self.window.start(step, self.steps, generator)
@@ -80,10 +80,10 @@ class MixGRPO(OnPolicy[Edges]):
         plan = chain(times, self.group, self.eta, trained, self.shared_noise)
         return replace(plan, second_order=tuple(range(last + 1, plan.steps)))
 
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Transitions:
         rewards = gated(scores.rewards, self.blend.gate)
         advantage = advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage)
-        return edges(rollout, [untied(advantage)] * rollout.plan.steps)
+        return transitions(rollout, [untied(advantage)] * rollout.plan.steps)
 
-    def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         return policy_loss(log_ratio(step(models.policy, self.step_kernel, batch), batch), batch, self.clip)

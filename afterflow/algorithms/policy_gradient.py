@@ -6,7 +6,7 @@ from torch import Tensor
 from ..objectives.losses import clipped_surrogate, guard_log_ratio
 from ..sampling.conditioning import Velocity
 from ..sampling.kernels import Gaussian, Kernel, log_prob
-from ..sampling.rollout import Edges
+from ..sampling.rollout import Transitions
 from .base import Metrics
 from .checks import require
 
@@ -30,29 +30,29 @@ def random_steps(advantage: Tensor, steps: int, keep: int, generator: torch.Gene
     return list((order < keep).to(advantage.device)[..., None].unbind(2))
 
 
-def step(velocity: Velocity, kernel: Kernel, batch: Edges) -> Gaussian:
+def step(velocity: Velocity, kernel: Kernel, batch: Transitions) -> Gaussian:
     """The Gaussian from which `velocity` would have drawn the children of batch.x: M rows."""
     return kernel(batch.x, velocity(batch.x, batch.t, batch.cond), batch.t, batch.s, batch.eta)
 
 
-def per_child(p: Gaussian, batch: Edges) -> Gaussian:
+def per_child(p: Gaussian, batch: Transitions) -> Gaussian:
     """A Gaussian of M parents → one row for each of their K children."""
     return p if len(batch.log_prob) == len(batch) else Gaussian(*(a[batch.parent] for a in p))
 
 
-def log_ratio(p: Gaussian, batch: Edges) -> Tensor:
+def log_ratio(p: Gaussian, batch: Transitions) -> Tensor:
     """log ρ = log p(x_s | x_t) - log p_old(x_s | x_t) of the policy's kernels p (M, ...): (K,)."""
     return log_prob(per_child(p, batch), batch.x_next) - batch.log_prob
 
 
-def guarded_log_ratio(p: Gaussian, batch: Edges) -> Tensor:
+def guarded_log_ratio(p: Gaussian, batch: Transitions) -> Tensor:
     """GRPO-Guard's, (K,), for kernels p (M, ...)."""
     new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
     return guard_log_ratio(new, old, batch.x_next)
 
 
 def policy_loss(
-    log_ratio: Tensor, batch: Edges, clip: float, step_weight: Tensor | None = None
+    log_ratio: Tensor, batch: Transitions, clip: float, step_weight: Tensor | None = None
 ) -> tuple[Tensor, Metrics]:
     """PPO's clipped surrogate, summed over rewards, averaged over children; log_ratio (K,), step_weight (M,)."""
     surrogate = clipped_surrogate(log_ratio[:, None], batch.advantage, clip).sum(-1)

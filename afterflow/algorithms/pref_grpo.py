@@ -20,16 +20,16 @@ from torch import Tensor
 
 from ..objectives.advantages import Blend, Normalize, advantages, gated
 from ..objectives.preferences import consistency, win_rates
-from ..sampling.flow import DynamicShift, LinearShift, SD3Grid, grid
 from ..sampling.kernels import KernelName
-from ..sampling.rollout import Edges, Plan, Rollout, chain, edges
-from .base import WIN_RATE, Asks, Comparisons, Metrics, Models, OnPolicy, Scores, pointwise
+from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
+from .base import WIN_RATE, Comparisons, Metrics, Models, OnPolicy, Requirements, Scores, pointwise
 from .checks import check_group, check_policy_gradient, require
 from .policy_gradient import guarded_log_ratio, log_ratio, policy_loss, random_steps, share_of_steps, step, untied
 
 
 @dataclass(frozen=True)
-class PrefGRPO(OnPolicy[Edges]):
+class PrefGRPO(OnPolicy[Transitions]):
     weights: Mapping[str, float] = field(default_factory=lambda: {WIN_RATE: 1.0})
     """win_rate and, if wanted, pointwise rewards; how much each counts in the mean of their advantages."""
     steps: int = 25
@@ -73,14 +73,14 @@ class PrefGRPO(OnPolicy[Edges]):
         require(shown, "least_consistency needs pairs shown in both orders: set compare.both_orders")
 
     @property
-    def asks(self) -> Asks:
-        return Asks(pointwise(self.weights, self.blend), self.blend, self.compare)
+    def requirements(self) -> Requirements:
+        return Requirements(pointwise(self.weights, self.blend), self.blend, self.compare)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         times = grid(self.schedule, self.steps)
         return chain(times, self.group, self.eta, range(self.steps - 1), self.shared_noise)
 
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Edges:
+    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Transitions:
         judged = scores.judged[WIN_RATE]
         sure = consistency(judged)[:, None] >= self.least_consistency
         rewards = {**scores.rewards, WIN_RATE: win_rates(judged).where(sure, torch.nan)}
@@ -88,9 +88,9 @@ class PrefGRPO(OnPolicy[Edges]):
         advantage = untied(advantages(rewards, self.weights, self.normalize, self.blend, self.max_advantage))
         count = share_of_steps(self.steps, self.fraction)
         chosen = random_steps(advantage, self.steps - 1, count, generator)
-        return edges(rollout, [*(advantage.where(mask, torch.nan) for mask in chosen), advantage])
+        return transitions(rollout, [*(advantage.where(mask, torch.nan) for mask in chosen), advantage])
 
-    def loss(self, models: Models, batch: Edges) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         p = step(models.policy, self.step_kernel, batch)
         if not self.guard:
             return policy_loss(log_ratio(p, batch), batch, self.clip)

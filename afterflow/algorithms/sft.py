@@ -11,7 +11,7 @@ from torch import Tensor
 from ..objectives.losses import flow_matching
 from ..sampling.conditioning import Pairs
 from ..sampling.flow import DENSITIES, DensityName, WeightingName, interpolate, shifted, weighting
-from ..sampling.row_random import Draws
+from ..sampling.row_random import RowRandom
 from .base import Metrics, Models, Supervised
 from .checks import require
 
@@ -38,7 +38,7 @@ class SFT(Supervised):
     def evaluations(self) -> float:
         return float(self.draws)
 
-    def losses(self, models: Models, batch: Pairs, draws: Draws) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(self, models: Models, batch: Pairs, draws: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         x0 = batch.x0
         assert self.shift is not None
         for _ in range(self.draws):

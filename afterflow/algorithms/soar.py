@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..objectives.losses import flow_matching
-from ..sampling.conditioning import Cond, Pairs
+from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, weighting
 from ..sampling.kernels import KERNELS, KernelName
-from ..sampling.row_random import Draws
+from ..sampling.row_random import RowRandom
 from .base import Metrics, Models, Supervised
 from .checks import require
 
@@ -73,7 +73,7 @@ class SOAR(Supervised):
             return 1.0
         return 1.0 + (self.rollout_guidance != 1) + self.points * self.paths
 
-    def losses(self, models: Models, batch: Pairs, draws: Draws) -> Iterator[tuple[Tensor, Metrics]]:
+    def losses(self, models: Models, batch: Pairs, draws: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         n, x0 = len(batch), batch.x0.float()
         assert self.shift is not None
         noise = draws.normal(x0.shape[1:]).to(x0)
@@ -104,14 +104,14 @@ class SOAR(Supervised):
                 yield self.correction * error.sum() / mass, {"correction_loss": error.detach().sum() / points}
 
     @torch.no_grad()
-    def _guided(self, models: Models, x: Tensor, t: Tensor, cond: Cond, v: Tensor) -> Tensor:
+    def _guided(self, models: Models, x: Tensor, t: Tensor, cond: Conditioning, v: Tensor) -> Tensor:
         """v_∅ + g (v_c - v_∅), fp32, of the prediction v with the prompt."""
         if self.rollout_guidance == 1:
             return v.float()
         empty = models.policy(x, t, cond.dropped(torch.ones(len(x), dtype=torch.bool))).float()
         return empty + self.rollout_guidance * (v.float() - empty)
 
-    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, draws: Draws | None) -> Tensor:
+    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, draws: RowRandom | None) -> Tensor:
         """Where one step from x leads: the ODE's, or with random numbers the SDE's."""
         if draws is None:
             return x - expand(t - s, x) * v

@@ -65,8 +65,8 @@ class Compare:
         chains = {name: as_chain(name) for name in self.recipes}
         runs = {name: last_run(chain) for name, chain in chains.items()}
         check_comparable(list(runs.values()))
-        from ..evaluation.comparison import train_all
         from ..experiment.stages import Chain, execute
+        from ..experiment.train_subprocess import train_all
 
         for name, chain in chains.items():
             if chain.stages[:-1]:
@@ -102,8 +102,8 @@ class Page:
     def __call__(self) -> None:
         check_libraries()
         folders = [Path(run).parent if Path(run).name == "run.json" else Path(run) for run in self.runs]
-        from ..evaluation.comparison import check_ended
-        from ..experiment.config import read_run
+        from ..experiment.run_folder import read_run
+        from ..experiment.train_subprocess import check_ended
 
         runs = [read_run(folder)[0] for folder in folders]
         for folder, run in zip(folders, runs):
@@ -135,14 +135,14 @@ class Tree:
         from ..algorithms.base import OnPolicy
         from ..data.prompts import check
         from ..evaluation.tree_plot import tree_of
-        from ..experiment.config import read_run
         from ..experiment.prompt_checks import known_records, needs
+        from ..experiment.run_folder import read_run
         from ..models.quiet import no_progress_bars
 
         run, _ = read_run(Path(self.run))
         no_progress_bars()
         record = known_records(run).get(self.prompt, {"prompt": self.prompt})
-        names = run.algorithm.asks.rewards if isinstance(run.algorithm, OnPolicy) else ()
+        names = run.algorithm.requirements.rewards if isinstance(run.algorithm, OnPolicy) else ()
         check(record, f"prompt {self.prompt!r}", needs(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)
@@ -193,8 +193,8 @@ def write_comparison(folders: Sequence[Path], settings: Settings, out: Path, tit
     from ..evaluation.comparison import comparison, finished
     from ..evaluation.html_page import write_page
     from ..evaluation.tree_plot import tree_of
-    from ..experiment.config import read_run
     from ..experiment.prompt_checks import prompt_records
+    from ..experiment.run_folder import read_run
     from ..models.quiet import no_progress_bars
 
     no_progress_bars()

@@ -10,9 +10,10 @@ import time
 from rich.console import Console
 
 from ..evaluation.shapes_report import Comparison, Report, Settings, render
-from ..evaluation.shapes_suite import compare_pictures, picture_size, suite_pictures, suite_prompts
+from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from ..experiment.execute import execute
-from ..experiment.run_files import before_after
+from ..experiment.image_grid import before_after
+from ..models.generate import picture_size
 from ..models.quiet import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo

@@ -5,16 +5,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
 
 from ..envs.shapes.world import TAGS
 from ..evaluation.shapes_report import Settings, beside_teachers, render
 from ..experiment.serialization import to_json
-from ..system.names import unknown
+from ..system.names import unknown_name
 from .model_options import Source, check_sources, named
 from .output import check_png, save, write_file
 
@@ -39,11 +39,6 @@ def suite_of(args: Sequence[str]) -> str | None:
         if word == "--suite" and i + 1 < len(args):
             return args[i + 1]
     return None
-
-
-def sample(args: Sequence[str]) -> None:
-    """Draw pictures of prompts."""
-    tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Eval:
         teachers = teachers_by_tag(self.teachers)
         check_sources([self.model, against], [self.lora, self.lora_against, *teachers.values()])
         from ..evaluation.shapes_suite import compare_pictures, strict_of_teachers
-        from ..experiment.run_files import before_after
+        from ..experiment.image_grid import before_after
 
         before = None if against is None else self.draw(against, self.lora_against)[1]
         records, after = self.draw(self.model, self.lora)
@@ -110,56 +105,13 @@ class Eval:
 
     def draw(self, path: str, lora: str | None) -> tuple[list[dict], "np.ndarray"]:
         """The prompts of the suite and their pictures by one model, of which nothing stays in memory."""
-        from ..evaluation.shapes_suite import picture_size, suite_pictures, suite_prompts
+        from ..evaluation.shapes_suite import suite_pictures, suite_prompts
+        from ..models.generate import picture_size
 
         model = self.source.load(path, lora)
         records = suite_prompts(self.settings, picture_size(model))
         print(f"{named(path, lora)}: {len(records)} prompts x {self.settings.images} images", file=sys.stderr)
         return records, suite_pictures(model, records, self.settings)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Draw pictures of prompts into one grid, a row for each prompt."""
-
-    model: Positional[str]
-    """Hub id or folder of a pipeline, or `tiny`."""
-    prompts: Positional[tuple[str, ...]]
-    """Each in quotes."""
-    lora: str | None = None
-    """Folder of a LoRA to put on MODEL."""
-    images: Annotated[int, arg(aliases=["-n"])] = 8
-    """Per prompt."""
-    out: str = "grid.png"
-    """Where the picture goes."""
-    steps: int = 20
-    """ODE steps."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is without."""
-    seed: int = 0
-    """Of the starting noise."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
-
-    def __post_init__(self) -> None:
-        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
-            raise ValueError("a prompt is missing or empty; put each in quotes")
-        for name in ("images", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-        check_png("--out", self.out)
-
-    def __call__(self) -> None:
-        check_sources([self.model], [self.lora])
-        from ..evaluation.shapes_suite import picture_prompts
-        from ..experiment.run_files import save_pictures
-
-        model = self.source.load(self.model, self.lora)
-        records = [{"prompt": prompt} for prompt in self.prompts]
-        images = picture_prompts(model, records, self.images, self.steps, self.guidance, self.seed)
-        captions = [prompt for prompt in self.prompts for _ in range(self.images)]
-        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-        save_pictures(Path(self.out), images.reshape(-1, *images.shape[2:]), captions, self.images)
-        print(self.out)
 
 
 def teachers_by_tag(words: Sequence[str]) -> dict[str, str]:
@@ -171,7 +123,7 @@ def teachers_by_tag(words: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--teachers {word}: write TAG,TAG=FOLDER")
         for tag in tags.split(","):
             if tag not in TAGS:
-                raise unknown("tag", tag, TAGS)
+                raise unknown_name("tag", tag, TAGS)
             if tag in found:
                 raise ValueError(f"--teachers: {tag} has two teachers, {found[tag]} and {folder}; give it one")
             found[tag] = folder

@@ -157,7 +157,7 @@ class EvalSuite:
     def guidance(self, drawn: Sequence[str]) -> float:
         """The scale asked for, or that of the pictures to compare with, of the LoRA's training, or of the family."""
         from ..evaluation.image_store import drawn_with
-        from ..experiment.config import trained_with
+        from ..experiment.run_folder import trained_with
         from ..models.families import FAMILIES, pretrained
 
         told = [drawn_with(Path(folder)).get("guidance") for folder in drawn]

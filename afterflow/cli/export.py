@@ -61,7 +61,7 @@ class Export:
 
 def family_of_run(folder: Path) -> Family | None:
     """What the run that trained this LoRA says its model is; None where no run lies above it."""
-    from ..experiment.config import read_run
+    from ..experiment.run_folder import read_run
 
     for parent in (folder, folder.parent):
         if (parent / "run.json").is_file():

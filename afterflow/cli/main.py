@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..system.launcher import launched, rank
-from ..system.names import unknown
+from ..system.names import unknown_name
 from .compare import compare, report, tree
 from .doctor import doctor
-from .evaluate import evaluate, sample
+from .evaluate import evaluate
 from .export import export
 from .merge import merge
 from .push import push
 from .recipes import recipes, summary
+from .sample import sample
 from .serve import serve_rewards
 from .status import status
 from .train import train
@@ -50,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_launch(command)
             COMMANDS[command](args)
         else:
-            raise unknown("command", command, COMMANDS)
+            raise unknown_name("command", command, COMMANDS)
     except ValueError as error:
         return complain(error, 2)
     except RuntimeError as error:
-        from ..train.distributed import Stopped
+        from ..system.errors import TrainingStopped
 
-        if not isinstance(error, Stopped):
+        if not isinstance(error, TrainingStopped):
             raise
         return complain(error, 1)
     return 0

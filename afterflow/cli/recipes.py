@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..system.names import unknown
+from ..system.names import unknown_name
 
 if TYPE_CHECKING:
     from ..experiment.config import Run
@@ -28,7 +28,7 @@ def made_by(name: str) -> "Run | Chain":
     if name.startswith("-"):
         raise ValueError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
     if name not in recipe_summaries():
-        raise unknown("recipe", name, recipe_summaries())
+        raise unknown_name("recipe", name, recipe_summaries())
     from ..recipes import RECIPES
 
     return RECIPES[name]()

@@ -42,7 +42,7 @@ def train(args: Sequence[str]) -> None:
         return
     if source in ("--from", "--resume") and not options:
         raise ValueError(f"{source} needs a run; its folder is runs/NAME")
-    from ..experiment.config import read_run
+    from ..experiment.run_folder import read_run
     from ..experiment.stages import Chain
     from ..models.quiet import no_progress_bars
 
@@ -102,7 +102,7 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
         raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
     if not any(not path.suffix for path in folder.glob("checkpoints/step_*")):
         raise ValueError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
-    from ..experiment.config import read_run
+    from ..experiment.run_folder import read_run
 
     run, recipe = read_run(folder)
     if run.folder.resolve() != folder.resolve():

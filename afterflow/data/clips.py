@@ -11,7 +11,7 @@ import numpy as np
 from ..envs.shapes.moving import MOVING_TAGS, draw_moving, moving_suite, render_clip
 from ..envs.shapes.world import world_size
 from ..sampling.seeds import number
-from ..system.names import unknown
+from ..system.names import unknown_name
 from .images import Images, Picture
 from .prompts import NOTHING, Needs
 
@@ -72,6 +72,6 @@ def check_moving(count: int, tags: Sequence[str]) -> None:
         raise ValueError(f"count = {count}: at least 1")
     for tag in tags:
         if tag not in MOVING_TAGS:
-            raise unknown("tag", tag, MOVING_TAGS)
+            raise unknown_name("tag", tag, MOVING_TAGS)
     if not tags:
         raise ValueError("tags is empty: name at least one of " + ", ".join(MOVING_TAGS))

@@ -13,7 +13,7 @@ import torch
 from ..envs.shapes import prompts as shapes
 from ..envs.shapes.world import SIZES, TAGS
 from ..sampling.seeds import generator, number
-from ..system.names import unknown
+from ..system.names import unknown_name
 
 # Reward → what it asks of a record: ValueError with one sentence.
 Needs = Mapping[str, Callable[[dict], None]]
@@ -104,7 +104,7 @@ def check_world(count: int, split: str, tags: Sequence[str], size: int) -> None:
         raise ValueError("tags is empty: name at least one of " + ", ".join(TAGS))
     for tag in tags:
         if tag not in TAGS:
-            raise unknown("tag", tag, TAGS)
+            raise unknown_name("tag", tag, TAGS)
         if (split, tag) == ("ood", "single_object"):
             raise ValueError("tags: single_object has no ood prompts, because a lone object has no fact to vary")
     if size not in SIZES:

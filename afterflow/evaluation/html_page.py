@@ -9,7 +9,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from .shapes_report import Estimate, written
+from ..experiment.intervals import Estimate, written
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS = ("strict", "closed", "partial", "fidelity", "diversity")

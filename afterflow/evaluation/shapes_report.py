@@ -9,7 +9,6 @@ delta is then an interval of the difference, not a difference of intervals.  A t
 (Rao and Wu 1988): tags with few facts would otherwise look surer than they are.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,6 +18,8 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from ..experiment.intervals import Estimate, estimates, short, written
 
 SIX = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 VERDICTS = ("official", "strict", "closed", "partial", "fidelity")
@@ -48,14 +49,6 @@ class Settings:
         for name in ("prompts", "images", "steps", "draws"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    value: float
-    low: float | None = None
-    """With `high` the 95 % interval; None where there is none."""
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,31 +93,6 @@ class Report:
 
 
 AVERAGE = "average"
-
-
-def mean_of_means(values: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarray:
-    """Figures (P, F) of P prompts → (F,); each stratum holds the prompts of a tag."""
-    return np.mean([values[stratum].mean(0) for stratum in strata], 0)
-
-
-def bootstrap(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Figures (P, F) of P prompts → (draws, F): their mean of means with the prompts of each stratum drawn anew."""
-    total = np.zeros((draws, values.shape[1]))
-    for stratum in strata:
-        n = len(stratum)
-        # How often each prompt is drawn is all that a mean needs to know.
-        times = rng.multinomial(n - 1, np.full(n, 1 / n), draws)
-        total += times @ values[stratum] / (n - 1)
-    return total / len(strata)
-
-
-def estimates(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> list[Estimate]:
-    """Figures (P, F) → F mean of means with 95 % intervals; none where a tag has but one prompt to draw from."""
-    value = mean_of_means(values, strata).tolist()
-    if min(len(stratum) for stratum in strata) < 2:
-        return [Estimate(v) for v in value]
-    low, high = np.percentile(bootstrap(values, strata, draws, rng), [2.5, 97.5], axis=0).tolist()
-    return [Estimate(*each) for each in zip(value, low, high)]
 
 
 def compare(
@@ -271,24 +239,7 @@ def tag_footnote(found: Report) -> str:
     return " ".join(notes)
 
 
-def written(estimate: Estimate | None, sign: str = "") -> str:
-    """.512 [.471, .553], or 31.9 [31.5, 32.4]"""
-    if estimate is None:
-        return ""
-    digits = 3 if abs(estimate.value) < 10 else 1
-    # Adding 0 turns a -0 that rounding left into a 0.
-    number = lambda value: short(format(round(value, digits) + 0.0, f"{sign}.{digits}f"))
-    if estimate.low is None or estimate.high is None:
-        return number(estimate.value)
-    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
-
-
 def brief(each: Comparison) -> str:
     """.51, or .43 → .51"""
     two = lambda value: short(f"{value:.2f}")
     return two(each.tuned.value) if each.base is None else f"{two(each.base.value)}→{two(each.tuned.value)}"
-
-
-def short(number: str) -> str:
-    """Without the zero before the point: .51, -.51, +.51"""
-    return re.sub(r"^([+-]?)0\.", r"\1.", number)

@@ -25,15 +25,16 @@ from ..data.geneval_prompts import SignPrompts
 from ..data.prompt_lists import ALL, read_prompts
 from ..data.prompts import check
 from ..envs.shapes.moving import MOVING_TAGS, moving_suite
-from ..experiment.scoring import ask
+from ..experiment.intervals import written
 from ..models.base import Model
+from ..models.generate import decoded, encoded, finished_in_parts
 from ..models.wrappers import guided, in_chunks
 from ..rewards.base import RewardModels
+from ..rewards.grouped import ask
 from ..rewards.registry import find
 from ..system.atomic_files import replace_text
 from . import image_store as gallery
-from .shapes_report import Comparison, Judged, brief, compare, written
-from .shapes_suite import decoded, encoded, finished_in_parts
+from .shapes_report import Comparison, Judged, brief, compare
 
 PART = 16
 """Prompts whose pictures are scored at once."""

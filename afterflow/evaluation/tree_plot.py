@@ -11,12 +11,13 @@ from ..algorithms.branch_grpo import BranchGRPO
 from ..experiment.config import Run
 from ..experiment.scoring import score
 from ..experiment.setup import on_own_grid
+from ..experiment.train_subprocess import check_ended
+from ..models.generate import encoded
 from ..models.wrappers import guided, in_chunks
-from ..sampling.rollout import Rollout, draw, sample
+from ..sampling.rollout import Rollout, prompt_noise, sample
 from ..sampling.seeds import generator
 from ..train.clock import Clock
-from .comparison import check_ended, tuned_model
-from .shapes_suite import encoded
+from .comparison import tuned_model
 
 
 def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
@@ -30,7 +31,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     assert isinstance(algorithm, BranchGRPO)
     cond, noise_of = encoded(model, [record]), [generator(seed, "tree")]
     velocity = in_chunks(guided(model.velocity(model.module), run.guidance_scale, model.combine), run.chunk)
-    noise = draw(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
+    noise = prompt_noise(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
     scores = score(model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock())

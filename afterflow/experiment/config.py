@@ -1,13 +1,11 @@
 """A run: everything that decides what it does, and nothing else."""
 
-import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..algorithms.base import WIN_RATE, Asks, OnPolicy, Supervised
+from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, Supervised
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
 from ..algorithms.ddpo import DDPO
@@ -33,12 +31,10 @@ from ..objectives.advantages import Blend
 from ..rewards.base import RewardModels
 from ..rewards.registry import find
 from ..rewards.shapes_judge import ShapesJudge
-from ..rewards.vlm.rewards import VLMJudge
-from ..system.names import unknown
+from ..rewards.vlm.judge import VLMJudge
+from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
-from ..train.budget import Budget
 from ..train.sharding import Sharding
-from .serialization import from_json
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
@@ -174,7 +170,7 @@ class Run:
             self._check_supervised()
         else:
             self._check_rewards(algorithm)
-        self._check_teachers(algorithm.asks if isinstance(algorithm, OnPolicy) else Asks(()))
+        self._check_teachers(algorithm.requirements if isinstance(algorithm, OnPolicy) else Requirements(()))
 
     def _check_numbers(self) -> None:
         for name in (
@@ -235,7 +231,7 @@ class Run:
             if getattr(self, name) and self.held_out is None:
                 raise ValueError(f"{name} is measured on held-out prompts; set held_out and eval_every as well")
         if self.best is not None and self.best not in self.watched:
-            raise unknown("reward on held-out prompts (best)", self.best, self.watched)
+            raise unknown_name("reward on held-out prompts (best)", self.best, self.watched)
 
     def _check_supervised(self) -> None:
         for name in ("turns", "offload", "overlap"):
@@ -244,7 +240,7 @@ class Run:
         if self.updates > 1:
             raise ValueError(f"updates = {self.updates}: images are learnt from once; leave it at 1")
 
-    def _check_teachers(self, asks: Asks) -> None:
+    def _check_teachers(self, asks: Requirements) -> None:
         names, tasks = [t.name for t in self.teachers], [task for t in self.teachers for task in t.tasks]
         if (asks.route is not None) != bool(tasks):
             need = "needs teachers with tasks" if asks.route else "asks no teachers; leave them out"
@@ -259,13 +255,13 @@ class Run:
         for twice in [name for many in (names, tasks) for name in many if many.count(name) > 1]:
             raise ValueError(f"teachers: {twice!r} is there twice; a task has one teacher, and a teacher one name")
         if asks.anchor is not None and asks.anchor not in ("base", *names):
-            raise unknown("anchor", asks.anchor, ("base", *names))
+            raise unknown_name("anchor", asks.anchor, ("base", *names))
 
     def _check_rewards(self, algorithm: OnPolicy) -> None:
-        if not algorithm.weights and algorithm.asks.route is None:
+        if not algorithm.weights and algorithm.requirements.route is None:
             raise ValueError("algorithm.weights is empty: name at least one reward and its weight")
-        judged = algorithm.asks.comparisons is not None
-        blend = algorithm.asks.blend or Blend()
+        judged = algorithm.requirements.comparisons is not None
+        blend = algorithm.requirements.blend or Blend()
         if WIN_RATE in {*algorithm.weights, *blend.gate} and not judged:
             raise ValueError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
         if judged != (self.judge is not None):
@@ -277,13 +273,13 @@ class Run:
     @property
     def watched(self) -> tuple[str, ...]:
         """The rewards measured on held-out prompts."""
-        trained = self.algorithm.asks.rewards if isinstance(self.algorithm, OnPolicy) else ()
+        trained = self.algorithm.requirements.rewards if isinstance(self.algorithm, OnPolicy) else ()
         return tuple(dict.fromkeys([*trained, *self.eval_rewards]))
 
     @property
     def hidden(self) -> tuple[str, ...]:
         """Of those, the ones that are not trained."""
-        trained = self.algorithm.asks.rewards if isinstance(self.algorithm, OnPolicy) else ()
+        trained = self.algorithm.requirements.rewards if isinstance(self.algorithm, OnPolicy) else ()
         return tuple(name for name in self.watched if name not in trained)
 
     @property
@@ -294,39 +290,3 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path("runs") / self.name
-
-
-def learning_rate(run: Run, budget: Budget) -> Callable[[int], float]:
-    """The rate of each iteration; it falls as the run's budget, of iterations or seconds, is used up."""
-
-    def rate(step: int) -> float:
-        done = budget.done(step)
-        fall = {"constant": 0.0, "cosine": 0.5 - 0.5 * math.cos(math.pi * done), "late": max(0.0, 5 * done - 4)}
-        return run.learning_rate * min(1.0, (step + 1) / (run.warmup + 1)) * (1 - 0.9 * fall[run.decay])
-
-    return rate
-
-
-def read_run(file: Path) -> tuple[Run, str]:
-    """What run.json, or the folder that holds it, says: the run and the name of its recipe."""
-    file = file / "run.json" if file.is_dir() else file
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; a run is recorded in runs/NAME/run.json")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not JSON ({error.msg} at line {error.lineno})") from None
-    if not isinstance(data, dict) or not isinstance(data.get("config"), dict):
-        raise ValueError(f'{file}: it has no "config", so afterflow did not write it')
-    try:
-        return from_json(Run, data["config"]), str(data.get("recipe"))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-
-
-def trained_with(lora: Path) -> float | None:
-    """The guidance scale of the run that made a LoRA; None where no run is recorded in its folder or above it."""
-    for file in (lora / "run.json", lora.parent / "run.json"):
-        if file.is_file():
-            return read_run(file)[0].guidance_scale
-    return None

@@ -15,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..algorithms.base import WIN_RATE, Asks, Models, OnPolicy, Scores, Supervised
+from ..algorithms.base import WIN_RATE, Models, OnPolicy, Requirements, Scores, Supervised
 from ..data.images import Images
 from ..models.adapters import Full, attach
 from ..models.base import Model
 from ..models.pipeline import PipelineModel, Pretrained
 from ..models.quantize import saved_bytes
-from ..sampling.conditioning import Cond, Embedding, condition
+from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.seeds import generator
 from ..train.clock import Clock
 from ..train.distributed import Processes
 from ..train.explore import Iteration, explore
-from ..train.reward_history import Memory
+from ..train.reward_history import RewardHistory
 from .config import Run
 from .prompt_checks import held_out_records, prompt_records
 from .setup import on_own_grid
@@ -132,7 +132,7 @@ def fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = own
 
 
-def blank(model: PipelineModel) -> Cond:
+def blank(model: PipelineModel) -> Conditioning:
     """One encoded prompt of the family's shape."""
     length, width, pooled = model.text_shape
     embedding = Embedding(
@@ -148,13 +148,13 @@ def rows_of(run: Run) -> dict[str, float]:
     if isinstance(algorithm, Supervised):
         return {"update": run.batch * algorithm.evaluations}
     still = lambda x, t, cond: torch.zeros_like(x)
-    asks, tasks = algorithm.asks, [task for teacher in run.teachers for task in teacher.tasks]
+    asks, tasks = algorithm.requirements, [task for teacher in run.teachers for task in teacher.tasks]
     taught = dict.fromkeys(tasks, still)
     models = Models(still, still if asks.reference else None, taught, still if asks.anchor else None)
     embedding = Embedding(torch.zeros(1, 1, 1))
     record = {"prompt": "", **({asks.route: tasks[0]} if asks.route else {})}
     cond = condition(embedding, embedding, [record] * run.batch, torch.zeros(run.batch, dtype=torch.long))
-    memory = Memory(asks.history) if asks.history else None
+    memory = RewardHistory(asks.history) if asks.history else None
     found = tried(algorithm, models, cond, (1,), run.seed, run.chunk, Clock(), memory).metrics
     images = run.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
     return {name.removeprefix("nfe/"): images * each for name, each in found.items() if name.startswith("nfe/")}
@@ -163,12 +163,12 @@ def rows_of(run: Run) -> dict[str, float]:
 def tried(
     algorithm: OnPolicy,
     models: Models,
-    cond: Cond,
+    cond: Conditioning,
     shape: Sequence[int],
     seed: int,
     chunk: int,
     clock: Clock,
-    memory: Memory | None = None,
+    memory: RewardHistory | None = None,
 ) -> Iteration:
     """An iteration of these prompts with one update, on latents of that shape and random scores."""
     score, always = partial(random_scores, algorithm), lambda step: cond
@@ -197,13 +197,13 @@ def random_scores(
     P, G = leaves.shape[:2]
     value = lambda *shape: torch.rand(shape, generator=draws[0])
     judged = {WIN_RATE: value(P, G, G).where(~torch.eye(G, dtype=torch.bool), torch.nan)}
-    rewards = {name: value(P, G) for name in algorithm.asks.rewards}
-    return Scores(rewards, judged if algorithm.asks.comparisons else {})
+    rewards = {name: value(P, G) for name in algorithm.requirements.rewards}
+    return Scores(rewards, judged if algorithm.requirements.comparisons else {})
 
 
 def others(run: Run, weights: int, trained: int) -> int:
     """Copies beside the policy: adapters of a LoRA, whole networks where all weights are trained."""
-    asks = run.algorithm.asks if isinstance(run.algorithm, OnPolicy) else Asks(())
+    asks = run.algorithm.requirements if isinstance(run.algorithm, OnPolicy) else Requirements(())
     if isinstance(run.tune, Full):
         return weights * (len(run.teachers) + asks.reference + (asks.anchor == "base"))
     adapters = sum(teacher.lora is not None for teacher in run.teachers)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..algorithms.base import OnPolicy
-from ..evaluation.shapes_suite import encoded, finished
 from ..models.adapters import LoRA
+from ..models.generate import encoded, finished
 from ..models.pipeline import PipelineModel, Pretrained
 from ..models.wrappers import guided, in_chunks
-from ..sampling.conditioning import Cond, Pairs
-from ..sampling.rollout import draw, sample
+from ..rewards.grouped import ask, both_orders, compare
+from ..sampling.conditioning import Conditioning, Pairs
+from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
 from ..train.clock import Clock
 from ..train.explore import Iteration, supervised
@@ -24,7 +25,6 @@ from ..train.loop import accumulate
 from .config import Run
 from .cost_estimate import forecast, tried
 from .prompt_checks import prompt_records
-from .scoring import ask, both_orders, compare
 from .setup import Session, prepare
 
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
@@ -67,11 +67,11 @@ def noise_for(session: Session, count: int, name: str) -> Tensor:
     """(count, 1, ...)."""
     shape = torch.empty(1, 1, *session.model.latent_shape, device=session.processes.accelerator.device)
     sources = [generator(session.run.seed, "doctor", name, i) for i in range(count)]
-    return draw(sources, 1, shape.expand(count, *shape.shape[1:]))
+    return prompt_noise(sources, 1, shape.expand(count, *shape.shape[1:]))
 
 
 @torch.no_grad()
-def drawing(session: Session, cond: Cond) -> Iterator[Finding]:
+def drawing(session: Session, cond: Conditioning) -> Iterator[Finding]:
     """The sampler: as the stock pipeline draws, the same twice, and as spread out with noise as without."""
     run, model = session.run, session.model
     noise = noise_for(session, len(cond), "drawing")
@@ -98,14 +98,14 @@ def drawing(session: Session, cond: Cond) -> Iterator[Finding]:
         yield grids(session)
 
 
-def marginals(session: Session, cond: Cond, ours: Tensor) -> Finding:
+def marginals(session: Session, cond: Conditioning, ours: Tensor) -> Finding:
     """A kernel that keeps the marginals leaves latents as spread out as the ODE's; few images tell it roughly."""
     run, model = session.run, session.model
     assert isinstance(run.algorithm, OnPolicy)
     plan = run.algorithm.plan(0, generator(run.seed, "plan"))
     sources = [generator(run.seed, "doctor", "sde")]
     shape = torch.empty(1, 1, *model.latent_shape, device=session.processes.accelerator.device)
-    noise, one = draw(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
+    noise, one = prompt_noise(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
     leaves = sample(session.models.policy, run.algorithm.step_kernel, plan, one, noise, sources).leaves
     ratio = (leaves.float().std() / ours.float().std()).item()
     return Finding(
@@ -126,7 +126,7 @@ def grids(session: Session) -> Finding:
     return Finding("times of the rollout", None, f"at most {apart:.3f} from those of the pipeline's own grid{advice}")
 
 
-def training(session: Session, cond: Cond, run: Run) -> Iterator[Finding]:
+def training(session: Session, cond: Conditioning, run: Run) -> Iterator[Finding]:
     """One small iteration: a ratio of 1, gradients that arrive, a KL that has some, and how long all will take."""
     clock, algorithm = Clock(), session.run.algorithm
     small_iteration(session, cond, Clock())  # the first one also warms up
@@ -151,12 +151,12 @@ def training(session: Session, cond: Cond, run: Run) -> Iterator[Finding]:
         f"norm {gradient:.2e} over {len(session.parameters)} tensors",
         "no gradient: tune.targets may match nothing that is used; infinite: take mixed_precision = bf16 or no",
     )
-    if isinstance(algorithm, OnPolicy) and algorithm.asks.reference:
+    if isinstance(algorithm, OnPolicy) and algorithm.requirements.reference:
         yield kl_gradient(session, cond)
     yield from expected(session, iteration, seconds, run)
 
 
-def small_iteration(session: Session, cond: Cond, clock: Clock) -> Iteration:
+def small_iteration(session: Session, cond: Conditioning, clock: Clock) -> Iteration:
     """Of one prompt and random scores, or of two random images."""
     run, algorithm, model = session.run, session.run.algorithm, session.model
     one = cond[torch.zeros(1, dtype=torch.long)]
@@ -173,7 +173,7 @@ def norm(session: Session) -> float:
     return float(torch.stack(found).norm()) if found else 0.0
 
 
-def kl_gradient(session: Session, cond: Cond) -> Finding:
+def kl_gradient(session: Session, cond: Conditioning) -> Finding:
     """At the start the KL is 0 and flat, so it is asked a little away from it."""
     models, parameters = session.models, session.parameters
     assert models.reference is not None
@@ -229,7 +229,7 @@ def expected(session: Session, iteration: Iteration, seconds: dict[str, float], 
 
 
 @torch.no_grad()
-def round_trip(session: Session, cond: Cond, folder: Path) -> Finding:
+def round_trip(session: Session, cond: Conditioning, folder: Path) -> Finding:
     """What is saved draws the same when it is loaded again, into the same network under another name."""
     model = session.model
     draws = torch.Generator().manual_seed(0)
@@ -253,7 +253,7 @@ def round_trip(session: Session, cond: Cond, folder: Path) -> Finding:
     )
 
 
-def rewards(session: Session, cond: Cond) -> Iterator[Finding]:
+def rewards(session: Session, cond: Conditioning) -> Iterator[Finding]:
     """Each reward says something of pictures of noise, the same twice."""
     run = session.run
     records = cond.records()
@@ -271,7 +271,7 @@ def rewards(session: Session, cond: Cond) -> Iterator[Finding]:
         )
 
 
-def judged(session: Session, cond: Cond) -> Finding:
+def judged(session: Session, cond: Conditioning) -> Finding:
     """A judge is asked about two pictures in both orders; `compare` refuses what is no share."""
     judge, records = session.run.judge, cond.records()[:1]
     assert judge is not None

@@ -11,10 +11,10 @@ import torch
 from ..algorithms.base import OnPolicy, Supervised
 from ..data.images import Images
 from ..data.prompts import rows
-from ..evaluation.shapes_suite import encoded
-from ..experiment.run_files import tracker_options, write_record
+from ..models.generate import encoded
+from ..rewards.grouped import both_orders, compare
 from ..rewards.registry import check_rewards
-from ..sampling.conditioning import Cond
+from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..train.budget import Budget
 from ..train.clock import Clock
@@ -22,12 +22,14 @@ from ..train.distributed import take_device
 from ..train.explore import Iteration, explore, supervised
 from ..train.loop import train
 from ..train.out_of_memory import explained
-from .config import Run, learning_rate
+from .config import Run
 from .latent_dataset import image_pairs
+from .learning_rate import learning_rate
 from .model_card import write_card
 from .monitor import Window, follow
 from .prompt_checks import held_out_records, prompt_records
-from .scoring import both_orders, compare, scorer
+from .run_files import tracker_options, write_record
+from .scoring import scorer
 from .serialization import to_json
 from .setup import Session, prepare
 
@@ -35,7 +37,7 @@ from .setup import Session, prepare
 def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     """Train as configured; the run's folder, with `lora/` or `model/` in it when done.
 
-    ValueError before anything is trained when the configuration cannot be run, Stopped when training cannot go on.
+    ValueError before anything is trained when the configuration cannot be run, TrainingStopped when training cannot go on.
     """
     records = prompt_records(run)
     held_out = held_out_records(run)
@@ -91,7 +93,7 @@ def train_on(
     processes.accelerator.end_training()
 
 
-def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Cond]:
+def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Conditioning]:
     """The iterations to train on, and the encoded prompts they are about."""
     run, model = session.run, session.model
     if isinstance(run.data, Images):
@@ -122,7 +124,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
     return source, prompts
 
 
-def check_before_sampling(session: Session, prompts: Cond) -> None:
+def check_before_sampling(session: Session, prompts: Conditioning) -> None:
     """ValueError for a judge that answers nonsense, and for a budget too short for the rollout of one iteration."""
     run, algorithm = session.run, session.run.algorithm
     if not isinstance(algorithm, OnPolicy):
@@ -143,7 +145,7 @@ def check_before_sampling(session: Session, prompts: Cond) -> None:
             forward()  # the first pass also warms up
             start = time.perf_counter()
             forward()
-        least = passes * max(session.processes.told(time.perf_counter() - start))
+        least = passes * max(session.processes.all_gather_objects(time.perf_counter() - start))
         if least > run.budget_seconds:
             takes = f"the rollout of one iteration takes about {least:.2g} s"
             raise ValueError(f"budget_seconds = {run.budget_seconds:g}: {takes}; raise it, or lower batch")

@@ -15,19 +15,19 @@ from torch import Tensor
 from .. import __version__
 from ..data.images import Images, Picture, ShapesImages, empty_tokens
 from ..data.prompts import batch, check
-from ..evaluation.shapes_suite import encoded, picture_size
 from ..models.base import Model, cache_folder, keep
+from ..models.generate import encoded, picture_size
 from ..rewards.base import RewardModels
+from ..rewards.grouped import ask
 from ..rewards.registry import PUBLISHED, find
-from ..sampling.conditioning import Cond, Pairs
+from ..sampling.conditioning import Conditioning, Pairs
 from .config import Run
-from .scoring import ask
 
 SHARD = 256
 """Pictures of one file of the cache."""
 
 
-def image_pairs(run: Run, data: Images, model: Model) -> tuple[Callable[[int], Pairs], Cond]:
+def image_pairs(run: Run, data: Images, model: Model) -> tuple[Callable[[int], Pairs], Conditioning]:
     """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
     latents, records = gathered(data, model, run.seed, run.reward_models)
     cond = encoded(model, records)

@@ -10,12 +10,12 @@ import numpy as np
 from huggingface_hub import ModelCardData
 
 from .. import __version__
-from ..evaluation.shapes_report import Estimate, estimates, written
 from ..models.adapters import LoRA
 from ..models.families import FAMILIES
 from ..models.pipeline import SHIPPED, Pretrained
 from ..models.tiny_parts.config import TinyParts, TinyVideoParts
 from .config import Run
+from .intervals import Estimate, estimates, written
 
 FROM_SCRATCH = {TinyParts: "StableDiffusion3Pipeline", TinyVideoParts: "WanPipeline"}
 DRAWS = 2000

@@ -13,20 +13,22 @@ import torch
 from torch import Tensor
 
 from ..algorithms.base import WIN_RATE
-from ..evaluation.shapes_suite import decoded, finished_in_parts, spread
-from ..experiment.run_files import MetricsFile, save_pictures
+from ..models.generate import decoded, finished_in_parts, spread
 from ..objectives.preferences import win_rates
-from ..sampling.conditioning import Cond
+from ..rewards.grouped import ask, both_orders, compare
+from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.atomic_files import replace_text
+from ..system.errors import TrainingStopped
 from ..train.budget import Budget
 from ..train.clock import Clock
-from ..train.distributed import Processes, Stopped
+from ..train.distributed import Processes
 from ..train.progress import Progress
 from ..train.reward_hacking import cheating
 from ..train.signals import EXPLORING, Reclaimed, interruptible
 from .config import Run
-from .scoring import ask, both_orders, compare
+from .image_grid import save_pictures
+from .run_files import MetricsFile
 from .setup import Session
 
 SHOWN = 8
@@ -36,7 +38,7 @@ SHOWN = 8
 class Window:
     """What a user looks at while training goes on: pictures from the same noise, rewards of held-out prompts."""
 
-    def __init__(self, session: Session, prompts: Cond, held_out: Cond | None) -> None:
+    def __init__(self, session: Session, prompts: Conditioning, held_out: Conditioning | None) -> None:
         self.session = session
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
@@ -62,18 +64,18 @@ class Window:
             raise ValueError(f"{file} is gone, and with it the base of the win rate; start the run anew")
         return np.load(file, allow_pickle=False)
 
-    def finished(self, cond: Cond, per_prompt: int) -> Tensor:
+    def finished(self, cond: Conditioning, per_prompt: int) -> Tensor:
         """Latents (P, per_prompt, ...) by the averaged policy."""
         session, model = self.session, self.session.model
         run, velocity = session.run, session.models.guided or session.models.policy
         with session.averaged():
             return finished_in_parts(velocity, model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
 
-    def pictures(self, cond: Cond, per_prompt: int) -> np.ndarray:
+    def pictures(self, cond: Conditioning, per_prompt: int) -> np.ndarray:
         """uint8 (P, per_prompt, H, W, 3), or clips, by the averaged policy; each process draws its share."""
         processes = self.session.processes
         mine = self.finished(cond[processes.even_share(len(cond))], per_prompt)
-        return processes.joined(torch.from_numpy(decoded(self.session.model, mine)), len(cond)).numpy()
+        return processes.all_gather_rows(torch.from_numpy(decoded(self.session.model, mine)), len(cond)).numpy()
 
     def save_samples(self, step: int) -> None:
         images = self.pictures(self.shown, 4)
@@ -94,7 +96,7 @@ class Window:
         total = len(self.held_out)
         mine = processes.even_share(total)
         latents = self.finished(self.held_out[mine], run.eval_images)
-        told = processes.together(lambda: self._said(decoded(self.session.model, latents), mine))
+        told = processes.run_on_all(lambda: self._said(decoded(self.session.model, latents), mine))
         of_all = lambda values: torch.tensor([value for of_process in values for value in of_process])[:total]
         rewards = {name: of_all(each["rewards"][name] for each in told) for name in run.watched}
         for name in run.watched:
@@ -111,7 +113,7 @@ class Window:
             self.by_prompt.write(step, by_prompt)
         self.earliest = self.earliest or by_prompt
         means = {name: values.nanmean().item() for name, values in rewards.items()}
-        means |= spread(processes.joined(latents, total))
+        means |= spread(processes.all_gather_rows(latents, total))
         means = {f"eval/{name}": value for name, value in means.items()}
         trained = [name for name in rewards if name not in run.hidden]
         if run.hidden and trained:
@@ -179,11 +181,11 @@ def follow(
 ) -> None:
     """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way.
 
-    Stopped after SIGTERM, when the iteration under way is saved, or the one before it where the grace was too short.
+    TrainingStopped after SIGTERM, when the iteration under way is saved, or the one before it where the grace was too short.
     """
     run, processes = session.run, session.processes
     log = MetricsFile(run.folder / "metrics.jsonl", session.first) if processes.main else None
-    budget.used = processes.told(log.before.get("seconds_trained", 0.0) if log is not None else 0.0)[0]
+    budget.used = processes.all_gather_objects(log.before.get("seconds_trained", 0.0) if log is not None else 0.0)[0]
     if session.first and budget.ends(session.first - 1):
         return
     done, agreed = session.first - 1, set[int]()
@@ -196,14 +198,14 @@ def follow(
             except Reclaimed:  # before the update of an iteration, which is left out
                 if done >= session.first:
                     session.save(done)
-                raise Stopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
+                raise TrainingStopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
     finally:
         if log is not None:
             log.close()
         if window.by_prompt is not None:
             window.by_prompt.close()
     if signal.SIGTERM in agreed and not budget.ends(done):
-        raise Stopped(f"SIGTERM; {gone_on(run, done)}")
+        raise TrainingStopped(f"SIGTERM; {gone_on(run, done)}")
     if agreed and not budget.ends(done):
         print(f"Stopped after iteration {done}; go on with: afterflow train --resume {run.folder}")
 
@@ -234,7 +236,7 @@ def watched(
     start = before = time.perf_counter()
     for step, metrics in steps:
         # One clock and one will for all: they would wait for each other in vain if some went on.
-        told = processes.told([time.perf_counter() - before, [int(each) for each in signals]])
+        told = processes.all_gather_objects([time.perf_counter() - before, [int(each) for each in signals]])
         budget.used += max(seconds for seconds, _ in told)
         agreed |= {each for _, others in told for each in others}
         last, reclaimed = budget.ends(step) or signal.SIGINT in agreed, signal.SIGTERM in agreed

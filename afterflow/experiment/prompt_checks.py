@@ -22,7 +22,10 @@ def prompt_records(run: Run) -> list[dict]:
     """The prompts to explore, each fit for every reward; none where images come with theirs."""
     if isinstance(run.data, Images) or not isinstance(run.algorithm, OnPolicy):
         return []
-    records, route = run.data.records(run.seed, needs(run, run.algorithm.asks.rewards)), run.algorithm.asks.route
+    records, route = (
+        run.data.records(run.seed, needs(run, run.algorithm.requirements.rewards)),
+        run.algorithm.requirements.route,
+    )
     check_turns(records, run.turns)
     if route is not None:
         check_routes(records, route, run.teachers)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..system.names import unknown
+from ..system.names import unknown_name
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def from_json(kind: type[T], data: Mapping[str, Any], place: str = "") -> T:
     declared = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for name in data:
         if name not in declared:
-            raise unknown(f"field of {place or kind.__name__}", name, declared)
+            raise unknown_name(f"field of {place or kind.__name__}", name, declared)
     for name, field in declared.items():
         if name not in data and field.default is field.default_factory is MISSING:
             raise ValueError(f"{place or kind.__name__} has no field {name!r}, which it needs")
@@ -76,7 +76,7 @@ def _decode(hint: Any, data: Any, place: str) -> Any:
     elif _admits(hint, data):
         return data
     elif isinstance(data, str) and _alternative(hint, Literal):
-        raise unknown(place, data, map(str, get_args(_alternative(hint, Literal))))
+        raise unknown_name(place, data, map(str, get_args(_alternative(hint, Literal))))
     raise ValueError(f"{place} = {data!r}: it must be {_words(hint)}")
 
 
@@ -88,7 +88,7 @@ def _decode_dataclass(kinds: list[type], data: Mapping[str, Any], place: str) ->
     if not isinstance(name, str):
         raise ValueError(f'{place}: "type" must say which of {", ".join(by_name)} it is')
     if name not in by_name:
-        raise unknown(f"type of {place}", name, by_name)
+        raise unknown_name(f"type of {place}", name, by_name)
     return from_json(by_name[name], {key: value for key, value in data.items() if key != "type"}, place)
 
 

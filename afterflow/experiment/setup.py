@@ -22,10 +22,11 @@ from ..models.teacher import Teacher
 from ..models.wrappers import as_many, guided, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
+from ..system.errors import TrainingStopped
 from ..train import checkpoint as state
-from ..train.distributed import Processes, Stopped, accelerator_of
+from ..train.distributed import Processes, accelerator_of
 from ..train.ema import Ema
-from ..train.reward_history import Memory
+from ..train.reward_history import RewardHistory
 from ..train.sharding import let_go, shard, whole
 from .config import Run
 from .serialization import differences, to_json
@@ -42,12 +43,12 @@ class Session:
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     processes: Processes
-    memory: Memory | None
+    memory: RewardHistory | None
     first: int
     """The iteration to begin with."""
 
     def save(self, step: int) -> None:
-        """A checkpoint of the state after iteration `step`; Stopped where the disk does not take it."""
+        """A checkpoint of the state after iteration `step`; TrainingStopped where the disk does not take it."""
         scaler, keep = self.processes.accelerator.scaler, self.run.keep
         folder = self.run.folder / "checkpoints"
         try:
@@ -57,7 +58,7 @@ class Session:
         except (OSError, SafetensorError) as error:
             kept = state.checkpoints(folder)
             last = f"{kept[-1].name} is whole" if kept else "there is none before it"
-            raise Stopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
+            raise TrainingStopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
 
     @property
     def kind(self) -> str:
@@ -121,8 +122,8 @@ def prepare(run: Run, resume: bool) -> Session:
         parameters = trainable(model.module)
     optimizer = adamw(run, parameters.values())
     ema = Ema(parameters, run.ema) if run.ema is not None else None
-    history = run.algorithm.asks.history if isinstance(run.algorithm, OnPolicy) else 0
-    memory = Memory(history) if history else None
+    history = run.algorithm.requirements.history if isinstance(run.algorithm, OnPolicy) else 0
+    memory = RewardHistory(history) if history else None
     first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, processes, memory, first)
@@ -151,7 +152,7 @@ def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> Non
         raise ValueError(f"batch = {run.batch}: where weights are sharded, all {n} processes need equally many")
     if run.compile and processes.sharded:
         raise ValueError("compile has never been tried with shard; leave one of them out")
-    for rank, others in enumerate(processes.told(list(saved))):
+    for rank, others in enumerate(processes.all_gather_objects(list(saved))):
         if others != list(saved):
             raise ValueError(
                 f"{run.folder}: process {rank} finds other checkpoints there than process {processes.rank}; put runs/ "
@@ -204,7 +205,7 @@ def velocities(run: Run, model: Model, processes: Processes) -> Models:
     field, own = model.velocity(model.module), run.guidance_scale
     if not isinstance(run.algorithm, OnPolicy):
         return Models(precise(field), guided=drawing(field, own, in_step))
-    asks = run.algorithm.asks
+    asks = run.algorithm.requirements
     teachers = {}
     for teacher in run.teachers:
         # Each process has all of its weights, and asks it about the tasks of its own prompts.

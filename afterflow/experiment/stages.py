@@ -12,16 +12,16 @@ from PIL import Image
 
 from ..data.images import ImageFolder
 from ..data.prompts import PromptFile, ShapesPrompts
-from ..evaluation.comparison import check_same, ended, train_apart
-from ..evaluation.shapes_suite import picture_prompts
 from ..models.adapters import LoRA
 from ..models.base import default_device
+from ..models.generate import picture_prompts
 from ..models.lora.merge import MergeName, check_merge, merge_folders
 from ..models.sd3 import SD3
 from ..models.teacher import Teacher
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
+from .train_subprocess import check_same, ended, train_apart
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def execute(chain: Chain) -> Path:
     """Do what is left of a chain; the folder of its last stage.
 
     ValueError before anything is trained where a stage cannot be run, its folder holds another, or what it was made
-    from has changed since; Stopped where one could not be brought to its end.
+    from has changed since; TrainingStopped where one could not be brought to its end.
     """
     for stage in chain.stages:
         check(stage)

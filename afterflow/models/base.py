@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Embedding, Velocity
-from ..sampling.flow import Schedule
+from ..sampling.schedules import Schedule
 from .lora.files import StoredLoRA
 from .wrappers import Combine, along
 

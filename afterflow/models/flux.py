@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Cond, Embedding, Velocity
+from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import packed, schedule_of, unpacked
 from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_images, encode_images
@@ -74,7 +74,7 @@ class FluxModel(PipelineModel):
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
         distilled = module.config.guidance_embeds
 
-        def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             embedding = cond.embedding()
             assert embedding.pooled is not None
             predicted = module(

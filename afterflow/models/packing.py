@@ -3,7 +3,7 @@
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from ..sampling.flow import DynamicShift, LinearShift, Schedule
+from ..sampling.schedules import DynamicShift, LinearShift, Schedule
 
 
 def packed(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Cond, Embedding
+from ..sampling.conditioning import Conditioning, Embedding
 from .base import Model, cache_folder, keep
 from .lora.files import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
 from .quantize import QuantizeName, check_quantizes, quantize
@@ -150,7 +150,7 @@ class PipelineModel(Model):
         parts = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
         return joined([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
 
-    def stock_latents(self, cond: Cond, noise: Tensor, steps: int, guidance: float) -> Tensor:
+    def stock_latents(self, cond: Conditioning, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """What the stock pipeline's own loop makes of noise (B, ...), by Euler's steps: latents (B, ...)."""
         nothing = cond.dropped(torch.ones(len(cond), dtype=torch.bool))
         return self.by_stock(cond.embedding(), nothing.embedding(), noise, steps, guidance)

@@ -7,7 +7,7 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Cond, Embedding, Velocity
+from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import packed, schedule_of, unpacked
 from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_clips, encode_clips
@@ -65,7 +65,7 @@ class QwenImageModel(PipelineModel):
     def velocity(self, module: nn.Module) -> Velocity:
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
-        def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             embedding = cond.embedding()
             B, _, H, W = x.shape
             predicted = module(

@@ -10,8 +10,8 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Cond, Embedding, Velocity
-from ..sampling.flow import SD3Grid
+from ..sampling.conditioning import Conditioning, Embedding, Velocity
+from ..sampling.schedules import SD3Grid
 from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_images, encode_images
 
@@ -75,7 +75,7 @@ class SD3Model(PipelineModel):
     def velocity(self, module: nn.Module) -> Velocity:
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
-        def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             embedding = cond.embedding()
             assert embedding.pooled is not None
             return module(

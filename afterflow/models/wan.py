@@ -11,8 +11,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Cond, Embedding, Velocity
-from ..sampling.flow import LinearShift, Schedule, SD3Grid
+from ..sampling.conditioning import Conditioning, Embedding, Velocity
+from ..sampling.schedules import LinearShift, Schedule, SD3Grid
 from .pipeline import PipelineModel, Pretrained, check_divides
 from .vae import decode_clips, encode_clips
 
@@ -81,7 +81,7 @@ class WanModel(PipelineModel):
     def velocity(self, module: nn.Module) -> Velocity:
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
-        def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             return module(
                 hidden_states=x.to(dtype),
                 timestep=1000 * t,

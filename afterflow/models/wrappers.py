@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..sampling.conditioning import Cond, Velocity
+from ..sampling.conditioning import Conditioning, Velocity
 
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -25,7 +25,7 @@ def guided(velocity: Velocity, scale: float, combine: Combine = along) -> Veloci
     if scale == 1:
         return velocity
 
-    def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         both = replace(cond, index=torch.cat([torch.full_like(cond.index, -1), cond.index]))
         empty, full = velocity(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return combine(empty, full, scale)
@@ -46,7 +46,7 @@ def in_chunks(velocity: Velocity, size: int, most: Callable[[int], int] = as_man
     most: how many passes are taken where other processes, whose weights are shards too, need more.
     """
 
-    def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         rows, there = torch.arange(len(x), device=x.device), cond.index.device
         chunks = rows.split(size)
         out = []
@@ -62,7 +62,7 @@ def in_chunks(velocity: Velocity, size: int, most: Callable[[int], int] = as_man
 def in_context(velocity: Velocity, context: Callable[[], AbstractContextManager]) -> Velocity:
     """Every call inside a fresh context: mixed precision, or an adapter switched off."""
 
-    def v(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         with context():
             return velocity(x, t, cond)
 

@@ -1,4 +1,7 @@
-"""Runs worth repeating, by name: functions that return a Run.  Vary one by `dataclasses.replace`, or with options."""
+"""Recipes: runs worth repeating, by name, each a function that returns a Run or a Chain.
+
+May import every room but `cli`.  Read `shapes.py` first.
+"""
 
 import inspect
 from collections.abc import Callable

@@ -32,7 +32,7 @@ from ..models.flux import Flux
 from ..models.sd3 import SD3
 from ..models.teacher import Teacher
 from ..models.wan import Wan
-from ..rewards.vlm.rewards import VLMJudge
+from ..rewards.vlm.judge import VLMJudge
 
 SD35 = SD3("stabilityai/stable-diffusion-3.5-medium", dtype="float16", size=512)
 FLUX = Flux("black-forest-labs/FLUX.1-dev", dtype="bfloat16", size=720)

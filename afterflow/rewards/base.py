@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
-from ..system.names import unknown
+from ..system.names import unknown_name
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RewardModels:
             raise ValueError(f"reward_models.batch = {self.batch}: at least 1")
         for name in self.options:
             if name not in OPTIONS:
-                raise unknown("option of reward_models", name, OPTIONS)
+                raise unknown_name("option of reward_models", name, OPTIONS)
         for name, addresses in self.servers.items():
             for address in addresses.split(","):
                 check_address(f"reward_models.servers: {name}", address)

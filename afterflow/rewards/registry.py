@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from ..system.names import unknown
+from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from . import clip, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
 from . import geneval_hf as detector
@@ -63,7 +63,7 @@ def find(name: str) -> Reward:
     for point in entry_points(group=GROUP):
         if point.name == name:
             return described(name, point.load())
-    raise unknown("reward", name, [*REWARDS, *(point.name for point in entry_points(group=GROUP))])
+    raise unknown_name("reward", name, [*REWARDS, *(point.name for point in entry_points(group=GROUP))])
 
 
 def described(name: str, score: Scorer) -> Reward:
@@ -125,7 +125,7 @@ def check_rewards(names: Iterable[str], models: RewardModels = PUBLISHED) -> Non
     names = tuple(names)
     for name in models.servers:
         if name not in names:
-            raise unknown("reward of this run (reward_models.servers)", name, names)
+            raise unknown_name("reward of this run (reward_models.servers)", name, names)
     for name in models.weights:
         find(name)
     for name in names:

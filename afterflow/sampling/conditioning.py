@@ -25,7 +25,7 @@ class Embedding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cond:
+class Conditioning:
     """The prompts of B rows, as indices into P records and their U texts, so that no embedding is ever copied."""
 
     positive: Embedding  # U rows; they may lie in the CPU's memory, since those of T5 and many prompts fill a GPU
@@ -38,14 +38,14 @@ class Cond:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, rows: Tensor) -> "Cond":
+    def __getitem__(self, rows: Tensor) -> "Conditioning":
         return replace(self, index=self.index[rows.to(self.index.device)])
 
     def records(self) -> list[dict]:
         """The rows' own records."""
         return [self.prompts[i] for i in self.index.tolist()]
 
-    def dropped(self, mask: Tensor) -> "Cond":
+    def dropped(self, mask: Tensor) -> "Conditioning":
         """The rows where mask (B,) is true lose their prompt."""
         return replace(self, index=self.index.masked_fill(mask.to(self.index.device), -1))
 
@@ -59,30 +59,34 @@ class Cond:
         return Embedding(torch.nn.functional.pad(found[0], (0, 0, 0, self.padding)), *found[1:])
 
 
-def condition(positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None) -> Cond:
+def condition(
+    positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None
+) -> Conditioning:
     """A Cond of one row per record; texts (P,) says which row of `positive` is whose where records share them.
 
     Rows are on the device of `negative`.
     """
     rows = torch.arange(len(prompts), device=negative.sequence.device)
-    return Cond(positive, rows if texts is None else texts, negative, prompts, rows)
+    return Conditioning(positive, rows if texts is None else texts, negative, prompts, rows)
 
 
 T = TypeVar("T")
 
 
-def moved(rows: T, device: torch.device | str) -> T:
+def move_rows(rows: T, device: torch.device | str) -> T:
     """Rows, any dataclass of tensors, on a device; their prompts stay where they are."""
     found = {}
     for each in fields(rows):  # type: ignore[arg-type]
         value = getattr(rows, each.name)
-        inner = is_dataclass(value) and not isinstance(value, Cond)
-        found[each.name] = value.to(device) if isinstance(value, Tensor) else moved(value, device) if inner else value
+        inner = is_dataclass(value) and not isinstance(value, Conditioning)
+        found[each.name] = (
+            value.to(device) if isinstance(value, Tensor) else move_rows(value, device) if inner else value
+        )
     return replace(rows, **found)  # type: ignore[type-var]
 
 
 class Velocity(Protocol):
-    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """v(x, t | cond): (B, ...), (B,), B rows → (B, ...)."""
         ...
 
@@ -92,7 +96,7 @@ class Pairs:
     """Clean latents with their prompts: what supervised algorithms learn from."""
 
     x0: Tensor  # (B, ...)
-    cond: Cond  # B rows
+    cond: Conditioning  # B rows
 
     def __len__(self) -> int:
         return len(self.x0)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .conditioning import Cond, Velocity
+from .conditioning import Conditioning, Velocity
 from .flow import predict_x0
 from .kernels import Gaussian, Kernel, log_prob
-from .row_random import Draws
+from .row_random import RowRandom
 from .solvers import second_order
 
 
@@ -72,7 +72,7 @@ def chain(
 @dataclass(frozen=True)
 class Rollout:
     plan: Plan
-    cond: Cond  # P prompts
+    cond: Conditioning  # P prompts
     x: list[Tensor]  # N+1 of (P, W_k, ...); child j of level k+1 comes from parent j // (W_{k+1} / W_k)
     mean: list[Tensor]  # N of (P, W_k, ...): where each step's Gaussian had its mean
     log_prob: list[Tensor]  # N of (P, W_{k+1}), of the step into x[k+1]; 0 where the step was the ODE
@@ -90,7 +90,7 @@ def sample(
     velocity: Velocity,
     kernel: Kernel,
     plan: Plan,
-    cond: Cond,
+    cond: Conditioning,
     noise: Tensor,
     generators: Sequence[torch.Generator],
     keep: torch.device | str | None = None,
@@ -126,16 +126,16 @@ def sample(
             log_probs.append(torch.zeros(P, W, device=noise.device))
         else:
             p = Gaussian(*(a.repeat_interleave(plan.widths[k + 1] // W, 0) for a in p))
-            fresh = draw(generators, plan.widths[k + 1], noise)
+            fresh = prompt_noise(generators, plan.widths[k + 1], noise)
             if plan.split_noise is not None and plan.widths[k + 1] > W:
-                fresh = siblings(fresh, draw(generators, W, noise), plan.split_noise)
+                fresh = siblings(fresh, prompt_noise(generators, W, noise), plan.split_noise)
             flat = (p.mean + p.std * fresh.flatten(0, 1)).to(noise.dtype)
             x = flat.unflatten(0, (P, -1))
             log_probs.append(log_prob(p, flat).unflatten(0, (P, -1)))
     return Rollout(plan, cond, [*xs, x], means, log_probs)
 
 
-def together(parts: Sequence[Rollout]) -> Rollout:
+def concatenate(parts: Sequence[Rollout]) -> Rollout:
     """Rollouts of some prompts after another, as of all; their prompts are rows of one data set."""
     first = parts[0]
     levels = lambda kind: [torch.cat(level) for level in zip(*(getattr(part, kind) for part in parts))]
@@ -153,13 +153,13 @@ def siblings(own: Tensor, shared: Tensor, lam: float) -> Tensor:
     return (common + lam * own) / math.sqrt(1 + lam**2)
 
 
-def draw(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:
+def prompt_noise(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:
     """Standard normal (P, width, ...) fp32 in the state shape of like (P, W, ...), a generator per prompt."""
-    return Draws(generators).normal((width, *like.shape[2:])).to(like.device)
+    return RowRandom(generators).normal((width, *like.shape[2:])).to(like.device)
 
 
 @dataclass(frozen=True)
-class Edges:
+class Transitions:
     """Steps x_t → x_s cut loose from their trees, to train on: M parents, and their K children in the same order."""
 
     x: Tensor  # (M, ...)
@@ -168,7 +168,7 @@ class Edges:
     s: Tensor  # (M,)
     eta: Tensor  # (M,)
     count: Tensor  # (M,) long: children of each, at least one
-    cond: Cond  # M rows
+    cond: Conditioning  # M rows
     x_next: Tensor  # (K, ...)
     log_prob: Tensor  # (K,) under the policy that took the step
     advantage: Tensor  # (K, R), weights of the rewards included
@@ -184,21 +184,21 @@ class Edges:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, rows: Tensor) -> "Edges":
+    def __getitem__(self, rows: Tensor) -> "Transitions":
         count, first = self.count[rows], self.count.cumsum(0) - self.count
         place = torch.arange(int(count.sum()), device=count.device)  # of a child among all that are chosen
         children = (first[rows] - (count.cumsum(0) - count)).repeat_interleave(count) + place
         of_children = {name: getattr(self, name)[children] for name in ("x_next", "log_prob", "advantage")}
         parents = ("x", "mean", "t", "s", "eta", "count", "cond", "place", "prompt")
         of_parents = {name: getattr(self, name)[rows] for name in parents}
-        return Edges(**of_parents, **of_children, total=self.total)
+        return Transitions(**of_parents, **of_children, total=self.total)
 
     def mass(self, rows: Tensor) -> float:
         """How many children these rows have."""
         return float(self.count[rows].sum())
 
 
-def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:
+def transitions(rollout: Rollout, advantages: Sequence[Tensor]) -> Transitions:
     """The steps that the plan trains, as rows.  advantages: N of (P, W_{k+1}, R), NaN = do not train.
 
     They are those of all prompts, the rollout's own and other processes'.  Parents that are left with no child to
@@ -213,7 +213,7 @@ def edges(rollout: Rollout, advantages: Sequence[Tensor]) -> Edges:
     columns = {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
     own = columns["prompt"]
     columns["prompt"] = torch.arange(len(rollout.log_prob[0]), device=own.device)[rollout.mine][own]
-    return Edges(**columns, cond=rollout.cond[own], total=total)
+    return Transitions(**columns, cond=rollout.cond[own], total=total)
 
 
 def _level(rollout: Rollout, k: int, advantages: Tensor) -> tuple[dict[str, Tensor], int]:

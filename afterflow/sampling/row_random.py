@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Draws:
+class RowRandom:
     """Random numbers of B rows, each from a generator of its own, so that a row's depend on no other row."""
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..system.atomic_files import flush, sha256
 from .distributed import Processes
 from .ema import Ema, copy
-from .reward_history import Memory
+from .reward_history import RewardHistory
 from .sharding import like, own
 
 MANIFEST = "manifest.json"
@@ -29,7 +29,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
     scaler: torch.amp.GradScaler | None,
-    memory: Memory | None,
+    memory: RewardHistory | None,
     keep: int,
     processes: Processes,
 ) -> Path:
@@ -73,9 +73,9 @@ def save(
         for old in checkpoints(folder)[:-keep]:
             delete(old)
 
-    if not processes.together(begin)[0]:
-        digests = {name: digest for told in processes.together(write) for name, digest in told.items()}
-        processes.together(end)
+    if not processes.run_on_all(begin)[0]:
+        digests = {name: digest for told in processes.run_on_all(write) for name, digest in told.items()}
+        processes.run_on_all(end)
     return final
 
 
@@ -153,7 +153,7 @@ def load(
     optimizer: torch.optim.Optimizer,
     ema: Ema | None,
     scaler: torch.amp.GradScaler | None,
-    memory: Memory | None,
+    memory: RewardHistory | None,
 ) -> int:
     """Put a checkpoint back; the iteration to go on with.  ValueError when it is damaged or belongs to another run.
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from ..system.errors import TrainingStopped
 from ..system.launcher import launched
 from .sharding import own
 from .signals import Reclaimed
@@ -20,10 +21,6 @@ PATIENCE = timedelta(hours=12)
 """How long a process waits for another that lives; torchrun ends those whose fellows have died."""
 BUCKET = 25_000_000
 """Numbers that are added up in one message: enough to fill the wire, little beside a model."""
-
-
-class Stopped(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and at which prompt."""
 
 
 class Processes:
@@ -57,14 +54,14 @@ class Processes:
         each = -(-total // self.count)
         return torch.arange(self.rank * each, (self.rank + 1) * each).clamp(max=total - 1)
 
-    def told(self, value: Any) -> list[Any]:
+    def all_gather_objects(self, value: Any) -> list[Any]:
         """What each process says, as JSON: by rank."""
         if self.count == 1:
             return [value]
         said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         return [json.loads(part.cpu().numpy().tobytes()) for part in self._parts(said)]
 
-    def joined(self, mine: Tensor, total: int) -> Tensor:
+    def all_gather_rows(self, mine: Tensor, total: int) -> Tensor:
         """Rows of each process, (n, ...) → those of all, (total, ...), on their device."""
         return mine if self.count == 1 else torch.cat(self._parts(mine))[:total].to(mine.device)
 
@@ -75,7 +72,7 @@ class Processes:
         padded = self.accelerator.pad_across_processes(there)
         return [part[:count] for part, count in zip(gather(padded).chunk(self.count), counts)]
 
-    def together(self, work: Callable[[], Any]) -> list[Any]:
+    def run_on_all(self, work: Callable[[], Any]) -> list[Any]:
         """What `work` returns on each process, for JSON; where it fails on one, all stop and say why."""
         if self.count == 1:
             return [work()]
@@ -86,19 +83,19 @@ class Processes:
         except (Exception, Reclaimed) as caught:
             error = caught
             mine = {"failed": str(caught) or type(caught).__name__, "left": isinstance(caught, Reclaimed)}
-        everyone = self.told(mine)
+        everyone = self.all_gather_objects(mine)
         if error is not None and not mine["left"]:
             raise error
         for rank, other in enumerate(everyone):
             if "failed" in other and not other["left"]:
-                raise Stopped(f"process {rank}: {other['failed']}")
+                raise TrainingStopped(f"process {rank}: {other['failed']}")
         if any("failed" in other for other in everyone):
             raise Reclaimed
         return [other["said"] for other in everyone]
 
-    def most(self, number: int) -> int:
+    def all_max(self, number: int) -> int:
         """The highest of all processes."""
-        return max(self.told(number))
+        return max(self.all_gather_objects(number))
 
     @torch.no_grad()
     def add_gradients(self, parameters: Sequence[nn.Parameter], sums: Mapping[nn.Parameter, Tensor]) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 from ..algorithms.base import Models, OnPolicy, Rows, Scores, Steps, Supervised
 from ..objectives.advantages import combine, nanstd
 from ..objectives.preferences import consistency, win_rates
-from ..sampling.conditioning import Cond, Pairs
-from ..sampling.rollout import Plan, Rollout, draw, edges, sample, together
+from ..sampling.conditioning import Conditioning, Pairs
+from ..sampling.rollout import Plan, Rollout, concatenate, prompt_noise, sample, transitions
 from ..sampling.seeds import generator
+from ..system.errors import TrainingStopped
 from .clock import Clock
-from .distributed import Processes, Stopped
-from .reward_history import Memory
+from .distributed import Processes
+from .reward_history import RewardHistory
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def supervised(
 def explore(
     algorithm: OnPolicy,
     models: Models,
-    prompts: Callable[[int], Cond],
+    prompts: Callable[[int], Conditioning],
     score: Score,
     shape: Sequence[int],
     first: int,
@@ -70,7 +71,7 @@ def explore(
     chunk: int,
     clock: Clock,
     processes: Processes,
-    memory: Memory | None = None,
+    memory: RewardHistory | None = None,
     keep: torch.device | str | None = None,
     invalid: float = 0.0,
     overlap: bool = False,
@@ -95,7 +96,7 @@ def explore(
         if memory is not None:
             scores = replace(scores, past=memory.recall(list(scores.rewards), records))
             memory.add(scores.rewards, records)
-        density = [processes.joined(level, len(cond)) for level in rollout.log_prob]
+        density = [processes.all_gather_rows(level, len(cond)) for level in rollout.log_prob]
         rollout = replace(rollout, mine=mine, log_prob=density)
         with clock("credit"):
             rows = algorithm.credit(models, rollout, scores, generator(seed, step, "credit"))
@@ -113,7 +114,7 @@ def explore(
 class Share:
     """The prompts that a process explores."""
 
-    cond: Cond
+    cond: Conditioning
     noise: Sequence[torch.Generator]
     judge: Sequence[torch.Generator]
 
@@ -125,7 +126,7 @@ class Share:
         return Share(self.cond[rows], of(self.noise), of(self.judge))
 
 
-def share_of(cond: Cond, mine: Tensor, seed: int, step: int) -> Share:
+def share_of(cond: Conditioning, mine: Tensor, seed: int, step: int) -> Share:
     """What a process has of an iteration's prompts; their random numbers are theirs, whoever explores them."""
     own = lambda what: [generator(seed, step, what, p) for p in mine.tolist()]
     return Share(cond[mine], own("noise"), own("judge"))
@@ -162,7 +163,7 @@ def explored(
     # Where weights are sharded, others wait in the middle of a pass for whoever fails in one, and hear nothing.
     if processes.sharded and not overlap:
         roll()
-    scores = of_parts([from_lists(each) for each in processes.together(said)])
+    scores = of_parts([from_lists(each) for each in processes.run_on_all(said)])
     return made[0], scores
 
 
@@ -179,7 +180,7 @@ def in_lanes(rows: Steps, places: Tensor, lanes: Sequence[Tensor], chunk: int) -
 
 def a_row(rollout: Rollout, rows: Steps) -> Steps:
     """One row of this process, of any step where its groups teach nothing."""
-    some = rows if len(rows) else edges(rollout, [torch.ones(*level.shape, 1) for level in rollout.log_prob])
+    some = rows if len(rows) else transitions(rollout, [torch.ones(*level.shape, 1) for level in rollout.log_prob])
     return some[torch.zeros(1, dtype=torch.long)]
 
 
@@ -219,7 +220,7 @@ def side_by_side(
             said.append(beside.submit(judged, made[-1], rows))
         with clock("reward"):  # what is left to wait for
             scores = [each.result() for each in said]
-    return together(made), of_parts(scores)
+    return concatenate(made), of_parts(scores)
 
 
 def go_to(device: int | None) -> None:
@@ -239,7 +240,7 @@ def of_prompts(
     """The rollouts of some prompts."""
     chosen = own[rows]
     like = torch.empty(len(chosen), 1, *shape, device=chosen.cond.index.device)
-    noise = draw(chosen.noise, plan.widths[0], like)
+    noise = prompt_noise(chosen.noise, plan.widths[0], like)
     return sample(models.policy, algorithm.step_kernel, plan, chosen.cond, noise, chosen.noise, keep)
 
 
@@ -262,7 +263,7 @@ def of_parts(scores: Sequence[Scores]) -> Scores:
 
 
 def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float) -> None:
-    """Say which images have no score, and which pairs no verdict; Stopped when they are more than a share of `most`."""
+    """Say which images have no score, and which pairs no verdict; TrainingStopped when they are more than a share of `most`."""
     for name, value in scores.rewards.items():
         failed = (~value.isfinite()).nonzero().tolist()
         if not failed:
@@ -270,21 +271,24 @@ def check_scores(scores: Scores, records: Sequence[dict], step: int, most: float
         told = scores.failures.get(name, [f"{records[p]['prompt']!r}: it is not a finite number" for p, _ in failed])
         said = f"step {step}: {len(failed)} of {value.numel()} images have no {name}; {'; '.join(told[:3])}"
         if len(failed) > most * value.numel():
-            raise Stopped(said)
+            raise TrainingStopped(said)
         print(said)
     for name, judged in scores.judged.items():
         told = scores.failures.get(name, ())
         shown = int(judged.isfinite().sum()) + len(told)
         said = f"step {step}: {len(told)} of {shown} comparisons have no verdict; {'; '.join(told[:3])}"
         if len(told) > most * shown:
-            raise Stopped(said)
+            raise TrainingStopped(said)
         if told:
             print(said)
 
 
 def evaluations(algorithm: OnPolicy, models: Models, plan: Plan, rows: float) -> dict[str, float]:
     """Evaluations of a network per image, of which `rows` are of the update."""
-    asked = {"reference": algorithm.asks.reference or models.anchor is not None, "teacher": bool(models.teachers)}
+    asked = {
+        "reference": algorithm.requirements.reference or models.anchor is not None,
+        "teacher": bool(models.teachers),
+    }
     return {
         "nfe/rollout": plan.evaluations,
         "nfe/update": rows,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms.base import Models, OnPolicy, Supervised
-from ..sampling.conditioning import moved
-from ..sampling.row_random import Draws
+from ..sampling.conditioning import move_rows
+from ..sampling.row_random import RowRandom
 from ..sampling.seeds import generator
+from ..system.errors import TrainingStopped
 from .clock import Clock
-from .distributed import Processes, Stopped
+from .distributed import Processes
 from .ema import Ema
 from .explore import Iteration
 
@@ -38,7 +39,7 @@ def train(
     """Descend each iteration's updates; yield its number and its metrics when it is done.
 
     What happens between iterations (logs, pictures, checkpoints) is the caller's, who may stop at any yield.  skip:
-    leave out updates whose loss or gradient is not finite, and count them; else they are Stopped.
+    leave out updates whose loss or gradient is not finite, and count them; else they raise TrainingStopped.
     """
     accelerator, trained, in_a_row = processes.accelerator, list(parameters.values()), 0
     for iteration in source:
@@ -63,7 +64,7 @@ def train(
                 optimizer.zero_grad()
             in_a_row = 0 if wrong is None else in_a_row + 1
             if in_a_row > (MOST_SKIPPED if skip or excused else 0):
-                raise Stopped(f"step {iteration.step}: {wrong}")
+                raise TrainingStopped(f"step {iteration.step}: {wrong}")
             if wrong is not None and skip:
                 print(f"step {iteration.step}: an update is left out, because {wrong}")
             for name, value in measured.items():
@@ -97,7 +98,7 @@ def accumulate(
     ends = set(accumulated(len(lane) for lane in lanes)) if len(lanes) > 1 else set()
     in_double: dict[nn.Parameter, Tensor] = {}
     masses = [iteration.rows.mass(chosen) for chosen in microbatches]
-    everyones = processes.told([sum(masses), len(masses)])
+    everyones = processes.all_gather_objects([sum(masses), len(masses)])
     total, most = sum(mass for mass, _ in everyones), max(passes for _, passes in everyones)
     seen: list[tuple[str, float, Tensor]] = []
     wrong = None
@@ -107,10 +108,10 @@ def accumulate(
         else:
             assert iteration.idle is not None
             chosen, rows, share = torch.zeros(1, dtype=torch.long), iteration.idle, 0.0
-        batch = moved(rows, processes.accelerator.device)
+        batch = move_rows(rows, processes.accelerator.device)
         if isinstance(algorithm, Supervised):
             places = (iteration.first + chosen).tolist()
-            draws = Draws([generator(seed, iteration.step, "update", update, place) for place in places])
+            draws = RowRandom([generator(seed, iteration.step, "update", update, place) for place in places])
             losses = algorithm.losses(models, batch, draws)  # type: ignore[arg-type]
         else:
             losses = [algorithm.loss(models, batch)]
@@ -119,14 +120,14 @@ def accumulate(
                 prompts = sorted({record["prompt"] for record in batch.cond.records()})
                 wrong = f"the loss is {loss.item()} for {len(prompts)} prompts, first {prompts[0]!r}"
                 if not processes.sharded:
-                    return of_all(processes.told([{}, wrong]))
+                    return of_all(processes.all_gather_objects([{}, wrong]))
             # The backward pass of shards takes the mean over processes.
             processes.accelerator.backward(loss * share * (processes.count if processes.sharded else 1))
             # Numbers are read when all is queued: to ask for one is to wait for it.
             seen += [(name, share, value) for name, value in metrics.items() if share]
         if n + 1 in ends:
             add_up(parameters, in_double)
-    measured, wrong = of_all(processes.told([summed(seen), wrong]))
+    measured, wrong = of_all(processes.all_gather_objects([summed(seen), wrong]))
     if wrong is None:
         processes.add_gradients(parameters, in_double)
     return measured, wrong

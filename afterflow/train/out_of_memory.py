@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..system.errors import TrainingStopped
 from .clock import Clock
-from .distributed import Stopped
 
 WAYS = {
     "rollout": "lower --chunk, set --offload, or keep the base in fewer bits with --model.quantize",
@@ -24,7 +24,7 @@ ALLOCATOR = "DefaultCPUAllocator"
 
 @contextmanager
 def explained(clock: Clock) -> Iterator[None]:
-    """Stopped, with the stage and what to change, instead of an allocator's words."""
+    """TrainingStopped, with the stage and what to change, instead of an allocator's words."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -34,4 +34,4 @@ def explained(clock: Clock) -> Iterator[None]:
         stage = clock.failed or "loading or saving"
         said = (str(error) or "MemoryError").partition("\n")[0]
         way = f"{WAYS[stage]}; afterflow train RECIPE --plan counts what is needed ({said})"
-        raise Stopped(f"out of memory in {stage}: {way}") from error
+        raise TrainingStopped(f"out of memory in {stage}: {way}") from error

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Memory:
+class RewardHistory:
     """The last `size` rewards of each kind and prompt.  It is part of a checkpoint."""
 
     def __init__(self, size: int) -> None:

@@ -17,7 +17,8 @@ from afterflow.cli.main import main
 from afterflow.cli.train import overridden
 from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.prompts import PromptFile
-from afterflow.experiment.config import Run, read_run
+from afterflow.experiment.config import Run
+from afterflow.experiment.run_folder import read_run
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.stages import Chain
 from afterflow.models.adapters import LoRA
@@ -373,10 +374,10 @@ def test_a_lora_of_another_architecture_is_refused(said, pipeline, tmp_path):
 
 
 def test_training_that_stops_exits_with_1(said, monkeypatch):
-    from afterflow.train.distributed import Stopped
+    from afterflow.system.errors import TrainingStopped
 
     def stop(*_, **__):
-        raise Stopped("step 3: the loss is nan")
+        raise TrainingStopped("step 3: the loss is nan")
 
     monkeypatch.setattr("afterflow.experiment.execute.execute", stop)
     assert said("train", "shapes_flow_grpo") == (1, "", "afterflow: step 3: the loss is nan")
@@ -412,7 +413,7 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
         "data/prompts",
     ]
     modules += ["rewards/shapes_judge", "algorithms/pruning", "algorithms/windows", "algorithms/sft", "algorithms/soar"]
-    modules += [f"algorithms/{name}_grpo" for name in ("sampling/flow", "dance", "mix", "branch", "pref")] + ["algorithms/ddpo"]
+    modules += [f"algorithms/{name}_grpo" for name in ("flow", "dance", "mix", "branch", "pref")] + ["algorithms/ddpo"]
     silent = []
     for module in modules:
         tree = ast.parse((Path(afterflow.__file__).parent / f"{module}.py").read_text())

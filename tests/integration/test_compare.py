@@ -15,11 +15,12 @@ from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
 from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluation.comparison import HELD_OUT, budgeted, ended, pooled, train_all
+from afterflow.evaluation.comparison import pooled
 from afterflow.evaluation.shapes_report import Judged
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples
+from afterflow.experiment.train_subprocess import HELD_OUT, budgeted, ended, train_all
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
@@ -102,7 +103,7 @@ def test_of_a_chain_the_last_run_is_compared_and_what_comes_before_is_done_once(
     student = replace(run, algorithm=SFT(), data=data, iterations=1)
     monkeypatch.setitem(RECIPES, "shapes_curated_sft", lambda: Chain("any", (samples, student)))
     monkeypatch.setattr(
-        "afterflow.evaluation.comparison.train_apart", execute
+        "afterflow.experiment.train_subprocess.train_apart", execute
     )  # a process of its own takes seconds to start
     command = ["compare", "shapes_curated_sft", "--seeds", "2", "--name", "drawn", "--prompts", "7", "--images", "1"]
     assert main(command) == 0

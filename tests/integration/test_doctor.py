@@ -16,7 +16,7 @@ from afterflow.experiment.doctor import examine
 from afterflow.models import pipeline
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3Model
-from afterflow.sampling.flow import LinearShift
+from afterflow.sampling.schedules import LinearShift
 from tinies import FAMILIES, built
 
 JPEG = {"jpeg_compressibility": 1.0}

@@ -10,24 +10,14 @@ import torch
 from rich.console import Console
 
 from afterflow.evaluation import shapes_suite as evaluate
-from afterflow.evaluation.shapes_report import (
-    SIX,
-    Judged,
-    Report,
-    Settings,
-    bootstrap,
-    compare,
-    estimates,
-    mean_of_means,
-    render,
-    report,
-)
-from afterflow.evaluation.shapes_suite import spread
-from afterflow.experiment.run_files import FAILED, PASSED, before_after
+from afterflow.evaluation.shapes_report import SIX, Judged, Report, Settings, compare, render, report
+from afterflow.experiment.image_grid import FAILED, PASSED, before_after
+from afterflow.experiment.intervals import bootstrap, estimates, mean_of_means
 from afterflow.experiment.serialization import from_json, to_json
+from afterflow.models.generate import spread
 from afterflow.models.wrappers import along
 from afterflow.sampling.conditioning import Embedding, condition
-from afterflow.sampling.flow import LinearShift
+from afterflow.sampling.schedules import LinearShift
 
 RNG = np.random.default_rng(0)
 

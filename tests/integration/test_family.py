@@ -15,8 +15,8 @@ from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.objectives.advantages import Blend, per_prompt_history
-from afterflow.sampling.flow import LinearShift
 from afterflow.sampling.rollout import sample
+from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
 from toy import MLP, learn, prompts, reward, score
 
@@ -275,7 +275,7 @@ def test_a_group_whose_judge_contradicts_itself_is_not_trained_on():
 
 def test_a_win_rate_may_stand_beside_a_pointwise_reward():
     algorithm = PrefGRPO({"win_rate": 0.5, "near": 0.5}, steps=4, group=4, blend=Blend("z_sum"))
-    assert algorithm.asks.rewards == ("near",)
+    assert algorithm.requirements.rewards == ("near",)
     _, batch = credited(algorithm, MLP())
     assert batch.mass(torch.arange(len(batch))) == 4 * 4 * 1
 

@@ -17,11 +17,11 @@ from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluation.shapes_suite import encoded
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import forecast, passes, rows_of
 from afterflow.experiment.execute import execute
 from afterflow.models.adapters import Full, LoRA, attach
+from afterflow.models.generate import encoded
 from tinies import FAMILIES, built
 
 JPEG = {"jpeg_compressibility": 1.0}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from adapters import load, save_lora
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
-from afterflow.models.lora.files import merge as merging
+from afterflow.models.lora import merge as merging
 from afterflow.models.lora.merge import Factors, StoredLoRA, concatenated, merge, truncated
 from afterflow.sampling.conditioning import condition
 

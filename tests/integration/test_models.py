@@ -21,18 +21,18 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluation.shapes_suite import decoded, encoded, finished
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.setup import prepare
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.families import pretrained
+from afterflow.models.generate import decoded, encoded, finished
 from afterflow.models.pipeline import family_of
 from afterflow.models.teacher import Teacher
 from afterflow.models.wrappers import guided
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
-from afterflow.sampling.flow import DynamicShift, LinearShift, SD3Grid
+from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from tinies import FAMILIES
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]

@@ -10,9 +10,9 @@ from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, draw_moving, held_out, moving_suite, render_clip, validate_moving
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.scoring import ask
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
+from afterflow.rewards.grouped import ask
 from tinies import built
 
 FRAMES = 7

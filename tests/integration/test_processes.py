@@ -44,14 +44,14 @@ def test_two_processes_do_what_one_does_to_the_last_bit(found, case):
 
 def test_a_reward_that_fails_in_one_process_stops_all(found):
     _, _, (first, second) = found
-    assert first["a reward that fails"] == "Stopped: process 1: the reward's server is gone"
+    assert first["a reward that fails"] == "TrainingStopped: process 1: the reward's server is gone"
     assert second["a reward that fails"] == "ConnectionError: the reward's server is gone"
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(found):
     _, _, (first, second) = found
     assert first["a loss that is not finite"] == second["a loss that is not finite"]
-    assert first["a loss that is not finite"].startswith("Stopped: step 0: ")
+    assert first["a loss that is not finite"].startswith("TrainingStopped: step 0: ")
 
 
 @pytest.mark.parametrize("case", ["shards", "shards, zero2", "shards, nothing to train on", "shards of SFT"])

@@ -6,10 +6,10 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 
-from afterflow.evaluation.shapes_suite import decoded, finished
 from afterflow.models import sd3
 from afterflow.models.adapters import Full, LoRA, attach, before_training
-from afterflow.models.lora.files import files as lora
+from afterflow.models.generate import decoded, finished
+from afterflow.models.lora import files as lora
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.build import untrained
 from afterflow.models.wrappers import guided, in_context

@@ -30,11 +30,11 @@ from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
 from afterflow.objectives.advantages import Blend
+from afterflow.rewards import registry as rewards
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.registry import registry as rewards
 from afterflow.rewards.shapes_judge import ShapesJudge
-from afterflow.rewards.vlm.rewards import VLMJudge
-from afterflow.train.distributed import Stopped
+from afterflow.rewards.vlm.judge import VLMJudge
+from afterflow.system.errors import TrainingStopped
 
 JPEG = {"jpeg_compressibility": 1.0}
 
@@ -115,7 +115,9 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
 
     asked = at_second_call(monkeypatch, reclaim)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=f"SIGTERM.*iteration {1 if grace else 0} is saved, go on with: .*--resume"):
+    with pytest.raises(
+        TrainingStopped, match=f"SIGTERM.*iteration {1 if grace else 0} is saved, go on with: .*--resume"
+    ):
         execute(replace(run, grace=grace), "short")
     assert signal.getsignal(signal.SIGTERM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert len(asked) == 2

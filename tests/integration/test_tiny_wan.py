@@ -8,7 +8,7 @@ from diffusers import WanPipeline
 
 from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
-from afterflow.evaluation.shapes_suite import picture_prompts
+from afterflow.models.generate import picture_prompts
 from afterflow.models.pipeline import TINY_WAN
 from afterflow.models.wan import Wan
 

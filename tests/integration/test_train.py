@@ -10,13 +10,14 @@ from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.experiment.run_files import tracker_options, write_record
-from afterflow.sampling.flow import LinearShift
 from afterflow.sampling.kernels import flow_sde
-from afterflow.sampling.rollout import Plan, edges, sample
+from afterflow.sampling.rollout import Plan, sample, transitions
+from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator, number
+from afterflow.system.errors import TrainingStopped
 from afterflow.train import checkpoint as state
 from afterflow.train.clock import Clock
-from afterflow.train.distributed import Processes, Stopped
+from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import Iteration
 from afterflow.train.loop import MOST_SKIPPED, accumulate
@@ -45,7 +46,7 @@ def unequal_rows():
     draws = generator("advantage")
     advantages = [torch.randn(4, w, 1, generator=draws) for w in (3, 6, 6)]
     advantages[1][:2, 1::2] = torch.nan
-    return edges(rollout, advantages)
+    return transitions(rollout, advantages)
 
 
 def accumulated(rows, size):
@@ -245,7 +246,7 @@ def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
         with torch.no_grad():
             model.net[0].weight.fill_(torch.nan)
 
-    with pytest.raises(Stopped, match=r"step 2: the loss is nan.*'left'"):
+    with pytest.raises(TrainingStopped, match=r"step 2: the loss is nan.*'left'"):
         for step, _ in learn(SFT(), model, 5, optimizer=optimizer):
             folder = state.save(
                 tmp_path, step, named(model), optimizer, None, None, None, keep=1, processes=Processes()
@@ -266,7 +267,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched():
     model = MLP()
     before = copy.deepcopy(model)
     steep = lambda x, t, cond: Steep.apply(model(x, t, cond))
-    with pytest.raises(Stopped, match=r"step 0: the gradient norm is (nan|inf); lower the learning rate"):
+    with pytest.raises(TrainingStopped, match=r"step 0: the gradient norm is (nan|inf); lower the learning rate"):
         next(learn(SFT(), model, 1, velocity=steep))
     assert same(model, before)
 
@@ -278,7 +279,9 @@ def test_a_reward_that_is_not_finite_stops_with_its_name_and_prompt(bad):
         rewards[5, 2] = bad  # the sixth prompt is "right"
         return Scores({"near": rewards, "other": torch.zeros_like(rewards)})
 
-    with pytest.raises(Stopped, match=r"step 7: 1 of 32 images have no near; 'right': it is not a finite number"):
+    with pytest.raises(
+        TrainingStopped, match=r"step 7: 1 of 32 images have no near; 'right': it is not a finite number"
+    ):
         next(learn(GRPO, MLP(), 9, 7, score=fails))
 
 
@@ -324,13 +327,16 @@ def test_seeds_are_the_same_on_every_machine_and_differ_by_key():
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
 def test_out_of_memory_says_where_and_what_to_change(error):
     clock = Clock()
-    with pytest.raises(Stopped, match=r"^out of memory in update: set --gradient-checkpointing"), explained(clock):
+    with (
+        pytest.raises(TrainingStopped, match=r"^out of memory in update: set --gradient-checkpointing"),
+        explained(clock),
+    ):
         with clock("rollout"):
             pass
         with clock("update"):
             raise error
     with (
-        pytest.raises(Stopped, match=r"^out of memory in loading or saving: take --model.dtype bfloat16"),
+        pytest.raises(TrainingStopped, match=r"^out of memory in loading or saving: take --model.dtype bfloat16"),
         explained(Clock()),
     ):
         torch.empty(10**15)
@@ -351,7 +357,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted_on_request(capsys)
     assert seen == [(0, 0, False), (1, 0, False), (2, 1, True), (3, 1, True), (4, 0, False), (5, 0, False)]
     assert "step 2: an update is left out, because the loss is nan for 2 prompts" in capsys.readouterr().out
     spoiled = iter([True] * 100)
-    with pytest.raises(Stopped, match=f"step {MOST_SKIPPED}: the loss is nan"):
+    with pytest.raises(TrainingStopped, match=f"step {MOST_SKIPPED}: the loss is nan"):
         list(learn(SFT(), model, 50, velocity=velocity, skip=True))
 
 

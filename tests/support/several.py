@@ -16,8 +16,9 @@ from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
 from afterflow.models.wrappers import in_chunks
+from afterflow.system.errors import TrainingStopped
 from afterflow.train import checkpoint as state
-from afterflow.train.distributed import Processes, Stopped, accelerator_of
+from afterflow.train.distributed import Processes, accelerator_of
 from afterflow.train.ema import Ema
 from afterflow.train.sharding import let_go, shard, whole
 from toy import MLP, learn, optimize, prompts, score
@@ -76,7 +77,7 @@ def stopped(accelerator, **options):
     """How training ends where process 1 cannot go on."""
     try:
         list(learn(ALGORITHMS["flow_grpo"], MLP(), 3, processes=Processes(accelerator, lanes=2), **options))
-    except (Stopped, ConnectionError) as error:
+    except (TrainingStopped, ConnectionError) as error:
         return f"{type(error).__name__}: {error}"
     return "not at all"
 

@@ -6,15 +6,16 @@ from torch import nn
 
 from afterflow.algorithms.base import Models, Scores, Supervised
 from afterflow.sampling.conditioning import Embedding, Pairs, condition
-from afterflow.sampling.flow import LinearShift, expand
+from afterflow.sampling.flow import expand
 from afterflow.sampling.kernels import flow_sde
 from afterflow.sampling.rollout import chain, sample
+from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import explore, supervised
 from afterflow.train.loop import train
-from afterflow.train.reward_history import Memory
+from afterflow.train.reward_history import RewardHistory
 
 TASKS = ["left", "right"]
 TARGETS = {"left": torch.tensor([-2.0, 0.5]), "right": torch.tensor([2.0, 0.5])}
@@ -119,7 +120,7 @@ def learn(
             chunk=chunk,
             clock=clock,
             processes=processes,
-            memory=Memory(algorithm.asks.history) if algorithm.asks.history else None,
+            memory=RewardHistory(algorithm.requirements.history) if algorithm.requirements.history else None,
         )
     return train(
         algorithm,

@@ -18,8 +18,9 @@ from afterflow.experiment.execute import execute
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.tokenizer import make_tokenizer
+from afterflow.rewards import clip
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.registry import check_rewards, clip, find, ready
+from afterflow.rewards.registry import check_rewards, find, ready
 
 PROMPTS = [{"prompt": "a picture of a red heart"}, {"prompt": "a blue circle"}, {"prompt": "a picture of a red heart"}]
 

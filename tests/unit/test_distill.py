@@ -5,8 +5,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from afterflow.objectives.distillation import self_normalised, squared_distance, step_weight
-from afterflow.sampling.flow import LinearShift, SD3Grid, expand
+from afterflow.sampling.flow import expand
 from afterflow.sampling.kernels import KERNELS, velocity_of, velocity_slope
+from afterflow.sampling.schedules import LinearShift, SD3Grid
 
 # The last step onto the image and, for cps, its lack of a density there are never asked for.
 TIMES = SD3Grid().times(10)

@@ -3,18 +3,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from afterflow.sampling.flow import (
-    DynamicShift,
-    LinearShift,
-    SD3Grid,
-    interpolate,
-    logit_normal,
-    mode,
-    predict_noise,
-    predict_x0,
-    renoise,
-    weighting,
-)
+from afterflow.sampling.flow import interpolate, logit_normal, mode, predict_noise, predict_x0, renoise, weighting
+from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from toy import draws
 
 

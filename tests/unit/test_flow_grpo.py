@@ -6,8 +6,8 @@ import torch
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.policy_gradient import step
-from afterflow.sampling.flow import LinearShift
 from afterflow.sampling.rollout import sample
+from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
 from toy import MEAN, MLP, STD, draw, learn, prompts, reward, score
 

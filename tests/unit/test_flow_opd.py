@@ -10,8 +10,8 @@ from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.sampling import rollout
 from afterflow.sampling.conditioning import Embedding, condition
-from afterflow.sampling.flow import LinearShift
 from afterflow.sampling.kernels import KERNELS, velocity_slope
+from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
 from toy import MLP, TASKS, exact, learn, prompts
 
@@ -113,7 +113,7 @@ class Counted:
 def lessons(algorithm, policy, teachers, anchor=None, P=4):
     cond = prompts(P)
     draws = [generator(0, p) for p in range(P)]
-    noise = rollout.draw(draws, algorithm.group, torch.empty(P, 1, 2))
+    noise = rollout.prompt_noise(draws, algorithm.group, torch.empty(P, 1, 2))
     drawn = rollout.sample(policy, algorithm.step_kernel, algorithm.plan(0, generator()), cond, noise, draws)
     return algorithm.credit(Models(policy, teachers=teachers, anchor=anchor), drawn, Scores({}), generator())
 
@@ -170,7 +170,9 @@ def test_the_anchor_counts_beta_times_what_the_teacher_does():
         rows = lessons(algorithm, policy, dict.fromkeys(TASKS, LEFT), anchor)
         cost[beta] = algorithm.loss(Models(policy), rows)[0].item()
     assert cost[0.04] - cost[0.0] == pytest.approx(0.04 * (cost[1.0] - cost[0.0]), rel=1e-4)
-    assert replace(PLANE, beta=0.0).asks.anchor is None and replace(PLANE, beta=0.1).asks.anchor == "base"
+    assert (
+        replace(PLANE, beta=0.0).requirements.anchor is None and replace(PLANE, beta=0.1).requirements.anchor == "base"
+    )
 
 
 def silent(leaves, records, generator, clock):
@@ -185,7 +187,7 @@ def test_two_specialists_make_a_generalist_in_the_plane(options):
     for _ in learn(algorithm, model, 150, teachers=teachers, score=silent, lr=3e-3):
         pass
     cond, draws = prompts(64), [generator(1, p) for p in range(64)]
-    noise = rollout.draw(draws, 1, torch.empty(64, 1, 2))
+    noise = rollout.prompt_noise(draws, 1, torch.empty(64, 1, 2))
     plan = replace(algorithm, group=1).plan(0, generator())
     leaves = rollout.sample(model, algorithm.step_kernel, plan, cond, noise, ()).leaves[:, 0]
     assert leaves[::2].mean().item() == pytest.approx(-2, abs=0.25)

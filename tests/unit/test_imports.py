@@ -36,7 +36,7 @@ ONLY_IN = {
 
 
 def imported(path, tree):
-    """The dotted names a file imports, relative ones in full: `from ..sampling.flow import x` → afterflow.sampling..."""
+    """The dotted names a file imports, in full: `from ..sampling.flow import x` → afterflow.sampling.flow.x"""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from afterflow.sampling.flow import DynamicShift, LinearShift, SD3Grid, expand
+from afterflow.sampling.flow import expand
 from afterflow.sampling.kernels import KERNELS, cps, dance_sde, flow_sde, kl, log_prob, variance_free, wan_sde
+from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from toy import exact
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

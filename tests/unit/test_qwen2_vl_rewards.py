@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import tinies
+from afterflow.rewards import clip, hpsv3, qwen2_vl, video_align
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.registry import check_rewards, clip, hpsv3, qwen2_vl, ready, video_align
+from afterflow.rewards.registry import check_rewards, ready
 
 PROMPTS = [{"prompt": "a red heart"}, {"prompt": "a blue circle {and} a ring, far away"}, {"prompt": "a star"}]
 FRAMES = 9

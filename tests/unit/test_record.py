@@ -14,7 +14,7 @@ from afterflow.experiment.serialization import from_json, to_json
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
-from afterflow.sampling.flow import LinearShift
+from afterflow.sampling.schedules import LinearShift
 
 
 def through_json(instance):

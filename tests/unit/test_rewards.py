@@ -12,13 +12,13 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.scoring import ask
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
+from afterflow.rewards import registry as rewards
 from afterflow.rewards.base import Canary, Reward, Scored, reward
+from afterflow.rewards.grouped import ask
 from afterflow.rewards.registry import REWARDS, check_rewards, find
-from afterflow.rewards.registry import registry as rewards
-from afterflow.train.distributed import Stopped
+from afterflow.system.errors import TrainingStopped
 from afterflow.train.reward_hacking import change, cheating
 
 RECORDS = [{"prompt": name} for name in "abcd"]
@@ -132,7 +132,7 @@ def test_images_without_a_score_are_counted_and_not_trained_on(run, capsys):
 
 def test_too_many_of_them_stop_the_run_and_lose_nothing(run, monkeypatch):
     monkeypatch.setitem(REWARDS, "sometimes", failing(0.5))
-    with pytest.raises(Stopped, match=r"step 0: 4 of 8 images have no sometimes.*the server was asleep"):
+    with pytest.raises(TrainingStopped, match=r"step 0: 4 of 8 images have no sometimes.*the server was asleep"):
         execute(run, "rewards")
     history = replace(run, algorithm=DDPO({"sometimes": 1.0}, steps=3, group=4, history=9, least=2), invalid=0.6)
     folder = execute(replace(history, name="history"), "rewards")

@@ -8,10 +8,10 @@ from diffusers import SD3Transformer2DModel
 from afterflow.algorithms.policy_gradient import per_child, step
 from afterflow.models.adapters import Full, LoRA, attach, before_training
 from afterflow.models.wrappers import guided, in_chunks, in_context
-from afterflow.sampling.conditioning import Embedding, condition, moved
-from afterflow.sampling.flow import LinearShift
+from afterflow.sampling.conditioning import Embedding, condition, move_rows
 from afterflow.sampling.kernels import KERNELS, Gaussian, dance_sde, flow_sde, log_prob
-from afterflow.sampling.rollout import Plan, chain, draw, edges, sample
+from afterflow.sampling.rollout import Plan, chain, prompt_noise, sample, transitions
+from afterflow.sampling.schedules import LinearShift
 from toy import MLP, exact, prompts
 
 
@@ -68,7 +68,7 @@ def test_children_stay_with_their_parents():
     for level in rollout.x:
         family = roots.repeat_interleave(level.shape[1] // 2, 1)
         assert (level - family).norm(dim=-1).max() < 1
-    batch = edges(rollout, ones(rollout))
+    batch = transitions(rollout, ones(rollout))
     assert (batch.x_next - batch.mean[batch.parent]).abs().max() < 0.1
     assert len(rollout.leaves.flatten(0, 1).unique(dim=0)) == 24  # siblings differ
 
@@ -90,7 +90,7 @@ def test_a_prompts_images_do_not_depend_on_the_other_prompts():
 
 
 def test_fresh_noise_is_standard_normal_and_differs_between_prompts_and_siblings():
-    fresh = draw(sources(2), 3, torch.zeros(2, 1, 4000))
+    fresh = prompt_noise(sources(2), 3, torch.zeros(2, 1, 4000))
     torch.testing.assert_close(torch.corrcoef(fresh.flatten(0, 1)), torch.eye(6), atol=0.06, rtol=0)
     torch.testing.assert_close(fresh.std(-1), torch.ones(2, 3), atol=0.05, rtol=0)
 
@@ -98,7 +98,7 @@ def test_fresh_noise_is_standard_normal_and_differs_between_prompts_and_siblings
 def test_edges_hold_each_trained_step_once():
     """Levels that split and levels that do not share one table."""
     rollout = sample(exact, flow_sde, tree(), prompts(2), noise(2, 2), sources(2))
-    batch = edges(rollout, ones(rollout))
+    batch = transitions(rollout, ones(rollout))
     times = tree().times
     assert batch.t.tolist() == [times[0]] * 4 + [times[1]] * 4 + [times[3]] * 8
     assert batch.s.tolist() == [times[1]] * 4 + [times[2]] * 4 + [times[4]] * 8
@@ -114,7 +114,9 @@ def test_edges_hold_each_trained_step_once():
 
 def test_chosen_rows_take_their_own_children_along():
     rollout = sample(exact, flow_sde, tree(), prompts(2), noise(2, 2), sources(2))
-    batch = edges(rollout, [torch.arange(level.numel()).view(*level.shape, 1) + 0.5 for level in rollout.log_prob])
+    batch = transitions(
+        rollout, [torch.arange(level.numel()).view(*level.shape, 1) + 0.5 for level in rollout.log_prob]
+    )
     rows = torch.tensor([9, 1, 5])
     part = batch[rows]
     assert part.count.tolist() == [3, 1, 2] and len(part) == 3
@@ -128,7 +130,7 @@ def test_images_of_one_noise_are_one_until_their_first_stochastic_step():
     plan = chain(torch.linspace(1, 0, 6), 3, 0.7, range(2, 4), shared_noise=True)
     assert plan.widths == (1, 1, 1, 3, 3, 3) and plan.evaluations == (3 + 2 * 3) / 3
     rollout = sample(exact, flow_sde, plan, prompts(2), noise(2, 1), sources(2))
-    batch = edges(rollout, ones(rollout))
+    batch = transitions(rollout, ones(rollout))
     assert batch.count.tolist() == [3] * 2 + [1] * 6  # the siblings' first step is one row
     assert chain(torch.linspace(1, 0, 6), 3, 0.7, range(2, 4)).widths == (3,) * 6
 
@@ -143,7 +145,7 @@ def test_what_is_nan_or_not_in_the_plan_leaves_and_empty_parents_are_dropped():
     advantages[0][0, 1] = torch.nan  # step 0: one of two only children
     advantages[3][0, :3] = torch.nan  # step 3: all children of the first parent,
     advantages[3][0, 4, 1] = torch.nan  # and one reward of one child of the second
-    batch = edges(rollout, advantages)
+    batch = transitions(rollout, advantages)
     assert batch.count.tolist() == [1, 2, 2, 3, 3]
     torch.testing.assert_close(batch.x, torch.stack([*rollout.x[0][0, :1], *rollout.x[1][0, :1], *rollout.x[3][0, 1:]]))
     assert batch.advantage.isfinite().all()
@@ -202,7 +204,7 @@ def test_a_fresh_rollout_replays_at_ratio_exactly_one(world, kernel, dtype):
     velocity = in_chunks(guided(net, 4.5), 7)
     rollout = sample(velocity, kernel, tree(), cond, noise(3, 2, shape).to(dtype), sources(3))
     assert all(level.dtype == dtype for level in rollout.x)
-    batch = edges(rollout, ones(rollout))
+    batch = transitions(rollout, ones(rollout))
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
     for rows in order.split(11):
         part = batch[rows]
@@ -218,7 +220,7 @@ def test_a_log_prob_taken_before_rounding_would_be_biased(std, bias):
     start = noise(1, 1, (size,)).bfloat16()
     rollout = sample(still, dance_sde, plan, prompts(1), start, sources(1))
     p = Gaussian(rollout.mean[0][0], torch.full((1, 1), std))
-    unrounded = p.mean + std * draw(sources(1), 1, start)[0]
+    unrounded = p.mean + std * prompt_noise(sources(1), 1, start)[0]
     torch.testing.assert_close(rollout.x[1][0], unrounded.bfloat16(), atol=0.02, rtol=0)
     assert (log_prob(p, unrounded) - rollout.log_prob[0][0]).item() == pytest.approx(bias, rel=0.4)
 
@@ -263,7 +265,7 @@ def test_states_wait_on_another_device_and_leaves_stay():
     near = sample(velocity, flow_sde, tree(), prompts(3), noise(3, 2), sources(3))
     assert {state.device.type for state in [*far.x[:-1], *far.mean]} == {"meta"}
     assert torch.equal(far.leaves, near.leaves)
-    rows = edges(near, ones(near))
-    there = moved(rows, "meta")
+    rows = transitions(near, ones(near))
+    there = move_rows(rows, "meta")
     assert {there.x.device.type, there.count.device.type, there.x_next.device.type} == {"meta"}
-    assert there.cond is rows.cond and torch.equal(moved(rows, "cpu").x, rows.x)
+    assert there.cond is rows.cond and torch.equal(move_rows(rows, "cpu").x, rows.x)

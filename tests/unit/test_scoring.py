@@ -4,8 +4,8 @@ import torch
 
 from afterflow.envs.shapes.prompts import suite
 from afterflow.envs.shapes.render import render_batch
-from afterflow.experiment.scoring import ask, both_orders, compare
 from afterflow.objectives.preferences import consistency, win_rates
+from afterflow.rewards.grouped import ask, both_orders, compare
 from afterflow.rewards.registry import REWARDS
 from afterflow.rewards.shapes_judge import ShapesJudge
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from afterflow.sampling.flow import DynamicShift, LinearShift, SD3Grid
 from afterflow.sampling.kernels import flow_sde
 from afterflow.sampling.rollout import chain, sample
+from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from afterflow.sampling.solvers import second_order
 from toy import MEAN, STD, exact, prompts
 

@@ -13,15 +13,15 @@ from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.scoring import both_orders, compare
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.objectives.preferences import consistency, win_rates
 from afterflow.rewards.base import RewardModels
+from afterflow.rewards.grouped import both_orders, compare
 from afterflow.rewards.registry import check_rewards, ready
 from afterflow.rewards.vlm import rewards as vlm
 from afterflow.rewards.vlm.client import KEY, Chat, Unanswered
-from afterflow.rewards.vlm.rewards import VLMJudge
+from afterflow.rewards.vlm.judge import VLMJudge
 from fake_server import said, serving, words
 
 RECORDS = [{"prompt": "a dog"}, {"prompt": "a cat"}]

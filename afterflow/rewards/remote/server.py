@@ -94,7 +94,7 @@ class Desk:
             for rows in self.batches(images):
                 stack = np.stack([images[row] for row in rows])
                 scored = await asyncio.to_thread(self.reward, stack, [records[row] for row in rows])
-                scored = replace(scored, why={place: self.told(why) for place, why in scored.why.items()})
+                scored = replace(scored, why={place: self.all_gather_objects(why) for place, why in scored.why.items()})
                 found |= {row: scored.of(place) for place, row in enumerate(rows)}
         except Exception as error:
             log.exception("reward %s failed", self.reward.name)

@@ -1,0 +1,64 @@
+"""afterflow sample: pictures of prompts by a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
+
+from .model_options import Source, check_sources
+from .output import check_png
+
+if TYPE_CHECKING:
+    pass
+
+
+def sample(args: Sequence[str]) -> None:
+    """Draw pictures of prompts."""
+    tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw pictures of prompts into one grid, a row for each prompt."""
+
+    model: Positional[str]
+    """Hub id or folder of a pipeline, or `tiny`."""
+    prompts: Positional[tuple[str, ...]]
+    """Each in quotes."""
+    lora: str | None = None
+    """Folder of a LoRA to put on MODEL."""
+    images: Annotated[int, arg(aliases=["-n"])] = 8
+    """Per prompt."""
+    out: str = "grid.png"
+    """Where the picture goes."""
+    steps: int = 20
+    """ODE steps."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is without."""
+    seed: int = 0
+    """Of the starting noise."""
+    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
+            raise ValueError("a prompt is missing or empty; put each in quotes")
+        for name in ("images", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+        check_png("--out", self.out)
+
+    def __call__(self) -> None:
+        check_sources([self.model], [self.lora])
+        from ..experiment.image_grid import save_pictures
+        from ..models.generate import picture_prompts
+
+        model = self.source.load(self.model, self.lora)
+        records = [{"prompt": prompt} for prompt in self.prompts]
+        images = picture_prompts(model, records, self.images, self.steps, self.guidance, self.seed)
+        captions = [prompt for prompt in self.prompts for _ in range(self.images)]
+        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+        save_pictures(Path(self.out), images.reshape(-1, *images.shape[2:]), captions, self.images)
+        print(self.out)

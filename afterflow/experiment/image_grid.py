@@ -1,0 +1,81 @@
+"""Sheets of pictures with captions, and GIFs of clips."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+PASSED, FAILED = (40, 160, 65), (215, 35, 35)
+
+
+FRAMES_PER_SECOND = 8
+"""Of a GIF."""
+
+
+def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], columns: int) -> None:
+    """One sheet of uint8 (B, H, W, 3) with B captions.
+
+    Of clips (B, F, H, W, 3) the sheet shows four frames side by side, and a GIF beside it all of them.
+    """
+    scale = max(1, 96 // images.shape[-3])  # tiny pictures are hard to see
+    if images.ndim == 4:
+        grid(images, captions, columns, scale).save(file)
+        return
+    shown = np.linspace(0, images.shape[1] - 1, min(4, images.shape[1])).round().astype(int)
+    strips = np.concatenate([images[:, frame] for frame in shown], 2)
+    grid(strips, captions, max(1, columns // len(shown)), scale).save(file)
+    first, *others = [grid(images[:, frame], captions, columns, scale) for frame in range(images.shape[1])]
+    milliseconds = 1000 // FRAMES_PER_SECOND
+    first.save(file.with_suffix(".gif"), save_all=True, append_images=others, duration=milliseconds, loop=0)
+
+
+def grid(images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1) -> Image.Image:
+    """uint8 (B, H, W, 3) and B captions → one picture, row by row; small images are enlarged `scale` times."""
+    height, width = (side * scale for side in images.shape[1:3])
+    strip, gap = 24, 6
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + strip + gap) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (image, caption) in enumerate(zip(images, captions)):
+        x, y = gap + i % columns * (width + gap), gap + i // columns * (height + strip + gap)
+        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        pen.multiline_text((x, y + height + 1), wrapped(caption, width // 6), "black", font_size=10, spacing=0)
+    return sheet
+
+
+def before_after(
+    records: Sequence[Mapping[str, Any]],
+    base: np.ndarray | None,
+    tuned: np.ndarray,
+    base_strict: np.ndarray | None,
+    strict: np.ndarray,
+    shown: int = 48,
+) -> Image.Image:
+    """The first picture, of (P, K, H, W, 3), of up to `shown` prompts spread over P records: base left, tuned right.
+
+    A green line under a picture says that strict (P, K) passed it, a red one that it did not.
+    """
+    places = np.unique(np.linspace(0, len(records) - 1, shown).astype(int))
+    scale = max(1, 96 // tuned.shape[2])
+    pairs = (
+        [(base, base_strict), (tuned, strict)] if base is not None and base_strict is not None else [(tuned, strict)]
+    )
+    columns = [underlined(images[places, 0], passed[places, 0], scale) for images, passed in pairs]
+    captions = [records[place]["prompt"] for place in places]
+    return grid(np.concatenate(columns, 2), captions, 12 // len(columns))
+
+
+def underlined(images: np.ndarray, passed: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 (B, H, W, 3), enlarged, over a green line where passed (B,), else a red one."""
+    large = images.repeat(scale, 1).repeat(scale, 2)
+    color = np.where(passed[:, None], PASSED, FAILED).astype(np.uint8)
+    line = np.broadcast_to(color[:, None, None], (len(images), 4, *large.shape[2:]))
+    return np.pad(np.concatenate([large, line], 1), ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
+
+
+def wrapped(text: str, width: int, lines: int = 2) -> str:
+    """Text in at most `lines` lines of `width` characters, cut with an ellipsis."""
+    return "\n".join(textwrap.wrap(text, max(width, 8), max_lines=lines, placeholder=" …"))

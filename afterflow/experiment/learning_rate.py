@@ -1,0 +1,18 @@
+"""The learning rate of each iteration."""
+
+import math
+from collections.abc import Callable
+
+from ..train.budget import Budget
+from .config import Run
+
+
+def learning_rate(run: Run, budget: Budget) -> Callable[[int], float]:
+    """The rate of each iteration; it falls as the run's budget, of iterations or seconds, is used up."""
+
+    def rate(step: int) -> float:
+        done = budget.done(step)
+        fall = {"constant": 0.0, "cosine": 0.5 - 0.5 * math.cos(math.pi * done), "late": max(0.0, 5 * done - 4)}
+        return run.learning_rate * min(1.0, (step + 1) / (run.warmup + 1)) * (1 - 0.9 * fall[run.decay])
+
+    return rate

@@ -1,0 +1,99 @@
+"""Runs of a comparison, each trained in a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ..data.prompts import ShapesPrompts
+from ..models.pipeline import Pretrained
+from ..system.errors import TrainingStopped
+from ..train.budget import Budget
+from ..train.checkpoint import checkpoints
+from .config import Run
+from .serialization import from_json, to_json
+
+HELD_OUT = ShapesPrompts("test", count=60)
+"""Prompts of a curve, where the recipe has none of its own."""
+
+
+def train_all(asked: Mapping[str, Run], budget_seconds: float | None, seeds: int, name: str) -> list[Path]:
+    """Train each recipe's run with every seed, one after another; the folders.  None: for its own iterations.
+
+    A run that has ended is not repeated, and one that was interrupted goes on from its checkpoint.  ValueError when a
+    folder holds a run with other settings, TrainingStopped when one could not be brought to its end.
+    """
+    runs = [
+        (recipe, budgeted(run, budget_seconds, seed, f"{name}/{recipe}_{seed}"))
+        for seed in range(seeds)
+        for recipe, run in asked.items()
+    ]
+    for _, run in runs:
+        check_same(run)
+    for recipe, run in runs:
+        if ended(run.folder, run):
+            print(f"{run.folder} is there already")
+        else:
+            train_apart(run, recipe)
+    return [run.folder for _, run in runs]
+
+
+def check_same(run: Run) -> None:
+    """ValueError when the run's folder holds another run."""
+    file = run.folder / "run.json"
+    # Read back, because a field that is newer than the file has its default there.
+    if file.is_file() and from_json(Run, json.loads(file.read_text())["config"]) != run:
+        raise ValueError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
+
+
+def train_apart(run: Run, recipe: str, processes: int = 1) -> None:
+    """In a process of its own, or several: threads, precision and memory of one run do not reach the next."""
+    file = run.folder / "asked.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
+    resumes = bool(checkpoints(run.folder / "checkpoints"))
+    what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = several if processes > 1 else []
+    trained = subprocess.Popen([sys.executable, *launcher, "-m", "afterflow", "train", *what])
+    # Ctrl-C reaches both processes, SIGTERM this one alone; the other one saves, and this one waits for it.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: trained.terminate()}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        code = trained.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if code != 0:
+        raise TrainingStopped(f"{run.folder} could not be trained, see above; the runs before it are kept")
+    if not ended(run.folder, run):
+        raise TrainingStopped(f"{run.folder} was interrupted; the same command goes on with it")
+
+
+def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:
+    """The run under a budget of seconds, if any, instead of iterations."""
+    if run.held_out is None:
+        run = replace(run, held_out=HELD_OUT, eval_every=10)
+    if budget_seconds is not None:
+        # The budget ends it; so many iterations are out of reach.
+        run = replace(run, budget_seconds=budget_seconds, iterations=10**6)
+    return replace(run, seed=seed, name=name, keep=1)
+
+
+def ended(folder: Path, run: Run) -> bool:
+    """Whether the run in this folder did its iterations or used up its budget, and left its result."""
+    if not any((folder / result).is_dir() for result in ("lora", "model")):
+        return False
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return Budget(run.iterations, run.budget_seconds, last["seconds_trained"]).ends(last["step"])
+
+
+def check_ended(folder: Path, run: Run) -> None:
+    """ValueError when it has not, or has no base that draws pictures of the shapes world."""
+    if not ended(folder, run):
+        raise ValueError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
+    if not isinstance(run.model, Pretrained):
+        raise ValueError(f"{folder}: it was trained from scratch, so there is no base to compare it with")

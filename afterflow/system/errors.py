@@ -1,0 +1,25 @@
+"""What afterflow raises, for callers in notebooks and services: one class to catch, and the kinds below it."""
+
+
+class AfterflowError(Exception):
+    """The base of every error that afterflow raises on purpose; its message says what to change."""
+
+
+class ConfigError(AfterflowError, ValueError):
+    """A configuration, an option or a name that cannot be used."""
+
+
+class InputError(AfterflowError, ValueError):
+    """A file, a folder or data from outside that cannot be used."""
+
+
+class MissingDependencyError(AfterflowError, ValueError):
+    """A library that this use needs is not installed."""
+
+
+class CheckpointError(AfterflowError, ValueError):
+    """A checkpoint that is damaged, or that belongs to another run."""
+
+
+class TrainingStopped(AfterflowError, RuntimeError):
+    """Training cannot go on; the message says at which step and why, and what was saved."""
