@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def features(pictures: np.ndarray) -> np.ndarray:
-    return population.features(pictures.reshape(-1, *pictures.shape[2:]))
+    return population.texture_features(pictures.reshape(-1, *pictures.shape[2:]))
 
 
 def mean_diversity(pictures: np.ndarray) -> float:

@@ -104,7 +104,7 @@ def spoiled_loss(rng: random.Random):
 @contextmanager
 def reclaimed(rng: random.Random):
     # Before training begins SIGTERM ends a process as it always does; it comes at a moment after the first checkpoint.
-    timer, save = threading.Timer(rng.uniform(0.0, 2.0), os.kill, (os.getpid(), signal.SIGTERM)), state.save
+    timer, save = threading.Timer(rng.uniform(0.0, 2.0), os.kill, (os.getpid(), signal.SIGTERM)), state.save_checkpoint
 
     def saved(*args, **kwargs):
         if not timer.is_alive() and not timer.finished.is_set():
@@ -128,7 +128,7 @@ IN_ONE = {
 
 
 def checkpoints(run: Run) -> list[Path]:
-    return state.checkpoints(run.folder / "checkpoints")
+    return state.list_checkpoints(run.folder / "checkpoints")
 
 
 def weights(run: Run) -> dict:
@@ -156,7 +156,7 @@ def once(kind: str, rng: random.Random, expected: dict) -> dict:
 def judged(told: Run, said: str, sentence: str, expected: dict) -> dict:
     """Whether the run ended as it should, lost nothing, and goes on as if nothing had been."""
     left = checkpoints(told)
-    lost = sum(state.damage(each) is not None for each in left)
+    lost = sum(state.find_damage(each) is not None for each in left)
     goes_on = True
     if not said.endswith("ended"):
         again = ended(told, resume=True) if left else ended(told)
@@ -174,7 +174,7 @@ def one_nan(rng: random.Random, expected: dict) -> dict:
     lines = [json.loads(line) for line in (told.folder / "metrics.jsonl").read_text().splitlines()]
     counted = any("invalid/fragile:clean" in line for line in lines)
     noticed = "1 of 8 images have no fragile:clean" in said
-    lost = sum(state.damage(each) is not None for each in checkpoints(told))
+    lost = sum(state.find_damage(each) is not None for each in checkpoints(told))
     designed = noticed and counted and said.endswith("ended")
     return {"as_designed": designed, "lost": lost, "silent": not (noticed and counted), "said": said.strip()[-200:]}
 
@@ -196,11 +196,11 @@ def corrupted(rng: random.Random, expected: dict) -> dict:
         file.write_bytes(content)
     said = ended(told, resume=True)
     refused = f"{last} is damaged" in said and f"delete it to go on from {before.name}" in said
-    state.delete(last)
+    state.delete_checkpoint(last)
     goes_on = ended(told, resume=True).endswith("ended") and same(weights(told), expected)
     return {
         "as_designed": refused and goes_on,
-        "lost": int(state.damage(before) is not None) if before.is_dir() else 0,
+        "lost": int(state.find_damage(before) is not None) if before.is_dir() else 0,
         "silent": not refused,
         "said": f"{harm} {file.name}: {said.strip()[-160:]}",
     }
@@ -242,7 +242,7 @@ def in_two(kind: str, rng: random.Random, expected: dict) -> dict:
         "reward answers too few in one of two": r"process [01]: .*answered with shape|answered with shape \(3,\) for 4",
     }[kind]
     left = checkpoints(told)
-    lost = sum(state.damage(each) is not None for each in left)
+    lost = sum(state.find_damage(each) is not None for each in left)
     goes_on = whole
     if not whole:
         finished(start(__file__, ["--work"], Path.cwd(), 2))

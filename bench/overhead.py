@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.data.prompts import ShapesPrompts, batch
+from afterflow.data.prompts import ShapesPrompts, batch_rows
 from afterflow.experiment.run_files import MetricsFile
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.generate import encoded
@@ -82,7 +82,7 @@ def ours(options, algorithm, model, parameters, velocity, prompts):
     source = explore(
         algorithm,
         models,
-        lambda step: prompts[batch(len(prompts), step, options.prompts, 0)],
+        lambda step: prompts[batch_rows(len(prompts), step, options.prompts, 0)],
         score,
         model.latent_shape,
         0,

@@ -27,7 +27,7 @@ from afterflow.models.adapters import Full, LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
 from afterflow.rewards.shapes_judge import ShapesJudge
-from afterflow.train.checkpoint import checkpoints
+from afterflow.train.checkpoint import list_checkpoints
 
 WEIGHTS = {"shapes_partial": 1.0}
 TAGS = ("counting", "colors")
@@ -72,7 +72,7 @@ def run_of(method: str, iterations: int, **options) -> Run:
 
 def work(run: Run) -> None:
     """Start the run, or go on with it."""
-    execute(run, run.name, resume=bool(checkpoints(run.folder / "checkpoints")))
+    execute(run, run.name, resume=bool(list_checkpoints(run.folder / "checkpoints")))
 
 
 def start(script: str, arguments: list[str], place: Path, processes: int = 1, **variables: str) -> subprocess.Popen:

@@ -21,16 +21,17 @@ import numpy as np
 from PIL import Image as Picture
 from scipy import ndimage
 
+from afterflow.envs.geneval_rules import Record
 from afterflow.envs.shapes.detector import detect, segment
 from afterflow.envs.shapes.fidelity import fidelity
-from afterflow.envs.shapes.population import diversity, features, frechet
-from afterflow.envs.shapes.prompts import Record, draw, hard_negative, meaning
-from afterflow.envs.shapes.reader import read
-from afterflow.envs.shapes.render import Image, Placed, background, develop, draw_objects, render
+from afterflow.envs.shapes.population import diversity, frechet_distance, texture_features
+from afterflow.envs.shapes.prompts import draw, hard_negative, meaning
+from afterflow.envs.shapes.reader import read_sign
+from afterflow.envs.shapes.render import ImageArray, PlacedObject, background, develop, draw_objects, render_image
 from afterflow.envs.shapes.verify import verify
 from afterflow.envs.shapes.world import COLORS, SHAPES, SIZES, TAGS
 
-Shown = tuple[Record, Image]
+Shown = tuple[Record, ImageArray]
 Rates = dict[str, float]
 
 CORRUPTIONS = {
@@ -101,7 +102,7 @@ def exhibits(split: str, tag: str, count: int, size: int, seed: int) -> list[Sho
     """Random records of a split and tag, each with a true picture."""
     rng = np.random.default_rng([seed, size, TAGS.index(tag), len(split)])
     records = [draw(split, tag, rng, size) for _ in range(count)]
-    return [(record, render(record, size, rng)) for record in records]
+    return [(record, render_image(record, size, rng)) for record in records]
 
 
 def judged(pairs: Iterable[Shown]) -> Rates:
@@ -137,7 +138,7 @@ def attacks(shown: dict[str, list[Shown]], count: int, size: int, seed: int) -> 
     rng = np.random.default_rng([seed, 3])
     shapes = [pair for tag in TAGS if tag != "text" for pair in shown[tag][:count]]
     signs = shown["text"][:count]
-    blind: dict[str, Callable[[], Image]] = {
+    blind: dict[str, Callable[[], ImageArray]] = {
         "uniform noise": lambda: rng.integers(0, 256, (size, size, 3)).astype(np.uint8),
         "smooth noise": lambda: smooth_noise(size, rng),
         "blank": lambda: develop(background(size, rng), rng),
@@ -148,29 +149,29 @@ def attacks(shown: dict[str, list[Shown]], count: int, size: int, seed: int) -> 
         for name, make in blind.items()
         for kind, pairs in (("shapes", shapes), ("signs", signs))
     }
-    rows["foreign object (shapes)"] = judged((r, render(with_foreigner(r, rng), size, rng)) for r, _ in shapes)
-    rows["one object too many (shapes)"] = judged((r, render(with_twin(r), size, rng)) for r, _ in shapes)
+    rows["foreign object (shapes)"] = judged((r, render_image(with_foreigner(r, rng), size, rng)) for r, _ in shapes)
+    rows["one object too many (shapes)"] = judged((r, render_image(with_twin(r), size, rng)) for r, _ in shapes)
     rows["foreign object (signs)"] = judged((r, beside_sign(image, rng)) for r, image in signs)
     longest = 5 if size == 32 else 9
     rows["surplus characters (signs)"] = judged(
-        (r, render(r | {"text": (r["text"] + "XQ")[:longest]}, size, rng)) for r, _ in signs
+        (r, render_image(r | {"text": (r["text"] + "XQ")[:longest]}, size, rng)) for r, _ in signs
     )
-    rows["truncated (signs)"] = judged((r, render(r | {"text": r["text"][:-1]}, size, rng)) for r, _ in signs)
+    rows["truncated (signs)"] = judged((r, render_image(r | {"text": r["text"][:-1]}, size, rng)) for r, _ in signs)
     return rows
 
 
-def smooth_noise(size: int, rng: np.random.Generator) -> Image:
+def smooth_noise(size: int, rng: np.random.Generator) -> ImageArray:
     blobs = ndimage.gaussian_filter(rng.normal(size=(size, size, 3)), (3, 3, 0))
     return np.clip(128 + 500 * blobs, 0, 255).astype(np.uint8)
 
 
-def shotgun(size: int, rng: np.random.Generator) -> Image:
+def shotgun(size: int, rng: np.random.Generator) -> ImageArray:
     """Every shape once."""
     cell, canvas = size / 3, background(size, rng)
     draw_objects(
         canvas,
         [
-            Placed(shape, COLORS[rng.integers(10)], cell * (i % 3 + 0.5), cell * (i // 3 + 0.5), cell * 0.36, 0.0)
+            PlacedObject(shape, COLORS[rng.integers(10)], cell * (i % 3 + 0.5), cell * (i // 3 + 0.5), cell * 0.36, 0.0)
             for i, shape in enumerate(SHAPES)
         ],
     )
@@ -186,14 +187,14 @@ def with_twin(record: Record) -> Record:
     return record | {"include": [*record["include"], {"class": record["include"][0]["class"], "count": 1}]}
 
 
-def beside_sign(image: Image, rng: np.random.Generator) -> Image:
+def beside_sign(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     """The sign with an object on the free side of it."""
-    size, (_, top, _, bottom) = len(image), read(image).box
+    size, (_, top, _, bottom) = len(image), read_sign(image).box
     r = min(4.0 * size / 32, (max(top, size - bottom) - 5) / 2.3)
     cy = r + 1.5 if top > size - bottom else size - r - 2
     cx = rng.uniform(r + 1.5, size - r - 2.5)
     canvas = image.astype(np.float32)
-    draw_objects(canvas, [Placed(SHAPES[rng.integers(8)], COLORS[rng.integers(10)], cx, cy, r, 0.0)])
+    draw_objects(canvas, [PlacedObject(SHAPES[rng.integers(8)], COLORS[rng.integers(10)], cx, cy, r, 0.0)])
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 
@@ -209,7 +210,7 @@ def corruption_curves(shapes: Sequence[Shown], signs: Sequence[Shown], seed: int
     return rows
 
 
-def corrupt(image: Image, kind: str, level: float, rng: np.random.Generator) -> Image:
+def corrupt(image: ImageArray, kind: str, level: float, rng: np.random.Generator) -> ImageArray:
     pixels, size = image.astype(np.float64), len(image)
     match kind:
         case "noise":
@@ -245,11 +246,13 @@ def population(shown: dict[str, list[Shown]], size: int, seed: int) -> Rates:
     per_tag = min(100, *(len(pairs) for pairs in shown.values()))
     pairs = [pair for tag in TAGS if tag != "text" for pair in shown[tag][:per_tag]]
     fresh = [exhibits("train", tag, per_tag, size, seed + 1) for tag in TAGS if tag != "text"]
-    reference = features(np.stack([image for group in fresh for _, image in group]))
+    reference = texture_features(np.stack([image for group in fresh for _, image in group]))
     rng = np.random.default_rng([seed, 5])
-    distance = lambda images: frechet(features(np.stack(list(images))), reference)
-    one_layout = [render(record, size, np.random.default_rng(seed)) for record, _ in pairs]
-    groups = [np.stack([render(record, size, rng) for _ in range(16)]) for record, _ in pairs[:: max(1, per_tag // 5)]]
+    distance = lambda images: frechet_distance(texture_features(np.stack(list(images))), reference)
+    one_layout = [render_image(record, size, np.random.default_rng(seed)) for record, _ in pairs]
+    groups = [
+        np.stack([render_image(record, size, rng) for _ in range(16)]) for record, _ in pairs[:: max(1, per_tag // 5)]
+    ]
     return {
         "fresh": distance(image for _, image in pairs),
         "background 160": distance(corrupt(image, "flatbg", 160, rng) for _, image in pairs),
@@ -266,19 +269,19 @@ def timings(shown: dict[str, list[Shown]], size: int, seed: int) -> dict[str, Ra
     signs = shown["text"][:100]
     return {
         "shapes": {
-            "render": median_ms(lambda record, _: render(record, size, rng), shapes),
+            "render": median_ms(lambda record, _: render_image(record, size, rng), shapes),
             "detect": median_ms(lambda _, image: detect(image), shapes),
             "verify": median_ms(verify, shapes),
             "fidelity": median_ms(lambda _, image: fidelity(image), shapes),
         },
         "signs": {
-            "render": median_ms(lambda record, _: render(record, size, rng), signs),
+            "render": median_ms(lambda record, _: render_image(record, size, rng), signs),
             "verify": median_ms(verify, signs),
         },
     }
 
 
-def median_ms(act: Callable[[Record, Image], object], pairs: Sequence[Shown]) -> float:
+def median_ms(act: Callable[[Record, ImageArray], object], pairs: Sequence[Shown]) -> float:
     spent = []
     for record, image in pairs:
         start = time.process_time()

@@ -133,7 +133,7 @@ class Tree:
     def __call__(self) -> None:
         check_libraries()
         from ..algorithms.base import OnPolicy
-        from ..data.prompts import check
+        from ..data.prompts import check_record
         from ..evaluation.tree_plot import tree_of
         from ..experiment.prompt_checks import known_records, needs
         from ..experiment.run_folder import read_run
@@ -143,7 +143,7 @@ class Tree:
         no_progress_bars()
         record = known_records(run).get(self.prompt, {"prompt": self.prompt})
         names = run.algorithm.requirements.rewards if isinstance(run.algorithm, OnPolicy) else ()
-        check(record, f"prompt {self.prompt!r}", needs(run, names))
+        check_record(record, f"prompt {self.prompt!r}", needs(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.out, dpi=110)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..system.launcher import launched, rank
+from ..system.launcher import launched_processes, launched_rank
 from ..system.names import unknown_name
 from .compare import compare, report, tree
 from .doctor import doctor
@@ -65,16 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_launch(command: str) -> None:
     """Of processes that torchrun or accelerate have started the first speaks; ValueError for what one would do."""
-    if launched() == 1:
+    if launched_processes() == 1:
         return
     if command != "train":
         raise ValueError(f"{command} is done by one process; start it without a launcher")
-    if rank() != 0:
+    if launched_rank() != 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 def complain(error: Exception, code: int) -> int:
-    print(f"afterflow{f', process {rank()}' if rank() else ''}: {error}", file=sys.stderr)
+    print(f"afterflow{f', process {launched_rank()}' if launched_rank() else ''}: {error}", file=sys.stderr)
     return code
 
 

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import AvoidSubcommands
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from ..system.launcher import launched
+from ..system.launcher import launched_processes
 from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
     """Do the stages of a chain that have not ended; the folder of the last."""
     from ..experiment.stages import execute
 
-    if launched() > 1:
+    if launched_processes() > 1:
         raise ValueError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
     if options:
         raise ValueError(

@@ -12,8 +12,8 @@ from ..envs.shapes.moving import MOVING_TAGS, draw_moving, moving_suite, render_
 from ..envs.shapes.world import world_size
 from ..sampling.seeds import number
 from ..system.names import unknown_name
-from .images import Images, Picture
-from .prompts import NOTHING, Needs
+from .images import CaptionedImage, ImageSource
+from .prompts import NO_CHECKS, RecordChecks
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class MovingPrompts:
     """move_one: an object; move_count: two alike; move_two: two objects, each its own way."""
 
     def __post_init__(self) -> None:
-        check_moving(self.count, self.tags)
+        check_moving_options(self.count, self.tags)
 
-    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
+    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
         per_tag = -(-self.count // len(self.tags))
         return moving_suite(self.split, per_tag, number(seed, "moving prompts") % 2**32, self.tags)
 
 
 @dataclass(frozen=True)
-class MovingClips(Images):
+class MovingClips(ImageSource):
     """Rendered clips of the moving world."""
 
     count: int = 10_000
@@ -53,20 +53,20 @@ class MovingClips(Images):
     """Whether latents are kept on disk for the next run; rendering takes longer than encoding."""
 
     def __post_init__(self) -> None:
-        check_moving(self.count, self.tags)
+        check_moving_options(self.count, self.tags)
         if self.frames < 1:
             raise ValueError(f"frames = {self.frames}: at least 1")
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         side = world_size(*size)
         rng = np.random.default_rng(number(seed, "clips"))
         for i in range(self.count):
             record = draw_moving(self.split, self.tags[i % len(self.tags)], rng)
             clip = render_clip(record, self.frames, side, rng)
-            yield Picture(record, hashlib.sha256(clip.tobytes()).hexdigest(), partial(np.asarray, clip))
+            yield CaptionedImage(record, hashlib.sha256(clip.tobytes()).hexdigest(), partial(np.asarray, clip))
 
 
-def check_moving(count: int, tags: Sequence[str]) -> None:
+def check_moving_options(count: int, tags: Sequence[str]) -> None:
     """ValueError for what the moving world does not have."""
     if count < 1:
         raise ValueError(f"count = {count}: at least 1")

@@ -14,12 +14,12 @@ import numpy as np
 from ..envs.geneval_rules import OBJECTS
 from ..envs.shapes.world import COLORS, RELATIONS
 from ..sampling.seeds import number
-from .prompts import NOTHING, Needs, PromptFile, check
+from .prompts import NO_CHECKS, PromptFile, RecordChecks, check_record
 
-MIX = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
+TASK_SHARES = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
 """Flow-GRPO's shares of GenEval's tasks (arXiv:2505.05470)."""
-COUNTS = {2: "two", 3: "three", 4: "four"}
-TRIES = 2000
+COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
+MAX_REPEATS = 2000
 """Draws in a row that bring nothing new, after which all prompts of a kind have been seen."""
 
 
@@ -38,20 +38,24 @@ class ObjectPrompts:
         if self.count < 1:
             raise ValueError(f"count = {self.count}: at least 1")
 
-    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
+    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
         """ValueError where a reward cannot judge them."""
-        rng, kept = np.random.default_rng(number(seed, "objects")), evaluated(self.exclude)
-        tags, shares = list(MIX), np.array(list(MIX.values()), np.float64)
+        rng, kept = np.random.default_rng(number(seed, "objects")), excluded_prompts(self.exclude)
+        tags, shares = list(TASK_SHARES), np.array(list(TASK_SHARES.values()), np.float64)
         share = dict(zip(tags, np.round(self.count * shares / shares.sum()).astype(int)))
         share[tags[0]] += self.count - sum(share.values())
-        of_tags = [distinct(partial(drawn, tag, rng), many, self.split, kept) for tag, many in share.items() if many]
+        of_tags = [
+            distinct_records(partial(draw_object_record, tag, rng), many, self.split, kept)
+            for tag, many in share.items()
+            if many
+        ]
         records = [record for of_tag in of_tags for record in of_tag]
         for record in records:
-            check(record, f"prompt {record['prompt']!r}", needs)
+            check_record(record, f"prompt {record['prompt']!r}", needs)
         return [records[i] for i in rng.permutation(len(records))]
 
 
-def evaluated(file: str | None) -> set[str]:
+def excluded_prompts(file: str | None) -> set[str]:
     """The prompts of a file of records; ValueError where it cannot be read."""
     if file is None:
         return set()
@@ -62,19 +66,19 @@ def evaluated(file: str | None) -> set[str]:
         raise ValueError(f"data.exclude {file}: it is no file of records with prompts ({error})") from None
 
 
-def split_of(prompt: str) -> str:
+def split_of_prompt(prompt: str) -> str:
     """Which of the splits has it, whatever the seed."""
     return "test" if hashlib.sha256(prompt.encode()).digest()[0] < 13 else "train"
 
 
-def distinct(draw: Callable[[], dict], count: int, split: str, never: Container[str] = ()) -> list[dict]:
+def distinct_records(draw: Callable[[], dict], count: int, split: str, never: Container[str] = ()) -> list[dict]:
     """So many of a split with different prompts, none of them in `never`; where there are fewer, they come again."""
     found: dict[str, dict] = {}
     missed = 0
-    while len(found) < count and missed < TRIES:
+    while len(found) < count and missed < MAX_REPEATS:
         record = draw()
         prompt = record["prompt"]
-        fresh = prompt not in found and prompt not in never and split_of(prompt) == split
+        fresh = prompt not in found and prompt not in never and split_of_prompt(prompt) == split
         missed = 0 if fresh else missed + 1
         if fresh:
             found[prompt] = record
@@ -83,7 +87,7 @@ def distinct(draw: Callable[[], dict], count: int, split: str, never: Container[
     return list(islice(cycle(found.values()), count))
 
 
-def drawn(tag: str, rng: np.random.Generator) -> dict:
+def draw_object_record(tag: str, rng: np.random.Generator) -> dict:
     """One record.  Of a position the object that the other stands by comes first, as in GenEval."""
     pick = lambda known, many: [known[i] for i in rng.choice(len(known), many, replace=False)]
     things = pick(OBJECTS[1:] if tag in ("colors", "color_attr") else OBJECTS, 2)  # people have no colour
@@ -91,30 +95,30 @@ def drawn(tag: str, rng: np.random.Generator) -> dict:
     one, two = ({"class": thing, "count": 1} for thing in things)
     if tag == "counting":
         many = int(rng.integers(2, 5))
-        prompt = f"{COUNTS[many]} {things[0]}s"
+        prompt = f"{COUNT_WORDS[many]} {things[0]}s"
         include = [one | {"count": many}]
-        return record(tag, prompt, include) | {"exclude": [{"class": things[0], "count": many + 1}]}
+        return geneval_record(tag, prompt, include) | {"exclude": [{"class": things[0], "count": many + 1}]}
     if tag == "position":
         relation = RELATIONS[rng.integers(4)]
-        prompt = f"{named(things[1])} {relation} {named(things[0])}"
-        return record(tag, prompt, [one, two | {"position": [relation, 0]}])
+        prompt = f"{with_article(things[1])} {relation} {with_article(things[0])}"
+        return geneval_record(tag, prompt, [one, two | {"position": [relation, 0]}])
     if tag == "colors":
-        return record(tag, named(f"{hues[0]} {things[0]}"), [one | {"color": hues[0]}])
+        return geneval_record(tag, with_article(f"{hues[0]} {things[0]}"), [one | {"color": hues[0]}])
     if tag == "color_attr":
-        prompt = " and ".join(named(f"{hue} {thing}") for hue, thing in zip(hues, things))
-        return record(tag, prompt, [one | {"color": hues[0]}, two | {"color": hues[1]}])
-    return record(tag, " and ".join(map(named, things)), [one, two])
+        prompt = " and ".join(with_article(f"{hue} {thing}") for hue, thing in zip(hues, things))
+        return geneval_record(tag, prompt, [one | {"color": hues[0]}, two | {"color": hues[1]}])
+    return geneval_record(tag, " and ".join(map(with_article, things)), [one, two])
 
 
-def record(tag: str, what: str, include: list[dict]) -> dict:
+def geneval_record(tag: str, what: str, include: list[dict]) -> dict:
     return {"tag": tag, "include": include, "prompt": f"a photo of {what}"}
 
 
-def named(thing: str) -> str:
+def with_article(thing: str) -> str:
     return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
-PLACES = (
+SIGN_SCENES = (
     *("a shop window with {} painted on the glass", "a wooden board that says {} beside a country road"),
     *("a neon sign glowing {} above a bar at night", "a train station clock with {} written below it"),
     *("a coffee mug printed with {} on a kitchen table", "a birthday cake with {} in icing"),
@@ -124,11 +128,11 @@ PLACES = (
     *("a spaceship with {} stencilled on the hull", "a robot holding a card with {} on it"),
     *("sand on a beach in which somebody wrote {}", "a museum ticket that shows {}"),
 )
-FIRST = (
+FIRST_WORDS = (
     "Golden Silent Broken Electric Hidden Northern Velvet Paper Little Grand Crimson Winter Lucky Ocean Marble Quiet "
     "Distant Royal Copper Wild"
 )
-SECOND = (
+SECOND_WORDS = (
     "Harbour Lantern Orchard Bakery Compass Theatre Garden Express Window Mountain Carnival Library Rocket Kitchen "
     "Bridge Market Island Studio Parade Museum"
 )
@@ -147,20 +151,20 @@ class SignPrompts:
         if self.count < 1:
             raise ValueError(f"count = {self.count}: at least 1")
 
-    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
+    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
         rng = np.random.default_rng(number(seed, "signs"))
-        records = distinct(partial(sign, rng), self.count, self.split)
+        records = distinct_records(partial(draw_sign_record, rng), self.count, self.split)
         for each in records:
-            check(each, f"prompt {each['prompt']!r}", needs)
+            check_record(each, f"prompt {each['prompt']!r}", needs)
         return records
 
 
-def sign(rng: np.random.Generator) -> dict:
+def draw_sign_record(rng: np.random.Generator) -> dict:
     any_of = lambda known: known[rng.integers(len(known))]
-    first, second = any_of(FIRST.split()), any_of(SECOND.split())
+    first, second = any_of(FIRST_WORDS.split()), any_of(SECOND_WORDS.split())
     texts = (second, f"{first} {second}", f"The {first} {second}", f"{second} {rng.integers(1, 1000)}")
     quoted = f'"{any_of(texts)}"'
-    return {"tag": "text", "prompt": any_of(PLACES).format(quoted)}
+    return {"tag": "text", "prompt": any_of(SIGN_SCENES).format(quoted)}
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ class MixedPrompts:
         if not self.parts:
             raise ValueError("parts is empty: name at least one kind of prompts")
 
-    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
+    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
         records = [record for part in self.parts for record in part.records(seed, needs)]
         order = np.random.default_rng(number(seed, "mixed prompts")).permutation(len(records))
         return [records[i] for i in order]

@@ -17,13 +17,13 @@ from ..envs.shapes import prompts, render
 from ..envs.shapes.world import TAGS, world_size
 from ..sampling.seeds import number
 from ..system.optional_dependencies import check_extra
-from .prompts import check_world
+from .prompts import check_shapes_options
 
 if TYPE_CHECKING:
     import datasets
 
 
-class Picture(NamedTuple):
+class CaptionedImage(NamedTuple):
     """One image with its record, not yet decoded."""
 
     record: dict
@@ -34,19 +34,19 @@ class Picture(NamedTuple):
     """() → uint8 (S, S, 3); None where it cannot be read and may be left out."""
 
 
-class Images(ABC):
+class ImageSource(ABC):
     min_reward: Mapping[str, float]
     """Rewards that a picture must reach, or it is not learnt from."""
     cache: bool
     """Whether latents are kept on disk for the next run."""
 
     @abstractmethod
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         """All of them, of that height and width, in an order that never changes; ValueError for what cannot be used."""
 
 
 @dataclass(frozen=True)
-class ShapesImages(Images):
+class ShapesImages(ImageSource):
     """Rendered pictures of the shapes world; tags are drawn evenly, facts from one split only."""
 
     count: int = 100_000
@@ -65,22 +65,22 @@ class ShapesImages(Images):
     """Whether latents are kept on disk for the next run; rendering takes longer than encoding."""
 
     def __post_init__(self) -> None:
-        check_world(self.count, self.split, self.tags, self.size)
+        check_shapes_options(self.count, self.split, self.tags, self.size)
         if self.empty_tokens < 0:
             raise ValueError(f"empty_tokens = {self.empty_tokens}: 0 or more")
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         if world_size(*size) != self.size:
             raise ValueError(f"data.size = {self.size}: the model draws {size[0]} px; set it to that")
         rng = np.random.default_rng(number(seed, "images"))
         records = [prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)]
         for record in records:
-            pixels = render.render(record, self.size, rng)
-            yield Picture(record, hashlib.sha256(pixels.tobytes()).hexdigest(), partial(np.asarray, pixels))
+            pixels = render.render_image(record, self.size, rng)
+            yield CaptionedImage(record, hashlib.sha256(pixels.tobytes()).hexdigest(), partial(np.asarray, pixels))
 
 
 @dataclass(frozen=True)
-class ImageFolder(Images):
+class ImageFolder(ImageSource):
     """Images of a folder with captions in its metadata.jsonl, as Hugging Face's `imagefolder` lays them out."""
 
     path: str
@@ -94,21 +94,23 @@ class ImageFolder(Images):
     cache: bool = True
     """Whether latents are kept on disk for the next run."""
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
-        lines = metadata(Path(self.path), self.caption)
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+        lines = read_metadata(Path(self.path), self.caption)
         for place, line in lines:
             file = Path(self.path) / line["file_name"]
             if not file.is_file():
                 raise ValueError(f"{place}: {file} is not there")
             load = partial(self._load, file, size)
-            yield Picture(captioned(line, self.caption), hashlib.sha256(file.read_bytes()).hexdigest(), load)
+            yield CaptionedImage(
+                caption_record(line, self.caption), hashlib.sha256(file.read_bytes()).hexdigest(), load
+            )
 
     def _load(self, file: Path, size: tuple[int, int]) -> np.ndarray | None:
-        return cut(file.read_bytes(), size, str(file), self.unreadable)
+        return center_crop(file.read_bytes(), size, str(file), self.unreadable)
 
 
 @dataclass(frozen=True)
-class HubImages(Images):
+class HubImages(ImageSource):
     """A data set of the Hugging Face hub, or of a folder, that `datasets` can load."""
 
     dataset: str
@@ -131,10 +133,10 @@ class HubImages(Images):
     def __post_init__(self) -> None:
         check_extra("a data set of the hub", ["datasets"], "data")
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[Picture]:
+    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         import datasets
 
-        rows = loaded(self.dataset, self.split, self.revision)
+        rows = load_hub_dataset(self.dataset, self.split, self.revision)
         for column in (self.image, self.caption):
             if column not in rows.column_names:
                 raise ValueError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
@@ -144,14 +146,16 @@ class HubImages(Images):
             image = row.pop(self.image)
             check_caption(row, self.caption, place)
             load = partial(self._load, rows, i, size)
-            yield Picture(captioned(row, self.caption), hashlib.sha256(content(image)).hexdigest(), load)
+            yield CaptionedImage(
+                caption_record(row, self.caption), hashlib.sha256(encoded_bytes(image)).hexdigest(), load
+            )
 
     def _load(self, rows: "datasets.Dataset", i: int, size: tuple[int, int]) -> np.ndarray | None:
         place = f"{self.dataset}[{i}]"
-        return cut(content(rows[i][self.image]), size, place, self.unreadable)
+        return center_crop(encoded_bytes(rows[i][self.image]), size, place, self.unreadable)
 
 
-def loaded(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
+def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
     """What the hub, or a folder, holds under that name; ValueError where it cannot be had."""
     import datasets
     from datasets.exceptions import DatasetsError
@@ -165,14 +169,14 @@ def loaded(dataset: str, split: str, revision: str | None) -> "datasets.Dataset"
         raise ValueError(f"images {dataset}: split {split!r} could not be loaded; {why}") from None
 
 
-def content(image: Mapping | None) -> bytes:
+def encoded_bytes(image: Mapping | None) -> bytes:
     """What `datasets` gives for an image that it does not decode; empty where there is none."""
     if image is None or (image["bytes"] is None and not Path(str(image["path"])).is_file()):
         return b""
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
-def metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
+def read_metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
     """The lines of a folder's metadata.jsonl with their places; ValueError for one that cannot be used."""
     file = folder / "metadata.jsonl"
     if not file.is_file():
@@ -201,7 +205,7 @@ def metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
     return found
 
 
-def captioned(line: Mapping, caption: str) -> dict:
+def caption_record(line: Mapping, caption: str) -> dict:
     """The record of a line: its caption is the prompt, whatever else is called so."""
     return {k: v for k, v in line.items() if k not in ("file_name", caption)} | {"prompt": line[caption]}
 
@@ -213,7 +217,9 @@ def check_caption(line: Mapping, caption: str, place: str) -> None:
         raise ValueError(f"{place}: no caption under {caption!r}; write one, or name another key with --data.caption")
 
 
-def cut(image: bytes, size: tuple[int, int], name: str, unreadable: Literal["stop", "skip"]) -> np.ndarray | None:
+def center_crop(
+    image: bytes, size: tuple[int, int], name: str, unreadable: Literal["stop", "skip"]
+) -> np.ndarray | None:
     """The middle of an encoded image, scaled to uint8 (H, W, 3), H and W of `size`.
 
     None or ValueError, as `unreadable` says, where it cannot be read; ValueError where it is smaller than `size`.
@@ -234,7 +240,7 @@ def cut(image: bytes, size: tuple[int, int], name: str, unreadable: Literal["sto
     return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
 
 
-def empty_tokens(most: int, step: int, seed: int) -> int:
+def num_empty_tokens(most: int, step: int, seed: int) -> int:
     """How many zero vectors follow the prompts of this batch: mostly none, now and then a log-uniform number.
 
     Long batches cost more, and a few of them suffice to learn that zeros mean nothing.

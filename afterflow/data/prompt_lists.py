@@ -9,11 +9,11 @@ from typing import Any
 from ..system.optional_dependencies import check_extra
 from .prompts import PromptFile
 
-PROMPT = ("prompt", "prompts", "prompt_en", "caption", "text")
-TAG = ("tag", "category", "style")
+PROMPT_COLUMNS = ("prompt", "prompts", "prompt_en", "caption", "text")
+TAG_COLUMNS = ("tag", "category", "style")
 """Columns, in lower case; the first that is there counts."""
-ENDINGS = (".txt", ".jsonl", ".csv", ".json")
-ALL = "all"
+FILE_TYPES = (".txt", ".jsonl", ".csv", ".json")
+DEFAULT_TAG = "all"
 """The tag of prompts that have none."""
 
 
@@ -24,21 +24,21 @@ def read_prompts(where: str) -> list[dict]:
     """
     path = Path(where)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
-        records = [{"tag": file.stem} | record for file in files for record in of_file(file)]
+        files = sorted(file for file in path.iterdir() if file.suffix in FILE_TYPES)
+        records = [{"tag": file.stem} | record for file in files for record in read_prompt_file(file)]
     elif path.is_file():
-        records = of_file(path)
-    elif path.suffix in ENDINGS or len(path.parts) != 2:
+        records = read_prompt_file(path)
+    elif path.suffix in FILE_TYPES or len(path.parts) != 2:
         raise ValueError(f"prompts {where}: no such file or folder, and a data set of the hub reads owner/name[:split]")
     else:
-        records = of_hub(where)
+        records = read_hub_prompts(where)
     if not records:
         raise ValueError(f"prompts {where}: there is none in it")
-    once = {record["prompt"]: {"tag": ALL} | record for record in records}
+    once = {record["prompt"]: {"tag": DEFAULT_TAG} | record for record in records}
     return list(once.values())
 
 
-def of_file(file: Path) -> list[dict]:
+def read_prompt_file(file: Path) -> list[dict]:
     if file.suffix in (".txt", ".jsonl"):
         return PromptFile(str(file)).records(0)
     try:
@@ -48,36 +48,36 @@ def of_file(file: Path) -> list[dict]:
         raise ValueError(f"prompts {file}: it cannot be read ({error})") from None
     if not isinstance(rows, list):
         raise ValueError(f"prompts {file}: it is no list")
-    return of_rows(({"prompt": row} if isinstance(row, str) else row for row in rows), str(file))
+    return records_from_rows(({"prompt": row} if isinstance(row, str) else row for row in rows), str(file))
 
 
-def of_hub(where: str) -> list[dict]:
-    from .images import loaded
+def read_hub_prompts(where: str) -> list[dict]:
+    from .images import load_hub_dataset
 
     check_extra(f"prompts {where}, a data set of the hub,", ["datasets"], "data")
     dataset, _, split = where.partition(":")
-    return of_rows(loaded(dataset, split or "train", None), where)
+    return records_from_rows(load_hub_dataset(dataset, split or "train", None), where)
 
 
-def of_rows(rows: Iterable[Any], where: str) -> list[dict]:
+def records_from_rows(rows: Iterable[Any], where: str) -> list[dict]:
     """Rows of a table (mappings), whose other columns stay in their records; ValueError for one without a prompt."""
     records = []
     for n, row in enumerate(rows, 1):
         names = {name.lower(): name for name in row if name is not None}
-        column = next((names[name] for name in PROMPT if name in names), None)
+        column = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
         prompt = None if column is None else row[column]
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompts {where}: row {n} has no text under one of {', '.join(PROMPT)}")
-        tag = next((row[names[name]] for name in TAG if name in names), None)
+            raise ValueError(f"prompts {where}: row {n} has no text under one of {', '.join(PROMPT_COLUMNS)}")
+        tag = next((row[names[name]] for name in TAG_COLUMNS if name in names), None)
         told = {} if tag is None else {"tag": str(tag)}
         plain = {
             name: value for name, value in row.items() if isinstance(value, str | int | float | bool | list | dict)
         }
-        records.append({**plain, "prompt": prompt.strip(), **told, **points(row, f"{where}: row {n}")})
+        records.append({**plain, "prompt": prompt.strip(), **told, **read_test_points(row, f"{where}: row {n}")})
     return records
 
 
-def points(row: Mapping[str, Any], place: str) -> dict:
+def read_test_points(row: Mapping[str, Any], place: str) -> dict:
     """UniGenBench's test points, each a dimension and what a picture must show for it."""
     column = next((name for name in row if name is not None and name.startswith("sub_dims")), None)
     if column is None:

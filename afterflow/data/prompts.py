@@ -16,8 +16,8 @@ from ..sampling.seeds import generator, number
 from ..system.names import unknown_name
 
 # Reward → what it asks of a record: ValueError with one sentence.
-Needs = Mapping[str, Callable[[dict], None]]
-NOTHING: Needs = MappingProxyType({})
+RecordChecks = Mapping[str, Callable[[dict], None]]
+NO_CHECKS: RecordChecks = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PromptFile:
     tag: str | None = None
     """Of records that have none of their own: the task that a teacher or a turn is chosen by."""
 
-    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
+    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
         """ValueError with file and line where a record cannot be used."""
         file = Path(self.path)
         if not file.is_file():
@@ -38,19 +38,19 @@ class PromptFile:
             lines = file.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"prompts {self.path}: not UTF-8 at byte {error.start}") from None
-        parse = parse_json if file.suffix == ".jsonl" else parse_text
+        parse = parse_json_line if file.suffix == ".jsonl" else parse_text_line
         records = []
         for place, line in enumerate(lines, 1):
             if line.strip():
                 tagged = {} if self.tag is None else {"tag": self.tag}
                 records.append(tagged | parse(line, f"{self.path}:{place}"))
-                check(records[-1], f"{self.path}:{place}", needs)
+                check_record(records[-1], f"{self.path}:{place}", needs)
         if not records:
             raise ValueError(f"prompts {self.path}: the file is empty; write one prompt per line")
         return records
 
 
-def check(record: dict, place: str, needs: Needs) -> None:
+def check_record(record: dict, place: str, needs: RecordChecks) -> None:
     """ValueError with the place of a record that a reward could not judge."""
     for reward, validate in needs.items():
         try:
@@ -59,11 +59,11 @@ def check(record: dict, place: str, needs: Needs) -> None:
             raise ValueError(f"{place}: {error}; {reward} needs that of every record") from None
 
 
-def parse_text(line: str, place: str) -> dict:
+def parse_text_line(line: str, place: str) -> dict:
     return {"prompt": line.strip()}
 
 
-def parse_json(line: str, place: str) -> dict:
+def parse_json_line(line: str, place: str) -> dict:
     """A record of a .jsonl line."""
     try:
         record = json.loads(line)
@@ -88,15 +88,15 @@ class ShapesPrompts:
     """Pixels; larger pictures hold longer signs."""
 
     def __post_init__(self) -> None:
-        check_world(self.count, self.split, self.tags, self.size)
+        check_shapes_options(self.count, self.split, self.tags, self.size)
 
-    def records(self, seed: int, needs: Needs = NOTHING) -> list[dict]:
+    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
         per_tag, draw = -(-self.count // len(self.tags)), number(seed, "prompts") % 2**32
         distinct = [shapes.suite(self.split, per_tag, draw, self.size, [tag]) for tag in self.tags]
         return [record for of_tag in distinct for record in islice(cycle(of_tag), per_tag)]
 
 
-def check_world(count: int, split: str, tags: Sequence[str], size: int) -> None:
+def check_shapes_options(count: int, split: str, tags: Sequence[str], size: int) -> None:
     """ValueError for what the shapes world does not have."""
     if count < 1:
         raise ValueError(f"count = {count}: at least 1")
@@ -111,7 +111,7 @@ def check_world(count: int, split: str, tags: Sequence[str], size: int) -> None:
         raise ValueError(f"size = {size}: the shapes world is drawn at {SIZES[0]} or {SIZES[1]} px")
 
 
-def batch(total: int, step: int, size: int, seed: int) -> torch.Tensor:
+def batch_rows(total: int, step: int, size: int, seed: int) -> torch.Tensor:
     """(size,) long: which of `total` examples iteration `step` takes.
 
     Every epoch is a fresh permutation and no example is left out; an iteration may span two epochs.
@@ -133,12 +133,12 @@ def check_turns(records: Sequence[dict], turns: Mapping[str, int]) -> None:
             raise ValueError(f"turns: the tag {record.get('tag')!r} of prompt {record['prompt']!r} never has its turn")
 
 
-def rows(records: Sequence[dict], turns: Mapping[str, int], step: int, size: int, seed: int) -> torch.Tensor:
+def prompt_rows(records: Sequence[dict], turns: Mapping[str, int], step: int, size: int, seed: int) -> torch.Tensor:
     """(size,) long: which prompts iteration `step` takes, of all, or of the tag whose turn it is."""
     if not turns:
-        return batch(len(records), step, size, seed)
+        return batch_rows(len(records), step, size, seed)
     order = [tag for tag, many in turns.items() for _ in range(many)]
     tag = order[step % len(order)]
     mine = torch.tensor([i for i, record in enumerate(records) if record.get("tag") == tag])
     before = step // len(order) * turns[tag] + order[: step % len(order)].count(tag)
-    return mine[batch(len(mine), before, size, seed)]
+    return mine[batch_rows(len(mine), before, size, seed)]

@@ -62,7 +62,7 @@ class Scene:
         return found[:MAX_PER_CLASS]
 
 
-def evaluate(
+def score_detections(
     record: Record,
     detections: Sequence[Detection],
     mode: str,
@@ -81,7 +81,7 @@ def evaluate(
     return float(MODES[mode](record, scene))
 
 
-def official(record: Record, scene: Scene) -> bool:
+def _official(record: Record, scene: Scene) -> bool:
     groups: list[list[Detection] | None] = []
     for clause in record["include"]:
         found = scene.of(clause["class"])[: clause["count"]]
@@ -92,7 +92,7 @@ def official(record: Record, scene: Scene) -> bool:
     return None not in groups and not excluded
 
 
-def strict(record: Record, scene: Scene) -> bool:
+def _strict(record: Record, scene: Scene) -> bool:
     groups: list[list[Detection] | None] = []
     for clause in record["include"]:
         found = scene.of(clause["class"])
@@ -102,15 +102,15 @@ def strict(record: Record, scene: Scene) -> bool:
     return None not in groups
 
 
-def closed(record: Record, scene: Scene) -> bool:
+def _closed(record: Record, scene: Scene) -> bool:
     if scene.unexplained is None:
         raise ValueError("closed needs `unexplained`, the share of the picture that no detection explains")
     wanted = sum(clause["count"] for clause in record["include"])
     alone = len(scene.detections) == wanted and scene.unexplained < MAX_UNEXPLAINED
-    return alone and strict(record, scene)
+    return alone and _strict(record, scene)
 
 
-def partial(record: Record, scene: Scene) -> float:
+def _partial(record: Record, scene: Scene) -> float:
     terms: list[float] = []
     candidates = [[d for d in scene.detections if d.cls == clause["class"]] for clause in record["include"]]
     for clause, found in zip(record["include"], candidates, strict=True):
@@ -130,7 +130,7 @@ def partial(record: Record, scene: Scene) -> float:
     return sum(terms) / len(terms) * math.exp(-0.35 * surplus - excess / 0.05)
 
 
-def partial_flowgrpo(record: Record, scene: Scene) -> float:
+def _partial_flowgrpo(record: Record, scene: Scene) -> float:
     rewards: list[float] = []
     groups: list[list[Detection] | None] = []
     for clause in record["include"]:
@@ -153,11 +153,11 @@ def partial_flowgrpo(record: Record, scene: Scene) -> float:
 
 
 MODES: dict[str, Callable[[Record, Scene], float]] = {
-    "official": official,
-    "strict": strict,
-    "closed": closed,
-    "partial": partial,
-    "partial_flowgrpo": partial_flowgrpo,
+    "official": _official,
+    "strict": _strict,
+    "closed": _closed,
+    "partial": _partial,
+    "partial_flowgrpo": _partial_flowgrpo,
 }
 
 

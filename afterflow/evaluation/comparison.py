@@ -79,7 +79,7 @@ def base_of(model: Pretrained, settings: Settings) -> Base:
     records = suite_prompts(settings, picture_size(loaded))
     pictures = suite_pictures(loaded, records, settings)
     reference, fresh = (renders(records, pictures.shape, settings.seed, name) for name in ("reference", "fresh"))
-    features = population.features(reference.reshape(-1, *pictures.shape[2:]))
+    features = population.texture_features(reference.reshape(-1, *pictures.shape[2:]))
     truth = {"frechet": frechet(fresh, features)}
     return Base(records, pictures, features, judge(pictures, records, features), truth)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..system.atomic_files import replace_text
+from ..system.atomic_files import write_text_atomically
 
 SETTINGS = "settings.json"
 
@@ -42,7 +42,7 @@ def begin(folder: Path, settings: dict) -> None:
     if is_gallery(folder):
         raise ValueError(f"{folder} holds pictures that afterflow did not draw; take another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps(told, indent=2) + "\n")
+    write_text_atomically(file, json.dumps(told, indent=2) + "\n")
 
 
 def missing(folder: Path, prompts: int) -> list[int]:
@@ -59,7 +59,7 @@ def add(folder: Path, place: int, record: dict, images: np.ndarray) -> None:
             part = file.with_suffix(".part")
             Image.fromarray(frame).save(part, format="PNG")
             os.replace(part, file)
-    replace_text(mine / "metadata.jsonl", json.dumps(record) + "\n")
+    write_text_atomically(mine / "metadata.jsonl", json.dumps(record) + "\n")
 
 
 def files(mine: Path, k: int, image: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
@@ -114,7 +114,7 @@ def update(folder: Path, records: Sequence[dict]) -> None:
     for place, record in enumerate(records):
         file = of_prompt(folder, place) / "metadata.jsonl"
         if file.is_file() and file.read_text(encoding="utf-8") != json.dumps(record) + "\n":
-            replace_text(file, json.dumps(record) + "\n")
+            write_text_atomically(file, json.dumps(record) + "\n")
 
 
 def opened(file: Path) -> np.ndarray:

@@ -57,7 +57,7 @@ def compare_pictures(
 ) -> tuple[Report, Judged, Judged | None]:
     """Judge pictures (P, K, H, W, 3) of the same P records beside fresh renders of them."""
     reference, fresh = (renders(records, tuned.shape, settings.seed, name) for name in ("reference", "fresh"))
-    features = population.features(reference.reshape(-1, *tuned.shape[2:]))
+    features = population.texture_features(reference.reshape(-1, *tuned.shape[2:]))
     judged = judge(tuned, records, features)
     judged_base = None if base is None else judge(base, records, features)
     truth = {"frechet": frechet(fresh, features)}
@@ -91,4 +91,4 @@ def renders(records: Sequence[dict], shape: Sequence[int], seed: int, name: str)
 
 def frechet(images: np.ndarray, features: np.ndarray) -> float:
     """Distance of pictures (P, K, H, W, 3) to as many others, given as features (P * K, F)."""
-    return population.frechet(population.features(images.reshape(-1, *images.shape[2:])), features)
+    return population.frechet_distance(population.texture_features(images.reshape(-1, *images.shape[2:])), features)

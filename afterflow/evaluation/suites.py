@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.geneval_prompts import SignPrompts
-from ..data.prompt_lists import ALL, read_prompts
-from ..data.prompts import check
+from ..data.prompt_lists import DEFAULT_TAG, read_prompts
+from ..data.prompts import check_record
 from ..envs.shapes.moving import MOVING_TAGS, moving_suite
 from ..experiment.intervals import written
 from ..models.base import Model
@@ -32,7 +32,7 @@ from ..models.wrappers import guided, in_chunks
 from ..rewards.base import RewardModels
 from ..rewards.grouped import ask
 from ..rewards.registry import find
-from ..system.atomic_files import replace_text
+from ..system.atomic_files import write_text_atomically
 from . import image_store as gallery
 from .shapes_report import Comparison, Judged, brief, compare
 
@@ -144,7 +144,7 @@ def check_records(records: Sequence[dict], rewards: Sequence[str]) -> None:
     """ValueError for a record that a reward could not judge."""
     asked = {name: known.needs for name in rewards if (known := find(name)).needs is not None}
     for record in records:
-        check(record, f"prompt {record['prompt']!r}", asked)
+        check_record(record, f"prompt {record['prompt']!r}", asked)
 
 
 def draw_suite(
@@ -186,7 +186,7 @@ def scores(
             asked = [place for place in places if None in known.get(digests[place], {}).get(name, [None])]
             if asked:
                 known |= asked_of(name, folder, asked, records, models, [digests[place] for place in asked], say)
-                replace_text(file, json.dumps(kept) + "\n")
+                write_text_atomically(file, json.dumps(kept) + "\n")
     told = {name: [kept[key][digest] for digest in digests] for name, key in keys.items()}
     found = {name: rows_of(name, rows) for name, rows in told.items()}
     if parts:
@@ -278,7 +278,7 @@ def rendered(found: Found, draws: int) -> Group:
         cells = (each.tuned,) if each.base is None else (each.base, each.tuned, each.delta)
         table.add_row(name, *(written(cell, "+" if cell is each.delta else "") for cell in cells))
     parts: list[str | Table] = [f"{found.suite}: mean over {len(found.tags)} tags", *names, table]
-    if list(found.tags) != [ALL]:
+    if list(found.tags) != [DEFAULT_TAG]:
         parts.append(tag_table(found))
     parts.append(f"{found.images} pictures a prompt. In brackets: 95 % of {draws} bootstrap draws of prompts.")
     parts += [f"{name} could not score {many} pictures." for name, many in found.invalid.items() if many]

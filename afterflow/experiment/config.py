@@ -17,7 +17,7 @@ from ..algorithms.sft import SFT
 from ..algorithms.soar import SOAR
 from ..data.clips import MovingClips, MovingPrompts
 from ..data.geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
-from ..data.images import HubImages, ImageFolder, Images, ShapesImages
+from ..data.images import HubImages, ImageFolder, ImageSource, ShapesImages
 from ..data.prompts import PromptFile, ShapesPrompts
 from ..models.adapters import Full, LoRA
 from ..models.flux import Flux
@@ -163,7 +163,7 @@ class Run:
         self._check_model()
         self._check_held_out()
         algorithm = self.algorithm
-        if isinstance(algorithm, Supervised) != isinstance(self.data, Images):
+        if isinstance(algorithm, Supervised) != isinstance(self.data, ImageSource):
             need = "images with prompts" if isinstance(algorithm, Supervised) else "prompts"
             raise ValueError(f"{type(algorithm).__name__} learns from {need}, not from {type(self.data).__name__}")
         if isinstance(algorithm, Supervised):
@@ -285,7 +285,7 @@ class Run:
     @property
     def rewards(self) -> tuple[str, ...]:
         """All that are asked: those, and what images to learn from must reach."""
-        return (*self.watched, *(self.data.min_reward if isinstance(self.data, Images) else ()))
+        return (*self.watched, *(self.data.min_reward if isinstance(self.data, ImageSource) else ()))
 
     @property
     def folder(self) -> Path:

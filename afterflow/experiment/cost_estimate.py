@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..algorithms.base import WIN_RATE, Models, OnPolicy, Requirements, Scores, Supervised
-from ..data.images import Images
+from ..data.images import ImageSource
 from ..models.adapters import Full, attach
 from ..models.base import Model
 from ..models.pipeline import PipelineModel, Pretrained
@@ -253,5 +253,5 @@ def render(run: Run, found: Forecast) -> Table:
     total = sum(found.flops.values()) * run.iterations
     table.add_row(f"PFLOP in {run.iterations} iterations", f"{total / 1e15:.3f}")
     left_out = "Not counted: reward models, the text encoders while they encode, the decoder's activations"
-    table.caption = left_out + (", captions before they are read." if isinstance(run.data, Images) else ".")
+    table.caption = left_out + (", captions before they are read." if isinstance(run.data, ImageSource) else ".")
     return table

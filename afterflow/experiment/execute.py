@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from ..algorithms.base import OnPolicy, Supervised
-from ..data.images import Images
-from ..data.prompts import rows
+from ..data.images import ImageSource
+from ..data.prompts import prompt_rows
 from ..models.generate import encoded
 from ..rewards.grouped import both_orders, compare
 from ..rewards.registry import check_rewards
@@ -18,10 +18,10 @@ from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..train.budget import Budget
 from ..train.clock import Clock
-from ..train.distributed import take_device
+from ..train.distributed import select_device
 from ..train.explore import Iteration, explore, supervised
 from ..train.loop import train
-from ..train.out_of_memory import explained
+from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
 from .latent_dataset import image_pairs
 from .learning_rate import learning_rate
@@ -41,10 +41,10 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     """
     records = prompt_records(run)
     held_out = held_out_records(run)
-    take_device()
+    select_device()
     check_rewards(run.rewards, run.reward_models)
     clock = Clock()
-    with explained(clock):
+    with explain_out_of_memory(clock):
         session = prepare(run, resume)
         train_on(run, recipe, session, records, held_out, clock)
     return run.folder
@@ -96,7 +96,7 @@ def train_on(
 def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Conditioning]:
     """The iterations to train on, and the encoded prompts they are about."""
     run, model = session.run, session.model
-    if isinstance(run.data, Images):
+    if isinstance(run.data, ImageSource):
         assert isinstance(run.algorithm, Supervised)
         pairs, prompts = image_pairs(run, run.data, model)
         first, last = session.first, run.iterations
@@ -106,7 +106,7 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
     source = explore(
         run.algorithm,
         session.models,
-        lambda step: prompts[rows(records, run.turns, step, run.batch, run.seed)],
+        lambda step: prompts[prompt_rows(records, run.turns, step, run.batch, run.seed)],
         scorer(model, run.algorithm, run.judge, run.reward_models),
         model.latent_shape,
         session.first,

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import __version__
-from ..data.images import Images, Picture, ShapesImages, empty_tokens
-from ..data.prompts import batch, check
+from ..data.images import CaptionedImage, ImageSource, ShapesImages, num_empty_tokens
+from ..data.prompts import batch_rows, check_record
 from ..models.base import Model, cache_folder, keep
 from ..models.generate import encoded, picture_size
 from ..rewards.base import RewardModels
@@ -27,22 +27,22 @@ SHARD = 256
 """Pictures of one file of the cache."""
 
 
-def image_pairs(run: Run, data: Images, model: Model) -> tuple[Callable[[int], Pairs], Conditioning]:
+def image_pairs(run: Run, data: ImageSource, model: Model) -> tuple[Callable[[int], Pairs], Conditioning]:
     """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
     latents, records = gathered(data, model, run.seed, run.reward_models)
     cond = encoded(model, records)
     most = data.empty_tokens if isinstance(data, ShapesImages) else 0
 
     def pairs(step: int) -> Pairs:
-        rows = batch(len(records), step, run.batch, run.seed)
+        rows = batch_rows(len(records), step, run.batch, run.seed)
         return Pairs(
-            latents[rows].to(cond.index.device), replace(cond[rows], padding=empty_tokens(most, step, run.seed))
+            latents[rows].to(cond.index.device), replace(cond[rows], padding=num_empty_tokens(most, step, run.seed))
         )
 
     return pairs, cond
 
 
-def gathered(data: Images, model: Model, seed: int, models: RewardModels = PUBLISHED) -> tuple[Tensor, list[dict]]:
+def gathered(data: ImageSource, model: Model, seed: int, models: RewardModels = PUBLISHED) -> tuple[Tensor, list[dict]]:
     """Latents (N, ...), on the CPU, and records of the pictures to learn from; ValueError when none is left."""
     latents, records, missing, asked = [], [], 0, 0
     for part in shards(data.pictures(seed, picture_size(model))):
@@ -58,13 +58,13 @@ def gathered(data: Images, model: Model, seed: int, models: RewardModels = PUBLI
     return torch.cat(latents), records
 
 
-def shards(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+def shards(pictures: Iterator[CaptionedImage]) -> Iterator[list[CaptionedImage]]:
     while part := list(islice(pictures, SHARD)):
         yield part
 
 
 def encoded_shard(
-    part: Sequence[Picture], model: Model, least: Mapping[str, float], cache: bool, models: RewardModels
+    part: Sequence[CaptionedImage], model: Model, least: Mapping[str, float], cache: bool, models: RewardModels
 ) -> tuple[Tensor, list[int], int]:
     """Latents of the pictures to learn from, their places in the shard, and how many pictures could not be read."""
     file = cache_file(part, model, least, models)
@@ -96,7 +96,7 @@ def good_enough(
         needs = find(name).needs
         asked = {} if needs is None else {f"min_reward {name}": needs}
         for record in records:
-            check(record, f"the image of {record['prompt']!r}", asked)
+            check_record(record, f"the image of {record['prompt']!r}", asked)
         answer = ask(name, images[:, None], records, models)
         if answer.failures:
             raise ValueError(f"min_reward: {name} has no score for the image of {answer.failures[0]}")
@@ -104,7 +104,7 @@ def good_enough(
     return good
 
 
-def cache_file(part: Sequence[Picture], model: Model, least: Mapping[str, float], models: RewardModels) -> Path:
+def cache_file(part: Sequence[CaptionedImage], model: Model, least: Mapping[str, float], models: RewardModels) -> Path:
     """Where the latents of these pictures lie: its name is decided by all that decides them."""
     told = [
         model.image_key,

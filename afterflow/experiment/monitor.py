@@ -18,14 +18,14 @@ from ..objectives.preferences import win_rates
 from ..rewards.grouped import ask, both_orders, compare
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
-from ..system.atomic_files import replace_text
+from ..system.atomic_files import write_text_atomically
 from ..system.errors import TrainingStopped
 from ..train.budget import Budget
 from ..train.clock import Clock
 from ..train.distributed import Processes
 from ..train.progress import Progress
-from ..train.reward_hacking import cheating
-from ..train.signals import EXPLORING, Reclaimed, interruptible
+from ..train.reward_hacking import reward_hacking_signs
+from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
 from .image_grid import save_pictures
 from .run_files import MetricsFile
@@ -117,7 +117,7 @@ class Window:
         means = {f"eval/{name}": value for name, value in means.items()}
         trained = [name for name in rewards if name not in run.hidden]
         if run.hidden and trained:
-            found = cheating(self.earliest, by_prompt, trained, run.hidden)
+            found = reward_hacking_signs(self.earliest, by_prompt, trained, run.hidden)
             means["alarm"] = float(bool(found))
             for sentence in found:
                 print(f"step {step}: ALARM: {sentence}; look at samples/, the policy may be cheating")
@@ -133,7 +133,7 @@ class Window:
         self.best = means[f"eval/{name}"]
         session.leave(run.folder / "best" / session.kind)
         if session.processes.main:
-            replace_text(
+            write_text_atomically(
                 run.folder / "best.json", json.dumps({"step": step, "reward": name, "value": self.best}) + "\n"
             )
 
@@ -195,7 +195,7 @@ def follow(
             try:
                 for step in watched(session, steps, window, budget, log, progress, clock, signals, agreed):
                     done = step
-            except Reclaimed:  # before the update of an iteration, which is left out
+            except Preempted:  # before the update of an iteration, which is left out
                 if done >= session.first:
                     session.save(done)
                 raise TrainingStopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
@@ -240,7 +240,7 @@ def watched(
         budget.used += max(seconds for seconds, _ in told)
         agreed |= {each for _, others in told for each in others}
         last, reclaimed = budget.ends(step) or signal.SIGINT in agreed, signal.SIGTERM in agreed
-        with suppress(Reclaimed), clock.within("evaluation"):
+        with suppress(Preempted), clock.within("evaluation"):
             if due(run.eval_every, step, last) and not reclaimed:
                 metrics |= window.evaluate(step)
         metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
@@ -248,7 +248,7 @@ def watched(
             log.write(step, metrics)
         processes.accelerator.log(metrics, step)
         progress.show(step, metrics)
-        with suppress(Reclaimed), clock.within("pictures"):
+        with suppress(Preempted), clock.within("pictures"):
             if due(run.sample_every, step, last) and not reclaimed:
                 window.save_samples(step)
         ends = last or reclaimed
@@ -268,8 +268,8 @@ def said_once(reasons: Sequence[str], total: int, processes: Processes) -> list[
 def leavable(processes: Processes) -> tuple[str, ...]:
     """Stages that SIGTERM may break off: with several processes those whose end all wait for together."""
     if processes.count == 1:
-        return (*EXPLORING, "evaluation", "pictures")
-    return EXPLORING[1:] if processes.sharded else EXPLORING
+        return (*INTERRUPTIBLE_STAGES, "evaluation", "pictures")
+    return INTERRUPTIBLE_STAGES[1:] if processes.sharded else INTERRUPTIBLE_STAGES
 
 
 def due(every: int, step: int, last: bool) -> bool:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import torch
 
-from ..system.atomic_files import replace_text
+from ..system.atomic_files import write_text_atomically
 from .serialization import differences
 
 LIBRARIES = ("afterflow", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
@@ -38,12 +38,12 @@ def write_record(
         "processes": processes,
     }
     if begun is None:
-        replace_text(file, json.dumps(record, indent=2) + "\n")
+        write_text_atomically(file, json.dumps(record, indent=2) + "\n")
         return []
     about = ("versions", "git_commit", "hardware", "processes")
     then, now = ({name: told[name] for name in about if name in begun} for told in (begun, record))
     begun.setdefault("resumed", []).append({"iteration": first} | {name: record[name] for name in about})
-    replace_text(file, json.dumps(begun, indent=2) + "\n")
+    write_text_atomically(file, json.dumps(begun, indent=2) + "\n")
     return differences(then, now)
 
 
@@ -51,7 +51,7 @@ def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:
     """What makes a tracker go on with the curves of a resumed run, instead of beginning others."""
     file = folder / "tracker.json"
     if not file.is_file():
-        replace_text(file, json.dumps({"id": uuid4().hex}) + "\n")
+        write_text_atomically(file, json.dumps({"id": uuid4().hex}) + "\n")
     known = json.loads(file.read_text())["id"]
     return {
         "wandb": {"name": name, "id": known, "resume": "allow"},
@@ -87,7 +87,7 @@ class MetricsFile:
         lines = file.read_text().splitlines() if file.is_file() else []
         # A resumed run repeats the iterations after its checkpoint; the last of them may be half a line.
         kept = list(takewhile(lambda line: line.endswith("}") and json.loads(line)["step"] < first, lines))
-        replace_text(file, "".join(line + "\n" for line in kept))
+        write_text_atomically(file, "".join(line + "\n" for line in kept))
         self.before: dict[str, float] = json.loads(kept[-1]) if kept else {}
         """What the iteration before the first one measured."""
         self.earliest: dict[str, Any] = json.loads(kept[0]) if kept else {}

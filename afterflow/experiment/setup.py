@@ -24,10 +24,10 @@ from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
 from ..system.errors import TrainingStopped
 from ..train import checkpoint as state
-from ..train.distributed import Processes, accelerator_of
+from ..train.distributed import Processes, make_accelerator
 from ..train.ema import Ema
 from ..train.reward_history import RewardHistory
-from ..train.sharding import let_go, shard, whole
+from ..train.sharding import gather_network, reshard, shard_network
 from .config import Run
 from .serialization import differences, to_json
 
@@ -52,11 +52,11 @@ class Session:
         scaler, keep = self.processes.accelerator.scaler, self.run.keep
         folder = self.run.folder / "checkpoints"
         try:
-            state.save(
+            state.save_checkpoint(
                 folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep, self.processes
             )
         except (OSError, SafetensorError) as error:
-            kept = state.checkpoints(folder)
+            kept = state.list_checkpoints(folder)
             last = f"{kept[-1].name} is whole" if kept else "there is none before it"
             raise TrainingStopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
 
@@ -68,7 +68,7 @@ class Session:
     def leave(self, folder: Path) -> None:
         """Write what is trained, averaged, as diffusers loads it: a LoRA's folder, or a pipeline's."""
         with self.averaged():
-            network = whole(self.model.module) if self.processes.sharded else self.model.module
+            network = gather_network(self.model.module) if self.processes.sharded else self.model.module
             if not self.processes.main:
                 return
             if isinstance(self.run.tune, LoRA):
@@ -81,14 +81,14 @@ class Session:
     def averaged(self) -> Iterator[None]:
         """Inside, the policy is the one that is evaluated and saved."""
         with nullcontext() if self.ema is None else self.ema.applied(self.parameters):
-            let_go(self.model.module)
+            reshard(self.model.module)
             yield
-        let_go(self.model.module)
+        reshard(self.model.module)
 
 
 def prepare(run: Run, resume: bool) -> Session:
     """Load the model, attach what is trained, and go back to the last checkpoint when asked."""
-    saved = state.checkpoints(run.folder / "checkpoints")
+    saved = state.list_checkpoints(run.folder / "checkpoints")
     if resume and not saved:
         raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
     if saved and not resume:
@@ -98,7 +98,7 @@ def prepare(run: Run, resume: bool) -> Session:
     if run.threads:
         torch.set_num_threads(run.threads)
     AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
-    accelerator = accelerator_of(
+    accelerator = make_accelerator(
         run.mixed_precision, log_with=None if run.track == "none" else run.track, project_dir=run.folder
     )
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
@@ -124,7 +124,7 @@ def prepare(run: Run, resume: bool) -> Session:
     ema = Ema(parameters, run.ema) if run.ema is not None else None
     history = run.algorithm.requirements.history if isinstance(run.algorithm, OnPolicy) else 0
     memory = RewardHistory(history) if history else None
-    first = state.load(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
+    first = state.load_checkpoint(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, processes, memory, first)
 
@@ -144,7 +144,7 @@ def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> Non
     n = processes.count
     if run.shard != "none" and n == 1:
         raise ValueError(f"shard = {run.shard}: one process has nobody to share with; launch several, or leave it out")
-    if processes.lanes_of_all % n:
+    if processes.grad_partitions % n:
         raise ValueError(f"lanes = {run.lanes}: {n} processes cannot have equally many; take a multiple of {n}")
     if run.batch < n:
         raise ValueError(f"batch = {run.batch}: {n} processes need at least one prompt or image each")
@@ -169,7 +169,7 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def in_shards(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
-    return shard(network, blocks(network), run.shard, processes.accelerator.device, processes.count)
+    return shard_network(network, blocks(network), run.shard, processes.accelerator.device, processes.count)
 
 
 def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -192,7 +192,7 @@ def velocities(run: Run, model: Model, processes: Processes) -> Models:
     """The policy and whom else the algorithm asks for, in the same precision and chunks."""
     accelerator = processes.accelerator
     precise = lambda velocity: in_context(velocity, partial(precision, accelerator, run.gradient_checkpointing))
-    in_step = processes.most if processes.sharded else as_many
+    in_step = processes.all_max if processes.sharded else as_many
 
     def drawing(velocity: Velocity, scale: float, most: Callable[[int], int]) -> Velocity:
         return in_chunks(guided(precise(velocity), scale, model.combine), run.chunk, most)

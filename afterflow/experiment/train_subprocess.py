@@ -12,7 +12,7 @@ from ..data.prompts import ShapesPrompts
 from ..models.pipeline import Pretrained
 from ..system.errors import TrainingStopped
 from ..train.budget import Budget
-from ..train.checkpoint import checkpoints
+from ..train.checkpoint import list_checkpoints
 from .config import Run
 from .serialization import from_json, to_json
 
@@ -54,7 +54,7 @@ def train_apart(run: Run, recipe: str, processes: int = 1) -> None:
     file = run.folder / "asked.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
-    resumes = bool(checkpoints(run.folder / "checkpoints"))
+    resumes = bool(list_checkpoints(run.folder / "checkpoints"))
     what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = several if processes > 1 else []

@@ -22,7 +22,7 @@ from ..algorithms.pref_grpo import PrefGRPO
 from ..algorithms.pruning import Pruning
 from ..algorithms.soar import SOAR
 from ..algorithms.windows import SlidingWindow
-from ..data.geneval_prompts import MIX, MixedPrompts, ObjectPrompts, SignPrompts
+from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import ImageFolder
 from ..data.prompts import PromptFile
 from ..experiment.config import Algorithm, Prompts, Run
@@ -254,7 +254,7 @@ def _mix() -> MixGRPO:
 
 
 def _flow_opd(name: str, suffix: str, batch: int) -> Chain:
-    tasks = {"geneval": tuple(MIX), "ocr": ("text",), "pickscore": ("preference",)}
+    tasks = {"geneval": tuple(TASK_SHARES), "ocr": ("text",), "pickscore": ("preference",)}
     folder = {task: f"runs/sd35_flow_grpo_{task}{suffix}/lora" for task in tasks}
     merge = Merge(tuple(folder.values()), f"{name}_merge", rank=32)
     preference = PromptFile("prompts/pickscore.txt", tag="preference")

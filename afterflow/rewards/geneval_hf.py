@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..envs.geneval_rules import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Box, Detection, evaluate
+from ..envs.geneval_rules import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Box, Detection, score_detections
 from ..envs.shapes.prompts import validate
 from ..envs.shapes.world import COLORS
 from .base import Reward, RewardModels, Scorer, network
@@ -171,7 +171,7 @@ def geneval(name: str, mode: str, low: float, about: str, find_of: Callable[[Rew
             if mode == "partial":  # to it every detection counts, those asked for from below their threshold on
                 found = [graded(record, seen, cut, counting) for record, seen in zip(records, found)]
             options = {"threshold": cut, "counting_threshold": counting}
-            return np.array([evaluate(record, seen, mode, **options) for record, seen in zip(records, found)])
+            return np.array([score_detections(record, seen, mode, **options) for record, seen in zip(records, found)])
 
         score.__doc__ = about
         return score

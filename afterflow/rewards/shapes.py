@@ -6,13 +6,13 @@ import numpy as np
 
 from ..envs.shapes.fidelity import fidelity
 from ..envs.shapes.prompts import suite, validate
-from ..envs.shapes.render import render
+from ..envs.shapes.render import render_image
 from ..envs.shapes.verify import verify
 from .base import Canary, remembering, reward
 
 verdicts = remembering(verify)
 RECORD = suite("train", 1, 0, tags=("color_attr",))[0]
-TRUE = Canary(lambda: render(RECORD, 32, np.random.default_rng(0)), RECORD, 1.0, 0.02)
+TRUE = Canary(lambda: render_image(RECORD, 32, np.random.default_rng(0)), RECORD, 1.0, 0.02)
 
 
 @reward("shapes_strict", 0, 1, needs=validate, canary=TRUE)

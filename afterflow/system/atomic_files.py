@@ -5,16 +5,16 @@ import os
 from pathlib import Path
 
 
-def replace_text(file: Path, text: str) -> None:
+def write_text_atomically(file: Path, text: str) -> None:
     """Write it under another name, wait until the disk has it, and rename it."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
-    flush(partial)
+    flush_to_disk(partial)
     os.replace(partial, file)
-    flush(file.parent)
+    flush_to_disk(file.parent)
 
 
-def flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Return when the disk has a file, or the names in a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -3,11 +3,11 @@
 import os
 
 
-def launched() -> int:
+def launched_processes() -> int:
     """How many processes they have started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def rank() -> int:
+def launched_rank() -> int:
     """Which of them this is."""
     return int(os.environ.get("RANK", "0"))

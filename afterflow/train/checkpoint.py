@@ -12,17 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..system.atomic_files import flush, sha256
+from ..system.atomic_files import flush_to_disk, sha256
 from .distributed import Processes
-from .ema import Ema, copy
+from .ema import Ema, copy_values
 from .reward_history import RewardHistory
-from .sharding import like, own
+from .sharding import local_shard, shard_like
 
 MANIFEST = "manifest.json"
 """Names and digests of a checkpoint's other files."""
 
 
-def save(
+def save_checkpoint(
     folder: Path,
     step: int,
     parameters: Mapping[str, nn.Parameter],
@@ -43,7 +43,7 @@ def save(
 
     def begin() -> bool:
         if processes.main:
-            sweep(folder)
+            remove_unfinished(folder)
             if not final.is_dir():
                 partial.mkdir(parents=True)
         return final.is_dir()
@@ -67,11 +67,11 @@ def save(
         digests["state.json"] = sha256(partial / "state.json")
         (partial / MANIFEST).write_text(json.dumps(digests))
         for file in (partial / "state.json", partial / MANIFEST, partial):
-            flush(file)
+            flush_to_disk(file)
         partial.rename(final)
-        flush(folder)
-        for old in checkpoints(folder)[:-keep]:
-            delete(old)
+        flush_to_disk(folder)
+        for old in list_checkpoints(folder)[:-keep]:
+            delete_checkpoint(old)
 
     if not processes.run_on_all(begin)[0]:
         digests = {name: digest for told in processes.run_on_all(write) for name, digest in told.items()}
@@ -87,43 +87,43 @@ def write_tensors(
     ema: Ema | None,
 ) -> dict[str, str]:
     """What this process has of weights, optimizer and averages, on the disk; the digest of each file."""
-    tensors = {"weights": {name: own(p.detach()).contiguous() for name, p in parameters.items()}}
-    tensors["optimizer"] = flatten(optimizer, parameters)
+    tensors = {"weights": {name: local_shard(p.detach()).contiguous() for name, p in parameters.items()}}
+    tensors["optimizer"] = optimizer_tensors(optimizer, parameters)
     if ema is not None:
-        tensors["ema"] = {name: own(value).contiguous() for name, value in ema.values.items()}
+        tensors["ema"] = {name: local_shard(value).contiguous() for name, value in ema.values.items()}
     digests = {}
     for name, values in tensors.items():
-        file = folder / part_name(name, rank)
+        file = folder / shard_file_name(name, rank)
         save_file(values, file)
-        flush(file)
+        flush_to_disk(file)
         digests[file.name] = sha256(file)
     return digests
 
 
-def part_name(name: str, rank: int | None) -> str:
+def shard_file_name(name: str, rank: int | None) -> str:
     """The file of a process's shards, or of what is not sharded."""
     return f"{name}.safetensors" if rank is None else f"{name}.{rank}.safetensors"
 
 
-def delete(folder: Path) -> None:
+def delete_checkpoint(folder: Path) -> None:
     """Under another name first: killed in the middle, it leaves no checkpoint that lacks files."""
     gone = folder.with_suffix(".gone")
     folder.rename(gone)
     shutil.rmtree(gone)
 
 
-def sweep(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Take away what processes that were killed have left."""
     for left in (*folder.glob("step_*.gone"), *folder.glob("step_*.partial")):
         shutil.rmtree(left)
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The whole ones, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files; None: they are as they were written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -137,17 +137,17 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def check_whole(folder: Path) -> None:
+def check_complete(folder: Path) -> None:
     """ValueError for a damaged checkpoint, with the one before it that is not."""
-    wrong = damage(folder)
+    wrong = find_damage(folder)
     if wrong is None:
         return
-    before = [other for other in checkpoints(folder.parent) if other < folder and damage(other) is None]
+    before = [other for other in list_checkpoints(folder.parent) if other < folder and find_damage(other) is None]
     way = f"delete it to go on from {before[-1].name}" if before else "no other is whole, so start the run anew"
     raise ValueError(f"{folder} is damaged: {wrong}; {way}")
 
 
-def load(
+def load_checkpoint(
     folder: Path,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
@@ -159,31 +159,31 @@ def load(
 
     It may have been written by another number of processes, and as shards or not.
     """
-    check_whole(folder)
+    check_complete(folder)
     state = json.loads((folder / "state.json").read_text())
     with ExitStack() as opened:
         stored = lambda name: [
-            opened.enter_context(safe_open(folder / part_name(name, rank), "pt")) for rank in ranks(state)
+            opened.enter_context(safe_open(folder / shard_file_name(name, rank), "pt")) for rank in shard_ranks(state)
         ]
         weights = stored("weights")
-        if {name: list(p.shape) for name, p in parameters.items()} != shapes(weights):
+        if {name: list(p.shape) for name, p in parameters.items()} != stored_shapes(weights):
             raise ValueError(
                 f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it"
             )
-        copy(parameters, {name: like(p, assembled(weights, name)) for name, p in parameters.items()})
+        copy_values(parameters, {name: shard_like(p, assemble(weights, name)) for name, p in parameters.items()})
         moments = stored("optimizer")
         for key in moments[0].keys():  # noqa: SIM118
             name, quantity = key.rsplit("|", 1)
-            p, value = parameters[name], assembled(moments, key)
-            kept = like(p, value) if value.shape == p.shape else value.to(p.device)
+            p, value = parameters[name], assemble(moments, key)
+            kept = shard_like(p, value) if value.shape == p.shape else value.to(p.device)
             optimizer.state[p][quantity] = value.item() if value.dtype == torch.int64 else kept
         if ema is not None:
-            if not (folder / part_name("ema", ranks(state)[0])).is_file():
+            if not (folder / shard_file_name("ema", shard_ranks(state)[0])).is_file():
                 raise ValueError(
                     f"{folder}: it holds no average of the weights; resume with ema = None, as it was written"
                 )
             averages = stored("ema")
-            ema.values = {name: like(value, assembled(averages, name)) for name, value in ema.values.items()}
+            ema.values = {name: shard_like(value, assemble(averages, name)) for name, value in ema.values.items()}
             ema.updates = state["ema_updates"]
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
@@ -192,12 +192,12 @@ def load(
     return state["step"] + 1
 
 
-def ranks(state: Mapping[str, Any]) -> list[int] | list[None]:
+def shard_ranks(state: Mapping[str, Any]) -> list[int] | list[None]:
     """Whose shards a checkpoint has; checkpoints of earlier versions have none."""
     return [None] if state.get("shards") is None else list(range(state["shards"]))
 
 
-def shapes(parts: Sequence[Any]) -> dict[str, list[int]]:
+def stored_shapes(parts: Sequence[Any]) -> dict[str, list[int]]:
     """Of what open files hold together, by name."""
     each = [{name: part.get_slice(name).get_shape() for name in part.keys()} for part in parts]  # noqa: SIM118
     first = each[0]
@@ -206,19 +206,19 @@ def shapes(parts: Sequence[Any]) -> dict[str, list[int]]:
     }
 
 
-def assembled(parts: Sequence[Any], name: str) -> Tensor:
+def assemble(parts: Sequence[Any], name: str) -> Tensor:
     """A tensor of which each open file has a shard, or the only file all."""
     pieces = [part.get_tensor(name) for part in parts]
     return pieces[0] if len(pieces) == 1 or pieces[0].ndim == 0 else torch.cat(pieces)
 
 
-def flatten(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimizer's tensors, keyed `parameter|quantity`; the counts that AdamW8bit keeps are integers."""
     found: dict[str, Tensor] = {}
     for name, p in parameters.items():
         for quantity, value in optimizer.state[p].items():
             # It also has one table of its 256 values for all parameters, and safetensors wants each tensor apart.
             found[f"{name}|{quantity}"] = (
-                value.clone() if quantity.startswith("qmap") else own(torch.as_tensor(value)).contiguous()
+                value.clone() if quantity.startswith("qmap") else local_shard(torch.as_tensor(value)).contiguous()
             )
     return found

@@ -26,15 +26,15 @@ class Ema:
     def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Inside, the parameters are their averages."""
         live = {name: p.detach().clone() for name, p in parameters.items()}
-        copy(parameters, self.values)
+        copy_values(parameters, self.values)
         try:
             yield
         finally:
-            copy(parameters, live)
+            copy_values(parameters, live)
 
 
 @torch.no_grad()
-def copy(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+def copy_values(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     """Overwrite parameters with values of the same names."""
     for name, p in parameters.items():
         p.copy_(values[name])

@@ -51,7 +51,7 @@ def supervised(
     """One update per iteration, over the batch that `pairs` gives for it."""
     for step in range(first, last):
         batch = pairs(step)
-        lanes = [lane.to(batch.x0.device) for lane in processes.lanes(len(batch))]
+        lanes = [lane.to(batch.x0.device) for lane in processes.partition_rows(len(batch))]
         before, batch = int(lanes[0][0]), batch[torch.cat(lanes)]
         update = [(lane - before).split(chunk) for lane in lanes]
         yield Iteration(step, batch, [update], {"nfe/update": algorithm.evaluations}, before, batch[update[0][0][:1]])
@@ -87,7 +87,7 @@ def explore(
     for step in range(first, last):
         cond = prompts(step)
         plan = algorithm.plan(step, generator(seed, step, "plan"))
-        lanes = processes.lanes(len(cond))
+        lanes = processes.partition_rows(len(cond))
         records, mine = cond.records(), torch.cat(lanes)
         own = share_of(cond, mine, seed, step)
         drawn = partial(of_prompts, algorithm, models, plan, own, shape, keep)

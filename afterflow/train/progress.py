@@ -9,7 +9,7 @@ from rich.progress import Progress as Bar
 
 from .budget import Budget
 
-SHOWN = (
+PROGRESS_METRICS = (
     "reward",
     "flow_matching",
     "base_loss",
@@ -38,7 +38,7 @@ class Progress:
         self.name, self.budget, self.told = name, budget, -1
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = {name: metrics[name] for name in SHOWN if name in metrics}
+        shown = {name: metrics[name] for name in PROGRESS_METRICS if name in metrics}
         health = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         done = self.budget.done(step + 1)
         self.bar.update(self.task, completed=done, step=step + 1, health=health)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 Sharding = Literal["none", "zero2", "full"]
 
 
-def shard(
+def shard_network(
     network: nn.Module, blocks: Iterable[nn.Module], how: Sharding, device: torch.device, processes: int
 ) -> nn.Module:
     """Split every parameter along its first axis, block by block, then what is in none.
@@ -23,20 +23,20 @@ def shard(
     mesh = init_device_mesh(device.type, (processes,))
     for part in (*blocks, network):
         fully_shard(part, mesh=mesh, reshard_after_forward=how == "full")
-    whole = [name for name, p in network.named_parameters() if not isinstance(p, DTensor)]
-    if whole:
-        raise ValueError(f"shard = {how}: {len(whole)} parameters are not sharded, {whole[0]} for one")
+    unsharded = [name for name, p in network.named_parameters() if not isinstance(p, DTensor)]
+    if unsharded:
+        raise ValueError(f"shard = {how}: {len(unsharded)} parameters are not sharded, {unsharded[0]} for one")
     return network
 
 
-def let_go(network: nn.Module) -> None:
+def reshard(network: nn.Module) -> None:
     """Forget the gathered weights, which do not know what is written into the shards."""
     for part in network.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
-def whole(network: nn.Module) -> nn.Module | None:
+def gather_network(network: nn.Module) -> nn.Module | None:
     """A copy that is not sharded, on the CPU of the first process; elsewhere None."""
     state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not state:
@@ -48,12 +48,12 @@ def whole(network: nn.Module) -> nn.Module | None:
     return copy
 
 
-def own(value: Tensor) -> Tensor:
+def local_shard(value: Tensor) -> Tensor:
     """What this process has of a tensor: its shard, or all."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def like(value: Tensor, whole: Tensor) -> Tensor:
+def shard_like(value: Tensor, whole: Tensor) -> Tensor:
     """`whole` as `value` is kept: the shard that belongs here, or all."""
     if not isinstance(value, DTensor):
         return whole.to(value.device)

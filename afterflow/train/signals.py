@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 from .clock import Clock
 
-EXPLORING = ("rollout", "decode", "reward")
+INTERRUPTIBLE_STAGES = ("rollout", "decode", "reward")
 """Stages in which nothing that is trained moves."""
-AGAIN = 0.1
+RETRY_SECONDS = 0.1
 """Seconds after which a stage that must not be left is looked at again."""
 
 
-class Reclaimed(BaseException):
+class Preempted(BaseException):
     """The grace after SIGTERM is over, in a stage that can be left.
 
     No Exception, so that a reward which excuses its own failures does not excuse this one.
@@ -33,12 +33,12 @@ def interruptible(clock: Clock, grace: float, leavable: Collection[str]) -> Iter
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
         else:
-            signal.setitimer(signal.ITIMER_REAL, max(grace, AGAIN))
+            signal.setitimer(signal.ITIMER_REAL, max(grace, RETRY_SECONDS))
 
     def late(number: int, frame: object) -> None:
         if clock.stage in leavable:
-            raise Reclaimed
-        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+            raise Preempted
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
 
     handlers = {signal.SIGINT: note, signal.SIGTERM: note, signal.SIGALRM: late}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

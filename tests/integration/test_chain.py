@@ -14,7 +14,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
 from afterflow.data.images import ImageFolder
-from afterflow.data.prompts import ShapesPrompts, check_turns, rows
+from afterflow.data.prompts import ShapesPrompts, check_turns, prompt_rows
 from afterflow.experiment import stages as chains
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute as train
@@ -158,10 +158,10 @@ def test_two_stages_of_one_name_are_refused():
 
 def test_prompts_take_turns_by_tag():
     records = [{"prompt": f"{tag} {i}", "tag": tag} for tag in ("a", "b", "c") for i in range(10)]
-    seen = [{records[i]["tag"] for i in rows(records, {"a": 3, "c": 1}, step, 4, 0)} for step in range(8)]
+    seen = [{records[i]["tag"] for i in prompt_rows(records, {"a": 3, "c": 1}, step, 4, 0)} for step in range(8)]
     assert seen == [{"a"}, {"a"}, {"a"}, {"c"}] * 2
     # Over its turns a tag shows all of its prompts before one comes again.
-    of_a = [i for step in (0, 1, 2, 4, 5) for i in rows(records, {"a": 3, "c": 1}, step, 4, 0).tolist()]
+    of_a = [i for step in (0, 1, 2, 4, 5) for i in prompt_rows(records, {"a": 3, "c": 1}, step, 4, 0).tolist()]
     assert sorted(of_a) == sorted([*range(10), *range(10)])
     with pytest.raises(ValueError, match="no prompt has the tag 'd'"):
         check_turns(records, {"a": 1, "b": 1, "c": 1, "d": 1})

@@ -23,7 +23,7 @@ from afterflow.experiment.serialization import to_json
 from afterflow.experiment.stages import Chain
 from afterflow.models.adapters import LoRA
 from afterflow.recipes import RECIPES
-from afterflow.train.distributed import accelerator_of
+from afterflow.train.distributed import make_accelerator
 
 SCHEMA = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}], "prompt": "a red star"}
 
@@ -440,4 +440,4 @@ def test_processes_of_a_launcher_train_and_do_nothing_else(monkeypatch, capsys):
 def test_a_launcher_that_asks_for_what_is_not_done_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="asks for FSDP, which afterflow does not read"):
-        accelerator_of("no")
+        make_accelerator("no")

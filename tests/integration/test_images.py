@@ -14,7 +14,7 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.data.images import HubImages, ImageFolder, ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.envs.shapes import prompts as shapes
-from afterflow.envs.shapes.render import render
+from afterflow.envs.shapes.render import render_image
 from afterflow.experiment import latent_dataset as imageset
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
@@ -120,7 +120,7 @@ def test_pictures_of_the_world_are_curated_by_its_verifier(tmp_path, model):
     records = [shapes.draw("train", tag, rng, 32) for tag in ("text", "counting", "text")]
     path = tmp_path / "world"
     path.mkdir()
-    pixels = [render(record, 32, rng) for record in records]
+    pixels = [render_image(record, 32, rng) for record in records]
     for i, image in enumerate([pixels[0], pixels[1], pixels[1]]):  # the last shows another prompt
         Image.fromarray(image).save(path / f"{i}.png")
     write(path, [{"file_name": f"{i}.png", "caption": r["prompt"], **r, "prompt": "?"} for i, r in enumerate(records)])
@@ -216,11 +216,13 @@ def test_rewards_to_curate_by_must_exist(pipeline):
 
 
 def test_bytes_of_a_data_set_are_read_where_they_are(tmp_path):
-    from afterflow.data.images import content
+    from afterflow.data.images import encoded_bytes
 
     buffer = io.BytesIO()
     picture("red").save(buffer, "PNG")
     (tmp_path / "red.png").write_bytes(buffer.getvalue())
-    assert content({"bytes": buffer.getvalue(), "path": None}) == buffer.getvalue()
-    assert content({"bytes": None, "path": str(tmp_path / "red.png")}) == buffer.getvalue()
-    assert content(None) == content({"bytes": None, "path": "gone.png"}) == b""  # which `cut` calls unreadable
+    assert encoded_bytes({"bytes": buffer.getvalue(), "path": None}) == buffer.getvalue()
+    assert encoded_bytes({"bytes": None, "path": str(tmp_path / "red.png")}) == buffer.getvalue()
+    assert (
+        encoded_bytes(None) == encoded_bytes({"bytes": None, "path": "gone.png"}) == b""
+    )  # which `cut` calls unreadable

@@ -7,7 +7,14 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.data.clips import MovingClips, MovingPrompts
 from afterflow.envs.shapes.motion import verify_clip
-from afterflow.envs.shapes.moving import MOVING_TAGS, draw_moving, held_out, moving_suite, render_clip, validate_moving
+from afterflow.envs.shapes.moving import (
+    MOVING_TAGS,
+    draw_moving,
+    held_out_motion,
+    moving_suite,
+    render_clip,
+    validate_moving,
+)
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.models.adapters import LoRA
@@ -60,7 +67,7 @@ def test_train_never_asks_for_what_test_holds():
     for split in ("train", "test"):
         for record in moving_suite(split, 60, 0, MOVING_TAGS):
             validate_moving(record)
-            assert all(held_out(c["class"], c["moving"]) == (split == "test") for c in record["include"])
+            assert all(held_out_motion(c["class"], c["moving"]) == (split == "test") for c in record["include"])
     prompts = [record["prompt"] for record in moving_suite("train", 60, 0, MOVING_TAGS)]
     assert len(set(prompts)) == len(prompts)
 

@@ -12,19 +12,20 @@ from afterflow.train.ema import Ema
 from several import ALGORITHMS, named
 from toy import MLP, optimize
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What one process and two found, by rank."""
     folder = tmp_path_factory.mktemp("several")
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(ROOT)])}
     of_two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for launcher in ([], of_two):
         place = folder / str(len(launcher))
         place.mkdir()
-        command = [sys.executable, *launcher, str(HERE / "several.py"), str(place)]
+        command = [sys.executable, *launcher, str(SUPPORT / "several.py"), str(place)]
         ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert ended.returncode == 0, ended.stderr[-3000:]
     read = lambda place, rank, count: json.loads((folder / place / f"{rank}_of_{count}.json").read_text())
@@ -74,12 +75,12 @@ def test_shards_are_put_together_by_one_process(found):
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
     saved = folder / "5" / "checkpoints" / "step_000002"
     assert {file.name for file in saved.glob("weights.*")} == {"weights.0.safetensors", "weights.1.safetensors"}
-    assert state.load(saved, named(model), optimizer, ema, None, None) == 3
+    assert state.load_checkpoint(saved, named(model), optimizer, ema, None, None) == 3
     assert {name: p.tolist() for name, p in named(model).items()} == first["shards"]["weights"]
     whole = folder / "0" / "checkpoints" / "step_000002"
     other, other_ema = MLP(seed=1), Ema(named(MLP()), 0.9)
     other_optimizer = optimize(other)
-    state.load(whole, named(other), other_optimizer, other_ema, None, None)
+    state.load_checkpoint(whole, named(other), other_optimizer, other_ema, None, None)
     for p, q in zip(model.parameters(), other.parameters()):
         torch.testing.assert_close(optimizer.state[p]["exp_avg"], other_optimizer.state[q]["exp_avg"])
     for name, value in ema.values.items():
@@ -92,4 +93,4 @@ def test_a_shard_that_is_missing_is_noticed(found, tmp_path):
     (saved / "weights.1.safetensors").unlink()
     model = MLP()
     with pytest.raises(ValueError, match=r"is damaged: weights.1.safetensors is missing"):
-        state.load(saved, named(model), optimize(model), None, None, None)
+        state.load_checkpoint(saved, named(model), optimize(model), None, None, None)

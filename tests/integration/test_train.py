@@ -21,7 +21,7 @@ from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import Iteration
 from afterflow.train.loop import MOST_SKIPPED, accumulate
-from afterflow.train.out_of_memory import explained
+from afterflow.train.out_of_memory import explain_out_of_memory
 from toy import MLP, draws, exact, images, learn, optimize, prompts, score
 
 ALONE = Processes()
@@ -136,8 +136,10 @@ def test_a_resumed_run_goes_on_bit_for_bit(algorithm, tmp_path):
     through, halted, resumed = start(), start(), start()
     metrics = advance(through, 6)
     advance(halted, 3)
-    folder = state.save(tmp_path, 2, named(halted[0]), halted[1], halted[2], None, None, keep=1, processes=ALONE)
-    first = state.load(folder, named(resumed[0]), resumed[1], resumed[2], None, None)
+    folder = state.save_checkpoint(
+        tmp_path, 2, named(halted[0]), halted[1], halted[2], None, None, keep=1, processes=ALONE
+    )
+    first = state.load_checkpoint(folder, named(resumed[0]), resumed[1], resumed[2], None, None)
     assert first == 3
     again = advance(resumed, 6, first)
     assert same(resumed[0], through[0])
@@ -155,8 +157,8 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
     for model in models[:1]:
         model.net(torch.ones(1, 5, device="cuda")).sum().backward()
     optimizers[0].step()
-    state.load(
-        state.save(tmp_path, 0, named(models[0]), optimizers[0], None, None, None, 1, ALONE),
+    state.load_checkpoint(
+        state.save_checkpoint(tmp_path, 0, named(models[0]), optimizers[0], None, None, None, 1, ALONE),
         named(models[1]),
         optimizers[1],
         None,
@@ -172,17 +174,17 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
 
 def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
     model = MLP()
-    write = lambda step: state.save(
+    write = lambda step: state.save_checkpoint(
         tmp_path, step, named(model), optimize(model), None, None, None, keep=2, processes=Processes()
     )
     for step in (0, 9, 10, 100, 100):
         write(step)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000100"]
-    assert state.checkpoints(tmp_path) == sorted(tmp_path.iterdir())
+    assert state.list_checkpoints(tmp_path) == sorted(tmp_path.iterdir())
     monkeypatch.setattr(json, "dumps", lambda _: 1 / 0)  # killed in the middle of writing
     with pytest.raises(ZeroDivisionError):
         write(200)
-    assert [path.name for path in state.checkpoints(tmp_path)] == ["step_000010", "step_000100"]
+    assert [path.name for path in state.list_checkpoints(tmp_path)] == ["step_000010", "step_000100"]
     monkeypatch.undo()
     write(200)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000100", "step_000200"]
@@ -191,7 +193,7 @@ def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("moment", ["manifest", "rename", "delete"])
 def test_killed_at_any_moment_of_saving_a_whole_checkpoint_is_left(tmp_path, monkeypatch, moment):
     model = MLP()
-    write = lambda step: state.save(
+    write = lambda step: state.save_checkpoint(
         tmp_path, step, named(model), optimize(model), None, None, None, keep=1, processes=Processes()
     )
     write(1)
@@ -200,29 +202,29 @@ def test_killed_at_any_moment_of_saving_a_whole_checkpoint_is_left(tmp_path, mon
     elif moment == "rename":
         monkeypatch.setattr(Path, "rename", lambda *paths: 1 / 0)
     else:
-        monkeypatch.setattr(state, "delete", lambda folder: 1 / 0)
+        monkeypatch.setattr(state, "delete_checkpoint", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(2)
     monkeypatch.undo()
-    newest = state.checkpoints(tmp_path)[-1]
+    newest = state.list_checkpoints(tmp_path)[-1]
     assert newest.name == ("step_000002" if moment == "delete" else "step_000001")
-    assert state.damage(newest) is None
+    assert state.find_damage(newest) is None
     write(3)
-    assert [path.name for path in state.checkpoints(tmp_path)] == ["step_000003"]
+    assert [path.name for path in state.list_checkpoints(tmp_path)] == ["step_000003"]
 
 
 @pytest.mark.parametrize("harm", ["bit", "cut", "gone", "manifest"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, harm):
     model = MLP()
     for step in (1, 2):
-        folder = state.save(
+        folder = state.save_checkpoint(
             tmp_path, step, named(model), optimize(model), None, None, None, keep=2, processes=Processes()
         )
     file = folder / ("manifest.json" if harm == "manifest" else "weights.safetensors")
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     {"bit": lambda: file.write_bytes(content), "cut": lambda: file.write_bytes(content[:-9])}.get(harm, file.unlink)()
-    again = lambda at: state.load(at, named(model), optimize(model), None, None, None)
+    again = lambda at: state.load_checkpoint(at, named(model), optimize(model), None, None, None)
     with pytest.raises(ValueError, match=r"step_000002 is damaged: .*; delete it to go on from step_000001"):
         again(folder)
     assert again(tmp_path / "step_000001") == 2
@@ -233,9 +235,11 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, ha
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     model, other = MLP(), MLP(width=32)
-    folder = state.save(tmp_path, 0, named(model), optimize(model), None, None, None, keep=1, processes=ALONE)
+    folder = state.save_checkpoint(
+        tmp_path, 0, named(model), optimize(model), None, None, None, keep=1, processes=ALONE
+    )
     with pytest.raises(ValueError, match=f"{folder}.*resume with the recipe that wrote it"):
-        state.load(folder, named(other), optimize(other), None, None, None)
+        state.load_checkpoint(folder, named(other), optimize(other), None, None, None)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
@@ -248,14 +252,14 @@ def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
 
     with pytest.raises(TrainingStopped, match=r"step 2: the loss is nan.*'left'"):
         for step, _ in learn(SFT(), model, 5, optimizer=optimizer):
-            folder = state.save(
+            folder = state.save_checkpoint(
                 tmp_path, step, named(model), optimizer, None, None, None, keep=1, processes=Processes()
             )
             if step == 1:
                 weights = copy.deepcopy(model)
                 spoil(step)
-    assert state.checkpoints(tmp_path) == [folder]
-    assert state.load(folder, named(model), optimizer, None, None, None) == 2
+    assert state.list_checkpoints(tmp_path) == [folder]
+    assert state.load_checkpoint(folder, named(model), optimizer, None, None, None) == 2
     assert same(model, weights)
 
 
@@ -329,7 +333,7 @@ def test_out_of_memory_says_where_and_what_to_change(error):
     clock = Clock()
     with (
         pytest.raises(TrainingStopped, match=r"^out of memory in update: set --gradient-checkpointing"),
-        explained(clock),
+        explain_out_of_memory(clock),
     ):
         with clock("rollout"):
             pass
@@ -337,10 +341,10 @@ def test_out_of_memory_says_where_and_what_to_change(error):
             raise error
     with (
         pytest.raises(TrainingStopped, match=r"^out of memory in loading or saving: take --model.dtype bfloat16"),
-        explained(Clock()),
+        explain_out_of_memory(Clock()),
     ):
         torch.empty(10**15)
-    with pytest.raises(RuntimeError, match=r"^another fault$"), explained(Clock()):
+    with pytest.raises(RuntimeError, match=r"^another fault$"), explain_out_of_memory(Clock()):
         raise RuntimeError("another fault")
 
 

@@ -18,9 +18,9 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.models.wrappers import in_chunks
 from afterflow.system.errors import TrainingStopped
 from afterflow.train import checkpoint as state
-from afterflow.train.distributed import Processes, accelerator_of
+from afterflow.train.distributed import Processes, make_accelerator
 from afterflow.train.ema import Ema
-from afterflow.train.sharding import let_go, shard, whole
+from afterflow.train.sharding import gather_network, reshard, shard_network
 from toy import MLP, learn, optimize, prompts, score
 
 NEAR = {"near": 1.0}
@@ -49,8 +49,8 @@ def told(model, steps):
 
 
 def trains(accelerator, name):
-    """With two lanes, whoever has them."""
-    model, processes = MLP(), Processes(accelerator, lanes=2)
+    """With two gradient partitions, whoever has them."""
+    model, processes = MLP(), Processes(accelerator, grad_partitions=2)
     velocity = in_chunks(model, 16)  # as in a run: rows are rounded alike, whatever stands beside them
     ema = Ema(named(model), 0.9)
     return told(model, learn(ALGORITHMS[name], model, 4, velocity=velocity, chunk=16, ema=ema, processes=processes))
@@ -68,7 +68,7 @@ def tied(rank):
 
 
 def trains_where_one_has_nothing(accelerator):
-    model, processes = MLP(), Processes(accelerator, lanes=2)
+    model, processes = MLP(), Processes(accelerator, grad_partitions=2)
     options = {"score": tied(processes.rank), "updates": 1, "processes": processes}
     return told(model, learn(ALGORITHMS["flow_grpo"], model, 3, **options))
 
@@ -76,7 +76,7 @@ def trains_where_one_has_nothing(accelerator):
 def stopped(accelerator, **options):
     """How training ends where process 1 cannot go on."""
     try:
-        list(learn(ALGORITHMS["flow_grpo"], MLP(), 3, processes=Processes(accelerator, lanes=2), **options))
+        list(learn(ALGORITHMS["flow_grpo"], MLP(), 3, processes=Processes(accelerator, grad_partitions=2), **options))
     except (TrainingStopped, ConnectionError) as error:
         return f"{type(error).__name__}: {error}"
     return "not at all"
@@ -103,23 +103,23 @@ def nothing(x, t, cond):
 def in_shards(accelerator, folder, algorithm, score=score, how="full"):
     """All of it in a process, or a part in each of two; and a checkpoint of the shards."""
     sharded = accelerator.num_processes > 1
-    processes = Processes(accelerator, sharded, lanes=2)
+    processes = Processes(accelerator, sharded, grad_partitions=2)
     model = MLP()
     if sharded:
-        shard(model, (), how, torch.device("cpu"), processes.count)
+        shard_network(model, (), how, torch.device("cpu"), processes.count)
         assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in model.parameters())
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
-    velocity = in_chunks(model, 64, processes.most if sharded else int)
+    velocity = in_chunks(model, 64, processes.all_max if sharded else int)
     options = {"velocity": velocity, "ema": ema, "updates": 1, "score": score}
     metrics = seen(learn(algorithm, model, 3, optimizer=optimizer, processes=processes, **options))
-    state.save(folder / "checkpoints", 2, named(model), optimizer, ema, None, None, 2, processes)
+    state.save_checkpoint(folder / "checkpoints", 2, named(model), optimizer, ema, None, None, 2, processes)
     x, t = torch.ones(3, 2), torch.full((3,), 0.5)
     outputs = []
     for context in (nullcontext, partial(ema.applied, named(model)), nullcontext):
         with torch.no_grad(), context():
-            let_go(model)
+            reshard(model)
             outputs.append(velocity(x, t, prompts(3)).tolist())
-        let_go(model)
+        reshard(model)
     network = model if not sharded else whole_mlp(model)
     found = {"metrics": metrics, "outputs": outputs}
     return found | ({"weights": {name: p.tolist() for name, p in named(network).items()}} if network else {})
@@ -128,12 +128,12 @@ def in_shards(accelerator, folder, algorithm, score=score, how="full"):
 def whole_mlp(model):
     MLP.from_config = classmethod(lambda kind, config: kind())
     model.config = {}
-    return whole(model)
+    return gather_network(model)
 
 
 def main(folder):
     torch.set_num_threads(1)
-    accelerator = accelerator_of("no")
+    accelerator = make_accelerator("no")
     found = {name: trains(accelerator, name) for name in ALGORITHMS}
     found["nothing to train on"] = trains_where_one_has_nothing(accelerator)
     found["a reward that fails"] = stopped(accelerator, score=fails_in(1))

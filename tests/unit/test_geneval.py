@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from afterflow.envs.geneval_rules import MODES, Detection, evaluate, relations
+from afterflow.envs.geneval_rules import MODES, Detection, relations, score_detections
 
 LEFT, RIGHT = (0.0, 10.0, 10.0, 20.0), (40.0, 10.0, 50.0, 20.0)
 
@@ -62,58 +62,58 @@ TABLE = [
 @pytest.mark.parametrize("case", TABLE)
 def test_official_strict_and_the_published_reward_reproduce_the_reference_table(case):
     rec, detections, official, strict, published = case
-    assert evaluate(rec, detections, "official") == official
-    assert evaluate(rec, detections, "strict") == strict
-    assert evaluate(rec, detections, "partial_flowgrpo") == pytest.approx(published, abs=1e-12)
+    assert score_detections(rec, detections, "official") == official
+    assert score_detections(rec, detections, "strict") == strict
+    assert score_detections(rec, detections, "partial_flowgrpo") == pytest.approx(published, abs=1e-12)
 
 
 @pytest.mark.parametrize("case", TABLE)
 def test_partial_is_bounded_and_full_exactly_for_the_closed_picture(case):
     rec, detections, *_ = case
-    credit = evaluate(rec, detections, "partial", unexplained=0.0)
+    credit = score_detections(rec, detections, "partial", unexplained=0.0)
     assert 0 <= credit <= 1
-    assert (credit == 1) == (evaluate(rec, detections, "closed", unexplained=0.0) == 1)
+    assert (credit == 1) == (score_detections(rec, detections, "closed", unexplained=0.0) == 1)
 
 
 def test_partial_pays_less_for_a_wrong_relation_than_the_published_reward():
     swapped = found("cat", box=LEFT) + found("dog", box=RIGHT)
-    assert evaluate(POSITION, swapped, "partial") == pytest.approx(2 / 3)
+    assert score_detections(POSITION, swapped, "partial") == pytest.approx(2 / 3)
 
 
 def test_partial_rises_with_confidence_and_surplus_costs():
-    weak, strong = (evaluate(SINGLE, found("cat", score=s), "partial") for s in (0.2, 0.28))
-    assert 0 < weak < strong < 1 == evaluate(SINGLE, found("cat", score=0.31), "partial")
-    credit = [evaluate(THREE, found("cat", n), "partial") for n in (3, 4, 5, 6)]
+    weak, strong = (score_detections(SINGLE, found("cat", score=s), "partial") for s in (0.2, 0.28))
+    assert 0 < weak < strong < 1 == score_detections(SINGLE, found("cat", score=0.31), "partial")
+    credit = [score_detections(THREE, found("cat", n), "partial") for n in (3, 4, 5, 6)]
     assert all(a > b for a, b in pairwise(credit)) and credit[-1] == 0
 
 
 def test_closed_rejects_a_foreign_object_however_weak_and_an_unexplained_area():
     right = found("cat")
-    assert evaluate(SINGLE, right, "closed", unexplained=0.011) == 1
-    assert evaluate(SINGLE, right, "closed", unexplained=0.013) == 0
-    assert evaluate(SINGLE, right + found("dog", score=0.05), "closed", unexplained=0.0) == 0
+    assert score_detections(SINGLE, right, "closed", unexplained=0.011) == 1
+    assert score_detections(SINGLE, right, "closed", unexplained=0.013) == 0
+    assert score_detections(SINGLE, right + found("dog", score=0.05), "closed", unexplained=0.0) == 0
     with pytest.raises(ValueError, match="unexplained"):
-        evaluate(SINGLE, right, "closed")
+        score_detections(SINGLE, right, "closed")
 
 
 def test_counting_has_its_own_threshold():
     sure, unsure = found("cat", 3, score=0.95), found("cat", 1, score=0.5)
-    assert evaluate(THREE, sure + unsure, "strict") == 1
-    assert evaluate(THREE, sure + unsure, "strict", counting_threshold=0.4) == 0
-    assert evaluate(SINGLE, unsure, "strict") == 1
-    assert evaluate(SINGLE, unsure, "strict", threshold=0.6) == 0
+    assert score_detections(THREE, sure + unsure, "strict") == 1
+    assert score_detections(THREE, sure + unsure, "strict", counting_threshold=0.4) == 0
+    assert score_detections(SINGLE, unsure, "strict") == 1
+    assert score_detections(SINGLE, unsure, "strict", threshold=0.6) == 0
 
 
 def test_official_looks_at_the_most_confident_boxes_only():
     sure_red, unsure_blue = found("cat", color="red", score=0.9), found("cat", color="blue", score=0.4)
     rec = record("colors", {"class": "cat", "count": 1, "color": "red"})
-    assert evaluate(rec, unsure_blue + sure_red, "official") == 1
-    assert evaluate(rec, found("cat", color="blue", score=0.95) + sure_red, "official") == 0
-    assert evaluate(rec, unsure_blue + sure_red, "strict") == 0
+    assert score_detections(rec, unsure_blue + sure_red, "official") == 1
+    assert score_detections(rec, found("cat", color="blue", score=0.95) + sure_red, "official") == 0
+    assert score_detections(rec, unsure_blue + sure_red, "strict") == 0
 
 
 def test_at_most_sixteen_boxes_of_a_class_count():
-    assert evaluate(SINGLE, found("cat", 40), "partial_flowgrpo") == -14
+    assert score_detections(SINGLE, found("cat", 40), "partial_flowgrpo") == -14
 
 
 def test_relations_keep_a_margin_and_can_hold_twice():
@@ -137,9 +137,9 @@ def test_a_mirrored_scene_turns_every_relation_round():
 
 def test_a_record_without_objects_and_an_unknown_mode_are_refused():
     with pytest.raises(ValueError, match="include"):
-        evaluate({"tag": "text", "include": [], "text": "AB"}, [], "strict")
+        score_detections({"tag": "text", "include": [], "text": "AB"}, [], "strict")
     with pytest.raises(ValueError, match=", ".join(MODES)):
-        evaluate(SINGLE, [], "lenient")
+        score_detections(SINGLE, [], "lenient")
 
 
 # The published rules once more, written from their description and not from ours.
@@ -234,7 +234,7 @@ def test_ten_thousand_random_pictures_are_judged_as_the_rules_say():
         asked = record(tag, *include, exclude=exclude)
         expected = restated(asked, shown)
         assert tuple(
-            evaluate(asked, shown, mode) for mode in ("official", "strict", "partial_flowgrpo")
+            score_detections(asked, shown, mode) for mode in ("official", "strict", "partial_flowgrpo")
         ) == pytest.approx(expected)
         verdicts.append(expected)
     passed, exact, dense = np.array(verdicts).T

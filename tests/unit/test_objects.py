@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from afterflow.data.geneval_prompts import MIX, MixedPrompts, ObjectPrompts, SignPrompts
+from afterflow.data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from afterflow.data.prompts import PromptFile
 from afterflow.rewards.ocr import target
 from afterflow.rewards.registry import find
@@ -15,7 +15,7 @@ OBJECTS = {"geneval_hf": find("geneval_hf").needs}
 
 def test_they_are_what_the_rules_can_judge_in_the_published_mix():
     records = ObjectPrompts(count=1700).records(0, OBJECTS)
-    assert Counter(record["tag"] for record in records) == {tag: 100 * share for tag, share in MIX.items()}
+    assert Counter(record["tag"] for record in records) == {tag: 100 * share for tag, share in TASK_SHARES.items()}
     assert len({record["prompt"] for record in records if record["tag"] != "counting"}) == 1200
     counting = {record["prompt"] for record in records if record["tag"] == "counting"}
     unseen = {
@@ -71,7 +71,7 @@ def test_several_kinds_are_mixed_and_each_record_has_a_task(tmp_path):
     mixed = MixedPrompts((ObjectPrompts(count=34), SignPrompts(count=10), PromptFile(str(file), tag="nice")))
     records = mixed.records(0)
     tags = [record["tag"] for record in records]
-    assert Counter(tags) == Counter({tag: 2 * share for tag, share in MIX.items()}) + Counter(text=10, nice=2)
+    assert Counter(tags) == Counter({tag: 2 * share for tag, share in TASK_SHARES.items()}) + Counter(text=10, nice=2)
     assert tags != sorted(tags, key=tags.index) and records == mixed.records(0) != mixed.records(1)
     with pytest.raises(ValueError, match="parts is empty"):
         MixedPrompts(())

@@ -19,7 +19,7 @@ from afterflow.rewards.base import Canary, Reward, Scored, reward
 from afterflow.rewards.grouped import ask
 from afterflow.rewards.registry import REWARDS, check_rewards, find
 from afterflow.system.errors import TrainingStopped
-from afterflow.train.reward_hacking import change, cheating
+from afterflow.train.reward_hacking import paired_change, reward_hacking_signs
 
 RECORDS = [{"prompt": name} for name in "abcd"]
 IMAGES = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 3), np.uint8)
@@ -185,12 +185,15 @@ def test_what_falls_while_the_trained_reward_rises_is_named():
     rng = np.random.default_rng(0)
     before = {"trained": rng.normal(size=50), "hidden": rng.normal(size=50), "other": rng.normal(size=50)}
     now = {name: values + rng.normal(scale=0.3, size=50) for name, values in before.items()}
-    assert cheating(before, now, ["trained"], ["hidden", "other"]) == []
+    assert reward_hacking_signs(before, now, ["trained"], ["hidden", "other"]) == []
     worse = now | {"trained": now["trained"] + 1, "hidden": now["hidden"] - 0.5}
-    [said] = cheating(before, worse, ["trained"], ["hidden", "other"])
+    [said] = reward_hacking_signs(before, worse, ["trained"], ["hidden", "other"])
     assert said.startswith("hidden fell by 0.") and " while trained rose by 0.9" in said
-    assert cheating(before, worse | {"trained": before["trained"]}, ["trained"], ["hidden"]) == []
-    assert change([1.0, np.nan, 2.0], [1.0, 5.0, 2.0]) == (0, 0) and change([1.0, 2.0], [2.0, 3.0]) == (1, np.inf)
+    assert reward_hacking_signs(before, worse | {"trained": before["trained"]}, ["trained"], ["hidden"]) == []
+    assert paired_change([1.0, np.nan, 2.0], [1.0, 5.0, 2.0]) == (0, 0) and paired_change([1.0, 2.0], [2.0, 3.0]) == (
+        1,
+        np.inf,
+    )
 
 
 def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, capsys):

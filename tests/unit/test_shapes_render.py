@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from afterflow.envs.shapes.prompts import draw
-from afterflow.envs.shapes.render import background, place, render, render_batch
+from afterflow.envs.shapes.render import background, place_objects, render_batch, render_image
 from afterflow.envs.shapes.world import CHARS, COLORS, GLYPHS, PALETTE_LAB, PALETTE_RGB, SHAPES, TAGS, coverage, lab
 
 
@@ -66,7 +66,7 @@ def test_no_two_glyphs_are_close():
 def test_an_object_has_its_color(size, color):
     rng = np.random.default_rng(0)
     for shape in SHAPES:
-        image = render(one(shape, color), size, rng)
+        image = render_image(one(shape, color), size, rng)
         near = np.linalg.norm(image - PALETTE_RGB[COLORS.index(color)], axis=-1) < 30
         assert near.sum() > 0.01 * size**2
 
@@ -76,7 +76,7 @@ def test_objects_are_as_many_as_asked_and_do_not_touch(size):
     rng = np.random.default_rng(0)
     for shape in SHAPES:
         for count in (1, 2, 3, 4, 5):
-            image = render(one(shape, "black", count), size, rng)
+            image = render_image(one(shape, "black", count), size, rng)
             dark = ndimage.label(image.max(-1) < 80, np.ones((3, 3)))[1]
             assert dark == count
 
@@ -86,7 +86,7 @@ def test_places_obey_the_relation_and_stay_inside():
     for size in (32, 64):
         for _ in range(100):
             record = draw("train", "position", rng)
-            target, mover = place(record, size, rng)
+            target, mover = place_objects(record, size, rng)
             dx, dy = mover.cx - target.cx, mover.cy - target.cy
             along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
             relation = record["include"][1]["position"][0]
@@ -105,13 +105,13 @@ def test_every_kind_of_prompt_can_be_rendered(size, split):
 
 def test_a_render_follows_from_its_generator():
     record = one("star", count=3)
-    images = [render(record, 32, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    images = [render_image(record, 32, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert (images[0] == images[1]).all() and (images[0] != images[2]).any()
 
 
 def test_the_letters_of_a_sign_stand_in_the_picture_as_drawn():
     record = {"tag": "text", "include": [], "text": "K4Z", "prompt": "a test"}
-    grey = render(record, 32, np.random.default_rng(0)).mean(-1)
+    grey = render_image(record, 32, np.random.default_rng(0)).mean(-1)
     line = np.concatenate([GLYPHS["K"], np.zeros((7, 1)), GLYPHS["4"], np.zeros((7, 1)), GLYPHS["Z"]], 1)
     windows = np.lib.stride_tricks.sliding_window_view(grey, line.shape).reshape(-1, line.size)
     windows = windows[windows.std(1) > 20]
@@ -124,7 +124,7 @@ def test_what_prompts_leave_open_varies():
     planes = np.stack([background(32, rng) for _ in range(200)])
     assert planes.mean((1, 2)).std(0).min() > 5
     assert abs(planes[:, :, -1] - planes[:, :, 0]).mean() > 5
-    corner = np.stack([render(one("circle"), 32, rng)[:, 0] for _ in range(200)]).astype(float)
+    corner = np.stack([render_image(one("circle"), 32, rng)[:, 0] for _ in range(200)]).astype(float)
     assert 0.5 < np.diff(corner, axis=1).std(1).mean() / np.sqrt(2) < 1.5
 
 
@@ -132,8 +132,8 @@ def test_a_shadow_darkens_below_and_to_the_right():
     around = []
     for seed in range(40):
         record = one("square", "white")
-        item = place(record, 64, _after_background(seed))[0]
-        image = render(record, 64, np.random.default_rng(seed)).mean(-1)
+        item = place_objects(record, 64, _after_background(seed))[0]
+        image = render_image(record, 64, np.random.default_rng(seed)).mean(-1)
         off = int(item.r * 1.2) + 1
         y, x = int(item.cy), int(item.cx)
         if off < min(y, x) and max(y, x) < 62 - off:
@@ -145,8 +145,8 @@ def test_a_shadow_darkens_below_and_to_the_right():
 def test_light_falls_on_an_object_from_the_top_left():
     lit, dim = [], []
     for seed in range(10):
-        item = place(one("square", "orange"), 64, _after_background(seed))[0]
-        image = render(one("square", "orange"), 64, np.random.default_rng(seed)).mean(-1)
+        item = place_objects(one("square", "orange"), 64, _after_background(seed))[0]
+        image = render_image(one("square", "orange"), 64, np.random.default_rng(seed)).mean(-1)
         reach, x, y = int(0.45 * item.r), int(item.cx), int(item.cy)
         lit.append(image[y - reach, x - reach])
         dim.append(image[y + reach, x + reach])
@@ -162,10 +162,10 @@ def _after_background(seed):
 def test_other_sizes_and_scenes_that_do_not_fit_are_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="32 or 64"):
-        render(one("circle"), 48, rng)
+        render_image(one("circle"), 48, rng)
     with pytest.raises(ValueError, match="ask for fewer"):
-        render(one("ring", count=12), 32, rng)
+        render_image(one("ring", count=12), 32, rng)
     with pytest.raises(ValueError, match="too long"):
-        render({"tag": "text", "include": [], "text": "ABCDEF", "prompt": "a test"}, 32, rng)
+        render_image({"tag": "text", "include": [], "text": "ABCDEF", "prompt": "a test"}, 32, rng)
     with pytest.raises(ValueError, match="unknown shape"):
         coverage("blob", 32, 16, 16, 5)

@@ -8,12 +8,20 @@ import pytest
 from scipy import ndimage
 
 from afterflow.envs.shapes.detector import detect
-from afterflow.envs.shapes.fidelity import factors, fidelity
-from afterflow.envs.shapes.population import diversity, features, frechet
+from afterflow.envs.shapes.fidelity import fidelity, fidelity_factors
+from afterflow.envs.shapes.population import diversity, frechet_distance, texture_features
 from afterflow.envs.shapes.prompts import draw, hard_negative
-from afterflow.envs.shapes.reader import read
-from afterflow.envs.shapes.render import Placed, background, develop, draw_objects, draw_sign, place, render
-from afterflow.envs.shapes.verify import edit_distance, ocr_flowgrpo, verify
+from afterflow.envs.shapes.reader import read_sign
+from afterflow.envs.shapes.render import (
+    PlacedObject,
+    background,
+    develop,
+    draw_objects,
+    draw_sign,
+    place_objects,
+    render_image,
+)
+from afterflow.envs.shapes.verify import edit_distance, text_reward_flowgrpo, verify
 from afterflow.envs.shapes.world import COLORS, SHAPES, TAGS
 
 both_sizes = pytest.mark.parametrize("size", [32, 64])
@@ -22,7 +30,7 @@ both_sizes = pytest.mark.parametrize("size", [32, 64])
 def shown(tag, size, count=40, split="train", seed=0):
     rng = np.random.default_rng([seed, size, TAGS.index(tag)])
     records = [draw(split, tag, rng, size) for _ in range(count)]
-    return [(record, render(record, size, rng)) for record in records]
+    return [(record, render_image(record, size, rng)) for record in records]
 
 
 def scene(size, *objects, seed=0):
@@ -62,8 +70,8 @@ def test_one_edited_fact_fails_and_keeps_some_partial_credit(tag, size):
 def test_a_detection_says_what_was_drawn_and_where(size):
     k = size / 32
     for i, shape in enumerate(SHAPES):
-        left = Placed(shape, COLORS[i], 8.3 * k, 10.4 * k, 5.0 * k, 0.1)
-        right = Placed(SHAPES[i - 1], COLORS[i - 3], 23.1 * k, 20.7 * k, 5.0 * k, -0.1)
+        left = PlacedObject(shape, COLORS[i], 8.3 * k, 10.4 * k, 5.0 * k, 0.1)
+        right = PlacedObject(SHAPES[i - 1], COLORS[i - 3], 23.1 * k, 20.7 * k, 5.0 * k, -0.1)
         found = sorted(detect(scene(size, left, right)).detections, key=lambda d: d.box[0])
         assert [(d.cls, d.color) for d in found] == [(o.cls, o.color) for o in (left, right)]
         for detection, item in zip(found, (left, right), strict=True):
@@ -75,7 +83,7 @@ def test_a_dark_object_is_not_taken_together_with_a_shadow_beside_it():
     angle = np.radians(70)
     for gap in (1.5, 2.5, 3.0):
         x, y = 9 + (8 + gap) * np.cos(angle), 9 + (8 + gap) * np.sin(angle)
-        pair = Placed("circle", "white", 9.0, 9.0, 4.0, 0.0), Placed("circle", "brown", x, y, 4.0, 0.0)
+        pair = PlacedObject("circle", "white", 9.0, 9.0, 4.0, 0.0), PlacedObject("circle", "brown", x, y, 4.0, 0.0)
         for seed in range(10):
             dark = next(d for d in detect(scene(32, *pair, seed=seed)).detections if d.color == "brown")
             np.testing.assert_allclose(dark.box, (x - 4, y - 4, x + 4, y + 4), atol=0.7)
@@ -92,7 +100,7 @@ def attack(name, size, rng, record, image):
     if name == "shotgun":
         c = size / 3
         every = [
-            Placed(s, COLORS[rng.integers(10)], c * (i % 3 + 0.5), c * (i // 3 + 0.5), 0.36 * c, 0.0)
+            PlacedObject(s, COLORS[rng.integers(10)], c * (i % 3 + 0.5), c * (i // 3 + 0.5), 0.36 * c, 0.0)
             for i, s in enumerate(SHAPES)
         ]
         return scene(size, *every)
@@ -116,7 +124,7 @@ def test_closed_rejects_a_foreign_object_that_strict_lets_pass(size):
             used = {clause["class"] for clause in record["include"]}
             other = next(shape for shape in SHAPES if shape not in used)
             cluttered = {**record, "include": [*record["include"], {"class": other, "count": 1}]}
-            verdict = verify(record, render(cluttered, size, rng))
+            verdict = verify(record, render_image(cluttered, size, rng))
             assert (verdict["strict"], verdict["closed"]) == (1, 0)
             assert verdict["partial"] < 0.75 and verdict["partial_flowgrpo"] == 1
 
@@ -126,22 +134,22 @@ def test_closed_reads_signs_to_the_last_character_and_looks_around_them(size):
     rng = np.random.default_rng(0)
     for record, _ in shown("text", size, 20):
         text = record["text"]
-        longer = verify(record, render({**record, "text": text + "X"}, size, rng))
+        longer = verify(record, render_image({**record, "text": text + "X"}, size, rng))
         assert (longer["official"], longer["ocr_flowgrpo"], longer["strict"], longer["closed"]) == (
             1,
             1,
             0,
             0,
         )
-        shorter = verify(record, render({**record, "text": text[:-1]}, size, rng))
+        shorter = verify(record, render_image({**record, "text": text[:-1]}, size, rng))
         assert shorter["strict"] == shorter["closed"] == 0
         canvas = background(size, rng)
         at = np.random.default_rng(3)
         draw_sign(canvas, text, at, ("white", "black"))
         alone = develop(canvas, rng)
-        y0 = read(alone).box[1]
+        y0 = read_sign(alone).box[1]
         far = 5.5 if y0 > size / 2 else size - 6.5
-        draw_objects(canvas, [Placed("circle", "red", 10.0, far, 3.5, 0.0)])
+        draw_objects(canvas, [PlacedObject("circle", "red", 10.0, far, 3.5, 0.0)])
         assert verify(record, alone)["closed"] == 1
         cluttered = verify(record, develop(canvas, rng))
         assert (cluttered["strict"], cluttered["closed"]) == (1, 0)
@@ -199,9 +207,9 @@ def test_each_factor_of_quality_notices_its_own_artefact():
         "color": pixels * 0.45,
         "speckle": islands,
     }
-    assert min(vars(factors(image)).values()) > 0.97
+    assert min(vars(fidelity_factors(image)).values()) > 0.97
     for name, picture in cases.items():
-        assert vars(factors(np.clip(np.rint(picture), 0, 255).astype(np.uint8)))[name] < 0.6, name
+        assert vars(fidelity_factors(np.clip(np.rint(picture), 0, 255).astype(np.uint8)))[name] < 0.6, name
 
 
 @pytest.mark.parametrize("text", ["K4ZN", "OQ8", "IIII", "WMNH", "2Z7"])
@@ -211,7 +219,7 @@ def test_the_reader_reads_dark_on_light_and_light_on_dark(text, size):
         rng = np.random.default_rng(0)
         canvas = background(size, rng)
         draw_sign(canvas, text, rng, colors)
-        reading = read(develop(canvas, rng))
+        reading = read_sign(develop(canvas, rng))
         assert reading.text == text and reading.confidence > 0.9 and reading.rival < 0.5
 
 
@@ -220,30 +228,30 @@ def test_a_second_line_is_noticed():
     canvas = background(64, rng)
     draw_sign(canvas, "ABCDE", rng, ("white", "black"))
     twice = develop(canvas, rng)
-    y0 = read(twice).box[1]
+    y0 = read_sign(twice).box[1]
     twice = np.concatenate([twice[y0 - 4 : y0 + 12], twice[y0 - 4 : y0 + 12], twice[:32]])
-    assert read(twice).rival > 1
+    assert read_sign(twice).rival > 1
 
 
 def test_edit_distance_and_the_published_text_reward_on_known_strings():
     pairs = (("KITTEN", "SITTING"), ("", "AB"), ("AB", "AB"), ("AB", "BA"))
     assert [edit_distance(*pair) for pair in pairs] == [3, 2, 0, 2]
-    assert ocr_flowgrpo("XXABCXX", "ABC") == 1
-    assert ocr_flowgrpo("ABX", "ABC") == pytest.approx(2 / 3)
-    assert ocr_flowgrpo("ZZZZZZZZZ", "ABC") == 0
+    assert text_reward_flowgrpo("XXABCXX", "ABC") == 1
+    assert text_reward_flowgrpo("ABX", "ABC") == pytest.approx(2 / 3)
+    assert text_reward_flowgrpo("ZZZZZZZZZ", "ABC") == 0
 
 
 def test_frechet_sees_one_layout_and_a_wiped_background_where_verdicts_do_not():
     def pictures(seed, layout=None):
         rng = np.random.default_rng(seed)
         records = [draw("train", TAGS[i % 6], rng) for i in range(240)]
-        return np.stack([render(r, 32, np.random.default_rng(layout) if layout else rng) for r in records])
+        return np.stack([render_image(r, 32, np.random.default_rng(layout) if layout else rng) for r in records])
 
-    reference = features(pictures(1))
-    fresh = frechet(features(pictures(2)), reference)
-    assert frechet(reference, reference) == pytest.approx(0, abs=1e-3)
+    reference = texture_features(pictures(1))
+    fresh = frechet_distance(texture_features(pictures(2)), reference)
+    assert frechet_distance(reference, reference) == pytest.approx(0, abs=1e-3)
     assert fresh < 2
-    assert frechet(features(pictures(2, layout=5)), reference) > 5 * fresh
+    assert frechet_distance(texture_features(pictures(2, layout=5)), reference) > 5 * fresh
 
 
 def test_frechet_between_gaussians_is_the_closed_form():
@@ -251,14 +259,14 @@ def test_frechet_between_gaussians_is_the_closed_form():
     a = rng.normal(size=(200_000, 2))
     # Scaled by the reference's spread of 1: (shift² + (2 - 1)²) over two independent axes.
     b = a * [1.0, 2.0] + [3.0, 0.0]
-    assert frechet(b, a) == pytest.approx(9 + 1, rel=0.02)
+    assert frechet_distance(b, a) == pytest.approx(9 + 1, rel=0.02)
 
 
 def test_diversity_is_zero_for_copies_and_falls_when_layouts_collapse():
     record = {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a test"}
     rng = np.random.default_rng(0)
-    free = np.stack([render(record, 32, rng) for _ in range(12)])
-    item = place(record, 32, rng)
+    free = np.stack([render_image(record, 32, rng) for _ in range(12)])
+    item = place_objects(record, 32, rng)
     still = np.stack([scene(32, *item, seed=7) for _ in range(12)])
     assert diversity(still) == 0
     backdrops = np.stack([scene(32, *item, seed=seed) for seed in range(12)])

@@ -26,7 +26,7 @@ _EIGHT = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True)
-class Sighting:
+class DetectionResult:
     detections: tuple[Detection, ...]
     """The most confident first; every region with an object's colour is one, however odd its shape."""
     junk: float
@@ -46,7 +46,7 @@ class Segmentation(NamedTuple):
     """(S, S), how far away in Lab that colour is."""
 
 
-def detect(image: NDArray[np.uint8]) -> Sighting:
+def detect(image: NDArray[np.uint8]) -> DetectionResult:
     """Any uint8 (S, S, 3) → its objects and the share of it that they leave unexplained."""
     seg, size = segment(image), len(image)
     colors = np.where(~seg.background & (seg.distance < REJECT), seg.color, -1)
@@ -62,7 +62,7 @@ def detect(image: NDArray[np.uint8]) -> Sighting:
             detections.append(detection)
             explained[window] |= matte > 0.3
     detections.sort(key=lambda d: -d.score)
-    return Sighting(tuple(detections), clutter(~seg.background & ~dilate(explained, 2)))
+    return DetectionResult(tuple(detections), clutter(~seg.background & ~dilate(explained, 2)))
 
 
 def segment(image: NDArray[np.uint8]) -> Segmentation:

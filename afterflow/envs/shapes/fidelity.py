@@ -19,7 +19,7 @@ _EDGE = 45
 
 
 @dataclass(frozen=True)
-class Factors:
+class FidelityFactors:
     """What Q is the product of, each in [0, 1]."""
 
     noise: float
@@ -36,16 +36,16 @@ class Factors:
 
 def fidelity(image: NDArray[np.uint8]) -> float:
     """Q of any uint8 (S, S, 3), in [0, 1]."""
-    return math.prod(astuple(factors(image)))
+    return math.prod(astuple(fidelity_factors(image)))
 
 
-def factors(image: NDArray[np.uint8]) -> Factors:
+def fidelity_factors(image: NDArray[np.uint8]) -> FidelityFactors:
     """The five ways in which a uint8 (S, S, 3) can look wrong, each 1 where it does not."""
     pixels = image.astype(np.float32)
     span = _local_span(pixels)
     plane = background_plane(pixels)
     seg = segment(image)
-    return Factors(
+    return FidelityFactors(
         noise=_falling(_texture_std(pixels, span), 1.5, 4.5),
         mottle=_falling(_mottle(pixels, plane, span), 1.1, 5.0),
         sharpness=_sharpness(pixels, span),

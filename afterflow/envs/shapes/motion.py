@@ -4,10 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from ..geneval_rules import Detection
+from ..geneval_rules import Detection, Record
 from .detector import detect
 from .moving import DIRECTIONS, TRAVEL
-from .prompts import Record
 from .verify import THRESHOLDS
 from .world import Array
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .prompts import Record
-from .render import Image, Placed, background, develop, draw_objects
+from ..geneval_rules import Record
+from .render import ImageArray, PlacedObject, background, develop, draw_objects
 from .world import COLORS, SHAPES, SIZES, Array
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -25,14 +25,14 @@ TRAVEL = 0.25
 _WORDS = {2: "two", 3: "three"}
 
 
-def held_out(cls: str, direction: str) -> bool:
+def held_out_motion(cls: str, direction: str) -> bool:
     """Whether only `test` asks for this pair: 6 or 7 of each direction's 8 stay in training."""
     return (SHAPES.index(cls) + 3 * list(DIRECTIONS).index(direction)) % 5 == 0
 
 
 def draw_moving(split: Literal["train", "test"], tag: str, rng: np.random.Generator) -> Record:
     """A record of the tag whose pairs are of that split alone."""
-    pairs = [(c, d) for c in SHAPES for d in DIRECTIONS if held_out(c, d) == (split == "test")]
+    pairs = [(c, d) for c in SHAPES for d in DIRECTIONS if held_out_motion(c, d) == (split == "test")]
     chosen = [pairs[i] for i in rng.choice(len(pairs), 2 if tag == "move_two" else 1, replace=False)]
     colors = [COLORS[i] for i in rng.choice(len(COLORS), len(chosen), replace=False)]
     count = 2 if tag == "move_count" else 1  # three find no room to move in 32 px
@@ -71,7 +71,7 @@ def validate_moving(record: Any) -> None:
             raise ValueError(f"include[{i}].count must be a whole number of at least 1, not {clause.get('count')!r}")
 
 
-def render_clip(record: Record, frames: int, size: int, rng: np.random.Generator) -> Image:
+def render_clip(record: Record, frames: int, size: int, rng: np.random.Generator) -> ImageArray:
     """A true clip of the record: uint8 (frames, size, size, 3)."""
     if size not in SIZES or frames < 1:
         raise ValueError(f"a clip has frames of {SIZES[0]} or {SIZES[1]} px and at least one of them")
@@ -85,7 +85,7 @@ def render_clip(record: Record, frames: int, size: int, rng: np.random.Generator
         draw_objects(
             canvas,
             [
-                Placed(clause["class"], clause["color"], float(x), float(y), float(r), float(rot))
+                PlacedObject(clause["class"], clause["color"], float(x), float(y), float(r), float(rot))
                 for clause, (x, y), r, rot in zip(clauses, centres, radius, turn)
             ],
         )

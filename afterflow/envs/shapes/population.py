@@ -11,12 +11,12 @@ from .world import Array
 _FILTERS = 24
 
 
-def features(images: NDArray[np.uint8]) -> Array:
+def texture_features(images: NDArray[np.uint8]) -> Array:
     """uint8 (N, S, S, 3) → (N, 54): strength and spread of fixed random filters, and colour statistics."""
     return np.stack([_features_of(image) for image in images])
 
 
-def frechet(found: Array, reference: Array) -> float:
+def frechet_distance(found: Array, reference: Array) -> float:
     """Fréchet distance of features (N, F) to reference features (M, F), in units of the reference's spread.
 
     Compare equal N only: the distance of a fresh sample to its own kind shrinks as N grows.

@@ -16,7 +16,7 @@ _FLAT = 8.0
 
 
 @dataclass(frozen=True)
-class Reading:
+class SignReading:
     text: str = ""
     """What the strongest line says; a place where no glyph fits is '?'."""
     confidence: float = 0.0
@@ -31,10 +31,10 @@ class Reading:
     """Pixels per stroke."""
 
 
-def read(image: NDArray[np.uint8]) -> Reading:
+def read_sign(image: NDArray[np.uint8]) -> SignReading:
     """Any uint8 (S, S, 3) → its most convincing line of text."""
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    best, strength = Reading(), 0.0
+    best, strength = SignReading(), 0.0
     for scale in (1, 2)[: len(image) // 32]:
         fit, std = _correlate(grey, scale)
         for signed in (fit, -fit):
@@ -73,21 +73,21 @@ def _box_sum(grey: Array, height: int, width: int) -> Array:
     return rows[:, width:] - rows[:, :-width]
 
 
-def _best_line(fit: Array, std: Array, scale: int) -> tuple[Reading, float]:
+def _best_line(fit: Array, std: Array, scale: int) -> tuple[SignReading, float]:
     """The chain of glyphs one advance apart with the largest summed excess over FLOOR, and that sum."""
     advance = 6 * scale
     score = fit.max(0)
     energy, links = _chain(score - FLOOR, advance)
     y, last = np.unravel_index(energy.argmax(), energy.shape)
     if energy[y, last] <= 0:
-        return Reading(), 0.0
+        return SignReading(), 0.0
     length = int(links[y, last])
     xs = last - advance * np.arange(length - 1, -1, -1)
     glyphs = fit[:, y, xs].argmax(0)
     chars = "".join(CHARS[glyph] if score[y, x] > FLOOR else "?" for glyph, x in zip(glyphs, xs, strict=True))
     elsewhere = np.concatenate([energy[: max(0, y - advance)], energy[y + advance + 1 :]])
     left, top = int(xs[0]) + scale, int(y) + scale
-    reading = Reading(
+    reading = SignReading(
         text=chars.strip("?"),
         confidence=float(score[y, xs].mean()),
         rival=max(0.0, float(elsewhere.max(initial=0.0))),

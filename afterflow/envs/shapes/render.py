@@ -11,10 +11,10 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .prompts import Record
+from ..geneval_rules import Record
 from .world import COLORS, GLYPHS, PALETTE, PALETTE_LAB, SIZES, Array, coverage
 
-Image = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
 
 SHADOW = 0.24
 SHADING = 0.07
@@ -31,7 +31,7 @@ _SIGN_COLORS = [
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedObject:
     cls: str
     color: str
     cx: float
@@ -40,7 +40,7 @@ class Placed:
     rot: float
 
 
-def render(record: Record, size: int, rng: np.random.Generator) -> Image:
+def render_image(record: Record, size: int, rng: np.random.Generator) -> ImageArray:
     """A true picture of the record, everything it leaves open drawn at random: uint8 (size, size, 3)."""
     if size not in SIZES:
         raise ValueError(f"size must be 32 or 64, not {size}")
@@ -48,13 +48,13 @@ def render(record: Record, size: int, rng: np.random.Generator) -> Image:
     if record["tag"] == "text":
         draw_sign(canvas, record["text"], rng)
     else:
-        draw_objects(canvas, place(record, size, rng))
+        draw_objects(canvas, place_objects(record, size, rng))
     return develop(canvas, rng)
 
 
-def render_batch(records: Sequence[Record], size: int, rng: np.random.Generator) -> Image:
+def render_batch(records: Sequence[Record], size: int, rng: np.random.Generator) -> ImageArray:
     """One picture of each of B records: uint8 (B, size, size, 3)."""
-    return np.stack([render(record, size, rng) for record in records])
+    return np.stack([render_image(record, size, rng) for record in records])
 
 
 def background(size: int, rng: np.random.Generator) -> Array:
@@ -66,13 +66,13 @@ def background(size: int, rng: np.random.Generator) -> Array:
     return (base + plane[..., None]).astype(np.float32)
 
 
-def develop(canvas: Array, rng: np.random.Generator) -> Image:
+def develop(canvas: Array, rng: np.random.Generator) -> ImageArray:
     """Add grain and quantise: float (S, S, 3) → uint8 (S, S, 3)."""
     grain = rng.standard_normal(canvas.shape, np.float32) * np.float32(GRAIN_STD)
     return np.clip(np.rint(canvas + grain), 0, 255).astype(np.uint8)
 
 
-def draw_objects(canvas: Array, objects: Sequence[Placed]) -> None:
+def draw_objects(canvas: Array, objects: Sequence[PlacedObject]) -> None:
     """Paint each object, in place, on the patch that it and its shadow touch."""
     for item in objects:
         reach = int(np.ceil(item.r * 1.1)) + 5
@@ -107,7 +107,7 @@ def lettering(text: str) -> Array:
     return np.concatenate([np.pad(GLYPHS[char], ((0, 0), (0, 1))) for char in text], 1)[:, :-1]
 
 
-def place(record: Record, size: int, rng: np.random.Generator) -> list[Placed]:
+def place_objects(record: Record, size: int, rng: np.random.Generator) -> list[PlacedObject]:
     """Objects of the record at random places that neither touch nor break a relation, by rejection."""
     wanted = [(clause, index) for index, clause in enumerate(record["include"]) for _ in range(clause["count"])]
     for _ in range(400):
@@ -117,7 +117,7 @@ def place(record: Record, size: int, rng: np.random.Generator) -> list[Placed]:
     raise ValueError(f"could not place {len(wanted)} objects in {size} px; ask for fewer")
 
 
-def _attempt(record: Record, wanted: list, size: int, rng: np.random.Generator) -> list[Placed] | None:
+def _attempt(record: Record, wanted: list, size: int, rng: np.random.Generator) -> list[PlacedObject] | None:
     """One try at a layout, or None when an object finds no room among 60 random places."""
     scale = size / 64
     gap = max(3.0 * scale, 2.2)
@@ -137,7 +137,7 @@ def _attempt(record: Record, wanted: list, size: int, rng: np.random.Generator) 
         xyr[k] = *centre[free.argmax()], r
         color = clause.get("color") or COLORS[rng.integers(len(COLORS))]
         cx, cy = xyr[k, :2].tolist()
-        objects.append(Placed(clause["class"], color, cx, cy, r, float(rng.uniform(-0.2, 0.2))))
+        objects.append(PlacedObject(clause["class"], color, cx, cy, r, float(rng.uniform(-0.2, 0.2))))
         owners.append(index)
     return objects
 

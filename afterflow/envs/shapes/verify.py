@@ -9,10 +9,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geneval_rules import MODES, evaluate
+from ..geneval_rules import MODES, Record, score_detections
 from .detector import clutter, detect, segment
-from .prompts import Record
-from .reader import Reading, read
+from .reader import SignReading, read_sign
 
 # (detection, counting): clean renders score at least 0.82 at 64 px and 0.74 at 32 px.
 THRESHOLDS = {32: (0.66, 0.68), 64: (0.76, 0.78)}
@@ -32,7 +31,7 @@ def verify(record: Record, image: NDArray[np.uint8]) -> dict[str, float]:
     sighting = detect(image)
     threshold, counting_threshold = THRESHOLDS[32 if len(image) <= 32 else 64]
     return {
-        mode: evaluate(
+        mode: score_detections(
             record,
             sighting.detections,
             mode,
@@ -44,7 +43,7 @@ def verify(record: Record, image: NDArray[np.uint8]) -> dict[str, float]:
     }
 
 
-def ocr_flowgrpo(text: str, target: str) -> float:
+def text_reward_flowgrpo(text: str, target: str) -> float:
     """The published reward: edits are charged on the whole text, unless it contains the target."""
     edits = 0 if target in text else edit_distance(text, target)
     return 1 - min(edits, len(target)) / len(target)
@@ -61,13 +60,13 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def _judge_sign(target: str, image: NDArray[np.uint8]) -> dict[str, float]:
-    reading = read(image)
+    reading = read_sign(image)
     exact = reading.text == target
     clear = reading.rival < 0.5 and reading.contrast > 45 and reading.confidence > 0.8
     alone = exact and clear and _around(image, reading) < _MAX_AROUND
     agreement = 1 - edit_distance(reading.text, target) / max(len(reading.text), len(target))
     visible = min(1.0, max(0.0, (reading.contrast - 15) / 30))
-    published = ocr_flowgrpo(reading.text, target)
+    published = text_reward_flowgrpo(reading.text, target)
     return {
         "official": float(target in reading.text),
         "strict": float(exact),
@@ -78,7 +77,7 @@ def _judge_sign(target: str, image: NDArray[np.uint8]) -> dict[str, float]:
     }
 
 
-def _around(image: NDArray[np.uint8], reading: Reading) -> float:
+def _around(image: NDArray[np.uint8], reading: SignReading) -> float:
     """Share of the picture outside of the sign that is not background."""
     other = ~segment(image).background
     x0, y0, x1, y1 = reading.box

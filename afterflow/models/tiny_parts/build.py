@@ -18,7 +18,8 @@ from diffusers import (
 )
 from transformers import CLIPTextModelWithProjection
 
-from ...envs.shapes.prompts import Record, draw, facts, hard_negative, held_out
+from ...envs.geneval_rules import Record
+from ...envs.shapes.prompts import draw, facts, hard_negative, held_out
 from ...envs.shapes.render import render_batch
 from ...envs.shapes.verify import verify
 from ...envs.shapes.world import CHARS, TAGS

@@ -22,9 +22,9 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
+from ...envs.geneval_rules import Record
 from ...envs.shapes.motion import verify_clip
 from ...envs.shapes.moving import DIRECTIONS, MOVING_TAGS, draw_moving, render_clip
-from ...envs.shapes.prompts import Record
 from ...envs.shapes.world import COLORS, SHAPES
 from .autoencoder import KL_WEIGHT, LATENT_NOISE, distance, fit, learning_rate
 from .text import token_ids
