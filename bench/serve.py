@@ -21,7 +21,7 @@ import uvicorn
 
 from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.rewards.base import Reward
-from afterflow.rewards.remote.protocol import MSGPACK, packed, question, scored_by, unpacked
+from afterflow.rewards.remote.protocol import MSGPACK, pack, parse_reply, score_request, unpack
 from afterflow.rewards.remote.server import Limits, service
 
 SECONDS = 0.010
@@ -66,9 +66,9 @@ def asked(url: str, clients: int, total: int, size: int, each: int) -> dict:
         mine = images.copy()
         mine[:, 0, 0, 0] = (number + np.arange(each)) % 256
         start = time.perf_counter()
-        body = packed(question("slow", list(mine), records))
+        body = pack(score_request("slow", list(mine), records))
         reply = client.post(f"{url}/score", content=body, headers={"Content-Type": MSGPACK}, timeout=600)
-        values = scored_by(unpacked(reply.content, MSGPACK), each).values
+        values = parse_reply(unpack(reply.content, MSGPACK), each).values
         latencies.append(time.perf_counter() - start)
         if values.tolist() != mine[:, 0, 0, 0].tolist():
             wrong.append(number)

@@ -145,9 +145,9 @@ class EvalSuite:
         """ValueError for rewards of clips where a model draws images."""
         from ..models.families import pretrained
         from ..models.wan import Wan
-        from ..rewards.registry import find
+        from ..rewards.registry import find_reward
 
-        judges = [name for name in rewards if find(name).clips]
+        judges = [name for name in rewards if find_reward(name).clips]
         for path in filter(None, to_draw) if judges else ():
             if not isinstance(pretrained(path, self.source.dtype, {}), Wan):
                 raise ValueError(

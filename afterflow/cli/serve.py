@@ -56,17 +56,19 @@ class Serve:
     def app(self) -> "FastAPI":
         """The service; ValueError where a reward does not work here, or where anyone could reach it."""
         from ..rewards.base import RewardModels
-        from ..rewards.registry import check_rewards, ready
-        from ..rewards.remote.protocol import KEY
+        from ..rewards.registry import check_rewards, load_reward
+        from ..rewards.remote.protocol import REWARDS_KEY
         from ..rewards.remote.server import Limits, service
 
-        key = os.environ.get(KEY)
+        key = os.environ.get(REWARDS_KEY)
         if self.host not in ("127.0.0.1", "localhost", "::1") and not key:
-            raise ValueError(f"--host {self.host}: others could reach it; set a key in the environment variable {KEY}")
+            raise ValueError(
+                f"--host {self.host}: others could reach it; set a key in the environment variable {REWARDS_KEY}"
+            )
         limits = Limits(self.images, self.pixels, megabytes=self.megabytes, seconds=self.seconds, batch=self.batch)
         models = RewardModels(self.device, self.dtype, self.batch, self.weights, self.options)
         check_rewards(self.rewards, models)
-        return service([ready(name, models) for name in self.rewards], limits, key)
+        return service([load_reward(name, models) for name in self.rewards], limits, key)
 
     def __call__(self) -> None:
         check_extra("a service", ["fastapi", "uvicorn", "msgpack"], "serve")

@@ -30,8 +30,8 @@ from ..models.base import Model
 from ..models.generate import decoded, encoded, finished_in_parts
 from ..models.wrappers import guided, in_chunks
 from ..rewards.base import RewardModels
-from ..rewards.grouped import ask
-from ..rewards.registry import find
+from ..rewards.grouped import score_groups
+from ..rewards.registry import find_reward
 from ..system.atomic_files import write_text_atomically
 from . import image_store as gallery
 from .shapes_report import Comparison, Judged, brief, compare
@@ -142,7 +142,7 @@ def evenly(records: Sequence[dict], many: int) -> list[dict]:
 
 def check_records(records: Sequence[dict], rewards: Sequence[str]) -> None:
     """ValueError for a record that a reward could not judge."""
-    asked = {name: known.needs for name in rewards if (known := find(name)).needs is not None}
+    asked = {name: known.needs for name in rewards if (known := find_reward(name)).needs is not None}
     for record in records:
         check_record(record, f"prompt {record['prompt']!r}", asked)
 
@@ -179,7 +179,7 @@ def scores(
     """
     file, digests = folder / "scores.json", [gallery.digest(*each) for each in zip(gallery.prompts(folder), records)]
     kept: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    keys = {name: f"{name} {find(name).version} {models!r}" for name in rewards}
+    keys = {name: f"{name} {find_reward(name).version} {models!r}" for name in rewards}
     for places in in_parts(len(records)):  # part by part, so that what detects objects does it once for all rewards
         for name, key in keys.items():
             known = kept.setdefault(key, {})
@@ -209,7 +209,7 @@ def asked_of(
     say: Callable[[str], None],
 ) -> dict[str, dict[str, list[float | None]]]:
     """Digest → the reward of a prompt's K pictures, and its parts."""
-    answer = ask(name, gallery.together(folder, places), [records[i] for i in places], models)
+    answer = score_groups(name, gallery.together(folder, places), [records[i] for i in places], models)
     if answer.failures:
         say(f"{len(answer.failures)} pictures have no {name}, first {answer.failures[0]}")
     columns = {name: answer.values} | {f"{name}/{part}": value for part, value in answer.parts.items()}

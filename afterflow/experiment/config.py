@@ -29,7 +29,7 @@ from ..models.tiny_parts.config import TinyParts, TinyVideoParts
 from ..models.wan import Wan
 from ..objectives.advantages import Blend
 from ..rewards.base import RewardModels
-from ..rewards.registry import find
+from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.vlm.judge import VLMJudge
 from ..system.names import unknown_name
@@ -221,7 +221,7 @@ class Run:
         if self.shard != "none" and self.optimizer != "adamw":
             raise ValueError(f"optimizer = {self.optimizer} has never been tried with shard; take adamw")
         for name in self.rewards:
-            if find(name).clips and not isinstance(self.model, Wan | TinyVideoParts):
+            if find_reward(name).clips and not isinstance(self.model, Wan | TinyVideoParts):
                 raise ValueError(f"{name} judges clips, and {type(self.model).__name__} draws images; take Wan")
 
     def _check_held_out(self) -> None:

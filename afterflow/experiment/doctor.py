@@ -15,7 +15,7 @@ from ..models.adapters import LoRA
 from ..models.generate import encoded, finished
 from ..models.pipeline import PipelineModel, Pretrained
 from ..models.wrappers import guided, in_chunks
-from ..rewards.grouped import ask, both_orders, compare
+from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
@@ -260,7 +260,7 @@ def rewards(session: Session, cond: Conditioning) -> Iterator[Finding]:
     images = session.model.decode(noise_for(session, len(cond), "rewards")[:, 0])[:, None]
     for name in run.watched:
         start = time.perf_counter()
-        first, second = (ask(name, images, records, session.run.reward_models).values for _ in range(2))
+        first, second = (score_groups(name, images, records, session.run.reward_models).values for _ in range(2))
         seconds = (time.perf_counter() - start) / 2 / len(images)
         good = bool(np.isfinite(first.numpy()).all()) and torch.equal(first, second)
         yield Finding(
@@ -272,11 +272,11 @@ def rewards(session: Session, cond: Conditioning) -> Iterator[Finding]:
 
 
 def judged(session: Session, cond: Conditioning) -> Finding:
-    """A judge is asked about two pictures in both orders; `compare` refuses what is no share."""
+    """A judge is asked about two pictures in both orders; `judge_groups` refuses what is no share."""
     judge, records = session.run.judge, cond.records()[:1]
     assert judge is not None
     images = session.model.decode(noise_for(session, 2, "judge")[:, 0])[None]
-    said, failures = compare(judge, images, records, both_orders(1, 2), [generator(session.run.seed, "judge")])
+    said, failures = judge_groups(judge, images, records, all_pairs(1, 2), [generator(session.run.seed, "judge")])
     if failures:
         return Finding("the judge", False, failures[0], "see that its server runs, and what it answers")
     one, other = said[0, 0, 1].item(), said[0, 1, 0].item()

@@ -12,7 +12,7 @@ from ..algorithms.base import OnPolicy, Supervised
 from ..data.images import ImageSource
 from ..data.prompts import prompt_rows
 from ..models.generate import encoded
-from ..rewards.grouped import both_orders, compare
+from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
@@ -132,7 +132,7 @@ def check_before_sampling(session: Session, prompts: Conditioning) -> None:
     if run.judge is not None:
         like = torch.zeros(2, *session.model.latent_shape, device=prompts.index.device)
         blank, record = session.model.decode(like)[None], [prompts.prompts[0]]
-        _, failures = compare(run.judge, blank, record, both_orders(1, 2), [generator(run.seed, "probe")])
+        _, failures = judge_groups(run.judge, blank, record, all_pairs(1, 2), [generator(run.seed, "probe")])
         if failures:
             raise ValueError(f"the judge does not work here: {failures[0]}")
     if run.budget_seconds is not None:

@@ -18,8 +18,8 @@ from ..data.prompts import batch_rows, check_record
 from ..models.base import Model, cache_folder, keep
 from ..models.generate import encoded, picture_size
 from ..rewards.base import RewardModels
-from ..rewards.grouped import ask
-from ..rewards.registry import PUBLISHED, find
+from ..rewards.grouped import score_groups
+from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward
 from ..sampling.conditioning import Conditioning, Pairs
 from .config import Run
 
@@ -42,7 +42,9 @@ def image_pairs(run: Run, data: ImageSource, model: Model) -> tuple[Callable[[in
     return pairs, cond
 
 
-def gathered(data: ImageSource, model: Model, seed: int, models: RewardModels = PUBLISHED) -> tuple[Tensor, list[dict]]:
+def gathered(
+    data: ImageSource, model: Model, seed: int, models: RewardModels = DEFAULT_REWARD_MODELS
+) -> tuple[Tensor, list[dict]]:
     """Latents (N, ...), on the CPU, and records of the pictures to learn from; ValueError when none is left."""
     latents, records, missing, asked = [], [], 0, 0
     for part in shards(data.pictures(seed, picture_size(model))):
@@ -93,11 +95,11 @@ def good_enough(
     """(B,) bool: which of B images reach every reward; ValueError where one has no score."""
     good = np.ones(len(images), bool)
     for name, value in least.items() if len(images) else ():
-        needs = find(name).needs
+        needs = find_reward(name).needs
         asked = {} if needs is None else {f"min_reward {name}": needs}
         for record in records:
             check_record(record, f"the image of {record['prompt']!r}", asked)
-        answer = ask(name, images[:, None], records, models)
+        answer = score_groups(name, images[:, None], records, models)
         if answer.failures:
             raise ValueError(f"min_reward: {name} has no score for the image of {answer.failures[0]}")
         good &= answer.values[:, 0].numpy() >= value
@@ -109,7 +111,7 @@ def cache_file(part: Sequence[CaptionedImage], model: Model, least: Mapping[str,
     told = [
         model.image_key,
         __version__,
-        {name: (value, find(name).version) for name, value in least.items()},
+        {name: (value, find_reward(name).version) for name, value in least.items()},
         repr(models) if least else "",
         [(p.digest, p.record if least else "") for p in part],
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..algorithms.base import WIN_RATE
 from ..models.generate import decoded, finished_in_parts, spread
 from ..objectives.preferences import win_rates
-from ..rewards.grouped import ask, both_orders, compare
+from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.atomic_files import write_text_atomically
@@ -142,7 +142,7 @@ class Window:
         run = self.session.run
         assert self.held_out is not None
         records = self.held_out[mine].records()
-        answers = {name: ask(name, images, records, run.reward_models) for name in run.watched}
+        answers = {name: score_groups(name, images, records, run.reward_models) for name in run.watched}
         wins, undecided = ([], []) if self.base is None else self._wins(images, self.base[mine.numpy()], records, mine)
         return {
             "rewards": {name: answer.values.nanmean(1).tolist() for name, answer in answers.items()},
@@ -161,7 +161,7 @@ class Window:
         of_pair = [record for record in records for _ in range(K)]
         # The same flaws of the judge at every iteration, so that a curve shows the policy alone.
         draws = [generator(run.seed, "held out", place, k) for place in mine.tolist() for k in range(K)]
-        judged, failures = compare(run.judge, both, of_pair, both_orders(len(both), 2), draws)
+        judged, failures = judge_groups(run.judge, both, of_pair, all_pairs(len(both), 2), draws)
         return win_rates(judged)[:, 0].view(-1, K).tolist(), failures
 
 

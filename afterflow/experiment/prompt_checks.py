@@ -7,14 +7,14 @@ from ..data.images import ImageSource
 from ..data.prompts import check_turns
 from ..envs.shapes.prompts import validate
 from ..models.teacher import Teacher
-from ..rewards.registry import find
+from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
 from .config import Run
 
 
 def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
     """What these rewards, and the judge, ask of a record."""
-    asked = {name: known.needs for name in names if (known := find(name)).needs is not None}
+    asked = {name: known.needs for name in names if (known := find_reward(name)).needs is not None}
     return asked | {"the judge": validate} if isinstance(run.judge, ShapesJudge) else asked
 
 

@@ -11,13 +11,15 @@ from ..algorithms.base import WIN_RATE, OnPolicy, Scores
 from ..models.base import Model
 from ..objectives.preferences import pairs
 from ..rewards.base import Judge, RewardModels
-from ..rewards.grouped import ask, compare
-from ..rewards.registry import PUBLISHED
+from ..rewards.grouped import judge_groups, score_groups
+from ..rewards.registry import DEFAULT_REWARD_MODELS
 from ..train.clock import Clock
 from ..train.explore import Score
 
 
-def scorer(model: Model, algorithm: OnPolicy, judge: Judge | None, models: RewardModels = PUBLISHED) -> Score:
+def scorer(
+    model: Model, algorithm: OnPolicy, judge: Judge | None, models: RewardModels = DEFAULT_REWARD_MODELS
+) -> Score:
     """What `explore` calls with finished latents."""
     return partial(score, model, algorithm, judge, models)
 
@@ -43,7 +45,7 @@ def score(
         images = model.decode(leaves.flatten(0, 1))
     images = images.reshape(*leaves.shape[:2], *images.shape[1:])
     with clock("reward"):
-        answers = {name: ask(name, images, records, models) for name in asks.rewards}
+        answers = {name: score_groups(name, images, records, models) for name in asks.rewards}
         scores = Scores(
             {name: answer.values for name, answer in answers.items()},
             parts={f"{name}/{part}": value for name, each in answers.items() for part, value in each.parts.items()},
@@ -54,5 +56,5 @@ def score(
         assert judge is not None
         G, wanted = images.shape[1], asks.comparisons
         shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, own) for own in generators])
-        judged, failures = compare(judge, images, records, shown, generators)
+        judged, failures = judge_groups(judge, images, records, shown, generators)
         return replace(scores, judged={WIN_RATE: judged}, failures={**scores.failures, WIN_RATE: failures})

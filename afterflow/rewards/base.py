@@ -37,7 +37,7 @@ class Scorer(Protocol):
         ...
 
 
-log = logging.getLogger("afterflow.rewards.registry")
+log = logging.getLogger("afterflow.rewards")
 OPTIONS = (
     "geneval_threshold",
     "geneval_counting_threshold",
@@ -153,7 +153,7 @@ class Reward:
                 return Scored(np.array([np.nan]), {}, {0: f"{type(error).__name__}: {error}"})
             # Which of them it was is worth knowing, and the others have their scores.
             log.warning("reward %s failed on %d images, which are scored one by one: %r", self.name, len(images), error)
-            return together([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
+            return concatenate_scored([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
         found = found if isinstance(found, Scored) else Scored(found)
         values = np.array(found.values, np.float64)
         if values.shape != (len(images),):
@@ -168,7 +168,7 @@ class Reward:
         return Scored(self.scale * values, found.parts, why)
 
 
-def together(scored: Sequence[Scored]) -> Scored:
+def concatenate_scored(scored: Sequence[Scored]) -> Scored:
     """Of batches one after another, as of one.  A part that some of them do not have is NaN there."""
     names = dict.fromkeys(name for each in scored for name in each.parts)
     nothing = lambda each: np.full(len(each.values), np.nan)
@@ -178,7 +178,7 @@ def together(scored: Sequence[Scored]) -> Scored:
     return Scored(np.concatenate([each.values for each in scored]), {name: column(name) for name in names}, why)
 
 
-def network(
+def network_reward(
     name: str, low: float = -math.inf, high: float = math.inf, **about
 ) -> Callable[[Callable[[RewardModels], Scorer]], Reward]:
     """Make a reward of the function below, which loads one."""

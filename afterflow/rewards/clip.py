@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from .base import RewardModels, Scored, Scorer, network
+from .base import RewardModels, Scored, Scorer, network_reward
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -109,7 +109,7 @@ def normalised(x: Tensor) -> Tensor:
     return (x - channels(MEAN)) / channels(STD)
 
 
-@network("clipscore", -100, 100, scale=1 / 30)
+@network_reward("clipscore", -100, 100, scale=1 / 30)
 def clipscore(models: RewardModels) -> Scorer:
     """100 cos(image, prompt) of CLIP ViT-L/14, over 30 as flow_grpo has it.  A bag of words: it binds no attribute."""
     clip = large(models)
@@ -121,7 +121,7 @@ def clipscore(models: RewardModels) -> Scorer:
     return score
 
 
-@network("pickscore", -100, 100, scale=1 / 26)
+@network_reward("pickscore", -100, 100, scale=1 / 26)
 def pickscore(models: RewardModels) -> Scorer:
     """PickScore v1 (arXiv:2305.01569): e^s cos(image, prompt), over 26 as flow_grpo has it."""
     clip = Clip(models, *models.published("pickscore", PICKSCORE), models.words("pickscore", HUGE))
@@ -133,7 +133,7 @@ def pickscore(models: RewardModels) -> Scorer:
     return score
 
 
-@network("hpsv2", -1, 1)
+@network_reward("hpsv2", -1, 1)
 def hpsv2(models: RewardModels) -> Scorer:
     """HPSv2.1 (arXiv:2306.09341): cos(image, prompt); only images of the same prompt can be compared."""
     path, revision = models.published("hpsv2", HPS)
@@ -153,7 +153,7 @@ def needs_image(record: dict) -> None:
         raise ValueError(f"its image, the file of a picture to be like, is {file!r} and not there")
 
 
-@network("image_similarity", -1, 1, needs=needs_image)
+@network_reward("image_similarity", -1, 1, needs=needs_image)
 def image_similarity(models: RewardModels) -> Scorer:
     """cos between a picture and the one that its record names under "image", by CLIP ViT-L/14."""
     clip = large(models)
@@ -173,7 +173,7 @@ LINEAR_LAYERS = (0, 2, 4, 6, 7)
 """Of the aesthetic predictor and of ImageReward; their others are dropout."""
 
 
-@network("aesthetic")
+@network_reward("aesthetic")
 def aesthetic(models: RewardModels) -> Scorer:
     """LAION's improved aesthetic predictor: a linear map of CLIP ViT-L/14's image embedding, about 1 to 10.
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from ..envs.geneval_rules import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Box, Detection, score_detections
 from ..envs.shapes.prompts import validate
 from ..envs.shapes.world import COLORS
-from .base import Reward, RewardModels, Scorer, network
+from .base import Reward, RewardModels, Scorer, network_reward
 from .clip import Clip, cropped, large, unit
 
 MASK2FORMER = ("facebook/mask2former-swin-small-coco-instance", "main")
@@ -176,7 +176,7 @@ def geneval(name: str, mode: str, low: float, about: str, find_of: Callable[[Rew
         score.__doc__ = about
         return score
 
-    return network(name, low, 1.0, needs=partial(validate, classes=OBJECTS))(load)
+    return network_reward(name, low, 1.0, needs=partial(validate, classes=OBJECTS))(load)
 
 
 def readings(first: str, kind: Callable[..., Find], where: tuple) -> tuple[Reward, ...]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .base import Judge, RewardModels, Scored
-from .registry import PUBLISHED, ready
+from .registry import DEFAULT_REWARD_MODELS, load_reward
 
 
 @dataclass(frozen=True)
-class Answer:
+class GroupScores:
     """What a reward says of P groups of G images."""
 
     values: Tensor
@@ -24,22 +24,24 @@ class Answer:
     """Prompt and reason of every image without a score."""
 
 
-def ask(reward: str, images: np.ndarray, records: Sequence[dict], models: RewardModels = PUBLISHED) -> Answer:
+def score_groups(
+    reward: str, images: np.ndarray, records: Sequence[dict], models: RewardModels = DEFAULT_REWARD_MODELS
+) -> GroupScores:
     """uint8 (P, G, H, W, 3), or clips (P, G, F, H, W, 3), of P records.
 
     What scores images scores a clip by the mean of its frames, which all must have a score.
     """
-    known, (P, G) = ready(reward, models), images.shape[:2]
+    known, (P, G) = load_reward(reward, models), images.shape[:2]
     frames = () if known.clips else images.shape[2:-3]
     each, flat = math.prod(frames), images.reshape(-1, *images.shape[2 + len(frames) :])
     scored = known(flat, repeated(records, G * each))
     grouped = lambda values: torch.from_numpy(np.asarray(values, np.float32)).view(P, G, each).mean(2)
     failures = {i // each: f"{records[i // (G * each)]['prompt']!r}: {why}" for i, why in sorted(scored.why.items())}
     parts = {name: grouped(values) for name, values in scored.parts.items()}
-    return Answer(grouped(scored.values), parts, list(failures.values()))
+    return GroupScores(grouped(scored.values), parts, list(failures.values()))
 
 
-def compare(
+def judge_groups(
     judge: Judge, images: np.ndarray, records: Sequence[dict], shown: Tensor, generators: Sequence[torch.Generator]
 ) -> tuple[Tensor, list[str]]:
     """uint8 (P, G, H, W, 3) of P records, and which pairs to show, (P, G, G) bool → verdicts (P, G, G), NaN elsewhere.
@@ -67,7 +69,7 @@ def compare(
     return judged, [f"{records[int(prompt[row])]['prompt']!r}: {reason}" for row, reason in sorted(why.items())]
 
 
-def both_orders(prompts: int, group: int) -> Tensor:
+def all_pairs(prompts: int, group: int) -> Tensor:
     """(P, G, G) bool: every pair, twice."""
     return ~torch.eye(group, dtype=torch.bool).expand(prompts, group, group)
 

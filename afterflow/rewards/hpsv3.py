@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .base import RewardModels, Scored, Scorer, network
+from .base import RewardModels, Scored, Scorer, network_reward
 from .clip import read_weights
 from .qwen2_vl import Reader, base_of, instruction, kept, size, split
 
@@ -26,7 +26,7 @@ LAYERS = (0, 3, 5)
 """Of the head; its others are ReLU and dropout."""
 
 
-@network("hpsv3")
+@network_reward("hpsv3")
 def hpsv3(models: RewardModels) -> Scorer:
     """HPSv3's μ, unbounded, good pictures about 10; part `sigma` is how unsure it is.  About 16 GB in bfloat16.
 

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from .base import RewardModels, Scored, Scorer, network
+from .base import RewardModels, Scored, Scorer, network_reward
 from .clip import cropped, linear, read_weights
 
 PUBLISHED = "THUDM/ImageReward"
@@ -27,7 +27,7 @@ HEAD = 64
 """Width of an attention head, in the ViT and in BERT."""
 
 
-@network("image_reward")
+@network_reward("image_reward")
 def image_reward(models: RewardModels) -> Scorer:
     """ImageReward v1, about -2 to 2.  Prompts are cut after 35 tokens; part `cut` counts those."""
     from transformers import AutoTokenizer

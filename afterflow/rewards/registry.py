@@ -15,7 +15,7 @@ from . import geneval_mmdet as mmdet
 from .base import Reward, RewardModels, Scorer
 from .vlm import rewards as vlm
 
-PUBLISHED = RewardModels()
+DEFAULT_REWARD_MODELS = RewardModels()
 
 REWARDS: dict[str, Scorer] = {
     reward.name: reward
@@ -47,11 +47,11 @@ REWARDS: dict[str, Scorer] = {
         vlm.unified_reward,
     )
 }
-GROUP = "afterflow.rewards.registry"
+GROUP = "afterflow.rewards"
 """Entry points under which other packages offer rewards."""
 
 
-def find(name: str) -> Reward:
+def find_reward(name: str) -> Reward:
     """One of ours, of an installed package (an entry point), or a user's own, `module:function`.
 
     ValueError where there is none.
@@ -90,9 +90,9 @@ def from_path(name: str) -> Scorer:
 _loaded: dict[tuple[str, str], Reward] = {}
 
 
-def ready(name: str, models: RewardModels = PUBLISHED) -> Reward:
+def load_reward(name: str, models: RewardModels = DEFAULT_REWARD_MODELS) -> Reward:
     """A reward that can be asked; a network is loaded once.  ValueError where it cannot be."""
-    known = find(name)
+    known = find_reward(name)
     if known.load is None and name not in models.servers:
         return known
     key = name, repr(models)
@@ -120,20 +120,20 @@ def elsewhere(known: Reward, models: RewardModels) -> Reward:
     return replace(known, score=asked, load=None, scale=1.0, low=min(ends), high=max(ends))
 
 
-def check_rewards(names: Iterable[str], models: RewardModels = PUBLISHED) -> None:
+def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS) -> None:
     """ValueError for a reward that does not work here, or does not say of its canary what it said when it was made."""
     names = tuple(names)
     for name in models.servers:
         if name not in names:
             raise unknown_name("reward of this run (reward_models.servers)", name, names)
     for name in models.weights:
-        find(name)
+        find_reward(name)
     for name in names:
-        known = find(name)
+        known = find_reward(name)
         here = ("httpx", "msgpack") if name in models.servers else known.libraries
         extra = "serve" if name in models.servers else known.extra
         check_extra(f"reward {name}", here, extra)
-        known = ready(name, models)
+        known = load_reward(name, models)
         if known.canary is None:
             continue
         scored = known(known.canary.picture()[None], [dict(known.canary.record)])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .base import RewardModels, Scored, Scorer, network
+from .base import RewardModels, Scored, Scorer, network_reward
 from .clip import read_weights
 from .qwen2_vl import TOKEN, Reader, base_of, instruction, kept, size, split
 
@@ -36,7 +36,7 @@ RATE = 16.0
 """Frames a second of Wan 2.1's clips."""
 
 
-@network("video_align", clips=True)
+@network_reward("video_align", clips=True)
 def video_align(models: RewardModels) -> Scorer:
     """VideoReward's overall, unbounded, about 0 for the clips of its authors; parts VQ, MQ and TA.
 

@@ -19,7 +19,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
-from afterflow.rewards.grouped import ask
+from afterflow.rewards.grouped import score_groups
 from tinies import built
 
 FRAMES = 7
@@ -90,7 +90,7 @@ def test_a_record_that_cannot_be_judged_is_refused(change, said):
 def test_clip_rewards_see_whole_clips_and_only_models_of_clips_have_them():
     records, shown = clips("move_one", 3)
     both = np.stack([np.stack([clip, clip[::-1]]) for clip in shown])
-    assert ask("moving_strict", both, records).values.tolist() == [[1.0, 0.0]] * 3
+    assert score_groups("moving_strict", both, records).values.tolist() == [[1.0, 0.0]] * 3
     with pytest.raises(ValueError, match="moving_strict judges clips, and SD3 draws images; take Wan"):
         Run(FlowGRPO({"moving_strict": 1.0}), MovingPrompts(), SD3("tiny"))
 

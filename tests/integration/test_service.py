@@ -18,8 +18,8 @@ from afterflow.cli.serve import Serve
 from afterflow.envs.shapes.prompts import suite
 from afterflow.envs.shapes.render import render_batch
 from afterflow.rewards.base import Reward, RewardModels, Scored
-from afterflow.rewards.registry import REWARDS, check_rewards, ready
-from afterflow.rewards.remote.protocol import KEY, MSGPACK, packed, question, sent
+from afterflow.rewards.registry import REWARDS, check_rewards, load_reward
+from afterflow.rewards.remote.protocol import MSGPACK, REWARDS_KEY, encode_image, pack, score_request
 from afterflow.rewards.remote.server import Limits, service
 
 httpx = pytest.importorskip("httpx")
@@ -45,7 +45,7 @@ def served(app):
 @pytest.fixture(scope="module")
 def url():
     names = ("shapes_partial", "jpeg_compressibility", "moving_strict")
-    with served(service([ready(name) for name in names], Limits(images=16, pixels=64 * 64, megabytes=1))) as url:
+    with served(service([load_reward(name) for name in names], Limits(images=16, pixels=64 * 64, megabytes=1))) as url:
         yield url
 
 
@@ -54,9 +54,9 @@ def brightness(images, records):
 
 
 def test_a_served_reward_says_what_it_says_in_the_process(url):
-    far = ready("shapes_partial", RewardModels(servers={"shapes_partial": url}, batch=4))
+    far = load_reward("shapes_partial", RewardModels(servers={"shapes_partial": url}, batch=4))
     mixed = np.concatenate([IMAGES, IMAGES[::-1]])
-    here, there = (reward(mixed, [*RECORDS, *RECORDS]) for reward in (ready("shapes_partial"), far))
+    here, there = (reward(mixed, [*RECORDS, *RECORDS]) for reward in (load_reward("shapes_partial"), far))
     assert here.values.tolist() == there.values.tolist() and here.values.min() < 1 == here.values.max()
 
 
@@ -68,7 +68,7 @@ def test_parts_reasons_scales_and_clips_travel(monkeypatch):
     monkeypatch.setitem(REWARDS, "odd", reward)
     clips = np.random.default_rng(0).integers(0, 255, (3, 2, 8, 8, 3), dtype=np.uint8)
     with served(service([reward])) as url:
-        there = ready("odd", RewardModels(servers={"odd": url}))(clips, RECORDS[:3])
+        there = load_reward("odd", RewardModels(servers={"odd": url}))(clips, RECORDS[:3])
     here = reward(clips, RECORDS[:3])
     assert np.array_equal(here.values, there.values, equal_nan=True) and here.why == there.why == {1: "too dark"}
     assert here.parts["half"].tolist() == there.parts["half"].tolist()
@@ -87,7 +87,7 @@ def test_requests_of_many_clients_are_scored_together_and_come_back_to_their_own
 
         def ask(level):
             image = np.full((8, 8 + level % 2, 3), level, np.uint8)  # of two shapes
-            body = packed(question("slow", [image], [{"prompt": "a"}]))
+            body = pack(score_request("slow", [image], [{"prompt": "a"}]))
             reply = client.post(f"{url}/score", content=body, headers={"Content-Type": MSGPACK})
             import msgpack
 
@@ -134,7 +134,7 @@ def request(**changes):
 def test_json_with_png_is_understood_by_anyone(url):
     reply = post(url, request())
     assert reply.status_code == 200
-    assert reply.json()["values"] == ready("jpeg_compressibility")(IMAGES[:1], RECORDS[:1]).values.tolist()
+    assert reply.json()["values"] == load_reward("jpeg_compressibility")(IMAGES[:1], RECORDS[:1]).values.tolist()
     assert httpx.get(f"{url}/health").json()["status"] == "ok"
     names = [each["name"] for each in httpx.get(f"{url}/rewards").json()]
     assert names == ["shapes_partial", "jpeg_compressibility", "moving_strict"]
@@ -175,7 +175,7 @@ def test_a_bad_request_is_told_what_is_wrong_with_it(url, content, said):
 def test_nothing_that_is_sent_crashes_it_or_shows_its_insides(url):
     """Random bytes, cut and twisted requests, of both kinds."""
     rng = np.random.default_rng(0)
-    whole = packed(question("jpeg_compressibility", [IMAGES[0]], [{"prompt": "a"}]))
+    whole = pack(score_request("jpeg_compressibility", [IMAGES[0]], [{"prompt": "a"}]))
     with httpx.Client() as client:
         for n in range(200):
             body = bytearray(whole if n % 2 else json.dumps(request()).encode())
@@ -195,16 +195,16 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(url):
 
 def test_a_key_is_asked_of_everyone(monkeypatch):
     monkeypatch.setitem(REWARDS, "bright", Reward("bright", brightness))
-    with served(service([ready("bright")], key="secret")) as url:
+    with served(service([load_reward("bright")], key="secret")) as url:
         for path in ("health", "rewards"):
             assert httpx.get(f"{url}/{path}").status_code == 401
         assert post(url, request(), Authorization="Bearer wrong").status_code == 401
         models = RewardModels(servers={"bright": url})
-        with pytest.raises(ValueError, match=f"wants a key; set {KEY}"):
+        with pytest.raises(ValueError, match=f"wants a key; set {REWARDS_KEY}"):
             check_rewards(["bright"], models)
-        monkeypatch.setenv(KEY, "secret")
+        monkeypatch.setenv(REWARDS_KEY, "secret")
         check_rewards(["bright"], models)
-        assert ready("bright", models)(IMAGES[:1], RECORDS[:1]).values == pytest.approx(IMAGES[0].mean())
+        assert load_reward("bright", models)(IMAGES[:1], RECORDS[:1]).values == pytest.approx(IMAGES[0].mean())
 
 
 def test_a_reward_that_raises_and_one_that_takes_too_long_are_told_in_a_word():
@@ -238,7 +238,7 @@ def test_services_take_turns_and_one_that_is_gone_costs_no_score(monkeypatch):
     records = [{"prompt": "a"}] * 12
     with served(counting("one")) as one:
         with served(counting("two")) as two:
-            far = ready("bright", RewardModels(servers={"bright": f"{one},{two}"}, batch=2))
+            far = load_reward("bright", RewardModels(servers={"bright": f"{one},{two}"}, batch=2))
             assert far(images, records).values == pytest.approx(images.mean((1, 2, 3)))
             assert asked == {"one": 6, "two": 6}
         found = far(images, records)
@@ -251,31 +251,34 @@ def test_services_take_turns_and_one_that_is_gone_costs_no_score(monkeypatch):
 def test_a_service_that_is_not_there_or_of_another_version_is_refused(url):
     servers = lambda where, name="shapes_partial": RewardModels(servers={name: where})
     with pytest.raises(ValueError, match=r"does not answer .*; start it: afterflow serve-rewards shapes_partial"):
-        ready("shapes_partial", servers("http://127.0.0.1:9"))
+        load_reward("shapes_partial", servers("http://127.0.0.1:9"))
     with pytest.raises(ValueError, match=r"has shapes_partial, .*, not shapes_strict"):
-        ready("shapes_strict", servers(url, "shapes_strict"))
+        load_reward("shapes_strict", servers(url, "shapes_strict"))
     with (
         served(service([Reward("shapes_partial", brightness, version="0")])) as other,
         pytest.raises(
             ValueError, match="has version 0 of shapes_partial, and this is 1; run the same afterflow on both sides"
         ),
     ):
-        ready("shapes_partial", servers(other))
+        load_reward("shapes_partial", servers(other))
 
 
 def test_the_command_is_for_this_machine_unless_it_has_a_key(monkeypatch, capsys):
-    monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.delenv(REWARDS_KEY, raising=False)
     assert main(["serve-rewards", "jpeg_compressibility", "--host", "0.0.0.0"]) == 2
-    assert f"set a key in the environment variable {KEY}" in capsys.readouterr().err
+    assert f"set a key in the environment variable {REWARDS_KEY}" in capsys.readouterr().err
     assert main(["serve-rewards", "jpeg_compresibility"]) == 2
     assert "did you mean jpeg_compressibility" in capsys.readouterr().err
-    monkeypatch.setenv(KEY, "secret")
+    monkeypatch.setenv(REWARDS_KEY, "secret")
     with served(Serve(("jpeg_compressibility",), host="0.0.0.0").app()) as url:
         assert post(url, request(), Authorization="Bearer secret").status_code == 200
 
 
 def test_a_raw_image_is_sent_as_it_is():
-    assert sent(IMAGES[0])["shape"] == [32, 32, 3] and sent(IMAGES[0, ::2])["raw"] == IMAGES[0, ::2].tobytes()
+    assert (
+        encode_image(IMAGES[0])["shape"] == [32, 32, 3]
+        and encode_image(IMAGES[0, ::2])["raw"] == IMAGES[0, ::2].tobytes()
+    )
 
 
 def test_a_service_that_hangs_leaves_time_for_another(monkeypatch):
@@ -286,7 +289,7 @@ def test_a_service_that_hangs_leaves_time_for_another(monkeypatch):
         return brightness(images, records)
 
     with served(service([Reward("bright", brightness)])) as good, served(service([Reward("bright", asleep)])) as bad:
-        far = ready("bright", RewardModels(servers={"bright": f"{good},{bad}"}, batch=1))
+        far = load_reward("bright", RewardModels(servers={"bright": f"{good},{bad}"}, batch=1))
         far.score.deadline = 0.9
         assert not far(IMAGES[:4], RECORDS[:4]).why
 

@@ -11,7 +11,7 @@ import pytest
 import tinies
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.geneval_mmdet import Sidecar, objects, png
-from afterflow.rewards.registry import find, ready
+from afterflow.rewards.registry import find_reward, load_reward
 
 SCRIPT = Path(__file__).parents[2] / "sidecars" / "geneval_mmdet.py"
 STAND_IN = """
@@ -62,7 +62,7 @@ def test_its_detections_are_read_by_our_rules(url, tmp_path):
     seen = Sidecar(models, url, None)(pictures(), [TWO_DOGS] * 3)
     assert len(seen) == 3
     assert [(d.cls, d.score, d.box) for d in seen[0]] == [("dog", 0.95, (0, 0, 4, 4)), ("dog", 0.4, (1, 2, 9, 10))]
-    score = lambda name, record: ready(name, models)(pictures(), [record] * 3).values.tolist()
+    score = lambda name, record: load_reward(name, models)(pictures(), [record] * 3).values.tolist()
     assert score("geneval_strict", TWO_DOGS) == [0] * 3  # counting wants .9 of both
     assert score("geneval_strict", TWO_DOGS | {"tag": "two_object"}) == [1] * 3
 
@@ -85,5 +85,5 @@ def test_nobody_there_is_said_before_training(tmp_path):
     with pytest.raises(
         ValueError, match=r"geneval_official could not be loaded: nothing answers at .*; start sidecars/"
     ):
-        ready("geneval_official", models)
-    assert find("geneval_official").needs is not None
+        load_reward("geneval_official", models)
+    assert find_reward("geneval_official").needs is not None

@@ -20,7 +20,7 @@ from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.tokenizer import make_tokenizer
 from afterflow.rewards import clip
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.registry import check_rewards, find, ready
+from afterflow.rewards.registry import check_rewards, find_reward, load_reward
 
 PROMPTS = [{"prompt": "a picture of a red heart"}, {"prompt": "a blue circle"}, {"prompt": "a picture of a red heart"}]
 
@@ -71,22 +71,22 @@ def test_clipscore_and_pickscore_are_the_published_numbers(folder):
     images = pictures()
     cosine, length = by_hand(folder, images, clip.cropped(images, 28))
     options = models(folder, "clipscore", "pickscore", batch=2)
-    assert ready("clipscore", options)(images, PROMPTS).values == pytest.approx(100 * cosine / 30, abs=1e-5)
-    assert ready("pickscore", options)(images, PROMPTS).values == pytest.approx(length * cosine / 26, abs=1e-5)
+    assert load_reward("clipscore", options)(images, PROMPTS).values == pytest.approx(100 * cosine / 30, abs=1e-5)
+    assert load_reward("pickscore", options)(images, PROMPTS).values == pytest.approx(length * cosine / 26, abs=1e-5)
     assert length == pytest.approx(math.exp(2.6592), rel=1e-3)
-    half = ready("pickscore", replace(options, dtype="bfloat16"))(images, PROMPTS).values
+    half = load_reward("pickscore", replace(options, dtype="bfloat16"))(images, PROMPTS).values
     assert half == pytest.approx(length * cosine / 26, abs=0.03) and not np.array_equal(half, length * cosine / 26)
 
 
 def test_hps_is_the_cosine_of_the_padded_picture(folder):
     images = pictures()
     cosine, _ = by_hand(folder, images, clip.padded(images, 28))
-    assert ready("hpsv2", models(folder, "hpsv2"))(images, PROMPTS).values == pytest.approx(cosine, abs=1e-5)
+    assert load_reward("hpsv2", models(folder, "hpsv2"))(images, PROMPTS).values == pytest.approx(cosine, abs=1e-5)
 
 
 def test_a_prompt_longer_than_clip_reads_is_cut_and_counted(folder):
     long = [{"prompt": "a picture of " + "a red heart and " * 30}, PROMPTS[0], PROMPTS[1]]
-    scored = ready("clipscore", models(folder, "clipscore"))(pictures(), long)
+    scored = load_reward("clipscore", models(folder, "clipscore"))(pictures(), long)
     assert scored.parts["cut"].tolist() == [1, 0, 0] and np.isfinite(scored.values).all()
 
 
@@ -136,7 +136,9 @@ def test_the_aesthetic_predictor_is_its_layers_one_after_another(folder, tmp_pat
         x = layer(x)
     for kind in ("safetensors", "pth"):
         options = RewardModels(weights={"clipscore": str(folder), "aesthetic": str(tmp_path / f"predictor.{kind}")})
-        assert ready("aesthetic", options)(images, PROMPTS).values == pytest.approx(x[:, 0].detach().numpy(), abs=1e-5)
+        assert load_reward("aesthetic", options)(images, PROMPTS).values == pytest.approx(
+            x[:, 0].detach().numpy(), abs=1e-5
+        )
     with pytest.raises(ValueError, match="aesthetic could not be loaded: name its weights"):
         check_rewards(["aesthetic"])
     for kind in ("safetensors", "pth"):
@@ -174,7 +176,7 @@ def test_a_picture_is_most_like_itself(folder, tmp_path):
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     records = [{"prompt": "x", "image": str(tmp_path / f"{i}.png")} for i in (0, 1, 0)]
-    found = ready("image_similarity", models(folder, "clipscore"))(images, records).values
+    found = load_reward("image_similarity", models(folder, "clipscore"))(images, records).values
     assert found[:2] == pytest.approx(1, abs=1e-5) and found[2] < 1 - 1e-4
     with pytest.raises(ValueError, match="is None and not there"):
-        find("image_similarity").needs({"prompt": "x"})
+        find_reward("image_similarity").needs({"prompt": "x"})

@@ -8,7 +8,7 @@ from afterflow.envs.geneval_rules import OBJECTS, Detection
 from afterflow.envs.shapes.world import COLORS, PALETTE
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.geneval_hf import Colors, Detector, box_of, described, graded, instances, objects
-from afterflow.rewards.registry import find, ready
+from afterflow.rewards.registry import find_reward, load_reward
 from tinies import clip, mask2former
 
 RECORD = {"tag": "colors", "prompt": "a photo of a red dog", "include": [{"class": "dog", "count": 1, "color": "red"}]}
@@ -76,7 +76,7 @@ def test_rules_thresholds_and_what_is_kept(models, monkeypatch):
 
     monkeypatch.setattr(Detector, "__call__", detect)
     images = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
-    score = lambda name, models=models: ready(name, models)(images, [RECORD]).values[0]
+    score = lambda name, models=models: load_reward(name, models)(images, [RECORD]).values[0]
     assert [score(f"geneval_hf_{mode}") for mode in ("official", "strict", "flowgrpo")] == [1, 1, 1]
     assert 0.5 < score("geneval_hf") < 1  # there is a cat, too
     assert asked == [1]  # once for all of them
@@ -104,12 +104,12 @@ def test_a_random_detector_runs_from_end_to_end(models):
     assert len(seen) == 3
     for each in (d for of_image in seen for d in of_image):
         assert each.cls in OBJECTS and 0 <= each.box[0] < each.box[2] <= 56 and each.box[3] <= 40
-    scored = ready("geneval_hf_strict", models)(images, [RECORD] * 3)
+    scored = load_reward("geneval_hf_strict", models)(images, [RECORD] * 3)
     assert not scored.why and set(scored.values) <= {0.0, 1.0}
 
 
 def test_a_record_is_of_genevals_objects():
-    needs = find("geneval_hf").needs
+    needs = find_reward("geneval_hf").needs
     needs(RECORD)
     assert len(OBJECTS) == len(set(OBJECTS)) == 80
     with pytest.raises(ValueError, match=r"include\[0\]\.class must be one of person, .*, not 'heart'"):

@@ -9,7 +9,7 @@ import tinies
 from afterflow.models.tiny_parts.tokenizer import make_tokenizer
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.image_reward import MEAN, STD
-from afterflow.rewards.registry import check_rewards, clip, ready
+from afterflow.rewards.registry import check_rewards, clip, load_reward
 
 PROMPTS = [{"prompt": "a picture of a red heart"}, {"prompt": "a blue circle and a ring"}, {"prompt": "a star"}]
 
@@ -31,15 +31,17 @@ def test_it_is_the_rating_of_the_texts_first_state_with_the_published_constants(
         x = reader(ids.input_ids, attention_mask=ids.attention_mask, encoder_hidden_states=seen).last_hidden_state[:, 0]
         for layer in layers:
             x = layer(x)
-    scored = ready("image_reward", RewardModels(weights={"image_reward": str(file)}, batch=2))(pictures(), PROMPTS)
+    scored = load_reward("image_reward", RewardModels(weights={"image_reward": str(file)}, batch=2))(
+        pictures(), PROMPTS
+    )
     assert scored.values == pytest.approx(((x[:, 0] - MEAN) / STD).numpy(), abs=1e-5)
     assert pytest.approx((0.16717, 1.03334), abs=1e-5) == (MEAN, STD)
-    other = ready("image_reward", RewardModels(weights={"image_reward": str(file)}))(pictures(), PROMPTS[::-1])
+    other = load_reward("image_reward", RewardModels(weights={"image_reward": str(file)}))(pictures(), PROMPTS[::-1])
     assert np.abs(other.values - scored.values)[[0, 2]].min() > 1e-5  # it reads the prompt
 
 
 def test_a_prompt_that_is_cut_is_counted(made):
-    score = ready("image_reward", RewardModels(weights={"image_reward": str(made[0])}))
+    score = load_reward("image_reward", RewardModels(weights={"image_reward": str(made[0])}))
     long = {"prompt": "a red heart and " * 20}
     assert score(pictures(), [long, *PROMPTS[:2]]).parts["cut"].tolist() == [1, 0, 0]
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from afterflow.data.prompts import PromptFile
-from afterflow.rewards.registry import check_rewards, find, ocr
+from afterflow.rewards.registry import check_rewards, find_reward, ocr
 
 pytest.importorskip("rapidocr")
 RECORD = {"prompt": 'a sign that says "After Flow", at dawn'}
@@ -26,7 +26,7 @@ def gradient():
 
 
 def scores(name, *images):
-    return find(name)(np.stack(images), [RECORD] * len(images)).values
+    return find_reward(name)(np.stack(images), [RECORD] * len(images)).values
 
 
 def test_an_honest_sign_is_worth_more_than_any_attack_of_the_spec():
@@ -44,7 +44,7 @@ def test_an_honest_sign_is_worth_more_than_any_attack_of_the_spec():
 
 
 def test_a_wrong_letter_costs_its_share_and_parts_say_what_was_read():
-    found = find("ocr")(on(gradient(), "AfterFlaw")[None], [RECORD])
+    found = find_reward("ocr")(on(gradient(), "AfterFlaw")[None], [RECORD])
     assert found.values[0] == pytest.approx(8 / 9)
     assert {name: value.tolist() for name, value in found.parts.items()} == {
         "read": [pytest.approx(8 / 9)],
@@ -68,7 +68,7 @@ def test_a_prompt_without_quotes_is_refused_with_its_line(tmp_path):
     file = tmp_path / "signs.txt"
     file.write_text('a sign that says "Open"\na sign\n')
     with pytest.raises(ValueError, match=r'signs\.txt:2: prompt .* has no text in "double quotes"; ocr needs that'):
-        PromptFile(str(file)).records(0, {"ocr": find("ocr").needs})
+        PromptFile(str(file)).records(0, {"ocr": find_reward("ocr").needs})
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

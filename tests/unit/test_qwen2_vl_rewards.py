@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import tinies
 from afterflow.rewards import clip, hpsv3, qwen2_vl, video_align
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.registry import check_rewards, ready
+from afterflow.rewards.registry import check_rewards, load_reward
 
 PROMPTS = [{"prompt": "a red heart"}, {"prompt": "a blue circle {and} a ring, far away"}, {"prompt": "a star"}]
 FRAMES = 9
@@ -40,7 +40,7 @@ def clips(tall=40, wide=60, count=3):
 
 
 def asked(name, folder, **options):
-    return ready(name, RewardModels(weights={name: str(folder)}, **options))
+    return load_reward(name, RewardModels(weights={name: str(folder)}, **options))
 
 
 def text_of(token, tokens, words):

@@ -16,8 +16,8 @@ from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.rewards import registry as rewards
 from afterflow.rewards.base import Canary, Reward, Scored, reward
-from afterflow.rewards.grouped import ask
-from afterflow.rewards.registry import REWARDS, check_rewards, find
+from afterflow.rewards.grouped import score_groups
+from afterflow.rewards.registry import REWARDS, check_rewards, find_reward
 from afterflow.system.errors import TrainingStopped
 from afterflow.train.reward_hacking import paired_change, reward_hacking_signs
 
@@ -27,10 +27,10 @@ brightness = lambda images, records: images.mean((1, 2, 3))
 
 
 def test_every_reward_of_ours_knows_its_canary_and_a_false_one_is_noticed():
-    for name in (ours := [name for name in REWARDS if find(name).load is None]):
-        assert find(name).canary is not None
+    for name in (ours := [name for name in REWARDS if find_reward(name).load is None]):
+        assert find_reward(name).canary is not None
     check_rewards(ours)
-    known = find("shapes_strict")
+    known = find_reward("shapes_strict")
     other = replace(known, canary=replace(known.canary, picture=lambda: np.zeros((32, 32, 3), np.uint8)))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="gives its canary 0 instead of 1"):
         patch.setitem(REWARDS, "shapes_strict", other)
@@ -59,7 +59,7 @@ def test_an_exception_costs_the_images_that_raised_it_and_no_others():
 def test_an_answer_says_which_prompt_has_no_score_and_why(monkeypatch):
     said = lambda images, records: Scored(np.zeros(len(images)), why={5: "too dark"})
     monkeypatch.setitem(REWARDS, "said", said)
-    answer = ask("said", IMAGES.repeat(2, 0).reshape(4, 2, 8, 8, 3), RECORDS)
+    answer = score_groups("said", IMAGES.repeat(2, 0).reshape(4, 2, 8, 8, 3), RECORDS)
     assert answer.failures == ["'c': too dark"]
     assert answer.values.isnan().nonzero().tolist() == [[2, 1]]
 
@@ -69,12 +69,12 @@ def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
         "def bright(images, records):\n    return images.mean((1, 2, 3))\n\nnone = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert find("my_rewards:bright")(IMAGES, RECORDS).values.tolist() == [0, 1, 2, 3]
+    assert find_reward("my_rewards:bright")(IMAGES, RECORDS).values.tolist() == [0, 1, 2, 3]
     for wrong, said in [("bright", "did you mean|there are"), ("none", "is no function"), ("nothing", "no attribute")]:
         with pytest.raises(ValueError, match=said):
-            find(f"my_rewards:{wrong}" if wrong != "bright" else "bright")
+            find_reward(f"my_rewards:{wrong}" if wrong != "bright" else "bright")
     with pytest.raises(ValueError, match="No module named 'my_reward'"):
-        find("my_reward:bright")
+        find_reward("my_reward:bright")
     sys.modules.pop("my_rewards")
 
 
@@ -83,10 +83,10 @@ def test_a_reward_of_another_package_is_found_by_its_entry_point(monkeypatch):
         name = "theirs"
         load = staticmethod(lambda: reward("theirs", 0, 9)(brightness))
 
-    monkeypatch.setattr(rewards, "entry_points", lambda group: [Point] if group == "afterflow.rewards.registry" else [])
-    assert find("theirs").high == 9
+    monkeypatch.setattr(rewards, "entry_points", lambda group: [Point] if group == "afterflow.rewards" else [])
+    assert find_reward("theirs").high == 9
     with pytest.raises(ValueError, match="did you mean theirs"):
-        find("their")
+        find_reward("their")
 
 
 @pytest.fixture

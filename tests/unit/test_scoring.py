@@ -5,7 +5,7 @@ import torch
 from afterflow.envs.shapes.prompts import suite
 from afterflow.envs.shapes.render import render_batch
 from afterflow.objectives.preferences import consistency, win_rates
-from afterflow.rewards.grouped import ask, both_orders, compare
+from afterflow.rewards.grouped import all_pairs, judge_groups, score_groups
 from afterflow.rewards.registry import REWARDS
 from afterflow.rewards.shapes_judge import ShapesJudge
 
@@ -22,7 +22,7 @@ def group():
 def judged(judge, images=None, seed=0):
     images = group() if images is None else images
     draws = [torch.Generator().manual_seed(seed + p) for p in range(len(images))]
-    return compare(judge, images, RECORDS, both_orders(*images.shape[:2]), draws)[0]
+    return judge_groups(judge, images, RECORDS, all_pairs(*images.shape[:2]), draws)[0]
 
 
 def test_the_verifiers_judge_prefers_true_pictures():
@@ -75,10 +75,12 @@ def test_a_clip_is_scored_by_the_mean_of_its_frames(monkeypatch):
     brightness = lambda images, records: images.mean((1, 2, 3))
     monkeypatch.setitem(REWARDS, "brightness", brightness)
     clips = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 8, 12, 3), dtype=np.uint8)
-    assert np.allclose(ask("brightness", clips, RECORDS[:2]).values.numpy(), clips.mean((2, 3, 4, 5)), atol=1e-3)
+    assert np.allclose(
+        score_groups("brightness", clips, RECORDS[:2]).values.numpy(), clips.mean((2, 3, 4, 5)), atol=1e-3
+    )
 
 
 def test_a_reward_that_does_not_answer_once_for_each_image_is_refused(monkeypatch):
     monkeypatch.setitem(REWARDS, "twice", lambda images, records: np.zeros((len(images), 2)))
     with pytest.raises(ValueError, match=r"reward twice answered with shape \(16, 2\) for 16 images"):
-        ask("twice", group(), RECORDS)
+        score_groups("twice", group(), RECORDS)

@@ -17,11 +17,10 @@ from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.objectives.preferences import consistency, win_rates
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.grouped import both_orders, compare
-from afterflow.rewards.registry import check_rewards, ready
-from afterflow.rewards.vlm import rewards as vlm
-from afterflow.rewards.vlm.client import KEY, Chat, Unanswered
-from afterflow.rewards.vlm.judge import VLMJudge
+from afterflow.rewards.grouped import all_pairs, judge_groups
+from afterflow.rewards.registry import check_rewards, load_reward
+from afterflow.rewards.vlm.client import SERVER_KEY, Chat, Unanswered
+from afterflow.rewards.vlm.judge import VLMJudge, connected, tagged
 from fake_server import said, serving, words
 
 RECORDS = [{"prompt": "a dog"}, {"prompt": "a cat"}]
@@ -49,7 +48,7 @@ def brighter(body, n):
 
 
 def judged(judge, records=RECORDS):
-    return compare(judge, images(), records, both_orders(2, 3), [torch.Generator()] * 2)
+    return judge_groups(judge, images(), records, all_pairs(2, 3), [torch.Generator()] * 2)
 
 
 def test_probabilities_are_soft_wins_and_questions_are_asked_once():
@@ -75,11 +74,11 @@ def test_choices_and_tags_are_read_and_nonsense_is_no_verdict():
         with serving(lambda body, n, text=text: said(text)) as (url, _):
             found, failures = judged(VLMJudge(url, answer="choice"))
             assert not failures and found[0, 0, 1] == value
-    assert vlm.tagged("<answer>tie</answer> no: <answer> Image 1 is better. </answer>") == 1
-    assert vlm.tagged("<ANSWER>image 2 is better</ANSWER>") == 0 and vlm.tagged("<answer>Tie</answer>") == 0.5
+    assert tagged("<answer>tie</answer> no: <answer> Image 1 is better. </answer>") == 1
+    assert tagged("<ANSWER>image 2 is better</ANSWER>") == 0 and tagged("<answer>Tie</answer>") == 0.5
     for nonsense in ("Image 1 is better", "<answer>both</answer>", ""):
         with pytest.raises(Unanswered, match="no verdict at the end"):
-            vlm.tagged(nonsense)
+            tagged(nonsense)
     with serving(lambda body, n: said("maybe")) as (url, _):
         found, failures = judged(VLMJudge(url, answer="choice"))
         assert found.isnan().all() and len(failures) == 12
@@ -145,12 +144,12 @@ def test_a_picture_that_speaks_to_its_judge_is_void(monkeypatch):
 
 def test_a_server_that_is_not_there_or_serves_something_else_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"does not answer \(ConnectError.*start it, or name another"):
-        vlm.connected(VLMJudge("http://127.0.0.1:9/v1", attempts=1))
+        connected(VLMJudge("http://127.0.0.1:9/v1", attempts=1))
     with serving(brighter, model="other") as (url, _):
         with pytest.raises(ValueError, match="has no model 'judge', only other"):
-            vlm.connected(VLMJudge(url))
+            connected(VLMJudge(url))
         with pytest.raises(ValueError, match="is no list of models"):
-            vlm.connected(VLMJudge(url + "/v2"))
+            connected(VLMJudge(url + "/v2"))
     with pytest.raises(ValueError, match=r"judge\.threads = 0"):
         VLMJudge(threads=0)
     with pytest.raises(ValueError, match=r"vlm_quality could not be loaded: it asks a server: --reward-models"):
@@ -158,7 +157,7 @@ def test_a_server_that_is_not_there_or_serves_something_else_is_refused(monkeypa
 
 
 def test_the_key_comes_from_the_environment_and_is_in_no_record(monkeypatch):
-    monkeypatch.setenv(KEY, "secret")
+    monkeypatch.setenv(SERVER_KEY, "secret")
     with serving(brighter) as (url, seen):
         judged(VLMJudge(url))
         assert seen[0][1] == "Bearer secret" and "secret" not in repr(VLMJudge(url))
@@ -167,7 +166,7 @@ def test_the_key_comes_from_the_environment_and_is_in_no_record(monkeypatch):
 def ask(reward, answer, count=1, **told):
     with serving(answer) as (url, seen):
         models = RewardModels(weights={reward: f"{url}#judge"})
-        return ready(reward, models)(images()[0, :count], [RECORDS[0] | told] * count), seen
+        return load_reward(reward, models)(images()[0, :count], [RECORDS[0] | told] * count), seen
 
 
 def test_ratings_are_means_over_what_the_model_would_say():

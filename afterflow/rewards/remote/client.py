@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..base import Reward, Scored, together
+from ..base import Reward, Scored, concatenate_scored
 from ..vlm.client import TRANSIENT
-from .protocol import KEY, MSGPACK, packed, question, scored_by, unpacked
+from .protocol import MSGPACK, REWARDS_KEY, pack, parse_reply, score_request, unpack
 
 REST = 30.0
 """Seconds for which a service that failed `PATIENCE` times in a row is left alone."""
@@ -33,7 +33,7 @@ class Remote:
         import httpx
 
         self.reward, self.urls, self.batch, self.deadline = reward, [url.rstrip("/") for url in urls], batch, deadline
-        key = os.environ.get(KEY)
+        key = os.environ.get(REWARDS_KEY)
         self.client = httpx.Client(headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=deadline)
         self.pool, self.lock, self.turn = ThreadPoolExecutor(2 * len(urls)), threading.Lock(), 0
         self.failures, self.rests_until = dict.fromkeys(self.urls, 0), dict.fromkeys(self.urls, 0.0)
@@ -46,7 +46,7 @@ class Remote:
             try:
                 reply = self.client.get(f"{url}/rewards", timeout=10.0)
                 if reply.status_code == 401:
-                    raise ValueError(f"the service {url} wants a key; set {KEY}")
+                    raise ValueError(f"the service {url} wants a key; set {REWARDS_KEY}")
                 known = {each["name"]: each["version"] for each in reply.json()}
             except httpx.TransportError as error:
                 start = f"start it: afterflow serve-rewards {self.reward.name}"
@@ -64,7 +64,7 @@ class Remote:
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         parts = [slice(i, i + self.batch) for i in range(0, len(images), self.batch)]
-        return together(list(self.pool.map(lambda part: self._part(images[part], records[part]), parts)))
+        return concatenate_scored(list(self.pool.map(lambda part: self._part(images[part], records[part]), parts)))
 
     def _part(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         """Of a batch; one that no service could score has a reason instead."""
@@ -77,7 +77,7 @@ class Remote:
         import httpx
 
         most = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
-        body, why = packed(question(self.reward.name, list(images), records)), ""
+        body, why = pack(score_request(self.reward.name, list(images), records)), ""
         ends = time.monotonic() + self.deadline
         while (left := ends - time.monotonic()) > 0:
             url = self._next()
@@ -89,8 +89,8 @@ class Remote:
                     f"{url}/score", content=body, headers={"Content-Type": MSGPACK}, timeout=min(left, most)
                 )
                 if reply.status_code == 200:
-                    found = unpacked(reply.content, MSGPACK)
-                    scored = scored_by(found, len(images))
+                    found = unpack(reply.content, MSGPACK)
+                    scored = parse_reply(found, len(images))
                     if found.get("version") != self.reward.version:
                         raise Failed(f"{url} now has version {found.get('version')} of {self.reward.name}")
                     self._went(url, well=True)

@@ -17,18 +17,18 @@ from PIL import Image
 
 from ..base import Scored
 
-KEY = "AFTERFLOW_REWARDS_KEY"
+REWARDS_KEY = "AFTERFLOW_REWARDS_KEY"
 """The environment variable with a service's key, on both sides."""
 MSGPACK, JSON = "application/msgpack", "application/json"
 
 
-def packed(content: Any) -> bytes:
+def pack(content: Any) -> bytes:
     import msgpack
 
     return msgpack.packb(content) or b""
 
 
-def unpacked(body: bytes, kind: str) -> Any:
+def unpack(body: bytes, kind: str) -> Any:
     """ValueError for what is neither msgpack nor JSON."""
     import msgpack
 
@@ -38,16 +38,16 @@ def unpacked(body: bytes, kind: str) -> Any:
         raise ValueError(f"the body is not {'msgpack' if kind.startswith(MSGPACK) else 'JSON'}") from error
 
 
-def sent(image: np.ndarray) -> dict[str, Any]:
+def encode_image(image: np.ndarray) -> dict[str, Any]:
     return {"raw": np.ascontiguousarray(image).tobytes(), "shape": list(image.shape)}
 
 
-def received(image: Any, most: int) -> np.ndarray:
+def decode_image(image: Any, most: int) -> np.ndarray:
     """uint8 (H, W, 3) or (F, H, W, 3) of at most so many pixels; ValueError for anything else."""
     if not isinstance(image, dict) or not ({"png", "raw"} & image.keys()):
         raise ValueError("an image is an object with png, or with raw and shape")
     if "png" in image:
-        return png(content(image["png"]), most)
+        return decode_png(decode_bytes(image["png"]), most)
     shape = image.get("shape")
     if not isinstance(shape, list) or len(shape) not in (3, 4) or shape[-1] != 3:
         raise ValueError("shape is [H, W, 3], or [F, H, W, 3] of a clip")
@@ -55,13 +55,13 @@ def received(image: Any, most: int) -> np.ndarray:
         raise ValueError("shape is of positive whole numbers")
     if math.prod(shape[:-1]) > most:
         raise ValueError(f"an image has at most {most} pixels here, not {math.prod(shape[:-1])}")
-    raw = content(image["raw"])
+    raw = decode_bytes(image["raw"])
     if len(raw) != math.prod(shape):
         raise ValueError(f"raw has {len(raw)} bytes, and its shape has {math.prod(shape)}")
     return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
-def content(data: Any) -> bytes:
+def decode_bytes(data: Any) -> bytes:
     """Bytes, or base64 of them."""
     if isinstance(data, bytes):
         return data
@@ -73,7 +73,7 @@ def content(data: Any) -> bytes:
         raise ValueError("image data are no base64") from error
 
 
-def png(data: bytes, most: int) -> np.ndarray:
+def decode_png(data: bytes, most: int) -> np.ndarray:
     """Decoded after its size is known: a few kilobytes can claim to be gigapixels."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
@@ -86,7 +86,7 @@ def png(data: bytes, most: int) -> np.ndarray:
     raise ValueError(f"an image has at most {most} pixels here")
 
 
-def reply(scored: Scored, version: str) -> dict[str, Any]:
+def score_reply(scored: Scored, version: str) -> dict[str, Any]:
     """NaN, which JSON does not have, as null."""
     column = lambda values: [None if math.isnan(value) else float(value) for value in values]
     parts = {name: column(values) for name, values in scored.parts.items()}
@@ -94,7 +94,7 @@ def reply(scored: Scored, version: str) -> dict[str, Any]:
     return {"version": version, "values": column(scored.values), "parts": parts, "why": why}
 
 
-def scored_by(found: Any, count: int) -> Scored:
+def parse_reply(found: Any, count: int) -> Scored:
     """What a service said of so many images; ValueError for a reply that is not about them."""
     column = lambda values: np.array([math.nan if value is None else float(value) for value in values])
     try:
@@ -107,5 +107,9 @@ def scored_by(found: Any, count: int) -> Scored:
     return Scored(values, parts, why)
 
 
-def question(reward: str, images: Sequence[np.ndarray], records: Sequence[Mapping]) -> dict[str, Any]:
-    return {"reward": reward, "records": [dict(record) for record in records], "images": [sent(i) for i in images]}
+def score_request(reward: str, images: Sequence[np.ndarray], records: Sequence[Mapping]) -> dict[str, Any]:
+    return {
+        "reward": reward,
+        "records": [dict(record) for record in records],
+        "images": [encode_image(i) for i in images],
+    }

@@ -17,8 +17,8 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..base import Reward, Scored, log, together
-from .protocol import JSON, MSGPACK, packed, received, reply, unpacked
+from ..base import Reward, Scored, concatenate_scored, log
+from .protocol import JSON, MSGPACK, decode_image, pack, score_reply, unpack
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Desk:
             for rows in self.batches(images):
                 stack = np.stack([images[row] for row in rows])
                 scored = await asyncio.to_thread(self.reward, stack, [records[row] for row in rows])
-                scored = replace(scored, why={place: self.all_gather_objects(why) for place, why in scored.why.items()})
+                scored = replace(scored, why={place: self.public_reason(why) for place, why in scored.why.items()})
                 found |= {row: scored.of(place) for place, row in enumerate(rows)}
         except Exception as error:
             log.exception("reward %s failed", self.reward.name)
@@ -107,7 +107,7 @@ class Desk:
             mine = range(first, first + len(each.images))
             first += len(each.images)
             if not each.answer.done():
-                each.answer.set_result(together([found[row] for row in mine]))
+                each.answer.set_result(concatenate_scored([found[row] for row in mine]))
 
     def batches(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
         """Rows of one shape, no more than are scored together."""
@@ -115,7 +115,7 @@ class Desk:
             rows = [row for row, image in enumerate(images) if image.shape == shape]
             yield from (rows[i : i + self.limits.batch] for i in range(0, len(rows), self.limits.batch))
 
-    def told(self, why: str) -> str:
+    def public_reason(self, why: str) -> str:
         """A reason without what an exception said, which stays in the log."""
         kind = re.match(r"\w*(Error|Exception|Unanswered|Failed)(?=: )", why)
         if kind is None:
@@ -179,15 +179,15 @@ async def answered(request: Request, desks: Mapping[str, Desk], limits: Limits) 
     try:
         async with asyncio.timeout(limits.seconds):
             body = await whole(request, limits.megabytes * 2**20)
-            desk, images, records = await asyncio.to_thread(lambda: read(unpacked(body, kind), desks, limits))
+            desk, images, records = await asyncio.to_thread(lambda: read(unpack(body, kind), desks, limits))
             scored = await desk.answered(images, records)
     except ValueError as error:
         raise HTTPException(422, str(error)) from None
     except TimeoutError:
         raise HTTPException(504, f"no score within {limits.seconds:g} s") from None
-    found = reply(scored, desk.reward.version)
+    found = score_reply(scored, desk.reward.version)
     if kind.startswith(MSGPACK):
-        return Response(packed(found), media_type=MSGPACK)
+        return Response(pack(found), media_type=MSGPACK)
     return JSONResponse(found)
 
 
@@ -225,7 +225,7 @@ def read(asked: Any, desks: Mapping[str, Desk], limits: Limits) -> tuple[Desk, l
             reward.needs(record)
     decoded, size = [], 0
     for image in images:
-        decoded.append(received(image, limits.pixels))
+        decoded.append(decode_image(image, limits.pixels))
         size += decoded[-1].nbytes
         if size > limits.megabytes * 2**20:
             raise ValueError(f"a request has at most {limits.megabytes} MB of decoded images here")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-KEY = "AFTERFLOW_SERVER_KEY"
+SERVER_KEY = "AFTERFLOW_SERVER_KEY"
 """The environment variable with the server's key, if it wants one; it is written nowhere."""
 REST = 30.0
 """Seconds for which a server that does not answer is left alone."""
@@ -28,7 +28,7 @@ class Unanswered(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChatAnswer:
     """What the server said."""
 
     text: str
@@ -52,7 +52,7 @@ class Chat:
         import httpx
 
         self.url, self.model, self.attempts = url.rstrip("/"), model, attempts
-        key = os.environ.get(KEY)
+        key = os.environ.get(SERVER_KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=threads)
         self.client = httpx.Client(timeout=timeout, headers=headers, limits=limits, follow_redirects=False)
@@ -71,7 +71,7 @@ class Chat:
         if self.model not in known:
             raise ValueError(f"the server {self.url} has no model {self.model!r}, only {', '.join(map(str, known))}")
 
-    def ask(self, parts: Sequence[Any], **options: Any) -> Answer:
+    def ask(self, parts: Sequence[Any], **options: Any) -> ChatAnswer:
         """Texts and images, uint8 (H, W, 3), in this order, at temperature 0; Unanswered where nothing came of it."""
         content = [text(part) if isinstance(part, str) else picture(part) for part in parts]
         body = {
@@ -85,7 +85,9 @@ class Chat:
         try:
             choice = found["choices"][0]
             tokens = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs", [])
-            return Answer(str(choice["message"]["content"]), {each["token"]: float(each["logprob"]) for each in tokens})
+            return ChatAnswer(
+                str(choice["message"]["content"]), {each["token"]: float(each["logprob"]) for each in tokens}
+            )
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise Unanswered(f"an answer of another form ({type(error).__name__}: {error})") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...system.optional_dependencies import check_extra
 from ..base import Scored, check_address
-from .client import Answer, Chat, Unanswered
+from .client import Chat, ChatAnswer, Unanswered
 
 REMEMBERED = 50_000
 """Verdicts that a judge keeps, the last ones; pictures of a policy hardly come again, those of the base do."""
@@ -120,7 +120,7 @@ def remembered(judge: VLMJudge) -> dict[tuple[str, str, str], float]:
     return {}
 
 
-def chosen(found: Answer) -> float:
+def chosen(found: ChatAnswer) -> float:
     said = found.text.strip()
     if said not in ("1", "2"):
         raise Unanswered(f"it answered {said[:60]!r} instead of 1 or 2")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..base import RewardModels, Scored, Scorer, network
-from .client import Answer, Chat, Unanswered
+from ..base import RewardModels, Scored, Scorer, network_reward
+from .client import Chat, ChatAnswer, Unanswered
 
 
 def server_of(models: RewardModels, reward: str) -> Chat:
@@ -32,7 +32,7 @@ def rated(chat: Chat, ask: Callable[[np.ndarray, str], float]) -> Scorer:
     return score
 
 
-@network("vlm_alignment", 0, 1, extra="judge", libraries=("httpx",))
+@network_reward("vlm_alignment", 0, 1, extra="judge", libraries=("httpx",))
 def vlm_alignment(models: RewardModels) -> Scorer:
     """P(yes) against P(no) to whether the image shows the prompt, by any model with log-probabilities."""
     chat = server_of(models, "vlm_alignment")
@@ -51,7 +51,7 @@ def needs_points(record: dict) -> None:
         raise ValueError("it has no points, a list of [dimension, what the picture must show]")
 
 
-@network("vlm_points", 0, 1, needs=needs_points, extra="judge", libraries=("httpx",))
+@network_reward("vlm_points", 0, 1, needs=needs_points, extra="judge", libraries=("httpx",))
 def vlm_points(models: RewardModels) -> Scorer:
     """UniGenBench's share of test points that a picture meets (arXiv:2508.20751), each a question of its own.
 
@@ -89,7 +89,7 @@ def meets(chat: Chat, image: np.ndarray, prompt: str, check: str) -> float:
 RATINGS = {"excellent": 5, "good": 4, "fair": 3, "poor": 2, "bad": 1}
 
 
-@network("vlm_quality", 1, 5, scale=1 / 5, extra="judge", libraries=("httpx",))
+@network_reward("vlm_quality", 1, 5, scale=1 / 5, extra="judge", libraries=("httpx",))
 def vlm_quality(models: RewardModels) -> Scorer:
     """DeQA's reading of any model (arXiv:2501.11561): the mean rating over what it would call the image's quality."""
     chat = server_of(models, "vlm_quality")
@@ -102,7 +102,7 @@ def vlm_quality(models: RewardModels) -> Scorer:
     return rated(chat, ask)
 
 
-def rating(found: Answer) -> float:
+def rating(found: ChatAnswer) -> float:
     """From 1 to 5: the first token's ratings, each by its probability among them."""
     chance = {word: 0.0 for word in RATINGS}
     for token, p in found.first.items():
@@ -113,7 +113,7 @@ def rating(found: Answer) -> float:
     return sum(RATINGS[word] * p for word, p in chance.items()) / sum(chance.values())
 
 
-@network("unified_reward", 1, 5, scale=1 / 5, extra="judge", libraries=("httpx",))
+@network_reward("unified_reward", 1, 5, scale=1 / 5, extra="judge", libraries=("httpx",))
 def unified_reward(models: RewardModels) -> Scorer:
     """UnifiedReward (arXiv:2503.05236), from 1 to 5 in our words; what cannot be read has no score, not 0."""
     chat = server_of(models, "unified_reward")
