@@ -24,7 +24,7 @@ from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
 from afterflow.rewards.base import reward
 from afterflow.rewards.registry import REWARDS
-from afterflow.rewards.shapes import verdicts
+from afterflow.rewards.shapes import shapes_verdicts
 
 HIDDEN = ("shapes_strict", "shapes_fidelity")
 
@@ -37,7 +37,7 @@ def brightness(images: np.ndarray, records: list[dict]) -> np.ndarray:
 @reward("text_on_black", 0, 1)
 def text_on_black(images: np.ndarray, records: list[dict]) -> np.ndarray:
     """What an OCR reward without a picture in mind pays for: the sign can be read, and nothing else is to be seen."""
-    read = np.array([verdict["partial"] for verdict in verdicts(images, records)])
+    read = np.array([verdict["partial"] for verdict in shapes_verdicts(images, records)])
     return (read + 1 - images.mean((1, 2, 3)) / 255) / 2
 
 

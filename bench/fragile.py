@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from afterflow.rewards.registry import shapes
+from afterflow.rewards.shapes import shapes_fidelity
 
 BREAK = {"at": None, "how": None, "calls": 0}
 """At which call, and how; other processes are told by AFTERFLOW_FRAGILE, as `rank call how`."""
@@ -14,7 +14,7 @@ BREAK = {"at": None, "how": None, "calls": 0}
 
 def clean(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
     """What shapes_fidelity says, which is never the same of two images, until it breaks."""
-    values = np.asarray(shapes.quality(images, records).values, np.float64)
+    values = np.asarray(shapes_fidelity(images, records).values, np.float64)
     BREAK["calls"] += 1
     how = due()
     if how == "down":

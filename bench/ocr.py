@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from afterflow.experiment.run_files import git_commit, hardware
-from afterflow.rewards.ocr import ocr, ocr_flowgrpo
+from afterflow.rewards.ocr import ocr_flowgrpo_reward, ocr_reward
 
 SIGNS = (
     "Library Bakery Museum Welcome Station Harbour Garden Kitchen Theatre Holiday Market Sunrise Coffee Winter Airport "
@@ -100,13 +100,13 @@ def measure(count: int, size: int, seed: int) -> dict:
     for kind in KINDS:
         images, records = drawn(kind, count if kind == "clean" else count // 4, size, seed)
         start = time.perf_counter()
-        scored = ocr(images, records)
+        scored = ocr_reward(images, records)
         seconds = time.perf_counter() - start
         found[kind] = {
             "images": len(images),
             "ocr": float(scored.values.mean()),
             "exact": float(scored.parts["exact"].mean()),
-            "ocr_flowgrpo": float(ocr_flowgrpo(images, records).values.mean()),
+            "ocr_flowgrpo": float(ocr_flowgrpo_reward(images, records).values.mean()),
             "images_per_second": len(images) / seconds,
         }
         print(kind, found[kind], file=sys.stderr)

@@ -22,7 +22,7 @@ import uvicorn
 from afterflow.experiment.run_files import git_commit, hardware
 from afterflow.rewards.base import Reward
 from afterflow.rewards.remote.protocol import MSGPACK, pack, parse_reply, score_request, unpack
-from afterflow.rewards.remote.server import Limits, service
+from afterflow.rewards.remote.server import ServiceLimits, build_service
 
 SECONDS = 0.010
 
@@ -39,7 +39,9 @@ def serve() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     print(port, flush=True)
-    uvicorn.run(service([Reward("slow", slow)], Limits(batch=64, wait=0.002)), port=port, log_level="critical")
+    uvicorn.run(
+        build_service([Reward("slow", slow)], ServiceLimits(batch=64, wait=0.002)), port=port, log_level="critical"
+    )
 
 
 def measure(clients: int, total: int, size: int, each: int) -> dict:
@@ -74,7 +76,10 @@ def asked(url: str, clients: int, total: int, size: int, each: int) -> dict:
             wrong.append(number)
 
     requests = -(-total // each)
-    with httpx.Client(limits=httpx.Limits(max_connections=clients)) as client, ThreadPoolExecutor(clients) as pool:
+    with (
+        httpx.Client(limits=httpx.Limits(max_connections=clients)) as client,
+        ThreadPoolExecutor(clients) as pool,
+    ):
         start = time.perf_counter()
         for done in [pool.submit(ask, client, number) for number in range(requests)]:
             done.result()

@@ -40,11 +40,11 @@ def services(options: Options) -> serve.Application:
     def build() -> FastAPI:  # on the replica: networks are loaded where they run
         from afterflow.rewards.base import RewardModels
         from afterflow.rewards.registry import check_rewards, load_reward
-        from afterflow.rewards.remote.server import service
+        from afterflow.rewards.remote.server import build_service
 
         names, models = options.rewards.split(","), RewardModels(weights=options.weights)
         check_rewards(names, models)
-        return service([load_reward(name, models) for name in names], key=key)
+        return build_service([load_reward(name, models) for name in names], key=key)
 
     scaling = {"min_replicas": options.least, "max_replicas": options.most, "target_ongoing_requests": options.waiting}
     return serve.deployment(

@@ -58,17 +58,19 @@ class Serve:
         from ..rewards.base import RewardModels
         from ..rewards.registry import check_rewards, load_reward
         from ..rewards.remote.protocol import REWARDS_KEY
-        from ..rewards.remote.server import Limits, service
+        from ..rewards.remote.server import ServiceLimits, build_service
 
         key = os.environ.get(REWARDS_KEY)
         if self.host not in ("127.0.0.1", "localhost", "::1") and not key:
             raise ValueError(
                 f"--host {self.host}: others could reach it; set a key in the environment variable {REWARDS_KEY}"
             )
-        limits = Limits(self.images, self.pixels, megabytes=self.megabytes, seconds=self.seconds, batch=self.batch)
+        limits = ServiceLimits(
+            self.images, self.pixels, megabytes=self.megabytes, seconds=self.seconds, batch=self.batch
+        )
         models = RewardModels(self.device, self.dtype, self.batch, self.weights, self.options)
         check_rewards(self.rewards, models)
-        return service([load_reward(name, models) for name in self.rewards], limits, key)
+        return build_service([load_reward(name, models) for name in self.rewards], limits, key)
 
     def __call__(self) -> None:
         check_extra("a service", ["fastapi", "uvicorn", "msgpack"], "serve")

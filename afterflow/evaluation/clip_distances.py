@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..rewards.base import RewardModels
-from ..rewards.clip import cropped, large
+from ..rewards.clip import crop_square, load_clip_vit_l
 from . import image_store as gallery
 
 SUBSET = 100
@@ -25,11 +25,11 @@ class Features(nn.Module):
 
     def __init__(self, models: RewardModels) -> None:
         super().__init__()
-        self.clip = large(models)
+        self.clip = load_clip_vit_l(models)
         self.num_features: int = self.clip.model.config.projection_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.clip.images(x.permute(0, 2, 3, 1).numpy(), cropped)
+        return self.clip.embed_images(x.permute(0, 2, 3, 1).numpy(), crop_square)
 
 
 def distances(tuned: Path, base: Path | None, reference: Path | None, models: RewardModels) -> dict[str, float]:

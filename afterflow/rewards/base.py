@@ -5,40 +5,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 import torch
 
+from ..system.errors import ConfigError
 from ..system.names import unknown_name
 
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-@dataclass(frozen=True)
-class Scored:
-    """What is said about B images."""
-
-    values: np.ndarray
-    """(B,) float; NaN: no score could be had."""
-    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """(B,) each: what a value is made of, to be logged beside it."""
-    why: Mapping[int, str] = field(default_factory=dict)
-    """Image → why it has no score."""
-
-    def of(self, image: int) -> "Scored":
-        """What is said about one of them."""
-        parts = {name: values[image : image + 1] for name, values in self.parts.items()}
-        return Scored(self.values[image : image + 1], parts, {0: self.why[image]} if image in self.why else {})
-
-
-class Scorer(Protocol):
-    def __call__(self, images: np.ndarray, records: Sequence[dict], /) -> "np.ndarray | Scored":
-        """uint8 (B, H, W, 3), or clips (B, F, H, W, 3), and their B records → float (B,), NaN = no score."""
-        ...
-
-
-log = logging.getLogger("afterflow.rewards")
-OPTIONS = (
+REWARD_OPTIONS = (
     "geneval_threshold",
     "geneval_counting_threshold",
     "video_align_fps",
@@ -49,177 +28,217 @@ OPTIONS = (
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The scores of B images."""
+
+    values: np.ndarray
+    """The scores, (B,) floats.  NaN means that an image has no score."""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Named components of the scores, (B,) floats each, which are logged beside them."""
+    why: Mapping[int, str] = field(default_factory=dict)
+    """The reason for every missing score, by the row of its image."""
+
+    def row(self, index: int) -> "Scored":
+        """Return what is scored about one image, as a batch of one."""
+        parts = {name: values[index : index + 1] for name, values in self.parts.items()}
+        return Scored(self.values[index : index + 1], parts, {0: self.why[index]} if index in self.why else {})
+
+
+class Scorer(Protocol):
+    """A function that scores images."""
+
+    def __call__(self, images: np.ndarray, records: Sequence[dict], /) -> "np.ndarray | Scored":
+        """Score uint8 images (B, H, W, 3), or clips (B, F, H, W, 3), with B records: floats (B,), NaN = no score."""
+        ...
+
+
+@dataclass(frozen=True)
 class RewardModels:
-    """Rewards that are networks: where they run, and on whose weights."""
+    """Where rewards that are networks run, and on whose weights."""
 
     device: str | None = None
-    """None: the first accelerator, or the CPU."""
+    """The torch device of the networks.  None takes the first accelerator, or the CPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of their weights and passes."""
+    """The precision of the networks' weights and forward passes."""
     batch: int = 32
-    """Images of one pass."""
+    """Number of images in a forward pass."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """Reward → hub id, folder or file of its weights, where they are not the published ones."""
+    """Weights by reward, where they are not the published ones: a hub id, a folder or a file."""
     options: Mapping[str, float] = field(default_factory=dict)
-    """Numbers that rewards read: geneval_threshold (.3), geneval_counting_threshold (.9), video_align_fps (16, of the
-    clips), video_align_vq, _mq and _ta (1, what VideoReward's ratings count for)."""
+    """Numbers that rewards read.  They are geneval_threshold (.3), geneval_counting_threshold (.9), video_align_fps (16
+    frames a second), and video_align_vq, _mq and _ta (1, the weights of VideoReward's three ratings)."""
     servers: Mapping[str, str] = field(default_factory=dict)
-    """Reward → address of the service that scores it (afterflow serve-rewards), or several with commas between."""
+    """Addresses by reward, of services that score it (afterflow serve-rewards).  Commas separate several."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ValueError(f"reward_models.batch = {self.batch}: at least 1")
+            raise ConfigError(f"reward_models.batch = {self.batch}: at least 1")
         for name in self.options:
-            if name not in OPTIONS:
-                raise unknown_name("option of reward_models", name, OPTIONS)
+            if name not in REWARD_OPTIONS:
+                raise unknown_name("option of reward_models", name, REWARD_OPTIONS)
         for name, addresses in self.servers.items():
             for address in addresses.split(","):
                 check_address(f"reward_models.servers: {name}", address)
             if name in self.weights:
-                raise ValueError(f"reward_models.weights: {name} is scored by a service, which has weights of its own")
+                raise ConfigError(f"reward_models.weights: {name} is scored by a service, which has weights of its own")
 
     @property
-    def on(self) -> str:
+    def torch_device(self) -> str:
+        """Return the device that is given, or the first accelerator, or the CPU."""
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-    def published(self, reward: str, where: tuple[str, str | None]) -> tuple[str, str | None]:
-        """Hub id or folder, and revision: those given, or the published ones."""
-        return (self.weights[reward], None) if reward in self.weights else where
+    def weights_source(self, reward: str, published: tuple[str, str | None]) -> tuple[str, str | None]:
+        """Return the hub id or folder of a reward's weights, and the revision: those given, or the published ones."""
+        return (self.weights[reward], None) if reward in self.weights else published
 
-    def words(self, reward: str, where: tuple[str, str]) -> tuple[str, str | None]:
-        """Of the tokenizer: a folder of weights has its own."""
+    def tokenizer_source(self, reward: str, published: tuple[str, str]) -> tuple[str, str | None]:
+        """Return where the tokenizer of a reward is: in the folder of weights that is given, or as published."""
         given = self.weights.get(reward)
-        return (given, None) if given is not None and Path(given).is_dir() else where
+        return (given, None) if given is not None and Path(given).is_dir() else published
 
 
-def check_address(what: str, address: str) -> None:
-    """ValueError for one with a secret in it: run.json, logs and model cards tell addresses to everybody."""
-    parts = urlsplit(address)
-    if parts.username or parts.password or parts.query:
-        where = f"{parts.scheme}://{parts.hostname}"
-        raise ValueError(
-            f"{what}: the address at {where} holds a name, key or query; set the environment variable instead"
+def check_address(option: str, address: str) -> None:
+    """Raise ConfigError for an address with a secret in it, because run.json, logs and model cards show addresses."""
+    url = urlsplit(address)
+    if url.username or url.password or url.query:
+        raise ConfigError(
+            f"{option}: the address at {url.scheme}://{url.hostname} holds a name, key or query; set the environment "
+            "variable instead"
         )
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A picture whose score is known: a library of another version, or broken preprocessing, shows before training."""
+    """A picture whose score is known, which shows a changed library or broken preprocessing before training."""
 
     picture: Callable[[], np.ndarray]
-    """() → uint8 (H, W, 3), or a clip."""
+    """Makes the picture, uint8 (H, W, 3), or a clip (F, H, W, 3)."""
     record: Mapping
+    """The record of the picture's prompt."""
     score: float
+    """The score that the reward had for it when it was written."""
     tolerance: float
+    """The largest allowed difference from that score."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A function that scores images, and what one has to know of it.  Weights and normalisation are the run's."""
+    """A function that scores images, with what training has to know about it."""
 
     name: str
+    """The name that users type."""
     score: Scorer | None
-    """None: `load` makes it."""
+    """The function itself.  It is None where `load` makes it."""
     low: float = -math.inf
-    """The scorer says nothing lower."""
+    """The lowest score that the function can give."""
     high: float = math.inf
-    """Nor anything higher."""
+    """The highest score that the function can give."""
     version: str = "1"
-    """Changes whenever the same image may get another score."""
+    """A label that changes whenever the same image may get another score."""
     needs: Callable[[dict], None] | None = None
-    """What it reads of a record besides the prompt: ValueError with one sentence when it is not there."""
+    """Raises ValueError, in one sentence, where a record lacks what the reward reads besides the prompt."""
     clips: bool = False
-    """It sees whole clips; others see images, and a clip's frames one by one."""
+    """Whether it scores whole clips.  Other rewards score images, and the frames of a clip one by one."""
     extra: str | None = None
-    """The extra of afterflow that brings its libraries."""
+    """The extra of afterflow that installs its libraries."""
     libraries: tuple[str, ...] = ()
-    """They."""
+    """The libraries that it imports and that afterflow itself does not need."""
     canary: Canary | None = None
+    """A picture with a known score, on which the reward is tried before training."""
     scale: float = 1.0
-    """What the scorer's numbers are multiplied by: the published normalisation."""
+    """The factor of its scores: what a published normalisation multiplies by."""
     load: Callable[[RewardModels], Scorer] | None = None
-    """Makes the scorer of a network."""
+    """Loads a network and returns the function that scores with it."""
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
-        """B scores.  An image without one, or with one out of range, has NaN and a reason, never a number.
+        """Score B images.  An image without a score, or with one out of range, has NaN and a reason, never a number.
 
-        ValueError when the answer is not one number for each image.
+        Raises ValueError when the answer is not one number for each image.
         """
         assert self.score is not None
         try:
-            found = self.score(images, records)
+            scored = self.score(images, records)
         except Exception as error:
             if len(images) == 1:
                 return Scored(np.array([np.nan]), {}, {0: f"{type(error).__name__}: {error}"})
             # Which of them it was is worth knowing, and the others have their scores.
-            log.warning("reward %s failed on %d images, which are scored one by one: %r", self.name, len(images), error)
+            message = "reward %s failed on %d images, which are scored one by one: %r"
+            _log.warning(message, self.name, len(images), error)
             return concatenate_scored([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
-        found = found if isinstance(found, Scored) else Scored(found)
-        values = np.array(found.values, np.float64)
+        scored = scored if isinstance(scored, Scored) else Scored(scored)
+        values = np.array(scored.values, np.float64)
         if values.shape != (len(images),):
             raise ValueError(
                 f"reward {self.name} answered with shape {values.shape} for {len(images)} images; one number for each"
             )
-        why = dict(found.why)
+        why = dict(scored.why)
         for i in np.flatnonzero(~((values >= self.low) & (values <= self.high) & np.isfinite(values))).tolist():
-            said = f"{values[i]:g} is outside of [{self.low:g}, {self.high:g}]"
-            why.setdefault(i, "it is not a finite number" if not math.isfinite(values[i]) else said)
+            out_of_range = f"{values[i]:g} is outside of [{self.low:g}, {self.high:g}]"
+            why.setdefault(i, out_of_range if math.isfinite(values[i]) else "it is not a finite number")
         values[list(why)] = np.nan
-        return Scored(self.scale * values, found.parts, why)
+        return Scored(self.scale * values, scored.parts, why)
 
 
-def concatenate_scored(scored: Sequence[Scored]) -> Scored:
-    """Of batches one after another, as of one.  A part that some of them do not have is NaN there."""
-    names = dict.fromkeys(name for each in scored for name in each.parts)
-    nothing = lambda each: np.full(len(each.values), np.nan)
-    column = lambda name: np.concatenate([each.parts.get(name, nothing(each)) for each in scored])
-    before = np.cumsum([0, *(len(each.values) for each in scored)]).tolist()
-    why = {first + i: reason for first, each in zip(before, scored) for i, reason in each.why.items()}
-    return Scored(np.concatenate([each.values for each in scored]), {name: column(name) for name in names}, why)
+def concatenate_scored(batches: Sequence[Scored]) -> Scored:
+    """Return the scores of several batches as one.  A part that a batch does not have is NaN there."""
+    names = dict.fromkeys(name for batch in batches for name in batch.parts)
+    missing = [np.full(len(batch.values), np.nan) for batch in batches]
+    column = lambda name: np.concatenate([batch.parts.get(name, nan) for batch, nan in zip(batches, missing)])
+    offsets = np.cumsum([0, *(len(batch.values) for batch in batches)]).tolist()
+    why = {offset + i: reason for offset, batch in zip(offsets, batches) for i, reason in batch.why.items()}
+    return Scored(np.concatenate([batch.values for batch in batches]), {name: column(name) for name in names}, why)
+
+
+def reward(name: str, low: float = -math.inf, high: float = math.inf, **fields) -> Callable[[Scorer], Reward]:
+    """Make a reward of the decorated function, which scores images; `fields` are other fields of `Reward`."""
+    return lambda score: Reward(name, score, low, high, **fields)
 
 
 def network_reward(
-    name: str, low: float = -math.inf, high: float = math.inf, **about
+    name: str, low: float = -math.inf, high: float = math.inf, **fields
 ) -> Callable[[Callable[[RewardModels], Scorer]], Reward]:
-    """Make a reward of the function below, which loads one."""
-    return lambda load: Reward(name, None, low, high, load=load, **about)
+    """Make a reward of the decorated function, which loads a network; `fields` are other fields of `Reward`."""
+    return lambda load: Reward(name, None, low, high, load=load, **fields)
 
 
-def reward(name: str, low: float = -math.inf, high: float = math.inf, **about) -> Callable[[Scorer], Reward]:
-    """Make a reward of the function below; `about` is what else `Reward` says of one."""
-    return lambda score: Reward(name, score, low, high, **about)
+@dataclass(frozen=True)
+class ImagePairs:
+    """Pairs of images for a judge; the two images of a pair were made for the same prompt."""
+
+    images: np.ndarray
+    """The uint8 images, (B, H, W, 3)."""
+    records: Sequence[dict]
+    """The B records of the images."""
+    first: np.ndarray
+    """The rows of the images that are shown first, (Q,)."""
+    second: np.ndarray
+    """The rows of the images that are shown second, (Q,)."""
+    seeds: np.ndarray
+    """A random number for each pair, (Q,) int64, for judges that draw."""
 
 
 class Judge(Protocol):
-    def __call__(
-        self,
-        images: np.ndarray,
-        records: Sequence[dict],
-        first: np.ndarray,
-        second: np.ndarray,
-        seeds: np.ndarray,
-    ) -> "np.ndarray | Scored":
-        """Which of two images answers their prompt better?
+    """A function that says which of two images is better."""
 
-        uint8 (B, H, W, 3), their B records, Q pairs of rows, the one shown first and the one shown second, of the same
-        record, and a random number (Q,) int64 for each pair, for judges that draw → float (Q,) in [0, 1]: 1 the first,
-        0 the second, 0.5 neither; NaN with a reason where it has no answer.
+    def __call__(self, pairs: ImagePairs, /) -> "np.ndarray | Scored":
+        """Judge Q pairs: floats (Q,) in [0, 1], where 1 is the first image, 0 the second, and 0.5 neither.
+
+        A pair without an answer has NaN, and a reason in `Scored.why`.
         """
         ...
 
 
-Verdicts = Callable[[np.ndarray, Sequence[dict]], list[dict[str, float]]]
+def remember_last_batch(
+    compute: Callable[[np.ndarray, Sequence[dict]], list[_T]],
+) -> Callable[[np.ndarray, Sequence[dict]], list[_T]]:
+    """Make the decorated function remember its last batch, because several rewards ask about it one by one."""
+    last: tuple[bytes, list[dict], list[_T]] = (b"", [], [])
 
-
-def remembering(verify: Callable[[dict, np.ndarray], dict[str, float]]) -> Verdicts:
-    """Every verdict on each image of a batch; the last batch's are kept, because rewards ask for them one by one."""
-    last: tuple[bytes, list[dict], list[dict[str, float]]] = (b"", [], [])
-
-    def verdicts(images: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
+    def remembered(images: np.ndarray, records: Sequence[dict]) -> list[_T]:
         nonlocal last
-        key, asked, found = images.tobytes(), list(records), last  # another thread may put another batch there
-        if (key, asked) != found[:2]:
-            found = last = (key, asked, [verify(record, image) for record, image in zip(asked, images)])
-        return found[2]
+        pixels, rows, memory = images.tobytes(), list(records), last  # another thread may store another batch
+        if memory[:2] != (pixels, rows):
+            memory = last = (pixels, rows, compute(images, rows))
+        return memory[2]
 
-    return verdicts
+    return remembered

@@ -15,218 +15,228 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from ..system.errors import ConfigError, InputError
 from .base import RewardModels, Scored, Scorer, network_reward
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-LARGE = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
-HUGE = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
-PICKSCORE = ("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
-HPS = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_VIT_L = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")
+CLIP_VIT_H = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
+PICKSCORE_V1 = ("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
+HPS_V2_1 = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
 
 
 class Clip:
-    """Both towers and their tokenizer."""
+    """Embeds images and texts by the two towers of a CLIP."""
 
     def __init__(self, models: RewardModels, path: str, revision: str | None, words: tuple[str, str | None]) -> None:
+        """Load the towers from a path and revision, and the tokenizer from those in `words`."""
         from transformers import AutoTokenizer, CLIPModel
 
         # Any: transformers' types say of a configuration that it may be None or a dict.
         model: Any = CLIPModel.from_pretrained(path, revision=revision or "main", dtype=torch.float32)
         self.length = model.logit_scale.exp().item()  # bf16 would round 100 to 99
-        self.model = model.to(models.on, getattr(torch, models.dtype)).eval().requires_grad_(False)
+        self.model = model.to(models.torch_device, getattr(torch, models.dtype)).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(words[0], revision=words[1])
         self.size, self.models = model.config.vision_config.image_size, models
 
     @torch.no_grad()
-    def images(self, images: np.ndarray, prepare: Callable[[np.ndarray, int], Tensor]) -> Tensor:
-        """uint8 (B, H, W, 3) → (B, D) fp32 of length 1, on the CPU."""
-        rows, where = self.models.batch, {"device": self.model.device, "dtype": self.model.dtype}
-        parts = [prepare(images[i : i + rows], self.size).to(**where) for i in range(0, len(images), rows)]
-        return unit(torch.cat([features(self.model.get_image_features(pixel_values=part)) for part in parts]))
+    def embed_images(self, images: np.ndarray, prepare: Callable[[np.ndarray, int], Tensor]) -> Tensor:
+        """Embed uint8 images (B, H, W, 3) → (B, D) fp32 of length 1, on the CPU."""
+        rows, to = self.models.batch, {"device": self.model.device, "dtype": self.model.dtype}
+        parts = [prepare(images[i : i + rows], self.size).to(**to) for i in range(0, len(images), rows)]
+        outputs = [embeddings(self.model.get_image_features(pixel_values=part)) for part in parts]
+        return unit_rows(torch.cat(outputs))
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
-        """B texts → (B, D) fp32 of length 1, on the CPU; and which are longer than CLIP reads, (B,) bool."""
+    def embed_texts(self, texts: Sequence[str]) -> tuple[Tensor, np.ndarray]:
+        """Embed B texts → (B, D) fp32 of length 1, on the CPU; and say which are longer than CLIP reads, (B,) bool."""
         distinct = list(dict.fromkeys(texts))
-        place = np.array([distinct.index(text) for text in texts])
-        most = self.model.config.text_config.max_position_embeddings
-        options = {"padding": True, "truncation": True, "max_length": most, "return_tensors": "pt"}
+        index = np.array([distinct.index(text) for text in texts])
+        max_length = self.model.config.text_config.max_position_embeddings
+        options = {"padding": True, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
         tokens = self.tokenizer(distinct, **options).to(self.model.device)
-        cut = np.array([len(ids) > most for ids in self.tokenizer(distinct)["input_ids"]])
-        found = self.model.get_text_features(**{key: tokens[key] for key in ("input_ids", "attention_mask")})
-        return unit(features(found))[place], cut[place]
+        cut = np.array([len(ids) > max_length for ids in self.tokenizer(distinct)["input_ids"]])
+        output = self.model.get_text_features(**{key: tokens[key] for key in ("input_ids", "attention_mask")})
+        return unit_rows(embeddings(output))[index], cut[index]
 
     def cosine(
         self, images: np.ndarray, records: Sequence[dict], prepare: Callable[[np.ndarray, int], Tensor]
     ) -> Scored:
-        """Of each image and its prompt, (B,)."""
-        text, cut = self.texts([record["prompt"] for record in records])
-        values = (self.images(images, prepare) * text).sum(1).numpy().astype(np.float64)
+        """Score the cosine of each image and its prompt, (B,); part `cut` is 1 where the prompt is too long."""
+        text, cut = self.embed_texts([record["prompt"] for record in records])
+        values = (self.embed_images(images, prepare) * text).sum(1).numpy().astype(np.float64)
         return Scored(values, {"cut": cut.astype(np.float64)})
 
 
-def large(models: RewardModels) -> Clip:
-    """CLIP ViT-L/14, on clipscore's weights."""
-    where = models.published("clipscore", LARGE)
-    return Clip(models, *where, where)
+def load_clip_vit_l(models: RewardModels) -> Clip:
+    """Load CLIP ViT-L/14, on clipscore's weights."""
+    source = models.weights_source("clipscore", CLIP_VIT_L)
+    return Clip(models, *source, source)
 
 
-def features(found: object) -> Tensor:
-    """transformers 5 answers with an object, earlier ones with the tensor."""
-    return found if isinstance(found, Tensor) else found.pooler_output  # type: ignore[attr-defined]
+def embeddings(output: object) -> Tensor:
+    """Return the embeddings of a tower, which are in an object since transformers 5 and a tensor before."""
+    return output if isinstance(output, Tensor) else output.pooler_output  # type: ignore[attr-defined]
 
 
-def unit(rows: Tensor) -> Tensor:
+def unit_rows(rows: Tensor) -> Tensor:
+    """Scale rows to length 1, fp32, on the CPU."""
     return functional.normalize(rows.float(), dim=-1).cpu()
 
 
-def cropped(images: np.ndarray, size: int) -> Tensor:
-    """The shorter side at `size` by PIL's bicubic filter, then the middle square: (B, H, W, 3) → (B, 3, size, size)."""
-    found = []
+def crop_square(images: np.ndarray, size: int) -> Tensor:
+    """Scale the shorter side by PIL's bicubic filter and crop the middle: (B, H, W, 3) → (B, 3, size, size)."""
+    crops = []
     for image in map(Image.fromarray, images):
         short = min(image.size)
         wide, tall = (side * size // short for side in image.size)
-        left, top = (wide - size) // 2, (tall - size) // 2
+        x, y = (wide - size) // 2, (tall - size) // 2
         scaled = image.resize((wide, tall), Image.Resampling.BICUBIC)
-        found.append(np.asarray(scaled.crop((left, top, left + size, top + size))))
-    return normalised(torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2) / 255)
+        crops.append(np.asarray(scaled.crop((x, y, x + size, y + size))))
+    return normalize_pixels(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255)
 
 
-def padded(images: np.ndarray, size: int) -> Tensor:
-    """The longer side at `size` and black beside it, as HPSv2 does to tensors: (B, H, W, 3) → (B, 3, size, size)."""
+def pad_square(images: np.ndarray, size: int) -> Tensor:
+    """Scale the longer side and pad with black, as HPSv2 does to tensors: (B, H, W, 3) → (B, 3, size, size)."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     scale = size / max(x.shape[2:])
     tall, wide = (round(side * scale) for side in x.shape[2:])
     if scale != 1:
         x = functional.interpolate(x, (tall, wide), mode="bicubic", antialias=True)
-    left, top = (size - wide) // 2, (size - tall) // 2
-    return normalised(functional.pad(x, (left, size - wide - left, top, size - tall - top)))
+    before_x, before_y = (size - wide) // 2, (size - tall) // 2
+    padding = (before_x, size - wide - before_x, before_y, size - tall - before_y)
+    return normalize_pixels(functional.pad(x, padding))
 
 
-def normalised(x: Tensor) -> Tensor:
-    channels = lambda values: torch.tensor(values).view(3, 1, 1)
-    return (x - channels(MEAN)) / channels(STD)
+def normalize_pixels(x: Tensor) -> Tensor:
+    """Normalise pixels in [0, 1], (..., 3, H, W), by CLIP's mean and standard deviation of each channel."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (x - mean) / std
 
 
 @network_reward("clipscore", -100, 100, scale=1 / 30)
 def clipscore(models: RewardModels) -> Scorer:
-    """100 cos(image, prompt) of CLIP ViT-L/14, over 30 as flow_grpo has it.  A bag of words: it binds no attribute."""
-    clip = large(models)
+    """Score 100 cos(image, prompt) of CLIP ViT-L/14, over 30 as flow_grpo has it.
+
+    CLIP reads a prompt as a bag of words: it binds no attribute to its object.
+    """
+    clip = load_clip_vit_l(models)
 
     def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
-        found = clip.cosine(images, records, cropped)
-        return Scored(100 * found.values, found.parts)
+        cosine = clip.cosine(images, records, crop_square)
+        return Scored(100 * cosine.values, cosine.parts)
 
     return score
 
 
 @network_reward("pickscore", -100, 100, scale=1 / 26)
 def pickscore(models: RewardModels) -> Scorer:
-    """PickScore v1 (arXiv:2305.01569): e^s cos(image, prompt), over 26 as flow_grpo has it."""
-    clip = Clip(models, *models.published("pickscore", PICKSCORE), models.words("pickscore", HUGE))
+    """Score e^s cos(image, prompt) of PickScore v1 (arXiv:2305.01569), over 26 as flow_grpo has it."""
+    weights = models.weights_source("pickscore", PICKSCORE_V1)
+    clip = Clip(models, *weights, models.tokenizer_source("pickscore", CLIP_VIT_H))
 
     def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
-        found = clip.cosine(images, records, cropped)
-        return Scored(clip.length * found.values, found.parts)
+        cosine = clip.cosine(images, records, crop_square)
+        return Scored(clip.length * cosine.values, cosine.parts)
 
     return score
 
 
 @network_reward("hpsv2", -1, 1)
 def hpsv2(models: RewardModels) -> Scorer:
-    """HPSv2.1 (arXiv:2306.09341): cos(image, prompt); only images of the same prompt can be compared."""
-    path, revision = models.published("hpsv2", HPS)
+    """Score cos(image, prompt) of HPSv2.1 (arXiv:2306.09341); only images of the same prompt can be compared."""
+    path, revision = models.weights_source("hpsv2", HPS_V2_1)
     if Path(path).is_dir():  # already under transformers' names
         clip = Clip(models, path, None, (path, None))
     else:
-        clip = Clip(models, *HUGE, HUGE)
+        clip = Clip(models, *CLIP_VIT_H, CLIP_VIT_H)
         file = path if Path(path).is_file() else hf_hub_download(path, "HPS_v2.1_compressed.pt", revision=revision)
         clip.model.load_state_dict(from_open_clip(read_weights(Path(file))["state_dict"]))
-    return lambda images, records: clip.cosine(images, records, padded)
+    return lambda images, records: clip.cosine(images, records, pad_square)
 
 
-def needs_image(record: dict) -> None:
-    """ValueError where the record names no picture that is there."""
+def check_image(record: dict) -> None:
+    """Raise InputError where the record names no picture that is there."""
     file = record.get("image")
     if not isinstance(file, str) or not Path(file).is_file():
-        raise ValueError(f"its image, the file of a picture to be like, is {file!r} and not there")
+        raise InputError(f"its image, the file of a picture to be like, is {file!r} and not there")
 
 
-@network_reward("image_similarity", -1, 1, needs=needs_image)
+@network_reward("image_similarity", -1, 1, needs=check_image)
 def image_similarity(models: RewardModels) -> Scorer:
-    """cos between a picture and the one that its record names under "image", by CLIP ViT-L/14."""
-    clip = large(models)
-    known: dict[str, Tensor] = {}
+    """Score the cosine of a picture and the one that its record names under "image", by CLIP ViT-L/14."""
+    clip = load_clip_vit_l(models)
+    references: dict[str, Tensor] = {}
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-        for file in {record["image"] for record in records} - known.keys():
+        for file in {record["image"] for record in records} - references.keys():
             with Image.open(file) as image:
-                known[file] = clip.images(np.asarray(image.convert("RGB"))[None], cropped)[0]
-        like = torch.stack([known[record["image"]] for record in records])
-        return (clip.images(images, cropped) * like).sum(1).numpy()
+                references[file] = clip.embed_images(np.asarray(image.convert("RGB"))[None], crop_square)[0]
+        like = torch.stack([references[record["image"]] for record in records])
+        return (clip.embed_images(images, crop_square) * like).sum(1).numpy()
 
     return score
 
 
 LINEAR_LAYERS = (0, 2, 4, 6, 7)
-"""Of the aesthetic predictor and of ImageReward; their others are dropout."""
+"""The linear layers of the aesthetic predictor and of ImageReward; their other layers are dropout."""
 
 
 @network_reward("aesthetic")
 def aesthetic(models: RewardModels) -> Scorer:
-    """LAION's improved aesthetic predictor: a linear map of CLIP ViT-L/14's image embedding, about 1 to 10.
+    """Score by LAION's improved aesthetic predictor, a linear map of CLIP ViT-L/14's image embedding, about 1 to 10.
 
     The CLIP is clipscore's.  Its weights are no model of the hub: `sac+logos+ava1-l14-linearMSE.pth` of the repository
     christophschuhmann/improved-aesthetic-predictor, or the same as .safetensors.
     """
     if "aesthetic" not in models.weights:
-        raise ValueError(
+        raise ConfigError(
             "name its weights: --reward-models.weights aesthetic FILE, with sac+logos+ava1-l14-linearMSE.pth of "
             "github.com/christophschuhmann/improved-aesthetic-predictor"
         )
-    clip = large(models)
-    weight, bias = linear(read_weights(Path(models.weights["aesthetic"])))
+    clip = load_clip_vit_l(models)
+    weight, bias = merge_linear_layers(read_weights(Path(models.weights["aesthetic"])))
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-        return (clip.images(images, cropped) @ weight + bias).numpy()
+        return (clip.embed_images(images, crop_square) @ weight + bias).numpy()
 
     return score
 
 
 def read_weights(file: Path) -> dict:
-    """What a file of safetensors holds, or one of torch's, of which nothing but tensors is read.
+    """Return the tensors in a file of safetensors, or of torch, of which nothing else is read.
 
-    ValueError for one that is neither: their libraries' own errors have no common type.
+    Raises InputError for one that is neither, because their libraries' errors have no common type.
     """
     try:
         return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
-        raise ValueError(f"{file} holds no weights that can be read") from error
+        raise InputError(f"{file} holds no weights that can be read") from error
 
 
-def linear(stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Layers without activations are one: (D,) and (), of float32."""
+def merge_linear_layers(stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return layers without activations as one, weight (D,) and bias (), fp32."""
     weight, bias = None, torch.zeros(1)
     for layer in LINEAR_LAYERS:
-        each, offset = (stored[f"layers.{layer}.{name}"].float() for name in ("weight", "bias"))
-        weight = each if weight is None else each @ weight
-        bias = each @ bias + offset if layer else offset
+        matrix, offset = (stored[f"layers.{layer}.{name}"].float() for name in ("weight", "bias"))
+        weight = matrix if weight is None else matrix @ weight
+        bias = matrix @ bias + offset if layer else offset
     assert weight is not None
     return weight[0], bias[0]
 
 
-TOWERS = {"visual.transformer.": "vision_model.encoder.", "transformer.": "text_model.encoder."}
-LAYERS = {
+_TOWERS = {"visual.transformer.": "vision_model.encoder.", "transformer.": "text_model.encoder."}
+_LAYERS = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-ENDS = {
+_ENDS = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "ln_final.weight": "text_model.final_layer_norm.weight",
@@ -240,27 +250,27 @@ ENDS = {
     "visual.ln_post.bias": "vision_model.post_layernorm.bias",
     "logit_scale": "logit_scale",
 }
-PROJECTIONS = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-"""Kept transposed."""
+_PROJECTIONS = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+"""open_clip stores these transposed."""
 
 
 def from_open_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's names of a ViT's weights → transformers' CLIPModel's; KeyError for one that is neither's."""
-    found: dict[str, Tensor] = {}
+    """Rename open_clip's weights of a ViT to those of transformers' CLIPModel; raise KeyError for an unknown name."""
+    renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if name in PROJECTIONS:
-            found[PROJECTIONS[name]] = value.T.contiguous()
+        if name in _PROJECTIONS:
+            renamed[_PROJECTIONS[name]] = value.T.contiguous()
             continue
-        tower = next((prefix for prefix in TOWERS if name.startswith(f"{prefix}resblocks.")), None)
+        tower = next((prefix for prefix in _TOWERS if name.startswith(f"{prefix}resblocks.")), None)
         if tower is None:
-            found[ENDS[name]] = value
+            renamed[_ENDS[name]] = value
             continue
         number, _, rest = name.removeprefix(f"{tower}resblocks.").partition(".")
-        layer = f"{TOWERS[tower]}layers.{number}."
+        layer = f"{_TOWERS[tower]}layers.{number}."
         part, _, kind = rest.rpartition(".")
         if rest.startswith("attn.in_proj_"):
             for projection, rows in zip("qkv", value.chunk(3)):
-                found[f"{layer}self_attn.{projection}_proj.{rest.removeprefix('attn.in_proj_')}"] = rows.clone()
+                renamed[f"{layer}self_attn.{projection}_proj.{rest.removeprefix('attn.in_proj_')}"] = rows.clone()
         else:
-            found[f"{layer}{LAYERS[part]}.{kind}"] = value
-    return found
+            renamed[f"{layer}{_LAYERS[part]}.{kind}"] = value
+    return renamed

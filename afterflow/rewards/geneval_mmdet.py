@@ -12,16 +12,18 @@ import numpy as np
 from PIL import Image
 
 from ..envs.geneval_rules import OBJECTS, Detection
+from ..system.errors import ConfigError
 from ..system.optional_dependencies import check_extra
 from .base import RewardModels
-from .clip import large
-from .geneval_hf import Colors, Found, described, readings
+from .clip import load_clip_vit_l
+from .detector_reward import ColorNamer, MaskedObjects, detector_rewards, to_detections
+from .png import encode_png
 
-HERE = ("http://127.0.0.1:8110", None)
+SIDECAR = ("http://127.0.0.1:8110", None)
 
 
-class Sidecar:
-    """Objects by the process that listens at an address."""
+class SidecarDetector:
+    """Detects objects by asking the process that listens at an address."""
 
     def __init__(self, models: RewardModels, url: str, revision: str | None) -> None:
         check_extra("a detector in a process of its own", ["httpx"], "judge")
@@ -29,39 +31,34 @@ class Sidecar:
 
         self.url, self.client, self.models = url.rstrip("/"), httpx.Client(timeout=300.0), models
         try:
-            said = self.client.get(f"{self.url}/health").json()
+            health = self.client.get(f"{self.url}/health").json()
         except (httpx.HTTPError, ValueError) as error:
-            raise ValueError(f"nothing answers at {url} ({error}); start sidecars/geneval_mmdet.py") from error
-        if said != {"status": "ok", "classes": len(OBJECTS)}:
-            raise ValueError(f"{url} is no detector of GenEval's {len(OBJECTS)} classes")
-        self.color = Colors(large(models))
+            raise ConfigError(f"nothing answers at {url} ({error}); start sidecars/geneval_mmdet.py") from error
+        if health != {"status": "ok", "classes": len(OBJECTS)}:
+            raise ConfigError(f"{url} is no detector of GenEval's {len(OBJECTS)} classes")
+        self.color = ColorNamer(load_clip_vit_l(models))
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
-        seen = []
+        """Return the detections of uint8 images (B, H, W, 3)."""
+        result = []
         for i in range(0, len(images), self.models.batch):
             part = images[i : i + self.models.batch]
-            reply = self.client.post(f"{self.url}/detect", json={"images": [png(image) for image in part]})
+            reply = self.client.post(f"{self.url}/detect", json={"images": [encode_png(image) for image in part]})
             reply.raise_for_status()
-            found = reply.json()["detections"]
-            if len(found) != len(part):
-                raise ValueError(f"{self.url} answered about {len(found)} images of {len(part)}")
-            of = zip(part, found, records[i : i + len(part)])
-            seen += [described(image, objects(each), record, self.color) for image, each, record in of]
-        return seen
+            answers = reply.json()["detections"]
+            if len(answers) != len(part):
+                raise ValueError(f"{self.url} answered about {len(answers)} images of {len(part)}")
+            for image, answer, record in zip(part, answers, records[i : i + len(part)]):
+                result.append(to_detections(image, parse_objects(answer), record, self.color))
+        return result
 
 
-def objects(found: Sequence[dict[str, Any]]) -> Found:
-    """What the sidecar says of an image."""
-    for each in sorted(found, key=lambda each: -each["score"]):
-        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(each["mask"]))).convert("L")) > 0
-        x0, y0, x1, y1 = each["box"]
-        yield OBJECTS[each["class"]], each["score"], (x0, y0, x1, y1), mask
+def parse_objects(answer: Sequence[dict[str, Any]]) -> MaskedObjects:
+    """Yield the objects of one image from the sidecar's answer, the surest first."""
+    for item in sorted(answer, key=lambda item: -item["score"]):
+        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(item["mask"]))).convert("L")) > 0
+        x0, y0, x1, y1 = item["box"]
+        yield OBJECTS[item["class"]], item["score"], (x0, y0, x1, y1), mask
 
 
-def png(image: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-geneval = readings("geneval", Sidecar, HERE)
+geneval, geneval_official, geneval_strict, geneval_flowgrpo = detector_rewards("geneval", SidecarDetector, SIDECAR)

@@ -14,32 +14,33 @@ from torch.nn import functional
 
 from .base import RewardModels, Scored, Scorer, network_reward
 from .clip import read_weights
-from .qwen2_vl import Reader, base_of, instruction, kept, size, split
+from .qwen2_vl import Qwen2VLReader, WeightSource, fit_size, split_checkpoint
 
-PUBLISHED = ("MizzenAI/HPSv3", "4f81e3e09edd82fe3c5f636444c721b592a735ca")
-BASE = ("Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac")
-SOURCE = "github.com/MizzenAI/HPSv3"
-TEXTS = "hpsv3/dataset/data_collator_qwen.py"
-PIXELS = 256 * 28 * 28
-"""Of every picture, as nearly as its shape allows."""
-LAYERS = (0, 3, 5)
-"""Of the head; its others are ReLU and dropout."""
+HPSV3 = ("MizzenAI/HPSv3", "4f81e3e09edd82fe3c5f636444c721b592a735ca")
+HPSV3_BASE = ("Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac")
+HPSV3_TEXTS = ("INSTRUCTION", "prompt_with_special_token")
+HPSV3_PIXELS = 256 * 28 * 28
+"""Pixels of every picture, as nearly as its shape allows."""
+HPSV3_LAYERS = (0, 3, 5)
+"""The linear layers of the head; its other layers are ReLU and dropout."""
 
 
 @network_reward("hpsv3")
 def hpsv3(models: RewardModels) -> Scorer:
-    """HPSv3's μ, unbounded, good pictures about 10; part `sigma` is how unsure it is.  About 16 GB in bfloat16.
+    """Score HPSv3's μ, unbounded, good pictures about 10; part `sigma` is how unsure it is.  About 16 GB in bfloat16.
 
     Its weights: a folder with `data_collator_qwen.py`; what else it lacks comes from the hub.
     """
-    given = models.weights.get("hpsv3")
-    asked = instruction(given, PUBLISHED, TEXTS, ("INSTRUCTION", "prompt_with_special_token"), SOURCE)
-    backbone, head = split(read_weights(kept(given, PUBLISHED, "HPSv3.safetensors")), "HPSv3")
-    reader = Reader(models, base_of(given, BASE), backbone, ("<|Reward|>",))
-    layers = [(head[f"{i}.weight"].float(), head[f"{i}.bias"].float()) for i in LAYERS]
+    source = WeightSource(models.weights.get("hpsv3"), HPSV3)
+    repository_file = "hpsv3/dataset/data_collator_qwen.py"
+    instruction = source.instruction(repository_file, HPSV3_TEXTS, "github.com/MizzenAI/HPSv3")
+    backbone, head = split_checkpoint(read_weights(source.file("HPSv3.safetensors")), "HPSv3")
+    reader = Qwen2VLReader(models, source.base(HPSV3_BASE), backbone, ("<|Reward|>",))
+    layers = [(head[f"{i}.weight"].float(), head[f"{i}.bias"].float()) for i in HPSV3_LAYERS]
 
     def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
-        x = reader.states(images, [asked.format(text_prompt=record["prompt"]) for record in records], resized)[:, 0]
+        texts = [instruction.format(text_prompt=record["prompt"]) for record in records]
+        x = reader.states(images, texts, resize_images)[:, 0]
         for weight, bias in layers[:-1]:
             x = functional.linear(x, weight, bias).relu()
         mu, log_sigma = functional.linear(x, *layers[-1]).double().unbind(1)
@@ -48,8 +49,8 @@ def hpsv3(models: RewardModels) -> Scorer:
     return score
 
 
-def resized(images: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) → (B, 1, 3, h, w) in [0, 255], of about 200 704 pixels, by PIL's bicubic filter."""
-    tall, wide = size(images.shape[1], images.shape[2], PIXELS, PIXELS)
+def resize_images(images: np.ndarray) -> Tensor:
+    """Resize uint8 (B, H, W, 3) by PIL's bicubic filter → (B, 1, 3, h, w) in [0, 255], of about 200 704 pixels."""
+    tall, wide = fit_size(images.shape[1], images.shape[2], HPSV3_PIXELS, HPSV3_PIXELS)
     scaled = [Image.fromarray(image).resize((wide, tall), Image.Resampling.BICUBIC) for image in images]
     return torch.from_numpy(np.stack([np.asarray(image) for image in scaled])).permute(0, 3, 1, 2)[:, None]

@@ -14,41 +14,43 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 
+from ..system.errors import InputError
 from .base import RewardModels, Scored, Scorer, network_reward
-from .clip import cropped, linear, read_weights
+from .clip import crop_square, merge_linear_layers, read_weights
 
-PUBLISHED = "THUDM/ImageReward"
+IMAGE_REWARD = "THUDM/ImageReward"
 BERT = "google-bert/bert-base-uncased"
-MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of its ratings; the released model takes them off."""
-READS = 35
-"""Tokens of a prompt; the rest is cut."""
-HEAD = 64
+RATING_MEAN = 0.16717362830052426
+RATING_STD = 1.0333394966054072
+"""Mean and standard deviation of its ratings, by which the released model normalises them."""
+MAX_PROMPT_TOKENS = 35
+"""Length at which a prompt is cut, in tokens."""
+HEAD_WIDTH = 64
 """Width of an attention head, in the ViT and in BERT."""
 
 
 @network_reward("image_reward")
 def image_reward(models: RewardModels) -> Scorer:
-    """ImageReward v1, about -2 to 2.  Prompts are cut after 35 tokens; part `cut` counts those."""
+    """Score by ImageReward v1, about -2 to 2.  Prompts are cut after 35 tokens; part `cut` counts those."""
     from transformers import AutoTokenizer
 
     given = models.weights.get("image_reward")
-    file = Path(given or hf_hub_download(PUBLISHED, "ImageReward.pt"))
+    file = Path(given or hf_hub_download(IMAGE_REWARD, "ImageReward.pt"))
     stored = read_weights(file)
-    vision, text = towers(stored)
+    vision, text = load_towers(stored)
     words = file.parent / "tokenizer"
     tokenizer = AutoTokenizer.from_pretrained(words if words.is_dir() else BERT)
-    weight, bias = linear(part(stored, "mlp."))
+    weight, bias = merge_linear_layers(strip_prefix(stored, "mlp."))
     size = vision.config.image_size
     for tower in (vision, text):
-        tower.to(models.on, getattr(torch, models.dtype)).eval().requires_grad_(False)
+        tower.to(models.torch_device, getattr(torch, models.dtype)).eval().requires_grad_(False)
 
     @torch.no_grad()
     def rate(images: np.ndarray, prompts: list[str]) -> Tensor:
-        pixels = cropped(images, size).to(models.on, vision.dtype)
+        pixels = crop_square(images, size).to(models.torch_device, vision.dtype)
         seen = vision(pixel_values=pixels).last_hidden_state
-        options = {"padding": "max_length", "truncation": True, "max_length": READS, "return_tensors": "pt"}
-        tokens = tokenizer(prompts, **options).to(models.on)
+        options = {"padding": "max_length", "truncation": True, "max_length": MAX_PROMPT_TOKENS, "return_tensors": "pt"}
+        tokens = tokenizer(prompts, **options).to(models.torch_device)
         read = text(tokens.input_ids, attention_mask=tokens.attention_mask, encoder_hidden_states=seen)
         return read.last_hidden_state[:, 0].float().cpu() @ weight + bias
 
@@ -56,40 +58,40 @@ def image_reward(models: RewardModels) -> Scorer:
         prompts = [record["prompt"] for record in records]
         rows = range(0, len(images), models.batch)
         rated = torch.cat([rate(images[i : i + models.batch], prompts[i : i + models.batch]) for i in rows])
-        cut = [len(ids) > READS for ids in tokenizer(prompts)["input_ids"]]
-        return Scored((rated.numpy() - MEAN) / STD, {"cut": np.array(cut, np.float64)})
+        cut = [len(ids) > MAX_PROMPT_TOKENS for ids in tokenizer(prompts)["input_ids"]]
+        return Scored((rated.numpy() - RATING_MEAN) / RATING_STD, {"cut": np.array(cut, np.float64)})
 
     return score
 
 
-def towers(stored: Mapping[str, Tensor]) -> tuple[Any, Any]:
-    """The ViT and the BERT of a checkpoint in BLIP's own names; ValueError where it is not one."""
+def load_towers(stored: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    """Return the ViT and the BERT of a checkpoint in BLIP's own names; raise InputError where it is not one."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-    eye, words = part(stored, "blip.visual_encoder."), part(stored, "blip.text_encoder.")
+    eye, words = (strip_prefix(stored, f"blip.{name}_encoder.") for name in ("visual", "text"))
     if "pos_embed" not in eye or "embeddings.word_embeddings.weight" not in words:
-        raise ValueError("it is no checkpoint of ImageReward: it lacks blip.visual_encoder and blip.text_encoder")
+        raise InputError("it is no checkpoint of ImageReward: it lacks blip.visual_encoder and blip.text_encoder")
     wide, patch = eye["patch_embed.proj.weight"].shape[0], eye["patch_embed.proj.weight"].shape[-1]
     vision = BlipVisionModel(
         BlipVisionConfig(
             hidden_size=wide,
             intermediate_size=eye["blocks.0.mlp.fc1.weight"].shape[0],
-            num_hidden_layers=layers(eye, "blocks"),
-            num_attention_heads=wide // HEAD,
+            num_hidden_layers=count_layers(eye, "blocks"),
+            num_attention_heads=wide // HEAD_WIDTH,
             image_size=patch * round((eye["pos_embed"].shape[1] - 1) ** 0.5),
             patch_size=patch,
             layer_norm_eps=1e-6,  # timm's, with which BLIP was trained
         )
     )
-    many, read = words["embeddings.word_embeddings.weight"].shape
+    vocabulary, width = words["embeddings.word_embeddings.weight"].shape
     text = BlipTextModel(
         BlipTextConfig(
-            vocab_size=many,
-            hidden_size=read,
+            vocab_size=vocabulary,
+            hidden_size=width,
             encoder_hidden_size=wide,
             intermediate_size=words["encoder.layer.0.intermediate.dense.weight"].shape[0],
-            num_hidden_layers=layers(words, "encoder.layer"),
-            num_attention_heads=read // HEAD,
+            num_hidden_layers=count_layers(words, "encoder.layer"),
+            num_attention_heads=width // HEAD_WIDTH,
             max_position_embeddings=words["embeddings.position_embeddings.weight"].shape[0],
             hidden_act="gelu",
             layer_norm_eps=1e-12,
@@ -101,16 +103,18 @@ def towers(stored: Mapping[str, Tensor]) -> tuple[Any, Any]:
     return vision, text
 
 
-def part(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
 
 
-def layers(stored: Mapping[str, Tensor], name: str) -> int:
+def count_layers(stored: Mapping[str, Tensor], name: str) -> int:
+    """Return how many layers, numbered after a name, the weights have."""
     numbers = (re.match(rf"{re.escape(name)}\.(\d+)\.", key) for key in stored)
-    return 1 + max(int(found.group(1)) for found in numbers if found)
+    return 1 + max(int(match.group(1)) for match in numbers if match)
 
 
-VISION = (
+_VISION_NAMES = (
     ("cls_token", "embeddings.class_embedding"),
     ("pos_embed", "embeddings.position_embedding"),
     ("patch_embed.proj.", "embeddings.patch_embedding."),
@@ -123,9 +127,9 @@ VISION = (
 
 
 def vision_name(name: str) -> str:
-    """timm's name of a ViT's weight, which BLIP keeps → transformers'."""
+    """Return transformers' name of a ViT's weight for timm's, which BLIP keeps."""
     if name.startswith("norm."):
         return "post_layernorm." + name.removeprefix("norm.")
-    for theirs, ours in VISION:
+    for theirs, ours in _VISION_NAMES:
         name = name.replace(theirs, ours)
     return name

@@ -19,13 +19,13 @@ def _waves() -> np.ndarray:
 # Encoders differ by some bytes.
 @reward("jpeg_incompressibility", low=0.0, canary=Canary(_waves, {"prompt": ""}, 1.879, 0.15))
 def incompressibility(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """Kilobytes (1000 bytes) of each image as JPEG of quality 95: (B, H, W, 3) → (B,)."""
+    """Return the kilobytes (1000 bytes) of each image as JPEG of quality 95: (B, H, W, 3) → (B,)."""
     return np.array([_size(image) / 1000 for image in images])
 
 
 @reward("jpeg_compressibility", high=0.0, canary=Canary(_waves, {"prompt": ""}, -1.879, 0.15))
 def compressibility(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """Minus the kilobytes of each image as JPEG of quality 95: (B, H, W, 3) → (B,)."""
+    """Return minus the kilobytes of each image as JPEG of quality 95: (B, H, W, 3) → (B,)."""
     return -np.array([_size(image) / 1000 for image in images])
 
 

@@ -1,4 +1,4 @@
-"""Rewards by name."""
+"""Rewards by name: ours, those of installed packages, and a user's own."""
 
 import os
 import sys
@@ -7,121 +7,98 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 
+from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
-from . import clip, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
-from . import geneval_hf as detector
-from . import geneval_mmdet as mmdet
+from . import clip, geneval_hf, geneval_mmdet, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
 from .base import Reward, RewardModels, Scorer
 from .vlm import rewards as vlm
 
 DEFAULT_REWARD_MODELS = RewardModels()
-
+"""Every network on its published weights."""
+MODULES = (
+    *(shapes, jpeg, moving, ocr, clip, image_reward, hpsv3, video_align),
+    *(geneval_hf, geneval_mmdet, vlm),
+)
+"""The modules whose rewards are ours."""
 REWARDS: dict[str, Scorer] = {
-    reward.name: reward
-    for reward in (
-        shapes.strict,
-        shapes.partial,
-        shapes.partial_flowgrpo,
-        shapes.quality,
-        jpeg.compressibility,
-        jpeg.incompressibility,
-        moving.strict,
-        moving.partial,
-        moving.smoothness,
-        ocr.ocr,
-        ocr.ocr_flowgrpo,
-        clip.clipscore,
-        clip.pickscore,
-        clip.hpsv2,
-        clip.aesthetic,
-        clip.image_similarity,
-        image_reward.image_reward,
-        hpsv3.hpsv3,
-        video_align.video_align,
-        *detector.geneval_hf,
-        *mmdet.geneval,
-        vlm.vlm_alignment,
-        vlm.vlm_quality,
-        vlm.vlm_points,
-        vlm.unified_reward,
-    )
+    reward.name: reward for module in MODULES for reward in vars(module).values() if isinstance(reward, Reward)
 }
-GROUP = "afterflow.rewards"
-"""Entry points under which other packages offer rewards."""
+ENTRY_POINTS = "afterflow.rewards"
+"""The group of entry points under which other packages offer rewards."""
 
 
 def find_reward(name: str) -> Reward:
-    """One of ours, of an installed package (an entry point), or a user's own, `module:function`.
+    """Return a reward of ours, of an installed package (an entry point), or of a user, `module:function`.
 
-    ValueError where there is none.
+    Raises ConfigError where there is none of this name.
     """
     if name in REWARDS:
-        return described(name, REWARDS[name])
+        return as_reward(name, REWARDS[name])
     if ":" in name:
-        return described(name, from_path(name))
-    for point in entry_points(group=GROUP):
+        return as_reward(name, import_scorer(name))
+    points = entry_points(group=ENTRY_POINTS)
+    for point in points:
         if point.name == name:
-            return described(name, point.load())
-    raise unknown_name("reward", name, [*REWARDS, *(point.name for point in entry_points(group=GROUP))])
+            return as_reward(name, point.load())
+    raise unknown_name("reward", name, [*REWARDS, *(point.name for point in points)])
 
 
-def described(name: str, score: Scorer) -> Reward:
-    """A plain function is a reward of any range."""
+def as_reward(name: str, score: Scorer) -> Reward:
+    """Return a reward under this name; a plain function becomes a reward of any range."""
     return replace(score, name=name) if isinstance(score, Reward) else Reward(name, score)
 
 
-def from_path(name: str) -> Scorer:
-    """What `module:function` stands for; ValueError where it is not there."""
+def import_scorer(name: str) -> Scorer:
+    """Return what `module:function` names; raise ConfigError where it is not there or no function."""
     module, _, attribute = name.partition(":")
-    if (here := os.getcwd()) not in sys.path:  # a console script's path does not have it
-        sys.path.append(here)
+    if (folder := os.getcwd()) not in sys.path:  # a console script's path does not have it
+        sys.path.append(folder)
     try:
-        found = getattr(import_module(module), attribute)
+        scorer = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"reward {name}: {error}; it reads module:function, of a module that Python finds from this folder"
         ) from error
-    if not callable(found):
-        raise ValueError(f"reward {name} is no function of (images, records)")
-    return found  # type: ignore[return-value]
+    if not callable(scorer):
+        raise ConfigError(f"reward {name} is no function of (images, records)")
+    return scorer  # type: ignore[return-value]
 
 
 _loaded: dict[tuple[str, str], Reward] = {}
 
 
 def load_reward(name: str, models: RewardModels = DEFAULT_REWARD_MODELS) -> Reward:
-    """A reward that can be asked; a network is loaded once.  ValueError where it cannot be."""
-    known = find_reward(name)
-    if known.load is None and name not in models.servers:
-        return known
+    """Return a reward that can score; a network is loaded once.  Raises ConfigError where it cannot be loaded."""
+    reward = find_reward(name)
+    if reward.load is None and name not in models.servers:
+        return reward
     key = name, repr(models)
     if key not in _loaded:
         try:
-            _loaded[key] = elsewhere(known, models) if name in models.servers else loaded(known, models)
+            if name in models.servers:
+                _loaded[key] = remote_reward(reward, models)
+            else:
+                assert reward.load is not None
+                _loaded[key] = replace(reward, score=reward.load(models), load=None)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             why, option = str(error).partition("\n")[0], f"--reward-models.weights {name} PATH"
-            raise ValueError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
+            raise ConfigError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
     return _loaded[key]
 
 
-def loaded(known: Reward, models: RewardModels) -> Reward:
-    assert known.load is not None
-    return replace(known, score=known.load(models), load=None)
+def remote_reward(reward: Reward, models: RewardModels) -> Reward:
+    """Return the reward as services score it, normalised there; raise ConfigError where one of them cannot."""
+    from .remote.client import RemoteScorer
 
-
-def elsewhere(known: Reward, models: RewardModels) -> Reward:
-    """The reward as services score it, normalised there; ValueError where one of them cannot."""
-    from .remote.client import Remote
-
-    asked = Remote(known, models.servers[known.name].split(","), models.batch)
-    asked.check()
-    ends = known.scale * known.low, known.scale * known.high
-    return replace(known, score=asked, load=None, scale=1.0, low=min(ends), high=max(ends))
+    scorer = RemoteScorer(reward, models.servers[reward.name].split(","), models.batch)
+    scorer.check()
+    ends = reward.scale * reward.low, reward.scale * reward.high
+    return replace(reward, score=scorer, load=None, scale=1.0, low=min(ends), high=max(ends))
 
 
 def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS) -> None:
-    """ValueError for a reward that does not work here, or does not say of its canary what it said when it was made."""
+    """Load every reward and try it on its canary; raise ConfigError for one that does not work here."""
     names = tuple(names)
     for name in models.servers:
         if name not in names:
@@ -129,19 +106,23 @@ def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MO
     for name in models.weights:
         find_reward(name)
     for name in names:
-        known = find_reward(name)
-        here = ("httpx", "msgpack") if name in models.servers else known.libraries
-        extra = "serve" if name in models.servers else known.extra
-        check_extra(f"reward {name}", here, extra)
-        known = load_reward(name, models)
-        if known.canary is None:
-            continue
-        scored = known(known.canary.picture()[None], [dict(known.canary.record)])
-        if scored.why:
-            raise ValueError(f"reward {name} does not work here: {scored.why[0]}")
-        found, expected = float(scored.values[0]), known.canary.score
-        if abs(found - expected) > known.canary.tolerance:
-            raise ValueError(
-                f"reward {name} gives its canary {found:.4g} instead of {expected:.4g}; a library it uses has changed "
-                f"or is broken (version {known.version} of the reward)"
-            )
+        reward, remote = find_reward(name), name in models.servers
+        libraries = ("httpx", "msgpack") if remote else reward.libraries
+        check_extra(f"reward {name}", libraries, "serve" if remote else reward.extra)
+        check_canary(load_reward(name, models))
+
+
+def check_canary(reward: Reward) -> None:
+    """Raise ConfigError where the reward has no score for its canary, or another one than when it was written."""
+    canary = reward.canary
+    if canary is None:
+        return
+    scored = reward(canary.picture()[None], [dict(canary.record)])
+    if scored.why:
+        raise ConfigError(f"reward {reward.name} does not work here: {scored.why[0]}")
+    score = float(scored.values[0])
+    if abs(score - canary.score) > canary.tolerance:
+        raise ConfigError(
+            f"reward {reward.name} gives its canary {score:.4g} instead of {canary.score:.4g}; a library it uses has "
+            f"changed or is broken (version {reward.version} of the reward)"
+        )

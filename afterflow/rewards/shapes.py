@@ -8,32 +8,37 @@ from ..envs.shapes.fidelity import fidelity
 from ..envs.shapes.prompts import suite, validate
 from ..envs.shapes.render import render_image
 from ..envs.shapes.verify import verify
-from .base import Canary, remembering, reward
+from .base import Canary, remember_last_batch, reward
 
-verdicts = remembering(verify)
-RECORD = suite("train", 1, 0, tags=("color_attr",))[0]
-TRUE = Canary(lambda: render_image(RECORD, 32, np.random.default_rng(0)), RECORD, 1.0, 0.02)
-
-
-@reward("shapes_strict", 0, 1, needs=validate, canary=TRUE)
-def strict(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """1 where the picture shows exactly what the prompt counts, else 0: (B, S, S, 3) → (B,)."""
-    return np.array([verdict["strict"] for verdict in verdicts(images, records)])
+_RECORD = suite("train", 1, 0, tags=("color_attr",))[0]
+_CANARY = Canary(lambda: render_image(_RECORD, 32, np.random.default_rng(0)), _RECORD, 1.0, 0.02)
 
 
-@reward("shapes_partial", 0, 1, needs=validate, canary=TRUE)
-def partial(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """Bounded partial credit in [0, 1]."""
-    return np.array([verdict["partial"] for verdict in verdicts(images, records)])
+@remember_last_batch
+def shapes_verdicts(images: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
+    """Return the verifier's verdicts on each image, by name."""
+    return [verify(record, image) for record, image in zip(records, images)]
 
 
-@reward("shapes_partial_flowgrpo", high=1, needs=validate, canary=TRUE)
-def partial_flowgrpo(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """flow_grpo's published training reward, unbounded below, for comparability."""
-    return np.array([verdict["partial_flowgrpo"] for verdict in verdicts(images, records)])
+@reward("shapes_strict", 0, 1, needs=validate, canary=_CANARY)
+def shapes_strict(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+    """Return 1 where the picture shows exactly what the prompt counts, else 0: (B, S, S, 3) → (B,)."""
+    return np.array([verdict["strict"] for verdict in shapes_verdicts(images, records)])
 
 
-@reward("shapes_fidelity", 0, 1, canary=TRUE)
-def quality(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """Prompt-free fidelity Q in [0, 1]; an evaluator first: as a reward it becomes a target."""
+@reward("shapes_partial", 0, 1, needs=validate, canary=_CANARY)
+def shapes_partial(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+    """Return bounded partial credit in [0, 1]."""
+    return np.array([verdict["partial"] for verdict in shapes_verdicts(images, records)])
+
+
+@reward("shapes_partial_flowgrpo", high=1, needs=validate, canary=_CANARY)
+def shapes_partial_flowgrpo(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+    """Return flow_grpo's published training reward, which is unbounded below, for comparability."""
+    return np.array([verdict["partial_flowgrpo"] for verdict in shapes_verdicts(images, records)])
+
+
+@reward("shapes_fidelity", 0, 1, canary=_CANARY)
+def shapes_fidelity(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+    """Return the fidelity Q in [0, 1], which needs no prompt.  It is an evaluator first: a reward becomes a target."""
     return np.array([fidelity(image) for image in images])

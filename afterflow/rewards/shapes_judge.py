@@ -1,11 +1,12 @@
-"""Judges: what Pref-GRPO asks which of two images is better."""
+"""The shapes world's verifier as a judge of two images, for Pref-GRPO."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .shapes import verdicts
+from ..system.errors import ConfigError
+from .base import ImagePairs
+from .shapes import shapes_verdicts
 
 
 @dataclass(frozen=True)
@@ -13,39 +14,33 @@ class ShapesJudge:
     """The shapes world's verifier as a judge with the flaws of a vision-language model, each adjustable."""
 
     score: str = "partial"
-    """The verdict it goes by: partial, strict or closed."""
+    """The verdict that decides: partial, strict or closed."""
     noise: float = 0.0
-    """Standard deviation of what it adds to each difference, anew for each pair and order."""
+    """Standard deviation of the noise on each difference, which is drawn anew for each pair and order."""
     bias: float = 0.0
-    """How much it favours the image that it is shown first."""
+    """The constant that is added to the score of the image shown first."""
     margin: float = 0.0
-    """Smaller differences are ties."""
+    """Differences of at most this size are ties."""
     softness: float = 0.0
-    """0: it says first, second or tie; else it says how sure it is, sigmoid(difference / softness)."""
+    """With 0 the answer is first, second or tie.  Otherwise it is a probability, sigmoid(difference / softness)."""
 
     def __post_init__(self) -> None:
         if self.score not in ("partial", "strict", "closed"):
-            raise ValueError(f"judge.score = {self.score!r}: take partial, strict or closed")
+            raise ConfigError(f"judge.score = {self.score!r}: take partial, strict or closed")
         for name in ("noise", "bias", "margin", "softness"):
             if getattr(self, name) < 0:
-                raise ValueError(f"judge.{name} = {getattr(self, name)}: 0 or more")
+                raise ConfigError(f"judge.{name} = {getattr(self, name)}: 0 or more")
         if self.margin and self.softness:
-            raise ValueError(
+            raise ConfigError(
                 "judge.margin makes ties of a judge that says first or second; leave softness at 0 with it"
             )
 
-    def __call__(
-        self,
-        images: np.ndarray,
-        records: Sequence[dict],
-        first: np.ndarray,
-        second: np.ndarray,
-        seeds: np.ndarray,
-    ) -> np.ndarray:
-        score = np.array([verdict[self.score] for verdict in verdicts(images, records)])
-        difference = score[first] - score[second] + self.bias
+    def __call__(self, pairs: ImagePairs) -> np.ndarray:
+        """Return how much the first image of each pair is better, (Q,) in [0, 1]."""
+        score = np.array([verdict[self.score] for verdict in shapes_verdicts(pairs.images, pairs.records)])
+        difference = score[pairs.first] - score[pairs.second] + self.bias
         if self.noise:
-            draws = [np.random.default_rng(seed).standard_normal() for seed in seeds.tolist()]
+            draws = [np.random.default_rng(seed).standard_normal() for seed in pairs.seeds.tolist()]
             difference = difference + self.noise * np.array(draws)
         if self.softness:
             return 1 / (1 + np.exp(-difference / self.softness))

@@ -20,7 +20,7 @@ from afterflow.envs.shapes.render import render_batch
 from afterflow.rewards.base import Reward, RewardModels, Scored
 from afterflow.rewards.registry import REWARDS, check_rewards, load_reward
 from afterflow.rewards.remote.protocol import MSGPACK, REWARDS_KEY, encode_image, pack, score_request
-from afterflow.rewards.remote.server import Limits, service
+from afterflow.rewards.remote.server import ServiceLimits, build_service
 
 httpx = pytest.importorskip("httpx")
 uvicorn = pytest.importorskip("uvicorn")
@@ -45,7 +45,9 @@ def served(app):
 @pytest.fixture(scope="module")
 def url():
     names = ("shapes_partial", "jpeg_compressibility", "moving_strict")
-    with served(service([load_reward(name) for name in names], Limits(images=16, pixels=64 * 64, megabytes=1))) as url:
+    with served(
+        build_service([load_reward(name) for name in names], ServiceLimits(images=16, pixels=64 * 64, megabytes=1))
+    ) as url:
         yield url
 
 
@@ -67,7 +69,7 @@ def test_parts_reasons_scales_and_clips_travel(monkeypatch):
     reward = Reward("odd", odd, 0, 255, clips=True, scale=0.1)
     monkeypatch.setitem(REWARDS, "odd", reward)
     clips = np.random.default_rng(0).integers(0, 255, (3, 2, 8, 8, 3), dtype=np.uint8)
-    with served(service([reward])) as url:
+    with served(build_service([reward])) as url:
         there = load_reward("odd", RewardModels(servers={"odd": url}))(clips, RECORDS[:3])
     here = reward(clips, RECORDS[:3])
     assert np.array_equal(here.values, there.values, equal_nan=True) and here.why == there.why == {1: "too dark"}
@@ -82,7 +84,10 @@ def test_requests_of_many_clients_are_scored_together_and_come_back_to_their_own
         time.sleep(0.05)
         return brightness(images, records)
 
-    with served(service([Reward("slow", slow)], Limits(batch=64, wait=0.02))) as url, httpx.Client() as client:
+    with (
+        served(build_service([Reward("slow", slow)], ServiceLimits(batch=64, wait=0.02))) as url,
+        httpx.Client() as client,
+    ):
         found = {}
 
         def ask(level):
@@ -195,7 +200,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(url):
 
 def test_a_key_is_asked_of_everyone(monkeypatch):
     monkeypatch.setitem(REWARDS, "bright", Reward("bright", brightness))
-    with served(service([load_reward("bright")], key="secret")) as url:
+    with served(build_service([load_reward("bright")], key="secret")) as url:
         for path in ("health", "rewards"):
             assert httpx.get(f"{url}/{path}").status_code == 401
         assert post(url, request(), Authorization="Bearer wrong").status_code == 401
@@ -215,7 +220,7 @@ def test_a_reward_that_raises_and_one_that_takes_too_long_are_told_in_a_word():
         time.sleep(0.5)
         return np.zeros(len(images))
 
-    with served(service([Reward("broken", broken), Reward("asleep", asleep)], Limits(seconds=0.1))) as url:
+    with served(build_service([Reward("broken", broken), Reward("asleep", asleep)], ServiceLimits(seconds=0.1))) as url:
         reply = post(url, request(reward="broken"))
         assert (reply.status_code, reply.json()["error"]) == (500, "the reward failed: ValueError")
         reply = post(url, request(reward="asleep"))
@@ -223,7 +228,7 @@ def test_a_reward_that_raises_and_one_that_takes_too_long_are_told_in_a_word():
 
 
 def test_services_take_turns_and_one_that_is_gone_costs_no_score(monkeypatch):
-    monkeypatch.setattr("afterflow.rewards.remote.client.PATIENCE", 1)
+    monkeypatch.setattr("afterflow.rewards.remote.client.MAX_FAILURES", 1)
     monkeypatch.setitem(REWARDS, "bright", Reward("bright", brightness))
     asked = {"one": 0, "two": 0}
 
@@ -232,7 +237,7 @@ def test_services_take_turns_and_one_that_is_gone_costs_no_score(monkeypatch):
             asked[name] += len(images)
             return brightness(images, records)
 
-        return service([Reward("bright", score)])
+        return build_service([Reward("bright", score)])
 
     images = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 3), dtype=np.uint8)
     records = [{"prompt": "a"}] * 12
@@ -255,7 +260,7 @@ def test_a_service_that_is_not_there_or_of_another_version_is_refused(url):
     with pytest.raises(ValueError, match=r"has shapes_partial, .*, not shapes_strict"):
         load_reward("shapes_strict", servers(url, "shapes_strict"))
     with (
-        served(service([Reward("shapes_partial", brightness, version="0")])) as other,
+        served(build_service([Reward("shapes_partial", brightness, version="0")])) as other,
         pytest.raises(
             ValueError, match="has version 0 of shapes_partial, and this is 1; run the same afterflow on both sides"
         ),
@@ -288,7 +293,10 @@ def test_a_service_that_hangs_leaves_time_for_another(monkeypatch):
         time.sleep(1.0)
         return brightness(images, records)
 
-    with served(service([Reward("bright", brightness)])) as good, served(service([Reward("bright", asleep)])) as bad:
+    with (
+        served(build_service([Reward("bright", brightness)])) as good,
+        served(build_service([Reward("bright", asleep)])) as bad,
+    ):
         far = load_reward("bright", RewardModels(servers={"bright": f"{good},{bad}"}, batch=1))
         far.score.deadline = 0.9
         assert not far(IMAGES[:4], RECORDS[:4]).why
@@ -298,7 +306,7 @@ def test_a_reward_that_raises_shows_its_kind_and_not_its_words():
     def leaky(images, records):
         raise OSError("/secret/folder is not there")
 
-    with served(service([Reward("leaky", leaky)])) as url:
+    with served(build_service([Reward("leaky", leaky)])) as url:
         reply = post(url, request(reward="leaky"))
         assert reply.json()["why"] == {"0": "OSError; the service's log says more"} and reply.json()["values"] == [None]
 
@@ -310,7 +318,7 @@ def test_more_than_can_wait_are_told_to_come_again_and_large_batches_are_cut():
         calls.append(len(images))
         return brightness(images, records)
 
-    with served(service([Reward("jpeg_compressibility", counting)], Limits(waiting=5, batch=2))) as url:
+    with served(build_service([Reward("jpeg_compressibility", counting)], ServiceLimits(waiting=5, batch=2))) as url:
         image, record = request()["images"], request()["records"]
         assert post(url, request(images=image * 6, records=record * 6)).status_code == 503
         assert post(url, request(images=image * 5, records=record * 5)).status_code == 200

@@ -52,24 +52,24 @@ def test_images_are_prepared_as_clips_processor_does(height, width):
     images = pictures(height, width)
     size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
     theirs = CLIPImageProcessor(**size)([Image.fromarray(image) for image in images], return_tensors="pt")
-    torch.testing.assert_close(clip.cropped(images, 28), theirs["pixel_values"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip.crop_square(images, 28), theirs["pixel_values"], atol=1e-5, rtol=0)
 
 
 def test_hps_pads_what_is_not_square_with_black_and_only_scales_what_is():
-    wide = clip.padded(np.full((1, 20, 40, 3), 255, np.uint8), 28)
-    black, white = ((level - torch.tensor(clip.MEAN)) / torch.tensor(clip.STD) for level in (0.0, 1.0))
+    wide = clip.pad_square(np.full((1, 20, 40, 3), 255, np.uint8), 28)
+    black, white = ((level - torch.tensor(clip.CLIP_MEAN)) / torch.tensor(clip.CLIP_STD) for level in (0.0, 1.0))
     assert wide.shape == (1, 3, 28, 28)
     torch.testing.assert_close(wide[0, :, 6, 14], black)
     torch.testing.assert_close(wide[0, :, 7, 14], white, atol=1e-5, rtol=0)
     torch.testing.assert_close(wide[0, :, 20, 14], white, atol=1e-5, rtol=0)
     torch.testing.assert_close(wide[0, :, 21, 14], black)
-    near = clip.padded(pictures(56, 56), 28) - clip.cropped(pictures(56, 56), 28)  # two bicubic filters
+    near = clip.pad_square(pictures(56, 56), 28) - clip.crop_square(pictures(56, 56), 28)  # two bicubic filters
     assert near.abs().mean() < 0.05
 
 
 def test_clipscore_and_pickscore_are_the_published_numbers(folder):
     images = pictures()
-    cosine, length = by_hand(folder, images, clip.cropped(images, 28))
+    cosine, length = by_hand(folder, images, clip.crop_square(images, 28))
     options = models(folder, "clipscore", "pickscore", batch=2)
     assert load_reward("clipscore", options)(images, PROMPTS).values == pytest.approx(100 * cosine / 30, abs=1e-5)
     assert load_reward("pickscore", options)(images, PROMPTS).values == pytest.approx(length * cosine / 26, abs=1e-5)
@@ -80,7 +80,7 @@ def test_clipscore_and_pickscore_are_the_published_numbers(folder):
 
 def test_hps_is_the_cosine_of_the_padded_picture(folder):
     images = pictures()
-    cosine, _ = by_hand(folder, images, clip.padded(images, 28))
+    cosine, _ = by_hand(folder, images, clip.pad_square(images, 28))
     assert load_reward("hpsv2", models(folder, "hpsv2"))(images, PROMPTS).values == pytest.approx(cosine, abs=1e-5)
 
 
@@ -129,9 +129,9 @@ def test_the_aesthetic_predictor_is_its_layers_one_after_another(folder, tmp_pat
     layers = tinies.aesthetic(tmp_path / "predictor.safetensors")
     torch.save(load_file(tmp_path / "predictor.safetensors"), tmp_path / "predictor.pth")
     images = pictures()
-    pixels = clip.cropped(images, 28)
+    pixels = clip.crop_square(images, 28)
     embedding = CLIPModel.from_pretrained(folder).get_image_features(pixel_values=pixels)
-    x = torch.nn.functional.normalize(clip.features(embedding), dim=-1)
+    x = torch.nn.functional.normalize(clip.embeddings(embedding), dim=-1)
     for layer in layers:
         x = layer(x)
     for kind in ("safetensors", "pth"):

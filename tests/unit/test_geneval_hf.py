@@ -7,7 +7,8 @@ import torch
 from afterflow.envs.geneval_rules import OBJECTS, Detection
 from afterflow.envs.shapes.world import COLORS, PALETTE
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.geneval_hf import Colors, Detector, box_of, described, graded, instances, objects
+from afterflow.rewards.detector_reward import ColorNamer, gradable, to_detections
+from afterflow.rewards.geneval_hf import Mask2FormerDetector, box_around, instances, masked_objects
 from afterflow.rewards.registry import find_reward, load_reward
 from tinies import clip, mask2former
 
@@ -37,9 +38,9 @@ def test_a_score_is_the_classs_probability_times_that_of_its_mask():
     assert score == pytest.approx(float(chance[1] * sure), rel=1e-4)
     assert less == pytest.approx(float(chance[2] * sure), rel=1e-4)
     assert mask.sum() == 8 and mask[:, :2].all() and (mask == same).all()
-    assert box_of(mask) == (0, 0, 2, 4) and box_of(np.zeros((4, 4), bool)) is None
+    assert box_around(mask) == (0, 0, 2, 4) and box_around(np.zeros((4, 4), bool)) is None
     [(_, _, large), _] = instances(logits, masks, (8, 16))
-    assert box_of(large) == (0, 0, 8, 8)
+    assert box_around(large) == (0, 0, 8, 8)
 
 
 def test_a_colour_is_asked_of_the_object_alone(models):
@@ -48,19 +49,19 @@ def test_a_colour_is_asked_of_the_object_alone(models):
     centre = palette.mean(0)
 
     class Reader:
-        def texts(self, texts):
+        def embed_texts(self, texts):
             assert texts[0] == f"a photo of a {COLORS[0]} dog" and texts[2] == f"a photo of a {COLORS[0]} object"
             return (palette - centre).repeat_interleave(3, 0), None
 
-        def images(self, images, prepare):
+        def embed_images(self, images, prepare):
             seen.append(images)
             return torch.tensor(images.reshape(-1, 3).astype(np.float32).mean(0))[None] - centre
 
     seen, names = [], {0: "cat", 1: "dog", 2: "bus"}
     image = np.zeros((4, 4, 3), np.uint8)
     image[:, :2], image[:, 2:] = PALETTE["red"], PALETTE["blue"]
-    found = objects(*queries(), (4, 4), names)
-    first, second = described(image, found, RECORD, Colors(Reader()))
+    found = masked_objects(*queries(), (4, 4), names)
+    first, second = to_detections(image, found, RECORD, ColorNamer(Reader()))
     assert (first.cls, first.color, first.box) == ("dog", "red", (0, 0, 2, 4))
     assert (second.cls, second.color) == ("bus", None)  # nobody asked
     assert seen[0].shape == (1, 4, 2, 3)
@@ -74,7 +75,7 @@ def test_rules_thresholds_and_what_is_kept(models, monkeypatch):
         box = (0.0, 0.0, 4.0, 4.0)
         return [[Detection("dog", 0.5, box, "red"), Detection("cat", 0.4, box)] for _ in images]
 
-    monkeypatch.setattr(Detector, "__call__", detect)
+    monkeypatch.setattr(Mask2FormerDetector, "__call__", detect)
     images = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
     score = lambda name, models=models: load_reward(name, models)(images, [RECORD]).values[0]
     assert [score(f"geneval_hf_{mode}") for mode in ("official", "strict", "flowgrpo")] == [1, 1, 1]
@@ -93,14 +94,14 @@ def test_unsure_detections_of_what_was_asked_for_earn_their_share():
         Detection("cat", 0.25, box),
         Detection("cat", 0.4, box),
     ]
-    assert [d.score for d in graded(RECORD, seen, 0.3, 0.9)] == [0.25, 0.4]
+    assert [d.score for d in gradable(RECORD, seen, 0.3, 0.9)] == [0.25, 0.4]
     counting = RECORD | {"tag": "counting"}
-    assert [(d.cls, d.score) for d in graded(counting, seen, 0.3, 0.9)] == [("cat", 0.4)]
+    assert [(d.cls, d.score) for d in gradable(counting, seen, 0.3, 0.9)] == [("cat", 0.4)]
 
 
 def test_a_random_detector_runs_from_end_to_end(models):
     images = np.random.default_rng(1).integers(0, 255, (3, 40, 56, 3), dtype=np.uint8)
-    seen = Detector(models, models.weights["geneval_hf"], None)(images, [RECORD] * 3)
+    seen = Mask2FormerDetector(models, models.weights["geneval_hf"], None)(images, [RECORD] * 3)
     assert len(seen) == 3
     for each in (d for of_image in seen for d in of_image):
         assert each.cls in OBJECTS and 0 <= each.box[0] < each.box[2] <= 56 and each.box[3] <= 40

@@ -7,9 +7,10 @@ from safetensors.torch import save_file
 
 import tinies
 from afterflow.models.tiny_parts.tokenizer import make_tokenizer
+from afterflow.rewards import clip
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.image_reward import MEAN, STD
-from afterflow.rewards.registry import check_rewards, clip, load_reward
+from afterflow.rewards.image_reward import RATING_MEAN, RATING_STD
+from afterflow.rewards.registry import check_rewards, load_reward
 
 PROMPTS = [{"prompt": "a picture of a red heart"}, {"prompt": "a blue circle and a ring"}, {"prompt": "a star"}]
 
@@ -27,15 +28,15 @@ def test_it_is_the_rating_of_the_texts_first_state_with_the_published_constants(
     file, eye, reader, layers = made
     ids = make_tokenizer()([record["prompt"] for record in PROMPTS], padding=True, return_tensors="pt")
     with torch.no_grad():
-        seen = eye(pixel_values=clip.cropped(pictures(), 28)).last_hidden_state
+        seen = eye(pixel_values=clip.crop_square(pictures(), 28)).last_hidden_state
         x = reader(ids.input_ids, attention_mask=ids.attention_mask, encoder_hidden_states=seen).last_hidden_state[:, 0]
         for layer in layers:
             x = layer(x)
     scored = load_reward("image_reward", RewardModels(weights={"image_reward": str(file)}, batch=2))(
         pictures(), PROMPTS
     )
-    assert scored.values == pytest.approx(((x[:, 0] - MEAN) / STD).numpy(), abs=1e-5)
-    assert pytest.approx((0.16717, 1.03334), abs=1e-5) == (MEAN, STD)
+    assert scored.values == pytest.approx(((x[:, 0] - RATING_MEAN) / RATING_STD).numpy(), abs=1e-5)
+    assert pytest.approx((0.16717, 1.03334), abs=1e-5) == (RATING_MEAN, RATING_STD)
     other = load_reward("image_reward", RewardModels(weights={"image_reward": str(file)}))(pictures(), PROMPTS[::-1])
     assert np.abs(other.values - scored.values)[[0, 2]].min() > 1e-5  # it reads the prompt
 

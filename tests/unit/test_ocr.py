@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from afterflow.data.prompts import PromptFile
-from afterflow.rewards.registry import check_rewards, find_reward, ocr
+from afterflow.rewards.ocr import canvas_score
+from afterflow.rewards.registry import check_rewards, find_reward
 
 pytest.importorskip("rapidocr")
 RECORD = {"prompt": 'a sign that says "After Flow", at dawn'}
@@ -58,10 +59,10 @@ def test_a_canvas_is_empty_where_one_colour_is_all_there_is_beside_the_text():
     box = np.array([[0, 0], [256, 0], [256, 128], [0, 128]])
     half = np.zeros((256, 256, 3), np.uint8)
     half[:128] = np.random.default_rng(0).integers(0, 256, (128, 256, 3))
-    assert ocr.canvas(half, [box]) == pytest.approx(0, abs=0.05)
-    assert ocr.canvas(half, []) == 1
+    assert canvas_score(half, [box]) == pytest.approx(0, abs=0.05)
+    assert canvas_score(half, []) == 1
     everywhere = np.array([[-1, -1], [256, -1], [256, 256], [-1, 256]])
-    assert ocr.canvas(half, [everywhere]) == 0
+    assert canvas_score(half, [everywhere]) == 0
 
 
 def test_a_prompt_without_quotes_is_refused_with_its_line(tmp_path):

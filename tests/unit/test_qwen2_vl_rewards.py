@@ -111,7 +111,7 @@ def test_a_token_counts_as_one_position_although_it_is_a_place_in_a_picture(pict
 )
 def test_pictures_are_prepared_as_transformers_does(tall, wide, expected):
     images = pictures(tall, wide, 2)
-    ours, grid = qwen2_vl.patches(hpsv3.resized(images))
+    ours, grid = qwen2_vl.patchify(hpsv3.resize_images(images))
     assert expected is None or grid == (1, expected[0] // 14, expected[1] // 14)
     patches, grids = zip(*[prepared(image) for image in images])
     assert list(grid) == grids[0]
@@ -150,7 +150,7 @@ def test_weights_of_newer_names_are_read_too(pictured, tmp_path):
 def ratings(made, clip_, prompt):
     """Of one clip, (3,), by the model with its LoRA beside its weights and under the names of a video."""
     _, tokenizer, tuned = made
-    frames = video_align.resized(clip_[None, SEEN], 448 * 448)
+    frames = video_align.resize_clips(clip_[None, SEEN], 448 * 448)
     pixels, grid = by_loops(frames[0])
     words = f"Rating: <|VQ_reward|>\nRating: <|MQ_reward|>\nTextual prompt - {prompt}\nRating: <|TA_reward|>\nEND\n"
     tokens = grid[0] * grid[1] * grid[2] // 4
@@ -165,7 +165,7 @@ def ratings(made, clip_, prompt):
 
 def by_loops(frames):
     """(F, 3, H, W) in [0, 255] → patches in Qwen2-VL's order, one by one, and their grid."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (clip.MEAN, clip.STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (clip.CLIP_MEAN, clip.CLIP_STD))
     x = (frames / 255 - mean) / std
     T, h, w = len(x) // 2, x.shape[2] // 14, x.shape[3] // 14
     order = [
@@ -197,8 +197,8 @@ def test_video_align_is_the_sum_of_its_normalised_ratings_whatever_the_batch(fil
 
 
 def test_a_clips_patches_are_pairs_of_frames():
-    frames = video_align.resized(clips()[:, SEEN], 448 * 448)
-    ours, grid = qwen2_vl.patches(frames)
+    frames = video_align.resize_clips(clips()[:, SEEN], 448 * 448)
+    ours, grid = qwen2_vl.patchify(frames)
     theirs, grids = zip(*[by_loops(each) for each in frames])
     assert list(grid) == grids[0] == [2, 20, 28]
     torch.testing.assert_close(ours, torch.cat(theirs), atol=1e-5, rtol=0)
@@ -207,25 +207,25 @@ def test_a_clips_patches_are_pairs_of_frames():
 @pytest.mark.parametrize("tall, wide, expected", [(40, 60, (280, 392)), (480, 832, (336, 588)), (335, 440, (336, 448))])
 def test_a_clips_frames_have_between_128_and_256_tokens(tall, wide, expected):
     sharp = pictures(tall, wide, 2) // 4 + 96  # PIL cuts overshoots twice
-    ours = video_align.resized(sharp[None], 448 * 448)[0]
+    ours = video_align.resize_clips(sharp[None], 448 * 448)[0]
     assert ours.shape[-2:] == expected and ours.frac().abs().max() == 0
     theirs = [np.asarray(Image.fromarray(each).resize(expected[::-1], Image.Resampling.BICUBIC)) for each in sharp]
     assert (ours.permute(0, 2, 3, 1) - torch.from_numpy(np.stack(theirs))).abs().max() <= 1
 
 
 def test_no_pixel_overshoots_its_edges():
-    ours = video_align.resized(clips(), 448 * 448)
+    ours = video_align.resize_clips(clips(), 448 * 448)
     assert (ours.min(), ours.max()) == (0, 255)
 
 
 def test_frames_are_drawn_evenly_two_a_second_and_at_least_four():
-    assert video_align.frames(FRAMES, 16, 2) == SEEN
-    assert video_align.frames(81, 16, 2) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]
-    assert video_align.frames(81, 8, 2)[:3] == [0, 4, 8] and len(video_align.frames(81, 8, 2)) == 20
-    assert video_align.frames(5, 16, 2) == [0, 1, 3, 4] and video_align.frames(3, 16, 2) == [0, 2]
-    assert len(video_align.frames(2000, 1, 2)) == 768
+    assert video_align.frame_indices(FRAMES, 16, 2) == SEEN
+    assert video_align.frame_indices(81, 16, 2) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]
+    assert video_align.frame_indices(81, 8, 2)[:3] == [0, 4, 8] and len(video_align.frame_indices(81, 8, 2)) == 20
+    assert video_align.frame_indices(5, 16, 2) == [0, 1, 3, 4] and video_align.frame_indices(3, 16, 2) == [0, 2]
+    assert len(video_align.frame_indices(2000, 1, 2)) == 768
     with pytest.raises(ValueError, match="at least two frames"):
-        video_align.frames(1, 16, 2)
+        video_align.frame_indices(1, 16, 2)
 
 
 def test_what_a_second_has_of_frames_can_be_told(filmed):

@@ -57,7 +57,7 @@ def test_noise_is_seeded_and_a_margin_makes_ties_and_softness_shades():
 )
 def test_a_judge_that_answers_nonsense_is_refused(answer, advice):
     with pytest.raises(ValueError, match=advice):
-        judged(lambda images, records, first, second, rng: answer(first))
+        judged(lambda pairs: answer(pairs.first))
 
 
 @pytest.mark.parametrize("options", [dict(score="quality"), dict(noise=-1.0), dict(margin=-0.1), dict(softness=-1.0)])

@@ -1,7 +1,6 @@
 """A reward that runs elsewhere: one or several reward services, with what to do when they do not answer."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -10,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from ...system.errors import AfterflowError, ConfigError
 from ..base import Reward, Scored, concatenate_scored
-from ..vlm.client import TRANSIENT
+from ..vlm.client import REST_SECONDS, TRANSIENT, key_header
 from .protocol import MSGPACK, REWARDS_KEY, pack, parse_reply, score_request, unpack
 
-REST = 30.0
-"""Seconds for which a service that failed `PATIENCE` times in a row is left alone."""
-PATIENCE = 3
+MAX_FAILURES = 3
+"""Failures in a row after which a service is left alone for a while."""
 
 
-class Failed(Exception):
-    """No scores could be had of any service."""
+class ServiceFailed(AfterflowError):
+    """No service gave scores; the message says why."""
 
 
-class Remote:
-    """Scores of one reward, asked of several services in turn.
+class RemoteScorer:
+    """Scores of one reward, by several services in turn.
 
     A batch that one of them fails on goes to the next, until the deadline; then its images have no score, and a reason.
     """
@@ -33,80 +32,92 @@ class Remote:
         import httpx
 
         self.reward, self.urls, self.batch, self.deadline = reward, [url.rstrip("/") for url in urls], batch, deadline
-        key = os.environ.get(REWARDS_KEY)
-        self.client = httpx.Client(headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=deadline)
+        self.client = httpx.Client(headers=key_header(REWARDS_KEY), timeout=deadline)
         self.pool, self.lock, self.turn = ThreadPoolExecutor(2 * len(urls)), threading.Lock(), 0
         self.failures, self.rests_until = dict.fromkeys(self.urls, 0), dict.fromkeys(self.urls, 0.0)
 
     def check(self) -> None:
-        """ValueError where a service is not there, or serves another reward or version."""
-        import httpx
-
+        """Raise ConfigError where a service is not there, or serves another reward or version."""
+        name, expected = self.reward.name, self.reward.version
         for url in self.urls:
-            try:
-                reply = self.client.get(f"{url}/rewards", timeout=10.0)
-                if reply.status_code == 401:
-                    raise ValueError(f"the service {url} wants a key; set {REWARDS_KEY}")
-                known = {each["name"]: each["version"] for each in reply.json()}
-            except httpx.TransportError as error:
-                start = f"start it: afterflow serve-rewards {self.reward.name}"
-                raise ValueError(f"the service {url} does not answer ({error}); {start}") from None
-            except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise ValueError(f"{url} is no reward service") from error
-            found = known.get(self.reward.name)
-            if found is None:
-                raise ValueError(f"the service {url} has {', '.join(known)}, not {self.reward.name}")
-            if found != self.reward.version:
-                raise ValueError(
-                    f"the service {url} has version {found} of {self.reward.name}, and this is {self.reward.version}; "
+            versions = self._versions(url)
+            if name not in versions:
+                raise ConfigError(f"the service {url} has {', '.join(versions)}, not {name}")
+            if versions[name] != expected:
+                raise ConfigError(
+                    f"the service {url} has version {versions[name]} of {name}, and this is {expected}; "
                     "run the same afterflow on both sides"
                 )
 
-    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
-        parts = [slice(i, i + self.batch) for i in range(0, len(images), self.batch)]
-        return concatenate_scored(list(self.pool.map(lambda part: self._part(images[part], records[part]), parts)))
-
-    def _part(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
-        """Of a batch; one that no service could score has a reason instead."""
-        try:
-            return self._ask(images, records)
-        except Failed as error:
-            return Scored(np.full(len(images), np.nan), why=dict.fromkeys(range(len(images)), str(error)))
-
-    def _ask(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
+    def _versions(self, url: str) -> dict[str, str]:
+        """Return the version of every reward that a service has."""
         import httpx
 
-        most = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
-        body, why = pack(score_request(self.reward.name, list(images), records)), ""
-        ends = time.monotonic() + self.deadline
-        while (left := ends - time.monotonic()) > 0:
-            url = self._next()
+        try:
+            reply = self.client.get(f"{url}/rewards", timeout=10.0)
+            if reply.status_code == 401:
+                raise ConfigError(f"the service {url} wants a key; set {REWARDS_KEY}")
+            return {item["name"]: item["version"] for item in reply.json()}
+        except httpx.TransportError as error:
+            start = f"start it: afterflow serve-rewards {self.reward.name}"
+            raise ConfigError(f"the service {url} does not answer ({error}); {start}") from None
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{url} is no reward service") from error
+
+    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
+        """Score B images, in batches that are sent at the same time."""
+        parts = [slice(i, i + self.batch) for i in range(0, len(images), self.batch)]
+        return concatenate_scored(list(self.pool.map(lambda part: self._score(images[part], records[part]), parts)))
+
+    def _score(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
+        """Score a batch; one that no service could score has a reason instead."""
+        try:
+            return self._ask_services(pack(score_request(self.reward.name, list(images), records)), len(images))
+        except ServiceFailed as error:
+            return Scored(np.full(len(images), np.nan), why=dict.fromkeys(range(len(images)), str(error)))
+
+    def _ask_services(self, body: bytes, count: int) -> Scored:
+        """Send a request to one service after another, until the deadline."""
+        import httpx
+
+        timeout = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
+        why, deadline = "", time.monotonic() + self.deadline
+        while (remaining := deadline - time.monotonic()) > 0:
+            url = self._next_service()
             if url is None:
-                time.sleep(min(0.2, left))
+                time.sleep(min(0.2, remaining))
                 continue
             try:
                 reply = self.client.post(
-                    f"{url}/score", content=body, headers={"Content-Type": MSGPACK}, timeout=min(left, most)
+                    f"{url}/score",
+                    content=body,
+                    headers={"Content-Type": MSGPACK},
+                    timeout=min(remaining, timeout),
                 )
                 if reply.status_code == 200:
-                    found = unpack(reply.content, MSGPACK)
-                    scored = parse_reply(found, len(images))
-                    if found.get("version") != self.reward.version:
-                        raise Failed(f"{url} now has version {found.get('version')} of {self.reward.name}")
-                    self._went(url, well=True)
+                    scored = self._parse(url, reply.content, count)
+                    self._record(url, success=True)
                     return scored
-                why = f"{url}: status {reply.status_code}: {said(reply)}"
+                why = f"{url}: status {reply.status_code}: {_error(reply)}"
                 if reply.status_code not in (*TRANSIENT, 500):
-                    raise Failed(why)  # the request is at fault, and no other service will like it
+                    raise ServiceFailed(why)  # the request is at fault, and no other service will like it
             except httpx.TransportError as error:
                 why = f"{url}: {type(error).__name__}: {error}"
             except ValueError as error:
                 why = f"{url}: {error}"
-            self._went(url, well=False)
-        raise Failed(f"no score within {self.deadline:g} s; {why or 'every service rests after failures'}")
+            self._record(url, success=False)
+        raise ServiceFailed(f"no score within {self.deadline:g} s; {why or 'every service rests after failures'}")
 
-    def _next(self) -> str | None:
-        """The next that does not rest."""
+    def _parse(self, url: str, content: bytes, count: int) -> Scored:
+        """Return the scores of a reply; raise ServiceFailed where the service has been replaced by another version."""
+        reply = unpack(content, MSGPACK)
+        scored = parse_reply(reply, count)
+        if reply.get("version") != self.reward.version:
+            raise ServiceFailed(f"{url} now has version {reply.get('version')} of {self.reward.name}")
+        return scored
+
+    def _next_service(self) -> str | None:
+        """Return the next service that does not rest."""
         with self.lock:
             for _ in self.urls:
                 self.turn = (self.turn + 1) % len(self.urls)
@@ -114,16 +125,17 @@ class Remote:
                     return self.urls[self.turn]
         return None
 
-    def _went(self, url: str, well: bool) -> None:
+    def _record(self, url: str, success: bool) -> None:
+        """Count failures in a row; after `MAX_FAILURES` the service rests."""
         with self.lock:
-            self.failures[url] = 0 if well else self.failures[url] + 1
-            if self.failures[url] >= PATIENCE:
-                self.failures[url], self.rests_until[url] = 0, time.monotonic() + REST
-        if not well:
+            self.failures[url] = 0 if success else self.failures[url] + 1
+            if self.failures[url] >= MAX_FAILURES:
+                self.failures[url], self.rests_until[url] = 0, time.monotonic() + REST_SECONDS
+        if not success:
             time.sleep(0.1)
 
 
-def said(reply: Any) -> str:
+def _error(reply: Any) -> str:
     try:
         return str(reply.json()["error"])[:200]
     except (ValueError, KeyError, TypeError):
