@@ -39,7 +39,7 @@ def varied(recipe: str, **options) -> Run:
     run = RECIPES[recipe]()
     algorithm = replace(run.algorithm, **options)
     assert isinstance(algorithm, FlowGRPO | MixGRPO | BranchGRPO | PrefGRPO)
-    return replace(run, algorithm=algorithm, batch=max(1, IMAGES // algorithm.group))
+    return run.with_options(algorithm=algorithm, batch=max(1, IMAGES // algorithm.group))
 
 
 def flow(**options) -> Run:

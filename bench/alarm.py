@@ -50,8 +50,7 @@ def planted(name: str, iterations: int) -> dict:
     run = RECIPES["demo"]()
     assert isinstance(run, Run) and isinstance(run.algorithm, FlowGRPO)
     tags = {"tags": TAGS[name]} if name in TAGS else {}
-    run = replace(
-        run,
+    run = run.with_options(
         algorithm=replace(run.algorithm, weights={name: 1.0}),
         name=f"alarm_{name}",
         iterations=iterations,

@@ -11,7 +11,6 @@ trained.  Seconds of an iteration are medians of rollout, decoding, rewards and 
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +30,9 @@ STAGES = ("rollout", "decode", "reward", "credit", "update")
 def trained(name: str, seconds: float) -> dict:
     run = RECIPES[name]()
     assert isinstance(run, Run)
-    run = replace(run, iterations=10_000, budget_seconds=seconds, name=f"bench_{name}", sample_every=10_000, threads=1)
+    run = run.with_options(
+        iterations=10_000, budget_seconds=seconds, name=f"bench_{name}", sample_every=10_000, threads=1
+    )
     folder = execute(run, name)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     whole = [sum(line.get(f"seconds/{stage}", 0.0) for stage in STAGES) for line in lines]

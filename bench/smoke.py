@@ -126,17 +126,16 @@ def small(run: Run, rewards: RewardModels, server: str) -> Run:
         data = replace(data, parts=tuple(few(part) for part in data.parts))
     else:
         data = few(data)
-    return replace(
-        run,
+    return run.with_options(
         model=model,
         data=data,
         judge=None if run.judge is None else replace(run.judge, url=server, model="judge"),
-        held_out=None if run.held_out is None else few(run.held_out),
-        eval_every=min(run.eval_every, 1),
+        held_out=None if run.evaluation.held_out is None else few(run.evaluation.held_out),
+        eval_every=min(run.evaluation.eval_every, 1),
         iterations=1,
         batch=4,
         inference_steps=4,
-        mixed_precision="no" if run.mixed_precision == "no" else "bf16",
+        mixed_precision="no" if run.optimization.mixed_precision == "no" else "bf16",
         reward_models=rewards,
     )
 

@@ -23,7 +23,7 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
        afterflow train --resume RUN                   go on from the last checkpoint of a run; on other processes
-                                                      perhaps with another --lanes or --shard
+                                                      perhaps with another --grad-partitions or --shard
 """
 
 PARTS_USAGE = """\
@@ -94,7 +94,10 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
 
 
 def resumable(options: Sequence[str]) -> tuple["Run", str]:
+    from ..experiment.compatibility import refuse_renamed
+
     folder = Path(options[0])
+    refuse_renamed(options)
     there, kept = tyro.cli(Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True)
     if kept:
         raise ValueError(f"a resumed run keeps its configuration, so {kept[0]} cannot be set; use --from instead")
@@ -108,22 +111,24 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     if run.folder.resolve() != folder.resolve():
         raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
     given = {name: value for name, value in vars(there).items() if value is not None}
-    return replace(run, **given), recipe
+    return run.with_options(**given), recipe
 
 
 @dataclass(frozen=True)
 class Elsewhere:
     """What may change where a run goes on with other processes."""
 
-    lanes: int | None = None
+    grad_partitions: int | None = None
     shard: Literal["none", "zero2", "full"] | None = None
     threads: int | None = None
 
 
 def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     """The run with the fields that the options name replaced."""
+    from ..experiment.compatibility import refuse_renamed
     from ..experiment.config import Run
 
+    refuse_renamed(options)
     asks_for_help = {"-h", "--help"} & set(options)
     if not asks_for_help:
         parts, options = tyro.cli(Parts, args=options, prog=prog, return_unknown_args=True)
@@ -159,7 +164,9 @@ class Parts:
             folder = Path(self.images).is_dir()
             run = replace(run, data=ImageFolder(self.images) if folder else HubImages(self.images))
         if self.held_out_prompts is not None:
-            run = replace(run, held_out=PromptFile(self.held_out_prompts), eval_every=run.eval_every or 20)
+            run = run.with_options(
+                held_out=PromptFile(self.held_out_prompts), eval_every=run.evaluation.eval_every or 20
+            )
         if self.adapt is not None:
             run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
         return run

@@ -44,7 +44,7 @@ def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finishe
     """A run's pictures of the suite, judged beside its base's; kept in the run's folder for the next time."""
     check_ended(folder, run)
     assert isinstance(run.model, Pretrained)
-    settings = replace(settings, guidance=run.guidance_scale)
+    settings = replace(settings, guidance=run.batches.guidance_scale)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     base = base_of(run.model, settings)
     about = {"suite": to_json(settings), "step": lines[-1]["step"]}
@@ -126,7 +126,7 @@ def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str,
     """One method over its seeds."""
     run = runs[0].run
     assert isinstance(run.model, Pretrained)
-    settings = replace(settings, guidance=run.guidance_scale)
+    settings = replace(settings, guidance=run.batches.guidance_scale)
     base, path = base_of(run.model, settings), run.model.path
     of = lambda judged, model: report(settings, base.records, judged, base.judged, base.truth, model, path)
     lines = [line for each in runs for line in each.lines]
@@ -134,7 +134,7 @@ def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str,
         "name": name,
         "algorithm": type(run.algorithm).__name__,
         "config": to_json(run),
-        "guidance": run.guidance_scale,
+        "guidance": run.batches.guidance_scale,
         "report": to_json(of(pooled([each.judged for each in runs]), name)),
         "nfe": {
             stage: mean(line[f"nfe/{stage}"] for line in lines)
@@ -172,7 +172,7 @@ def curve(of: Finished) -> list[dict[str, float]]:
     run, points, evaluations = of.run, [], 0.0
     group = getattr(run.algorithm, "group", 1)
     explores = isinstance(run.algorithm, OnPolicy)  # under guidance; what images teach is not
-    passes = run.batch * group * (2 if explores and run.guidance_scale != 1 else 1)
+    passes = run.batches.batch * group * (2 if explores and run.batches.guidance_scale != 1 else 1)
     for line in of.lines:
         evaluations += passes * sum(value for name, value in line.items() if name.startswith("nfe/"))
         found = {name: value for name, value in line.items() if name.startswith("eval/")}

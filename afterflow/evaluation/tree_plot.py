@@ -30,7 +30,9 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     algorithm = on_own_grid(run, model).algorithm
     assert isinstance(algorithm, BranchGRPO)
     cond, noise_of = encoded(model, [record]), [generator(seed, "tree")]
-    velocity = in_chunks(guided(model.velocity(model.module), run.guidance_scale, model.combine), run.chunk)
+    velocity = in_chunks(
+        guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), run.batches.chunk
+    )
     noise = prompt_noise(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)

@@ -55,7 +55,7 @@ def forecast(run: Run) -> Forecast:
     if not isinstance(run.model, Pretrained):
         raise ValueError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
     model = run.model.load("meta")
-    run, precision = on_own_grid(run, model), PRECISION[run.mixed_precision]
+    run, precision = on_own_grid(run, model), PRECISION[run.optimization.mixed_precision]
     spared = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
     frozen = stored(model.module.parameters())
     parameters = attach(model, run.tune)
@@ -63,21 +63,22 @@ def forecast(run: Run) -> Forecast:
     trained = sum(parameter.numel() for parameter in parameters.values())
     if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
         model.module.to(precision)
-    if run.gradient_checkpointing:
+    if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     # What images teach is not guided while it learns.
-    guided = 1 if isinstance(run.algorithm, Supervised) or run.guidance_scale == 1 else 2
-    kept, forward, backward = passes(model, run.chunk * guided)
+    guided = 1 if isinstance(run.algorithm, Supervised) or run.batches.guidance_scale == 1 else 2
+    kept, forward, backward = passes(model, run.batches.chunk * guided)
     rows = rows_of(run)
     memory = {
         "frozen and trained weights": weights,
-        "gradients, Adam and EMA": trained * (4 + (8 if run.optimizer == "adamw" else 2) + 4 * (run.ema is not None)),
+        "gradients, Adam and EMA": trained
+        * (4 + (8 if run.optimization.optimizer == "adamw" else 2) + 4 * (run.optimization.ema_decay is not None)),
         "reference, teachers, anchor": others(run, frozen, trained),
         "weights in the mixed precision": cast(run, frozen),
         "activations of one chunk": kept,
         "states of a rollout": states(run, model),
     }
-    per_row = lambda flops: flops / (run.chunk * guided)
+    per_row = lambda flops: flops / (run.batches.chunk * guided)
     update = rows["update"]
     explored = sum(rows.values()) - update
     flops = {
@@ -146,17 +147,19 @@ def rows_of(run: Run) -> dict[str, float]:
     """Velocities of an iteration without guidance, by what asks for them; it is run on states of one number."""
     algorithm = run.algorithm
     if isinstance(algorithm, Supervised):
-        return {"update": run.batch * algorithm.evaluations}
+        return {"update": run.batches.batch * algorithm.evaluations}
     still = lambda x, t, cond: torch.zeros_like(x)
     asks, tasks = algorithm.requirements, [task for teacher in run.teachers for task in teacher.tasks]
     taught = dict.fromkeys(tasks, still)
     models = Models(still, still if asks.reference else None, taught, still if asks.anchor else None)
     embedding = Embedding(torch.zeros(1, 1, 1))
     record = {"prompt": "", **({asks.route: tasks[0]} if asks.route else {})}
-    cond = condition(embedding, embedding, [record] * run.batch, torch.zeros(run.batch, dtype=torch.long))
+    cond = condition(
+        embedding, embedding, [record] * run.batches.batch, torch.zeros(run.batches.batch, dtype=torch.long)
+    )
     memory = RewardHistory(asks.history) if asks.history else None
-    found = tried(algorithm, models, cond, (1,), run.seed, run.chunk, Clock(), memory).metrics
-    images = run.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
+    found = tried(algorithm, models, cond, (1,), run.seed, run.batches.chunk, Clock(), memory).metrics
+    images = run.batches.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
     return {name.removeprefix("nfe/"): images * each for name, each in found.items() if name.startswith("nfe/")}
 
 
@@ -213,7 +216,7 @@ def others(run: Run, weights: int, trained: int) -> int:
 def cast(run: Run, weights: int) -> int:
     """Autocast keeps a copy of full-precision weights until the backward pass is done."""
     assert isinstance(run.model, Pretrained)
-    return weights // 2 if run.model.dtype == "float32" and run.mixed_precision != "no" else 0
+    return weights // 2 if run.model.dtype == "float32" and run.optimization.mixed_precision != "no" else 0
 
 
 def states(run: Run, model: Model) -> int:
@@ -223,11 +226,11 @@ def states(run: Run, model: Model) -> int:
     """
     each = 4 * torch.Size(model.latent_shape).numel()
     if not isinstance(run.algorithm, OnPolicy):
-        return 2 * run.batch * each
+        return 2 * run.batches.batch * each
     widths = run.algorithm.plan(0, generator(run.seed, 0, "plan")).widths
-    if run.offload:
-        return run.batch * each * 2 * widths[-1]
-    return run.batch * each * (sum(widths) + sum(widths[:-1]))
+    if run.batches.offload:
+        return run.batches.batch * each * 2 * widths[-1]
+    return run.batches.batch * each * (sum(widths) + sum(widths[:-1]))
 
 
 def prompts(run: Run, model: PipelineModel) -> int:
@@ -250,8 +253,8 @@ def render(run: Run, found: Forecast) -> Table:
         table.add_row(f"rows an iteration, {name}", f"{rows:.0f}")
     for name, flops in found.flops.items():
         table.add_row(f"TFLOP an iteration, {name}", f"{flops / 1e12:.3f}")
-    total = sum(found.flops.values()) * run.iterations
-    table.add_row(f"PFLOP in {run.iterations} iterations", f"{total / 1e15:.3f}")
+    total = sum(found.flops.values()) * run.batches.iterations
+    table.add_row(f"PFLOP in {run.batches.iterations} iterations", f"{total / 1e15:.3f}")
     left_out = "Not counted: reward models, the text encoders while they encode, the decoder's activations"
     table.caption = left_out + (", captions before they are read." if isinstance(run.data, ImageSource) else ".")
     return table

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,9 @@ def examine(run: Run) -> Iterator[Finding]:
         raise ValueError(f"{run.name}: the model is made from nothing; there is no pipeline to compare with")
     with tempfile.TemporaryDirectory() as place:
         # An absolute name takes the run's folder out of runs/.
-        small = replace(run, name=f"{place}/run", track="none", batch=1, lanes=1, shard="none", updates=1)
+        small = run.with_options(
+            name=f"{place}/run", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
+        )
         session = prepare(small, resume=False)
         cond = encoded(session.model, (prompt_records(run) or ANYTHING)[:2])
         yield from drawing(session, cond)
@@ -75,10 +77,10 @@ def drawing(session: Session, cond: Conditioning) -> Iterator[Finding]:
     """The sampler: as the stock pipeline draws, the same twice, and as spread out with noise as without."""
     run, model = session.run, session.model
     noise = noise_for(session, len(cond), "drawing")
-    field = in_chunks(guided(model.velocity(model.module), run.guidance_scale, model.combine), len(cond))
+    field = in_chunks(guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), len(cond))
     ours = finished(field, model, cond, noise, STEPS)
     if isinstance(model, PipelineModel):
-        stock = model.stock_latents(cond, noise[:, 0], STEPS, run.guidance_scale)
+        stock = model.stock_latents(cond, noise[:, 0], STEPS, run.batches.guidance_scale)
         error = relative(ours[:, 0], stock)
         yield Finding(
             "our ODE draws what the stock pipeline draws",
@@ -142,7 +144,8 @@ def training(session: Session, cond: Conditioning, run: Run) -> Iterator[Finding
         yield Finding(
             "the policy replays its own rollout at a ratio of 1",
             deviation == 0,
-            f"largest deviation {deviation:.1e} in chunks of {run.chunk}, precision {run.mixed_precision}",
+            f"largest deviation {deviation:.1e} in chunks of {run.batches.chunk}, "
+            f"precision {run.optimization.mixed_precision}",
             "rollout and update differ by dropout, a compiled part, or a kernel that is not deterministic",
         )
     yield Finding(
@@ -162,8 +165,8 @@ def small_iteration(session: Session, cond: Conditioning, clock: Clock) -> Itera
     one = cond[torch.zeros(1, dtype=torch.long)]
     if not isinstance(algorithm, OnPolicy):
         pairs = Pairs(noise_for(session, len(cond), "images")[:, 0], cond)
-        return next(supervised(algorithm, lambda step: pairs, 0, 1, run.chunk, session.processes))
-    return tried(algorithm, session.models, one, model.latent_shape, run.seed, run.chunk, clock, session.memory)
+        return next(supervised(algorithm, lambda step: pairs, 0, 1, run.batches.chunk, session.processes))
+    return tried(algorithm, session.models, one, model.latent_shape, run.seed, run.batches.chunk, clock, session.memory)
 
 
 def norm(session: Session) -> float:
@@ -203,18 +206,18 @@ def expected(session: Session, iteration: Iteration, seconds: dict[str, float], 
     needs = forecast(run)
     rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
     algorithm = session.run.algorithm
-    guidance = 1 if run.guidance_scale == 1 else 2
+    guidance = 1 if run.batches.guidance_scale == 1 else 2
     images = algorithm.plan(0, generator(0)).widths[-1] if isinstance(algorithm, OnPolicy) else len(iteration.rows)
     rows = {
         "rollout": images * iteration.metrics.get("nfe/rollout", 0.0),
         "update": images * iteration.metrics["nfe/update"],
     }
     # Forward passes of a chunk are padded, so a small iteration pays for rows that a large one uses.
-    padded = {name: -(-count // run.chunk) * run.chunk for name, count in rows.items()}
+    padded = {name: -(-count // run.batches.chunk) * run.batches.chunk for name, count in rows.items()}
     whole = {"rollout": needs.rows.get("rollout", 0.0) / guidance, "update": needs.rows["update"] / guidance}
     each = {name: spent / padded[name] for name, spent in (("rollout", rollout), ("update", update)) if padded[name]}
-    hours = run.iterations * sum(whole[name] * cost for name, cost in each.items()) / 3600
-    hours = min(hours, (run.budget_seconds or float("inf")) / 3600)
+    hours = run.batches.iterations * sum(whole[name] * cost for name, cost in each.items()) / 3600
+    hours = min(hours, (run.batches.budget_seconds or float("inf")) / 3600)
     yield Finding(
         "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
     )

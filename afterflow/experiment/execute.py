@@ -37,7 +37,8 @@ from .setup import Session, prepare
 def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     """Train as configured; the run's folder, with `lora/` or `model/` in it when done.
 
-    ValueError before anything is trained when the configuration cannot be run, TrainingStopped when training cannot go on.
+    ValueError before anything is trained when the configuration cannot be run, TrainingStopped when training cannot
+    go on.
     """
     records = prompt_records(run)
     held_out = held_out_records(run)
@@ -58,10 +59,10 @@ def train_on(
     if processes.main:
         for sentence in write_record(run.folder, to_json(run), recipe, run.seed, session.first, processes.count):
             print(f"resumed at iteration {session.first}: {sentence}")
-    if run.track != "none":
+    if run.logging.tracker != "none":
         options = tracker_options(run.folder, run.name) if processes.main else {}
         processes.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))}, options)
-    budget = Budget(run.iterations, run.budget_seconds)
+    budget = Budget(run.batches.iterations, run.batches.budget_seconds)
     with processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
         source, prompts = examples(session, records, clock)
         watched_prompts = encoded(session.model, held_out) if held_out else None
@@ -73,12 +74,12 @@ def train_on(
         session.parameters,
         session.optimizer,
         processes,
-        max_grad_norm=run.max_grad_norm,
+        max_grad_norm=run.optimization.max_grad_norm,
         learning_rate=learning_rate(run, budget),
         ema=session.ema,
         seed=run.seed,
         clock=clock,
-        skip=run.nonfinite == "skip",
+        skip=run.optimization.nonfinite == "skip",
     )
     follow(session, steps, Window(session, prompts, watched_prompts), budget, clock)
     result = run.folder / session.kind
@@ -99,27 +100,27 @@ def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[I
     if isinstance(run.data, ImageSource):
         assert isinstance(run.algorithm, Supervised)
         pairs, prompts = image_pairs(run, run.data, model)
-        first, last = session.first, run.iterations
-        return supervised(run.algorithm, pairs, first, last, run.chunk, session.processes), prompts
+        first, last = session.first, run.batches.iterations
+        return supervised(run.algorithm, pairs, first, last, run.batches.chunk, session.processes), prompts
     assert isinstance(run.algorithm, OnPolicy)
     prompts = encoded(model, records)
     source = explore(
         run.algorithm,
         session.models,
-        lambda step: prompts[prompt_rows(records, run.turns, step, run.batch, run.seed)],
+        lambda step: prompts[prompt_rows(records, run.batches.tag_schedule, step, run.batches.batch, run.seed)],
         scorer(model, run.algorithm, run.judge, run.reward_models),
         model.latent_shape,
         session.first,
-        run.iterations,
+        run.batches.iterations,
         seed=run.seed,
-        updates=run.updates,
-        chunk=run.chunk,
+        updates=run.batches.updates,
+        chunk=run.batches.chunk,
         clock=clock,
         processes=session.processes,
         memory=session.memory,
-        keep="cpu" if run.offload else None,
-        invalid=run.invalid,
-        overlap=run.overlap,
+        keep="cpu" if run.batches.offload else None,
+        invalid=run.batches.max_missing,
+        overlap=run.batches.overlap,
     )
     return source, prompts
 
@@ -135,17 +136,17 @@ def check_before_sampling(session: Session, prompts: Conditioning) -> None:
         _, failures = judge_groups(run.judge, blank, record, all_pairs(1, 2), [generator(run.seed, "probe")])
         if failures:
             raise ValueError(f"the judge does not work here: {failures[0]}")
-    if run.budget_seconds is not None:
+    if run.batches.budget_seconds is not None:
         plan = algorithm.plan(0, generator(run.seed, 0, "plan"))
-        passes = plan.evaluations * plan.widths[-1] * run.batch / run.chunk / session.processes.count
-        rows = prompts[torch.arange(run.chunk) % len(prompts)]
-        x = torch.zeros(run.chunk, *session.model.latent_shape, device=prompts.index.device)
-        forward = lambda: session.models.policy(x, x.new_ones(run.chunk), rows)
+        passes = plan.evaluations * plan.widths[-1] * run.batches.batch / run.batches.chunk / session.processes.count
+        rows = prompts[torch.arange(run.batches.chunk) % len(prompts)]
+        x = torch.zeros(run.batches.chunk, *session.model.latent_shape, device=prompts.index.device)
+        forward = lambda: session.models.policy(x, x.new_ones(run.batches.chunk), rows)
         with torch.no_grad():
             forward()  # the first pass also warms up
             start = time.perf_counter()
             forward()
         least = passes * max(session.processes.all_gather_objects(time.perf_counter() - start))
-        if least > run.budget_seconds:
+        if least > run.batches.budget_seconds:
             takes = f"the rollout of one iteration takes about {least:.2g} s"
-            raise ValueError(f"budget_seconds = {run.budget_seconds:g}: {takes}; raise it, or lower batch")
+            raise ValueError(f"budget_seconds = {run.batches.budget_seconds:g}: {takes}; raise it, or lower batch")

@@ -34,7 +34,7 @@ def image_pairs(run: Run, data: ImageSource, model: Model) -> tuple[Callable[[in
     most = data.empty_tokens if isinstance(data, ShapesImages) else 0
 
     def pairs(step: int) -> Pairs:
-        rows = batch_rows(len(records), step, run.batch, run.seed)
+        rows = batch_rows(len(records), step, run.batches.batch, run.seed)
         return Pairs(
             latents[rows].to(cond.index.device), replace(cond[rows], padding=num_empty_tokens(most, step, run.seed))
         )

@@ -13,6 +13,10 @@ def learning_rate(run: Run, budget: Budget) -> Callable[[int], float]:
     def rate(step: int) -> float:
         done = budget.done(step)
         fall = {"constant": 0.0, "cosine": 0.5 - 0.5 * math.cos(math.pi * done), "late": max(0.0, 5 * done - 4)}
-        return run.learning_rate * min(1.0, (step + 1) / (run.warmup + 1)) * (1 - 0.9 * fall[run.decay])
+        return (
+            run.optimization.learning_rate
+            * min(1.0, (step + 1) / (run.optimization.warmup + 1))
+            * (1 - 0.9 * fall[run.optimization.lr_schedule])
+        )
 
     return rate

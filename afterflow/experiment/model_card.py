@@ -68,9 +68,9 @@ def summary(run: Run) -> list[str]:
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,
         "rewards": rewards,
-        "iterations": f"{steps_done(run)} of {run.batch} " + ("prompts" if weights else "examples"),
-        "learning rate": f"{run.learning_rate:g}",
-        "guidance scale": f"{run.guidance_scale:g}",
+        "iterations": f"{steps_done(run)} of {run.batches.batch} " + ("prompts" if weights else "examples"),
+        "learning rate": f"{run.optimization.learning_rate:g}",
+        "guidance scale": f"{run.batches.guidance_scale:g}",
         "seed": str(run.seed),
     }
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
@@ -126,8 +126,9 @@ def scores(run: Run, found: list[dict[str, Any]]) -> list[str]:
     ]
     prompts = len(next(values for name, values in last.items() if name != "step"))
     about = (
-        f"Means over {prompts} held-out prompts of {run.eval_images} images each, {run.inference_steps} steps, "
-        f"guidance {run.guidance_scale:g}; 95 % intervals over prompts. First: after iteration {first['step']}."
+        f"Means over {prompts} held-out prompts of {run.evaluation.eval_images} images each, "
+        f"{run.evaluation.inference_steps} steps, "
+        f"guidance {run.batches.guidance_scale:g}; 95 % intervals over prompts. First: after iteration {first['step']}."
     )
     head = ["| reward | first | last | difference |", "|---|---|---|---|"]
     return ["## Held-out prompts", "", about, "", *head, *lines]

@@ -56,7 +56,7 @@ class Window:
         assert self.held_out is not None
         file = self.session.run.folder / "held_out_base.npy"
         if self.session.first == 0:
-            drawn = self.pictures(self.held_out, self.session.run.eval_images)
+            drawn = self.pictures(self.held_out, self.session.run.evaluation.eval_images)
             if self.session.processes.main:
                 np.save(file, drawn)
             return drawn
@@ -69,7 +69,9 @@ class Window:
         session, model = self.session, self.session.model
         run, velocity = session.run, session.models.guided or session.models.policy
         with session.averaged():
-            return finished_in_parts(velocity, model, cond, per_prompt, run.inference_steps, run.seed, run.chunk)
+            return finished_in_parts(
+                velocity, model, cond, per_prompt, run.evaluation.inference_steps, run.seed, run.batches.chunk
+            )
 
     def pictures(self, cond: Conditioning, per_prompt: int) -> np.ndarray:
         """uint8 (P, per_prompt, H, W, 3), or clips, by the averaged policy; each process draws its share."""
@@ -95,7 +97,7 @@ class Window:
         assert self.held_out is not None
         total = len(self.held_out)
         mine = processes.even_share(total)
-        latents = self.finished(self.held_out[mine], run.eval_images)
+        latents = self.finished(self.held_out[mine], run.evaluation.eval_images)
         told = processes.run_on_all(lambda: self._said(decoded(self.session.model, latents), mine))
         of_all = lambda values: torch.tensor([value for of_process in values for value in of_process])[:total]
         rewards = {name: of_all(each["rewards"][name] for each in told) for name in run.watched}
@@ -127,7 +129,7 @@ class Window:
     def _keep_best(self, step: int, means: Mapping[str, float]) -> None:
         """The averaged weights in best/, with their figure, whenever it is the highest so far."""
         session, run = self.session, self.session.run
-        name = run.best or next(iter(run.hidden), None)
+        name = run.evaluation.best_by or next(iter(run.hidden), None)
         if name is None or not means[f"eval/{name}"] > self.best:
             return
         self.best = means[f"eval/{name}"]
@@ -181,7 +183,8 @@ def follow(
 ) -> None:
     """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way.
 
-    TrainingStopped after SIGTERM, when the iteration under way is saved, or the one before it where the grace was too short.
+    TrainingStopped after SIGTERM, when the iteration under way is saved, or the one before it where the grace was
+    too short.
     """
     run, processes = session.run, session.processes
     log = MetricsFile(run.folder / "metrics.jsonl", session.first) if processes.main else None
@@ -191,7 +194,7 @@ def follow(
     done, agreed = session.first - 1, set[int]()
     try:
         bar = Progress(run.name, budget, session.first)
-        with interruptible(clock, run.grace, leavable(processes)) as signals, bar as progress:
+        with interruptible(clock, run.checkpoints.grace_seconds, leavable(processes)) as signals, bar as progress:
             try:
                 for step in watched(session, steps, window, budget, log, progress, clock, signals, agreed):
                     done = step
@@ -241,7 +244,7 @@ def watched(
         agreed |= {each for _, others in told for each in others}
         last, reclaimed = budget.ends(step) or signal.SIGINT in agreed, signal.SIGTERM in agreed
         with suppress(Preempted), clock.within("evaluation"):
-            if due(run.eval_every, step, last) and not reclaimed:
+            if due(run.evaluation.eval_every, step, last) and not reclaimed:
                 metrics |= window.evaluate(step)
         metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
         if log is not None:
@@ -249,10 +252,10 @@ def watched(
         processes.accelerator.log(metrics, step)
         progress.show(step, metrics)
         with suppress(Preempted), clock.within("pictures"):
-            if due(run.sample_every, step, last) and not reclaimed:
+            if due(run.logging.sample_every, step, last) and not reclaimed:
                 window.save_samples(step)
         ends = last or reclaimed
-        if ends or (step + 1) % run.save_every == 0:
+        if ends or (step + 1) % run.checkpoints.save_every == 0:
             session.save(step)
         yield step
         if ends:

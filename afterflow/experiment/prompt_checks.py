@@ -26,7 +26,7 @@ def prompt_records(run: Run) -> list[dict]:
         run.data.records(run.seed, needs(run, run.algorithm.requirements.rewards)),
         run.algorithm.requirements.route,
     )
-    check_turns(records, run.turns)
+    check_turns(records, run.batches.tag_schedule)
     if route is not None:
         check_routes(records, route, run.teachers)
     return records
@@ -45,7 +45,7 @@ def check_routes(records: Sequence[dict], route: str, teachers: Sequence[Teacher
 
 def held_out_records(run: Run) -> list[dict]:
     """The prompts to evaluate on, each fit for every reward that is measured there."""
-    return [] if run.held_out is None else run.held_out.records(run.seed, needs(run, run.watched))
+    return [] if run.evaluation.held_out is None else run.evaluation.held_out.records(run.seed, needs(run, run.watched))
 
 
 def known_records(run: Run) -> dict[str, dict]:

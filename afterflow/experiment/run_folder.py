@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from .compatibility import upgrade
 from .config import Run
 from .serialization import from_json
 
@@ -19,7 +20,7 @@ def read_run(file: Path) -> tuple[Run, str]:
     if not isinstance(data, dict) or not isinstance(data.get("config"), dict):
         raise ValueError(f'{file}: it has no "config", so afterflow did not write it')
     try:
-        return from_json(Run, data["config"]), str(data.get("recipe"))
+        return from_json(Run, upgrade(data["config"])), str(data.get("recipe"))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -28,5 +29,5 @@ def trained_with(lora: Path) -> float | None:
     """The guidance scale of the run that made a LoRA; None where no run is recorded in its folder or above it."""
     for file in (lora / "run.json", lora.parent / "run.json"):
         if file.is_file():
-            return read_run(file)[0].guidance_scale
+            return read_run(file)[0].batches.guidance_scale
     return None

@@ -49,7 +49,7 @@ class Session:
 
     def save(self, step: int) -> None:
         """A checkpoint of the state after iteration `step`; TrainingStopped where the disk does not take it."""
-        scaler, keep = self.processes.accelerator.scaler, self.run.keep
+        scaler, keep = self.processes.accelerator.scaler, self.run.checkpoints.keep_checkpoints
         folder = self.run.folder / "checkpoints"
         try:
             state.save_checkpoint(
@@ -95,21 +95,23 @@ def prepare(run: Run, resume: bool) -> Session:
         raise ValueError(
             f"{run.folder} already holds a run{others(run)}; give this one another --name, or go on with --resume"
         )
-    if run.threads:
-        torch.set_num_threads(run.threads)
+    if run.distribution.threads:
+        torch.set_num_threads(run.distribution.threads)
     AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
     accelerator = make_accelerator(
-        run.mixed_precision, log_with=None if run.track == "none" else run.track, project_dir=run.folder
+        run.optimization.mixed_precision,
+        log_with=None if run.logging.tracker == "none" else run.logging.tracker,
+        project_dir=run.folder,
     )
-    if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+    if run.optimization.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
-    processes = Processes(accelerator, run.shard != "none", run.lanes)
+    processes = Processes(accelerator, run.distribution.shard != "none", run.distribution.grad_partitions)
     check_processes(run, processes, [checkpoint.name for checkpoint in saved])
     with accelerator.local_main_process_first():  # what the first downloads or makes, others find
         model = run.model.load(accelerator.device)
-    if run.gradient_checkpointing:
+    if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
-    if run.compile:
+    if run.distribution.compile:
         compile_blocks(model.module)
     run = on_own_grid(run, model)
     with torch.random.fork_rng():
@@ -121,7 +123,7 @@ def prepare(run: Run, resume: bool) -> Session:
         in_shards(run, processes, model.module)
         parameters = trainable(model.module)
     optimizer = adamw(run, parameters.values())
-    ema = Ema(parameters, run.ema) if run.ema is not None else None
+    ema = Ema(parameters, run.optimization.ema_decay) if run.optimization.ema_decay is not None else None
     history = run.algorithm.requirements.history if isinstance(run.algorithm, OnPolicy) else 0
     memory = RewardHistory(history) if history else None
     first = state.load_checkpoint(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
@@ -142,15 +144,19 @@ def others(run: Run) -> str:
 def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> None:
     """ValueError where so many processes cannot do this run."""
     n = processes.count
-    if run.shard != "none" and n == 1:
-        raise ValueError(f"shard = {run.shard}: one process has nobody to share with; launch several, or leave it out")
+    if run.distribution.shard != "none" and n == 1:
+        raise ValueError(
+            f"shard = {run.distribution.shard}: one process has nobody to share with; launch several, or leave it out"
+        )
     if processes.grad_partitions % n:
-        raise ValueError(f"lanes = {run.lanes}: {n} processes cannot have equally many; take a multiple of {n}")
-    if run.batch < n:
-        raise ValueError(f"batch = {run.batch}: {n} processes need at least one prompt or image each")
-    if processes.sharded and run.batch % n:
-        raise ValueError(f"batch = {run.batch}: where weights are sharded, all {n} processes need equally many")
-    if run.compile and processes.sharded:
+        raise ValueError(
+            f"grad_partitions = {run.distribution.grad_partitions}: {n} processes need a multiple of {n}"
+        )
+    if run.batches.batch < n:
+        raise ValueError(f"batch = {run.batches.batch}: {n} processes need at least one prompt or image each")
+    if processes.sharded and run.batches.batch % n:
+        raise ValueError(f"batch = {run.batches.batch}: where weights are sharded, all {n} processes need equally many")
+    if run.distribution.compile and processes.sharded:
         raise ValueError("compile has never been tried with shard; leave one of them out")
     for rank, others in enumerate(processes.all_gather_objects(list(saved))):
         if others != list(saved):
@@ -169,12 +175,17 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def in_shards(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
-    return shard_network(network, blocks(network), run.shard, processes.accelerator.device, processes.count)
+    return shard_network(network, blocks(network), run.distribution.shard, processes.accelerator.device, processes.count)
 
 
 def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    options = {"lr": run.learning_rate, "betas": run.betas, "eps": run.adam_eps, "weight_decay": run.weight_decay}
-    if run.optimizer == "adamw":
+    options = {
+        "lr": run.optimization.learning_rate,
+        "betas": run.optimization.adam_betas,
+        "eps": run.optimization.adam_eps,
+        "weight_decay": run.optimization.weight_decay,
+    }
+    if run.optimization.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **options)
     from bitsandbytes.optim.adamw import AdamW8bit
 
@@ -191,18 +202,20 @@ def on_own_grid(run: Run, model: Model) -> Run:
 def velocities(run: Run, model: Model, processes: Processes) -> Models:
     """The policy and whom else the algorithm asks for, in the same precision and chunks."""
     accelerator = processes.accelerator
-    precise = lambda velocity: in_context(velocity, partial(precision, accelerator, run.gradient_checkpointing))
+    precise = lambda velocity: in_context(
+        velocity, partial(precision, accelerator, run.optimization.gradient_checkpointing)
+    )
     in_step = processes.all_max if processes.sharded else as_many
 
     def drawing(velocity: Velocity, scale: float, most: Callable[[int], int]) -> Velocity:
-        return in_chunks(guided(precise(velocity), scale, model.combine), run.chunk, most)
+        return in_chunks(guided(precise(velocity), scale, model.combine), run.batches.chunk, most)
 
     # Adapters are switched around all chunks of a call, not for each.
     def beside(part: Wrapped, scale: float, most: Callable[[int], int]) -> Velocity:
         return in_context(drawing(part[0], scale, most), part[1])
 
     spread = partial(in_shards, run, processes) if processes.sharded else as_it_is
-    field, own = model.velocity(model.module), run.guidance_scale
+    field, own = model.velocity(model.module), run.batches.guidance_scale
     if not isinstance(run.algorithm, OnPolicy):
         return Models(precise(field), guided=drawing(field, own, in_step))
     asks = run.algorithm.requirements

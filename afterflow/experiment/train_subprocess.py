@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from ..data.prompts import ShapesPrompts
@@ -75,12 +74,12 @@ def train_apart(run: Run, recipe: str, processes: int = 1) -> None:
 
 def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:
     """The run under a budget of seconds, if any, instead of iterations."""
-    if run.held_out is None:
-        run = replace(run, held_out=HELD_OUT, eval_every=10)
+    if run.evaluation.held_out is None:
+        run = run.with_options(held_out=HELD_OUT, eval_every=10)
     if budget_seconds is not None:
         # The budget ends it; so many iterations are out of reach.
-        run = replace(run, budget_seconds=budget_seconds, iterations=10**6)
-    return replace(run, seed=seed, name=name, keep=1)
+        run = run.with_options(budget_seconds=budget_seconds, iterations=10**6)
+    return run.with_options(seed=seed, name=name, keep_checkpoints=1)
 
 
 def ended(folder: Path, run: Run) -> bool:
@@ -88,7 +87,7 @@ def ended(folder: Path, run: Run) -> bool:
     if not any((folder / result).is_dir() for result in ("lora", "model")):
         return False
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return Budget(run.iterations, run.budget_seconds, last["seconds_trained"]).ends(last["step"])
+    return Budget(run.batches.iterations, run.batches.budget_seconds, last["seconds_trained"]).ends(last["step"])
 
 
 def check_ended(folder: Path, run: Run) -> None:

@@ -32,8 +32,8 @@ def _run(name: str, tags: tuple[str, ...], iterations: int = ITERATIONS) -> Run:
     """shapes_flow_grpo on some tags."""
     held_out = ShapesPrompts("test", count=20 * len(tags), tags=tags)
     data = ShapesPrompts(tags=tags)
-    run = replace(shapes_flow_grpo(), data=data, held_out=held_out, learning_rate=1.5e-3)
-    return replace(run, name=name, iterations=iterations, eval_every=iterations // 4)
+    run = shapes_flow_grpo().with_options(data=data, held_out=held_out, learning_rate=1.5e-3)
+    return run.with_options(name=name, iterations=iterations, eval_every=iterations // 4)
 
 
 def shapes_teacher_counting() -> Run:
@@ -99,8 +99,7 @@ def shapes_sft_teachers() -> Chain:
     """SFT on what the specialists draw, instead of distillation on what the student draws."""
     prompts = ShapesPrompts(tags=TAGS)
     samples = Samples(shapes_flow_grpo().model, _specialists(), prompts, "shapes_teacher_samples")  # type: ignore[arg-type]
-    student = replace(
-        shapes_flow_grpo(),
+    student = shapes_flow_grpo().with_options(
         algorithm=SFT(),
         data=ImageFolder(str(samples.folder / "images"), caption="caption"),
         name="shapes_sft_teachers",
@@ -121,7 +120,7 @@ def shapes_mixed_grpo() -> Run:
 def shapes_mixed_grpo_turns() -> Run:
     """The same by turns: three iterations of composition for each of text, as Flow-OPD's baseline has them."""
     turns = {tag: 3 for tag in TAGS if tag != "text"} | {"text": 5}
-    return replace(shapes_mixed_grpo(), name="shapes_mixed_grpo_turns", turns=turns)
+    return shapes_mixed_grpo().with_options(name="shapes_mixed_grpo_turns", tag_schedule=turns)
 
 
 def shapes_cascade() -> Chain:
@@ -154,4 +153,4 @@ def _student(name: str, start: Merge | None) -> Run:
     run = _run(name, TAGS, 40)
     assert isinstance(run.algorithm, FlowGRPO)
     algorithm = FlowOPD(steps=run.algorithm.steps, group=4)
-    return replace(run, algorithm=algorithm, teachers=_specialists(), tune=tune, batch=32, learning_rate=2e-3)
+    return run.with_options(algorithm=algorithm, teachers=_specialists(), tune=tune, batch=32, learning_rate=2e-3)

@@ -3,8 +3,6 @@
 The recipes of reinforcement start from the shipped pipeline, which is what `tiny_wan_pretrain` leaves.
 """
 
-from dataclasses import replace
-
 from ..algorithms.base import OnPolicy
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
@@ -25,8 +23,7 @@ WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)
 
 def tiny_wan_pretrain() -> Run:
     """Train the tiny Wan pipeline from scratch on rendered clips of the moving world."""
-    return replace(
-        tiny_sd3_pretrain(),
+    return tiny_sd3_pretrain().with_options(
         algorithm=SFT(dropout=0.1, shift=2.0),
         data=MovingClips(count=40_000),
         model=TinyVideoParts(),
@@ -42,8 +39,7 @@ def tiny_wan_pretrain() -> Run:
 
 
 def _run(algorithm: OnPolicy, name: str) -> Run:
-    return replace(
-        shapes_flow_grpo(),
+    return shapes_flow_grpo().with_options(
         algorithm=algorithm,
         data=MovingPrompts(),
         model=WAN,

@@ -25,7 +25,16 @@ from ..algorithms.windows import SlidingWindow
 from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import ImageFolder
 from ..data.prompts import PromptFile
-from ..experiment.config import Algorithm, Prompts, Run
+from ..experiment.config import (
+    Algorithm,
+    Batches,
+    Checkpoints,
+    Evaluation,
+    Logging,
+    Optimization,
+    Prompts,
+    Run,
+)
 from ..experiment.stages import Chain, Merge
 from ..models.adapters import LoRA
 from ..models.flux import Flux
@@ -83,17 +92,11 @@ def sd35_soar() -> Run:
         replace(SD35, dtype="bfloat16", max_sequence_length=77),
         LoRA(rank=32, alpha=64),
         name="sd35_soar",
-        iterations=5000,
-        batch=32,
-        chunk=8,
-        guidance_scale=4.5,
-        learning_rate=2e-5,
-        weight_decay=1e-2,
-        ema=None,
-        mixed_precision="bf16",
-        inference_steps=40,
-        sample_every=250,
-        save_every=250,
+        batches=Batches(iterations=5000, batch=32, chunk=8, guidance_scale=4.5),
+        optimization=Optimization(learning_rate=2e-5, weight_decay=1e-2, ema_decay=None, mixed_precision="bf16"),
+        evaluation=Evaluation(inference_steps=40),
+        logging=Logging(sample_every=250),
+        checkpoints=Checkpoints(save_every=250),
     )
 
 
@@ -118,12 +121,12 @@ def sd35_flow_opd_8gpu() -> Chain:
 def flux_dance_grpo_hps() -> Run:
     """DanceGRPO on FLUX.1-dev: what people prefer, by HPSv2.1; the LoRA settings that its authors published."""
     algorithm = DanceGRPO({"hpsv2": 1.0}, steps=12, group=12)
-    return replace(_flux(algorithm, "flux_dance_grpo_hps", LoRA(rank=128, alpha=256), 3e-4), ema=0.995)
+    return _flux(algorithm, "flux_dance_grpo_hps", LoRA(rank=128, alpha=256), 3e-4).with_options(ema_decay=0.995)
 
 
 def flux_dance_grpo_hps_8gpu() -> Run:
     """The same with 16 prompts and two updates an iteration."""
-    return replace(_wide(flux_dance_grpo_hps(), 16), updates=2)
+    return _wide(flux_dance_grpo_hps(), 16).with_options(updates=2)
 
 
 def flux_mix_grpo() -> Run:
@@ -133,7 +136,7 @@ def flux_mix_grpo() -> Run:
 
 def flux_mix_grpo_8gpu() -> Run:
     """The same with the paper's 32 prompts and four updates an iteration."""
-    return replace(_wide(flux_mix_grpo(), 32), updates=4)
+    return _wide(flux_mix_grpo(), 32).with_options(updates=4)
 
 
 def flux_mix_grpo_flash() -> Run:
@@ -143,13 +146,13 @@ def flux_mix_grpo_flash() -> Run:
 
 def flux_mix_grpo_flash_8gpu() -> Run:
     """The same with the paper's 32 prompts and four updates an iteration."""
-    return replace(_wide(flux_mix_grpo_flash(), 32), updates=4)
+    return _wide(flux_mix_grpo_flash(), 32).with_options(updates=4)
 
 
 def flux_branch_grpo() -> Run:
     """BranchGRPO on FLUX.1-dev: trees of 16 leaves, HPSv2.1, four steps in a row left out of training."""
     algorithm = BranchGRPO({"hpsv2": 1.0}, prune=Pruning(depth=4))
-    return replace(_flux(algorithm, "flux_branch_grpo", LoRA(rank=64, alpha=128), 1e-4), ema=0.995)
+    return _flux(algorithm, "flux_branch_grpo", LoRA(rank=64, alpha=128), 1e-4).with_options(ema_decay=0.995)
 
 
 def flux_branch_grpo_8gpu() -> Run:
@@ -160,7 +163,7 @@ def flux_branch_grpo_8gpu() -> Run:
 def flux_branch_grpo_mix() -> Run:
     """BranchGRPO-Mix on FLUX.1-dev: noise and training only at the splits and in a window."""
     algorithm = BranchGRPO({"hpsv2": 1.0}, mix=SlidingWindow(idle=1))
-    return replace(_flux(algorithm, "flux_branch_grpo_mix", LoRA(rank=64, alpha=128), 1e-4), ema=0.995)
+    return _flux(algorithm, "flux_branch_grpo_mix", LoRA(rank=64, alpha=128), 1e-4).with_options(ema_decay=0.995)
 
 
 def flux_branch_grpo_mix_8gpu() -> Run:
@@ -177,7 +180,7 @@ def flux_pref_grpo() -> Run:
 
 def flux_pref_grpo_8gpu() -> Run:
     """The same with the paper's 64 prompts and two updates an iteration."""
-    return replace(_wide(flux_pref_grpo(), 64), updates=2)
+    return _wide(flux_pref_grpo(), 64).with_options(updates=2)
 
 
 def wan_branch_grpo() -> Run:
@@ -191,16 +194,10 @@ def wan_branch_grpo() -> Run:
         WAN,
         LoRA(rank=32, alpha=64),
         name="wan_branch_grpo",
-        iterations=200,
-        batch=16,
-        chunk=2,
-        guidance_scale=4.5,
-        learning_rate=1e-4,
-        mixed_precision="bf16",
-        gradient_checkpointing=True,
-        offload=True,
-        inference_steps=50,
-        save_every=20,
+        batches=Batches(iterations=200, batch=16, chunk=2, guidance_scale=4.5, offload=True),
+        optimization=Optimization(learning_rate=1e-4, mixed_precision="bf16", gradient_checkpointing=True),
+        evaluation=Evaluation(inference_steps=50),
+        checkpoints=Checkpoints(save_every=20),
     )
 
 
@@ -217,17 +214,14 @@ def _flow_grpo(name: str, reward: str, beta: float, data: Prompts, held_out: Pro
         SD35,
         LoRA(rank=32, alpha=64),
         name=name,
-        iterations=1000,
-        batch=8,
-        updates=2,
-        chunk=8,
-        guidance_scale=4.5,
-        mixed_precision="fp16",
-        inference_steps=40,
-        held_out=held_out,
-        eval_every=0 if held_out is None else 50,
-        # What is not trained tells whether what is was cheated.
-        eval_rewards=() if held_out is None else ("pickscore", "clipscore"),
+        batches=Batches(iterations=1000, batch=8, updates=2, chunk=8, guidance_scale=4.5),
+        optimization=Optimization(mixed_precision="fp16"),
+        evaluation=Evaluation(
+            inference_steps=40,
+            held_out=held_out,
+            eval_every=0 if held_out is None else 50,
+            eval_rewards=() if held_out is None else ("pickscore", "clipscore"),
+        ),
     )
 
 
@@ -239,13 +233,9 @@ def _flux(algorithm: Algorithm, name: str, tune: LoRA, rate: float, judge: VLMJu
         tune,
         judge=judge,
         name=name,
-        iterations=300,
-        batch=4,
-        chunk=2,
-        learning_rate=rate,
-        mixed_precision="bf16",
-        gradient_checkpointing=True,
-        inference_steps=28,
+        batches=Batches(iterations=300, batch=4, chunk=2),
+        optimization=Optimization(learning_rate=rate, mixed_precision="bf16", gradient_checkpointing=True),
+        evaluation=Evaluation(inference_steps=28),
     )
 
 
@@ -265,14 +255,9 @@ def _flow_opd(name: str, suffix: str, batch: int) -> Chain:
         LoRA(rank=32, alpha=32, start=str(merge.folder / "lora")),
         teachers=tuple(Teacher(task, folder[task], tags, guidance_scale=4.5) for task, tags in tasks.items()),
         name=name,
-        iterations=500,
-        batch=batch,
-        updates=2,
-        chunk=8,
-        learning_rate=1e-4,
-        mixed_precision="fp16",
-        inference_steps=40,
-        guidance_scale=4.5,
+        batches=Batches(iterations=500, batch=batch, updates=2, chunk=8, guidance_scale=4.5),
+        optimization=Optimization(learning_rate=1e-4, mixed_precision="fp16"),
+        evaluation=Evaluation(inference_steps=40),
     )
     made = {
         "": (sd35_flow_grpo_geneval, sd35_flow_grpo_ocr, sd35_flow_grpo_pickscore),
@@ -282,4 +267,4 @@ def _flow_opd(name: str, suffix: str, batch: int) -> Chain:
 
 
 def _wide(run: Run, batch: int) -> Run:
-    return replace(run, batch=batch, name=f"{run.name}_8gpu")
+    return run.with_options(batch=batch, name=f"{run.name}_8gpu")

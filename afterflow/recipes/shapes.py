@@ -6,7 +6,7 @@ import torch
 
 from ..algorithms.flow_grpo import FlowGRPO
 from ..data.prompts import ShapesPrompts
-from ..experiment.config import Run
+from ..experiment.config import Batches, Distribution, Evaluation, Optimization, Run
 from ..models.adapters import LoRA
 from ..models.sd3 import SD3
 
@@ -31,18 +31,17 @@ def shapes_flow_grpo() -> Run:
         SD3("tiny"),
         LoRA(),
         name="shapes_flow_grpo",
-        iterations=270,
-        # Gradients grow fourfold on the way.  Adam's usual 0.999 remembers the small ones, so its steps grow too: at a
-        # rate of 1.5e-3 the reward rose to .55 and fell back to .3 after 100 to 200 iterations.
-        learning_rate=1e-3,
-        betas=(0.9, 0.95),
-        decay="late",
-        # About twice as fast where the processor has it.
-        mixed_precision="bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no",
-        held_out=ShapesPrompts("test", count=120),
-        eval_every=30,
-        eval_rewards=("shapes_strict", "shapes_partial"),
-        threads=1,
+        batches=Batches(iterations=270),
+        optimization=Optimization(
+            learning_rate=1e-3,
+            adam_betas=(0.9, 0.95),
+            lr_schedule="late",
+            mixed_precision="bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no",
+        ),
+        evaluation=Evaluation(
+            held_out=ShapesPrompts("test", count=120), eval_every=30, eval_rewards=("shapes_strict", "shapes_partial")
+        ),
+        distribution=Distribution(threads=1),
     )
 
 
@@ -50,13 +49,12 @@ def demo() -> Run:
     """The job of `make demo`: the first minutes of it, at a higher rate."""
     run = shapes_flow_grpo()
     assert isinstance(run.algorithm, FlowGRPO)
-    return replace(
-        run,
+    return run.with_options(
         algorithm=replace(run.algorithm, beta=0.0),  # there is no time to drift
         name="demo",
         iterations=45,
         learning_rate=2e-3,
-        decay="constant",
+        lr_schedule="constant",
         held_out=None,
         eval_every=0,
         eval_rewards=(),

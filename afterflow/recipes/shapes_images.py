@@ -7,7 +7,7 @@ from ..algorithms.soar import SOAR
 from ..data.images import ImageFolder, ShapesImages
 from ..data.prompts import ShapesPrompts
 from ..envs.shapes.world import TAGS
-from ..experiment.config import Run
+from ..experiment.config import Batches, Distribution, Evaluation, Logging, Optimization, Run
 from ..experiment.stages import Chain, Samples
 from ..models.adapters import LoRA
 from ..models.sd3 import SD3
@@ -25,17 +25,16 @@ def shapes_sft() -> Run:
         SD3("tiny"),
         LoRA(),
         name="shapes_sft",
-        iterations=200,
-        batch=64,
-        guidance_scale=GUIDANCE,
-        learning_rate=3e-4,
-        mixed_precision="bf16",
-        held_out=ShapesPrompts("test", count=60, tags=TAGS[1:]),
-        eval_every=50,
-        eval_images=4,
-        eval_rewards=("shapes_strict", "shapes_partial", "shapes_fidelity"),
-        threads=1,
-        sample_every=100,
+        batches=Batches(iterations=200, batch=64, guidance_scale=GUIDANCE),
+        optimization=Optimization(learning_rate=3e-4, mixed_precision="bf16"),
+        evaluation=Evaluation(
+            held_out=ShapesPrompts("test", count=60, tags=TAGS[1:]),
+            eval_every=50,
+            eval_images=4,
+            eval_rewards=("shapes_strict", "shapes_partial", "shapes_fidelity"),
+        ),
+        distribution=Distribution(threads=1),
+        logging=Logging(sample_every=100),
     )
 
 
@@ -86,5 +85,5 @@ def _curated(run: Run, name: str) -> Chain:
     guided = Teacher("guided", None, TAGS[1:], guidance_scale=GUIDANCE)
     samples = Samples(SD3("tiny"), (guided,), ShapesPrompts(count=1500, tags=TAGS[1:]), "shapes_curated")
     data = ImageFolder(str(samples.folder / "images"), caption="caption", min_reward={"shapes_strict": 1.0})
-    student = replace(run, data=data, name=name, guidance_scale=1.0, learning_rate=1e-3)
-    return Chain(name, (samples, replace(student, iterations=400, eval_every=100)))
+    student = run.with_options(data=data, name=name, guidance_scale=1.0, learning_rate=1e-3)
+    return Chain(name, (samples, student.with_options(iterations=400, eval_every=100)))

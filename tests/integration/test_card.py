@@ -31,6 +31,7 @@ def folder(pipeline, tmp_path_factory):
             SD3(pipeline, max_sequence_length=0),
             LoRA(rank=2, alpha=4),
             name="short",
+        ).with_options(
             iterations=2,
             batch=2,
             chunk=4,

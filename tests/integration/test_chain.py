@@ -41,7 +41,9 @@ def elsewhere(pipeline, tmp_path, monkeypatch):
 def specialist(tag):
     algorithm = FlowGRPO({"jpeg_compressibility": 1.0}, steps=3, group=2, beta=0.0)
     data = ShapesPrompts(count=4, tags=(tag,))
-    return Run(algorithm, data, MODEL, LoRA(rank=2, alpha=2), name=tag, iterations=1, batch=2, chunk=4, sample_every=0)
+    return Run(algorithm, data, MODEL, LoRA(rank=2, alpha=2), name=tag).with_options(
+        iterations=1, batch=2, chunk=4, sample_every=0
+    )
 
 
 def whole():
@@ -85,7 +87,7 @@ def test_a_stage_of_other_settings_is_refused_before_anything_is_trained():
     first = whole().stages[0]
     train(first, "whole")
     saved_before = Path("runs/colors/metrics.jsonl").read_text()
-    changed = replace(whole(), stages=(*whole().stages[1:], replace(first, iterations=2)))
+    changed = replace(whole(), stages=(*whole().stages[1:], first.with_options(iterations=2)))
     with pytest.raises(ValueError, match="runs/colors holds a run with other settings"):
         execute(changed)
     assert not Path("runs/counting").exists()

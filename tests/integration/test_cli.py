@@ -110,7 +110,12 @@ def test_options_override_the_recipe():
     )
     run = overridden(RECIPES["shapes_flow_grpo"](), [*words.split(), "--ema", "None"], "afterflow")
     assert run.algorithm.weights == {"jpeg_compressibility": 2.0} and isinstance(run.algorithm.weights, Mapping)
-    assert (run.algorithm.clip, run.data.tags, run.seed, run.ema) == (0.01, ("colors", "text"), 3, None)
+    assert (run.algorithm.clip, run.data.tags, run.seed, run.optimization.ema_decay) == (
+        0.01,
+        ("colors", "text"),
+        3,
+        None,
+    )
     assert run.algorithm.group == RECIPES["shapes_flow_grpo"]().algorithm.group
     weights = ["--algorithm.weights", "shapes_strict", "0.25", "shapes_partial", "0.75"]
     run = overridden(run, weights, "afterflow")
@@ -120,7 +125,7 @@ def test_options_override_the_recipe():
 def test_prompts_and_weights_of_another_kind_can_be_put_in():
     options = ["--prompts", "mine.txt", "--held-out-prompts", "theirs.jsonl", "--adapt", "lora", "--tune.rank", "4"]
     run = overridden(RECIPES["shapes_flow_grpo"](), options, "afterflow train")
-    assert run.data == PromptFile("mine.txt") and run.held_out == PromptFile("theirs.jsonl")
+    assert run.data == PromptFile("mine.txt") and run.evaluation.held_out == PromptFile("theirs.jsonl")
     assert run.tune == LoRA(rank=4)
 
 
@@ -133,7 +138,9 @@ def test_a_chain_takes_no_options_and_is_compared_by_a_run_at_its_end(said):
 
 def test_turns_are_whole_numbers():
     run = overridden(RECIPES["shapes_flow_grpo"](), ["--turns", "colors", "3", "counting=1"], "afterflow train")
-    assert run.turns == {"colors": 3, "counting": 1} and all(isinstance(n, int) for n in run.turns.values())
+    assert run.batches.tag_schedule == {"colors": 3, "counting": 1} and all(
+        isinstance(n, int) for n in run.batches.tag_schedule.values()
+    )
 
 
 def test_images_can_be_put_in_and_curated(tmp_path):
@@ -152,7 +159,7 @@ def test_a_record_is_repeated_with_its_options(tmp_path):
     file = write_run(tmp_path / "runs" / "mine", iterations=7)
     run, recipe = read_run(file)
     assert (run, recipe) == read_run(file.parent)
-    assert (run.name, run.iterations, recipe) == ("mine", 7, "shapes_flow_grpo")
+    assert (run.name, run.batches.iterations, recipe) == ("mine", 7, "shapes_flow_grpo")
 
 
 def test_train_resume_repeat_eval_and_sample(said, pipeline, tmp_path):

@@ -45,6 +45,7 @@ def place(tmp_path_factory):
             ShapesPrompts(count=5),
             SD3(str(path / "pipeline"), max_sequence_length=0),
             LoRA(rank=2, alpha=2),
+        ).with_options(
             iterations=2,
             batch=2,
             chunk=8,
@@ -75,7 +76,7 @@ def test_runs_that_have_ended_are_not_repeated(place, capfd):
 
 
 def test_a_folder_with_other_settings_is_neither_taken_for_the_run_nor_gone_on_with(place):
-    other = {"branch": replace(place[1]["branch"], learning_rate=1e-5)}
+    other = {"branch": place[1]["branch"].with_options(learning_rate=1e-5)}
     with pytest.raises(ValueError, match="runs/pair/branch_0 holds a run with other settings"):
         train_all(other, None, 1, "pair")
 
@@ -100,7 +101,7 @@ def test_of_a_chain_the_last_run_is_compared_and_what_comes_before_is_done_once(
     samples = Samples(run.model, (Teacher("base", None, ("counting",)),), ShapesPrompts(count=2, tags=("counting",)))
     samples = replace(samples, per_prompt=1, steps=2)
     data = ImageFolder(str(samples.folder / "images"), caption="caption")
-    student = replace(run, algorithm=SFT(), data=data, iterations=1)
+    student = run.with_options(algorithm=SFT(), data=data, iterations=1)
     monkeypatch.setitem(RECIPES, "shapes_curated_sft", lambda: Chain("any", (samples, student)))
     monkeypatch.setattr(
         "afterflow.experiment.train_subprocess.train_apart", execute
@@ -146,9 +147,9 @@ def test_what_cannot_be_shown_is_refused(command, advice, capsys):
 
 
 def test_a_budget_takes_the_place_of_iterations(place):
-    run = budgeted(replace(place[1]["branch"], held_out=None, eval_every=0), 60.0, 3, "pair/long")
-    assert (run.budget_seconds, run.seed, run.name, run.held_out) == (60.0, 3, "pair/long", HELD_OUT)
-    assert run.iterations > 10**5
+    run = budgeted(place[1]["branch"].with_options(held_out=None, eval_every=0), 60.0, 3, "pair/long")
+    assert (run.batches.budget_seconds, run.seed, run.name, run.evaluation.held_out) == (60.0, 3, "pair/long", HELD_OUT)
+    assert run.batches.iterations > 10**5
 
 
 def test_seeds_are_pooled_prompt_by_prompt():

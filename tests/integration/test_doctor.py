@@ -35,8 +35,7 @@ def run(tmp_path):
         ShapesPrompts(count=4),
         built("sd3", tmp_path / "pipeline"),
         LoRA(rank=2, alpha=4),
-        chunk=4,
-    )
+    ).with_options(chunk=4)
 
 
 def failed(run):
@@ -46,7 +45,7 @@ def failed(run):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_sound_set_up_passes(run, name, tmp_path):
     config = built(name, tmp_path / name)
-    found = list(examine(replace(run, model=config, guidance_scale=3.0)))
+    found = list(examine(run.with_options(model=config, guidance_scale=3.0)))
     assert [each.check for each in found if each.passed is False] == []
     assert sum(each.passed is True for each in found) == 8
 

@@ -40,16 +40,8 @@ def place(tmp_path, monkeypatch):
 
 
 def run_of(config, algorithm):
-    return Run(
-        algorithm,
-        ShapesPrompts(count=4),
-        config,
-        LoRA(rank=2, alpha=4),
-        name="planned",
-        iterations=1,
-        batch=2,
-        chunk=4,
-        sample_every=0,
+    return Run(algorithm, ShapesPrompts(count=4), config, LoRA(rank=2, alpha=4), name="planned").with_options(
+        iterations=1, batch=2, chunk=4, sample_every=0
     )
 
 
@@ -57,7 +49,7 @@ def run_of(config, algorithm):
 def test_rows_are_those_of_the_run(tmp_path, algorithm):
     run = run_of(built("sd3", tmp_path / "pipeline"), algorithm)
     line = json.loads((execute(run, "planned") / "metrics.jsonl").read_text().splitlines()[0])
-    rows, images = rows_of(run), run.batch * algorithm.group
+    rows, images = rows_of(run), run.batches.batch * algorithm.group
     for stage in ("rollout", "update", "reference"):
         assert rows.get(stage, 0) == pytest.approx(images * line.get(f"nfe/{stage}", 0))
 
@@ -108,7 +100,7 @@ def test_what_autograd_keeps_and_flops_are_those_of_real_weights(tmp_path, name)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_checkpointing_keeps_less_and_learns_the_same(tmp_path, name):
     run = run_of(built(name, tmp_path / "pipeline"), ALGORITHMS[0])
-    saving = replace(run, gradient_checkpointing=True, name="saving")
+    saving = run.with_options(gradient_checkpointing=True, name="saving")
     memory = [forecast(each).memory["activations of one chunk"] for each in (run, saving)]
     assert memory[1] < 0.7 * memory[0]
     lines = [json.loads((execute(each, "x") / "metrics.jsonl").read_text().splitlines()[0]) for each in (run, saving)]
@@ -118,7 +110,7 @@ def test_checkpointing_keeps_less_and_learns_the_same(tmp_path, name):
 
 def test_checkpointing_computes_again_what_mixed_precision_computed(tmp_path):
     run = run_of(built("flux", tmp_path / "pipeline"), ALGORITHMS[0])
-    folder = execute(replace(run, gradient_checkpointing=True, mixed_precision="bf16"), "x")
+    folder = execute(run.with_options(gradient_checkpointing=True, mixed_precision="bf16"), "x")
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["ratio_max"] == 1.0
 
 
@@ -130,14 +122,14 @@ def test_no_weight_is_needed(tmp_path, capsys):
     full = forecast(replace(run_of(config, ALGORITHMS[0]), tune=Full()))
     assert full.memory["gradients, Adam and EMA"] > 10 * found.memory["gradients, Adam and EMA"]
     assert full.memory["reference, teachers, anchor"] > 0 == found.memory["reference, teachers, anchor"]
-    guided = forecast(replace(run_of(config, ALGORITHMS[0]), guidance_scale=4.0))
+    guided = forecast(run_of(config, ALGORITHMS[0]).with_options(guidance_scale=4.0))
     assert guided.flops["forward only"] == pytest.approx(2 * found.flops["forward only"])
 
 
 def test_what_images_teach_is_not_guided_while_it_learns(tmp_path):
     exploring = run_of(built("sd3", tmp_path / "pipeline"), ALGORITHMS[0])
     run = replace(exploring, algorithm=SFT(), data=ShapesImages(count=4))
-    assert forecast(replace(run, guidance_scale=4.0)).flops == forecast(run).flops
+    assert forecast(run.with_options(guidance_scale=4.0)).flops == forecast(run).flops
 
 
 def test_what_is_made_from_nothing_is_not_planned(tmp_path, capsys):

@@ -188,11 +188,8 @@ def test_shapes_are_rendered_at_the_size_of_the_model():
 @pytest.mark.parametrize("algorithm", [SFT(draws=2), SOAR(points=2)])
 def test_a_run_learns_from_a_folder(algorithm, folder, pipeline, model):
     run = Run(
-        algorithm,
-        ImageFolder(str(folder)),
-        SD3(pipeline, max_sequence_length=0),
-        LoRA(rank=4, alpha=8),
-        name="short",
+        algorithm, ImageFolder(str(folder)), SD3(pipeline, max_sequence_length=0), LoRA(rank=4, alpha=8), name="short"
+    ).with_options(
         iterations=3,
         batch=4,
         chunk=2,

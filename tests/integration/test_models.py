@@ -171,7 +171,7 @@ def test_without_a_schedule_of_its_own_a_rollout_takes_the_models(tinies):
 
 
 def test_images_do_not_teach_a_model_of_longer_clips(tinies):
-    run = Run(SFT(), ShapesImages(count=2, tags=("counting",)), tinies["wan"], name="long", batch=2)
+    run = Run(SFT(), ShapesImages(count=2, tags=("counting",)), tinies["wan"], name="long").with_options(batch=2)
     with pytest.raises(ValueError, match=r"set model.frames, 1 for images"):
         execute(run, "long")
 
@@ -249,13 +249,7 @@ def test_every_method_trains_every_family(tinies, name, method):
         teachers=(GUIDED,) if method == "flow_opd" else (),
         judge=ShapesJudge(noise=1.0) if method == "pref_grpo" else None,
         name="cell",
-        iterations=2,
-        batch=2,
-        chunk=4,
-        learning_rate=1e-2,
-        inference_steps=2,
-        sample_every=2,
-    )
+    ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, inference_steps=2, sample_every=2)
     folder = execute(run, "cell")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["grad_norm"] > 0

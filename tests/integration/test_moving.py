@@ -103,13 +103,6 @@ def test_wan_learns_from_clips_and_explores_their_prompts(tmp_path, monkeypatch)
     taught = Run(SFT(), MovingClips(count=4, frames=5), config, name="taught", **short)
     assert (execute(taught, "taught") / "lora").is_dir()
     explored = Run(
-        FlowGRPO({"moving_partial": 1.0}, steps=3, group=2),
-        MovingPrompts(count=6),
-        config,
-        name="explored",
-        held_out=MovingPrompts("test", count=3),
-        eval_every=1,
-        eval_rewards=("moving_smoothness",),
-        **short,
-    )
+        FlowGRPO({"moving_partial": 1.0}, steps=3, group=2), MovingPrompts(count=6), config, name="explored", **short
+    ).with_options(held_out=MovingPrompts("test", count=3), eval_every=1, eval_rewards=("moving_smoothness",))
     assert "moving_smoothness" in (execute(explored, "explored") / "held_out.jsonl").read_text()

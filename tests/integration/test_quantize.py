@@ -61,13 +61,7 @@ def test_a_lora_beside_them_learns_and_comes_back(tinies, name, kind):
         ShapesPrompts(count=5),
         replace(tinies[name], quantize=kind),
         LoRA(rank=2, alpha=4),
-        iterations=2,
-        batch=2,
-        chunk=4,
-        learning_rate=1e-2,
-        ema=None,
-        sample_every=0,
-    )
+    ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, ema_decay=None, sample_every=0)
     folder = execute(run, "quantized")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
@@ -86,4 +80,4 @@ def test_what_cannot_be_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"model\.quantize = int8 needs torchao; pip install 'afterflow\[quantize\]'"):
         SD3("tiny", quantize="int8")
     with pytest.raises(ValueError, match=r"optimizer = adamw_8bit needs bitsandbytes; pip install 'afterflow\[qu"):
-        Run(FlowGRPO({"shapes_strict": 1.0}), ShapesPrompts(), SD3("tiny"), optimizer="adamw_8bit")
+        Run(FlowGRPO({"shapes_strict": 1.0}), ShapesPrompts(), SD3("tiny")).with_options(optimizer="adamw_8bit")

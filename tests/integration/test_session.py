@@ -45,19 +45,8 @@ def run(pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
     algorithm = FlowGRPO(weights=JPEG, steps=4, group=4, window=2, beta=0.01)
     return Run(
-        algorithm,
-        ShapesPrompts(count=10),
-        SD3(pipeline, max_sequence_length=0),
-        LoRA(rank=4, alpha=8),
-        name="short",
-        iterations=3,
-        batch=2,
-        chunk=8,
-        learning_rate=1e-3,
-        inference_steps=2,
-        sample_every=2,
-        save_every=1,
-    )
+        algorithm, ShapesPrompts(count=10), SD3(pipeline, max_sequence_length=0), LoRA(rank=4, alpha=8), name="short"
+    ).with_options(iterations=3, batch=2, chunk=8, learning_rate=1e-3, inference_steps=2, sample_every=2, save_every=1)
 
 
 def metrics(folder):
@@ -65,7 +54,7 @@ def metrics(folder):
 
 
 def test_a_run_leaves_what_it_promises(run):
-    watched = replace(run, track="tensorboard", held_out=ShapesPrompts("test", count=5), eval_every=2)
+    watched = run.with_options(tracker="tensorboard", held_out=ShapesPrompts("test", count=5), eval_every=2)
     folder = execute(watched, "short")
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [0, 1, 2]
@@ -118,21 +107,21 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
     with pytest.raises(
         TrainingStopped, match=f"SIGTERM.*iteration {1 if grace else 0} is saved, go on with: .*--resume"
     ):
-        execute(replace(run, grace=grace), "short")
+        execute(run.with_options(grace_seconds=grace), "short")
     assert signal.getsignal(signal.SIGTERM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert len(asked) == 2
-    folder = execute(replace(run, grace=grace), "short", resume=True)
+    folder = execute(run.with_options(grace_seconds=grace), "short", resume=True)
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_run_is_not_written_over(run):
-    run = replace(run, iterations=1)
+    run = run.with_options(iterations=1)
     execute(run, "short")
     with pytest.raises(ValueError, match="already holds a run; give this one another --name"):
         execute(run, "short")
-    other = replace(run, learning_rate=2e-3, algorithm=replace(run.algorithm, beta=0.0))
+    other = run.with_options(learning_rate=2e-3, algorithm=replace(run.algorithm, beta=0.0))
     apart = (
         r"with other options \(algorithm.beta = 0.01 there, 0.0 here; learning_rate = 0.001 there, 0.002 here\); give"
     )
@@ -141,8 +130,7 @@ def test_a_run_is_not_written_over(run):
 
 
 def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkeypatch):
-    judged = replace(
-        run,
+    judged = run.with_options(
         algorithm=PrefGRPO(steps=4, group=4, guard=False, eta=0.9),
         judge=ShapesJudge(noise=1.0),
         held_out=ShapesPrompts("test", count=5),
@@ -152,7 +140,7 @@ def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkey
     whole = metrics(execute(replace(judged, name="whole"), "short"))
     assert whole[0]["consistency/win_rate"] < 1 and whole[0]["reward/win_rate"] == pytest.approx(0.5)
     assert all(0 <= line["eval/win_rate"] <= 1 for line in whole)
-    execute(replace(judged, name="parts", iterations=2), "short")
+    execute(judged.with_options(name="parts", iterations=2), "short")
     resumed = metrics(execute(replace(judged, name="parts"), "short", resume=True))
     assert resumed[2]["eval/win_rate"] == whole[2]["eval/win_rate"]
     by_prompt = [json.loads(line) for line in (run.folder.parent / "parts" / "held_out.jsonl").read_text().splitlines()]
@@ -160,7 +148,7 @@ def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkey
     assert len(by_prompt[0]["win_rate"]) == 5 and means == pytest.approx([line["eval/win_rate"] for line in whole])
     (run.folder.parent / "parts" / "held_out_base.npy").unlink()
     with pytest.raises(ValueError, match="is gone, and with it the base"):
-        execute(replace(judged, name="parts", iterations=4), "short", resume=True)
+        execute(judged.with_options(name="parts", iterations=4), "short", resume=True)
 
 
 def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, monkeypatch):
@@ -168,15 +156,15 @@ def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, mo
     for module in ("session", "watch"):
         clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
         monkeypatch.setattr(f"afterflow.{module}.time", clock)
-    long = replace(run, name="long", iterations=1000, sample_every=0, chunk=64, budget_seconds=2.0)
+    long = run.with_options(name="long", iterations=1000, sample_every=0, chunk=64, budget_seconds=2.0)
     folder = execute(long, "short")
     assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0]
     assert (folder / "lora").is_dir()
-    execute(replace(long, budget_seconds=3.0), "short", resume=True)
+    execute(long.with_options(budget_seconds=3.0), "short", resume=True)
     assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0, 3.0]
     # On that clock a forward pass takes a second too, and the rollout needs half of one.
     with pytest.raises(ValueError, match=r"the rollout of one iteration takes about 0\.5 s"):
-        execute(replace(long, name="too_short", budget_seconds=0.4), "short")
+        execute(long.with_options(name="too_short", budget_seconds=0.4), "short")
     assert not (run.folder.parent / "too_short" / "metrics.jsonl").exists()
 
 
@@ -185,7 +173,7 @@ def test_blocks_are_compiled_where_asked_and_round_as_they_would_otherwise(run, 
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
     monkeypatch.setattr(inductor, "emulate_precision_casts", False)
-    model = prepare(replace(run, compile=True), resume=False).model
+    model = prepare(run.with_options(compile=True), resume=False).model
     assert compiled == list(model.module.transformer_blocks) and inductor.emulate_precision_casts
 
 
@@ -193,21 +181,21 @@ def test_blocks_are_compiled_where_asked_and_round_as_they_would_otherwise(run, 
 @pytest.mark.parametrize("algorithm", [FlowGRPO(JPEG, steps=4, group=4, beta=0.01), FlowOPD(steps=4, group=4)])
 def test_states_that_wait_in_the_memory_of_the_cpu_teach_the_same(run, algorithm):
     teachers = (Teacher("base", None, TAGS[1:]),) if isinstance(algorithm, FlowOPD) else ()
-    short = replace(run, algorithm=algorithm, teachers=teachers, sample_every=0)
-    here, there = (execute(replace(short, name=str(on), offload=on), "short") for on in (False, True))
+    short = run.with_options(algorithm=algorithm, teachers=teachers, sample_every=0)
+    here, there = (execute(short.with_options(name=str(on), offload=on), "short") for on in (False, True))
     theirs, ours = (load_file(each / "lora/pytorch_lora_weights.safetensors") for each in (here, there))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
 def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
     pytest.importorskip("bitsandbytes")
-    small = replace(run, optimizer="adamw_8bit", tune=LoRA(rank=64, alpha=64), ema=None)
+    small = run.with_options(optimizer="adamw_8bit", tune=LoRA(rank=64, alpha=64), ema_decay=None)
     whole = execute(replace(small, name="whole"), "short")
     state = load_file(whole / "checkpoints/step_000002/optimizer.safetensors")
     assert any(key.endswith("|state1") and value.dtype == torch.uint8 for key, value in state.items())
-    execute(replace(small, name="parts", iterations=2), "short")
+    execute(small.with_options(name="parts", iterations=2), "short")
     parts = execute(replace(small, name="parts"), "short", resume=True)
-    precise = execute(replace(small, name="precise", optimizer="adamw"), "short")
+    precise = execute(small.with_options(name="precise", optimizer="adamw"), "short")
     ours, resumed, theirs = (
         load_file(each / "lora/pytorch_lora_weights.safetensors") for each in (whole, parts, precise)
     )
@@ -251,7 +239,7 @@ def test_a_judge_that_answers_nonsense_is_refused_before_any_sampling(run, monke
 def test_the_history_of_ddpo_is_part_of_a_checkpoint(run):
     remembering = replace(run, algorithm=DDPO(JPEG, steps=4, group=2, history=6, least=4), data=ShapesPrompts(count=5))
     whole = execute(replace(remembering, name="whole"), "short")
-    execute(replace(remembering, name="parts", iterations=2), "short")
+    execute(remembering.with_options(name="parts", iterations=2), "short")
     parts = execute(replace(remembering, name="parts"), "short", resume=True)
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(parts / name), load_file(whole / name)

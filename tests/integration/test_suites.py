@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +208,7 @@ def test_the_scale_is_the_loras_own_or_what_is_usual(capsys, pipeline):
     words += ["--images", 1, "--steps", 1]
     assert "guidance scale 4.5" in said(capsys, "eval", pipeline, *words, "--out", "usual")[2]
     lora = save_lora(pipeline, "lora", 0)
-    run = replace(RECIPES["shapes_flow_grpo"](), guidance_scale=1.5)
+    run = RECIPES["shapes_flow_grpo"]().with_options(guidance_scale=1.5)
     Path(lora, "run.json").write_text(json.dumps({"recipe": "x", "config": to_json(run)}))
     assert "guidance scale 1.5" in said(capsys, "eval", pipeline, *words, "--lora", lora, "--out", "its")[2]
     assert json.loads(Path("its/tuned/settings.json").read_text())["guidance"] == 1.5

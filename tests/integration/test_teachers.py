@@ -113,14 +113,7 @@ def generalist(pipeline, tmp_path):
         SMALL,
         teachers=teachers,
         name="short",
-        iterations=4,
-        batch=3,
-        chunk=4,
-        learning_rate=3e-3,
-        inference_steps=2,
-        sample_every=2,
-        save_every=2,
-    )
+    ).with_options(iterations=4, batch=3, chunk=4, learning_rate=3e-3, inference_steps=2, sample_every=2, save_every=2)
 
 
 def metrics(folder):
@@ -129,12 +122,12 @@ def metrics(folder):
 
 @pytest.mark.parametrize("tune", [SMALL, Full()], ids=["LoRA", "Full"])
 def test_a_run_learns_from_its_teachers_and_goes_on_after_a_stop(generalist, tune):
-    run = replace(generalist, tune=tune, ema=None, learning_rate=3e-3 if tune is SMALL else 1e-4)
+    run = generalist.with_options(tune=tune, ema_decay=None, learning_rate=3e-3 if tune is SMALL else 1e-4)
     lines = metrics(execute(run, "short"))
     assert lines[-1]["teacher_distance"] < lines[0]["teacher_distance"] and lines[0]["anchor_distance"] < 1e-9
     assert all(line["nfe/teacher"] == line["nfe/reference"] == line["nfe/update"] == 3 for line in lines)
     assert not any(name.startswith("reward") for name in lines[0])
-    execute(replace(run, name="cut", iterations=2), "short")
+    execute(run.with_options(name="cut", iterations=2), "short")
     again = metrics(execute(replace(run, name="cut"), "short", resume=True))
     assert [line["cost"] for line in again] == [line["cost"] for line in lines]
 
@@ -142,7 +135,7 @@ def test_a_run_learns_from_its_teachers_and_goes_on_after_a_stop(generalist, tun
 def test_the_base_under_guidance_may_teach(generalist):
     tags = ("colors", "counting", "position")
     plain, guided = (Teacher("plain", None, tags, guidance_scale=scale) for scale in (1.0, 3.0))
-    run = replace(generalist, iterations=1)
+    run = generalist.with_options(iterations=1)
     same = metrics(execute(replace(run, name="same", teachers=(plain,)), "short"))
     more = metrics(execute(replace(run, name="more", teachers=(guided,)), "short"))
     assert same[0]["teacher_distance"] < 1e-9 < 1e-5 < more[0]["teacher_distance"]
@@ -151,7 +144,7 @@ def test_the_base_under_guidance_may_teach(generalist):
 def test_the_anchor_may_be_a_teacher_of_no_task(generalist, pipeline, tmp_path):
     keeper = Teacher("keeper", save_lora(pipeline, tmp_path / "c", 3))
     algorithm = replace(generalist.algorithm, anchor="keeper", beta=1.0)
-    run = replace(generalist, algorithm=algorithm, teachers=(*generalist.teachers, keeper), iterations=1)
+    run = generalist.with_options(algorithm=algorithm, teachers=(*generalist.teachers, keeper), iterations=1)
     assert metrics(execute(run, "short"))[0]["anchor_distance"] > 1e-4
 
 

@@ -58,15 +58,8 @@ def test_the_encoder_learns_what_each_clause_says():
 
 
 def test_a_transformer_is_trained_from_scratch_on_them(parts, own_folder):
-    run = Run(
-        SFT(),
-        MovingClips(count=4),
-        TinyVideoParts(str(parts)),
-        Full(),
-        iterations=1,
-        batch=4,
-        chunk=4,
-        inference_steps=2,
+    run = Run(SFT(), MovingClips(count=4), TinyVideoParts(str(parts)), Full()).with_options(
+        iterations=1, batch=4, chunk=4, inference_steps=2
     )
     folder = execute(run, "from scratch")
     assert WanPipeline.from_pretrained(folder / "model").transformer.config.in_channels == 4

@@ -44,7 +44,9 @@ def test_every_recipe_survives_json(name):
 
 def test_every_alternative_of_a_run_survives_json():
     algorithm = FlowGRPO({"jpeg_compressibility": 1}, schedule=LinearShift(1 / 3), window=2, window_range=(1, 7))
-    run = Run(algorithm, PromptFile("a.txt"), SD3(size=512), LoRA(targets=("to_q", "to_k")), ema=None, threads=3)
+    run = Run(algorithm, PromptFile("a.txt"), SD3(size=512), LoRA(targets=("to_q", "to_k"))).with_options(
+        ema_decay=None, threads=3
+    )
     again = through_json(run)
     assert again == run
     assert isinstance(again.algorithm, FlowGRPO) and isinstance(again.algorithm.schedule, LinearShift)

@@ -97,11 +97,12 @@ def run(pipeline, own_folder, monkeypatch):
         ShapesPrompts(count=10),
         SD3(pipeline, max_sequence_length=0),
         LoRA(rank=4, alpha=8),
+    ).with_options(
         iterations=2,
         batch=2,
         chunk=8,
         sample_every=0,
-        invalid=0.2,
+        max_missing=0.2,
         held_out=ShapesPrompts("test", count=5),
         eval_every=1,
         eval_images=1,
@@ -134,7 +135,9 @@ def test_too_many_of_them_stop_the_run_and_lose_nothing(run, monkeypatch):
     monkeypatch.setitem(REWARDS, "sometimes", failing(0.5))
     with pytest.raises(TrainingStopped, match=r"step 0: 4 of 8 images have no sometimes.*the server was asleep"):
         execute(run, "rewards")
-    history = replace(run, algorithm=DDPO({"sometimes": 1.0}, steps=3, group=4, history=9, least=2), invalid=0.6)
+    history = run.with_options(
+        algorithm=DDPO({"sometimes": 1.0}, steps=3, group=4, history=9, least=2), max_missing=0.6
+    )
     folder = execute(replace(history, name="history"), "rewards")
     [kept] = sorted(folder.glob("checkpoints/step_*"))[-1:]
     memory = json.loads((kept / "state.json").read_text())["memory"]["sometimes"]
@@ -151,7 +154,7 @@ def test_a_reward_that_does_not_work_here_is_refused_before_training(run, monkey
         execute(run, "rewards")
     assert not run.folder.exists()
     with pytest.raises(ValueError, match=r"invalid = 1\.0: a share"):
-        replace(run, invalid=1.0)
+        run.with_options(max_missing=1.0)
 
 
 @pytest.mark.parametrize("batch, chunk", [(4, 8), (3, 4), (2, 64)])
@@ -164,10 +167,10 @@ def test_images_scored_while_others_are_drawn_have_the_scores_they_would_have(ru
         return Scored(brightness(images, records), {"half": brightness(images, records) / 2}, why)
 
     monkeypatch.setitem(REWARDS, "sometimes", score)
-    plain = replace(run, batch=batch, chunk=chunk, invalid=0.9, held_out=None, eval_every=0)
+    plain = run.with_options(batch=batch, chunk=chunk, max_missing=0.9, held_out=None, eval_every=0)
     found = []
     for overlap in (False, True):
-        folder = execute(replace(plain, overlap=overlap, name=f"overlap_{overlap}"), "rewards")
+        folder = execute(plain.with_options(overlap=overlap, name=f"overlap_{overlap}"), "rewards")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         found.append([{name: line[name] for name in line if not name.startswith("seconds")} for line in lines])
     assert "part/sometimes/half" in found[1][0]
@@ -178,7 +181,7 @@ def test_images_scored_while_others_are_drawn_have_the_scores_they_would_have(ru
 def test_an_exception_beside_the_rollout_ends_the_run(run, monkeypatch):
     monkeypatch.setitem(REWARDS, "sometimes", lambda images, records: np.zeros((2, 2, 2)))
     with pytest.raises(ValueError, match="one number for each"):
-        execute(replace(run, overlap=True, held_out=None, eval_every=0), "rewards")
+        execute(run.with_options(overlap=True, held_out=None, eval_every=0), "rewards")
 
 
 def test_what_falls_while_the_trained_reward_rises_is_named():
@@ -207,7 +210,7 @@ def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, 
     rising = lambda images, records: np.arange(len(images)) % 7 / 100 + looks["count"]
     monkeypatch.setitem(REWARDS, "hidden", hidden)
     monkeypatch.setitem(REWARDS, "sometimes", rising)
-    folder = execute(replace(run, eval_rewards=("hidden",), iterations=3), "rewards")
+    folder = execute(run.with_options(eval_rewards=("hidden",), iterations=3), "rewards")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["alarm"] for line in lines] == [0, 0, 1]
     assert "step 2: ALARM: hidden fell by 0.4 while sometimes rose by" in capsys.readouterr().out
@@ -218,7 +221,7 @@ def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, 
     }
     assert (folder / "best/lora/pytorch_lora_weights.safetensors").is_file()
     with pytest.raises(ValueError, match="did you mean hidden"):
-        replace(run, eval_rewards=("hidden",), best="hiden")
+        run.with_options(eval_rewards=("hidden",), best_by="hiden")
 
 
 def test_a_reward_that_fails_on_a_whole_part_beside_the_rollout_is_counted(run, monkeypatch):
@@ -230,6 +233,8 @@ def test_a_reward_that_fails_on_a_whole_part_beside_the_rollout_is_counted(run, 
         return Scored(brightness(images, records), {"half": brightness(images, records) / 2})
 
     monkeypatch.setitem(REWARDS, "sometimes", score)
-    plain = replace(run, batch=10, chunk=4, invalid=0.9, held_out=None, eval_every=0, iterations=1, overlap=True)
+    plain = run.with_options(
+        batch=10, chunk=4, max_missing=0.9, held_out=None, eval_every=0, iterations=1, overlap=True
+    )
     [line] = [json.loads(text) for text in (execute(plain, "rewards") / "metrics.jsonl").read_text().splitlines()]
     assert line["invalid/sometimes"] == pytest.approx(0.1) and np.isfinite(line["part/sometimes/half"])

@@ -1,0 +1,43 @@
+"""Records and options of earlier versions: old records are read, old options are refused with their new names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..system.errors import ConfigError
+from .config import GROUP_OF
+
+RENAMED = {
+    "turns": "tag_schedule",
+    "invalid": "max_missing",
+    "decay": "lr_schedule",
+    "betas": "adam_betas",
+    "ema": "ema_decay",
+    "best": "best_by",
+    "keep": "keep_checkpoints",
+    "grace": "grace_seconds",
+    "lanes": "grad_partitions",
+    "track": "tracker",
+}
+"""Option of version 0.1 → its name now."""
+
+
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's configuration as this version records it; in version 0.1 all options stood side by side."""
+    upgraded: dict[str, Any] = {}
+    for name, value in config.items():
+        current = RENAMED.get(name, name)
+        group = GROUP_OF.get(current)
+        if group is None:
+            upgraded[current] = value
+        else:
+            upgraded.setdefault(group, {})[current] = value
+    return upgraded
+
+
+def refuse_renamed(options: Sequence[str]) -> None:
+    """Refuse options that version 0.1 had under another name.  ConfigError names the new one."""
+    for option in options:
+        name = option.removeprefix("--").split("=", 1)[0].replace("-", "_")
+        if option.startswith("--") and name in RENAMED:
+            new = RENAMED[name].replace("_", "-")
+            raise ConfigError(f"--{name.replace('_', '-')} is called --{new} since version 0.2")

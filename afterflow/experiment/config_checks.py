@@ -1,0 +1,139 @@
+"""Whether the parts of a run fit together: one function for each subject, a sentence for each misfit."""
+
+from typing import TYPE_CHECKING, Any
+
+from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, Supervised
+from ..data.images import ImageSource
+from ..models.adapters import Full, LoRA
+from ..models.pipeline import Pretrained
+from ..models.tiny_parts.config import TinyVideoParts
+from ..models.wan import Wan
+from ..objectives.advantages import Blend
+from ..rewards.registry import find_reward
+from ..system.errors import ConfigError
+from ..system.names import unknown_name
+
+if TYPE_CHECKING:
+    from .config import Run
+
+
+def check_run(run: "Run") -> None:
+    """Check what no group can check alone.  ConfigError names the options that do not fit and what to change."""
+    if run.seed < 0:
+        raise ConfigError(f"seed = {run.seed}: 0 or more")
+    check_model(run)
+    check_distribution(run)
+    check_evaluation(run)
+    algorithm = run.algorithm
+    if isinstance(algorithm, Supervised) != isinstance(run.data, ImageSource):
+        need = "images with prompts" if isinstance(algorithm, Supervised) else "prompts"
+        raise ConfigError(f"{type(algorithm).__name__} learns from {need}, not from {type(run.data).__name__}")
+    if isinstance(algorithm, Supervised):
+        check_supervised(run)
+    else:
+        check_rewards_of(run, algorithm)
+    check_teachers(run, algorithm.requirements if isinstance(algorithm, OnPolicy) else Requirements(()))
+
+
+def check_model(run: "Run") -> None:
+    """Check the model's precision against what is trained, and that rewards of clips get clips."""
+    model = run.model
+    if isinstance(model, Pretrained) and model.dtype == "float16" and run.optimization.mixed_precision != "fp16":
+        raise ConfigError("model.dtype = float16 loses small gradients; take bfloat16, or mixed_precision = fp16")
+    if isinstance(model, Pretrained) and model.quantize is not None and isinstance(run.tune, Full):
+        raise ConfigError("model.quantize keeps frozen weights in fewer bits, and Full trains them; take a LoRA")
+    for name in run.rewards:
+        if find_reward(name).clips and not isinstance(model, Wan | TinyVideoParts):
+            raise ConfigError(f"{name} judges clips, and {type(model).__name__} draws images; take Wan")
+
+
+def check_distribution(run: "Run") -> None:
+    """Check shards and gradient partitions against the batch, the optimizer and what is trained."""
+    shard, partitions = run.distribution.shard, run.distribution.grad_partitions
+    if partitions > run.batches.batch:
+        raise ConfigError(
+            f"grad_partitions = {partitions}: each needs at least one prompt or image of batch = {run.batches.batch}"
+        )
+    if shard == "none":
+        return
+    if isinstance(run.tune, LoRA):
+        raise ConfigError("shard is of trained weights, and a LoRA has few; leave it out, or take --adapt full")
+    if run.batches.overlap:
+        raise ConfigError(
+            "overlap: one process that fails would leave the others waiting in a pass; leave out shard or it"
+        )
+    if run.optimization.optimizer != "adamw":
+        raise ConfigError(f"optimizer = {run.optimization.optimizer} has never been tried with shard; take adamw")
+
+
+def check_evaluation(run: "Run") -> None:
+    """Check that the best weights are chosen by a reward that is measured."""
+    best_by = run.evaluation.best_by
+    if best_by is not None and best_by not in run.watched:
+        raise unknown_name("reward on held-out prompts (best_by)", best_by, run.watched)
+
+
+def check_supervised(run: "Run") -> None:
+    """Check that no option of rollouts is set where images teach."""
+    for name in ("tag_schedule", "offload", "overlap"):
+        if getattr(run.batches, name):
+            raise ConfigError(f"{name} is of rollouts; leave it out where images teach")
+    if run.batches.updates > 1:
+        raise ConfigError(f"updates = {run.batches.updates}: images are learnt from once; leave it at 1")
+
+
+def check_teachers(run: "Run", requirements: Requirements) -> None:
+    """Check that every task has one teacher, every teacher a task, and the anchor a name that exists."""
+    names = [teacher.name for teacher in run.teachers]
+    tasks = [task for teacher in run.teachers for task in teacher.tasks]
+    if (requirements.route is not None) != bool(tasks):
+        need = "needs teachers with tasks" if requirements.route else "needs no teachers; leave them out"
+        raise ConfigError(f"teachers: {type(run.algorithm).__name__} {need}")
+    for teacher in run.teachers:
+        if not teacher.name.replace("_", "").replace("-", "").isalnum() or teacher.name == "base":
+            raise ConfigError(f"teachers: {teacher.name!r} cannot be a name; take letters, digits, - and _, not base")
+        if not teacher.tasks and teacher.name != requirements.anchor:
+            raise ConfigError(f"teachers: {teacher.name} has no task and is no anchor; leave it out")
+    for repeated in [name for group in (names, tasks) for name in group if group.count(name) > 1]:
+        raise ConfigError(f"teachers: {repeated!r} is there twice; a task has one teacher, and a teacher one name")
+    if requirements.anchor is not None and requirements.anchor not in ("base", *names):
+        raise unknown_name("anchor", requirements.anchor, ("base", *names))
+
+
+def check_rewards_of(run: "Run", algorithm: OnPolicy) -> None:
+    """Check that the algorithm has rewards to learn from, and a judge just where it compares images."""
+    requirements = algorithm.requirements
+    if not algorithm.weights and requirements.route is None:
+        raise ConfigError("algorithm.weights is empty: name at least one reward and its weight")
+    compares = requirements.comparisons is not None
+    blend = requirements.blend or Blend()
+    if WIN_RATE in {*algorithm.weights, *blend.gate} and not compares:
+        raise ConfigError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
+    if compares != (run.judge is not None):
+        need = "needs a judge" if compares else "needs no judge; leave it out"
+        raise ConfigError(f"judge = {run.judge}: {type(algorithm).__name__} {need}")
+    if blend.how == "z_sum" and sum(algorithm.weights.values()) <= 0:
+        raise ConfigError("algorithm.weights: their sum must be positive for blend.how = z_sum, a weighted mean")
+
+
+def check_at_least_one(group: Any, *names: str) -> None:
+    """Check that fields are None or at least 1."""
+    for name in names:
+        value = getattr(group, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value}: at least 1")
+
+
+def check_positive(group: Any, *names: str) -> None:
+    """Check that fields are None or above 0."""
+    for name in names:
+        value = getattr(group, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{name} = {value}: it must be positive")
+
+
+def check_not_negative(group: Any, *names: str) -> None:
+    """Check that fields are 0 or above."""
+    for name in names:
+        if getattr(group, name) < 0:
+            raise ConfigError(f"{name} = {getattr(group, name)}: 0 or more")
