@@ -44,7 +44,7 @@ EACH = {"in one process": 17, "in two": 15}
 
 def run(name: str, **options) -> Run:
     algorithm = FlowGRPO({"fragile:clean": 1.0}, steps=3, group=4, beta=0.0)
-    plain = {"held_out": None, "eval_every": 0, "eval_rewards": (), "sample_every": 0, "batch": 2, "lanes": 2}
+    plain = {"held_out": None, "eval_every": 0, "eval_rewards": (), "sample_every": 0, "batch": 2, "grad_partitions": 2}
     return replace(run_of("flow_grpo", ITERATIONS, **(plain | options)), algorithm=algorithm, name=name)
 
 

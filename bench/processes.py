@@ -29,10 +29,10 @@ SHARDED = {"sft": 1e-4, "flow_grpo": 1e-5}
 
 def options_of(kind: str, method: str, lanes: int) -> dict:
     if kind == "lanes":
-        return {"lanes": lanes}
+        return {"grad_partitions": lanes}
     # A gradient of one pass, so that one process sums in the order in which shards are summed.
     whole = {"tune": Full(), "chunk": 32, "updates": 1, "learning_rate": SHARDED[method]}
-    return whole | ({"lanes": lanes} if kind == "whole" else {"shard": kind})
+    return whole | ({"grad_partitions": lanes} if kind == "whole" else {"shard": kind})
 
 
 def trained(kind: str, method: str, lanes: int, iterations: int, processes: int, home: str) -> tuple[Path, float]:

@@ -49,8 +49,6 @@ def run_of(method: str, iterations: int, **options) -> Run:
     algorithm = METHODS[method]
     explores = isinstance(algorithm, OnPolicy)
     fields = dict(
-        teachers=(Teacher("guided", None, TAGS, guidance_scale=2.5),) if method == "flow_opd" else (),
-        judge=ShapesJudge(noise=0.1, bias=0.1) if method == "pref_grpo" else None,
         tune=LoRA(rank=4, alpha=8) if explores else Full(),
         name=method,
         iterations=iterations,
@@ -67,7 +65,9 @@ def run_of(method: str, iterations: int, **options) -> Run:
         threads=1,
     )
     data = ShapesPrompts(count=40, tags=TAGS) if explores else ShapesImages(count=64, tags=TAGS)
-    return Run(algorithm, data, SD3("tiny"), **(fields | options))  # type: ignore[arg-type]
+    judge = ShapesJudge(noise=0.1, bias=0.1) if method == "pref_grpo" else None
+    teachers = (Teacher("guided", None, TAGS, guidance_scale=2.5),) if method == "flow_opd" else ()
+    return Run(algorithm, data, SD3("tiny"), teachers=teachers, judge=judge).with_options(**(fields | options))
 
 
 def work(run: Run) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..system.errors import ConfigError
+from ..system.names import unknown_name
 from .config import GROUP_OF
 
 RENAMED = {
@@ -22,11 +23,16 @@ RENAMED = {
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's configuration as this version records it; in version 0.1 all options stood side by side."""
+    """Return a run's configuration as this version records it; in version 0.1 all options stood side by side.
+
+    ConfigError for a field that does not exist.
+    """
     upgraded: dict[str, Any] = {}
     for name, value in config.items():
         current = RENAMED.get(name, name)
-        group = GROUP_OF.get(current)
+        if current not in GROUP_OF:
+            raise unknown_name("field of Run", name, GROUP_OF)
+        group = GROUP_OF[current]
         if group is None:
             upgraded[current] = value
         else:

@@ -44,33 +44,38 @@ Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPro
 Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
 
 
+T = TypeVar("T")
+Option = Annotated[T, arg(prefix_name=False)]
+"""A field of a group that is an option without the group's name before it."""
+
+
 @dataclass(frozen=True)
 class Batches:
     """How long training lasts, and what one iteration of it holds."""
 
-    iterations: int = 100
+    iterations: Option[int] = 100
     """Number of iterations: a rollout with its updates, or a single update of supervised training."""
-    budget_seconds: float | None = None
+    budget_seconds: Option[float | None] = None
     """Seconds of training.  The run ends after the iteration that uses them up.  Evaluation, pictures and checkpoints
     do not count."""
-    batch: int = 16
+    batch: Option[int] = 16
     """Prompts of one iteration, or images of one update of supervised training."""
-    updates: int = 1
+    updates: Option[int] = 1
     """Optimizer updates of one iteration.  After the first, the rollout is no longer quite on-policy."""
-    chunk: int = 64
+    chunk: Option[int] = 64
     """Rows of one forward pass, the same in rollout and update, so that ratios are exactly 1 at first.  Guidance
     doubles them."""
-    guidance_scale: float = 1.0
+    guidance_scale: Option[float] = 1.0
     """Scale of classifier-free guidance in rollouts, updates and sample pictures.  Where images teach, only pictures
     have it.  1 is no guidance, and half the work."""
-    tag_schedule: Mapping[str, int] = field(default_factory=dict)
+    tag_schedule: Option[Mapping[str, int]] = field(default_factory=dict)
     """Number of consecutive iterations whose prompts all have one tag, tag by tag.  Empty mixes the tags."""
-    max_missing: float = 0.05
+    max_missing: Option[float] = 0.05
     """Largest share of an iteration's images that may lack a reward because it failed on them.  More stop the run.
-    ImageSource without a reward are not trained on."""
-    offload: bool = False
+    Images without a reward are not trained on."""
+    offload: Option[bool] = False
     """Keep the states of a rollout in CPU memory until the update needs them.  Long clips have many."""
-    overlap: bool = False
+    overlap: Option[bool] = False
     """Score the images of the first prompts while those of the next are sampled.  Meant for rewards elsewhere."""
 
     def __post_init__(self) -> None:
@@ -89,30 +94,30 @@ class Batches:
 class Optimization:
     """The optimizer, its learning rate and its precision."""
 
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    optimizer: Option[Literal["adamw", "adamw_8bit"]] = "adamw"
     """adamw_8bit keeps AdamW's averages in 8 bits (bitsandbytes) and saves 6 bytes of each trained weight."""
-    learning_rate: float = 3e-4
+    learning_rate: Option[float] = 3e-4
     """Learning rate after the warm-up."""
-    lr_schedule: Literal["constant", "cosine", "late"] = "constant"
+    lr_schedule: Option[Literal["constant", "cosine", "late"]] = "constant"
     """Schedule of the learning rate.  cosine falls to a tenth over the run.  late falls to it linearly over the last
     fifth."""
-    warmup: int = 0
+    warmup: Option[int] = 0
     """Iterations over which the learning rate rises from 0."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: Option[tuple[float, float]] = (0.9, 0.999)
     """Decay rates of AdamW's averages of the gradient and of its square."""
-    weight_decay: float = 1e-4
+    weight_decay: Option[float] = 1e-4
     """AdamW's weight decay, which is multiplied by the learning rate."""
-    adam_eps: float = 1e-8
+    adam_eps: Option[float] = 1e-8
     """Number added to the root of AdamW's squared average."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Option[float] = 1.0
     """Largest norm of the gradient.  Longer gradients are scaled down to it."""
-    ema_decay: float | None = 0.9
+    ema_decay: Option[float | None] = 0.9
     """Decay per update of the average of the weights that is evaluated and saved.  None: the last weights are."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Option[Literal["no", "fp16", "bf16"]] = "no"
     """Precision of forward passes.  Kernels, log-probabilities and trained weights stay fp32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Option[bool] = False
     """Compute activations again in the backward pass.  It needs much less memory and about a third more time."""
-    nonfinite: Literal["stop", "skip"] = "stop"
+    nonfinite: Option[Literal["stop", "skip"]] = "stop"
     """What a loss or gradient that is not finite does: stop the run, or leave that update out and count it."""
 
     def __post_init__(self) -> None:
@@ -128,18 +133,18 @@ class Optimization:
 class Evaluation:
     """What is measured on held-out prompts while training goes on."""
 
-    held_out: Prompts | None = None
+    held_out: Option[Prompts | None] = None
     """Prompts that are not trained on and whose rewards are measured, with images by the ODE."""
-    eval_every: int = 0
+    eval_every: Option[int] = 0
     """Iterations between those measurements.  0: never."""
-    eval_images: int = 2
-    """ImageSource of each held-out prompt."""
-    eval_rewards: tuple[str, ...] = ()
+    eval_images: Option[int] = 2
+    """Images of each held-out prompt."""
+    eval_rewards: Option[tuple[str, ...]] = ()
     """Rewards measured on held-out prompts besides the trained ones."""
-    best_by: str | None = None
+    best_by: Option[str | None] = None
     """Reward whose highest value on held-out prompts decides which weights best/ holds.  None: the first of
     eval_rewards that is not trained, if there is one."""
-    inference_steps: int = 20
+    inference_steps: Option[int] = 20
     """ODE steps of held-out and sample pictures."""
 
     def __post_init__(self) -> None:
@@ -156,11 +161,11 @@ class Evaluation:
 class Checkpoints:
     """When the state of a run is saved."""
 
-    save_every: int = 50
+    save_every: Option[int] = 50
     """Iterations between checkpoints.  The last iteration is always saved."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Option[int] = 2
     """Number of checkpoints that stay on the disk, the newest ones."""
-    grace_seconds: float = 20.0
+    grace_seconds: Option[float] = 20.0
     """Seconds that the current iteration may go on after SIGTERM, as spot machines send it.  Then the last whole
     iteration is saved."""
 
@@ -173,17 +178,17 @@ class Checkpoints:
 class Distribution:
     """How the work is spread over processes, compilers and threads."""
 
-    shard: Sharding = "none"
+    shard: Option[Sharding] = "none"
     """What processes share of a full fine-tune (FSDP2).  zero2: gradients and optimizer.  full: the weights too.
     none: each process has all."""
-    grad_partitions: int = 1
+    grad_partitions: Option[int] = 1
     """Number of fixed parts of the batch whose gradients are summed apart and then in fp64.  Results are bit-identical
     for any number of processes that divides it, if rewards are deterministic.  There are never fewer parts than
     processes."""
-    compile: bool = False
+    compile: Option[bool] = False
     """Compile the network with torch.compile, for rollout and update alike.  The first iteration takes a minute
     or two more.  Ratios stay 1 in fp32, and in bf16 within 1e-5 where it was measured."""
-    threads: int | None = None
+    threads: Option[int | None] = None
     """CPU threads of torch.  None leaves torch's own choice."""
 
     def __post_init__(self) -> None:
@@ -196,20 +201,15 @@ class Distribution:
 class Logging:
     """What a run shows while it trains."""
 
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    tracker: Option[Literal["none", "tensorboard", "wandb", "trackio"]] = "none"
     """Tracker that gets the metrics besides metrics.jsonl."""
-    sample_every: int = 20
+    sample_every: Option[int] = 20
     """Iterations between sample pictures.  0: never."""
 
     def __post_init__(self) -> None:
         check_not_negative(self, "sample_every")
         if self.tracker != "none":
             check_extra(f"tracker = {self.tracker}", [self.tracker], "track")
-
-
-G = TypeVar("G")
-Group = Annotated[G, arg(prefix_name=False)]
-"""A group whose fields are options without its name before them."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +245,18 @@ class Run:
     """Name of the run, which is kept in runs/NAME."""
     seed: int = 0
     """Seed of prompts, noise and shuffling."""
-    batches: Group[Batches] = Batches()
-    optimization: Group[Optimization] = Optimization()
-    evaluation: Group[Evaluation] = Evaluation()
-    checkpoints: Group[Checkpoints] = Checkpoints()
-    distribution: Group[Distribution] = Distribution()
-    logging: Group[Logging] = Logging()
+    batches: Batches = Batches()
+    """Length of training and content of an iteration."""
+    optimization: Optimization = Optimization()
+    """Optimizer, learning rate and precision."""
+    evaluation: Evaluation = Evaluation()
+    """Measurements on held-out prompts during training."""
+    checkpoints: Checkpoints = Checkpoints()
+    """Saved states."""
+    distribution: Distribution = Distribution()
+    """Processes, compiler and threads."""
+    logging: Logging = Logging()
+    """Tracker and sample pictures."""
 
     def __post_init__(self) -> None:
         check_run(self)

@@ -149,9 +149,7 @@ def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> Non
             f"shard = {run.distribution.shard}: one process has nobody to share with; launch several, or leave it out"
         )
     if processes.grad_partitions % n:
-        raise ValueError(
-            f"grad_partitions = {run.distribution.grad_partitions}: {n} processes need a multiple of {n}"
-        )
+        raise ValueError(f"grad_partitions = {run.distribution.grad_partitions}: {n} processes need a multiple of {n}")
     if run.batches.batch < n:
         raise ValueError(f"batch = {run.batches.batch}: {n} processes need at least one prompt or image each")
     if processes.sharded and run.batches.batch % n:
@@ -175,7 +173,9 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 def in_shards(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
-    return shard_network(network, blocks(network), run.distribution.shard, processes.accelerator.device, processes.count)
+    return shard_network(
+        network, blocks(network), run.distribution.shard, processes.accelerator.device, processes.count
+    )
 
 
 def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -28,7 +28,7 @@ STEPS = 10
 def _run(algorithm: OnPolicy, name: str, **options: object) -> Run:
     """Less than ten minutes on a laptop; the rate is what so few iterations stand."""
     run = shapes_flow_grpo().with_options(iterations=80, learning_rate=1.5e-3)
-    return replace(run, algorithm=algorithm, name=name, **options)  # type: ignore[arg-type]
+    return run.with_options(algorithm=algorithm, name=name, **options)
 
 
 def shapes_ddpo() -> Run:

@@ -105,10 +105,8 @@ def test_help_shows_what_each_field_means(said):
 
 
 def test_options_override_the_recipe():
-    words = (
-        "--algorithm.weights jpeg_compressibility 2 --algorithm.clip 0.01 --data.tags colors text --seed 3 --ema None"
-    )
-    run = overridden(RECIPES["shapes_flow_grpo"](), [*words.split(), "--ema", "None"], "afterflow")
+    words = "--algorithm.weights jpeg_compressibility 2 --algorithm.clip 0.01 --data.tags colors text --seed 3 --ema-decay None"
+    run = overridden(RECIPES["shapes_flow_grpo"](), [*words.split(), "--ema-decay", "None"], "afterflow")
     assert run.algorithm.weights == {"jpeg_compressibility": 2.0} and isinstance(run.algorithm.weights, Mapping)
     assert (run.algorithm.clip, run.data.tags, run.seed, run.optimization.ema_decay) == (
         0.01,
@@ -137,7 +135,7 @@ def test_a_chain_takes_no_options_and_is_compared_by_a_run_at_its_end(said):
 
 
 def test_turns_are_whole_numbers():
-    run = overridden(RECIPES["shapes_flow_grpo"](), ["--turns", "colors", "3", "counting=1"], "afterflow train")
+    run = overridden(RECIPES["shapes_flow_grpo"](), ["--tag-schedule", "colors", "3", "counting=1"], "afterflow train")
     assert run.batches.tag_schedule == {"colors": 3, "counting": 1} and all(
         isinstance(n, int) for n in run.batches.tag_schedule.values()
     )
@@ -174,7 +172,7 @@ def test_train_resume_repeat_eval_and_sample(said, pipeline, tmp_path):
 
     assert said("train", "--from", "runs/short/run.json", "--name", "again", "--iterations", 1)[0] == 0
     again = json.loads(Path("runs/again/run.json").read_text())
-    assert again["recipe"] == "shapes_flow_grpo" and again["config"]["iterations"] == 1
+    assert again["recipe"] == "shapes_flow_grpo" and again["config"]["batches"]["iterations"] == 1
 
     suite = ["--prompts", "7", "--images", "2", "--steps", "2", "--draws", "50"]
     model, grid = "runs/short/model", tmp_path / "new" / "grid.png"
@@ -253,7 +251,9 @@ def test_one_sentence_says_what_is_wrong(said, argv, sentence):
         ("--algorithm.weights shapes_strict", "'shapes_strict' has no number after it"),
         ("--algorithm.weights", "algorithm.weights is empty: name at least one reward and its weight"),
         ("--iterations 0", "iterations = 0: at least 1"),
-        ("--decay cosin", "cosine"),
+        ("--lr-schedule cosin", "cosine"),
+        ("--decay cosine", "--decay is called --lr-schedule since version 0.2"),
+        ("--lanes=2", "--lanes is called --grad-partitions since version 0.2"),
     ],
 )
 def test_options_that_cannot_be_used(said, options, sentence):

@@ -100,9 +100,9 @@ def test_wan_learns_from_clips_and_explores_their_prompts(tmp_path, monkeypatch)
     monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
     config = built("wan", tmp_path / "pipeline")
     short = {"tune": LoRA(rank=2, alpha=4), "iterations": 1, "batch": 2, "chunk": 4, "inference_steps": 2}
-    taught = Run(SFT(), MovingClips(count=4, frames=5), config, name="taught", **short)
+    taught = Run(SFT(), MovingClips(count=4, frames=5), config, name="taught").with_options(**short)
     assert (execute(taught, "taught") / "lora").is_dir()
     explored = Run(
-        FlowGRPO({"moving_partial": 1.0}, steps=3, group=2), MovingPrompts(count=6), config, name="explored", **short
-    ).with_options(held_out=MovingPrompts("test", count=3), eval_every=1, eval_rewards=("moving_smoothness",))
+        FlowGRPO({"moving_partial": 1.0}, steps=3, group=2), MovingPrompts(count=6), config, name="explored"
+    ).with_options(**short, held_out=MovingPrompts("test", count=3), eval_every=1, eval_rewards=("moving_smoothness",))
     assert "moving_smoothness" in (execute(explored, "explored") / "held_out.jsonl").read_text()

@@ -10,7 +10,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.recipes import RECIPES
 
-BY_NAME = {"weights", "turns", "min_reward", "options", "servers", "gate"}
+BY_NAME = {"weights", "tag_schedule", "min_reward", "options", "servers", "gate"}
 """Mappings whose keys are names of something else."""
 ANY_NUMBER = {("model", "seed")}
 

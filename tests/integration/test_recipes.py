@@ -50,8 +50,8 @@ def test_more_gpus_change_what_an_iteration_takes_and_nothing_else(name):
     pairs = [(wide, narrow)] if isinstance(wide, Run) else zip(wide.stages, narrow.stages)
     for many, few in pairs:
         if isinstance(many, Run):
-            assert many.batch > few.batch
-            assert (many.algorithm, many.data, many.learning_rate) == (few.algorithm, few.data, few.learning_rate)
+            assert many.batches.batch > few.batches.batch
+            assert (many.algorithm, many.data, many.optimization) == (few.algorithm, few.data, few.optimization)
 
 
 def test_the_student_of_sd35_has_a_teacher_for_every_task_of_its_prompts(own_folder):

@@ -63,7 +63,7 @@ def test_a_run_leaves_what_it_promises(run):
     assert ["eval/jpeg_compressibility" in line for line in lines] == [True, False, True]
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_000000.png", "step_000002.png"]
     assert (folder / "lora" / "pytorch_lora_weights.safetensors").is_file()
-    assert json.loads((folder / "run.json").read_text())["config"]["learning_rate"] == 1e-3
+    assert json.loads((folder / "run.json").read_text())["config"]["optimization"]["learning_rate"] == 1e-3
     assert any(path.stat().st_size for path in folder.rglob("events.out.tfevents.*"))
 
 
@@ -209,7 +209,7 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
     "options, advice",
     [
         (dict(algorithm=PrefGRPO()), "PrefGRPO needs a judge"),
-        (dict(judge=ShapesJudge()), "asks no judge; leave it out"),
+        (dict(judge=ShapesJudge()), "needs no judge; leave it out"),
         (dict(algorithm=FlowGRPO({"win_rate": 1.0})), "win_rate is a reward of PrefGRPO only"),
         (dict(algorithm=DDPO({"jpeg": 1.0})), "jpeg_"),
         (
@@ -225,7 +225,7 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
 )
 def test_parts_that_do_not_fit_are_refused_before_anything_is_loaded(run, options, advice):
     with pytest.raises(ValueError, match=advice):
-        replace(run, **options)
+        run.with_options(**options)
 
 
 def test_a_judge_that_answers_nonsense_is_refused_before_any_sampling(run, monkeypatch):

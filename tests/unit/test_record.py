@@ -9,7 +9,8 @@ import pytest
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import PromptFile
-from afterflow.experiment.config import Run
+from afterflow.experiment.compatibility import RENAMED, upgrade
+from afterflow.experiment.config import GROUPS, Run
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
@@ -36,6 +37,21 @@ class Root:
     rates: tuple[float, ...] = field(default=(1e-30, 1 / 3))
 
 
+def flat(config):
+    """A configuration as version 0.1 wrote it: no groups, and the old names."""
+    old = {new: name for name, new in RENAMED.items()}
+    options = {name: value for name, value in config.items() if name not in GROUPS}
+    return options | {old.get(name, name): value for group in GROUPS for name, value in config[group].items()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_read_from_a_record_of_version_0_1(name):
+    run = RECIPES[name]()
+    for stage in getattr(run, "stages", [run]):
+        if isinstance(stage, Run):
+            assert from_json(Run, upgrade(json.loads(json.dumps(flat(to_json(stage)))))) == stage
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_survives_json(name):
     run = RECIPES[name]()
@@ -50,7 +66,7 @@ def test_every_alternative_of_a_run_survives_json():
     again = through_json(run)
     assert again == run
     assert isinstance(again.algorithm, FlowGRPO) and isinstance(again.algorithm.schedule, LinearShift)
-    assert again.algorithm.window_range == (1, 7) and isinstance(again.betas, tuple)
+    assert again.algorithm.window_range == (1, 7) and isinstance(again.optimization.adam_betas, tuple)
 
 
 def test_nested_tuples_and_mappings_survive_json():
@@ -70,22 +86,22 @@ def test_a_field_left_out_keeps_its_default():
         ({"algorithm": {"type": "FlowGRPO", "grup": 3}}, "no field of algorithm is called 'grup'; did you mean group?"),
         ({"algorithm": {"type": "FlowGPRO"}}, "no type of algorithm is called 'FlowGPRO'; did you mean FlowGRPO?"),
         ({"algorithm": {"group": 3}}, 'algorithm: "type" must say which of SFT, FlowGRPO it is'),
-        ({"iterations": "many"}, "iterations = 'many': it must be int"),
-        ({"iterations": True}, "iterations = True: it must be int"),
-        ({"iterations": 2.5}, "iterations = 2.5: it must be int"),
-        ({"ema": "0.9"}, "ema = '0.9': it must be float or null"),
-        ({"betas": [0.9]}, "betas = [0.9]: it must be a list of float, float"),
-        ({"betas": [0.9, None]}, "betas[1] = None: it must be float"),
-        ({"decay": "cosin"}, "no decay is called 'cosin'; did you mean cosine?"),
+        ({"iterations": "many"}, "batches.iterations = 'many': it must be int"),
+        ({"iterations": True}, "batches.iterations = True: it must be int"),
+        ({"iterations": 2.5}, "batches.iterations = 2.5: it must be int"),
+        ({"ema": "0.9"}, "optimization.ema_decay = '0.9': it must be float or null"),
+        ({"betas": [0.9]}, "optimization.adam_betas = [0.9]: it must be a list of float, float"),
+        ({"betas": [0.9, None]}, "optimization.adam_betas[1] = None: it must be float"),
+        ({"decay": "cosin"}, "no optimization.lr_schedule is called 'cosin'; did you mean cosine?"),
         ({"tune": {"type": "LoRA", "targets": [1]}}, "tune.targets[0] = 1: it must be str"),
         ({"model": 3}, "model = 3: it must be an object or an object"),
         ({"iterations": 0}, "iterations = 0: at least 1"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
-    data = to_json(RECIPES["shapes_flow_grpo"]()) | change
+    data = flat(to_json(RECIPES["shapes_flow_grpo"]())) | change
     with pytest.raises(ValueError) as error:
-        from_json(Run, data)
+        from_json(Run, upgrade(data))
     assert str(error.value).startswith(message.split("SFT, FlowGRPO")[0])
 
 
