@@ -105,7 +105,7 @@ def test_help_shows_what_each_field_means(said):
 
 
 def test_options_override_the_recipe():
-    words = "--algorithm.weights jpeg_compressibility 2 --algorithm.clip 0.01 --data.tags colors text --seed 3 --ema-decay None"
+    words = "--algorithm.weights jpeg_compressibility 2 --algorithm.clip 0.01 --data.tags colors text --seed 3"
     run = overridden(RECIPES["shapes_flow_grpo"](), [*words.split(), "--ema-decay", "None"], "afterflow")
     assert run.algorithm.weights == {"jpeg_compressibility": 2.0} and isinstance(run.algorithm.weights, Mapping)
     assert (run.algorithm.clip, run.data.tags, run.seed, run.optimization.ema_decay) == (

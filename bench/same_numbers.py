@@ -1,0 +1,69 @@
+"""Are the numbers those of version 0.1?  Every method trains the shipped pipeline for four iterations, seeded.
+
+    python bench/same_numbers.py
+
+Metrics, held-out scores and every tensor that a run leaves are compared with bench/results/same_numbers_0_1.json, which
+the code of version 0.1 wrote on one CPU thread of the machine named there.  Another kind of CPU rounds otherwise, so
+there only --store on both commits is a fair comparison.  The demo's summary is compared too, where runs/demo has one.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from small import METHODS, metrics_of, run_of, tensors_of, work
+
+STORED = Path(__file__).parent / "results" / "same_numbers_0_1.json"
+DEMO = Path(__file__).parents[1] / "tests" / "data" / "demo_0_1.json"
+
+
+def digest(tensors: dict) -> str:
+    """Return one digest of the names and bytes of a file's tensors."""
+    parts = {
+        name: hashlib.sha256(x.contiguous().view(-1).numpy().tobytes()).hexdigest()[:16] for name, x in tensors.items()
+    }
+    return hashlib.sha256(json.dumps(dict(sorted(parts.items()))).encode()).hexdigest()[:16]
+
+
+def numbers(method: str) -> dict:
+    """Train a method for four iterations in the working folder and return what it measured and left."""
+    run = run_of(method, 4, keep_checkpoints=10)
+    work(run)
+    return {
+        "metrics": metrics_of(run.folder),
+        "tensors": {file: digest(tensors) for file, tensors in tensors_of(run.folder).items()},
+        "held_out": (run.folder / "held_out.jsonl").read_text().splitlines(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", help="write the numbers to this file instead of comparing them")
+    options = parser.parse_args()
+    demo = Path("runs/demo/summary.json").absolute()
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        results = {method: numbers(method) for method in METHODS}
+        os.chdir(home)
+    if options.store:
+        Path(options.store).write_text(json.dumps(results, indent=1) + "\n")
+        return
+    stored = json.loads(STORED.read_text())["numbers"]
+    for method, result in results.items():
+        parts = {name: "equal" if result[name] == stored[method][name] else "DIFFERENT" for name in result}
+        print(method, parts, flush=True)
+    if demo.is_file():
+        summary = json.loads(demo.read_text())
+        for name, record in json.loads(DEMO.read_text()).items():
+            equal = {
+                key: summary[key] == record[key] for key in ("strict", "closed", "fidelity", "diversity", "frechet")
+            }
+            print("demo, as", name, equal)
+
+
+if __name__ == "__main__":
+    main()
