@@ -111,7 +111,7 @@ def reclaimed(rng: random.Random):
             timer.start()
         return save(*args, **kwargs)
 
-    with patch.object(state, "save", saved):
+    with patch.object(state, "save_checkpoint", saved):
         yield timer.finished.is_set
     timer.cancel()
 

@@ -17,12 +17,14 @@ from ..models.generate import picture_size
 from ..models.quiet import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo
+from .messages import show_messages
 
 SUITE = Settings(prompts=280, images=4)
 
 
 def main() -> None:
     start = time.perf_counter()
+    show_messages()
     no_progress_bars()
     run = demo()
     if run.folder.exists():

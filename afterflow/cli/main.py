@@ -12,6 +12,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
 from .merge import merge
+from .messages import show_messages
 from .push import push
 from .recipes import recipes, summary
 from .sample import sample
@@ -38,6 +39,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 2 when something given cannot be used, 1 when training cannot go on."""
+    show_messages()
     command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         # They read it when imported, and would warn about libraries that we do not use.

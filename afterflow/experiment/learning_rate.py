@@ -11,7 +11,7 @@ def learning_rate(run: Run, budget: Budget) -> Callable[[int], float]:
     """The rate of each iteration; it falls as the run's budget, of iterations or seconds, is used up."""
 
     def rate(step: int) -> float:
-        done = budget.done(step)
+        done = budget.fraction_done(step)
         fall = {"constant": 0.0, "cosine": 0.5 - 0.5 * math.cos(math.pi * done), "late": max(0.0, 5 * done - 4)}
         return (
             run.optimization.learning_rate

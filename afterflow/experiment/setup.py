@@ -49,12 +49,10 @@ class Session:
 
     def save(self, step: int) -> None:
         """A checkpoint of the state after iteration `step`; TrainingStopped where the disk does not take it."""
-        scaler, keep = self.processes.accelerator.scaler, self.run.checkpoints.keep_checkpoints
-        folder = self.run.folder / "checkpoints"
+        folder, scaler = self.run.folder / "checkpoints", self.processes.accelerator.scaler
+        weights = state.WeightState(self.parameters, self.optimizer, self.ema, scaler, self.memory, self.processes)
         try:
-            state.save_checkpoint(
-                folder, step, self.parameters, self.optimizer, self.ema, scaler, self.memory, keep, self.processes
-            )
+            state.save_checkpoint(folder, step, weights, self.run.checkpoints.keep_checkpoints)
         except (OSError, SafetensorError) as error:
             kept = state.list_checkpoints(folder)
             last = f"{kept[-1].name} is whole" if kept else "there is none before it"
@@ -126,7 +124,8 @@ def prepare(run: Run, resume: bool) -> Session:
     ema = Ema(parameters, run.optimization.ema_decay) if run.optimization.ema_decay is not None else None
     history = run.algorithm.requirements.history if isinstance(run.algorithm, OnPolicy) else 0
     memory = RewardHistory(history) if history else None
-    first = state.load_checkpoint(saved[-1], parameters, optimizer, ema, accelerator.scaler, memory) if resume else 0
+    weights = state.WeightState(parameters, optimizer, ema, accelerator.scaler, memory, processes)
+    first = state.load_checkpoint(saved[-1], weights) if resume else 0
     run.folder.mkdir(parents=True, exist_ok=True)
     return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, processes, memory, first)
 

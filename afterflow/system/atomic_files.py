@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process or the machine."""
+"""Atomic files: complete or absent, even if the process or the machine is killed."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_text_atomically(file: Path, text: str) -> None:
-    """Write it under another name, wait until the disk has it, and rename it."""
+    """Write `text` to a file of another name, wait until the disk has it, and rename it to `file`."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     flush_to_disk(partial)
@@ -15,7 +15,7 @@ def write_text_atomically(file: Path, text: str) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Return when the disk has a file, or the names in a folder."""
+    """Wait until the disk has a file, or the names in a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -24,5 +24,6 @@ def flush_to_disk(path: Path) -> None:
 
 
 def sha256(file: Path) -> str:
+    """Return the SHA-256 digest of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

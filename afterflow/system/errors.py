@@ -1,8 +1,8 @@
-"""What afterflow raises, for callers in notebooks and services: one class to catch, and the kinds below it."""
+"""Errors that afterflow raises on purpose: one class to catch, and the kinds below it."""
 
 
 class AfterflowError(Exception):
-    """The base of every error that afterflow raises on purpose; its message says what to change."""
+    """Base class of every error that afterflow raises on purpose; its message says what to change."""
 
 
 class ConfigError(AfterflowError, ValueError):

@@ -1,4 +1,4 @@
-"""Libraries that only some uses of afterflow need."""
+"""Optional dependencies: libraries that only some uses of afterflow need."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from .errors import MissingDependencyError
 
 
 def check_extra(user: str, libraries: Sequence[str], extra: str | None) -> None:
-    """MissingDependencyError that names the extra of afterflow which brings the libraries, where one is not installed."""
+    """Raise MissingDependencyError where a library is not installed, with the extra of afterflow that installs it."""
     missing = [library for library in libraries if find_spec(library) is None]
     if missing:
         raise MissingDependencyError(f"{user} needs {', '.join(missing)}; pip install 'afterflow[{extra}]'")

@@ -1,9 +1,10 @@
-"""Checkpoints: safetensors and JSON, complete or absent."""
+"""Checkpoints of a run, as safetensors and JSON files: complete or absent."""
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,44 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..system.atomic_files import flush_to_disk, sha256
+from ..system.errors import CheckpointError
 from .distributed import Processes
 from .ema import Ema, copy_values
 from .reward_history import RewardHistory
 from .sharding import local_shard, shard_like
 
 MANIFEST = "manifest.json"
-"""Names and digests of a checkpoint's other files."""
+"""File with the names and digests of a checkpoint's other files."""
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
-    scaler: torch.amp.GradScaler | None,
-    memory: RewardHistory | None,
-    keep: int,
-    processes: Processes,
-) -> Path:
-    """Write the state after iteration `step` and delete all but the newest `keep`.
+@dataclass(frozen=True)
+class WeightState:
+    """Everything that training changes, and so everything that a checkpoint holds."""
 
-    It is written under another name, with a digest of every file, and renamed when the disk has it, so that a
-    checkpoint which exists is whole.  OSError, where the disk is full, leaves those before as they were; one of that
-    step which is there already is left as it is.  The first process writes, and of what is sharded each its own.
+    parameters: Mapping[str, nn.Parameter]
+    """Trained parameters by name."""
+    optimizer: torch.optim.Optimizer
+    """The optimizer of these parameters."""
+    ema: Ema | None = None
+    """Averages of the parameters."""
+    scaler: torch.amp.GradScaler | None = None
+    """Gradient scaler of fp16 training."""
+    history: RewardHistory | None = None
+    """Earlier rewards, for algorithms that compare with them."""
+    processes: Processes = field(default_factory=Processes)
+    """Processes that hold the parameters, each a shard of them or all."""
+
+
+def save_checkpoint(folder: Path, step: int, weights: WeightState, keep: int) -> Path:
+    """Write the state after iteration `step`, delete all checkpoints but the newest `keep`, and return the new one.
+
+    The files are written to a folder of another name, with a digest of every file.  It is renamed when the disk has
+    them, so a checkpoint that exists is complete.  One of the same step that exists is not written again.  Rank 0
+    writes; of sharded weights every process writes its shards.
+
+    Raises OSError where the disk is full; earlier checkpoints then stay as they were.
     """
+    processes = weights.processes
     final, partial = folder / f"step_{step:06d}", folder / f"step_{step:06d}.partial"
 
     def begin() -> bool:
@@ -49,48 +62,29 @@ def save_checkpoint(
         return final.is_dir()
 
     def write() -> dict[str, str]:
-        if not (processes.main or processes.sharded):
-            return {}
-        return write_tensors(partial, processes.rank if processes.sharded else None, parameters, optimizer, ema)
+        return write_tensors(partial, weights) if processes.main or processes.sharded else {}
 
     def end() -> None:
-        if not processes.main:
-            return
-        state = {
-            "step": step,
-            "shards": processes.count if processes.sharded else None,
-            "ema_updates": ema.updates if ema else 0,
-            "scaler": scaler.state_dict() if scaler else None,
-            "memory": memory.state() if memory else None,
-        }
-        (partial / "state.json").write_text(json.dumps(state))
-        digests["state.json"] = sha256(partial / "state.json")
-        (partial / MANIFEST).write_text(json.dumps(digests))
-        for file in (partial / "state.json", partial / MANIFEST, partial):
-            flush_to_disk(file)
-        partial.rename(final)
-        flush_to_disk(folder)
-        for old in list_checkpoints(folder)[:-keep]:
-            delete_checkpoint(old)
+        if processes.main:
+            write_state(partial, step, weights, digests)
+            partial.rename(final)
+            flush_to_disk(folder)
+            for old in list_checkpoints(folder)[:-keep]:
+                delete_checkpoint(old)
 
     if not processes.run_on_all(begin)[0]:
-        digests = {name: digest for told in processes.run_on_all(write) for name, digest in told.items()}
+        digests = {name: digest for local in processes.run_on_all(write) for name, digest in local.items()}
         processes.run_on_all(end)
     return final
 
 
-def write_tensors(
-    folder: Path,
-    rank: int | None,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
-) -> dict[str, str]:
-    """What this process has of weights, optimizer and averages, on the disk; the digest of each file."""
-    tensors = {"weights": {name: local_shard(p.detach()).contiguous() for name, p in parameters.items()}}
-    tensors["optimizer"] = optimizer_tensors(optimizer, parameters)
-    if ema is not None:
-        tensors["ema"] = {name: local_shard(value).contiguous() for name, value in ema.values.items()}
+def write_tensors(folder: Path, weights: WeightState) -> dict[str, str]:
+    """Write this process's part of weights, optimizer and averages to the disk, and return the digest of each file."""
+    rank = weights.processes.rank if weights.processes.sharded else None
+    tensors = {"weights": {name: local_shard(p.detach()).contiguous() for name, p in weights.parameters.items()}}
+    tensors["optimizer"] = optimizer_tensors(weights.optimizer, weights.parameters)
+    if weights.ema is not None:
+        tensors["ema"] = {name: local_shard(value).contiguous() for name, value in weights.ema.values.items()}
     digests = {}
     for name, values in tensors.items():
         file = folder / shard_file_name(name, rank)
@@ -100,31 +94,46 @@ def write_tensors(
     return digests
 
 
+def write_state(folder: Path, step: int, weights: WeightState, digests: Mapping[str, str]) -> None:
+    """Write what is no tensor, and the manifest of all files, to the disk."""
+    state = {
+        "step": step,
+        "shards": weights.processes.count if weights.processes.sharded else None,
+        "ema_updates": weights.ema.updates if weights.ema else 0,
+        "scaler": weights.scaler.state_dict() if weights.scaler else None,
+        "memory": weights.history.state() if weights.history else None,
+    }
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / MANIFEST).write_text(json.dumps({**digests, "state.json": sha256(folder / "state.json")}))
+    for path in (folder / "state.json", folder / MANIFEST, folder):
+        flush_to_disk(path)
+
+
 def shard_file_name(name: str, rank: int | None) -> str:
-    """The file of a process's shards, or of what is not sharded."""
+    """Name the file of a process's shards, or of tensors that are not sharded where `rank` is None."""
     return f"{name}.safetensors" if rank is None else f"{name}.{rank}.safetensors"
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Under another name first: killed in the middle, it leaves no checkpoint that lacks files."""
+    """Rename the checkpoint, then delete it: a process killed in the middle leaves none that lacks files."""
     gone = folder.with_suffix(".gone")
     folder.rename(gone)
     shutil.rmtree(gone)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Take away what processes that were killed have left."""
-    for left in (*folder.glob("step_*.gone"), *folder.glob("step_*.partial")):
-        shutil.rmtree(left)
+    """Delete the unfinished folders of processes that were killed while they wrote or deleted."""
+    for unfinished in (*folder.glob("step_*.gone"), *folder.glob("step_*.partial")):
+        shutil.rmtree(unfinished)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole ones, oldest first."""
+    """List the complete checkpoints of a folder, oldest first."""
     return sorted(path for path in folder.glob("step_*") if not path.suffix)
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None: they are as they were written."""
+    """Describe what is wrong with a checkpoint's files; None means that they are as they were written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -138,87 +147,92 @@ def find_damage(folder: Path) -> str | None:
 
 
 def check_complete(folder: Path) -> None:
-    """ValueError for a damaged checkpoint, with the one before it that is not."""
-    wrong = find_damage(folder)
-    if wrong is None:
+    """Raise CheckpointError for a damaged checkpoint, with the name of the last one before it that is complete."""
+    damage = find_damage(folder)
+    if damage is None:
         return
-    before = [other for other in list_checkpoints(folder.parent) if other < folder and find_damage(other) is None]
-    way = f"delete it to go on from {before[-1].name}" if before else "no other is whole, so start the run anew"
-    raise ValueError(f"{folder} is damaged: {wrong}; {way}")
+    earlier = [path for path in list_checkpoints(folder.parent) if path < folder and find_damage(path) is None]
+    remedy = f"delete it to go on from {earlier[-1].name}" if earlier else "no other is whole, so start the run anew"
+    raise CheckpointError(f"{folder} is damaged: {damage}; {remedy}")
 
 
-def load_checkpoint(
-    folder: Path,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
-    scaler: torch.amp.GradScaler | None,
-    memory: RewardHistory | None,
-) -> int:
-    """Put a checkpoint back; the iteration to go on with.  ValueError when it is damaged or belongs to another run.
+def load_checkpoint(folder: Path, weights: WeightState) -> int:
+    """Restore the state of a checkpoint into `weights` and return the iteration to continue with.
 
-    It may have been written by another number of processes, and as shards or not.
+    The checkpoint may have been written by another number of processes, sharded or not.
+
+    Raises CheckpointError where it is damaged or belongs to another run.
     """
     check_complete(folder)
     state = json.loads((folder / "state.json").read_text())
-    with ExitStack() as opened:
-        stored = lambda name: [
-            opened.enter_context(safe_open(folder / shard_file_name(name, rank), "pt")) for rank in shard_ranks(state)
-        ]
-        weights = stored("weights")
-        if {name: list(p.shape) for name, p in parameters.items()} != stored_shapes(weights):
-            raise ValueError(
-                f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it"
-            )
-        copy_values(parameters, {name: shard_like(p, assemble(weights, name)) for name, p in parameters.items()})
-        moments = stored("optimizer")
-        for key in moments[0].keys():  # noqa: SIM118
-            name, quantity = key.rsplit("|", 1)
-            p, value = parameters[name], assemble(moments, key)
-            kept = shard_like(p, value) if value.shape == p.shape else value.to(p.device)
-            optimizer.state[p][quantity] = value.item() if value.dtype == torch.int64 else kept
-        if ema is not None:
-            if not (folder / shard_file_name("ema", shard_ranks(state)[0])).is_file():
-                raise ValueError(
+    with ExitStack() as stack:
+
+        def open_files(name: str) -> list[Any]:
+            return [stack.enter_context(safe_open(path, "pt")) for path in shard_files(folder, name, state)]
+
+        restore_parameters(folder, open_files("weights"), weights.parameters)
+        restore_optimizer(open_files("optimizer"), weights)
+        if weights.ema is not None:
+            if not shard_files(folder, "ema", state)[0].is_file():
+                raise CheckpointError(
                     f"{folder}: it holds no average of the weights; resume with ema = None, as it was written"
                 )
-            averages = stored("ema")
-            ema.values = {name: shard_like(value, assemble(averages, name)) for name, value in ema.values.items()}
-            ema.updates = state["ema_updates"]
-    if scaler is not None and state["scaler"] is not None:
-        scaler.load_state_dict(state["scaler"])
-    if memory is not None and state["memory"] is not None:
-        memory.load(state["memory"])
+            files, averages = open_files("ema"), weights.ema.values
+            weights.ema.values = {name: shard_like(value, join_shards(files, name)) for name, value in averages.items()}
+            weights.ema.updates = state["ema_updates"]
+    if weights.scaler is not None and state["scaler"] is not None:
+        weights.scaler.load_state_dict(state["scaler"])
+    if weights.history is not None and state["memory"] is not None:
+        weights.history.load(state["memory"])
     return state["step"] + 1
 
 
-def shard_ranks(state: Mapping[str, Any]) -> list[int] | list[None]:
-    """Whose shards a checkpoint has; checkpoints of earlier versions have none."""
-    return [None] if state.get("shards") is None else list(range(state["shards"]))
+def shard_files(folder: Path, name: str, state: Mapping[str, Any]) -> list[Path]:
+    """List the files of a kind of tensors by rank; checkpoints of earlier versions have one, as unsharded ones do."""
+    ranks = [None] if state.get("shards") is None else range(state["shards"])
+    return [folder / shard_file_name(name, rank) for rank in ranks]
 
 
-def stored_shapes(parts: Sequence[Any]) -> dict[str, list[int]]:
-    """Of what open files hold together, by name."""
-    each = [{name: part.get_slice(name).get_shape() for name in part.keys()} for part in parts]  # noqa: SIM118
-    first = each[0]
+def restore_parameters(folder: Path, files: Sequence[Any], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Copy the weights of open files into parameters; CheckpointError where names or shapes differ."""
+    if {name: list(p.shape) for name, p in parameters.items()} != stored_shapes(files):
+        raise CheckpointError(
+            f"{folder}: its weights are not those this run trains; resume with the recipe that wrote it"
+        )
+    copy_values(parameters, {name: shard_like(p, join_shards(files, name)) for name, p in parameters.items()})
+
+
+def restore_optimizer(files: Sequence[Any], weights: WeightState) -> None:
+    """Copy the optimizer's tensors from open files, which `optimizer_tensors` names."""
+    for key in files[0].keys():  # noqa: SIM118
+        name, quantity = key.rsplit("|", 1)
+        p, value = weights.parameters[name], join_shards(files, key)
+        restored = shard_like(p, value) if value.shape == p.shape else value.to(p.device)
+        weights.optimizer.state[p][quantity] = value.item() if value.dtype == torch.int64 else restored
+
+
+def stored_shapes(files: Sequence[Any]) -> dict[str, list[int]]:
+    """Return the shape of every tensor that open files hold together, by name."""
+    shapes = [{name: file.get_slice(name).get_shape() for name in file.keys()} for file in files]  # noqa: SIM118
     return {
-        name: [sum(other[name][0] for other in each), *shape[1:]] if shape else shape for name, shape in first.items()
+        name: [sum(other[name][0] for other in shapes), *shape[1:]] if shape else shape
+        for name, shape in shapes[0].items()
     }
 
 
-def assemble(parts: Sequence[Any], name: str) -> Tensor:
-    """A tensor of which each open file has a shard, or the only file all."""
-    pieces = [part.get_tensor(name) for part in parts]
-    return pieces[0] if len(pieces) == 1 or pieces[0].ndim == 0 else torch.cat(pieces)
+def join_shards(files: Sequence[Any], name: str) -> Tensor:
+    """Join a tensor from its shards, one in every open file, or read it from the only file."""
+    shards = [file.get_tensor(name) for file in files]
+    return shards[0] if len(shards) == 1 or shards[0].ndim == 0 else torch.cat(shards)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimizer's tensors, keyed `parameter|quantity`; the counts that AdamW8bit keeps are integers."""
-    found: dict[str, Tensor] = {}
+    """Return the optimizer's tensors, keyed `parameter|quantity`; the counts that AdamW8bit keeps are integers."""
+    tensors: dict[str, Tensor] = {}
     for name, p in parameters.items():
         for quantity, value in optimizer.state[p].items():
-            # It also has one table of its 256 values for all parameters, and safetensors wants each tensor apart.
-            found[f"{name}|{quantity}"] = (
+            # AdamW8bit shares one table of its 256 values among all parameters, and safetensors wants copies.
+            tensors[f"{name}|{quantity}"] = (
                 value.clone() if quantity.startswith("qmap") else local_shard(torch.as_tensor(value)).contiguous()
             )
-    return found
+    return tensors

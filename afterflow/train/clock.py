@@ -1,4 +1,4 @@
-"""Where the seconds of an iteration go."""
+"""Seconds that the stages of an iteration take."""
 
 import time
 from collections import defaultdict
@@ -9,18 +9,18 @@ import torch
 
 
 class Clock:
-    """Seconds per named stage since it was last read."""
+    """A clock that adds up seconds by named stage, until it is read."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.stage: str | None = None
-        """The one under way."""
+        """Name of the stage that is running."""
         self.failed: str | None = None
-        """The innermost that an exception has left."""
+        """Name of the innermost stage that raised an exception."""
 
     @contextmanager
     def within(self, stage: str) -> Iterator[None]:
-        """Say what is under way, and count nothing."""
+        """Name the stage that is running, without counting its seconds."""
         outer, self.stage = self.stage, stage
         try:
             yield
@@ -32,6 +32,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Count the seconds of the block as the stage's."""
         start = self._now()
         try:
             with self.within(stage):
@@ -42,11 +43,11 @@ class Clock:
     @staticmethod
     def _now() -> float:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # kernels run behind our back
+            torch.cuda.synchronize()  # kernels run asynchronously
         return time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """Seconds by stage; starts anew."""
+        """Return the seconds by stage, as `seconds/STAGE`, and start again from zero."""
         seconds = {f"seconds/{stage}": value for stage, value in self.seconds.items()}
         self.seconds.clear()
         return seconds

@@ -1,4 +1,4 @@
-"""Exponential moving average of what is trained: what is evaluated and saved at the end."""
+"""Exponential moving average of the trained parameters, which is what is evaluated and exported."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averages by parameter name.  Early on it forgets faster, min(decay, (1 + n) / (10 + n)) after n updates,
-    so that a short run is not dragged back to where it started."""
+    """Averages by parameter name.
+
+    The decay after n updates is min(decay, (1 + n) / (10 + n)).  Early averages forget faster, so that a short run is
+    not pulled back to its start.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay, self.updates = decay, 0
@@ -17,14 +20,15 @@ class Ema:
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Move every average towards its parameter."""
         self.updates += 1
-        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, p in parameters.items():
-            self.values[name].lerp_(p.detach(), 1 - keep)
+            self.values[name].lerp_(p.detach(), 1 - decay)
 
     @contextmanager
     def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Inside, the parameters are their averages."""
+        """Replace the parameters by their averages inside the block, and put them back after it."""
         live = {name: p.detach().clone() for name, p in parameters.items()}
         copy_values(parameters, self.values)
         try:
@@ -35,6 +39,6 @@ class Ema:
 
 @torch.no_grad()
 def copy_values(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Overwrite parameters with values of the same names."""
+    """Overwrite parameters with the values of the same names."""
     for name, p in parameters.items():
         p.copy_(values[name])

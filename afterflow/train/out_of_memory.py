@@ -1,4 +1,4 @@
-"""Out of memory, said so that one can do something about it."""
+"""Errors of memory allocators, turned into advice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +18,20 @@ REMEDIES = {
     "credit": "lower --chunk, or have fewer teachers",
     "loading or saving": "take --model.dtype bfloat16 or --model.quantize",
 }
+"""What to change, by the stage that ran out of memory."""
 CPU_ALLOCATOR = "DefaultCPUAllocator"
-"""What torch names when a CPU has no memory left; it raises a plain RuntimeError."""
+"""Name in torch's message when a CPU has no memory left; the error is a plain RuntimeError."""
 
 
 @contextmanager
 def explain_out_of_memory(clock: Clock) -> Iterator[None]:
-    """TrainingStopped, with the stage and what to change, instead of an allocator's words."""
+    """Turn an out-of-memory error of the block into TrainingStopped, with the stage and what to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)
-        if not known:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and CPU_ALLOCATOR not in str(error):
             raise
         stage = clock.failed or "loading or saving"
-        said = (str(error) or "MemoryError").partition("\n")[0]
-        way = f"{REMEDIES[stage]}; afterflow train RECIPE --plan counts what is needed ({said})"
-        raise TrainingStopped(f"out of memory in {stage}: {way}") from error
+        message = (str(error) or "MemoryError").partition("\n")[0]
+        advice = f"{REMEDIES[stage]}; afterflow train RECIPE --plan counts what is needed ({message})"
+        raise TrainingStopped(f"out of memory in {stage}: {advice}") from error

@@ -1,5 +1,6 @@
-"""One line on the terminal: how far, how good, how long yet."""
+"""Progress of a run in one line: iterations, current metrics, time left."""
 
+import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -8,6 +9,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 
 from .budget import Budget
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_METRICS = (
     "reward",
@@ -19,11 +22,11 @@ PROGRESS_METRICS = (
     "kl",
     "skipped",
 )
-"""Metrics of one algorithm or another."""
+"""Metrics that the line shows, where an algorithm has them."""
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line every so often, since logs keep every redraw."""
+    """A progress bar on a terminal; elsewhere a logged line for every two percent, since files keep every redraw."""
 
     def __init__(self, name: str, budget: Budget, first: int) -> None:
         self.bar = Bar(
@@ -34,18 +37,19 @@ class Progress:
             TimeRemainingColumn(),
         )
         self.task = self.bar.add_task(name, total=1.0, step=first, health="")
-        self.bar.update(self.task, completed=budget.done(first))
-        self.name, self.budget, self.told = name, budget, -1
+        self.bar.update(self.task, completed=budget.fraction_done(first))
+        self.name, self.budget, self.logged_fiftieths = name, budget, -1
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show that iteration `step` is finished, with its metrics."""
         shown = {name: metrics[name] for name in PROGRESS_METRICS if name in metrics}
         health = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        done = self.budget.done(step + 1)
+        done = self.budget.fraction_done(step + 1)
         self.bar.update(self.task, completed=done, step=step + 1, health=health)
-        fiftieth = int(50 * done)
-        if not self.bar.console.is_terminal and fiftieth > self.told:
-            self.told = fiftieth
-            print(f"{self.name} {step + 1} ({done:.0%}) {health} ({metrics['seconds']:.0f} s)", flush=True)
+        fiftieths = int(50 * done)
+        if not self.bar.console.is_terminal and fiftieths > self.logged_fiftieths:
+            self.logged_fiftieths = fiftieths
+            logger.info(f"{self.name} {step + 1} ({done:.0%}) {health} ({metrics['seconds']:.0f} s)")
 
     def __enter__(self) -> Self:
         if self.bar.console.is_terminal:

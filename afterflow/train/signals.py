@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM of a machine that is about to be taken away."""
+"""Handlers for Ctrl-C, and for the SIGTERM of a machine that is about to be preempted."""
 
 import signal
 from collections.abc import Collection, Iterator
@@ -7,40 +7,40 @@ from contextlib import contextmanager
 from .clock import Clock
 
 INTERRUPTIBLE_STAGES = ("rollout", "decode", "reward")
-"""Stages in which nothing that is trained moves."""
+"""Stages that may be left at once, because they change no weights."""
 RETRY_SECONDS = 0.1
-"""Seconds after which a stage that must not be left is looked at again."""
+"""Seconds between two looks at a stage that must not be left."""
 
 
 class Preempted(BaseException):
-    """The grace after SIGTERM is over, in a stage that can be left.
+    """The machine is about to be preempted: the grace period after SIGTERM is over.
 
-    No Exception, so that a reward which excuses its own failures does not excuse this one.
+    It is no Exception, so that a reward which handles its own failures does not swallow it.
     """
 
 
 @contextmanager
-def interruptible(clock: Clock, grace: float, leavable: Collection[str]) -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM fill, instead of tearing down whatever is under way.
+def interruptible(clock: Clock, grace: float, interruptible_stages: Collection[str]) -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in the list that the block gets, instead of stopping the work at once.
 
-    A second Ctrl-C does tear it down.  SIGTERM gives the iteration `grace` seconds to end; then Reclaimed is raised, at
-    once or as soon as a stage that is not `leavable`, an update say, has ended.
+    A second Ctrl-C stops it.  SIGTERM gives the iteration `grace` seconds to end.  Then Preempted is raised: at once in
+    a stage of `interruptible_stages`, else as soon as the stage, an update for example, has ended.
     """
     signals: list[int] = []
 
-    def note(number: int, frame: object) -> None:
+    def record(number: int, frame: object) -> None:
         signals.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
         else:
             signal.setitimer(signal.ITIMER_REAL, max(grace, RETRY_SECONDS))
 
-    def late(number: int, frame: object) -> None:
-        if clock.stage in leavable:
+    def preempt(number: int, frame: object) -> None:
+        if clock.stage in interruptible_stages:
             raise Preempted
         signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
 
-    handlers = {signal.SIGINT: note, signal.SIGTERM: note, signal.SIGALRM: late}
+    handlers = {signal.SIGINT: record, signal.SIGTERM: record, signal.SIGALRM: preempt}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield signals

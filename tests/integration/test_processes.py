@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afterflow.train import checkpoint as state
+from afterflow.train.checkpoint import WeightState, load_checkpoint
 from afterflow.train.ema import Ema
 from several import ALGORITHMS, named
 from toy import MLP, optimize
@@ -75,12 +75,12 @@ def test_shards_are_put_together_by_one_process(found):
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
     saved = folder / "5" / "checkpoints" / "step_000002"
     assert {file.name for file in saved.glob("weights.*")} == {"weights.0.safetensors", "weights.1.safetensors"}
-    assert state.load_checkpoint(saved, named(model), optimizer, ema, None, None) == 3
+    assert load_checkpoint(saved, WeightState(named(model), optimizer, ema)) == 3
     assert {name: p.tolist() for name, p in named(model).items()} == first["shards"]["weights"]
     whole = folder / "0" / "checkpoints" / "step_000002"
     other, other_ema = MLP(seed=1), Ema(named(MLP()), 0.9)
     other_optimizer = optimize(other)
-    state.load_checkpoint(whole, named(other), other_optimizer, other_ema, None, None)
+    load_checkpoint(whole, WeightState(named(other), other_optimizer, other_ema))
     for p, q in zip(model.parameters(), other.parameters()):
         torch.testing.assert_close(optimizer.state[p]["exp_avg"], other_optimizer.state[q]["exp_avg"])
     for name, value in ema.values.items():
@@ -93,4 +93,4 @@ def test_a_shard_that_is_missing_is_noticed(found, tmp_path):
     (saved / "weights.1.safetensors").unlink()
     model = MLP()
     with pytest.raises(ValueError, match=r"is damaged: weights.1.safetensors is missing"):
-        state.load_checkpoint(saved, named(model), optimize(model), None, None, None)
+        load_checkpoint(saved, WeightState(named(model), optimize(model)))

@@ -24,8 +24,6 @@ from afterflow.train.loop import MOST_SKIPPED, accumulate
 from afterflow.train.out_of_memory import explain_out_of_memory
 from toy import MLP, draws, exact, images, learn, optimize, prompts, score
 
-ALONE = Processes()
-
 GRPO = FlowGRPO({"near": 1.0}, steps=4, group=4, clip=0.2, beta=0.0)
 
 
@@ -136,10 +134,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(algorithm, tmp_path):
     through, halted, resumed = start(), start(), start()
     metrics = advance(through, 6)
     advance(halted, 3)
-    folder = state.save_checkpoint(
-        tmp_path, 2, named(halted[0]), halted[1], halted[2], None, None, keep=1, processes=ALONE
-    )
-    first = state.load_checkpoint(folder, named(resumed[0]), resumed[1], resumed[2], None, None)
+    folder = state.save_checkpoint(tmp_path, 2, state.WeightState(named(halted[0]), halted[1], halted[2]), keep=1)
+    first = state.load_checkpoint(folder, state.WeightState(named(resumed[0]), resumed[1], resumed[2]))
     assert first == 3
     again = advance(resumed, 6, first)
     assert same(resumed[0], through[0])
@@ -157,14 +153,8 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
     for model in models[:1]:
         model.net(torch.ones(1, 5, device="cuda")).sum().backward()
     optimizers[0].step()
-    state.load_checkpoint(
-        state.save_checkpoint(tmp_path, 0, named(models[0]), optimizers[0], None, None, None, 1, ALONE),
-        named(models[1]),
-        optimizers[1],
-        None,
-        None,
-        None,
-    )
+    first, second = (state.WeightState(named(model), optimizer) for model, optimizer in zip(models, optimizers))
+    state.load_checkpoint(state.save_checkpoint(tmp_path, 0, first, keep=1), second)
     for model, optimizer in zip(models, optimizers):
         optimizer.zero_grad()
         model.net(torch.ones(1, 5, device="cuda")).sum().backward()
@@ -174,9 +164,7 @@ def test_a_checkpoint_goes_on_where_the_optimizer_is_fused_on_an_accelerator(tmp
 
 def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
     model = MLP()
-    write = lambda step: state.save_checkpoint(
-        tmp_path, step, named(model), optimize(model), None, None, None, keep=2, processes=Processes()
-    )
+    write = lambda step: state.save_checkpoint(tmp_path, step, state.WeightState(named(model), optimize(model)), keep=2)
     for step in (0, 9, 10, 100, 100):
         write(step)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000100"]
@@ -193,9 +181,7 @@ def test_checkpoints_are_whole_and_the_newest_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("moment", ["manifest", "rename", "delete"])
 def test_killed_at_any_moment_of_saving_a_whole_checkpoint_is_left(tmp_path, monkeypatch, moment):
     model = MLP()
-    write = lambda step: state.save_checkpoint(
-        tmp_path, step, named(model), optimize(model), None, None, None, keep=1, processes=Processes()
-    )
+    write = lambda step: state.save_checkpoint(tmp_path, step, state.WeightState(named(model), optimize(model)), keep=1)
     write(1)
     if moment == "manifest":
         monkeypatch.setattr(state, "sha256", lambda file: 1 / 0)
@@ -217,14 +203,12 @@ def test_killed_at_any_moment_of_saving_a_whole_checkpoint_is_left(tmp_path, mon
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, harm):
     model = MLP()
     for step in (1, 2):
-        folder = state.save_checkpoint(
-            tmp_path, step, named(model), optimize(model), None, None, None, keep=2, processes=Processes()
-        )
+        folder = state.save_checkpoint(tmp_path, step, state.WeightState(named(model), optimize(model)), keep=2)
     file = folder / ("manifest.json" if harm == "manifest" else "weights.safetensors")
     content = bytearray(file.read_bytes())
     content[-3] ^= 4
     {"bit": lambda: file.write_bytes(content), "cut": lambda: file.write_bytes(content[:-9])}.get(harm, file.unlink)()
-    again = lambda at: state.load_checkpoint(at, named(model), optimize(model), None, None, None)
+    again = lambda at: state.load_checkpoint(at, state.WeightState(named(model), optimize(model)))
     with pytest.raises(ValueError, match=r"step_000002 is damaged: .*; delete it to go on from step_000001"):
         again(folder)
     assert again(tmp_path / "step_000001") == 2
@@ -235,11 +219,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_offered(tmp_path, ha
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     model, other = MLP(), MLP(width=32)
-    folder = state.save_checkpoint(
-        tmp_path, 0, named(model), optimize(model), None, None, None, keep=1, processes=ALONE
-    )
+    folder = state.save_checkpoint(tmp_path, 0, state.WeightState(named(model), optimize(model)), keep=1)
     with pytest.raises(ValueError, match=f"{folder}.*resume with the recipe that wrote it"):
-        state.load_checkpoint(folder, named(other), optimize(other), None, None, None)
+        state.load_checkpoint(folder, state.WeightState(named(other), optimize(other)))
 
 
 def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
@@ -252,14 +234,12 @@ def test_a_loss_that_is_not_a_number_stops_and_leaves_the_checkpoint(tmp_path):
 
     with pytest.raises(TrainingStopped, match=r"step 2: the loss is nan.*'left'"):
         for step, _ in learn(SFT(), model, 5, optimizer=optimizer):
-            folder = state.save_checkpoint(
-                tmp_path, step, named(model), optimizer, None, None, None, keep=1, processes=Processes()
-            )
+            folder = state.save_checkpoint(tmp_path, step, state.WeightState(named(model), optimizer), keep=1)
             if step == 1:
                 weights = copy.deepcopy(model)
                 spoil(step)
     assert state.list_checkpoints(tmp_path) == [folder]
-    assert state.load_checkpoint(folder, named(model), optimizer, None, None, None) == 2
+    assert state.load_checkpoint(folder, state.WeightState(named(model), optimizer)) == 2
     assert same(model, weights)
 
 

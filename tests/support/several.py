@@ -17,7 +17,7 @@ from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
 from afterflow.models.wrappers import in_chunks
 from afterflow.system.errors import TrainingStopped
-from afterflow.train import checkpoint as state
+from afterflow.train.checkpoint import WeightState, save_checkpoint
 from afterflow.train.distributed import Processes, make_accelerator
 from afterflow.train.ema import Ema
 from afterflow.train.sharding import gather_network, reshard, shard_network
@@ -112,7 +112,8 @@ def in_shards(accelerator, folder, algorithm, score=score, how="full"):
     velocity = in_chunks(model, 64, processes.all_max if sharded else int)
     options = {"velocity": velocity, "ema": ema, "updates": 1, "score": score}
     metrics = seen(learn(algorithm, model, 3, optimizer=optimizer, processes=processes, **options))
-    state.save_checkpoint(folder / "checkpoints", 2, named(model), optimizer, ema, None, None, 2, processes)
+    weights = WeightState(named(model), optimizer, ema, processes=processes)
+    save_checkpoint(folder / "checkpoints", 2, weights, keep=2)
     x, t = torch.ones(3, 2), torch.full((3,), 0.5)
     outputs = []
     for context in (nullcontext, partial(ema.applied, named(model)), nullcontext):

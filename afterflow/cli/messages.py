@@ -1,0 +1,19 @@
+"""Messages of the library on the terminal: what other rooms log, commands print."""
+
+import logging
+
+
+class MessageHandler(logging.Handler):
+    """A handler that prints plain messages, to whatever sys.stdout is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a log record."""
+        print(self.format(record), flush=True)
+
+
+def show_messages() -> None:
+    """Print what afterflow logs, from level INFO on; calling it twice changes nothing."""
+    logger = logging.getLogger("afterflow")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, MessageHandler) for handler in logger.handlers):
+        logger.addHandler(MessageHandler())
