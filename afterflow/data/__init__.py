@@ -1,4 +1,4 @@
-"""What is learned from: prompts to explore, and images or clips with prompts.
+"""Data to learn from: prompts to explore, and images or clips with captions.
 
 May import `sampling`, `envs` and `system`.  Read `prompts.py` first.
 """

@@ -1,4 +1,4 @@
-"""The moving world as data: prompts to explore, and clips to learn from."""
+"""Data of the moving shapes world: prompts to explore, and clips to learn from."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from ..envs.shapes.moving import MOVING_TAGS, draw_moving, moving_suite, render_clip
 from ..envs.shapes.world import world_size
 from ..sampling.seeds import number
+from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from .images import CaptionedImage, ImageSource
 from .prompts import NO_CHECKS, RecordChecks
@@ -18,46 +19,48 @@ from .prompts import NO_CHECKS, RecordChecks
 
 @dataclass(frozen=True)
 class MovingPrompts:
-    """Prompts of the moving world, drawn from one split of its facts."""
+    """Prompts of the moving shapes world, drawn from one split of its facts."""
 
     split: Literal["train", "test"] = "train"
-    """train holds back some directions of some classes, test asks for those."""
+    """train leaves out some directions of some classes, test asks for those."""
     count: int = 600
-    """Shared evenly among the tags."""
+    """Number of prompts, shared evenly among the tags."""
     tags: tuple[str, ...] = MOVING_TAGS
-    """move_one: an object; move_count: two alike; move_two: two objects, each its own way."""
+    """Kinds of prompt: move_one is an object, move_count two alike, move_two two objects in two directions."""
 
     def __post_init__(self) -> None:
         check_moving_options(self.count, self.tags)
 
-    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
+    def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+        """Return the prompts' records; no check is needed, because the world makes valid records only."""
         per_tag = -(-self.count // len(self.tags))
         return moving_suite(self.split, per_tag, number(seed, "moving prompts") % 2**32, self.tags)
 
 
 @dataclass(frozen=True)
 class MovingClips(ImageSource):
-    """Rendered clips of the moving world."""
+    """Rendered clips of the moving shapes world."""
 
     count: int = 10_000
-    """Clips rendered before training starts."""
+    """Number of clips, rendered before training starts."""
     frames: int = 9
-    """Of each; the model's own number."""
+    """Number of frames of a clip, which must be the model's."""
     split: Literal["train", "test"] = "train"
-    """Which directions of which classes they show."""
+    """Split of directions and classes that the clips show."""
     tags: tuple[str, ...] = MOVING_TAGS
-    """Kinds of prompt in turn."""
+    """Kinds of prompt, used in turn."""
     min_reward: Mapping[str, float] = field(default_factory=dict)
-    """Rewards that a clip must reach, or it is not learnt from."""
+    """Lowest value of each named reward at which a clip is used for training."""
     cache: bool = False
-    """Whether latents are kept on disk for the next run; rendering takes longer than encoding."""
+    """Whether latents are stored on disk for the next run; rendering takes longer than encoding."""
 
     def __post_init__(self) -> None:
         check_moving_options(self.count, self.tags)
         if self.frames < 1:
-            raise ValueError(f"frames = {self.frames}: at least 1")
+            raise ConfigError(f"frames = {self.frames}: at least 1")
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+        """Yield the clips, each rendered when it is its turn."""
         side = world_size(*size)
         rng = np.random.default_rng(number(seed, "clips"))
         for i in range(self.count):
@@ -67,11 +70,11 @@ class MovingClips(ImageSource):
 
 
 def check_moving_options(count: int, tags: Sequence[str]) -> None:
-    """ValueError for what the moving world does not have."""
+    """Raise ConfigError for options that the moving shapes world does not have."""
     if count < 1:
-        raise ValueError(f"count = {count}: at least 1")
+        raise ConfigError(f"count = {count}: at least 1")
     for tag in tags:
         if tag not in MOVING_TAGS:
             raise unknown_name("tag", tag, MOVING_TAGS)
     if not tags:
-        raise ValueError("tags is empty: name at least one of " + ", ".join(MOVING_TAGS))
+        raise ConfigError("tags is empty: name at least one of " + ", ".join(MOVING_TAGS))

@@ -1,4 +1,4 @@
-"""Training prompts for real models: objects in GenEval's forms, and signs to spell."""
+"""Training prompts for real models: objects in GenEval's forms, and signs with a text."""
 
 import hashlib
 import json
@@ -14,108 +14,114 @@ import numpy as np
 from ..envs.geneval_rules import OBJECTS
 from ..envs.shapes.world import COLORS, RELATIONS
 from ..sampling.seeds import number
+from ..system.errors import ConfigError, InputError
 from .prompts import NO_CHECKS, PromptFile, RecordChecks, check_record
 
 TASK_SHARES = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
-"""Flow-GRPO's shares of GenEval's tasks (arXiv:2505.05470)."""
+"""Shares of GenEval's tasks in Flow-GRPO's training prompts (arXiv:2505.05470)."""
 COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 MAX_REPEATS = 2000
-"""Draws in a row that bring nothing new, after which all prompts of a kind have been seen."""
+"""Number of draws in a row without a new prompt, after which all prompts of a kind have been drawn."""
 
 
 @dataclass(frozen=True)
 class ObjectPrompts:
-    """Prompts and records of GenEval's forms about COCO's objects, mixed as Flow-GRPO mixes them."""
+    """Prompts and records in GenEval's forms about COCO's objects, mixed as in Flow-GRPO."""
 
     split: Literal["train", "test"] = "train"
-    """test has one prompt of twenty, which train never has."""
+    """test has one of twenty prompts, and train has the others."""
     count: int = 50_000
-    """Shared among the tasks; one that has fewer different prompts, as counting has, repeats them."""
+    """Number of prompts, shared among the tasks; a task with fewer distinct prompts, such as counting, repeats them."""
     exclude: str | None = None
-    """GenEval's evaluation_metadata.jsonl: what is asked there is never trained on."""
+    """Path of GenEval's evaluation_metadata.jsonl, whose prompts are left out of training."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"count = {self.count}: at least 1")
+            raise ConfigError(f"count = {self.count}: at least 1")
 
-    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
-        """ValueError where a reward cannot judge them."""
-        rng, kept = np.random.default_rng(number(seed, "objects")), excluded_prompts(self.exclude)
+    def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+        """Draw the records; InputError where a reward cannot judge one."""
+        rng, excluded = np.random.default_rng(number(seed, "objects")), excluded_prompts(self.exclude)
         tags, shares = list(TASK_SHARES), np.array(list(TASK_SHARES.values()), np.float64)
         share = dict(zip(tags, np.round(self.count * shares / shares.sum()).astype(int)))
         share[tags[0]] += self.count - sum(share.values())
         of_tags = [
-            distinct_records(partial(draw_object_record, tag, rng), many, self.split, kept)
-            for tag, many in share.items()
-            if many
+            distinct_records(partial(draw_object_record, tag, rng), count, self.split, excluded)
+            for tag, count in share.items()
+            if count
         ]
         records = [record for of_tag in of_tags for record in of_tag]
         for record in records:
-            check_record(record, f"prompt {record['prompt']!r}", needs)
+            check_record(record, f"prompt {record['prompt']!r}", checks)
         return [records[i] for i in rng.permutation(len(records))]
 
 
 def excluded_prompts(file: str | None) -> set[str]:
-    """The prompts of a file of records; ValueError where it cannot be read."""
+    """Read the prompts of a file of records; InputError where it cannot be read."""
     if file is None:
         return set()
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
         return {json.loads(line)["prompt"] for line in lines if line.strip()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"data.exclude {file}: it is no file of records with prompts ({error})") from None
+        raise InputError(f"data.exclude {file}: it is no file of records with prompts ({error})") from None
 
 
 def split_of_prompt(prompt: str) -> str:
-    """Which of the splits has it, whatever the seed."""
+    """Return the split that a prompt belongs to, whatever the seed."""
     return "test" if hashlib.sha256(prompt.encode()).digest()[0] < 13 else "train"
 
 
-def distinct_records(draw: Callable[[], dict], count: int, split: str, never: Container[str] = ()) -> list[dict]:
-    """So many of a split with different prompts, none of them in `never`; where there are fewer, they come again."""
-    found: dict[str, dict] = {}
+def distinct_records(draw: Callable[[], dict], count: int, split: str, excluded: Container[str] = ()) -> list[dict]:
+    """Draw `count` records of a split with distinct prompts, none in `excluded`; where there are fewer, repeat them.
+
+    Raises InputError where no prompt is left.
+    """
+    records: dict[str, dict] = {}
     missed = 0
-    while len(found) < count and missed < MAX_REPEATS:
+    while len(records) < count and missed < MAX_REPEATS:
         record = draw()
         prompt = record["prompt"]
-        fresh = prompt not in found and prompt not in never and split_of_prompt(prompt) == split
+        fresh = prompt not in records and prompt not in excluded and split_of_prompt(prompt) == split
         missed = 0 if fresh else missed + 1
         if fresh:
-            found[prompt] = record
-    if not found:
-        raise ValueError("data.exclude leaves no prompt of a kind; take one with fewer")
-    return list(islice(cycle(found.values()), count))
+            records[prompt] = record
+    if not records:
+        raise InputError("data.exclude leaves no prompt of a kind; take a file with fewer")
+    return list(islice(cycle(records.values()), count))
 
 
 def draw_object_record(tag: str, rng: np.random.Generator) -> dict:
-    """One record.  Of a position the object that the other stands by comes first, as in GenEval."""
-    pick = lambda known, many: [known[i] for i in rng.choice(len(known), many, replace=False)]
-    things = pick(OBJECTS[1:] if tag in ("colors", "color_attr") else OBJECTS, 2)  # people have no colour
-    hues = pick(COLORS, 2)
-    one, two = ({"class": thing, "count": 1} for thing in things)
+    """Draw one record of a task; in a position, the reference object comes first, as in GenEval."""
+    pick_two = lambda names: [names[i] for i in rng.choice(len(names), 2, replace=False)]
+    objects = pick_two(OBJECTS[1:] if tag in ("colors", "color_attr") else OBJECTS)  # people have no colour
+    colors = pick_two(COLORS)
+    one, two = ({"class": name, "count": 1} for name in objects)
     if tag == "counting":
-        many = int(rng.integers(2, 5))
-        prompt = f"{COUNT_WORDS[many]} {things[0]}s"
-        include = [one | {"count": many}]
-        return geneval_record(tag, prompt, include) | {"exclude": [{"class": things[0], "count": many + 1}]}
+        count = int(rng.integers(2, 5))
+        prompt = f"{COUNT_WORDS[count]} {objects[0]}s"
+        include = [one | {"count": count}]
+        return geneval_record(tag, prompt, include) | {"exclude": [{"class": objects[0], "count": count + 1}]}
     if tag == "position":
         relation = RELATIONS[rng.integers(4)]
-        prompt = f"{with_article(things[1])} {relation} {with_article(things[0])}"
+        prompt = f"{with_article(objects[1])} {relation} {with_article(objects[0])}"
         return geneval_record(tag, prompt, [one, two | {"position": [relation, 0]}])
     if tag == "colors":
-        return geneval_record(tag, with_article(f"{hues[0]} {things[0]}"), [one | {"color": hues[0]}])
+        return geneval_record(tag, with_article(f"{colors[0]} {objects[0]}"), [one | {"color": colors[0]}])
     if tag == "color_attr":
-        prompt = " and ".join(with_article(f"{hue} {thing}") for hue, thing in zip(hues, things))
-        return geneval_record(tag, prompt, [one | {"color": hues[0]}, two | {"color": hues[1]}])
-    return geneval_record(tag, " and ".join(map(with_article, things)), [one, two])
+        prompt = " and ".join(with_article(f"{color} {name}") for color, name in zip(colors, objects))
+        return geneval_record(tag, prompt, [one | {"color": colors[0]}, two | {"color": colors[1]}])
+    return geneval_record(tag, " and ".join(map(with_article, objects)), [one, two])
 
 
-def geneval_record(tag: str, what: str, include: list[dict]) -> dict:
-    return {"tag": tag, "include": include, "prompt": f"a photo of {what}"}
+def geneval_record(tag: str, content: str, include: list[dict]) -> dict:
+    """Make a record whose prompt asks for a photo of `content`."""
+    return {"tag": tag, "include": include, "prompt": f"a photo of {content}"}
 
 
-def with_article(thing: str) -> str:
-    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
+def with_article(noun: str) -> str:
+    """Put the indefinite article before a noun."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 SIGN_SCENES = (
@@ -140,27 +146,29 @@ SECOND_WORDS = (
 
 @dataclass(frozen=True)
 class SignPrompts:
-    """Scenes with a text in double quotes to be spelt, one to three words or a number."""
+    """Prompts of scenes with a sign, whose text of one to three words or a number stands in double quotes."""
 
     split: Literal["train", "test"] = "train"
-    """test has one prompt of twenty, which train never has."""
+    """test has one of twenty prompts, and train has the others."""
     count: int = 20_000
-    """All different."""
+    """Number of prompts, all distinct."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ValueError(f"count = {self.count}: at least 1")
+            raise ConfigError(f"count = {self.count}: at least 1")
 
-    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
+    def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+        """Draw the records; InputError where a reward cannot judge one."""
         rng = np.random.default_rng(number(seed, "signs"))
         records = distinct_records(partial(draw_sign_record, rng), self.count, self.split)
-        for each in records:
-            check_record(each, f"prompt {each['prompt']!r}", needs)
+        for record in records:
+            check_record(record, f"prompt {record['prompt']!r}", checks)
         return records
 
 
 def draw_sign_record(rng: np.random.Generator) -> dict:
-    any_of = lambda known: known[rng.integers(len(known))]
+    """Draw one record of a scene with a sign."""
+    any_of = lambda values: values[rng.integers(len(values))]
     first, second = any_of(FIRST_WORDS.split()), any_of(SECOND_WORDS.split())
     texts = (second, f"{first} {second}", f"The {first} {second}", f"{second} {rng.integers(1, 1000)}")
     quoted = f'"{any_of(texts)}"'
@@ -169,16 +177,17 @@ def draw_sign_record(rng: np.random.Generator) -> dict:
 
 @dataclass(frozen=True)
 class MixedPrompts:
-    """Prompts of several kinds, shuffled."""
+    """Prompts of several sources, shuffled."""
 
     parts: tuple[ObjectPrompts | SignPrompts | PromptFile, ...] = (ObjectPrompts(), SignPrompts())
-    """Where they come from."""
+    """Sources of the prompts."""
 
     def __post_init__(self) -> None:
         if not self.parts:
-            raise ValueError("parts is empty: name at least one kind of prompts")
+            raise ConfigError("parts is empty: name at least one kind of prompts")
 
-    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
-        records = [record for part in self.parts for record in part.records(seed, needs)]
+    def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+        """Return the records of all sources in random order; InputError where a reward cannot judge one."""
+        records = [record for part in self.parts for record in part.records(seed, checks)]
         order = np.random.default_rng(number(seed, "mixed prompts")).permutation(len(records))
         return [records[i] for i in order]

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from ..envs.shapes import prompts, render
 from ..envs.shapes.world import TAGS, world_size
 from ..sampling.seeds import number
+from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from .prompts import check_shapes_options
 
@@ -24,54 +25,60 @@ if TYPE_CHECKING:
 
 
 class CaptionedImage(NamedTuple):
-    """One image with its record, not yet decoded."""
+    """An image, or a clip, with its record; it is decoded only when its pixels are asked for."""
 
     record: dict
-    """{"prompt": its caption, ...}"""
+    """Record {"prompt": caption, ...}."""
     digest: str
-    """Of its content, before it is cut to size."""
+    """Digest of the encoded or rendered content, before it is cropped."""
     pixels: Callable[[], np.ndarray | None]
-    """() → uint8 (S, S, 3); None where it cannot be read and may be left out."""
+    """Function () → uint8 (H, W, 3), clips (F, H, W, 3); it returns None where an unreadable image may be left out."""
 
 
 class ImageSource(ABC):
+    """A source of images with captions, the same in every process."""
+
     min_reward: Mapping[str, float]
-    """Rewards that a picture must reach, or it is not learnt from."""
+    """Lowest value of each named reward at which an image is used for training."""
     cache: bool
-    """Whether latents are kept on disk for the next run."""
+    """Whether latents are stored on disk for the next run."""
 
     @abstractmethod
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
-        """All of them, of that height and width, in an order that never changes; ValueError for what cannot be used."""
+    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+        """Yield all images, of height and width `size`, in an order that never changes.
+
+        Raises InputError for an image that cannot be used, ConfigError for options that do not fit the model.
+        """
 
 
 @dataclass(frozen=True)
 class ShapesImages(ImageSource):
-    """Rendered pictures of the shapes world; tags are drawn evenly, facts from one split only."""
+    """Rendered images of the shapes world; tags are drawn evenly, facts from one split only."""
 
     count: int = 100_000
-    """Pictures rendered before training starts."""
+    """Number of images, rendered before training starts."""
     split: Literal["train", "test", "ood"] = "train"
-    """Which facts their prompts may state; what no prompt names, a colour say, is drawn freely."""
+    """Split of the facts that prompts may state; what a prompt does not name, a colour for example, is drawn freely."""
     size: int = 32
     """Pixels of a side, 32 or 64."""
     tags: tuple[str, ...] = TAGS
-    """Kinds of prompt in turn; one named twice is drawn twice as often."""
+    """Kinds of prompt, used in turn; one that is named twice is drawn twice as often."""
     empty_tokens: int = 0
-    """At most this many zero vectors are appended to a batch's prompts: stock SD3 without T5 appends 256."""
+    """Maximum number of zero vectors appended to the prompts of a batch; stock SD3 without T5 appends 256."""
     min_reward: Mapping[str, float] = field(default_factory=dict)
-    """Rewards that a picture must reach, or it is not learnt from."""
+    """Lowest value of each named reward at which an image is used for training."""
     cache: bool = False
-    """Whether latents are kept on disk for the next run; rendering takes longer than encoding."""
+    """Whether latents are stored on disk for the next run; rendering takes longer than encoding."""
 
     def __post_init__(self) -> None:
         check_shapes_options(self.count, self.split, self.tags, self.size)
         if self.empty_tokens < 0:
-            raise ValueError(f"empty_tokens = {self.empty_tokens}: 0 or more")
+            raise ConfigError(f"empty_tokens = {self.empty_tokens}: 0 or more")
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+        """Yield the images, each rendered when it is its turn."""
         if world_size(*size) != self.size:
-            raise ValueError(f"data.size = {self.size}: the model draws {size[0]} px; set it to that")
+            raise ConfigError(f"data.size = {self.size}: the model draws {size[0]} px; set it to that")
         rng = np.random.default_rng(number(seed, "images"))
         records = [prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)]
         for record in records:
@@ -81,25 +88,25 @@ class ShapesImages(ImageSource):
 
 @dataclass(frozen=True)
 class ImageFolder(ImageSource):
-    """Images of a folder with captions in its metadata.jsonl, as Hugging Face's `imagefolder` lays them out."""
+    """A folder of images with captions in its metadata.jsonl, in the layout of Hugging Face's `imagefolder`."""
 
     path: str
-    """The folder; each line of its metadata.jsonl has a file_name and a caption."""
+    """Path of the folder; every line of its metadata.jsonl has a file_name and a caption."""
     caption: str = "text"
-    """Key of the caption."""
+    """Key of the caption in metadata.jsonl."""
     unreadable: Literal["stop", "skip"] = "stop"
-    """What to do about an image that cannot be read: stop before training, or leave it out and count it."""
+    """Action for an image that cannot be read: stop before training, or leave it out and count it."""
     min_reward: Mapping[str, float] = field(default_factory=dict)
-    """Rewards that a picture must reach, or it is not learnt from."""
+    """Lowest value of each named reward at which an image is used for training."""
     cache: bool = True
-    """Whether latents are kept on disk for the next run."""
+    """Whether latents are stored on disk for the next run."""
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
-        lines = read_metadata(Path(self.path), self.caption)
-        for place, line in lines:
+    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+        """Yield the images in the order of metadata.jsonl."""
+        for location, line in read_metadata(Path(self.path), self.caption):
             file = Path(self.path) / line["file_name"]
             if not file.is_file():
-                raise ValueError(f"{place}: {file} is not there")
+                raise InputError(f"{location}: {file} is not there; correct file_name")
             load = partial(self._load, file, size)
             yield CaptionedImage(
                 caption_record(line, self.caption), hashlib.sha256(file.read_bytes()).hexdigest(), load
@@ -114,115 +121,116 @@ class HubImages(ImageSource):
     """A data set of the Hugging Face hub, or of a folder, that `datasets` can load."""
 
     dataset: str
-    """Its id, owner/name."""
+    """Id owner/name on the hub, or path of a folder."""
     split: str = "train"
-    """Which part of it."""
+    """Split to read."""
     revision: str | None = None
-    """Branch, tag or commit."""
+    """Branch, tag or commit of the data set."""
     image: str = "image"
-    """Column of the images."""
+    """Name of the column of images."""
     caption: str = "text"
-    """Column of the captions."""
+    """Name of the column of captions."""
     unreadable: Literal["stop", "skip"] = "stop"
-    """What to do about an image that cannot be read: stop before training, or leave it out and count it."""
+    """Action for an image that cannot be read: stop before training, or leave it out and count it."""
     min_reward: Mapping[str, float] = field(default_factory=dict)
-    """Rewards that a picture must reach, or it is not learnt from."""
+    """Lowest value of each named reward at which an image is used for training."""
     cache: bool = True
-    """Whether latents are kept on disk for the next run."""
+    """Whether latents are stored on disk for the next run."""
 
     def __post_init__(self) -> None:
         check_extra("a data set of the hub", ["datasets"], "data")
 
-    def pictures(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+        """Yield the images in the order of the data set."""
         import datasets
 
         rows = load_hub_dataset(self.dataset, self.split, self.revision)
         for column in (self.image, self.caption):
             if column not in rows.column_names:
-                raise ValueError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
+                raise InputError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
         rows = rows.cast_column(self.image, datasets.Image(decode=False))
         for i in range(len(rows)):
-            row, place = rows[i], f"{self.dataset}[{i}]"
+            row = rows[i]
             image = row.pop(self.image)
-            check_caption(row, self.caption, place)
+            check_caption(row, self.caption, f"{self.dataset}[{i}]")
             load = partial(self._load, rows, i, size)
             yield CaptionedImage(
                 caption_record(row, self.caption), hashlib.sha256(encoded_bytes(image)).hexdigest(), load
             )
 
     def _load(self, rows: "datasets.Dataset", i: int, size: tuple[int, int]) -> np.ndarray | None:
-        place = f"{self.dataset}[{i}]"
-        return center_crop(encoded_bytes(rows[i][self.image]), size, place, self.unreadable)
+        return center_crop(encoded_bytes(rows[i][self.image]), size, f"{self.dataset}[{i}]", self.unreadable)
 
 
 def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
-    """What the hub, or a folder, holds under that name; ValueError where it cannot be had."""
+    """Load a split of a data set of the hub, or of a folder; InputError where it cannot be loaded."""
     import datasets
     from datasets.exceptions import DatasetsError
 
     if not Path(dataset).is_dir() and len(Path(dataset).parts) != 2:
-        raise ValueError(f"images {dataset}: no such folder, and an id of the hub reads owner/name")
+        raise InputError(f"images {dataset}: no such folder, and an id of the hub reads owner/name")
     try:
         return datasets.load_dataset(dataset, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         why = str(error).partition("\n")[0]
-        raise ValueError(f"images {dataset}: split {split!r} could not be loaded; {why}") from None
+        raise InputError(f"images {dataset}: split {split!r} could not be loaded; {why}") from None
 
 
 def encoded_bytes(image: Mapping | None) -> bytes:
-    """What `datasets` gives for an image that it does not decode; empty where there is none."""
+    """Return the encoded bytes of an image that `datasets` has not decoded; empty where there is none."""
     if image is None or (image["bytes"] is None and not Path(str(image["path"])).is_file()):
         return b""
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
 def read_metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
-    """The lines of a folder's metadata.jsonl with their places; ValueError for one that cannot be used."""
+    """Read a folder's metadata.jsonl as pairs of location and line; InputError for a line that cannot be used."""
     file = folder / "metadata.jsonl"
     if not file.is_file():
-        raise ValueError(
+        raise InputError(
             f"images {folder}: no metadata.jsonl in it; write a line with file_name and {caption} per image"
         )
-    found = []
+    located_lines = []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 at byte {error.start}") from None
+        raise InputError(f"{file}: not UTF-8 at byte {error.start}") from None
     for n, text in enumerate(lines, 1):
         if not text.strip():
             continue
-        place = f"{file}:{n}"
+        location = f"{file}:{n}"
         try:
             line = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+            raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
-            raise ValueError(f'{place}: a line needs a "file_name" that is a text')
-        check_caption(line, caption, place)
-        found.append((place, line))
-    if not found:
-        raise ValueError(f"images {folder}: metadata.jsonl is empty; write a line for each image")
-    return found
+            raise InputError(f'{location}: a line needs a "file_name" that is a text')
+        check_caption(line, caption, location)
+        located_lines.append((location, line))
+    if not located_lines:
+        raise InputError(f"images {folder}: metadata.jsonl is empty; write a line for each image")
+    return located_lines
 
 
 def caption_record(line: Mapping, caption: str) -> dict:
-    """The record of a line: its caption is the prompt, whatever else is called so."""
+    """Make the record of a line: its caption becomes the prompt, even where another key has that name."""
     return {k: v for k, v in line.items() if k not in ("file_name", caption)} | {"prompt": line[caption]}
 
 
-def check_caption(line: Mapping, caption: str, place: str) -> None:
-    """ValueError where a line has no caption."""
+def check_caption(line: Mapping, caption: str, location: str) -> None:
+    """Raise InputError where a line has no caption."""
     text = line.get(caption)
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{place}: no caption under {caption!r}; write one, or name another key with --data.caption")
+        raise InputError(f"{location}: no caption under {caption!r}; write one, or set --data.caption to another key")
 
 
 def center_crop(
     image: bytes, size: tuple[int, int], name: str, unreadable: Literal["stop", "skip"]
 ) -> np.ndarray | None:
-    """The middle of an encoded image, scaled to uint8 (H, W, 3), H and W of `size`.
+    """Scale and crop the middle of an encoded image to uint8 (H, W, 3), H and W of `size`.
 
-    None or ValueError, as `unreadable` says, where it cannot be read; ValueError where it is smaller than `size`.
+    An image that cannot be read is None with `unreadable` = skip.  Raises InputError where it cannot be read and
+    `unreadable` = stop, and where it is smaller than `size`.
     """
     try:
         with Image.open(io.BytesIO(image)) as opened:
@@ -230,22 +238,22 @@ def center_crop(
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL calls a broken PNG a syntax error
         if unreadable == "skip":
             return None
-        raise ValueError(
+        raise InputError(
             f"{name}: not a readable image ({error}); replace it, or leave such images out with --data.unreadable skip"
         ) from None
     height, width = size
     if upright.width < width or upright.height < height:
-        found, drawn = f"{upright.width} x {upright.height}", f"{width} x {height}"
-        raise ValueError(f"{name}: {found} px, smaller than the {drawn} px that the model draws")
+        actual, minimum = f"{upright.width} x {upright.height}", f"{width} x {height}"
+        raise InputError(f"{name}: {actual} px, smaller than the {minimum} px that the model draws")
     return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
 
 
-def num_empty_tokens(most: int, step: int, seed: int) -> int:
-    """How many zero vectors follow the prompts of this batch: mostly none, now and then a log-uniform number.
+def num_empty_tokens(maximum: int, step: int, seed: int) -> int:
+    """Draw the number of zero vectors after the prompts of a batch: none in 95 % of batches, else log-uniform.
 
     Long batches cost more, and a few of them suffice to learn that zeros mean nothing.
     """
     rng = np.random.default_rng(number(seed, "empty tokens", step))
-    if most == 0 or rng.random() > 0.05:
+    if maximum == 0 or rng.random() > 0.05:
         return 0
-    return int(np.exp(rng.uniform(0, np.log(most + 1))))
+    return int(np.exp(rng.uniform(0, np.log(maximum + 1))))

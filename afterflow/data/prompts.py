@@ -1,4 +1,4 @@
-"""Prompts to explore: records {"prompt": ..., ...} from a file or from the shapes world."""
+"""Prompts to explore: records {"prompt": ..., ...} from a file or from the shapes world, and their order."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,64 +13,66 @@ import torch
 from ..envs.shapes import prompts as shapes
 from ..envs.shapes.world import SIZES, TAGS
 from ..sampling.seeds import generator, number
+from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 
-# Reward → what it asks of a record: ValueError with one sentence.
 RecordChecks = Mapping[str, Callable[[dict], None]]
+"""Check of a record by the reward that needs it; the check raises ValueError with one sentence."""
 NO_CHECKS: RecordChecks = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """One prompt per line (.txt), or one JSON object per line with a "prompt" (.jsonl, GenEval's schema)."""
+    """A file with one prompt (.txt) or one JSON object with a "prompt" per line (.jsonl, GenEval's schema)."""
 
     path: str
-    """The file."""
+    """Path of the file."""
     tag: str | None = None
-    """Of records that have none of their own: the task that a teacher or a turn is chosen by."""
+    """Tag of records that have none: the task by which a teacher or a turn is chosen."""
 
-    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
-        """ValueError with file and line where a record cannot be used."""
+    def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+        """Read the records; InputError with file and line where one cannot be used."""
         file = Path(self.path)
         if not file.is_file():
-            raise ValueError(f"prompts {self.path}: no such file")
+            raise InputError(f"prompts {self.path}: no such file")
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"prompts {self.path}: not UTF-8 at byte {error.start}") from None
+            raise InputError(f"prompts {self.path}: not UTF-8 at byte {error.start}") from None
         parse = parse_json_line if file.suffix == ".jsonl" else parse_text_line
         records = []
-        for place, line in enumerate(lines, 1):
+        for line_number, line in enumerate(lines, 1):
             if line.strip():
-                tagged = {} if self.tag is None else {"tag": self.tag}
-                records.append(tagged | parse(line, f"{self.path}:{place}"))
-                check_record(records[-1], f"{self.path}:{place}", needs)
+                location, tagged = f"{self.path}:{line_number}", {} if self.tag is None else {"tag": self.tag}
+                records.append(tagged | parse(line, location))
+                check_record(records[-1], location, checks)
         if not records:
-            raise ValueError(f"prompts {self.path}: the file is empty; write one prompt per line")
+            raise InputError(f"prompts {self.path}: the file is empty; write one prompt per line")
         return records
 
 
-def check_record(record: dict, place: str, needs: RecordChecks) -> None:
-    """ValueError with the place of a record that a reward could not judge."""
-    for reward, validate in needs.items():
+def check_record(record: dict, location: str, checks: RecordChecks) -> None:
+    """Raise InputError with the location of a record that a reward could not judge."""
+    for reward, validate in checks.items():
         try:
             validate(record)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}; {reward} needs that of every record") from None
+            raise InputError(f"{location}: {error}; {reward} needs that of every record") from None
 
 
-def parse_text_line(line: str, place: str) -> dict:
+def parse_text_line(line: str, location: str) -> dict:
+    """Make the record of a .txt line."""
     return {"prompt": line.strip()}
 
 
-def parse_json_line(line: str, place: str) -> dict:
-    """A record of a .jsonl line."""
+def parse_json_line(line: str, location: str) -> dict:
+    """Read the record of a .jsonl line; InputError where it is none."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+        raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
-        raise ValueError(f'{place}: a record needs a "prompt" that is a text')
+        raise InputError(f'{location}: a record needs a "prompt" that is a text')
     return record
 
 
@@ -79,40 +81,41 @@ class ShapesPrompts:
     """Prompts of the shapes world, drawn from one split of its facts."""
 
     split: Literal["train", "test", "ood"] = "train"
-    """train holds back some facts, test asks for those, ood goes one step outside of the kinds train shows."""
+    """train leaves out some facts, test asks for those, ood asks for kinds of prompt that train does not have."""
     count: int = 1000
-    """Shared evenly among the tags; a tag that has fewer facts repeats its prompts, so that all are trained alike."""
+    """Number of prompts, shared evenly among the tags; a tag with fewer facts repeats its prompts."""
     tags: tuple[str, ...] = TAGS[1:6]
-    """Flow-GRPO trains without single_object too."""
+    """Kinds of prompt; Flow-GRPO trains without single_object too."""
     size: int = 32
-    """Pixels; larger pictures hold longer signs."""
+    """Pixels of a side, 32 or 64; larger images hold longer signs."""
 
     def __post_init__(self) -> None:
         check_shapes_options(self.count, self.split, self.tags, self.size)
 
-    def records(self, seed: int, needs: RecordChecks = NO_CHECKS) -> list[dict]:
-        per_tag, draw = -(-self.count // len(self.tags)), number(seed, "prompts") % 2**32
-        distinct = [shapes.suite(self.split, per_tag, draw, self.size, [tag]) for tag in self.tags]
+    def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+        """Draw the prompts' records; no check is needed, because the world makes valid records only."""
+        per_tag, draw_seed = -(-self.count // len(self.tags)), number(seed, "prompts") % 2**32
+        distinct = [shapes.suite(self.split, per_tag, draw_seed, self.size, [tag]) for tag in self.tags]
         return [record for of_tag in distinct for record in islice(cycle(of_tag), per_tag)]
 
 
 def check_shapes_options(count: int, split: str, tags: Sequence[str], size: int) -> None:
-    """ValueError for what the shapes world does not have."""
+    """Raise ConfigError for options that the shapes world does not have."""
     if count < 1:
-        raise ValueError(f"count = {count}: at least 1")
+        raise ConfigError(f"count = {count}: at least 1")
     if not tags:
-        raise ValueError("tags is empty: name at least one of " + ", ".join(TAGS))
+        raise ConfigError("tags is empty: name at least one of " + ", ".join(TAGS))
     for tag in tags:
         if tag not in TAGS:
             raise unknown_name("tag", tag, TAGS)
         if (split, tag) == ("ood", "single_object"):
-            raise ValueError("tags: single_object has no ood prompts, because a lone object has no fact to vary")
+            raise ConfigError("tags: single_object has no ood prompts, because a lone object has no fact to vary")
     if size not in SIZES:
-        raise ValueError(f"size = {size}: the shapes world is drawn at {SIZES[0]} or {SIZES[1]} px")
+        raise ConfigError(f"size = {size}: the shapes world is drawn at {SIZES[0]} or {SIZES[1]} px")
 
 
 def batch_rows(total: int, step: int, size: int, seed: int) -> torch.Tensor:
-    """(size,) long: which of `total` examples iteration `step` takes.
+    """Return the rows that iteration `step` uses, (size,) long, of `total` examples.
 
     Every epoch is a fresh permutation and no example is left out; an iteration may span two epochs.
     """
@@ -123,22 +126,30 @@ def batch_rows(total: int, step: int, size: int, seed: int) -> torch.Tensor:
 
 
 def check_turns(records: Sequence[dict], turns: Mapping[str, int]) -> None:
-    """ValueError for a tag that no prompt has, and for prompts whose turn never comes."""
+    """Raise ConfigError for a tag in `turns` that no prompt has, and for a prompt whose tag is not in `turns`."""
     tags = {record.get("tag") for record in records}
     for tag in turns:
         if tag not in tags:
-            raise ValueError(f"turns: no prompt has the tag {tag!r}")
+            raise ConfigError(f"turns: no prompt has the tag {tag!r}")
     for record in records if turns else ():
         if record.get("tag") not in turns:
-            raise ValueError(f"turns: the tag {record.get('tag')!r} of prompt {record['prompt']!r} never has its turn")
+            raise ConfigError(f"turns: the tag {record.get('tag')!r} of prompt {record['prompt']!r} never has its turn")
 
 
 def prompt_rows(records: Sequence[dict], turns: Mapping[str, int], step: int, size: int, seed: int) -> torch.Tensor:
-    """(size,) long: which prompts iteration `step` takes, of all, or of the tag whose turn it is."""
+    """Return the rows of the prompts that iteration `step` uses, (size,) long.
+
+    Args:
+        records: Records of all prompts.
+        turns: Number of successive iterations of each tag; where it is empty, an iteration draws from all prompts.
+        step: Number of the iteration.
+        size: Number of prompts of an iteration.
+        seed: Seed of the run.
+    """
     if not turns:
         return batch_rows(len(records), step, size, seed)
-    order = [tag for tag, many in turns.items() for _ in range(many)]
+    order = [tag for tag, count in turns.items() for _ in range(count)]
     tag = order[step % len(order)]
-    mine = torch.tensor([i for i, record in enumerate(records) if record.get("tag") == tag])
-    before = step // len(order) * turns[tag] + order[: step % len(order)].count(tag)
-    return mine[batch_rows(len(mine), before, size, seed)]
+    tag_rows = torch.tensor([i for i, record in enumerate(records) if record.get("tag") == tag])
+    turn = step // len(order) * turns[tag] + order[: step % len(order)].count(tag)
+    return tag_rows[batch_rows(len(tag_rows), turn, size, seed)]

@@ -1,13 +1,13 @@
-"""GenEval's rules (arXiv 2310.11513) over detections, whatever found them: real detectors and shapes alike.
+"""GenEval's rules (arXiv:2310.11513) over the boxes of any detector, of real images and of the shapes world.
 
-Six ways to read the same boxes:
+There are five modes to score the same boxes:
 
 official          every clause is met by its `count` most confident boxes, no `exclude` is; clutter is allowed
 strict            Flow-GRPO's evaluation: exactly `count` boxes, colours and relations on all of them
-closed            strict, and nothing else in the picture
+closed            strict, and nothing else in the image
 partial           bounded soft credit in [0, 1], graded in confidence; surplus and clutter cost
-partial_flowgrpo  Flow-GRPO's training reward as published: unbounded below (16 found where 1 is asked give
-                  -14), a wrong relation earns 0.75, clutter is free
+partial_flowgrpo  Flow-GRPO's training reward as published: unbounded below (16 boxes for a count of 1 give -14),
+                  a wrong relation earns 0.75, clutter is free
 """
 
 import math
@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Record = dict[str, Any]
+"""Prompt with what its image must show, in the schema of GenEval's JSONL files."""
 Box = tuple[float, float, float, float]
+"""Corners x0, y0, x1, y1 in pixels, y downwards."""
 
 OBJECTS = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
@@ -29,37 +31,46 @@ OBJECTS = (
     *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock"),
     *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
 )
-"""What GenEval's prompts may name: COCO's 80 classes, three of them renamed."""
+"""Classes that GenEval's prompts may name: COCO's 80, three of them renamed."""
 
 MAX_PER_CLASS = 16
+"""Number of boxes of a class that are counted, the most confident first."""
 POSITION_MARGIN = 0.1
+"""Offset of two centres, as a share of the boxes' sizes, below which no relation holds."""
 MAX_UNEXPLAINED = 0.012
-# Soft credit starts at this share of the detection threshold.
+"""Share of the image that detections may leave unexplained where nothing else is in it."""
 SOFT_FROM = 0.6
+"""Share of the detection threshold at which soft credit starts."""
 
 
 @dataclass(frozen=True)
 class Detection:
+    """An object that a detector reports."""
+
     cls: str
+    """Class of the object."""
     score: float
+    """Confidence in [0, 1]."""
     box: Box
-    """x0, y0, x1, y1 in pixels, y downwards."""
+    """Corners x0, y0, x1, y1 in pixels, y downwards."""
     color: str | None = None
+    """Colour of the object, where the detector names one."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a rule may look at."""
+    """The detections of one image, as the rules see them."""
 
     detections: Sequence[Detection]
-    """All, the most confident first; to `closed` and `partial` each counts, so filter a noisy detector's."""
+    """All detections, the most confident first; `closed` and `partial` count every one of them."""
     threshold: float
+    """Confidence above which a detection counts."""
     unexplained: float | None
-    """Share of the picture that is neither background nor detected."""
+    """Share of the image that is neither background nor detected."""
 
-    def of(self, cls: str) -> list[Detection]:
-        found = [d for d in self.detections if d.cls == cls and d.score > self.threshold]
-        return found[:MAX_PER_CLASS]
+    def confident(self, cls: str) -> list[Detection]:
+        """Return the detections of a class above the threshold, at most MAX_PER_CLASS."""
+        return [d for d in self.detections if d.cls == cls and d.score > self.threshold][:MAX_PER_CLASS]
 
 
 def score_detections(
@@ -71,7 +82,18 @@ def score_detections(
     counting_threshold: float = 0.9,
     unexplained: float | None = None,
 ) -> float:
-    """Score the detections of one image under one of MODES; the default thresholds are GenEval's."""
+    """Score the detections of one image under one of MODES; the default thresholds are GenEval's.
+
+    Args:
+        record: Record of the image's prompt.
+        detections: Detections of the image, in any order.
+        mode: Name of the rules, one of MODES.
+        threshold: Confidence above which a detection counts.
+        counting_threshold: The same for records of the tag `counting`.
+        unexplained: Share of the image that is neither background nor detected; `closed` needs it.
+
+    Raises ValueError for an unknown mode, a record without objects, and `closed` without `unexplained`.
+    """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if not record["include"]:
@@ -84,21 +106,21 @@ def score_detections(
 def _official(record: Record, scene: Scene) -> bool:
     groups: list[list[Detection] | None] = []
     for clause in record["include"]:
-        found = scene.of(clause["class"])[: clause["count"]]
-        met = len(found) >= clause["count"] and _right_colors(clause, found) >= clause["count"]
-        met = met and _in_place(clause, found, groups)
-        groups.append(found if met else None)
-    excluded = any(len(scene.of(clause["class"])) >= clause["count"] for clause in record.get("exclude", []))
+        boxes = scene.confident(clause["class"])[: clause["count"]]
+        met = len(boxes) >= clause["count"] and _right_colors(clause, boxes) >= clause["count"]
+        met = met and _relation_holds(clause, boxes, groups)
+        groups.append(boxes if met else None)
+    excluded = any(len(scene.confident(clause["class"])) >= clause["count"] for clause in record.get("exclude", []))
     return None not in groups and not excluded
 
 
 def _strict(record: Record, scene: Scene) -> bool:
     groups: list[list[Detection] | None] = []
     for clause in record["include"]:
-        found = scene.of(clause["class"])
-        met = len(found) == clause["count"] == _right_colors(clause, found)
-        met = met and _in_place(clause, found, groups)
-        groups.append(found if met else None)
+        boxes = scene.confident(clause["class"])
+        met = len(boxes) == clause["count"] == _right_colors(clause, boxes)
+        met = met and _relation_holds(clause, boxes, groups)
+        groups.append(boxes if met else None)
     return None not in groups
 
 
@@ -113,17 +135,17 @@ def _closed(record: Record, scene: Scene) -> bool:
 def _partial(record: Record, scene: Scene) -> float:
     terms: list[float] = []
     candidates = [[d for d in scene.detections if d.cls == clause["class"]] for clause in record["include"]]
-    for clause, found in zip(record["include"], candidates, strict=True):
-        presence = _presence(clause["count"], found, scene.threshold)
+    for clause, boxes in zip(record["include"], candidates, strict=True):
+        presence = _presence(clause["count"], boxes, scene.threshold)
         terms.append(presence)
         if "color" in clause:
-            terms.append(presence * _right_colors(clause, found[: clause["count"]]) / clause["count"])
+            terms.append(presence * _right_colors(clause, boxes[: clause["count"]]) / clause["count"])
         if "position" in clause:
             relation, target = clause["position"]
             needed = record["include"][target]["count"]
             targets = _soft(candidates[target][:needed], scene.threshold)
-            movers = _soft(found[: clause["count"]], scene.threshold)
-            holds = _all_stand(relation, [d for d, _ in movers], [d for d, _ in targets])
+            movers = _soft(boxes[: clause["count"]], scene.threshold)
+            holds = _all_related(relation, [d for d, _ in movers], [d for d, _ in targets])
             terms.append(presence * sum(credit for _, credit in targets) / needed * holds)
     surplus = max(0, len(scene.detections) - sum(clause["count"] for clause in record["include"]))
     excess = max(0.0, (scene.unexplained or 0.0) - MAX_UNEXPLAINED)
@@ -134,21 +156,21 @@ def _partial_flowgrpo(record: Record, scene: Scene) -> float:
     rewards: list[float] = []
     groups: list[list[Detection] | None] = []
     for clause in record["include"]:
-        need, found = clause["count"], scene.of(clause["class"])
-        rewards.append(1 - abs(need - len(found)) / need)
-        met = len(found) == need
+        need, boxes = clause["count"], scene.confident(clause["class"])
+        rewards.append(1 - abs(need - len(boxes)) / need)
+        met = len(boxes) == need
         if not met and ("color" in clause or "position" in clause):
             rewards.append(0.0)
         if met and "color" in clause:
-            right = _right_colors(clause, found)
+            right = _right_colors(clause, boxes)
             rewards.append(1 - abs(need - right) / need)
             met = right == need
         if met and "position" in clause:
-            met = _in_place(clause, found, groups)
+            met = _relation_holds(clause, boxes, groups)
             # As published: a violation appends 0 and then, like a success, 1.
             has_target = groups[clause["position"][1]] is not None
             rewards += ([] if met else [0.0]) + ([1.0] if has_target else [])
-        groups.append(found if met else None)
+        groups.append(boxes if met else None)
     return sum(rewards) / len(rewards)
 
 
@@ -162,7 +184,7 @@ MODES: dict[str, Callable[[Record, Scene], float]] = {
 
 
 def relations(a: Box, b: Box) -> set[str]:
-    """Where box `a` stands as seen from box `b`: none, one or two of the four relations."""
+    """Return the relations of box `a` to box `b`: none, one or two of the four."""
     offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     margin = [POSITION_MARGIN * (abs(a[i + 2] - a[i]) + abs(b[i + 2] - b[i])) for i in (0, 1)]
     clear = [math.copysign(max(abs(o) - m, 0.0), o) for o, m in zip(offset, margin, strict=True)]
@@ -173,31 +195,31 @@ def relations(a: Box, b: Box) -> set[str]:
     return {relation for relation, held in holds.items() if held}
 
 
-def _right_colors(clause: Record, found: Sequence[Detection]) -> int:
-    """How many boxes have the clause's colour: all where it names none."""
-    return sum("color" not in clause or d.color == clause["color"] for d in found)
+def _right_colors(clause: Record, boxes: Sequence[Detection]) -> int:
+    """Count the boxes of the clause's colour: all where it names none."""
+    return sum("color" not in clause or d.color == clause["color"] for d in boxes)
 
 
-def _in_place(clause: Record, found: Sequence[Detection], groups: Sequence[list[Detection] | None]) -> bool:
-    """Whether every box stands in the clause's relation to every box of a target that was itself met."""
+def _relation_holds(clause: Record, boxes: Sequence[Detection], groups: Sequence[list[Detection] | None]) -> bool:
+    """Return whether every box has the clause's relation to every box of a target that was itself met."""
     if "position" not in clause:
         return True
     relation, target = clause["position"]
     group = groups[target]
-    return group is not None and _all_stand(relation, found, group)
+    return group is not None and _all_related(relation, boxes, group)
 
 
-def _all_stand(relation: str, movers: Sequence[Detection], targets: Sequence[Detection]) -> bool:
+def _all_related(relation: str, movers: Sequence[Detection], targets: Sequence[Detection]) -> bool:
     return all(relation in relations(mover.box, target.box) for mover in movers for target in targets)
 
 
-def _presence(need: int, found: Sequence[Detection], threshold: float) -> float:
-    """Soft share of the `need` objects that are there, less what there is too much of: in [0, 1]."""
-    credit = [c for _, c in _soft(found, threshold)]
+def _presence(need: int, boxes: Sequence[Detection], threshold: float) -> float:
+    """Return the soft share of the `need` objects that are present, minus the surplus: in [0, 1]."""
+    credit = [c for _, c in _soft(boxes, threshold)]
     return max(0.0, sum(credit[:need]) - sum(credit[need:])) / need
 
 
-def _soft(found: Sequence[Detection], threshold: float) -> list[tuple[Detection, float]]:
-    """The detections that earn credit, each with its credit in (0, 1]."""
+def _soft(boxes: Sequence[Detection], threshold: float) -> list[tuple[Detection, float]]:
+    """Return the detections that earn credit, with their credit in (0, 1]."""
     floor = SOFT_FROM * threshold
-    return [(d, min(1.0, (d.score - floor) / (threshold - floor))) for d in found if d.score > floor]
+    return [(d, min(1.0, (d.score - floor) / (threshold - floor))) for d in boxes if d.score > floor]

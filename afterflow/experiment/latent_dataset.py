@@ -47,7 +47,7 @@ def gathered(
 ) -> tuple[Tensor, list[dict]]:
     """Latents (N, ...), on the CPU, and records of the pictures to learn from; ValueError when none is left."""
     latents, records, missing, asked = [], [], 0, 0
-    for part in shards(data.pictures(seed, picture_size(model))):
+    for part in shards(data.images(seed, picture_size(model))):
         z, kept, unread = encoded_shard(part, model, data.min_reward, data.cache, models)
         latents.append(z)
         records += [part[i].record for i in kept]

@@ -54,7 +54,7 @@ def test_a_folder_gives_its_middle_squares_with_their_captions(folder):
     stripes = np.zeros((40, 64, 3), np.uint8)
     stripes[:, 12:52] = 255  # the middle 40 of 64
     Image.fromarray(stripes).save(folder / "red.png")
-    first, *rest = ImageFolder(str(folder)).pictures(0, (32, 32))
+    first, *rest = ImageFolder(str(folder)).images(0, (32, 32))
     assert first.record == {"prompt": "all red", "tag": "colors"}
     assert first.pixels().shape == (32, 32, 3) and (first.pixels() > 240).all()
     assert (rest[1].pixels() == [0, 0, 255]).all()
@@ -66,25 +66,25 @@ def test_a_photo_is_turned_upright(folder):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(upper).save(folder / "red.png", exif=exif)
-    pixels = next(ImageFolder(str(folder)).pictures(0, (32, 32))).pixels()
+    pixels = next(ImageFolder(str(folder)).images(0, (32, 32))).pixels()
     assert (pixels[:14] == 0).all() and (pixels[-14:] == 255).all()
 
 
 def test_a_data_set_gives_what_the_folder_does(folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    of_hub = list(HubImages(str(folder)).pictures(0, (32, 32)))
-    of_folder = {p.digest: p for p in ImageFolder(str(folder)).pictures(0, (32, 32))}
+    of_hub = list(HubImages(str(folder)).images(0, (32, 32)))
+    of_folder = {p.digest: p for p in ImageFolder(str(folder)).images(0, (32, 32))}
     assert len(of_hub) == 3
     for each in of_hub:
         twin = of_folder[each.digest]
         assert each.record["prompt"] == twin.record["prompt"] and np.array_equal(each.pixels(), twin.pixels())
     with pytest.raises(ValueError, match="no such folder, and an id of the hub reads owner/name"):
-        next(HubImages("my_foldr").pictures(0, (32, 32)))
+        next(HubImages("my_foldr").images(0, (32, 32)))
     with pytest.raises(ValueError, match="split 'tset' could not be loaded"):
-        next(HubImages(str(folder), split="tset").pictures(0, (32, 32)))
+        next(HubImages(str(folder), split="tset").images(0, (32, 32)))
     with pytest.raises(ValueError, match="it has no column 'caption', only image, text, tag"):
-        next(HubImages(str(folder), caption="caption").pictures(0, (32, 32)))
+        next(HubImages(str(folder), caption="caption").images(0, (32, 32)))
 
 
 def test_latents_are_encoded_once_and_follow_the_content(folder, model, monkeypatch):
@@ -163,26 +163,26 @@ def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, capsys):
 def test_a_folder_that_cannot_be_used_is_refused(folder, lines, sentence):
     write(folder, lines)
     with pytest.raises(ValueError, match=sentence):
-        list(ImageFolder(str(folder)).pictures(0, (32, 32)))
+        list(ImageFolder(str(folder)).images(0, (32, 32)))
 
 
 def test_a_folder_without_captions_or_with_small_images_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no metadata\.jsonl in it"):
-        list(ImageFolder(str(tmp_path)).pictures(0, (32, 32)))
+        list(ImageFolder(str(tmp_path)).images(0, (32, 32)))
     picture("red", (31, 200)).save(folder / "red.png")
     with pytest.raises(ValueError, match=r"red\.png: 31 x 200 px, smaller than the 32 x 32 px that the model draws"):
-        next(ImageFolder(str(folder)).pictures(0, (32, 32))).pixels()
+        next(ImageFolder(str(folder)).images(0, (32, 32))).pixels()
     (folder / "metadata.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"metadata\.jsonl:1: not JSON"):
-        list(ImageFolder(str(folder)).pictures(0, (32, 32)))
+        list(ImageFolder(str(folder)).images(0, (32, 32)))
 
 
 def test_shapes_are_rendered_at_the_size_of_the_model():
-    pictures = list(ShapesImages(count=6, tags=("colors",)).pictures(0, (32, 32)))
-    again = list(ShapesImages(count=6, tags=("colors",)).pictures(0, (32, 32)))
+    pictures = list(ShapesImages(count=6, tags=("colors",)).images(0, (32, 32)))
+    again = list(ShapesImages(count=6, tags=("colors",)).images(0, (32, 32)))
     assert [p.digest for p in pictures] == [p.digest for p in again] and len({p.digest for p in pictures}) == 6
     with pytest.raises(ValueError, match=r"data\.size = 64: the model draws 32 px"):
-        next(ShapesImages(count=6, size=64).pictures(0, (32, 32)))
+        next(ShapesImages(count=6, size=64).images(0, (32, 32)))
 
 
 @pytest.mark.parametrize("algorithm", [SFT(draws=2), SOAR(points=2)])

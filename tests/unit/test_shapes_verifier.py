@@ -271,5 +271,5 @@ def test_diversity_is_zero_for_copies_and_falls_when_layouts_collapse():
     assert diversity(still) == 0
     backdrops = np.stack([scene(32, *item, seed=seed) for seed in range(12)])
     assert 0 < diversity(backdrops) < diversity(free)
-    with pytest.raises(ValueError, match="two pictures"):
+    with pytest.raises(ValueError, match="two images"):
         diversity(free[:1])

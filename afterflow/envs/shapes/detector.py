@@ -1,4 +1,4 @@
-"""Find the objects of a picture with classical vision, and measure what is left unexplained.
+"""Detect the objects of an image with classical vision, and measure the share that they leave unexplained.
 
 Robust background plane → palette colour of each pixel → connected regions → alpha matte along the line from
 background to object → the matte, resampled to its bounding box, against a bank of templates.
@@ -17,8 +17,8 @@ from .world import COLORS, PALETTE_LAB, SHAPES, Array, coverage, lab
 
 Mask = NDArray[np.bool_]
 
-# A pixel further than this from every palette colour (in Lab) has none; blue and purple are 29.5 apart.
 REJECT = 27.0
+"""Distance in Lab beyond which a pixel has no palette colour; blue and purple are 29.5 apart."""
 _SIDE = 24
 _DIAMETERS = (7.5, 9.0, 11.0, 14.0, 18.0, 23.0, 30.0)
 _NEIGHBOURS = [(dy, dx) for dy in (0, 1, 2) for dx in (0, 1, 2) if (dy, dx) != (1, 1)]
@@ -27,30 +27,34 @@ _EIGHT = np.ones((3, 3), bool)
 
 @dataclass(frozen=True)
 class DetectionResult:
+    """The objects of an image, and how much of it they leave unexplained."""
+
     detections: tuple[Detection, ...]
-    """The most confident first; every region with an object's colour is one, however odd its shape."""
-    junk: float
-    """Share of the picture that is neither background nor part of a detection."""
+    """Detections, the most confident first; every region with an object's colour is one, of whatever shape."""
+    unexplained: float
+    """Share of the image that is neither background nor part of a detection."""
 
 
 class Segmentation(NamedTuple):
+    """The pixels of an image, split into background and palette colours."""
+
     pixels: Array
-    """(S, S, 3), denoised where the picture is noisy."""
+    """Pixels (S, S, 3), denoised where the image is noisy."""
     plane: Array
-    """(S, S, 3), the background as it would be without objects."""
+    """Background (S, S, 3) as it would be without objects."""
     background: Mask
-    """(S, S), background and its shadows."""
+    """Mask (S, S) of the background and its shadows."""
     color: NDArray[np.integer]
-    """(S, S), index of the nearest palette colour."""
+    """Index (S, S) of the nearest palette colour."""
     distance: Array
-    """(S, S), how far away in Lab that colour is."""
+    """Distance (S, S) to that colour in Lab."""
 
 
 def detect(image: NDArray[np.uint8]) -> DetectionResult:
-    """Any uint8 (S, S, 3) → its objects and the share of it that they leave unexplained."""
+    """Detect the objects of an image, uint8 (S, S, 3), and the share of it that they leave unexplained."""
     seg, size = segment(image), len(image)
     colors = np.where(~seg.background & (seg.distance < REJECT), seg.color, -1)
-    owner, region_colors = _own(colors, _min_area(size))
+    owner, region_colors = _label_regions(colors, _min_area(size))
     explained = np.zeros((size, size), bool)
     detections = []
     grown = _grow(owner, seg.background) if region_colors else owner
@@ -66,7 +70,7 @@ def detect(image: NDArray[np.uint8]) -> DetectionResult:
 
 
 def segment(image: NDArray[np.uint8]) -> Segmentation:
-    """Split uint8 (S, S, 3) into a lit grey plane and palette colours."""
+    """Split an image, uint8 (S, S, 3), into a lit grey plane and palette colours."""
     pixels = image.astype(np.float32)
     sigma, slack = noise_std(pixels), 0.0
     if sigma > 4.0 and len(image) > 32:
@@ -81,7 +85,7 @@ def segment(image: NDArray[np.uint8]) -> Segmentation:
 
 
 def noise_std(pixels: Array) -> float:
-    """Robust estimate of the pixel noise of (S, S, 3), blind to edges."""
+    """Estimate the standard deviation of the pixel noise of (S, S, 3) robustly, without the edges."""
     across = pixels[:, 2:] - 2 * pixels[:, 1:-1] + pixels[:, :-2]
     second = (across[2:] - 2 * across[1:-1] + across[:-2]).ravel() / 6
     second = abs(second - _median(second))
@@ -89,7 +93,7 @@ def noise_std(pixels: Array) -> float:
 
 
 def background_plane(pixels: Array) -> Array:
-    """The plane per channel that most pixels follow, seeded by the border: (S, S, 3) → (S, S, 3)."""
+    """Fit the plane per channel that most pixels follow, starting from the border: (S, S, 3) → (S, S, 3)."""
     size = len(pixels)
     x, border = _plane_basis(size)
     y = pixels.reshape(-1, 3)
@@ -107,7 +111,7 @@ def background_plane(pixels: Array) -> Array:
 
 
 def clutter(unexplained: Mask) -> float:
-    """Share of the picture covered by clusters of unexplained pixels; a lone noisy pixel is none."""
+    """Return the share of the image that clusters of unexplained pixels cover; a lone noisy pixel is no cluster."""
     labels = regions(unexplained)
     areas = np.bincount(labels.ravel())[1:]
     smallest = 4 if len(unexplained) <= 32 else 7
@@ -184,7 +188,7 @@ def _nearest_color(image: NDArray[np.uint8]) -> tuple[NDArray[np.int8], Array]:
     return nearest[index], distance[index]
 
 
-def _own(colors: NDArray[np.integer], min_area: int) -> tuple[NDArray[np.int32], list[int]]:
+def _label_regions(colors: NDArray[np.integer], min_area: int) -> tuple[NDArray[np.int32], list[int]]:
     """Label (S, S) the regions of one colour that own enough core pixels, and list their colours.
 
     A core pixel has at least five of its eight neighbours in its own colour: fringes and noise have none.
@@ -234,7 +238,7 @@ def _describe(matte: Array, colors: NDArray[np.integer], color: int, corner: tup
 
 
 def _matte(pixels: Array, plane: Array, core: Mask, reach: Mask) -> Array:
-    """How much of each pixel is the object, (h, w) in [0, 1]: its place on the line from plane to object."""
+    """How much of each pixel is the object, (h, w) in [0, 1]: its position on the line from plane to object."""
     line = pixels[core].mean(0) - plane
     offset = pixels - plane
     alpha = np.clip((offset * line).sum(-1) / np.maximum((line * line).sum(-1), 1), 0, 1)

@@ -1,4 +1,4 @@
-"""How much a picture looks like the renderer's work, knowing neither prompt nor objects.
+"""Fidelity Q of an image: how much it looks like the renderer's work, whatever it shows.
 
 Q is 1 for a clean render and falls with noise, mottling, blur, colours outside of the world and speckle. Keep
 it out of the training reward: what is rewarded stops being a measure.
@@ -20,27 +20,27 @@ _EDGE = 45
 
 @dataclass(frozen=True)
 class FidelityFactors:
-    """What Q is the product of, each in [0, 1]."""
+    """The factors of Q, in [0, 1]; Q is their product."""
 
     noise: float
-    """Away from edges, no texture stronger than the sensor grain."""
+    """1 where no texture away from edges is stronger than the sensor grain."""
     mottle: float
-    """The background is a plane, without blotches."""
+    """1 where the background is a plane without blotches."""
     sharpness: float
-    """Edges are about a pixel wide."""
+    """1 where edges are about a pixel wide."""
     color: float
-    """Flat areas are background or near the palette, and the background is the world's grey."""
+    """1 where flat areas are background or near the palette, and the background is the world's grey."""
     speckle: float
-    """No tiny islands of another colour."""
+    """1 where there are no tiny islands of another colour."""
 
 
 def fidelity(image: NDArray[np.uint8]) -> float:
-    """Q of any uint8 (S, S, 3), in [0, 1]."""
+    """Return Q of an image, uint8 (S, S, 3), in [0, 1]."""
     return math.prod(astuple(fidelity_factors(image)))
 
 
 def fidelity_factors(image: NDArray[np.uint8]) -> FidelityFactors:
-    """The five ways in which a uint8 (S, S, 3) can look wrong, each 1 where it does not."""
+    """Return the five factors of an image, uint8 (S, S, 3), which are 1 for a clean render."""
     pixels = image.astype(np.float32)
     span = _local_span(pixels)
     plane = background_plane(pixels)
@@ -72,9 +72,9 @@ def _texture_std(pixels: Array, span: Array) -> float:
         return noise_std(pixels)
     second = np.array([1.0, -2.0, 1.0], np.float32)
     curvature = ndimage.convolve1d(ndimage.convolve1d(pixels, second, 0, mode="reflect"), second, 1, mode="reflect")
-    found = abs(curvature[clear]) / 6
+    strength = abs(curvature[clear]) / 6
     # The mean square also sees texture that is zero at most pixels.
-    return max(1.4826 * float(np.median(found)), 0.55 * float(np.sqrt((found**2).mean())))
+    return max(1.4826 * float(np.median(strength)), 0.55 * float(np.sqrt((strength**2).mean())))
 
 
 def _mottle(pixels: Array, plane: Array, span: Array) -> float:

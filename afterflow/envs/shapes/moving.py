@@ -1,4 +1,4 @@
-"""The world in motion: clips whose prompts name what moves, and which way.
+"""The moving shapes world: clips whose prompts name what moves, and in which direction.
 
 A record is like one of the still world, with a direction in every clause:
 
@@ -21,17 +21,17 @@ from .world import COLORS, SHAPES, SIZES, Array
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOVING_TAGS = ("move_one", "move_count", "move_two")
 TRAVEL = 0.25
-"""How far objects go in a clip, as a share of its side."""
+"""Distance that objects move in a clip, as a share of its side."""
 _WORDS = {2: "two", 3: "three"}
 
 
 def held_out_motion(cls: str, direction: str) -> bool:
-    """Whether only `test` asks for this pair: 6 or 7 of each direction's 8 stay in training."""
+    """Return whether only `test` asks for this pair; 6 or 7 of the 8 classes of a direction are in training."""
     return (SHAPES.index(cls) + 3 * list(DIRECTIONS).index(direction)) % 5 == 0
 
 
 def draw_moving(split: Literal["train", "test"], tag: str, rng: np.random.Generator) -> Record:
-    """A record of the tag whose pairs are of that split alone."""
+    """Draw a record of the tag whose pairs belong to that split alone."""
     pairs = [(c, d) for c in SHAPES for d in DIRECTIONS if held_out_motion(c, d) == (split == "test")]
     chosen = [pairs[i] for i in rng.choice(len(pairs), 2 if tag == "move_two" else 1, replace=False)]
     colors = [COLORS[i] for i in rng.choice(len(COLORS), len(chosen), replace=False)]
@@ -44,8 +44,8 @@ def draw_moving(split: Literal["train", "test"], tag: str, rng: np.random.Genera
 
 
 def moving_suite(split: Literal["train", "test"], per_tag: int, seed: int, tags: Sequence[str]) -> list[Record]:
-    """`per_tag` records of each tag, no two alike where there are as many."""
-    rng, found = np.random.default_rng(seed), []
+    """Draw `per_tag` records of every tag, all distinct where there are as many."""
+    rng, records = np.random.default_rng(seed), []
     for tag in tags:
         distinct: dict[str, Record] = {}
         for _ in range(20 * per_tag):
@@ -54,25 +54,25 @@ def moving_suite(split: Literal["train", "test"], per_tag: int, seed: int, tags:
             if len(distinct) == per_tag:
                 break
         of_tag = list(distinct.values())
-        found += [of_tag[i % len(of_tag)] for i in range(per_tag)]
-    return found
+        records += [of_tag[i % len(of_tag)] for i in range(per_tag)]
+    return records
 
 
 def validate_moving(record: Any) -> None:
-    """ValueError with one sentence that names the field a record gets wrong."""
+    """Raise ValueError with one sentence that names the wrong field of a record."""
     clauses = record.get("include") if isinstance(record, dict) else None
     if not isinstance(clauses, list) or not clauses:
         raise ValueError("include must have at least one clause")
     for i, clause in enumerate(clauses):
-        for field, known in (("class", SHAPES), ("color", COLORS), ("moving", DIRECTIONS)):
-            if clause.get(field) not in known:
-                raise ValueError(f"include[{i}].{field} must be one of {', '.join(known)}, not {clause.get(field)!r}")
+        for field, allowed in (("class", SHAPES), ("color", COLORS), ("moving", DIRECTIONS)):
+            if clause.get(field) not in allowed:
+                raise ValueError(f"include[{i}].{field} must be one of {', '.join(allowed)}, not {clause.get(field)!r}")
         if not isinstance(clause.get("count"), int) or clause["count"] < 1:
             raise ValueError(f"include[{i}].count must be a whole number of at least 1, not {clause.get('count')!r}")
 
 
 def render_clip(record: Record, frames: int, size: int, rng: np.random.Generator) -> ImageArray:
-    """A true clip of the record: uint8 (frames, size, size, 3)."""
+    """Render a true clip of the record, uint8 (frames, size, size, 3); ValueError where its objects find no room."""
     if size not in SIZES or frames < 1:
         raise ValueError(f"a clip has frames of {SIZES[0]} or {SIZES[1]} px and at least one of them")
     clauses = [clause for clause in record["include"] for _ in range(clause["count"])]
@@ -94,7 +94,7 @@ def render_clip(record: Record, frames: int, size: int, rng: np.random.Generator
 
 
 def _paths(step: Array, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Starts (n, 2) and radii (n,) of n objects, such that all stay inside and none comes near another."""
+    """Draw starts (n, 2) and radii (n,) of n objects, such that all stay inside and none comes near another."""
     scale, n = size / 64, len(step)
     for _ in range(5000):
         radius = rng.uniform(9.2 * scale, 10.6 * scale, n)

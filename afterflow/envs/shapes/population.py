@@ -1,4 +1,4 @@
-"""What only many pictures show: a wiped background, one layout for all prompts, a drift of the whole look."""
+"""Statistics of many images, which show a wiped background, one layout for all prompts, or a drift of the look."""
 
 from functools import cache
 
@@ -12,17 +12,17 @@ _FILTERS = 24
 
 
 def texture_features(images: NDArray[np.uint8]) -> Array:
-    """uint8 (N, S, S, 3) → (N, 54): strength and spread of fixed random filters, and colour statistics."""
+    """Compute features of images, uint8 (N, S, S, 3) → (N, 54): responses of fixed random filters, and colours."""
     return np.stack([_features_of(image) for image in images])
 
 
-def frechet_distance(found: Array, reference: Array) -> float:
-    """Fréchet distance of features (N, F) to reference features (M, F), in units of the reference's spread.
+def frechet_distance(features: Array, reference: Array) -> float:
+    """Compute the Fréchet distance of features (N, F) to reference ones (M, F), in units of the reference's spread.
 
     Compare equal N only: the distance of a fresh sample to its own kind shrinks as N grows.
     """
     scale = reference.std(0) + 1e-6
-    a, b = found / scale, reference / scale
+    a, b = features / scale, reference / scale
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     # The eigenvalues of a product of two covariances are real and not negative, up to rounding.
     shared = np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)).sum()
@@ -30,13 +30,13 @@ def frechet_distance(found: Array, reference: Array) -> float:
 
 
 def diversity(images: NDArray[np.uint8]) -> float:
-    """Mean distance of two pictures of one prompt, uint8 (G, S, S, 3), in grey levels; 0 for copies.
+    """Compute the mean distance of two images of one prompt, uint8 (G, S, S, 3), in grey levels; 0 for copies.
 
-    Taken between thumbnails of 8 x 8, so that layout and light count and grain does not.
+    It compares thumbnails of 8 x 8, so that layout and light count and grain does not.
     """
     count, size = len(images), images.shape[1]
     if count < 2:
-        raise ValueError("diversity needs at least two pictures of a prompt")
+        raise ValueError("diversity needs at least two images of a prompt")
     thumbs = images.reshape(count, 8, size // 8, 8, size // 8, 3).mean((2, 4)).reshape(count, -1)
     first, second = np.triu_indices(count, 1)
     return float(np.sqrt(((thumbs[first] - thumbs[second]) ** 2).mean(1)).mean())
@@ -44,7 +44,7 @@ def diversity(images: NDArray[np.uint8]) -> float:
 
 @cache
 def _filters() -> Array:
-    """(3 * 5 * 5, _FILTERS) random kernels without mean, of unit norm; fixed for ever."""
+    """(3 * 5 * 5, _FILTERS) random kernels without mean, of unit norm; they never change."""
     kernels = np.random.default_rng(0).normal(size=(_FILTERS, 3, 5, 5))
     kernels -= kernels.mean((2, 3), keepdims=True)
     kernels /= np.sqrt((kernels**2).sum((1, 2, 3), keepdims=True))

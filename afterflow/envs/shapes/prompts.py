@@ -1,4 +1,4 @@
-"""Prompts as records of GenEval's JSONL schema, and three splits that hold out meanings, not wordings.
+"""Prompts as records of GenEval's JSONL schema, and three splits that hold out meanings, not words.
 
 A record is {"tag", "include": [{"class", "count"[, "color"][, "position": [relation, clause]]}], ["exclude"],
 ["text"], "prompt"}; a sign carries "text" and an empty "include".
@@ -6,7 +6,7 @@ A record is {"tag", "include": [{"class", "count"[, "color"][, "position": [rela
 train  contains no held-out fact;
 test   contains at least one: a (class, colour), a (class, number), an unordered pair of classes, a
        (class, class, relation), a string;
-ood    is one step outside of what train shows in kind: three objects, five of a kind, a coloured pair,
+ood    has kinds of prompt that train does not have: three objects, five of a kind, a coloured pair,
        coloured positions, two held-out colours at once, one more character.
 
 A lone object has no fact that could be held out, so `single_object` is the same in train and test, has no
@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from ..geneval_rules import Record
 from .world import CHARS, COLORS, INVERSE, RELATIONS, SHAPES, TAGS
 
-Record = dict[str, Any]
 Fact = tuple[str, ...]
 
 SPLITS = ("train", "test", "ood")
@@ -35,7 +35,7 @@ _SALT = "580"
 
 
 def draw(split: str, tag: str, rng: np.random.Generator, size: int = 32) -> Record:
-    """One random record of a split and tag; `size` only sets how long a sign may be."""
+    """Draw a random record of a split and tag; `size` only limits the length of a sign."""
     _check_choice(split, tag)
     if tag == "text":
         return _sign(split, rng, size)
@@ -44,7 +44,15 @@ def draw(split: str, tag: str, rng: np.random.Generator, size: int = 32) -> Reco
 
 
 def suite(split: str, per_tag: int, seed: int, size: int = 32, tags: Sequence[str] | None = None) -> list[Record]:
-    """Up to `per_tag` records of each tag that differ in meaning; all there are where there are fewer."""
+    """Draw up to `per_tag` records of every tag that differ in meaning, or all where there are fewer.
+
+    Args:
+        split: One of SPLITS.
+        per_tag: Number of records of a tag.
+        seed: Seed of the draw.
+        size: Pixels of a side of the images, which limit the length of a sign.
+        tags: Tags of the records; None means all that the split has.
+    """
     tags = tags if tags is not None else [tag for tag in TAGS if (split, tag) != ("ood", "single_object")]
     records = []
     for tag in tags:
@@ -60,43 +68,43 @@ def suite(split: str, per_tag: int, seed: int, size: int = 32, tags: Sequence[st
 
 
 def facts(record: Record) -> frozenset[Fact]:
-    """What a record says beyond naming its classes, worded in one way only."""
+    """Return what a record states beyond its classes, in a canonical form."""
     if record["tag"] == "text":
         return frozenset({("text", record["text"])})
-    clauses, found = record["include"], set()
+    clauses, stated = record["include"], set()
     for clause in clauses:
         if "color" in clause:
-            found.add(("color", clause["class"], clause["color"]))
+            stated.add(("color", clause["class"], clause["color"]))
         if clause["count"] > 1:
-            found.add(("count", clause["class"], str(clause["count"])))
+            stated.add(("count", clause["class"], str(clause["count"])))
         if "position" in clause:
             relation, target = clause["position"]
-            found.add(_position_fact(clause["class"], relation, clauses[target]["class"]))
+            stated.add(_position_fact(clause["class"], relation, clauses[target]["class"]))
     if record["tag"] == "two_object":
         classes = sorted(clause["class"] for clause in clauses)
-        found |= {("pair", *pair) for pair in itertools.combinations(classes, 2)}
-    return frozenset(found)
+        stated |= {("pair", *pair) for pair in itertools.combinations(classes, 2)}
+    return frozenset(stated)
 
 
 def held_out(fact: Fact) -> bool:
-    """Decided by the content of the fact alone, on every machine alike."""
+    """Return whether training leaves the fact out; its content decides alone, on every machine alike."""
     digest = blake2b("|".join((_SALT, *fact)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 
 
 def meaning(record: Record) -> tuple[tuple[str, ...], frozenset[Fact]]:
-    """Equal for two records exactly when they ask for the same pictures."""
+    """Return the meaning of a record: equal for two records exactly when they ask for the same images."""
     classes = sorted(clause["class"] for clause in record["include"] for _ in range(clause["count"]))
     return tuple(classes), facts(record)
 
 
 def hard_negative(record: Record, rng: np.random.Generator) -> Record:
-    """The record with one fact edited: a picture of `record` does not satisfy it."""
+    """Edit one fact of a record, so that an image of `record` does not satisfy the new one."""
     tag = record["tag"]
     if tag == "text":
         at = int(rng.integers(len(record["text"])))
-        others = [char for char in CHARS if char != record["text"][at]]
-        edited = record["text"][:at] + others[rng.integers(len(others))] + record["text"][at + 1 :]
+        choices = [char for char in CHARS if char != record["text"][at]]
+        edited = record["text"][:at] + choices[rng.integers(len(choices))] + record["text"][at + 1 :]
         return _text_record(edited)
     clauses = [dict(clause) for clause in record["include"]]
     first = clauses[0]
@@ -109,13 +117,13 @@ def hard_negative(record: Record, rng: np.random.Generator) -> Record:
         first["color"], clauses[1]["color"] = clauses[1]["color"], first["color"]
     else:
         key, values = ("color", COLORS) if tag in ("colors", "color_attr") else ("class", SHAPES)
-        others = [value for value in values if value not in {clause[key] for clause in clauses}]
-        first[key] = others[rng.integers(len(others))]
+        choices = [value for value in values if value not in {clause[key] for clause in clauses}]
+        first[key] = choices[rng.integers(len(choices))]
     return _record(tag, clauses)
 
 
 def validate(record: Any, classes: Sequence[str] = SHAPES) -> None:
-    """Raise ValueError with one sentence that names the field a record gets wrong; classes: what it may be about."""
+    """Raise ValueError with one sentence that names the wrong field of a record; it may name only `classes`."""
     _require(isinstance(record, dict), "a record must be a JSON object")
     unknown = sorted(set(record) - {"tag", "include", "exclude", "text", "prompt"})
     _require(not unknown, f"unknown field {', '.join(map(repr, unknown))}")
@@ -181,7 +189,7 @@ def _check_choice(split: str, tag: str) -> None:
 
 
 def _position_fact(mover: str, relation: str, target: str) -> Fact:
-    """'a right of b' is 'b left of a'."""
+    """Make the fact of a position: 'a right of b' is 'b left of a'."""
     if relation in ("left of", "above"):
         return ("position", mover, relation, target)
     return ("position", target, INVERSE[relation], mover)

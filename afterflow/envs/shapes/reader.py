@@ -1,4 +1,4 @@
-"""Read a line of 5x7 glyphs: normalised correlation with each glyph, then the best evenly spaced chain."""
+"""Reader of a line of 5x7 glyphs: normalised correlation with each glyph, then the best evenly spaced chain."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,38 +9,40 @@ from numpy.typing import NDArray
 
 from .world import CHARS, GLYPHS, Array
 
-# A glyph must correlate better than this to lengthen a chain.
 FLOOR = 0.62
+"""Correlation above which a glyph lengthens a chain."""
 # Windows flatter than this standard deviation, in grey levels, hold no ink.
 _FLAT = 8.0
 
 
 @dataclass(frozen=True)
 class SignReading:
+    """The line of text that the reader finds in an image."""
+
     text: str = ""
-    """What the strongest line says; a place where no glyph fits is '?'."""
+    """Text of the strongest line, with '?' where no glyph fits."""
     confidence: float = 0.0
     """Mean correlation of its glyphs, in [0, 1]."""
     rival: float = 0.0
-    """How strong the strongest line elsewhere is: about 0.38 a clean glyph."""
+    """Strength of the strongest other line: about 0.38 for a clean glyph."""
     contrast: float = 0.0
     """Difference of ink and plate in grey levels."""
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """x0, y0, x1, y1 of the letters in pixels."""
+    """Corners x0, y0, x1, y1 of the letters in pixels."""
     scale: int = 1
     """Pixels per stroke."""
 
 
 def read_sign(image: NDArray[np.uint8]) -> SignReading:
-    """Any uint8 (S, S, 3) → its most convincing line of text."""
+    """Read the most convincing line of text in an image, uint8 (S, S, 3)."""
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     best, strength = SignReading(), 0.0
     for scale in (1, 2)[: len(image) // 32]:
         fit, std = _correlate(grey, scale)
         for signed in (fit, -fit):
-            reading, energy = _best_line(signed, std, scale)
+            line, energy = _best_line(signed, std, scale)
             if energy > strength:
-                best, strength = reading, energy
+                best, strength = line, energy
     return best
 
 
@@ -87,7 +89,7 @@ def _best_line(fit: Array, std: Array, scale: int) -> tuple[SignReading, float]:
     chars = "".join(CHARS[glyph] if score[y, x] > FLOOR else "?" for glyph, x in zip(glyphs, xs, strict=True))
     elsewhere = np.concatenate([energy[: max(0, y - advance)], energy[y + advance + 1 :]])
     left, top = int(xs[0]) + scale, int(y) + scale
-    reading = SignReading(
+    line = SignReading(
         text=chars.strip("?"),
         confidence=float(score[y, xs].mean()),
         rival=max(0.0, float(elsewhere.max(initial=0.0))),
@@ -95,11 +97,11 @@ def _best_line(fit: Array, std: Array, scale: int) -> tuple[SignReading, float]:
         box=(left, top, left + advance * length - scale, top + 7 * scale),
         scale=scale,
     )
-    return reading, float(energy[y, last])
+    return line, float(energy[y, last])
 
 
 def _chain(gain: Array, advance: int) -> tuple[Array, NDArray[np.int32]]:
-    """Best sum of gains of a chain that ends at each place (H, W), and the number of its links (H, W)."""
+    """Return the best sum of gains of a chain that ends at a position (H, W), and the number of its links (H, W)."""
     energy, links = gain.copy(), np.ones(gain.shape, np.int32)
     # Columns one advance apart depend on each other, those within a block do not.
     for start in range(advance, gain.shape[1], advance):

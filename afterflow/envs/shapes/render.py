@@ -1,7 +1,7 @@
-"""Draw a record: objects or a sign on a grey gradient, with shading, soft shadows and sensor grain.
+"""Renderer of records: objects or a sign on a grey gradient, with shading, soft shadows and sensor grain.
 
-Background, shading, shadow, grain and layout are never named in a prompt and never rewarded: they are what a
-hacked reward destroys.
+Background, shading, shadow, grain and layout are never named in a prompt and never rewarded: a policy that
+hacks its reward destroys them.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,11 @@ from .world import COLORS, GLYPHS, PALETTE, PALETTE_LAB, SIZES, Array, coverage
 ImageArray = NDArray[np.uint8]
 
 SHADOW = 0.24
+"""Share of the light that the middle of a shadow takes."""
 SHADING = 0.07
+"""Change of an object's light from its centre to its edge."""
 GRAIN_STD = 1.0
+"""Standard deviation of the sensor grain, in grey levels."""
 # Shapes with thin parts need more pixels than a disc to be told apart.
 _THIN = ("ring", "star", "heart", "cross")
 # A sign must be readable in grey: plate and ink differ by more than this in L*.
@@ -32,16 +35,27 @@ _SIGN_COLORS = [
 
 @dataclass(frozen=True)
 class PlacedObject:
+    """An object with its position in an image, in pixels."""
+
     cls: str
+    """Shape of the object."""
     color: str
+    """Name of its colour in the palette."""
     cx: float
+    """Centre, from the left."""
     cy: float
+    """Centre, from the top."""
     r: float
+    """Radius."""
     rot: float
+    """Rotation in radians."""
 
 
 def render_image(record: Record, size: int, rng: np.random.Generator) -> ImageArray:
-    """A true picture of the record, everything it leaves open drawn at random: uint8 (size, size, 3)."""
+    """Render a true image of the record, uint8 (size, size, 3); what it leaves open is random.
+
+    Raises ValueError for another size than 32 or 64, and where the objects or the text find no room.
+    """
     if size not in SIZES:
         raise ValueError(f"size must be 32 or 64, not {size}")
     canvas = background(size, rng)
@@ -53,12 +67,12 @@ def render_image(record: Record, size: int, rng: np.random.Generator) -> ImageAr
 
 
 def render_batch(records: Sequence[Record], size: int, rng: np.random.Generator) -> ImageArray:
-    """One picture of each of B records: uint8 (B, size, size, 3)."""
+    """Render one image of each of B records: uint8 (B, size, size, 3)."""
     return np.stack([render_image(record, size, rng) for record in records])
 
 
 def background(size: int, rng: np.random.Generator) -> Array:
-    """A tinted grey plane, float32 (size, size, 3)."""
+    """Draw a tinted grey plane, float32 (size, size, 3)."""
     base = rng.uniform(148, 178) + rng.uniform(-10, 10, 3)
     slope_x, slope_y = rng.uniform(-14, 14, 2)
     u = np.linspace(-1, 1, size)
@@ -73,7 +87,7 @@ def develop(canvas: Array, rng: np.random.Generator) -> ImageArray:
 
 
 def draw_objects(canvas: Array, objects: Sequence[PlacedObject]) -> None:
-    """Paint each object, in place, on the patch that it and its shadow touch."""
+    """Paint every object, in place, on the patch that it and its shadow touch."""
     for item in objects:
         reach = int(np.ceil(item.r * 1.1)) + 5
         x0, y0 = int(item.cx) - reach, int(item.cy) - reach
@@ -89,7 +103,7 @@ def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[
     width, height = scale * (6 * len(text) - 1), 7 * scale
     margin = min(2 * scale, (size - width - 1) // 2)
     if margin < 1:
-        raise ValueError(f"the text {text!r} is too long for a picture of {size} px")
+        raise ValueError(f"the text {text!r} is too long for an image of {size} px")
     # Across in the middle, down on a grid of 8 pixels: a model of few patches is to learn spelling, and with signs
     # at any pixel it had drawn 0.8 M of them and not one right.
     x0 = (size - width) // 2
@@ -103,12 +117,15 @@ def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[
 
 
 def lettering(text: str) -> Array:
-    """A line of glyphs one empty column apart: (7, 6L - 1) of 0 and 1."""
+    """Draw a line of L glyphs one empty column apart: (7, 6L - 1) of 0 and 1."""
     return np.concatenate([np.pad(GLYPHS[char], ((0, 0), (0, 1))) for char in text], 1)[:, :-1]
 
 
 def place_objects(record: Record, size: int, rng: np.random.Generator) -> list[PlacedObject]:
-    """Objects of the record at random places that neither touch nor break a relation, by rejection."""
+    """Place the objects of the record at random, by rejection, so that they neither touch nor break a relation.
+
+    Raises ValueError where they find no room.
+    """
     wanted = [(clause, index) for index, clause in enumerate(record["include"]) for _ in range(clause["count"])]
     for _ in range(400):
         objects = _attempt(record, wanted, size, rng)
@@ -118,7 +135,7 @@ def place_objects(record: Record, size: int, rng: np.random.Generator) -> list[P
 
 
 def _attempt(record: Record, wanted: list, size: int, rng: np.random.Generator) -> list[PlacedObject] | None:
-    """One try at a layout, or None when an object finds no room among 60 random places."""
+    """Try one layout; None when an object finds no room among 60 random positions."""
     scale = size / 64
     gap = max(3.0 * scale, 2.2)
     objects, owners = [], []
@@ -143,7 +160,7 @@ def _attempt(record: Record, wanted: list, size: int, rng: np.random.Generator) 
 
 
 def _proposals(n_objects: int, rng: np.random.Generator) -> Array:
-    """(60, 2) places in the unit square to try."""
+    """Draw (60, 2) positions in the unit square to try."""
     if n_objects < 5 or rng.random() < 0.5:
         return rng.random((60, 2))
     # Five objects hardly ever find room by chance in 32 px, so every other proposal is near a die's five.
@@ -160,11 +177,11 @@ def _radius(cls: str, n_objects: int, size: int, rng: np.random.Generator) -> fl
 
 
 def _stands(relation: str, offset: Array) -> NDArray[np.bool_]:
-    """Whether (..., 2) offsets from the target say the relation clearly: (...)."""
+    """Return whether (..., 2) offsets from the target show the relation clearly: (...)."""
     dx, dy = offset[..., 0], offset[..., 1]
-    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    parallel, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
     sign = -1 if relation in ("left of", "above") else 1
-    return sign * along > 1.6 * abs(across)
+    return sign * parallel > 1.6 * abs(across)
 
 
 def _paint(canvas: Array, mask: Array, x0: int, y0: int, rgb: tuple, centre: tuple, r: float) -> None:

@@ -1,7 +1,7 @@
-"""Judge a picture against its record, by the rules of GenEval and of Flow-GRPO's text reward.
+"""Verifier of images against their records, by the rules of GenEval and of Flow-GRPO's text reward.
 
 `official`, `strict` and the published rewards can be hacked as the real ones can: train on them. `closed`
-also asks that nothing else be in the picture: evaluate with it.
+also requires that nothing else is in the image: evaluate with it.
 """
 
 import math
@@ -13,44 +13,44 @@ from ..geneval_rules import MODES, Record, score_detections
 from .detector import clutter, detect, segment
 from .reader import SignReading, read_sign
 
-# (detection, counting): clean renders score at least 0.82 at 64 px and 0.74 at 32 px.
 THRESHOLDS = {32: (0.66, 0.68), 64: (0.76, 0.78)}
+"""Thresholds (detection, counting) by size; clean renders score at least 0.82 at 64 px and 0.74 at 32 px."""
 
 # Nothing at all is left around a clean sign, so less than the smallest object of the world is suspicious.
 _MAX_AROUND = 0.004
 
 
 def verify(record: Record, image: NDArray[np.uint8]) -> dict[str, float]:
-    """Any uint8 (S, S, 3) → official, strict, closed, partial and partial_flowgrpo, each a number.
+    """Score an image, uint8 (S, S, 3), under official, strict, closed, partial and partial_flowgrpo.
 
     For a sign, `official` is "contains the text", and partial_flowgrpo is Flow-GRPO's text reward, also given
     as ocr_flowgrpo.
     """
     if record["tag"] == "text":
         return _judge_sign(record["text"], image)
-    sighting = detect(image)
+    result = detect(image)
     threshold, counting_threshold = THRESHOLDS[32 if len(image) <= 32 else 64]
     return {
         mode: score_detections(
             record,
-            sighting.detections,
+            result.detections,
             mode,
             threshold=threshold,
             counting_threshold=counting_threshold,
-            unexplained=sighting.junk,
+            unexplained=result.unexplained,
         )
         for mode in MODES
     }
 
 
 def text_reward_flowgrpo(text: str, target: str) -> float:
-    """The published reward: edits are charged on the whole text, unless it contains the target."""
+    """Compute Flow-GRPO's published text reward: edits count on the whole text, unless it contains the target."""
     edits = 0 if target in text else edit_distance(text, target)
     return 1 - min(edits, len(target)) / len(target)
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's."""
+    """Compute Levenshtein's edit distance of two texts."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         diagonal, row[0] = row[0], i
@@ -60,28 +60,28 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def _judge_sign(target: str, image: NDArray[np.uint8]) -> dict[str, float]:
-    reading = read_sign(image)
-    exact = reading.text == target
-    clear = reading.rival < 0.5 and reading.contrast > 45 and reading.confidence > 0.8
-    alone = exact and clear and _around(image, reading) < _MAX_AROUND
-    agreement = 1 - edit_distance(reading.text, target) / max(len(reading.text), len(target))
-    visible = min(1.0, max(0.0, (reading.contrast - 15) / 30))
-    published = text_reward_flowgrpo(reading.text, target)
+    line = read_sign(image)
+    exact = line.text == target
+    clear = line.rival < 0.5 and line.contrast > 45 and line.confidence > 0.8
+    alone = exact and clear and _around(image, line) < _MAX_AROUND
+    agreement = 1 - edit_distance(line.text, target) / max(len(line.text), len(target))
+    visible = min(1.0, max(0.0, (line.contrast - 15) / 30))
+    published = text_reward_flowgrpo(line.text, target)
     return {
-        "official": float(target in reading.text),
+        "official": float(target in line.text),
         "strict": float(exact),
         "closed": float(alone),
-        "partial": agreement * visible * math.exp(-max(0.0, reading.rival - 0.3)),
+        "partial": agreement * visible * math.exp(-max(0.0, line.rival - 0.3)),
         "partial_flowgrpo": published,
         "ocr_flowgrpo": published,
     }
 
 
-def _around(image: NDArray[np.uint8], reading: SignReading) -> float:
-    """Share of the picture outside of the sign that is not background."""
+def _around(image: NDArray[np.uint8], line: SignReading) -> float:
+    """Return the share of the image outside of the sign that is not background."""
     other = ~segment(image).background
-    x0, y0, x1, y1 = reading.box
+    x0, y0, x1, y1 = line.box
     # The plate, its anti-aliased edge and nothing more: a shadow counts as background.
-    edge = 2 * reading.scale + 1
+    edge = 2 * line.scale + 1
     other[max(0, y0 - edge) : y1 + edge, max(0, x0 - edge) : x1 + edge] = False
     return clutter(other)

@@ -1,4 +1,4 @@
-"""What the world is made of: eight shapes, ten colours, four relations, a 5x7 font, and their geometry."""
+"""Contents of the shapes world: eight shapes, ten colours, four relations, a 5x7 font, and their geometry."""
 
 from functools import cache
 
@@ -28,11 +28,11 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 
 
 def world_size(height: int, width: int) -> int:
-    """The size of the world in pictures of so many pixels; ValueError where it has none."""
+    """Return the size of the world's images of that height and width; ValueError where it has none."""
     if height != width or height not in SIZES:
-        known = " or ".join(f"{size} x {size}" for size in SIZES)
+        supported = " or ".join(f"{size} x {size}" for size in SIZES)
         raise ValueError(
-            f"the shapes world has pictures of {known} px, and the model draws {width} x {height}; set its size"
+            f"the shapes world has images of {supported} px, and the model draws {width} x {height}; set its size"
         )
     return height
 
@@ -82,7 +82,7 @@ _WHITE = np.array([0.95047, 1.0, 1.08883])
 
 
 def lab(rgb: ArrayLike) -> Array:
-    """(..., 3) sRGB in 0..255 → (..., 3) CIE L*a*b* under D65."""
+    """Convert sRGB in 0..255, (..., 3), to CIE L*a*b* under D65, (..., 3)."""
     c = np.asarray(rgb, np.float64) / 255
     c = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     t = (c @ _XYZ.T) / _WHITE
@@ -95,7 +95,7 @@ PALETTE_LAB = lab(PALETTE_RGB)
 
 
 def inside(shape: str, x: Array, y: Array) -> NDArray[np.bool_]:
-    """Whether points of the unit box [-1, 1]², y downwards, lie in the shape: (...), (...) → (...)."""
+    """Return whether points of the unit box [-1, 1]², y downwards, lie in the shape: (...), (...) → (...)."""
     match shape:
         case "circle":
             return x * x + y * y <= 1
@@ -119,7 +119,7 @@ def inside(shape: str, x: Array, y: Array) -> NDArray[np.bool_]:
 
 
 def _in_star(x: Array, y: Array) -> NDArray[np.bool_]:
-    """Five points of radius 1 between notches of radius 0.47: one edge, folded by the symmetry."""
+    """Return whether points lie in the star: five tips of radius 1 and notches of 0.47, one edge folded by symmetry."""
     fifth = np.float32(2 * np.pi / 5)
     angle = np.arctan2(x, -y)
     angle = abs((angle + fifth / 2) % fifth - fifth / 2)
@@ -134,7 +134,17 @@ def _subpixels(size: int, per_pixel: int) -> Array:
 
 
 def coverage(shape: str, size: int, cx: float, cy: float, r: float, rot: float = 0.0, per_pixel: int = 5) -> Array:
-    """Anti-aliased share of each pixel that the shape covers, (size, size) in [0, 1]; y goes down."""
+    """Compute the share of every pixel that the shape covers, (size, size) in [0, 1], anti-aliased.
+
+    Args:
+        shape: One of SHAPES.
+        size: Pixels of a side.
+        cx: Centre in pixels, from the left.
+        cy: Centre in pixels, from the top.
+        r: Radius in pixels.
+        rot: Rotation in radians.
+        per_pixel: Number of samples along a side of a pixel.
+    """
     o = _subpixels(size, per_pixel)
     dx, dy = (o - np.float32(cx))[None, :] / np.float32(r), (o - np.float32(cy))[:, None] / np.float32(r)
     c, s = np.float32(np.cos(rot)), np.float32(np.sin(rot))
