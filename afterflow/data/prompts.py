@@ -125,31 +125,35 @@ def batch_rows(total: int, step: int, size: int, seed: int) -> torch.Tensor:
     return order[first % total :][:size]
 
 
-def check_turns(records: Sequence[dict], turns: Mapping[str, int]) -> None:
-    """Raise ConfigError for a tag in `turns` that no prompt has, and for a prompt whose tag is not in `turns`."""
+def check_tag_schedule(records: Sequence[dict], tag_schedule: Mapping[str, int]) -> None:
+    """Raise ConfigError for a scheduled tag that no prompt has, and for a prompt whose tag is not scheduled."""
     tags = {record.get("tag") for record in records}
-    for tag in turns:
+    for tag in tag_schedule:
         if tag not in tags:
-            raise ConfigError(f"turns: no prompt has the tag {tag!r}")
-    for record in records if turns else ():
-        if record.get("tag") not in turns:
-            raise ConfigError(f"turns: the tag {record.get('tag')!r} of prompt {record['prompt']!r} never has its turn")
+            raise ConfigError(f"tag_schedule: no prompt has the tag {tag!r}")
+    for record in records if tag_schedule else ():
+        if record.get("tag") not in tag_schedule:
+            raise ConfigError(
+                f"tag_schedule: the tag {record.get('tag')!r} of prompt {record['prompt']!r} never has its turn"
+            )
 
 
-def prompt_rows(records: Sequence[dict], turns: Mapping[str, int], step: int, size: int, seed: int) -> torch.Tensor:
+def prompt_rows(
+    records: Sequence[dict], tag_schedule: Mapping[str, int], step: int, size: int, seed: int
+) -> torch.Tensor:
     """Return the rows of the prompts that iteration `step` uses, (size,) long.
 
     Args:
         records: Records of all prompts.
-        turns: Number of successive iterations of each tag; where it is empty, an iteration draws from all prompts.
+        tag_schedule: Number of successive iterations of every tag; empty means that iterations use all prompts.
         step: Number of the iteration.
         size: Number of prompts of an iteration.
         seed: Seed of the run.
     """
-    if not turns:
+    if not tag_schedule:
         return batch_rows(len(records), step, size, seed)
-    order = [tag for tag, count in turns.items() for _ in range(count)]
+    order = [tag for tag, count in tag_schedule.items() for _ in range(count)]
     tag = order[step % len(order)]
     tag_rows = torch.tensor([i for i, record in enumerate(records) if record.get("tag") == tag])
-    turn = step // len(order) * turns[tag] + order[: step % len(order)].count(tag)
+    turn = step // len(order) * tag_schedule[tag] + order[: step % len(order)].count(tag)
     return tag_rows[batch_rows(len(tag_rows), turn, size, seed)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..algorithms.base import OnPolicy
 from ..data.images import ImageSource
-from ..data.prompts import check_turns
+from ..data.prompts import check_tag_schedule
 from ..envs.shapes.prompts import validate
 from ..models.teacher import Teacher
 from ..rewards.registry import find_reward
@@ -26,7 +26,7 @@ def prompt_records(run: Run) -> list[dict]:
         run.data.records(run.seed, needs(run, run.algorithm.requirements.rewards)),
         run.algorithm.requirements.route,
     )
-    check_turns(records, run.batches.tag_schedule)
+    check_tag_schedule(records, run.batches.tag_schedule)
     if route is not None:
         check_routes(records, route, run.teachers)
     return records

@@ -175,7 +175,7 @@ def load_checkpoint(folder: Path, weights: WeightState) -> int:
         if weights.ema is not None:
             if not shard_files(folder, "ema", state)[0].is_file():
                 raise CheckpointError(
-                    f"{folder}: it holds no average of the weights; resume with ema = None, as it was written"
+                    f"{folder}: it holds no average of the weights; resume with ema_decay = None, as it was written"
                 )
             files, averages = open_files("ema"), weights.ema.values
             weights.ema.values = {name: shard_like(value, join_shards(files, name)) for name, value in averages.items()}

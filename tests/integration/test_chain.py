@@ -14,7 +14,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
 from afterflow.data.images import ImageFolder
-from afterflow.data.prompts import ShapesPrompts, check_turns, prompt_rows
+from afterflow.data.prompts import ShapesPrompts, check_tag_schedule, prompt_rows
 from afterflow.experiment import stages as chains
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute as train
@@ -166,10 +166,10 @@ def test_prompts_take_turns_by_tag():
     of_a = [i for step in (0, 1, 2, 4, 5) for i in prompt_rows(records, {"a": 3, "c": 1}, step, 4, 0).tolist()]
     assert sorted(of_a) == sorted([*range(10), *range(10)])
     with pytest.raises(ValueError, match="no prompt has the tag 'd'"):
-        check_turns(records, {"a": 1, "b": 1, "c": 1, "d": 1})
+        check_tag_schedule(records, {"a": 1, "b": 1, "c": 1, "d": 1})
     with pytest.raises(ValueError, match="the tag 'b' of prompt 'b 0' never has its turn"):
-        check_turns(records, {"a": 1, "c": 1})
-    check_turns(records, {})
+        check_tag_schedule(records, {"a": 1, "c": 1})
+    check_tag_schedule(records, {})
 
 
 def test_the_generalist_s_chains_share_their_teachers():
