@@ -60,13 +60,15 @@ class Clip:
         output = self.model.get_text_features(**{key: tokens[key] for key in ("input_ids", "attention_mask")})
         return unit_rows(embeddings(output))[index], cut[index]
 
-    def cosine(
-        self, images: np.ndarray, records: Sequence[dict], prepare: Callable[[np.ndarray, int], Tensor]
-    ) -> Scored:
-        """Score the cosine of each image and its prompt, (B,); part `cut` is 1 where the prompt is too long."""
-        text, cut = self.embed_texts([record["prompt"] for record in records])
-        values = (self.embed_images(images, prepare) * text).sum(1).numpy().astype(np.float64)
-        return Scored(values, {"cut": cut.astype(np.float64)})
+    def scorer(self, prepare: Callable[[np.ndarray, int], Tensor], factor: float = 1.0) -> Scorer:
+        """Return a scorer of the cosine of image and prompt, times a factor; part `cut` is 1 where a prompt is cut."""
+
+        def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
+            text, cut = self.embed_texts([record["prompt"] for record in records])
+            values = (self.embed_images(images, prepare) * text).sum(1).numpy().astype(np.float64)
+            return Scored(factor * values, {"cut": cut.astype(np.float64)})
+
+        return score
 
 
 def load_clip_vit_l(models: RewardModels) -> Clip:
@@ -121,13 +123,7 @@ def clipscore(models: RewardModels) -> Scorer:
 
     CLIP reads a prompt as a bag of words: it binds no attribute to its object.
     """
-    clip = load_clip_vit_l(models)
-
-    def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
-        cosine = clip.cosine(images, records, crop_square)
-        return Scored(100 * cosine.values, cosine.parts)
-
-    return score
+    return load_clip_vit_l(models).scorer(crop_square, 100)
 
 
 @network_reward("pickscore", -100, 100, scale=1 / 26)
@@ -135,12 +131,7 @@ def pickscore(models: RewardModels) -> Scorer:
     """Score e^s cos(image, prompt) of PickScore v1 (arXiv:2305.01569), over 26 as flow_grpo has it."""
     weights = models.weights_source("pickscore", PICKSCORE_V1)
     clip = Clip(models, *weights, models.tokenizer_source("pickscore", CLIP_VIT_H))
-
-    def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
-        cosine = clip.cosine(images, records, crop_square)
-        return Scored(clip.length * cosine.values, cosine.parts)
-
-    return score
+    return clip.scorer(crop_square, clip.length)
 
 
 @network_reward("hpsv2", -1, 1)
@@ -153,7 +144,7 @@ def hpsv2(models: RewardModels) -> Scorer:
         clip = Clip(models, *CLIP_VIT_H, CLIP_VIT_H)
         file = path if Path(path).is_file() else hf_hub_download(path, "HPS_v2.1_compressed.pt", revision=revision)
         clip.model.load_state_dict(from_open_clip(read_weights(Path(file))["state_dict"]))
-    return lambda images, records: clip.cosine(images, records, pad_square)
+    return clip.scorer(pad_square)
 
 
 def check_image(record: dict) -> None:

@@ -1,4 +1,4 @@
-"""GenEval's rules (arXiv:2310.11513) as rewards, over the detections of a network; colours are named by CLIP."""
+"""GenEval's rules (arXiv:2310.11513) as rewards, over the objects that a network detects; CLIP names their colours."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,20 @@ from ..envs.geneval_rules import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Box, Detecti
 from ..envs.shapes.prompts import validate
 from ..envs.shapes.world import COLORS
 from .base import Reward, RewardModels, network_reward, remember_last_batch
-from .clip import Clip, crop_square, unit_rows
+from .clip import Clip, crop_square, load_clip_vit_l, unit_rows
 
 GREY = 153
 """The grey #999, which GenEval puts behind an object before its colour is named."""
 COLOR_PROMPTS = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
 
-Detect = Callable[[np.ndarray, Sequence[dict]], list[list[Detection]]]
-"""Images (B, H, W, 3) and their records → the detections of each image."""
 MaskedObjects = Iterable[tuple[str, float, Box, np.ndarray]]
 """Class, score, box and mask (H, W) of each object of an image, the surest first."""
+FindObjects = Callable[[np.ndarray], Iterable[MaskedObjects]]
+"""Images (B, H, W, 3), no more than fit in a forward pass → the objects of each."""
+LoadDetector = Callable[[RewardModels, str, str | None], FindObjects]
+"""Loads a detector from a path and a revision, or connects to its process."""
+Detect = Callable[[np.ndarray, Sequence[dict]], list[list[Detection]]]
+"""Images (B, H, W, 3) and their records → the detections in each image."""
 Mode = Literal["partial", "official", "strict", "partial_flowgrpo"]
 
 
@@ -43,6 +47,22 @@ class ColorNamer:
         return COLORS[int((self.embeddings[cls] @ self.clip.embed_images(alone[None], crop_square)[0]).argmax())]
 
 
+class Detector:
+    """Detects the objects of images, and names their colours where the prompt does."""
+
+    def __init__(self, find_objects: FindObjects, models: RewardModels) -> None:
+        self.find_objects, self.batch, self.color = find_objects, models.batch, ColorNamer(load_clip_vit_l(models))
+
+    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
+        """Return the detections in uint8 images (B, H, W, 3)."""
+        result = []
+        for i in range(0, len(images), self.batch):
+            part = images[i : i + self.batch]
+            for image, objects, record in zip(part, self.find_objects(part), records[i:]):
+                result.append(to_detections(image, objects, record, self.color))
+        return result
+
+
 def to_detections(
     image: np.ndarray, objects: MaskedObjects, record: Mapping, color: Callable[..., str]
 ) -> list[Detection]:
@@ -57,22 +77,16 @@ def to_detections(
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What a detector is loaded from; rewards with the same one share it."""
+    """What decides the detections; rewards with the same configuration share a detector."""
 
-    kind: Callable[[RewardModels, str, str | None], Detect]
-    """Makes the detector of models, path and revision."""
+    load: LoadDetector
     path: str
-    """The hub id or folder of its weights, or the address of its process."""
     revision: str | None
-    """The revision of the weights on the hub."""
     clip: str | None
     """The weights of the CLIP that names colours, where they are not the published ones."""
     device: str
-    """The torch device that it runs on."""
     dtype: Literal["float32", "bfloat16"]
-    """The precision of its weights and forward passes."""
     batch: int
-    """Number of images in a forward pass."""
 
 
 @cache
@@ -80,7 +94,7 @@ def cached_detector(config: DetectorConfig) -> Detect:
     """Load a detector once, with a memory of its last batch."""
     weights = {} if config.clip is None else {"clipscore": config.clip}
     models = RewardModels(config.device, config.dtype, config.batch, weights)
-    return remember_last_batch(config.kind(models, config.path, config.revision))
+    return remember_last_batch(Detector(config.load(models, config.path, config.revision), models))
 
 
 @dataclass(frozen=True)
@@ -88,13 +102,12 @@ class DetectorReward:
     """Scores images by one reading of GenEval's rules over a detector's detections."""
 
     detect: Detect
-    """Finds the objects of images."""
     mode: Mode
     """The reading of the rules, as `score_detections` has them."""
     threshold: float
     """The score from which a detection counts."""
     counting_threshold: float
-    """The same for prompts that count."""
+    """The score from which it counts where the prompt is about a number."""
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
         """Score uint8 images (B, H, W, 3): (B,)."""
@@ -117,9 +130,7 @@ def gradable(
     return [d for d in objects if d.score > (floor if d.cls in classes else threshold)]
 
 
-def detector_rewards(
-    name: str, kind: Callable[[RewardModels, str, str | None], Detect], published: tuple[str, str | None]
-) -> tuple[Reward, Reward, Reward, Reward]:
+def detector_rewards(name: str, load_detector: LoadDetector, published: tuple[str, str | None]) -> tuple[Reward, ...]:
     """Return the four rewards of a detector, on the weights given for `name`, or on the published ones.
 
     They are bounded soft credit, GenEval's own verdict, the strict one (exactly as many objects as the prompt says) and
@@ -127,11 +138,12 @@ def detector_rewards(
     """
 
     def load(mode: Mode, models: RewardModels) -> DetectorReward:
-        path, revision = models.weights_source(name, published)
+        source = models.weights_source(name, published)
         runs = models.torch_device, models.dtype, models.batch
-        detect = cached_detector(DetectorConfig(kind, path, revision, models.weights.get("clipscore"), *runs))
+        detect = cached_detector(DetectorConfig(load_detector, *source, models.weights.get("clipscore"), *runs))
         option = models.options.get
-        return DetectorReward(detect, mode, option("geneval_threshold", 0.3), option("geneval_counting_threshold", 0.9))
+        thresholds = option("geneval_threshold", 0.3), option("geneval_counting_threshold", 0.9)
+        return DetectorReward(detect, mode, *thresholds)
 
     def declare(suffix: str, mode: Mode, low: float) -> Reward:
         return network_reward(name + suffix, low, 1.0, needs=partial(validate, classes=OBJECTS))(partial(load, mode))

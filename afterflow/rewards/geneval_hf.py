@@ -4,7 +4,7 @@ The rules are those of `geneval`.  The detector was trained in another run than 
 are not comparable with published ones, and the thresholds may need moving.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..envs.geneval_rules import Box, Detection
+from ..envs.geneval_rules import Box
 from .base import RewardModels
-from .clip import load_clip_vit_l
-from .detector_reward import ColorNamer, MaskedObjects, detector_rewards, to_detections
+from .detector_reward import FindObjects, MaskedObjects, detector_rewards
 
 MASK2FORMER = ("facebook/mask2former-swin-small-coco-instance", "main")
 MIN_DETECTION_SCORE = 0.1
@@ -24,34 +23,26 @@ COCO_RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "c
 """COCO's names → GenEval's."""
 
 
-class Mask2FormerDetector:
-    """Detects objects by Mask2Former."""
+def load_mask2former(models: RewardModels, path: str, revision: str | None) -> FindObjects:
+    """Load Mask2Former as a detector."""
+    from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-    def __init__(self, models: RewardModels, path: str, revision: str | None) -> None:
-        from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
-
-        self.models, dtype = models, getattr(torch, models.dtype)
-        options: Any = {"revision": revision or "main"}
-        self.processor: Any = AutoImageProcessor.from_pretrained(path, **options)
-        model: Any = Mask2FormerForUniversalSegmentation.from_pretrained(path, dtype=dtype, **options)
-        self.model = model.to(models.torch_device).eval().requires_grad_(False)
-        names = {int(i): str(name).replace("-", " ") for i, name in self.model.config.id2label.items()}
-        self.names: dict[int, str] = {i: COCO_RENAMED.get(name, name) for i, name in names.items()}
-        self.color = ColorNamer(load_clip_vit_l(models))
+    options: Any = {"revision": revision or "main"}
+    processor: Any = AutoImageProcessor.from_pretrained(path, **options)
+    dtype = getattr(torch, models.dtype)
+    model: Any = Mask2FormerForUniversalSegmentation.from_pretrained(path, dtype=dtype, **options)
+    model = model.to(models.torch_device).eval().requires_grad_(False)
+    names = {int(i): str(name).replace("-", " ") for i, name in model.config.id2label.items()}
+    names = {i: COCO_RENAMED.get(name, name) for i, name in names.items()}
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
-        """Return the detections of uint8 images (B, H, W, 3)."""
-        result = []
-        for i in range(0, len(images), self.models.batch):
-            part = images[i : i + self.models.batch]
-            inputs = self.processor(list(part), return_tensors="pt")
-            output = self.model(pixel_values=inputs["pixel_values"].to(self.model.device, self.model.dtype))
-            for row, image in enumerate(part):
-                logits, masks = output.class_queries_logits[row].float(), output.masks_queries_logits[row].float()
-                objects = masked_objects(logits.cpu(), masks.cpu(), image.shape[:2], self.names)
-                result.append(to_detections(image, objects, records[i + row], self.color))
-        return result
+    def find_objects(images: np.ndarray) -> Iterator[MaskedObjects]:
+        inputs = processor(list(images), return_tensors="pt")
+        output = model(pixel_values=inputs["pixel_values"].to(model.device, model.dtype))
+        for logits, masks, image in zip(output.class_queries_logits, output.masks_queries_logits, images):
+            yield masked_objects(logits.float().cpu(), masks.float().cpu(), image.shape[:2], names)
+
+    return find_objects
 
 
 def masked_objects(logits: Tensor, masks: Tensor, size: tuple[int, int], names: Mapping[int, str]) -> MaskedObjects:
@@ -88,5 +79,5 @@ def box_around(mask: np.ndarray) -> Box | None:
 
 
 geneval_hf, geneval_hf_official, geneval_hf_strict, geneval_hf_flowgrpo = detector_rewards(
-    "geneval_hf", Mask2FormerDetector, MASK2FORMER
+    "geneval_hf", load_mask2former, MASK2FORMER
 )

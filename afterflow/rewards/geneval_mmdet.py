@@ -11,46 +11,38 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..envs.geneval_rules import OBJECTS, Detection
+from ..envs.geneval_rules import OBJECTS
 from ..system.errors import ConfigError
 from ..system.optional_dependencies import check_extra
 from .base import RewardModels
-from .clip import load_clip_vit_l
-from .detector_reward import ColorNamer, MaskedObjects, detector_rewards, to_detections
+from .detector_reward import FindObjects, MaskedObjects, detector_rewards
 from .png import encode_png
 
 SIDECAR = ("http://127.0.0.1:8110", None)
 
 
-class SidecarDetector:
-    """Detects objects by asking the process that listens at an address."""
+def connect_sidecar(models: RewardModels, url: str, revision: str | None) -> FindObjects:
+    """Return the detector in the process that listens at an address; raise ConfigError where none does."""
+    check_extra("a detector in a process of its own", ["httpx"], "judge")
+    import httpx
 
-    def __init__(self, models: RewardModels, url: str, revision: str | None) -> None:
-        check_extra("a detector in a process of its own", ["httpx"], "judge")
-        import httpx
+    url, client = url.rstrip("/"), httpx.Client(timeout=300.0)
+    try:
+        health = client.get(f"{url}/health").json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ConfigError(f"nothing answers at {url} ({error}); start sidecars/geneval_mmdet.py") from error
+    if health != {"status": "ok", "classes": len(OBJECTS)}:
+        raise ConfigError(f"{url} is no detector of GenEval's {len(OBJECTS)} classes")
 
-        self.url, self.client, self.models = url.rstrip("/"), httpx.Client(timeout=300.0), models
-        try:
-            health = self.client.get(f"{self.url}/health").json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise ConfigError(f"nothing answers at {url} ({error}); start sidecars/geneval_mmdet.py") from error
-        if health != {"status": "ok", "classes": len(OBJECTS)}:
-            raise ConfigError(f"{url} is no detector of GenEval's {len(OBJECTS)} classes")
-        self.color = ColorNamer(load_clip_vit_l(models))
+    def find_objects(images: np.ndarray) -> list[MaskedObjects]:
+        reply = client.post(f"{url}/detect", json={"images": [encode_png(image) for image in images]})
+        reply.raise_for_status()
+        answers = reply.json()["detections"]
+        if len(answers) != len(images):
+            raise ValueError(f"{url} answered about {len(answers)} images of {len(images)}")
+        return [parse_objects(answer) for answer in answers]
 
-    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> list[list[Detection]]:
-        """Return the detections of uint8 images (B, H, W, 3)."""
-        result = []
-        for i in range(0, len(images), self.models.batch):
-            part = images[i : i + self.models.batch]
-            reply = self.client.post(f"{self.url}/detect", json={"images": [encode_png(image) for image in part]})
-            reply.raise_for_status()
-            answers = reply.json()["detections"]
-            if len(answers) != len(part):
-                raise ValueError(f"{self.url} answered about {len(answers)} images of {len(part)}")
-            for image, answer, record in zip(part, answers, records[i : i + len(part)]):
-                result.append(to_detections(image, parse_objects(answer), record, self.color))
-        return result
+    return find_objects
 
 
 def parse_objects(answer: Sequence[dict[str, Any]]) -> MaskedObjects:
@@ -61,4 +53,4 @@ def parse_objects(answer: Sequence[dict[str, Any]]) -> MaskedObjects:
         yield OBJECTS[item["class"]], item["score"], (x0, y0, x1, y1), mask
 
 
-geneval, geneval_official, geneval_strict, geneval_flowgrpo = detector_rewards("geneval", SidecarDetector, SIDECAR)
+geneval, geneval_official, geneval_strict, geneval_flowgrpo = detector_rewards("geneval", connect_sidecar, SIDECAR)

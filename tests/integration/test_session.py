@@ -229,7 +229,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_loaded(run, option
 
 
 def test_a_judge_that_answers_nonsense_is_refused_before_any_sampling(run, monkeypatch):
-    monkeypatch.setattr(ShapesJudge, "__call__", lambda self, images, records, first, second, rng: np.ones(1))
+    monkeypatch.setattr(ShapesJudge, "__call__", lambda self, pairs: np.ones(1))
     judged = replace(run, algorithm=PrefGRPO(steps=4, group=4), judge=ShapesJudge())
     with pytest.raises(ValueError, match="answered with shape"):
         execute(judged, "short")

@@ -10,7 +10,8 @@ import pytest
 
 import tinies
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.geneval_mmdet import SidecarDetector, parse_objects
+from afterflow.rewards.detector_reward import Detector
+from afterflow.rewards.geneval_mmdet import connect_sidecar, parse_objects
 from afterflow.rewards.png import encode_png
 from afterflow.rewards.registry import find_reward, load_reward
 
@@ -60,7 +61,7 @@ def pictures():
 
 def test_its_detections_are_read_by_our_rules(url, tmp_path):
     models = RewardModels(weights={"geneval": url, "clipscore": str(tinies.clip(tmp_path))}, batch=2)
-    seen = SidecarDetector(models, url, None)(pictures(), [TWO_DOGS] * 3)
+    seen = Detector(connect_sidecar(models, url, None), models)(pictures(), [TWO_DOGS] * 3)
     assert len(seen) == 3
     assert [(d.cls, d.score, d.box) for d in seen[0]] == [("dog", 0.95, (0, 0, 4, 4)), ("dog", 0.4, (1, 2, 9, 10))]
     score = lambda name, record: load_reward(name, models)(pictures(), [record] * 3).values.tolist()

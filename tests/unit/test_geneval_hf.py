@@ -7,8 +7,8 @@ import torch
 from afterflow.envs.geneval_rules import OBJECTS, Detection
 from afterflow.envs.shapes.world import COLORS, PALETTE
 from afterflow.rewards.base import RewardModels
-from afterflow.rewards.detector_reward import ColorNamer, gradable, to_detections
-from afterflow.rewards.geneval_hf import Mask2FormerDetector, box_around, instances, masked_objects
+from afterflow.rewards.detector_reward import ColorNamer, Detector, gradable, to_detections
+from afterflow.rewards.geneval_hf import box_around, instances, load_mask2former, masked_objects
 from afterflow.rewards.registry import find_reward, load_reward
 from tinies import clip, mask2former
 
@@ -75,7 +75,7 @@ def test_rules_thresholds_and_what_is_kept(models, monkeypatch):
         box = (0.0, 0.0, 4.0, 4.0)
         return [[Detection("dog", 0.5, box, "red"), Detection("cat", 0.4, box)] for _ in images]
 
-    monkeypatch.setattr(Mask2FormerDetector, "__call__", detect)
+    monkeypatch.setattr(Detector, "__call__", detect)
     images = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
     score = lambda name, models=models: load_reward(name, models)(images, [RECORD]).values[0]
     assert [score(f"geneval_hf_{mode}") for mode in ("official", "strict", "flowgrpo")] == [1, 1, 1]
@@ -101,7 +101,8 @@ def test_unsure_detections_of_what_was_asked_for_earn_their_share():
 
 def test_a_random_detector_runs_from_end_to_end(models):
     images = np.random.default_rng(1).integers(0, 255, (3, 40, 56, 3), dtype=np.uint8)
-    seen = Mask2FormerDetector(models, models.weights["geneval_hf"], None)(images, [RECORD] * 3)
+    find_objects = load_mask2former(models, models.weights["geneval_hf"], None)
+    seen = Detector(find_objects, models)(images, [RECORD] * 3)
     assert len(seen) == 3
     for each in (d for of_image in seen for d in of_image):
         assert each.cls in OBJECTS and 0 <= each.box[0] < each.box[2] <= 56 and each.box[3] <= 40

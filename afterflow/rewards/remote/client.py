@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import numpy as np
 
 from ...system.errors import AfterflowError, ConfigError
@@ -29,8 +30,6 @@ class RemoteScorer:
     """
 
     def __init__(self, reward: Reward, urls: Sequence[str], batch: int, deadline: float = 120.0) -> None:
-        import httpx
-
         self.reward, self.urls, self.batch, self.deadline = reward, [url.rstrip("/") for url in urls], batch, deadline
         self.client = httpx.Client(headers=key_header(REWARDS_KEY), timeout=deadline)
         self.pool, self.lock, self.turn = ThreadPoolExecutor(2 * len(urls)), threading.Lock(), 0
@@ -51,8 +50,6 @@ class RemoteScorer:
 
     def _versions(self, url: str) -> dict[str, str]:
         """Return the version of every reward that a service has."""
-        import httpx
-
         try:
             reply = self.client.get(f"{url}/rewards", timeout=10.0)
             if reply.status_code == 401:
@@ -78,8 +75,6 @@ class RemoteScorer:
 
     def _ask_services(self, body: bytes, count: int) -> Scored:
         """Send a request to one service after another, until the deadline."""
-        import httpx
-
         timeout = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
         why, deadline = "", time.monotonic() + self.deadline
         while (remaining := deadline - time.monotonic()) > 0:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgpack
 import numpy as np
 
 from ...system.errors import InputError
@@ -24,15 +25,11 @@ MSGPACK, JSON = "application/msgpack", "application/json"
 
 def pack(content: Any) -> bytes:
     """Return a message as msgpack."""
-    import msgpack
-
     return msgpack.packb(content) or b""
 
 
 def unpack(body: bytes, kind: str) -> Any:
     """Return the message in a body of this content type; raise InputError for what is neither msgpack nor JSON."""
-    import msgpack
-
     try:
         return msgpack.unpackb(body) if kind.startswith(MSGPACK) else json.loads(body)
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:

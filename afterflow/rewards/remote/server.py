@@ -155,7 +155,10 @@ def build_service(
     app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
 
     app.middleware("http")(partial(require_key, key))
-    app.exception_handler(HTTPException)(http_error)
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": str(error.detail)}, error.status_code)
 
     @app.get("/health")
     async def health() -> dict:
@@ -176,22 +179,12 @@ async def require_key(key: str | None, request: Request, call_next: Any) -> Resp
     """Refuse a request without the key, and answer an exception without saying what it was."""
     given = request.headers.get("authorization", "").encode()
     if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-        return error_response(401, "a key is needed: Authorization: Bearer KEY")
+        return JSONResponse({"error": "a key is needed: Authorization: Bearer KEY"}, 401)
     try:
         return await call_next(request)
     except Exception:
         _log.exception("a request failed")
-        return error_response(500, "the service failed; its log says why")
-
-
-async def http_error(request: Request, error: HTTPException) -> Response:
-    """Return the response for a request that is refused."""
-    return error_response(error.status_code, str(error.detail))
-
-
-def error_response(status: int, message: str) -> Response:
-    """Return a response with a status and a message."""
-    return JSONResponse({"error": message}, status)
+        return JSONResponse({"error": "the service failed; its log says why"}, 500)
 
 
 async def answer_request(request: Request, queues: Mapping[str, BatchQueue], limits: ServiceLimits) -> Response:
