@@ -3,8 +3,8 @@
     python geneval_mmdet.py --config mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco.py --checkpoint FILE.pth
 
 It runs with Python 3.8 to 3.10, torch 1.13 to 2.1, mmcv-full 1.7 and mmdet 2.27 or 2.28; it needs nothing of afterflow.
-GET /health says how many classes it knows; POST /detect takes {"images": [base64 of a PNG, ...]} and answers
-{"detections": [[{"class", "score", "box": [x0, y0, x1, y1], "mask": base64 of a PNG}, ...], ...]}, a class by its place
+GET /health answers with the number of its classes; POST /detect takes {"images": [base64 of a PNG, ...]} and answers
+{"detections": [[{"class", "score", "box": [x0, y0, x1, y1], "mask": base64 of a PNG}, ...], ...]}, a class by its index
 among COCO's 80.  Pickle crosses no process; it listens on this machine alone unless --host says otherwise.
 """
 
@@ -19,42 +19,46 @@ import numpy as np
 from mmdet.apis import inference_detector, init_detector
 from PIL import Image
 
-LEAST = 0.1
+MIN_SCORE = 0.1
 """No rule asks for a detection of a lower score."""
-MOST = 16
-"""Of a class."""
-MEGABYTES = 512
+MAX_PER_CLASS = 16
+"""Largest number of detections of a class."""
+MAX_MEGABYTES = 512
+"""Largest size of a request."""
 
 
 def detections(model, image):
-    """Of a picture, uint8 (H, W, 3) in RGB; mmdet wants BGR, and gives boxes and masks class by class."""
+    """Return the objects of an image, uint8 (H, W, 3) in RGB; mmdet wants BGR, and answers class by class."""
     boxes, masks = inference_detector(model, np.ascontiguousarray(image[..., ::-1]))[:2]
-    found = []
+    result = []
     for label, (of_class, shapes) in enumerate(zip(boxes, masks)):
-        for row in np.argsort(-of_class[:, 4])[:MOST]:
-            if of_class[row, 4] > LEAST:
+        for row in np.argsort(-of_class[:, 4])[:MAX_PER_CLASS]:
+            if of_class[row, 4] > MIN_SCORE:
                 box = [float(side) for side in of_class[row, :4]]
-                mask = packed(np.asarray(shapes[row], bool))
-                found.append({"class": label, "score": float(of_class[row, 4]), "box": box, "mask": mask})
-    return found
+                mask = encode_mask(np.asarray(shapes[row], bool))
+                result.append({"class": label, "score": float(of_class[row, 4]), "box": box, "mask": mask})
+    return result
 
 
-def packed(mask):
+def encode_mask(mask):
+    """Return a mask (H, W) as PNG in base64."""
     file = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
-def opened(text):
+def decode_image(text):
+    """Return uint8 (H, W, 3) from a PNG in base64."""
     with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def handler(model, classes):
+    """Return the class that answers requests, one image after another."""
     lock = Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *words):
+        def log_message(self, *args):
             pass
 
         def reply(self, status, content):
@@ -66,17 +70,17 @@ def handler(model, classes):
             self.wfile.write(body)
 
         def do_GET(self):
-            known = self.path == "/health"
-            self.reply(
-                200 if known else 404, {"status": "ok", "classes": classes} if known else {"error": "no such page"}
-            )
+            if self.path == "/health":
+                self.reply(200, {"status": "ok", "classes": classes})
+            else:
+                self.reply(404, {"error": "no such page"})
 
         def do_POST(self):
             length = int(self.headers.get("Content-Length", 0))
-            if self.path != "/detect" or not 0 < length <= MEGABYTES * 2**20:
+            if self.path != "/detect" or not 0 < length <= MAX_MEGABYTES * 2**20:
                 return self.reply(404 if self.path != "/detect" else 413, {"error": "POST /detect takes images"})
             try:
-                images = [opened(text) for text in json.loads(self.rfile.read(length))["images"]]
+                images = [decode_image(text) for text in json.loads(self.rfile.read(length))["images"]]
             except (ValueError, KeyError, TypeError, OSError, SyntaxError, Image.DecompressionBombError):
                 return self.reply(422, {"error": "images are a list of PNGs in base64"})
             with lock:
@@ -86,6 +90,7 @@ def handler(model, classes):
 
 
 def main():
+    """Load the detector and serve until stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--checkpoint", required=True)

@@ -1,7 +1,7 @@
 """Reward services on a Ray cluster, as many as the load asks for.
 
     pip install "ray[serve]" 'afterflow[serve]'
-    serve run ray_serve:services rewards=hpsv2,pickscore gpus=0.5 most=8
+    serve run ray_serve:services rewards=hpsv2,pickscore gpus=0.5 max_replicas=8
 
 Every replica is what `afterflow serve-rewards` starts, behind Ray's proxy at http://HOST:8000: clients name that one
 address.  The key comes from AFTERFLOW_REWARDS_KEY, on every node and at the clients, and without one the proxy must
@@ -11,30 +11,31 @@ stay on 127.0.0.1, Ray's own default.
 import os
 
 from fastapi import FastAPI
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field
 from ray import serve
 
 
 class Options(BaseModel):
-    """What `serve run` reads as name=value."""
+    """The options that `serve run` reads as name=value."""
 
     rewards: str
-    """With commas between."""
+    """The names of the rewards, with commas between."""
     gpus: float = 0.0
-    """Of each replica; a share of one where several fit on it."""
+    """Number of GPUs of a replica; a fraction where several replicas share one."""
     cpus: float = 1.0
-    """Of each replica."""
-    least: int = 1
-    """Replicas at rest."""
-    most: int = 4
-    """Replicas under load."""
+    """Number of CPU cores of a replica."""
+    min_replicas: int = Field(1, validation_alias=AliasChoices("min_replicas", "least"))
+    """Number of replicas at rest."""
+    max_replicas: int = Field(4, validation_alias=AliasChoices("max_replicas", "most"))
+    """Number of replicas under load."""
     waiting: int = 4
-    """Requests at a replica from which another is started."""
+    """Number of requests at a replica from which another replica is started."""
     weights: dict[str, str] = {}
-    """Reward: hub id, folder or file, as --reward-models.weights; in a configuration file of Serve's."""
+    """Weights by reward, as --reward-models.weights takes them; they can stand in a configuration file of Serve's."""
 
 
 def services(options: Options) -> serve.Application:
+    """Return the service as a Ray Serve application."""
     key = os.environ.get("AFTERFLOW_REWARDS_KEY")
 
     def build() -> FastAPI:  # on the replica: networks are loaded where they run
@@ -46,7 +47,11 @@ def services(options: Options) -> serve.Application:
         check_rewards(names, models)
         return build_service([load_reward(name, models) for name in names], key=key)
 
-    scaling = {"min_replicas": options.least, "max_replicas": options.most, "target_ongoing_requests": options.waiting}
+    scaling = {
+        "min_replicas": options.min_replicas,
+        "max_replicas": options.max_replicas,
+        "target_ongoing_requests": options.waiting,
+    }
     return serve.deployment(
         serve.ingress(build)(),
         name="rewards",

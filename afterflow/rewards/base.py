@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -90,11 +89,6 @@ class RewardModels:
     def weights_source(self, reward: str, published: tuple[str, str | None]) -> tuple[str, str | None]:
         """Return the hub id or folder of a reward's weights, and the revision: those given, or the published ones."""
         return (self.weights[reward], None) if reward in self.weights else published
-
-    def tokenizer_source(self, reward: str, published: tuple[str, str]) -> tuple[str, str | None]:
-        """Return where the tokenizer of a reward is: in the folder of weights that is given, or as published."""
-        given = self.weights.get(reward)
-        return (given, None) if given is not None and Path(given).is_dir() else published
 
 
 def check_address(option: str, address: str) -> None:
@@ -242,3 +236,12 @@ def remember_last_batch(
         return memory[2]
 
     return remembered
+
+
+def verdict_reward(
+    name: str, verdicts: Callable[[np.ndarray, Sequence[dict]], list[dict[str, float]]], low: float = 0.0, **fields
+) -> Reward:
+    """Return the reward WORLD_VERDICT, one verdict of a world's verifier; `fields` are other fields of `Reward`."""
+    key = name.partition("_")[2]
+    score = lambda images, records: np.array([verdict[key] for verdict in verdicts(images, records)])
+    return Reward(name, score, low, 1.0, **fields)

@@ -129,8 +129,8 @@ def clipscore(models: RewardModels) -> Scorer:
 @network_reward("pickscore", -100, 100, scale=1 / 26)
 def pickscore(models: RewardModels) -> Scorer:
     """Score e^s cos(image, prompt) of PickScore v1 (arXiv:2305.01569), over 26 as flow_grpo has it."""
-    weights = models.weights_source("pickscore", PICKSCORE_V1)
-    clip = Clip(models, *weights, models.tokenizer_source("pickscore", CLIP_VIT_H))
+    path, revision = models.weights_source("pickscore", PICKSCORE_V1)
+    clip = Clip(models, path, revision, (path, None) if Path(path).is_dir() else CLIP_VIT_H)
     return clip.scorer(crop_square, clip.length)
 
 

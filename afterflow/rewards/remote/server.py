@@ -55,11 +55,8 @@ class PendingRequest:
     """A request that waits for its scores."""
 
     images: Sequence[np.ndarray]
-    """The images of the request."""
     records: Sequence[dict]
-    """The records of the images."""
     scores: asyncio.Future
-    """The scores of the images, once they are there."""
 
 
 class BatchQueue:
