@@ -81,6 +81,9 @@ class RewardModels:
             if name in self.weights:
                 raise ConfigError(f"reward_models.weights: {name} is scored by a service, which has weights of its own")
 
+    def __hash__(self) -> int:
+        return hash((self.device, self.dtype, self.batch))  # equal ones have equal mappings, which have no hash
+
     @property
     def torch_device(self) -> str:
         """Return the device that is given, or the first accelerator, or the CPU."""

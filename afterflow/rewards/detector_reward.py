@@ -82,19 +82,14 @@ class DetectorConfig:
     load: LoadDetector
     path: str
     revision: str | None
-    clip: str | None
-    """The weights of the CLIP that names colours, where they are not the published ones."""
-    device: str
-    dtype: Literal["float32", "bfloat16"]
-    batch: int
+    models: RewardModels
 
 
 @cache
 def cached_detector(config: DetectorConfig) -> Detect:
     """Load a detector once, with a memory of its last batch."""
-    weights = {} if config.clip is None else {"clipscore": config.clip}
-    models = RewardModels(config.device, config.dtype, config.batch, weights)
-    return remember_last_batch(Detector(config.load(models, config.path, config.revision), models))
+    find_objects = config.load(config.models, config.path, config.revision)
+    return remember_last_batch(Detector(find_objects, config.models))
 
 
 @dataclass(frozen=True)
@@ -138,9 +133,10 @@ def detector_rewards(name: str, load_detector: LoadDetector, published: tuple[st
     """
 
     def load(mode: Mode, models: RewardModels) -> DetectorReward:
+        weights = {reward: path for reward, path in models.weights.items() if reward == "clipscore"}
+        detector_models = RewardModels(models.device, models.dtype, models.batch, weights)
         source = models.weights_source(name, published)
-        runs = models.torch_device, models.dtype, models.batch
-        detect = cached_detector(DetectorConfig(load_detector, *source, models.weights.get("clipscore"), *runs))
+        detect = cached_detector(DetectorConfig(load_detector, *source, detector_models))
         option = models.options.get
         thresholds = option("geneval_threshold", 0.3), option("geneval_counting_threshold", 0.9)
         return DetectorReward(detect, mode, *thresholds)

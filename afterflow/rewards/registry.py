@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -65,26 +66,25 @@ def import_scorer(name: str) -> Scorer:
     return scorer  # type: ignore[return-value]
 
 
-_loaded: dict[tuple[str, str], Reward] = {}
-
-
 def load_reward(name: str, models: RewardModels = DEFAULT_REWARD_MODELS) -> Reward:
     """Return a reward that can score; a network is loaded once.  Raises ConfigError where it cannot be loaded."""
     reward = find_reward(name)
     if reward.load is None and name not in models.servers:
         return reward
-    key = name, repr(models)
-    if key not in _loaded:
-        try:
-            if name in models.servers:
-                _loaded[key] = remote_reward(reward, models)
-            else:
-                assert reward.load is not None
-                _loaded[key] = replace(reward, score=reward.load(models), load=None)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            why, option = str(error).partition("\n")[0], f"--reward-models.weights {name} PATH"
-            raise ConfigError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
-    return _loaded[key]
+    try:
+        return _loaded(name, models)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        why, option = str(error).partition("\n")[0], f"--reward-models.weights {name} PATH"
+        raise ConfigError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
+
+
+@cache
+def _loaded(name: str, models: RewardModels) -> Reward:
+    reward = find_reward(name)
+    if name in models.servers:
+        return remote_reward(reward, models)
+    assert reward.load is not None
+    return replace(reward, score=reward.load(models), load=None)
 
 
 def remote_reward(reward: Reward, models: RewardModels) -> Reward:
