@@ -1,3 +1,77 @@
-"""Post-training of flow-matching image models: SFT, Flow-GRPO and their kin, one short file each."""
+"""Post-training of flow-matching image and video models: SFT, Flow-GRPO and their kin, one short file each.
+
+The names in `__all__` are the public interface.  They are imported at first use, because torch takes seconds to import.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .algorithms.branch_grpo import BranchGRPO
+    from .algorithms.dance_grpo import DanceGRPO
+    from .algorithms.ddpo import DDPO
+    from .algorithms.flow_grpo import FlowGRPO
+    from .algorithms.flow_opd import FlowOPD
+    from .algorithms.mix_grpo import MixGRPO
+    from .algorithms.pref_grpo import PrefGRPO
+    from .algorithms.sft import SFT
+    from .algorithms.soar import SOAR
+    from .experiment.config import Run
+    from .experiment.execute import execute
+    from .experiment.run_folder import read_run
+    from .recipes import RECIPES
+    from .rewards.base import Judge, Scored, reward
+    from .system.errors import AfterflowError
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DDPO",
+    "RECIPES",
+    "SFT",
+    "SOAR",
+    "AfterflowError",
+    "BranchGRPO",
+    "DanceGRPO",
+    "FlowGRPO",
+    "FlowOPD",
+    "Judge",
+    "MixGRPO",
+    "PrefGRPO",
+    "Run",
+    "Scored",
+    "execute",
+    "read_run",
+    "reward",
+]
+
+_NAMES = {
+    "algorithms.branch_grpo": ("BranchGRPO",),
+    "algorithms.dance_grpo": ("DanceGRPO",),
+    "algorithms.ddpo": ("DDPO",),
+    "algorithms.flow_grpo": ("FlowGRPO",),
+    "algorithms.flow_opd": ("FlowOPD",),
+    "algorithms.mix_grpo": ("MixGRPO",),
+    "algorithms.pref_grpo": ("PrefGRPO",),
+    "algorithms.sft": ("SFT",),
+    "algorithms.soar": ("SOAR",),
+    "experiment.config": ("Run",),
+    "experiment.execute": ("execute",),
+    "experiment.run_folder": ("read_run",),
+    "recipes": ("RECIPES",),
+    "rewards.base": ("Judge", "Scored", "reward"),
+    "system.errors": ("AfterflowError",),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
