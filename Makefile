@@ -3,32 +3,46 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One worker a core, one thread each. A file's tests stay together, so that what they share is made once.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
+# Of what pyproject.toml claims, `make test-lowest` installs the lowest versions, into a folder of its own.
+LOWEST_VENV := .venv-lowest
+LOWEST_RUN := $(LOWEST_VENV)/bin/python
+# Further requirements for it, such as a CPU build of torch: make test-lowest LOWEST='torch==2.13.0+cpu'
+LOWEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint audit clean
+.PHONY: help demo test test-lowest lint docs audit clean
 .NOTPARALLEL:
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1: \2/p' Makefile
 
 demo: $(VENV)/.installed  ## post-train the tiny pipeline on this machine
 	$(RUN) -m afterflow.cli.demo
 
 test: $(VENV)/.installed-dev  ## run the test suite; make test ARGS='-k kernels' runs a part of it
-	OMP_NUM_THREADS=1 $(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+test-lowest: $(LOWEST_VENV)/.installed  ## run the test suite with the lowest versions that pyproject.toml claims
+	OMP_NUM_THREADS=1 $(LOWEST_RUN) -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, basedpyright
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m basedpyright --pythonpath $(RUN)
 
+docs: $(VENV)/.installed-docs  ## build the documentation into site/; a broken link or reference fails
+	$(RUN) -m mkdocs build --quiet --strict
+
 audit: $(VENV)/.installed-dev  ## known advisories of what constraints.txt pins; said and left out where pypi.org is out of reach
 	@if $(RUN) -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null; then \
 	$(INSTALL) pip-audit && $(RUN) -m pip_audit --requirement constraints.txt --no-deps --disable-pip; \
 	else echo "make audit: left out, pypi.org, which knows the advisories, cannot be reached from here."; fi
 
-clean:  ## remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+clean:  ## remove the environments, caches and builds; runs/ stays
+	rm -rf $(VENV) $(LOWEST_VENV) build dist site .pytest_cache .ruff_cache
 	find afterflow tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -48,3 +62,14 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.made
 	@echo "Installing into $(VENV), which takes some minutes the first time."
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt $(VENV)/.made
+	$(INSTALL) -e '.[docs]'
+	@touch $(VENV)/.installed $@
+
+# uv is the resolver that can be asked for the lowest versions.
+$(LOWEST_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST_VENV)
+	$(LOWEST_RUN) -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST_RUN) -m uv pip install --python $(LOWEST_RUN) --resolution lowest-direct -e '.[dev]' $(LOWEST)
+	@touch $@
