@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 def doctor(args: Sequence[str]) -> None:
     """Try a recipe's model, method and rewards in small, and say what is wrong and what to do."""
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: afterflow doctor RECIPE [--options]     the options of afterflow train RECIPE")
+        return
     from rich.console import Console
 
     from ..experiment.config import Run
@@ -13,9 +16,6 @@ def doctor(args: Sequence[str]) -> None:
     from .recipes import made_by
     from .train import overridden
 
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: afterflow doctor RECIPE [--options]     the options of afterflow train RECIPE")
-        return
     no_progress_bars()
     made = made_by(args[0])
     if not isinstance(made, Run):

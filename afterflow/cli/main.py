@@ -3,38 +3,31 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
 from .. import __version__
 from ..system.launcher import launched_processes, launched_rank
 from ..system.names import unknown_name
-from .compare import compare, report, tree
-from .doctor import doctor
-from .evaluate import evaluate
-from .export import export
-from .merge import merge
 from .messages import show_messages
-from .push import push
-from .recipes import recipes, summary
-from .sample import sample
-from .serve import serve_rewards
-from .status import status
-from .train import train
+from .recipes import function_summaries
 
 COMMANDS = {
-    "train": train,
-    "status": status,
-    "doctor": doctor,
-    "eval": evaluate,
-    "sample": sample,
-    "compare": compare,
-    "report": report,
-    "tree": tree,
-    "merge": merge,
-    "export": export,
-    "push": push,
-    "serve-rewards": serve_rewards,
-    "recipes": recipes,
+    "train": ("train", "train"),
+    "status": ("status", "status"),
+    "doctor": ("doctor", "doctor"),
+    "eval": ("evaluate", "evaluate"),
+    "sample": ("sample", "sample"),
+    "compare": ("compare", "compare"),
+    "report": ("compare", "report"),
+    "tree": ("compare", "tree"),
+    "merge": ("merge", "merge"),
+    "export": ("export", "export"),
+    "push": ("push", "push"),
+    "serve-rewards": ("serve", "serve_rewards"),
+    "recipes": ("recipes", "recipes"),
 }
+"""Command → the module beside this one and the function in it, imported when the command is called."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"afterflow {__version__}")
         elif command in COMMANDS:
             check_launch(command)
-            COMMANDS[command](args)
+            module, function = COMMANDS[command]
+            getattr(import_module(f".{module}", __package__), function)(args)
         else:
             raise unknown_name("command", command, COMMANDS)
     except ValueError as error:
@@ -81,5 +75,8 @@ def complain(error: Exception, code: int) -> int:
 
 
 def overview() -> str:
-    lines = [f"  {name:<9} {summary(command.__doc__)}" for name, command in COMMANDS.items()]
+    """Return the list of commands, each with the first line of its docstring."""
+    folder = Path(__file__).parent
+    summaries = {module: function_summaries(folder / f"{module}.py") for module, _ in COMMANDS.values()}
+    lines = [f"  {name:<9} {summaries[module][function]}" for name, (module, function) in COMMANDS.items()]
     return "\n".join(["usage: afterflow COMMAND ...", "", *lines, "", "afterflow COMMAND --help tells more."])

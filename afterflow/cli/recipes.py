@@ -36,10 +36,14 @@ def made_by(name: str) -> "Run | Chain":
 
 def recipe_summaries() -> dict[str, str]:
     """Name and first line of every recipe."""
-    files = sorted(FOLDER.glob("*.py"))
-    nodes = [node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body]
-    recipes = [node for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    return {node.name: summary(ast.get_docstring(node)) for node in recipes}
+    return {name: line for file in sorted(FOLDER.glob("*.py")) for name, line in function_summaries(file).items()}
+
+
+def function_summaries(file: Path) -> dict[str, str]:
+    """Return name and first line of every public function of a file, without importing it."""
+    nodes = ast.parse(file.read_text(encoding="utf-8")).body
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    return {node.name: summary(ast.get_docstring(node)) for node in functions}
 
 
 def recipe_lines() -> str:
