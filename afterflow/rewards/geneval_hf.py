@@ -1,7 +1,7 @@
 """GenEval (arXiv:2310.11513) by Mask2Former and CLIP of transformers: GenEval-HF.
 
-The rules are those of `geneval`.  The detector was trained in another run than the published one (mmdet), so its scores
-are not comparable with published ones, and the thresholds may need moving.
+The rules are those of `geneval`.  The detector was trained in another run than the published one (mmdet).  Its scores
+are therefore not comparable with published ones, and the thresholds may need moving.
 """
 
 from collections.abc import Iterator, Mapping

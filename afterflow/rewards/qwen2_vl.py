@@ -2,8 +2,8 @@
 
     patches → vision tower → in the place of their tokens → language model → states at the reward's tokens
 
-Their authors hand embeddings to the language model past transformers' own forward, so a token's position is its number
-in all three axes of M-RoPE, pictures included.  They trained that way; positions on the picture's grid, which
+Their authors hand embeddings to the language model past transformers' own forward.  A token's position is therefore its
+number in all three axes of M-RoPE, pictures included.  They trained that way; positions on the picture's grid, which
 transformers would give, score otherwise.
 """
 

@@ -153,7 +153,7 @@ def test_a_reward_that_does_not_work_here_is_refused_before_training(run, monkey
     with pytest.raises(ValueError, match="sometimes does not work here: OSError: no such model"):
         execute(run, "rewards")
     assert not run.folder.exists()
-    with pytest.raises(ValueError, match=r"invalid = 1\.0: a share"):
+    with pytest.raises(ValueError, match=r"max_missing = 1\.0: it is a share"):
         run.with_options(max_missing=1.0)
 
 
