@@ -128,8 +128,8 @@ def gradable(
 def detector_rewards(name: str, load_detector: LoadDetector, published: tuple[str, str | None]) -> tuple[Reward, ...]:
     """Return the four rewards of a detector, on the weights given for `name`, or on the published ones.
 
-    They are bounded soft credit, GenEval's own verdict, the strict verdict, and flow_grpo's training reward.  The strict
-    one wants exactly as many objects as the prompt says; the last is unbounded below.
+    They are bounded soft credit, GenEval's own verdict, the strict verdict, and flow_grpo's training reward.
+    The strict one wants exactly as many objects as the prompt says; the last is unbounded below.
     """
 
     def load(mode: Mode, models: RewardModels) -> DetectorReward:
