@@ -22,7 +22,7 @@ from afterflow.evaluation.comparison import comparison, finished
 from afterflow.evaluation.html_page import write_page
 from afterflow.evaluation.shapes_report import Settings
 from afterflow.experiment.config import Run
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.run_folder import read_run
 from afterflow.experiment.train_subprocess import train_all
 from afterflow.models.quiet import no_progress_bars

@@ -33,7 +33,7 @@ from small import finished, run_of, start, tensors_of, work
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.system.errors import TrainingStopped
 from afterflow.train import checkpoint as state
 

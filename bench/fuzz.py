@@ -30,7 +30,7 @@ import numpy as np
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 
 KEY = "fuzz"
 REWARD = "jpeg_compressibility"

@@ -22,7 +22,7 @@ from afterflow.evaluation.comparison import base_of
 from afterflow.evaluation.shapes_report import Settings, beside_teachers, report
 from afterflow.evaluation.shapes_suite import judge, strict_of_teachers, suite_pictures
 from afterflow.experiment.config import Run
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.experiment.stages import Chain, Merge, Samples, execute
 from afterflow.models.base import default_device

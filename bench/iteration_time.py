@@ -29,7 +29,7 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.generate import encoded
 from afterflow.models.quiet import no_progress_bars

@@ -23,7 +23,7 @@ from afterflow.evaluation.shapes_report import Settings
 from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.train_subprocess import ended
 from afterflow.models.generate import picture_size

@@ -19,7 +19,7 @@ import numpy as np
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.intervals import estimates
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
 

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts, batch_rows
-from afterflow.experiment.run_files import MetricsFile
+from afterflow.experiment.run_folder import MetricsFile
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.generate import encoded
 from afterflow.models.sd3 import SD3

@@ -18,7 +18,7 @@ from statistics import median
 import torch
 
 from afterflow.algorithms.base import Models, OnPolicy, Scores
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.generate import encoded
 from afterflow.models.quiet import no_progress_bars
 from afterflow.models.sd3 import SD3

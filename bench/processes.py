@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from small import METHODS, finished, metrics_of, run_of, start, tensors_of, work
 
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import Full
 
 LOSSES = ("policy_loss", "flow_matching", "base_loss", "correction_loss", "cost", "kl", "grad_norm")

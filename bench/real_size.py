@@ -26,7 +26,7 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.experiment.cost_estimate import passes, tried
 from afterflow.experiment.doctor import PEAK
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.base import default_device

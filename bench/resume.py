@@ -18,7 +18,7 @@ from subprocess import Popen
 
 from small import finished, metrics_of, run_of, start, tensors_of, work
 
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 
 METHODS = ("sft", "flow_grpo", "mix_grpo", "branch_grpo", "flow_opd")
 

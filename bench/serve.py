@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import uvicorn
 
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.rewards.base import Reward
 from afterflow.rewards.remote.protocol import MSGPACK, pack, parse_reply, score_request, unpack
 from afterflow.rewards.remote.server import ServiceLimits, build_service

@@ -27,7 +27,7 @@ from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.stages import Chain, Merge, Samples
 from afterflow.experiment.stages import execute as execute_chain
 from afterflow.models.quiet import no_progress_bars

@@ -18,7 +18,7 @@ from statistics import median
 
 from small import run_of, start, work
 
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import LoRA
 
 

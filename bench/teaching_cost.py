@@ -26,7 +26,7 @@ from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import LoRA, attach, frozen, without_adapters
 from afterflow.models.generate import encoded
 from afterflow.models.quiet import no_progress_bars

@@ -18,7 +18,7 @@ from diffusers import WanPipeline
 from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
 from afterflow.experiment.intervals import estimates
-from afterflow.experiment.run_files import git_commit, hardware
+from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.generate import picture_prompts
 from afterflow.models.pipeline import TINY_WAN
 from afterflow.models.quiet import no_progress_bars

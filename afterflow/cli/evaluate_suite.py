@@ -157,11 +157,11 @@ class EvalSuite:
     def guidance(self, drawn: Sequence[str]) -> float:
         """The scale asked for, or that of the pictures to compare with, of the LoRA's training, or of the family."""
         from ..evaluation.image_store import drawn_with
-        from ..experiment.run_folder import trained_with
+        from ..experiment.run_folder import trained_guidance
         from ..models.families import FAMILIES, pretrained
 
         told = [drawn_with(Path(folder)).get("guidance") for folder in drawn]
-        told += [None if lora is None else trained_with(Path(lora)) for lora in (self.lora, self.lora_against)]
+        told += [None if lora is None else trained_guidance(Path(lora)) for lora in (self.lora, self.lora_against)]
         known = [self.drawing.guidance, *told]
         found = next((scale for scale in known if scale is not None), None)
         if found is None:

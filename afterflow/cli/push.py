@@ -7,6 +7,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
+from ..experiment.run_folder import RunFolder
+
 
 def push(args: Sequence[str]) -> None:
     """Put the result of a run on the Hugging Face hub."""
@@ -27,7 +29,7 @@ class Push:
     def __call__(self) -> None:
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ValueError(f"{self.repo_id!r}: a repository reads owner/name")
-        result = next((Path(self.run) / name for name in ("lora", "model") if (Path(self.run) / name).is_dir()), None)
+        result = RunFolder(Path(self.run)).result()
         if result is None:
             raise ValueError(f"{self.run}: there is no lora/ or model/ in it, so no run that has ended")
         from huggingface_hub import HfApi, get_token

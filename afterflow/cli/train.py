@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import AvoidSubcommands
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from ..experiment.run_folder import RunFolder, read_run
 from ..system.launcher import launched_processes
 from .recipes import made_by, recipe_lines
 
@@ -42,7 +43,6 @@ def train(args: Sequence[str]) -> None:
         return
     if source in ("--from", "--resume") and not options:
         raise ValueError(f"{source} needs a run; its folder is runs/NAME")
-    from ..experiment.run_folder import read_run
     from ..experiment.stages import Chain
     from ..models.quiet import no_progress_bars
 
@@ -103,10 +103,8 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
         raise ValueError(f"a resumed run keeps its configuration, so {kept[0]} cannot be set; use --from instead")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
-    if not any(not path.suffix for path in folder.glob("checkpoints/step_*")):
+    if not RunFolder(folder).checkpoints():
         raise ValueError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
-    from ..experiment.run_folder import read_run
-
     run, recipe = read_run(folder)
     if run.folder.resolve() != folder.resolve():
         raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")

@@ -18,6 +18,7 @@ from ..algorithms.base import OnPolicy
 from ..envs.shapes import population
 from ..experiment.config import Run
 from ..experiment.image_grid import before_after
+from ..experiment.run_folder import RunFolder
 from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
@@ -45,7 +46,7 @@ def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finishe
     check_ended(folder, run)
     assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.batches.guidance_scale)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = RunFolder(folder).metrics()
     base = base_of(run.model, settings)
     about = {"suite": to_json(settings), "step": lines[-1]["step"]}
     file = folder / "evaluation.json"
@@ -159,7 +160,7 @@ def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str,
 
 def where(folder: Path) -> dict[str, Any]:
     """The version and the machine that a run was done with."""
-    told = json.loads((folder / "run.json").read_text())
+    told = RunFolder(folder).record()
     return {name: told[name] for name in ("git_commit", "hardware")}
 
 

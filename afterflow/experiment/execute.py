@@ -28,7 +28,7 @@ from .learning_rate import learning_rate
 from .model_card import write_card
 from .monitor import Window, follow
 from .prompt_checks import held_out_records, prompt_records
-from .run_files import tracker_options, write_record
+from .provenance import tracker_options, write_record
 from .scoring import scorer
 from .serialization import to_json
 from .setup import Session, prepare

@@ -1,6 +1,5 @@
 """The model card of a run: what was trained, how, and what came of it on prompts that it never saw."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..models.pipeline import SHIPPED, Pretrained
 from ..models.tiny_parts.config import TinyParts, TinyVideoParts
 from .config import Run
 from .intervals import Estimate, estimates, written
+from .run_folder import RunFolder
 
 FROM_SCRATCH = {TinyParts: "StableDiffusion3Pipeline", TinyVideoParts: "WanPipeline"}
 DRAWS = 2000
@@ -25,18 +25,17 @@ DRAWS = 2000
 def write_card(run: Run, result: Path) -> None:
     """README.md beside the weights in `result`, with the first and the last of the run's sample pictures."""
     lines = ["---", metadata(run).to_yaml(), "---", "", f"# {run.name}", "", *summary(run), "", *usage(run, result), ""]
-    pictures = sorted((run.folder / "samples").glob("step_*.*")) if (run.folder / "samples").is_dir() else []
-    sheets = [file for file in pictures if file.with_suffix(".gif") not in pictures or file.suffix == ".gif"]
-    found = held_out(run.folder / "held_out.jsonl")
-    if found:
-        lines += [*scores(run, found), ""]
+    folder = RunFolder(run.folder)
+    sheets, measurements = folder.sample_sheets(), folder.held_out()
+    if measurements:
+        lines += [*score_table(run, measurements), ""]
     if len(sheets) > 1:
         lines += ["## Pictures", "", "From the same noise, at the first iteration and at the last.", ""]
         for name, file in (("first", sheets[0]), ("last", sheets[-1])):
             shutil.copy(file, result / f"{name}{file.suffix}")
             lines += [f"![{name} iteration]({name}{file.suffix})", ""]
     lines += ["## Licence", "", licence(run)]
-    shutil.copy(run.folder / "run.json", result / "run.json")
+    shutil.copy(folder.record_file, result / "run.json")
     (result / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -79,7 +78,7 @@ def summary(run: Run) -> list[str]:
 
 
 def steps_done(run: Run) -> int:
-    return json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["step"] + 1
+    return RunFolder(run.folder).metrics()[-1]["step"] + 1
 
 
 def named(run: Run) -> str:
@@ -112,13 +111,9 @@ def usage(run: Run, result: Path) -> list[str]:
     return ["## Use", "", "```python", *shipped, f"from diffusers import {stock}", "", *code, "```"]
 
 
-def held_out(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
-def scores(run: Run, found: list[dict[str, Any]]) -> list[str]:
+def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:
     """A table of the rewards on held-out prompts, first and last, with intervals over prompts."""
-    first, last = found[0], found[-1]
+    first, last = measurements[0], measurements[-1]
     rows = {name: gained(np.array(first[name]), np.array(values)) for name, values in last.items() if name != "step"}
     lines = [
         f"| {name} | {written(before)} | {written(after)} | {written(difference, '+')} |"

@@ -28,7 +28,7 @@ from ..train.reward_hacking import reward_hacking_signs
 from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
 from .image_grid import save_pictures
-from .run_files import MetricsFile
+from .run_folder import MetricsFile, RunFolder
 from .setup import Session
 
 SHOWN = 8
@@ -43,7 +43,7 @@ class Window:
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
         self.held_out = held_out
-        by_prompt = session.run.folder / "held_out.jsonl"
+        by_prompt = RunFolder(session.run.folder).held_out_file
         written = self.held_out is not None and session.processes.main
         self.by_prompt = MetricsFile(by_prompt, session.first) if written else None
         earliest = self.by_prompt.earliest if self.by_prompt is not None else {}
@@ -136,7 +136,7 @@ class Window:
         session.leave(run.folder / "best" / session.kind)
         if session.processes.main:
             write_text_atomically(
-                run.folder / "best.json", json.dumps({"step": step, "reward": name, "value": self.best}) + "\n"
+                RunFolder(run.folder).best_file, json.dumps({"step": step, "reward": name, "value": self.best}) + "\n"
             )
 
     def _said(self, images: np.ndarray, mine: Tensor) -> dict[str, Any]:
@@ -169,9 +169,8 @@ class Window:
 
 def best_before(session: Session) -> float:
     """The figure of what best/ holds, if it is of an iteration before the first one."""
-    file = session.run.folder / "best.json"
-    found = json.loads(file.read_text()) if file.is_file() else {"step": session.first}
-    return found["value"] if found["step"] < session.first else -math.inf
+    best = RunFolder(session.run.folder).best()
+    return best["value"] if best is not None and best["step"] < session.first else -math.inf
 
 
 def follow(
@@ -187,7 +186,7 @@ def follow(
     too short.
     """
     run, processes = session.run, session.processes
-    log = MetricsFile(run.folder / "metrics.jsonl", session.first) if processes.main else None
+    log = MetricsFile(RunFolder(run.folder).metrics_file, session.first) if processes.main else None
     budget.used = processes.all_gather_objects(log.before.get("seconds_trained", 0.0) if log is not None else 0.0)[0]
     if session.first and budget.ends(session.first - 1):
         return

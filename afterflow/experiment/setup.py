@@ -1,6 +1,5 @@
 """The parts of a run, loaded: its model, who is asked beside it, its optimizer, and where it goes on."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +27,9 @@ from ..train.distributed import Processes, make_accelerator
 from ..train.ema import Ema
 from ..train.reward_history import RewardHistory
 from ..train.sharding import gather_network, reshard, shard_network
+from .compatibility import upgrade
 from .config import Run
+from .run_folder import RunFolder
 from .serialization import differences, to_json
 
 
@@ -86,7 +87,7 @@ class Session:
 
 def prepare(run: Run, resume: bool) -> Session:
     """Load the model, attach what is trained, and go back to the last checkpoint when asked."""
-    saved = state.list_checkpoints(run.folder / "checkpoints")
+    saved = RunFolder(run.folder).checkpoints()
     if resume and not saved:
         raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
     if saved and not resume:
@@ -132,10 +133,10 @@ def prepare(run: Run, resume: bool) -> Session:
 
 def others(run: Run) -> str:
     """How the run that its folder holds is another one."""
-    file = run.folder / "run.json"
-    if not file.is_file():
+    folder = RunFolder(run.folder)
+    if not folder.record_file.is_file():
         return ""
-    apart = differences(json.loads(file.read_text(encoding="utf-8"))["config"], to_json(run))
+    apart = differences(upgrade(folder.record()["config"]), to_json(run))
     more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
     return f" with other options ({'; '.join(apart[:3])}{more})" if apart else ""
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from ..data.prompts import ShapesPrompts
 from ..models.pipeline import Pretrained
 from ..system.errors import TrainingStopped
-from ..train.budget import Budget
-from ..train.checkpoint import list_checkpoints
 from .config import Run
-from .serialization import from_json, to_json
+from .run_folder import RunFolder
+from .serialization import to_json
 
 HELD_OUT = ShapesPrompts("test", count=60)
 """Prompts of a curve, where the recipe has none of its own."""
@@ -42,9 +41,9 @@ def train_all(asked: Mapping[str, Run], budget_seconds: float | None, seeds: int
 
 def check_same(run: Run) -> None:
     """ValueError when the run's folder holds another run."""
-    file = run.folder / "run.json"
+    folder = RunFolder(run.folder)
     # Read back, because a field that is newer than the file has its default there.
-    if file.is_file() and from_json(Run, json.loads(file.read_text())["config"]) != run:
+    if folder.record_file.is_file() and folder.run() != run:
         raise ValueError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
 
 
@@ -53,7 +52,7 @@ def train_apart(run: Run, recipe: str, processes: int = 1) -> None:
     file = run.folder / "asked.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
-    resumes = bool(list_checkpoints(run.folder / "checkpoints"))
+    resumes = bool(RunFolder(run.folder).checkpoints())
     what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = several if processes > 1 else []
@@ -84,10 +83,7 @@ def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Ru
 
 def ended(folder: Path, run: Run) -> bool:
     """Whether the run in this folder did its iterations or used up its budget, and left its result."""
-    if not any((folder / result).is_dir() for result in ("lora", "model")):
-        return False
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return Budget(run.batches.iterations, run.batches.budget_seconds, last["seconds_trained"]).ends(last["step"])
+    return RunFolder(folder).has_ended(run.batches.iterations, run.batches.budget_seconds)
 
 
 def check_ended(folder: Path, run: Run) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from afterflow.cli.main import main
-from afterflow.cli.status import length, lines_of
+from afterflow.cli.status import duration, status_lines
+from afterflow.experiment.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -26,19 +27,22 @@ def run_of(lines, **config):
 
 def test_a_run_under_way_says_how_far_it_is():
     folder, now = run_of([{"reward": 0.2, "eval/x": 1.0}, {"reward": 0.3}, {"reward": 0.4, "eval/x": 2.0}])
-    said = lines_of(folder, now)
+    said = status_lines(RunFolder(folder), now)
     assert said[0] == "runs/it: iteration 3 of 10 (30%), 6 s an iteration, about 42 s to go"
     assert said[1:] == ["  last checkpoint: step_000001", "  reward 0.2 → 0.4", "  eval/x 1 → 2"]
-    assert "written nothing for 10 min; go on with: afterflow train --resume runs/it" in lines_of(folder, now + 600)[1]
+    assert (
+        "written nothing for 10 min; go on with: afterflow train --resume runs/it"
+        in status_lines(RunFolder(folder), now + 600)[1]
+    )
     (folder / "lora").mkdir()
-    assert lines_of(folder, now + 600)[0].endswith("ended after 18 s of training")
+    assert status_lines(RunFolder(folder), now + 600)[0].endswith("ended after 18 s of training")
 
 
 def test_a_budget_of_time_is_what_is_left_of_it():
     folder, now = run_of([{}, {}], budget_seconds=120.0)
-    assert lines_of(folder, now)[0] == "runs/it: iteration 2 (10%), 6 s an iteration, about 108 s to go".replace(
-        "108 s", "2 min"
-    )
+    assert status_lines(RunFolder(folder), now)[
+        0
+    ] == "runs/it: iteration 2 (10%), 6 s an iteration, about 108 s to go".replace("108 s", "2 min")
 
 
 @pytest.mark.parametrize(
@@ -53,8 +57,8 @@ def test_a_budget_of_time_is_what_is_left_of_it():
 )
 def test_what_somebody_should_look_at_is_said(line, said):
     folder, now = run_of([line])
-    assert any(said in each for each in lines_of(folder, now))
-    assert not any("!" in each for each in lines_of(folder, now) if said not in each)
+    assert any(said in each for each in status_lines(RunFolder(folder), now))
+    assert not any("!" in each for each in status_lines(RunFolder(folder), now) if said not in each)
 
 
 def test_no_run_is_said(capsys):
@@ -66,4 +70,4 @@ def test_no_run_is_said(capsys):
 
 
 def test_lengths_are_in_the_unit_that_reads_best():
-    assert [length(s) for s in (45, 700, 12_000, 200_000)] == ["45 s", "12 min", "3.3 h", "2.3 days"]
+    assert [duration(s) for s in (45, 700, 12_000, 200_000)] == ["45 s", "12 min", "3.3 h", "2.3 days"]

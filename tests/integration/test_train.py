@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
-from afterflow.experiment.run_files import tracker_options, write_record
+from afterflow.experiment.provenance import tracker_options, write_record
 from afterflow.sampling.kernels import flow_sde
 from afterflow.sampling.rollout import Plan, sample, transitions
 from afterflow.sampling.schedules import LinearShift

@@ -1,11 +1,10 @@
-"""The run folder: what was asked for, what was measured, what it looked like."""
+"""Where a run comes from: its record with versions, commit and hardware, and the names trackers know it by."""
 
 import importlib.metadata
 import json
 import platform
 import subprocess
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -78,24 +77,3 @@ def hardware() -> dict[str, Any]:
         "gpu": gpu,
         "threads": torch.get_num_threads(),
     }
-
-
-class MetricsFile:
-    """metrics.jsonl and its like: one line for an iteration, readable while it grows."""
-
-    def __init__(self, file: Path, first: int) -> None:
-        lines = file.read_text().splitlines() if file.is_file() else []
-        # A resumed run repeats the iterations after its checkpoint; the last of them may be half a line.
-        kept = list(takewhile(lambda line: line.endswith("}") and json.loads(line)["step"] < first, lines))
-        write_text_atomically(file, "".join(line + "\n" for line in kept))
-        self.before: dict[str, float] = json.loads(kept[-1]) if kept else {}
-        """What the iteration before the first one measured."""
-        self.earliest: dict[str, Any] = json.loads(kept[0]) if kept else {}
-        """The first line, if there is one."""
-        self.stream = file.open("a", buffering=1)
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        self.stream.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def close(self) -> None:
-        self.stream.close()
