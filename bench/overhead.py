@@ -26,11 +26,12 @@ from afterflow.models.adapters import LoRA, attach
 from afterflow.models.generate import encoded
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks, in_context
+from afterflow.train.checkpoint import WeightState
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
-from afterflow.train.explore import explore
-from afterflow.train.loop import train
+from afterflow.train.explore import ExploreOptions, Explorer
+from afterflow.train.loop import Trainer, TrainOptions
 
 
 def main() -> None:
@@ -79,38 +80,18 @@ def ours(options, algorithm, model, parameters, velocity, prompts):
     draws = torch.Generator().manual_seed(0)
     score = lambda leaves, *asked: Scores({"reward": torch.rand(leaves.shape[:2], generator=draws)})
     clock, models = Clock(), Models(velocity)
-    source = explore(
-        algorithm,
-        models,
-        lambda step: prompts[batch_rows(len(prompts), step, options.prompts, 0)],
-        score,
-        model.latent_shape,
-        0,
-        1000,
-        seed=0,
-        updates=1,
-        chunk=options.chunk,
-        clock=clock,
-        processes=Processes(),
-    )
+    batch = lambda step: prompts[batch_rows(len(prompts), step, options.prompts, 0)]
+    exploring = ExploreOptions(0, model.latent_shape, options.chunk)
+    source = Explorer(algorithm, models, batch, score, exploring, Processes(), clock).iterations(range(1000))
     return carried_out(algorithm, models, parameters, source, clock)
 
 
 def carried_out(algorithm, models, parameters, source, clock):
     """The metrics of each iteration of a source, with optimizer, EMA and metrics file; the rate is almost nothing."""
-    steps = train(
-        algorithm,
-        models,
-        source,
-        parameters,
-        torch.optim.AdamW(parameters.values(), 1e-6, fused=True),
-        Processes(Accelerator(cpu=True)),
-        max_grad_norm=1.0,
-        learning_rate=lambda step: 1e-6,
-        ema=Ema(parameters, 0.9),
-        seed=0,
-        clock=clock,
-    )
+    optimizer, processes = torch.optim.AdamW(parameters.values(), 1e-6, fused=True), Processes(Accelerator(cpu=True))
+    weights = WeightState(parameters, optimizer, Ema(parameters, 0.9), processes=processes)
+    options = TrainOptions(lambda step: 1e-6, max_grad_norm=1.0)
+    steps = Trainer(algorithm, models, weights, clock, options).train(source)
     with tempfile.TemporaryDirectory() as folder:
         log = MetricsFile(Path(folder) / "metrics.jsonl", 0)
         for step, metrics in steps:

@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from afterflow.algorithms.base import Models, OnPolicy, Scores
+from afterflow.algorithms.base import Models, Scores, explores
 from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.generate import encoded
 from afterflow.models.quiet import no_progress_bars
@@ -26,7 +26,7 @@ from afterflow.models.wrappers import in_chunks
 from afterflow.recipes import RECIPES
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
-from afterflow.train.explore import explore
+from afterflow.train.explore import ExploreOptions, Explorer
 
 PROMPTS, CHUNK = 16, 32
 
@@ -41,29 +41,16 @@ def measure(rounds: int) -> dict:
     no_progress_bars()
     recipe = RECIPES["shapes_flow_grpo"]()
     algorithm = replace(recipe.algorithm, weights={"reward": 1.0}, beta=0.0)
-    assert isinstance(algorithm, OnPolicy)
+    assert explores(algorithm)
     model = SD3("tiny").load()
     cond = encoded(model, recipe.data.records(0))[torch.arange(PROMPTS)]
     models = Models(in_chunks(model.velocity(model.module), CHUNK))
 
     def seconds(per_image: float, overlap: bool) -> float:
-        source = explore(
-            algorithm,
-            models,
-            lambda step: cond,
-            partial(waiting, per_image),
-            model.latent_shape,
-            0,
-            1,
-            seed=0,
-            updates=1,
-            chunk=CHUNK,
-            clock=Clock(),
-            processes=Processes(),
-            overlap=overlap,
-        )
+        score, options = partial(waiting, per_image), ExploreOptions(0, model.latent_shape, CHUNK, overlap=overlap)
+        explorer = Explorer(algorithm, models, lambda step: cond, score, options, Processes(), Clock())
         start = time.perf_counter()
-        next(source)
+        explorer.iteration(0)
         return time.perf_counter() - start
 
     seconds(0.0, False)  # warms up

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from afterflow.algorithms.base import OnPolicy
+from afterflow.algorithms.base import Algorithm, explores
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
@@ -31,10 +31,10 @@ from afterflow.train.checkpoint import list_checkpoints
 
 WEIGHTS = {"shapes_partial": 1.0}
 TAGS = ("counting", "colors")
-METHODS: dict[str, SFT | SOAR | OnPolicy] = {
+METHODS: dict[str, Algorithm] = {
     "sft": SFT(dropout=0.1),
     "soar": SOAR(points=2),
-    "ddpo": DDPO(WEIGHTS, steps=4, group=2, history=8, least=2),
+    "ddpo": DDPO(WEIGHTS, steps=4, group=2, history=8, min_count=2),
     "flow_grpo": FlowGRPO(WEIGHTS, steps=4, group=4, beta=0.01),
     "dance_grpo": DanceGRPO(WEIGHTS, steps=4, group=4),
     "mix_grpo": MixGRPO(WEIGHTS, steps=5, group=4, window=SlidingWindow(width=2, every=2, idle=1)),
@@ -47,13 +47,13 @@ CLOCKS = ("seconds",)
 
 def run_of(method: str, iterations: int, **options) -> Run:
     algorithm = METHODS[method]
-    explores = isinstance(algorithm, OnPolicy)
+    exploring = explores(algorithm)
     fields = dict(
-        tune=LoRA(rank=4, alpha=8) if explores else Full(),
+        tune=LoRA(rank=4, alpha=8) if exploring else Full(),
         name=method,
         iterations=iterations,
         batch=4,
-        updates=2 if explores and method != "flow_opd" else 1,
+        updates=2 if exploring and method != "flow_opd" else 1,
         chunk=8,
         learning_rate=1e-3,
         held_out=ShapesPrompts("test", count=4, tags=TAGS),
@@ -64,7 +64,7 @@ def run_of(method: str, iterations: int, **options) -> Run:
         save_every=1,
         threads=1,
     )
-    data = ShapesPrompts(count=40, tags=TAGS) if explores else ShapesImages(count=64, tags=TAGS)
+    data = ShapesPrompts(count=40, tags=TAGS) if exploring else ShapesImages(count=64, tags=TAGS)
     judge = ShapesJudge(noise=0.1, bias=0.1) if method == "pref_grpo" else None
     teachers = (Teacher("guided", None, TAGS, guidance_scale=2.5),) if method == "flow_opd" else ()
     return Run(algorithm, data, SD3("tiny"), teachers=teachers, judge=judge).with_options(**(fields | options))

@@ -35,7 +35,7 @@ from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.sampling.conditioning import Pairs
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
-from afterflow.train.explore import explore, supervised
+from afterflow.train.explore import ExploreOptions, Explorer, supervised
 
 TAGS = ("colors", "counting")
 GUIDANCE = 2.5
@@ -44,7 +44,7 @@ STEPS = OPD.steps
 # Passes per image: (without gradient, with).
 METHODS = {
     "sft": (SFT(), (0, 1)),
-    "sft_3_draws": (SFT(draws=3), (0, 3)),
+    "sft_3_draws": (SFT(num_noises=3), (0, 3)),
     "soar_2_points": (SOAR(points=2, correction=0.2), (1, 3)),
     "soar_6_points": (SOAR(), (1, 7)),
     # Half of the prompts have a teacher under guidance, which takes two rows.
@@ -135,25 +135,14 @@ def iterations(options, algorithm, model, parameters, models, prompts, images):
     clock = Clock()
     if not isinstance(algorithm, FlowOPD):
         pairs = Pairs(torch.randn(images, *model.latent_shape), prompts[torch.arange(images) % len(prompts)])
-        source = supervised(algorithm, lambda step: pairs, 0, 1000, options.chunk, Processes())
+        batch = lambda step: pairs
+        source = supervised(algorithm, batch, range(1000), seed=0, chunk=options.chunk, processes=Processes())
         return carried_out(algorithm, models, parameters, source, clock)
     of_tag = [[i for i, record in enumerate(prompts.records()) if record["tag"] == tag] for tag in TAGS]
     chosen = prompts[torch.tensor([i for rows in of_tag for i in rows[: options.prompts // 2]])]
-    source = explore(
-        algorithm,
-        models,
-        lambda step: chosen,
-        lambda *asked: Scores({}),
-        model.latent_shape,
-        0,
-        1000,
-        seed=0,
-        updates=1,
-        chunk=options.chunk,
-        clock=clock,
-        processes=Processes(),
-    )
-    return carried_out(algorithm, models, parameters, source, clock)
+    score, exploring = lambda *images: Scores({}), ExploreOptions(0, model.latent_shape, options.chunk)
+    explorer = Explorer(algorithm, models, lambda step: chosen, score, exploring, Processes(), clock)
+    return carried_out(algorithm, models, parameters, explorer.iterations(range(1000)), clock)
 
 
 def bare(options, model, prompts, images) -> tuple[float, float]:

@@ -1,52 +1,68 @@
-"""What an algorithm is.
+"""The interface of algorithms: what the trainer sees of them, and what it gives them.
 
-Supervised algorithms see pairs (image, prompt); on-policy algorithms see steps that the current
-policy took.  Both end in `loss`, and the trainer knows nothing else about them.
+Supervised algorithms see pairs (image, prompt); on-policy algorithms see steps that the current policy took.  Both end
+in `losses`, and the trainer knows nothing else about them.
 
-An algorithm class is final: to vary one, write another beside it that calls the same functions.
+An algorithm class is final: to vary one, write another beside it that calls the same functions.  The bases here hold
+the options that several algorithms have in common; an algorithm repeats a field where its paper sets another default.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..objectives.advantages import Blend
 from ..sampling.conditioning import Conditioning, Pairs, Velocity
+from ..sampling.flow import DensityName, WeightingName
 from ..sampling.kernels import KERNELS, Kernel, KernelName
-from ..sampling.rollout import Plan, Rollout
+from ..sampling.rollout import Levels, Plan, Transitions
 from ..sampling.row_random import RowRandom
-from .checks import require
+from ..sampling.schedules import ScheduleOption, SD3Grid
 
 Metrics = dict[str, Tensor]
 
 
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with the message, which says what to change, where an option cannot be."""
+    if not holds:
+        raise ValueError(message)
+
+
+def check_cps(kernel: KernelName, eta: float) -> None:
+    """Raise ValueError for a noise level that the kernel cps does not have."""
+    require(kernel != "cps" or eta < 1, f"eta = {eta}: cps swaps a share of the noise; take eta < 1")
+
+
 @dataclass(frozen=True)
 class Models:
-    """The velocity fields an algorithm may call.  Only the policy has gradients."""
+    """The velocity fields that an algorithm may call.  Only the policy has gradients."""
 
     policy: Velocity
-    """What is trained: under guidance where it is explored so, as it is where images teach it."""
+    """The field that is trained.  It is guided where it explores under guidance, and never where images teach it."""
     reference: Velocity | None = None
+    """The policy before training."""
     teachers: Mapping[str, Velocity] = field(default_factory=dict)
-    """By task; one may teach several."""
+    """Teachers by task; one may teach several tasks."""
     anchor: Velocity | None = None
-    """What all samples stay near to."""
+    """The field that all samples stay near to."""
     guided: Velocity | None = None
     """The policy under the run's guidance, where images teach it without."""
 
 
 class Rows(Protocol):
-    """Training examples in any order: what `credit` returns and `loss` takes."""
+    """Rows are training examples in any order."""
 
     @property
-    def cond(self) -> Conditioning: ...
+    def cond(self) -> Conditioning:
+        """Return the conditioning of the rows."""
+        ...
 
     def mass(self, rows: Tensor) -> float:
-        """How much these rows count beside the other microbatches of an update."""
+        """Return how much these rows count beside the other microbatches of an update."""
         ...
 
     def __len__(self) -> int: ...
@@ -54,28 +70,7 @@ class Rows(Protocol):
     def __getitem__(self, rows: Tensor) -> "Rows": ...
 
 
-class Steps(Rows, Protocol):
-    """Rows cut out of rollouts, those of this process among those of all."""
-
-    @property
-    def place(self) -> Tensor:
-        """(len,) long: where each stands among the rows of all processes."""
-        ...
-
-    @property
-    def total(self) -> int:
-        """How many those are."""
-        ...
-
-    @property
-    def prompt(self) -> Tensor:
-        """(len,) long: whose rollout each is of, among the iteration's prompts."""
-        ...
-
-    def __getitem__(self, rows: Tensor) -> "Steps": ...
-
-
-R = TypeVar("R", bound=Steps)
+R = TypeVar("R", bound=Rows)
 
 WIN_RATE = "win_rate"
 """The reward that comes from comparing images instead of from one image."""
@@ -83,7 +78,7 @@ WIN_RATE = "win_rate"
 
 @dataclass(frozen=True)
 class Scores:
-    """What was said about P groups of G finished images.  NaN: no score could be had."""
+    """What rewards and judges say about P groups of G finished images.  NaN marks a missing score."""
 
     rewards: Mapping[str, Tensor]  # (P, G), higher is better
     judged: Mapping[str, Tensor] = field(default_factory=dict)  # (P, G, G): in [0, 1], whether image i beats image j
@@ -92,30 +87,17 @@ class Scores:
     failures: Mapping[str, Sequence[str]] = field(default_factory=dict)  # prompt and reason of each NaN, by reward
 
 
-class Supervised(ABC):
-    @property
-    @abstractmethod
-    def evaluations(self) -> float:
-        """Velocities computed for an image in an update."""
-
-    @abstractmethod
-    def losses(self, models: Models, batch: Pairs, draws: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
-        """Scalars to descend one after another, so that only one graph is in memory, and scalars to log.
-
-        Both add up, to averages over the batch.  Each row of it has random numbers of its own.
-        """
-
-
 @dataclass(frozen=True)
 class Comparisons:
-    """Which pairs of a group a judge is shown."""
+    """The pairs of a group that a judge is shown."""
 
     both_orders: bool = True
-    """Each pair twice; else once, in a random order."""
+    """Whether a pair is shown in both orders; else it is shown once, in a random order."""
     opponents: int | None = None
-    """Others that an image is compared with, None: all of its group."""
+    """Number of images that an image is compared with; None compares it with all of its group."""
 
     def check(self, group: int) -> None:
+        """Raise ValueError where a group of this size has no such pairs."""
         m = self.opponents
         fits = m is None or (m % 2 == 0 and 2 <= m <= group - 1)
         require(fits, f"compare.opponents = {m}: an even number, from 2 to the {group - 1} others, or None for all")
@@ -123,56 +105,124 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an algorithm is to be given beside a rollout of the policy."""
+    """What a run must give to an algorithm."""
 
-    rewards: tuple[str, ...]
-    """Scores of single images; a win rate is none of them, `credit` takes it from `judged`."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Rewards and how much each counts."""
     blend: Blend | None = None
     """How rewards become one advantage, where they do; its gates are rewards too."""
     comparisons: Comparisons | None = None
-    """The pairs it wants judged, if any."""
+    """The pairs that a judge compares, if any."""
     history: int = 0
-    """Earlier rewards of each prompt, at most so many."""
+    """Number of earlier rewards of each prompt."""
     reference: bool = False
-    """The velocity of the model before training."""
+    """Whether it needs the velocity of the model before training."""
     route: str | None = None
-    """The key of a record that says which teacher teaches it, if teachers are wanted."""
+    """Key of a record that says which teacher teaches it, if teachers are wanted."""
     anchor: str | None = None
     """The model that all samples stay near to: `base`, or a teacher by its name."""
+    evaluations: float = 0.0
+    """Velocities computed for an image in an update, where images teach the policy."""
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Return the rewards of single images that have a weight or are a gate; a win rate comes from a judge."""
+        names = [*self.weights, *(self.blend.gate if self.blend else ())]
+        return tuple(name for name in dict.fromkeys(names) if name != WIN_RATE)
 
 
-def pointwise(weights: Mapping[str, float], blend: Blend) -> tuple[str, ...]:
-    """The rewards of single images that have a weight or are a gate."""
-    return tuple(name for name in dict.fromkeys([*weights, *blend.gate]) if name != WIN_RATE)
-
-
-class OnPolicy(ABC, Generic[R]):
-    weights: Mapping[str, float]
-    """The rewards it needs, and how much each counts."""
-    kernel: KernelName
-    """The name of `step_kernel`."""
+class Algorithm(ABC, Generic[R]):
+    """What the trainer sees of an algorithm."""
 
     @property
     @abstractmethod
     def requirements(self) -> Requirements:
-        """What `credit` and `loss` are to be given."""
+        """Return what a run must give to the algorithm."""
+
+    @abstractmethod
+    def losses(self, models: Models, batch: R) -> Iterator[tuple[Tensor, Metrics]]:
+        """Yield scalars to descend, one after another so that only one graph is in memory, and scalars to log.
+
+        Both add up to averages over the mass of the batch.
+        """
+
+
+@dataclass(frozen=True)
+class Supervised(Algorithm[Pairs]):
+    """An algorithm that learns from images with prompts."""
+
+    density: DensityName = "logit_normal"
+    """Density from which training times are drawn, before the shift."""
+    shift: float | None = 3.0
+    """Shift of training times towards the noise, as SD3's sampler shifts its steps; None takes the model's own."""
+    weighting: WeightingName = "none"
+    """Weight of the loss at time t: 1 (none), t^-2 (sigma_sqrt), or highest in the middle (cosmap)."""
+    dropout: float = 0.0
+    """Share of rows whose prompt is replaced by the empty one, so that guidance has something to steer from."""
+
+    def losses(self, models: Models, batch: Pairs) -> Iterator[tuple[Tensor, Metrics]]:
+        """Yield the regression losses, with random numbers from the seeds of the rows."""
+        assert batch.seeds is not None
+        return self.regression_losses(models, batch, RowRandom.seeded(batch.seeds))
+
+    @abstractmethod
+    def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
+        """Yield scalars to descend and scalars to log; both add up to averages over the batch."""
+
+    def check_times(self) -> None:
+        """Raise ValueError for a shift or a dropout that cannot be."""
+        require(self.shift is None or self.shift > 0, f"shift = {self.shift}: it must be positive")
+        require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")
+
+
+@dataclass(frozen=True)
+class OnPolicy(Algorithm[R]):
+    """An algorithm that learns from steps that the current policy took."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Rewards and how much each counts."""
+    steps: int = 10
+    """Number of denoising steps of a rollout; evaluation takes more."""
+    schedule: ScheduleOption = SD3Grid()
+    """Times of the steps between noise and image; None takes the grid of the model's own pipeline."""
+    kernel: KernelName = "flow_sde"
+    """Kernel that draws a stochastic step."""
+    eta: float = 0.7
+    """Noise level of the stochastic steps (the papers' a; for cps on [0, 1])."""
 
     @property
     def step_kernel(self) -> Kernel:
-        """What draws each step of a rollout."""
+        """Return the kernel that draws each step of a rollout."""
         return KERNELS[self.kernel]
 
     @abstractmethod
     def plan(self, step: int, generator: torch.Generator) -> Plan:
-        """The rollouts of iteration `step`."""
+        """Return the plan of the rollouts of iteration `step`."""
 
     @abstractmethod
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> R:
-        """The rows to train on and their advantages, from what was said about the leaves.
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+        """Return the advantages of each step, N of (P, W_{k+1}, R); NaN takes a state out of training.
 
-        Scores are those of all processes' prompts, P, of which the rollout has its share.
+        Args:
+            plan: The plan of the rollouts.
+            log_prob: The log-probability of each step, N of (P, W_{k+1}).
+            scores: The scores of the finished images.
+            generator: The source of what is random in credit.
         """
 
     @abstractmethod
+    def rows(self, models: Models, steps: Transitions) -> R:
+        """Return the rows to train on, from the steps of a rollout with their advantages."""
+
+    @abstractmethod
     def loss(self, models: Models, batch: R) -> tuple[Tensor, Metrics]:
-        """A scalar to descend, averaged over the mass of the batch, and scalars to log."""
+        """Return a scalar to descend, averaged over the mass of the batch, and scalars to log."""
+
+    def losses(self, models: Models, batch: R) -> Iterator[tuple[Tensor, Metrics]]:
+        """Yield the one loss."""
+        yield self.loss(models, batch)
+
+
+def explores(algorithm: Algorithm) -> TypeGuard[OnPolicy]:
+    """Return whether the policy makes its own examples by rollouts; else images teach it."""
+    return isinstance(algorithm, OnPolicy)

@@ -10,51 +10,37 @@ which DDIM trains, has no width worth training on.  The authors' code truncates 
 rewards are integers; here they are floats.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..objectives.advantages import Blend, Normalize, combine, gated, normalize, per_prompt_history
-from ..sampling.kernels import KernelName
-from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
-from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
-from .base import Metrics, Models, OnPolicy, Requirements, Scores, pointwise
-from .checks import check_policy_gradient, require
-from .policy_gradient import log_ratio, policy_loss, step, untied
+from ..objectives.advantages import Normalize, combine, gated, normalize, per_prompt_history
+from ..sampling.rollout import Levels, Plan, Transitions, chain
+from ..sampling.schedules import grid
+from .base import Metrics, Models, Requirements, Scores, require
+from .policy_gradient import PolicyGradient, untied
+from .ratios import density_loss, step
 
 
 @dataclass(frozen=True)
-class DDPO(OnPolicy[Transitions]):
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Rewards and how much each counts in the sum whose advantage is trained on."""
-    steps: int = 10
-    """Denoising steps of a rollout."""
-    schedule: SD3Grid | LinearShift | DynamicShift | None = SD3Grid()
-    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
+class DDPO(PolicyGradient):
+    """DDPO (arXiv:2305.13301) on flow models."""
+
     group: int = 1
-    """Images per prompt and iteration; credit does not compare them."""
-    kernel: KernelName = "flow_sde"
-    """What draws a step."""
-    eta: float = 0.7
-    """Noise level of the steps."""
+    """Number of images per prompt and iteration; credit does not compare them."""
     history: int = 0
-    """Images of a prompt that its mean and std are taken over, across iterations (published: 32); 0: the batch's."""
-    least: int = 16
-    """Below this many images a prompt still takes the mean and std of the batch."""
-    blend: Blend = Blend()
-    """How several rewards become one advantage: raw_sum, with or without gates."""
-    max_advantage: float = 5.0
-    """Advantages are clamped to ± this."""
-    clip: float = 1e-4
-    """ε of the clipped ratio."""
+    """Number of images of a prompt, across iterations, that its mean and std are taken over (published: 32); 0 takes
+    the batch's."""
+    min_count: int = 16
+    """A prompt with fewer images in its history takes the mean and std of the batch."""
 
     def __post_init__(self) -> None:
-        check_policy_gradient(self.steps, self.kernel, self.eta, self.clip, self.max_advantage)
+        self.check_policy_gradient()
         require(self.group >= 1, f"group = {self.group}: at least 1")
-        fits = self.least >= 2 and (self.history == 0 or self.least <= self.history)
-        require(fits, f"least = {self.least}, history = {self.history}: take 2 <= least <= history, or history = 0")
+        n, h = self.min_count, self.history
+        fits = n >= 2 and (h == 0 or n <= h)
+        require(fits, f"min_count = {n}, history = {h}: take 2 <= min_count <= history, or history = 0")
         gates = not self.blend.gate or (self.group >= 2 and self.history == 0)
         require(gates, "blend.gate: an image that fails gets the least of its group; take group >= 2 and history = 0")
         plain = self.blend.how == "raw_sum" and not self.blend.again
@@ -62,20 +48,24 @@ class DDPO(OnPolicy[Transitions]):
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(pointwise(self.weights, self.blend), self.blend, history=self.history)
+        """Return the rewards, and their history if it counts."""
+        return Requirements(self.weights, self.blend, history=self.history)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
+        """Return rollouts whose steps but the last are stochastic and trained."""
         return chain(grid(self.schedule, self.steps), self.group, self.eta, range(self.steps - 1))
 
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Transitions:
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+        """Return the normalised reward of an image at each of its steps."""
         reward = combine(gated(scores.rewards, self.blend.gate), self.weights)
         if self.history:
             past = combine(scores.past, self.weights)
-            advantage = per_prompt_history(reward, past, self.history, self.least, eps=1e-6)
+            advantage = per_prompt_history(reward, past, self.history, self.min_count, eps=1e-6)
         else:
             advantage = normalize(reward, Normalize("batch", "batch", ddof=0, eps=1e-8))
         advantage = advantage.clamp(-self.max_advantage, self.max_advantage)
-        return transitions(rollout, [untied(advantage[..., None])] * self.steps)
+        return [untied(advantage[..., None])] * self.steps
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
-        return policy_loss(log_ratio(step(models.policy, self.step_kernel, batch), batch), batch, self.clip)
+        """Return the clipped loss."""
+        return density_loss(step(models.policy, self.step_kernel, batch), batch, self.clip)

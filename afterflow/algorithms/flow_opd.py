@@ -1,106 +1,87 @@
 """Flow-OPD (arXiv:2605.08063): specialists teach one student on the states that the student itself visits.
 
 plan    G images of each prompt, by the ODE or the SDE
-credit  v_T ← the velocity of the teacher of the prompt's task, v_A ← the anchor's, at every state, once
+credit  every state counts alike
+rows    v_T ← the velocity of the teacher of the prompt's task, v_A ← the anchor's, at every state, once
 loss    mean_j ω_j ‖v_θ - v_T‖² + β ω_j ‖v_θ - v_A‖²                                     (pathwise)
 
 The paper puts -ω ‖v_θ - v_T‖², detached, as a reward into a clipped surrogate.  At a state that is already there its
 expected gradient is 0 (`state_kl`, kept as the control it is); the released code works because it forgets to detach.
 `sampled_logratio` rewards log π_T - log π_θ of the step that was taken, which is right in expectation and noisy, and
 `full` adds to the pathwise gradient that of the states still to come.  The code's anchor is the base model, the
-paper's a teacher of image quality.  The code drops groups whose task reward is constant; no reward is asked for here.
+paper's a teacher of image quality.  The code drops groups whose task reward is constant; no reward is needed here.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..objectives.distillation import StepWeight, self_normalised, squared_distance, step_weight
-from ..objectives.losses import clipped_surrogate
+from ..objectives.distillation import StepWeight, self_normalised, step_weight
+from ..objectives.losses import clipped_surrogate, flow_matching
 from ..sampling.conditioning import Conditioning, Velocity
-from ..sampling.kernels import KernelName, log_prob, velocity_of
-from ..sampling.rollout import Plan, Rollout, Transitions, chain, transitions
-from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid, grid
-from .base import Metrics, Models, OnPolicy, Requirements, Scores
-from .checks import require
+from ..sampling.kernels import log_prob, velocity_of
+from ..sampling.rollout import Levels, Plan, Transitions, chain
+from ..sampling.schedules import grid
+from .base import Metrics, Models, OnPolicy, Requirements, Scores, check_cps, require
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """States of rollouts, M rows, and what is to be learnt there."""
+class TeacherTargets:
+    """States of rollouts, M rows, and the velocities that are to be learnt there."""
 
-    transitions: Transitions
+    steps: Transitions
     teacher: Tensor  # (M, ...) velocities
     anchor: Tensor | None  # (M, ...)
     weight: Tensor  # (M,) ω
-    score: Tensor  # (M,) what the step that was taken is rewarded with, per coordinate
+    score: Tensor  # (M,) the reward of the step that was taken, per coordinate
 
     @property
     def cond(self) -> Conditioning:
-        return self.edges.cond
-
-    @property
-    def place(self) -> Tensor:
-        return self.edges.place
-
-    @property
-    def total(self) -> int:
-        return self.edges.total
-
-    @property
-    def prompt(self) -> Tensor:
-        return self.edges.prompt
+        """Return the conditioning of the states."""
+        return self.steps.cond
 
     def __len__(self) -> int:
-        return len(self.edges)
+        return len(self.steps)
 
-    def __getitem__(self, rows: Tensor) -> "Lessons":
+    def __getitem__(self, rows: Tensor) -> "TeacherTargets":
         anchor = None if self.anchor is None else self.anchor[rows]
-        return Lessons(self.edges[rows], self.teacher[rows], anchor, self.weight[rows], self.score[rows])
+        return TeacherTargets(self.steps[rows], self.teacher[rows], anchor, self.weight[rows], self.score[rows])
 
     def mass(self, rows: Tensor) -> float:
-        """How many states these are."""
+        """Return the number of these states."""
         return float(len(rows))
 
 
 @dataclass(frozen=True)
-class FlowOPD(OnPolicy[Lessons]):
-    steps: int = 10
-    """Denoising steps of a rollout; the last is not learnt from."""
-    schedule: SD3Grid | LinearShift | DynamicShift | None = SD3Grid()
-    """Where the steps stop between noise and image. None: the grid of the model's own pipeline."""
+class FlowOPD(OnPolicy[TeacherTargets]):
+    """Flow-OPD (arXiv:2605.08063).  Its rewards are logged, and none is trained on."""
+
     group: int = 16
-    """Images per prompt."""
+    """Number of images per prompt."""
     sampler: Literal["ode", "sde"] = "ode"
-    """How they are drawn; the gradients that need a log-probability need the SDE."""
-    kernel: KernelName = "flow_sde"
-    """What draws a step of the SDE, and whose divergence the weights kl and flow_grpo are."""
-    eta: float = 0.7
-    """Its noise level."""
+    """Sampler of the images; the gradients that need a log-probability need the SDE."""
     weight: StepWeight = "ode"
-    """ω: what a distance counts at each step; flow_grpo is the released code's."""
+    """ω, the weight of a distance at each step; flow_grpo is the released code's."""
     gradient: Literal["pathwise", "state_kl", "sampled_logratio", "full"] = "pathwise"
-    """How the distance is brought down."""
+    """Gradient by which the distance is brought down."""
     self_normalise: bool = False
-    """Divide each distance by the mean error, detached, so that near and far states pull alike."""
+    """Whether each distance is divided by the mean error, detached, so that near and far states pull alike."""
     route: str = "tag"
-    """Key of a record that names its task, as GenEval's records have it; a teacher has a list of those it knows."""
+    """Key of a record that names its task, as in GenEval's records; every teacher has a list of tasks."""
     anchor: str | None = "base"
-    """What every sample stays near to, whatever its task: the base model, or a teacher by its name; None: nothing."""
+    """Model that every sample stays near to, whatever its task: the base model, a teacher by its name, or None."""
     beta: float = 0.04
     """Weight of the anchor (manifold anchor regularisation)."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Rewards to log, with the weights of their sum; none is trained on."""
     clip: float = 1e-4
     """ε of the clipped ratio, where a log-probability is trained on."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 2, f"steps = {self.steps}: the last step is not learnt from; take at least 2")
         require(self.eta > 0, f"eta = {self.eta}: the SDE, and the divergence of its steps, need eta > 0")
-        require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
+        check_cps(self.kernel, self.eta)
         require(self.clip > 0, f"clip = {self.clip}: it must be positive")
         length = self.weight == "flow_grpo" and self.kernel == "cps"
         require(not length, "weight = flow_grpo leaves out the step's length, which cps does not have; take kl")
@@ -115,50 +96,59 @@ class FlowOPD(OnPolicy[Lessons]):
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(tuple(self.weights), route=self.route, anchor=self.anchor if self.beta > 0 else None)
+        """Return the rewards to log, the route to the teachers, and the anchor where it has a weight."""
+        return Requirements(self.weights, route=self.route, anchor=self.anchor if self.beta > 0 else None)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
+        """Return rollouts of the ODE or the SDE whose steps but the last are learnt from."""
         eta = self.eta if self.sampler == "sde" else 0.0
         return chain(grid(self.schedule, self.steps), self.group, eta, range(self.steps - 1), density=False)
 
-    @torch.no_grad()
-    def credit(self, models: Models, rollout: Rollout, scores: Scores, generator: torch.Generator) -> Lessons:
-        states = transitions(rollout, [torch.zeros(len(rollout.log_prob[0]), self.group, 1)] * self.steps)
-        eta = torch.full_like(states.t, self.eta)
-        lessons = Lessons(
-            states,
-            taught(models.teachers, states, self.route),
-            None if models.anchor is None else models.anchor(states.x, states.t, states.cond).float(),
-            step_weight(self.weight, self.step_kernel, states.t, states.s, eta),
-            torch.zeros_like(states.t),
-        )
-        return lessons if self.gradient == "pathwise" else replace(lessons, score=self._score(lessons))
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+        """Return zeros: every state is learnt from, and no score counts."""
+        return [torch.zeros(len(log_prob[0]), self.group, 1)] * self.steps
 
-    def _score(self, lessons: Lessons) -> Tensor:
-        """(M,): what each step that was taken is rewarded with, by its own state or by those after it."""
-        e, kernel = lessons.edges, self.step_kernel
+    @torch.no_grad()
+    def rows(self, models: Models, steps: Transitions) -> TeacherTargets:
+        """Return the velocities of teachers and anchor at all states, computed once."""
+        targets = TeacherTargets(
+            steps,
+            teacher_velocity(models.teachers, steps, self.route),
+            None if models.anchor is None else models.anchor(steps.x, steps.t, steps.cond).float(),
+            step_weight(self.weight, self.step_kernel, steps.t, steps.s, torch.full_like(steps.t, self.eta)),
+            torch.zeros_like(steps.t),
+        )
+        return targets if self.gradient == "pathwise" else replace(targets, score=self._score(targets))
+
+    def _score(self, targets: TeacherTargets) -> Tensor:
+        """Return the reward (M,) of each step that was taken, by its own state or by those after it."""
+        e, kernel = targets.steps, self.step_kernel
+
+        def gain(v: Tensor) -> Tensor:
+            return log_prob(kernel(e.x, v, e.t, e.s, e.eta), e.x_next) - e.log_prob
+
         if self.gradient == "sampled_logratio":
-            gain = lambda v: log_prob(kernel(e.x, v, e.t, e.s, e.eta), e.x_next) - e.log_prob
-            return gain(lessons.teacher) + (0 if lessons.anchor is None else self.beta * gain(lessons.anchor))
-        cost = self._cost(lessons, velocity_of(kernel, e.mean, e.x, e.t, e.s, e.eta))
+            return gain(targets.teacher) + (0 if targets.anchor is None else self.beta * gain(targets.anchor))
+        cost = self._cost(targets, velocity_of(kernel, e.mean, e.x, e.t, e.s, e.eta))
         if self.gradient == "state_kl":
             return -cost
         by_step = cost.view(self.steps - 1, -1)  # rows are step by step, each with the same images
         return -(by_step.flip(0).cumsum(0).flip(0) - by_step).flatten()
 
-    def _cost(self, lessons: Lessons, v: Tensor) -> Tensor:
-        """ω ‖v - v_T‖² + β ω ‖v - v_A‖², (M,)."""
-        distance = self_normalised if self.self_normalise else squared_distance
-        cost = lessons.weight * distance(v, lessons.teacher)
-        return cost if lessons.anchor is None else cost + self.beta * lessons.weight * distance(v, lessons.anchor)
+    def _cost(self, targets: TeacherTargets, v: Tensor) -> Tensor:
+        """Return ω ‖v - v_T‖² + β ω ‖v - v_A‖², (M,)."""
+        distance = self_normalised if self.self_normalise else flow_matching
+        cost = targets.weight * distance(v, targets.teacher)
+        return cost if targets.anchor is None else cost + self.beta * targets.weight * distance(v, targets.anchor)
 
-    def loss(self, models: Models, batch: Lessons) -> tuple[Tensor, Metrics]:
-        e = batch.edges
+    def loss(self, models: Models, batch: TeacherTargets) -> tuple[Tensor, Metrics]:
+        """Return the cost, or the clipped loss of its score, or both (full)."""
+        e = batch.steps
         v = models.policy(e.x, e.t, e.cond)
         cost = self._cost(batch, v).mean()
-        metrics = {"cost": cost.detach(), "teacher_distance": squared_distance(v.detach(), batch.teacher).mean()}
+        metrics = {"cost": cost.detach(), "teacher_distance": flow_matching(v.detach(), batch.teacher).mean()}
         if batch.anchor is not None:
-            metrics["anchor_distance"] = squared_distance(v.detach(), batch.anchor).mean()
+            metrics["anchor_distance"] = flow_matching(v.detach(), batch.anchor).mean()
         if self.gradient == "pathwise":
             return cost, metrics
         log_ratio = log_prob(self.step_kernel(e.x, v, e.t, e.s, e.eta), e.x_next) - e.log_prob
@@ -167,13 +157,16 @@ class FlowOPD(OnPolicy[Lessons]):
         return score + (cost if self.gradient == "full" else 0), metrics
 
 
-def taught(teachers: Mapping[str, Velocity], states: Transitions, route: str) -> Tensor:
-    """(M, ...) fp32: the velocity of the teacher of each row's task; a teacher of several tasks is asked once."""
+def teacher_velocity(teachers: Mapping[str, Velocity], states: Transitions, route: str) -> Tensor:
+    """Return the velocity of the teacher of each row's task, (M, ...) fp32; a teacher of several tasks is called once.
+
+    route: the key of a record that names its task.
+    """
     tasks = [record[route] for record in states.cond.records()]
-    found = torch.zeros_like(states.x, dtype=torch.float32)
+    velocity = torch.zeros_like(states.x, dtype=torch.float32)
     for teacher in dict.fromkeys(teachers.values()):
-        mine = [i for i, task in enumerate(tasks) if teachers[task] is teacher]
-        if mine:
-            rows = torch.tensor(mine, device=states.x.device)
-            found[rows] = teacher(states.x[rows], states.t[rows], states.cond[rows]).float()
-    return found
+        taught = [i for i, task in enumerate(tasks) if teachers[task] is teacher]
+        if taught:
+            rows = torch.tensor(taught, device=states.x.device)
+            velocity[rows] = teacher(states.x[rows], states.t[rows], states.cond[rows]).float()
+    return velocity

@@ -1,66 +1,78 @@
-"""What the policy-gradient methods share: which edges are trained, their ratios, and the clipped loss."""
+"""What the policy-gradient methods share: their options, their advantages, and which steps are trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..objectives.losses import clipped_surrogate, guard_log_ratio
-from ..sampling.conditioning import Velocity
-from ..sampling.kernels import Gaussian, Kernel, log_prob
+from ..objectives.advantages import Blend, Normalize, advantages, gated
 from ..sampling.rollout import Transitions
-from .base import Metrics
-from .checks import require
+from .base import Models, OnPolicy, check_cps, require
+
+
+@dataclass(frozen=True)
+class PolicyGradient(OnPolicy[Transitions]):
+    """A method that descends the clipped ratio of its own steps."""
+
+    blend: Blend = Blend()
+    """How several rewards become one advantage."""
+    max_advantage: float = 5.0
+    """Advantages are clamped to ± this."""
+    clip: float = 1e-4
+    """ε of the clipped ratio; tiny because log-probabilities are means over coordinates."""
+
+    def rows(self, models: Models, steps: Transitions) -> Transitions:
+        """Return the steps themselves."""
+        return steps
+
+    def check_policy_gradient(self) -> None:
+        """Raise ValueError for a rollout without stochastic steps to train, and for a clip that is not positive."""
+        require(self.steps >= 2, f"steps = {self.steps}: the step onto the image is not trained; take at least 2")
+        require(self.eta > 0, f"eta = {self.eta}: a policy gradient needs stochastic steps; take eta > 0")
+        check_cps(self.kernel, self.eta)
+        positive = self.clip > 0 and self.max_advantage > 0
+        require(positive, f"clip = {self.clip}, max_advantage = {self.max_advantage}: both must be positive")
+
+
+@dataclass(frozen=True)
+class GroupRelative(PolicyGradient):
+    """A method that compares the images of a prompt with each other."""
+
+    group: int = 12
+    """Number of images per prompt."""
+    shared_noise: bool = True
+    """Whether all images of a prompt start from one noise."""
+    normalize: Normalize = Normalize(ddof=1, eps=1e-8)
+    """How rewards become advantages."""
+
+    def check_group(self) -> None:
+        """Raise ValueError for a group of one, and for what no policy gradient can be."""
+        require(self.group >= 2, f"group = {self.group}: an advantage compares images of one prompt; take at least 2")
+        self.check_policy_gradient()
+
+
+def group_advantages(algorithm: GroupRelative, rewards: Mapping[str, Tensor]) -> Tensor:
+    """Return the advantages (P, G, R) of rewards by name, (P, G) each."""
+    a = algorithm
+    return advantages(gated(rewards, a.blend.gate), a.weights, a.normalize, a.blend, a.max_advantage)
 
 
 def untied(advantage: Tensor) -> Tensor:
-    """(..., R) with NaN where nothing would pull on a step, so that no forward pass is spent on it."""
+    """Put NaN into (..., R) where nothing would pull on a step, so that no forward pass is spent on it."""
     return torch.where((advantage == 0).all(-1, keepdim=True), torch.nan, advantage)
 
 
 def share_of_steps(steps: int, fraction: float) -> int:
-    """How many of the steps before the last `fraction` is; ValueError where that is none."""
+    """Return how many of the steps before the last `fraction` is; raise ValueError where that is none."""
     count = int((steps - 1) * fraction)
     holds = 0 < fraction <= 1 and count >= 1
     require(holds, f"fraction = {fraction}: a share of the {steps - 1} steps before the last, at least one of them")
     return count
 
 
-def random_steps(advantage: Tensor, steps: int, keep: int, generator: torch.Generator) -> list[Tensor]:
-    """For each of `steps`, (P, G, 1) bool: whether an image trains it; each trains `keep` of them."""
-    order = torch.rand(*advantage.shape[:2], steps, generator=generator).argsort(-1).argsort(-1)
-    return list((order < keep).to(advantage.device)[..., None].unbind(2))
-
-
-def step(velocity: Velocity, kernel: Kernel, batch: Transitions) -> Gaussian:
-    """The Gaussian from which `velocity` would have drawn the children of batch.x: M rows."""
-    return kernel(batch.x, velocity(batch.x, batch.t, batch.cond), batch.t, batch.s, batch.eta)
-
-
-def per_child(p: Gaussian, batch: Transitions) -> Gaussian:
-    """A Gaussian of M parents → one row for each of their K children."""
-    return p if len(batch.log_prob) == len(batch) else Gaussian(*(a[batch.parent] for a in p))
-
-
-def log_ratio(p: Gaussian, batch: Transitions) -> Tensor:
-    """log ρ = log p(x_s | x_t) - log p_old(x_s | x_t) of the policy's kernels p (M, ...): (K,)."""
-    return log_prob(per_child(p, batch), batch.x_next) - batch.log_prob
-
-
-def guarded_log_ratio(p: Gaussian, batch: Transitions) -> Tensor:
-    """GRPO-Guard's, (K,), for kernels p (M, ...)."""
-    new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
-    return guard_log_ratio(new, old, batch.x_next)
-
-
-def policy_loss(
-    log_ratio: Tensor, batch: Transitions, clip: float, step_weight: Tensor | None = None
-) -> tuple[Tensor, Metrics]:
-    """PPO's clipped surrogate, summed over rewards, averaged over children; log_ratio (K,), step_weight (M,)."""
-    surrogate = clipped_surrogate(log_ratio[:, None], batch.advantage, clip).sum(-1)
-    loss = (surrogate if step_weight is None else surrogate * step_weight[batch.parent]).mean()
-    ratio = log_ratio.detach().exp()
-    return loss, {
-        "policy_loss": loss.detach(),
-        "ratio_mean": ratio.mean(),
-        "ratio_max": ratio.max(),
-        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
-    }
+def random_steps(advantage: Tensor, steps: int, fraction: float, generator: torch.Generator) -> list[Tensor]:
+    """Return `steps` advantages (P, G, R): each image keeps a random `fraction` of those before the last, else NaN."""
+    order = torch.rand(*advantage.shape[:2], steps - 1, generator=generator).argsort(-1).argsort(-1)
+    chosen = (order < share_of_steps(steps, fraction)).to(advantage.device)[..., None].unbind(2)
+    return [*(advantage.where(mask, torch.nan) for mask in chosen), advantage]

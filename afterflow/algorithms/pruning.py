@@ -1,4 +1,4 @@
-"""Which edges of BranchGRPO's tree are left out of training (arXiv:2509.06040)."""
+"""Pruning takes edges of BranchGRPO's tree out of training (arXiv:2509.06040)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,35 +8,37 @@ import torch
 from torch import Tensor
 
 from ..objectives.tree_credit import best_children, extremes
-from .checks import require
+from .base import require
 
 
 @dataclass(frozen=True)
 class Pruning:
+    """The edges of a tree that are not trained, by width and by depth."""
+
     width: Literal["none", "parent_top1", "extreme"] = "none"
-    """After the last split: train all leaves, the best child of each parent, or the b best and b worst leaves."""
+    """Leaves that are trained after the last split: all, the best child of each parent, or the b best and b worst."""
     extreme: int = 4
-    """b."""
+    """b, the number of best and of worst leaves."""
     depth: int = 0
-    """Steps in a row, from the last split on, that are not trained (published: 4)."""
+    """Number of consecutive steps, from the last split on, that are not trained (published: 4)."""
     every: int = 30
-    """Iterations after which they move by one."""
+    """Number of iterations after which those steps move by one."""
     towards: Literal["later", "earlier"] = "later"
-    """Where they move: later as in the paper, and round again; earlier as in the code, to the first split."""
+    """Direction in which they move: later and round again (the paper), or earlier to the first split (the code)."""
 
     def check(self, steps: int, splits: Sequence[int], leaves: int) -> None:
-        """ValueError where a tree of that shape cannot be pruned so."""
+        """Raise ValueError where a tree of that shape cannot be pruned so."""
         require(self.extreme >= 1, f"prune.extreme = {self.extreme}: at least 1")
         require(self.every >= 1, f"prune.every = {self.every}: at least 1 iteration")
         fits = self.width != "extreme" or 1 <= self.extreme <= leaves // 2
         require(fits, f"prune.extreme = {self.extreme}: 1 to {leaves // 2} best and as many worst of {leaves} leaves")
         room = steps - 1 - splits[-1]
-        # Before the first split there is nobody to compare with, so those steps train nothing.
+        # Before the first split there is nothing to compare with, so those steps train nothing.
         fits = 0 <= self.depth <= room and self.depth < steps - 1 - splits[0]
         require(fits, f"prune.depth = {self.depth}: at most the {room} steps from the last split on, and not all")
 
     def steps(self, iteration: int, steps: int, splits: Sequence[int]) -> range:
-        """The steps that are not trained."""
+        """Return the steps that are not trained."""
         moved, first = iteration // self.every, splits[-1]
         if self.towards == "earlier":
             first = max(splits[0], first - moved)
@@ -44,8 +46,8 @@ class Pruning:
             first += moved % (steps - first - self.depth)
         return range(first, first + self.depth)
 
-    def kept(self, reward: Tensor, children: int) -> Tensor:
-        """Leaf rewards (P, G), NaN unknown → bool (P, G): the leaves that are trained after the last split."""
+    def trained(self, reward: Tensor, children: int) -> Tensor:
+        """Return which leaves are trained after the last split: rewards (P, G), NaN unknown → (P, G) bool."""
         reward = reward.nan_to_num(-torch.inf)
         if self.width == "none":
             return torch.ones_like(reward, dtype=torch.bool)

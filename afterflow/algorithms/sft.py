@@ -10,41 +10,35 @@ from torch import Tensor
 
 from ..objectives.losses import flow_matching
 from ..sampling.conditioning import Pairs
-from ..sampling.flow import DENSITIES, DensityName, WeightingName, interpolate, shifted, weighting
+from ..sampling.flow import DENSITIES, interpolate, shifted, weighting
 from ..sampling.row_random import RowRandom
-from .base import Metrics, Models, Supervised
-from .checks import require
+from .base import Metrics, Models, Requirements, Supervised, require
 
 
 @dataclass(frozen=True)
 class SFT(Supervised):
-    density: DensityName = "logit_normal"
-    """How often each time is trained, before the shift."""
-    shift: float | None = 3.0
-    """Moves training times towards the noise, as SD3's sampler moves its steps; None: as the model's own does."""
-    weighting: WeightingName = "none"
-    """How much the loss at each time counts: alike, t^-2 (sigma_sqrt), or most in the middle (cosmap)."""
-    draws: int = 1
-    """Noises and times drawn for each image.  N + 1 match the supervised states of SOAR with N points."""
-    dropout: float = 0.0
-    """Share of rows whose prompt is replaced by the empty one, so that guidance has something to steer from."""
+    """Supervised fine-tuning (SD3, arXiv:2403.03206)."""
+
+    num_noises: int = 1
+    """Number of noises and times drawn for each image.  N + 1 match the supervised states of SOAR with N points."""
 
     def __post_init__(self) -> None:
-        require(self.draws >= 1, f"draws = {self.draws}: at least 1")
-        require(self.shift is None or self.shift > 0, f"shift = {self.shift}: it must be positive")
-        require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")
+        self.check_times()
+        require(self.num_noises >= 1, f"num_noises = {self.num_noises}: at least 1")
 
     @property
-    def evaluations(self) -> float:
-        return float(self.draws)
+    def requirements(self) -> Requirements:
+        """Return one evaluation for each noise."""
+        return Requirements(evaluations=float(self.num_noises))
 
-    def losses(self, models: Models, batch: Pairs, draws: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
+    def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
+        """Yield the loss at each of the noises."""
         x0 = batch.x0
         assert self.shift is not None
-        for _ in range(self.draws):
-            noise = draws.normal(x0.shape[1:]).to(x0)
-            t = shifted(DENSITIES[self.density](draws), self.shift).to(x0.device)
-            cond = batch.cond.dropped(draws.uniform() < self.dropout)
+        for _ in range(self.num_noises):
+            noise = random.normal(x0.shape[1:]).to(x0)
+            t = shifted(DENSITIES[self.density](random), self.shift).to(x0.device)
+            cond = batch.cond.dropped(random.uniform() < self.dropout)
             v = models.policy(interpolate(x0, noise, t), t, cond)
-            loss = (weighting(self.weighting, t) * flow_matching(v, noise - x0)).mean() / self.draws
+            loss = (weighting(self.weighting, t) * flow_matching(v, noise - x0)).mean() / self.num_noises
             yield loss, {"flow_matching": loss.detach()}

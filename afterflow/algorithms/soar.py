@@ -20,83 +20,74 @@ from torch import Tensor
 
 from ..objectives.losses import flow_matching
 from ..sampling.conditioning import Conditioning, Pairs
-from ..sampling.flow import DENSITIES, DensityName, WeightingName, expand, interpolate, renoise, shifted, weighting
+from ..sampling.flow import DENSITIES, expand, interpolate, renoise, shifted, weighting
 from ..sampling.kernels import KERNELS, KernelName
 from ..sampling.row_random import RowRandom
-from .base import Metrics, Models, Supervised
-from .checks import require
+from .base import Metrics, Models, Requirements, Supervised, check_cps, require
 
 
 @dataclass(frozen=True)
 class SOAR(Supervised):
+    """SOAR (arXiv:2604.12617)."""
+
     steps: int = 40
-    """K: the roll-out goes as far as a step of a sampler with so many."""
+    """K: the roll-out goes as far as one step of a sampler with K steps."""
     points: int = 6
-    """N: states on the way from each roll-out back to the noise that are corrected."""
+    """N, the number of states on the way from each roll-out back to the noise that are corrected."""
     correction: float = 1.0
-    """λ: what a point counts beside the base loss; 0 is SFT.  For LoRAs 0.1 to 0.3, with 1 or 2 points."""
+    """λ, the weight of a point beside the base loss; 0 is SFT.  LoRAs take 0.1 to 0.3, with 1 or 2 points."""
     rollout_guidance: float = 4.5
-    """g: guidance scale of the roll-out; 1 is without."""
-    least_time: float = 0.02
+    """g, the guidance scale of the roll-out; 1 is without."""
+    min_time: float = 0.02
     """t_min: no point is nearer to the image."""
-    density: DensityName = "logit_normal"
-    """How often each time is trained, before the shift."""
-    shift: float | None = 3.0
-    """Moves training times towards the noise, as SD3's sampler moves its steps; None: as the model's own does."""
-    weighting: WeightingName = "none"
-    """How much the loss at each time counts."""
     paths: int = 1
-    """Roll-outs of each image; all but the first are stochastic (the paper found one best)."""
+    """Number of roll-outs of each image; all but the first are stochastic (the paper found one best)."""
     kernel: KernelName = "flow_sde"
-    """What draws the stochastic ones."""
+    """Kernel of the stochastic roll-outs."""
     eta: float = 0.5
-    """Their noise level."""
-    dropout: float = 0.0
-    """Share of rows whose prompt is replaced by the empty one."""
+    """Noise level of the stochastic roll-outs."""
 
     def __post_init__(self) -> None:
+        self.check_times()
         require(self.steps >= 1, f"steps = {self.steps}: at least 1")
         require(self.points >= 1, f"points = {self.points}: at least 1; correction = 0 is SFT")
         require(self.correction >= 0, f"correction = {self.correction}: 0 or more")
-        require(0 < self.least_time < 1, f"least_time = {self.least_time}: between image and noise, so in (0, 1)")
-        require(self.shift is None or self.shift > 0, f"shift = {self.shift}: it must be positive")
+        require(0 < self.min_time < 1, f"min_time = {self.min_time}: between image and noise, so in (0, 1)")
         require(self.paths >= 1, f"paths = {self.paths}: at least the roll-out of the ODE")
         require(self.rollout_guidance >= 0, f"rollout_guidance = {self.rollout_guidance}: 0 or more; 1 is without")
         require(self.eta >= 0, f"eta = {self.eta}: 0 or more")
         require(self.paths == 1 or self.eta > 0, f"eta = {self.eta}: stochastic roll-outs need noise; take eta > 0")
-        require(self.kernel != "cps" or self.eta < 1, f"eta = {self.eta}: cps swaps a share of the noise; take eta < 1")
-        require(0 <= self.dropout < 1, f"dropout = {self.dropout}: a share of the prompts, so 0 <= dropout < 1")
+        check_cps(self.kernel, self.eta)
 
     @property
-    def evaluations(self) -> float:
-        if self.correction == 0:
-            return 1.0
-        return 1.0 + (self.rollout_guidance != 1) + self.points * self.paths
+    def requirements(self) -> Requirements:
+        """Return the evaluations of the base loss, of the guidance and of the points."""
+        guided = self.rollout_guidance != 1
+        return Requirements(evaluations=1.0 + (guided + self.points * self.paths if self.correction else 0))
 
-    def losses(self, models: Models, batch: Pairs, draws: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
+    def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
+        """Yield the base loss, then the correction at each point."""
         n, x0 = len(batch), batch.x0.float()
         assert self.shift is not None
-        noise = draws.normal(x0.shape[1:]).to(x0)
-        u = DENSITIES[self.density](draws).to(x0.device)
+        noise = random.normal(x0.shape[1:]).to(x0)
+        u = DENSITIES[self.density](random).to(x0.device)
         t, s = shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
-        cond = batch.cond.dropped(draws.uniform() < self.dropout)
+        cond = batch.cond.dropped(random.uniform() < self.dropout)
         x = interpolate(x0, noise, t)
         v = models.policy(x, t, cond)
         base = weighting(self.weighting, t) * flow_matching(v, noise - x0)
         # A stochastic step onto the image leaves noise in it, and flow_sde's first one from near the noise flies off.
-        sure = ((s > 0) & (t < 0.99)).float()
-        used = [torch.ones_like(s), *[sure] * (self.paths - 1)] if self.correction else []
+        stable = ((s > 0) & (t < 0.99)).float()
+        used = [torch.ones_like(s), *[stable] * (self.paths - 1)] if self.correction else []
         points = self.points * float(sum(rows.sum() for rows in used))
         mass = n + self.correction * points
         yield base.sum() / mass, {"base_loss": base.detach().mean()}
-        if not used:
-            return
-        v = self._guided(models, x, t, cond, v.detach())
+        v = self._guided(models, x, t, cond, v.detach()) if used else v
         for path, rows in enumerate(used):
-            end = self._step(x, v, t, s, draws if path else None)
+            end = self._step(x, v, t, s, random if path else None)
             for _ in range(self.points):
-                least = s.clamp(min=self.least_time)
-                later = least + (1 - least) * draws.uniform().to(s)
+                lowest = s.clamp(min=self.min_time)
+                later = lowest + (1 - lowest) * random.uniform().to(s)
                 back = renoise(end, noise, s, later)
                 target = (back - x0) / expand(later, back)
                 error = weighting(self.weighting, later) * flow_matching(models.policy(back, later, cond), target)
@@ -105,15 +96,15 @@ class SOAR(Supervised):
 
     @torch.no_grad()
     def _guided(self, models: Models, x: Tensor, t: Tensor, cond: Conditioning, v: Tensor) -> Tensor:
-        """v_∅ + g (v_c - v_∅), fp32, of the prediction v with the prompt."""
+        """Return v_∅ + g (v_c - v_∅), fp32, of the prediction v with the prompt."""
         if self.rollout_guidance == 1:
             return v.float()
         empty = models.policy(x, t, cond.dropped(torch.ones(len(x), dtype=torch.bool))).float()
         return empty + self.rollout_guidance * (v.float() - empty)
 
-    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, draws: RowRandom | None) -> Tensor:
-        """Where one step from x leads: the ODE's, or with random numbers the SDE's."""
-        if draws is None:
+    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, random: RowRandom | None) -> Tensor:
+        """Return the state that one step from x leads to: the ODE's, or with random numbers the SDE's."""
+        if random is None:
             return x - expand(t - s, x) * v
         p = KERNELS[self.kernel](x, v, t, s, torch.full_like(t, self.eta))
-        return p.mean + p.std * draws.normal(x.shape[1:]).to(x)
+        return p.mean + p.std * random.normal(x.shape[1:]).to(x)

@@ -1,4 +1,4 @@
-"""Where MixGRPO's window of stochastic steps stands (arXiv:2507.21802); BranchGRPO-Mix slides one as well."""
+"""The window of stochastic steps that MixGRPO slides (arXiv:2507.21802), and BranchGRPO-Mix as well."""
 
 import math
 from dataclasses import dataclass
@@ -7,27 +7,29 @@ from typing import Literal
 
 import torch
 
-from .checks import require
+from .base import require
 
 
 @dataclass(frozen=True)
 class SlidingWindow:
+    """A window of consecutive stochastic steps that slides along the rollout as training goes on."""
+
     width: int = 4
-    """Consecutive steps that are stochastic and trained."""
+    """Number of consecutive steps that are stochastic and trained."""
     every: int = 25
-    """Iterations before it moves (the paper's τ)."""
+    """Number of iterations before the window moves (the paper's τ)."""
     stride: int = 1
-    """Steps it moves by."""
+    """Number of steps that the window moves by."""
     order: Literal["progressive", "random", "frozen", "linear_decay", "exp_decay"] = "progressive"
-    """random draws a place per iteration; the decays stay for fewer and fewer iterations as they come to the end."""
+    """Order of the positions.  random draws one per iteration; the decays stay for fewer iterations towards the end."""
     roll_back: bool = False
-    """At the end go back to the start, instead of staying there."""
+    """Whether the window goes back to the start at the end, instead of staying there."""
     idle: int = 2
-    """Last steps that no window covers: noise there only dirties the picture."""
+    """Number of last steps that no window covers: noise there only dirties the picture."""
     decay_rate: float = 0.1
     """k of exp_decay's τ exp(-k max(0, start - decay_from))."""
     decay_from: int = 13
-    """The start from which on exp_decay hurries."""
+    """Position from which on exp_decay stays for fewer iterations."""
 
     def __post_init__(self) -> None:
         for name in ("width", "every", "stride"):
@@ -37,12 +39,17 @@ class SlidingWindow:
         require(self.idle >= 1, f"window.idle = {self.idle}: at least 1, the step onto the image is never trained")
 
     def check(self, steps: int) -> None:
-        """ValueError where the window does not fit a rollout of so many steps."""
+        """Raise ValueError where the window does not fit a rollout of so many steps."""
         room = steps - self.idle
         require(self.width <= room, f"window.width = {self.width}: at most {room} of {steps} steps, {self.idle} idle")
 
+    def covered(self, iteration: int, steps: int, generator: torch.Generator) -> range:
+        """Return the steps that the window covers."""
+        start = self.start(iteration, steps, generator)
+        return range(start, start + self.width)
+
     def start(self, iteration: int, steps: int, generator: torch.Generator) -> int:
-        """The first step of the window; it is never cut short: start + width <= steps - idle."""
+        """Return the first step of the window; it is never cut short: start + width <= steps - idle."""
         last = steps - self.idle - self.width
         if self.order == "frozen":
             return 0
@@ -58,10 +65,10 @@ class SlidingWindow:
         return last
 
     def _stay(self, start: int, room: int) -> int:
-        """Iterations that the window stands at `start`."""
+        """Return the number of iterations that the window stands at `start`."""
         if self.order == "linear_decay":
-            least, done = max(1, self.every // 4), start / room
-            return max(least, int(self.every * (1 - done) + least * done))
+            shortest, done = max(1, self.every // 4), start / room
+            return max(shortest, int(self.every * (1 - done) + shortest * done))
         if self.order == "exp_decay":
             return math.ceil(self.every * math.exp(-self.decay_rate * max(0, start - self.decay_from)))
         return self.every

@@ -132,7 +132,6 @@ class Tree:
 
     def __call__(self) -> None:
         check_libraries()
-        from ..algorithms.base import OnPolicy
         from ..data.prompts import check_record
         from ..evaluation.tree_plot import tree_of
         from ..experiment.prompt_checks import known_records, needs
@@ -142,7 +141,7 @@ class Tree:
         run, _ = read_run(Path(self.run))
         no_progress_bars()
         record = known_records(run).get(self.prompt, {"prompt": self.prompt})
-        names = run.algorithm.requirements.rewards if isinstance(run.algorithm, OnPolicy) else ()
+        names = run.algorithm.requirements.rewards
         check_record(record, f"prompt {self.prompt!r}", needs(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)

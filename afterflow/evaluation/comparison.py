@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..algorithms.base import OnPolicy
+from ..algorithms.base import explores
 from ..envs.shapes import population
 from ..experiment.config import Run
 from ..experiment.image_grid import before_after
@@ -172,8 +172,8 @@ def curve(of: Finished) -> list[dict[str, float]]:
     """What was measured on held-out prompts, against seconds and velocity evaluations."""
     run, points, evaluations = of.run, [], 0.0
     group = getattr(run.algorithm, "group", 1)
-    explores = isinstance(run.algorithm, OnPolicy)  # under guidance; what images teach is not
-    passes = run.batches.batch * group * (2 if explores and run.batches.guidance_scale != 1 else 1)
+    guided = explores(run.algorithm)  # under guidance; what images teach is not
+    passes = run.batches.batch * group * (2 if guided and run.batches.guidance_scale != 1 else 1)
     for line in of.lines:
         evaluations += passes * sum(value for name, value in line.items() if name.startswith("nfe/"))
         found = {name: value for name, value in line.items() if name.startswith("eval/")}

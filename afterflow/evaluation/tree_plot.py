@@ -37,7 +37,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
     scores = score(model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock())
-    levels = [level[0].sum(-1).numpy() for level in algorithm.levels(rollout, scores)]
+    levels = [level[0].sum(-1).numpy() for level in algorithm.levels(plan, rollout.log_prob, scores)]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())
     return picture(rollout, states, levels, np.asarray(rewards)[0], record["prompt"])

@@ -18,6 +18,10 @@ RENAMED = {
     "grace": "grace_seconds",
     "lanes": "grad_partitions",
     "track": "tracker",
+    "algorithm.draws": "algorithm.num_noises",
+    "algorithm.least": "algorithm.min_count",
+    "algorithm.least_time": "algorithm.min_time",
+    "algorithm.least_consistency": "algorithm.min_consistency",
 }
 """Option of version 0.1 → its name now."""
 
@@ -32,6 +36,9 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         current = RENAMED.get(name, name)
         if current not in GROUP_OF:
             raise unknown_name("field of Run", name, GROUP_OF)
+        if name == "algorithm" and isinstance(value, Mapping):
+            prefix = "algorithm."
+            value = {RENAMED.get(prefix + key, prefix + key).removeprefix(prefix): item for key, item in value.items()}
         group = GROUP_OF[current]
         if group is None:
             upgraded[current] = value

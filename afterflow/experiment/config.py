@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
-from ..algorithms.base import OnPolicy
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
 from ..algorithms.ddpo import DDPO
@@ -41,7 +40,7 @@ from ..train.sharding import Sharding
 from .config_checks import check_at_least_one, check_not_negative, check_positive, check_run
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
-Algorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
+AnyAlgorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
 
 
 T = TypeVar("T")
@@ -216,7 +215,7 @@ class Logging:
 class Run:
     """A training run.  ConfigError where its parts do not fit together."""
 
-    algorithm: Algorithm
+    algorithm: AnyAlgorithm
     """Training method."""
     data: (
         ShapesPrompts
@@ -283,13 +282,13 @@ class Run:
     @property
     def watched(self) -> tuple[str, ...]:
         """The rewards measured on held-out prompts."""
-        trained = self.algorithm.requirements.rewards if isinstance(self.algorithm, OnPolicy) else ()
+        trained = self.algorithm.requirements.rewards
         return tuple(dict.fromkeys([*trained, *self.evaluation.eval_rewards]))
 
     @property
     def hidden(self) -> tuple[str, ...]:
         """The watched rewards that are not trained."""
-        trained = self.algorithm.requirements.rewards if isinstance(self.algorithm, OnPolicy) else ()
+        trained = self.algorithm.requirements.rewards
         return tuple(name for name in self.watched if name not in trained)
 
     @property

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, Supervised
+from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
 from ..data.images import ImageSource
 from ..models.adapters import Full, LoRA
 from ..models.pipeline import Pretrained
@@ -25,14 +25,14 @@ def check_run(run: "Run") -> None:
     check_distribution(run)
     check_evaluation(run)
     algorithm = run.algorithm
-    if isinstance(algorithm, Supervised) != isinstance(run.data, ImageSource):
-        need = "images with prompts" if isinstance(algorithm, Supervised) else "prompts"
+    if explores(algorithm) == isinstance(run.data, ImageSource):
+        need = "prompts" if explores(algorithm) else "images with prompts"
         raise ConfigError(f"{type(algorithm).__name__} learns from {need}, not from {type(run.data).__name__}")
-    if isinstance(algorithm, Supervised):
-        check_supervised(run)
-    else:
+    if explores(algorithm):
         check_rewards_of(run, algorithm)
-    check_teachers(run, algorithm.requirements if isinstance(algorithm, OnPolicy) else Requirements(()))
+    else:
+        check_supervised(run)
+    check_teachers(run, algorithm.requirements)
 
 
 def check_model(run: "Run") -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..algorithms.base import WIN_RATE, Models, OnPolicy, Requirements, Scores, Supervised
+from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
 from ..data.images import ImageSource
 from ..models.adapters import Full, attach
 from ..models.base import Model
@@ -25,7 +25,7 @@ from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.seeds import generator
 from ..train.clock import Clock
 from ..train.distributed import Processes
-from ..train.explore import Iteration, explore
+from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
 from .config import Run
 from .prompt_checks import held_out_records, prompt_records
@@ -66,7 +66,7 @@ def forecast(run: Run) -> Forecast:
     if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     # What images teach is not guided while it learns.
-    guided = 1 if isinstance(run.algorithm, Supervised) or run.batches.guidance_scale == 1 else 2
+    guided = 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
     kept, forward, backward = passes(model, run.batches.chunk * guided)
     rows = rows_of(run)
     memory = {
@@ -146,8 +146,8 @@ def blank(model: PipelineModel) -> Conditioning:
 def rows_of(run: Run) -> dict[str, float]:
     """Velocities of an iteration without guidance, by what asks for them; it is run on states of one number."""
     algorithm = run.algorithm
-    if isinstance(algorithm, Supervised):
-        return {"update": run.batches.batch * algorithm.evaluations}
+    if not explores(algorithm):
+        return {"update": run.batches.batch * algorithm.requirements.evaluations}
     still = lambda x, t, cond: torch.zeros_like(x)
     asks, tasks = algorithm.requirements, [task for teacher in run.teachers for task in teacher.tasks]
     taught = dict.fromkeys(tasks, still)
@@ -174,23 +174,8 @@ def tried(
     memory: RewardHistory | None = None,
 ) -> Iteration:
     """An iteration of these prompts with one update, on latents of that shape and random scores."""
-    score, always = partial(random_scores, algorithm), lambda step: cond
-    source = explore(
-        algorithm,
-        models,
-        always,
-        score,
-        shape,
-        0,
-        1,
-        seed=seed,
-        updates=1,
-        chunk=chunk,
-        clock=clock,
-        processes=Processes(),
-        memory=memory,
-    )
-    return next(source)
+    score, options = partial(random_scores, algorithm), ExploreOptions(seed, shape, chunk)
+    return Explorer(algorithm, models, lambda step: cond, score, options, Processes(), clock, memory).iteration(0)
 
 
 def random_scores(
@@ -206,7 +191,7 @@ def random_scores(
 
 def others(run: Run, weights: int, trained: int) -> int:
     """Copies beside the policy: adapters of a LoRA, whole networks where all weights are trained."""
-    asks = run.algorithm.requirements if isinstance(run.algorithm, OnPolicy) else Requirements(())
+    asks = run.algorithm.requirements
     if isinstance(run.tune, Full):
         return weights * (len(run.teachers) + asks.reference + (asks.anchor == "base"))
     adapters = sum(teacher.lora is not None for teacher in run.teachers)
@@ -225,7 +210,7 @@ def states(run: Run, model: Model) -> int:
     Elsewhere they lie in the CPU's memory, but for the last two of a step.
     """
     each = 4 * torch.Size(model.latent_shape).numel()
-    if not isinstance(run.algorithm, OnPolicy):
+    if not explores(run.algorithm):
         return 2 * run.batches.batch * each
     widths = run.algorithm.plan(0, generator(run.seed, 0, "plan")).widths
     if run.batches.offload:

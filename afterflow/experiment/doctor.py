@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..algorithms.base import OnPolicy
+from ..algorithms.base import explores
 from ..models.adapters import LoRA
 from ..models.generate import encoded, finished
 from ..models.pipeline import PipelineModel, Pretrained
@@ -21,7 +21,7 @@ from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
 from ..train.clock import Clock
 from ..train.explore import Iteration, supervised
-from ..train.loop import accumulate
+from ..train.loop import gradients
 from .config import Run
 from .cost_estimate import forecast, tried
 from .prompt_checks import prompt_records
@@ -95,7 +95,7 @@ def drawing(session: Session, cond: Conditioning) -> Iterator[Finding]:
         "bit for bit" if torch.equal(ours, again) else f"relative difference {relative(again, ours):.1e}",
         "set CUBLAS_WORKSPACE_CONFIG=:4096:8 and torch.use_deterministic_algorithms(True) where you need it exact",
     )
-    if isinstance(run.algorithm, OnPolicy):
+    if explores(run.algorithm):
         yield marginals(session, cond, ours)
         yield grids(session)
 
@@ -103,7 +103,7 @@ def drawing(session: Session, cond: Conditioning) -> Iterator[Finding]:
 def marginals(session: Session, cond: Conditioning, ours: Tensor) -> Finding:
     """A kernel that keeps the marginals leaves latents as spread out as the ODE's; few images tell it roughly."""
     run, model = session.run, session.model
-    assert isinstance(run.algorithm, OnPolicy)
+    assert explores(run.algorithm)
     plan = run.algorithm.plan(0, generator(run.seed, "plan"))
     sources = [generator(run.seed, "doctor", "sde")]
     shape = torch.empty(1, 1, *model.latent_shape, device=session.processes.accelerator.device)
@@ -121,7 +121,7 @@ def marginals(session: Session, cond: Conditioning, ours: Tensor) -> Finding:
 def grids(session: Session) -> Finding:
     """Where the rollout stops on its way, beside the pipeline's own grid; papers choose either."""
     algorithm = session.run.algorithm
-    assert isinstance(algorithm, OnPolicy)
+    assert explores(algorithm)
     plan = algorithm.plan(0, generator(session.run.seed, "plan"))
     apart = (plan.times - session.model.schedule.times(plan.steps)).abs().max().item()
     advice = "" if apart < 1e-6 else "; algorithm.schedule = None takes the pipeline's"
@@ -134,9 +134,8 @@ def training(session: Session, cond: Conditioning, run: Run) -> Iterator[Finding
     small_iteration(session, cond, Clock())  # the first one also warms up
     iteration = small_iteration(session, cond, clock)
     with clock("update"):
-        measured, _ = accumulate(
-            algorithm, session.models, iteration, 0, list(session.parameters.values()), session.processes, 0
-        )
+        parameters, update = list(session.parameters.values()), iteration.updates[0]
+        measured, _ = gradients(algorithm, session.models, iteration, update, parameters, session.processes)
     seconds = clock.read()
     gradient = norm(session)
     if "ratio_max" in measured:
@@ -154,7 +153,7 @@ def training(session: Session, cond: Conditioning, run: Run) -> Iterator[Finding
         f"norm {gradient:.2e} over {len(session.parameters)} tensors",
         "no gradient: tune.targets may match nothing that is used; infinite: take mixed_precision = bf16 or no",
     )
-    if isinstance(algorithm, OnPolicy) and algorithm.requirements.reference:
+    if algorithm.requirements.reference:
         yield kl_gradient(session, cond)
     yield from expected(session, iteration, seconds, run)
 
@@ -163,9 +162,10 @@ def small_iteration(session: Session, cond: Conditioning, clock: Clock) -> Itera
     """Of one prompt and random scores, or of two random images."""
     run, algorithm, model = session.run, session.run.algorithm, session.model
     one = cond[torch.zeros(1, dtype=torch.long)]
-    if not isinstance(algorithm, OnPolicy):
+    if not explores(algorithm):
         pairs = Pairs(noise_for(session, len(cond), "images")[:, 0], cond)
-        return next(supervised(algorithm, lambda step: pairs, 0, 1, run.batches.chunk, session.processes))
+        options = {"seed": 0, "chunk": run.batches.chunk, "processes": session.processes}
+        return next(supervised(algorithm, lambda step: pairs, range(1), **options))
     return tried(algorithm, session.models, one, model.latent_shape, run.seed, run.batches.chunk, clock, session.memory)
 
 
@@ -207,7 +207,7 @@ def expected(session: Session, iteration: Iteration, seconds: dict[str, float], 
     rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
     algorithm = session.run.algorithm
     guidance = 1 if run.batches.guidance_scale == 1 else 2
-    images = algorithm.plan(0, generator(0)).widths[-1] if isinstance(algorithm, OnPolicy) else len(iteration.rows)
+    images = algorithm.plan(0, generator(0)).widths[-1] if explores(algorithm) else len(iteration.rows)
     rows = {
         "rollout": images * iteration.metrics.get("nfe/rollout", 0.0),
         "update": images * iteration.metrics["nfe/update"],

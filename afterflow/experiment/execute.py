@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..algorithms.base import OnPolicy, Supervised
+from ..algorithms.base import explores
 from ..data.images import ImageSource
 from ..data.prompts import prompt_rows
 from ..models.generate import encoded
@@ -17,10 +17,11 @@ from ..rewards.registry import check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..train.budget import Budget
+from ..train.checkpoint import WeightState
 from ..train.clock import Clock
 from ..train.distributed import select_device
-from ..train.explore import Iteration, explore, supervised
-from ..train.loop import train
+from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
+from ..train.loop import Trainer, TrainOptions
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
 from .latent_dataset import image_pairs
@@ -67,20 +68,10 @@ def train_on(
         source, prompts = examples(session, records, clock)
         watched_prompts = encoded(session.model, held_out) if held_out else None
     check_before_sampling(session, prompts)
-    steps = train(
-        session.run.algorithm,
-        session.models,
-        source,
-        session.parameters,
-        session.optimizer,
-        processes,
-        max_grad_norm=run.optimization.max_grad_norm,
-        learning_rate=learning_rate(run, budget),
-        ema=session.ema,
-        seed=run.seed,
-        clock=clock,
-        skip=run.optimization.nonfinite == "skip",
-    )
+    optimization = run.optimization
+    options = TrainOptions(learning_rate(run, budget), optimization.max_grad_norm, optimization.nonfinite == "skip")
+    weights = WeightState(session.parameters, session.optimizer, session.ema, processes=processes)
+    steps = Trainer(session.run.algorithm, session.models, weights, clock, options).train(source)
     follow(session, steps, Window(session, prompts, watched_prompts), budget, clock)
     result = run.folder / session.kind
     partial = result.with_suffix(".partial")  # a result that is there is whole, and its run has ended
@@ -96,39 +87,39 @@ def train_on(
 
 def examples(session: Session, records: Sequence[dict], clock: Clock) -> tuple[Iterator[Iteration], Conditioning]:
     """The iterations to train on, and the encoded prompts they are about."""
-    run, model = session.run, session.model
+    run, model, batches, processes = session.run, session.model, session.run.batches, session.processes
+    iterations = range(session.first, batches.iterations)
     if isinstance(run.data, ImageSource):
-        assert isinstance(run.algorithm, Supervised)
         pairs, prompts = image_pairs(run, run.data, model)
-        first, last = session.first, run.batches.iterations
-        return supervised(run.algorithm, pairs, first, last, run.batches.chunk, session.processes), prompts
-    assert isinstance(run.algorithm, OnPolicy)
+        options = {"seed": run.seed, "chunk": batches.chunk, "processes": processes}
+        return supervised(run.algorithm, pairs, iterations, **options), prompts
+    assert explores(run.algorithm)
     prompts = encoded(model, records)
-    source = explore(
+    explorer = Explorer(
         run.algorithm,
         session.models,
-        lambda step: prompts[prompt_rows(records, run.batches.tag_schedule, step, run.batches.batch, run.seed)],
+        lambda step: prompts[prompt_rows(records, batches.tag_schedule, step, batches.batch, run.seed)],
         scorer(model, run.algorithm, run.judge, run.reward_models),
-        model.latent_shape,
-        session.first,
-        run.batches.iterations,
-        seed=run.seed,
-        updates=run.batches.updates,
-        chunk=run.batches.chunk,
-        clock=clock,
-        processes=session.processes,
-        memory=session.memory,
-        keep="cpu" if run.batches.offload else None,
-        invalid=run.batches.max_missing,
-        overlap=run.batches.overlap,
+        ExploreOptions(
+            seed=run.seed,
+            latent_shape=model.latent_shape,
+            chunk=batches.chunk,
+            updates=batches.updates,
+            states_device="cpu" if batches.offload else None,
+            max_missing=batches.max_missing,
+            overlap=batches.overlap,
+        ),
+        processes,
+        clock,
+        session.memory,
     )
-    return source, prompts
+    return explorer.iterations(iterations), prompts
 
 
 def check_before_sampling(session: Session, prompts: Conditioning) -> None:
     """ValueError for a judge that answers nonsense, and for a budget too short for the rollout of one iteration."""
     run, algorithm = session.run, session.run.algorithm
-    if not isinstance(algorithm, OnPolicy):
+    if not explores(algorithm):
         return
     if run.judge is not None:
         like = torch.zeros(2, *session.model.latent_shape, device=prompts.index.device)

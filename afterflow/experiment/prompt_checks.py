@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ..algorithms.base import OnPolicy
 from ..data.images import ImageSource
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.prompts import validate
@@ -20,7 +19,7 @@ def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
 
 def prompt_records(run: Run) -> list[dict]:
     """The prompts to explore, each fit for every reward; none where images come with theirs."""
-    if isinstance(run.data, ImageSource) or not isinstance(run.algorithm, OnPolicy):
+    if isinstance(run.data, ImageSource):
         return []
     records, route = (
         run.data.records(run.seed, needs(run, run.algorithm.requirements.rewards)),

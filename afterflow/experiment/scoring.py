@@ -14,7 +14,7 @@ from ..rewards.base import Judge, RewardModels
 from ..rewards.grouped import judge_groups, score_groups
 from ..rewards.registry import DEFAULT_REWARD_MODELS
 from ..train.clock import Clock
-from ..train.explore import Score
+from ..train.scores import Score
 
 
 def scorer(

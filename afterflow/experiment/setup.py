@@ -14,7 +14,7 @@ from torch import nn
 from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..algorithms.base import Models, OnPolicy
+from ..algorithms.base import Models, explores
 from ..models.adapters import LoRA, Wrapped, as_it_is, attach, before_training, frozen, trainable, without_adapters
 from ..models.base import Model, blocks
 from ..models.teacher import Teacher
@@ -123,7 +123,7 @@ def prepare(run: Run, resume: bool) -> Session:
         parameters = trainable(model.module)
     optimizer = adamw(run, parameters.values())
     ema = Ema(parameters, run.optimization.ema_decay) if run.optimization.ema_decay is not None else None
-    history = run.algorithm.requirements.history if isinstance(run.algorithm, OnPolicy) else 0
+    history = run.algorithm.requirements.history
     memory = RewardHistory(history) if history else None
     weights = state.WeightState(parameters, optimizer, ema, accelerator.scaler, memory, processes)
     first = state.load_checkpoint(saved[-1], weights) if resume else 0
@@ -216,7 +216,7 @@ def velocities(run: Run, model: Model, processes: Processes) -> Models:
 
     spread = partial(in_shards, run, processes) if processes.sharded else as_it_is
     field, own = model.velocity(model.module), run.batches.guidance_scale
-    if not isinstance(run.algorithm, OnPolicy):
+    if not explores(run.algorithm):
         return Models(precise(field), guided=drawing(field, own, in_step))
     asks = run.algorithm.requirements
     teachers = {}

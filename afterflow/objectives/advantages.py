@@ -1,7 +1,7 @@
-"""Credit: from rewards of finished images to advantages of steps.  P prompts, G images of each.
+"""Credit leads from rewards of finished images to advantages of steps.  P prompts, G images of each.
 
-A NaN is a reward that could not be had.  It leaves the statistics of its group and stays NaN, and the
-step it would have credited is not trained on.
+A NaN is a reward that is missing.  It leaves the statistics of its group and stays NaN, and the step it would have
+credited is not trained on.
 """
 
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalize:
-    """How rewards become advantages: (r - centre) / (scale + eps)."""
+    """Rewards become advantages as (r - centre) / (scale + eps)."""
 
     centre: Literal["prompt", "batch"] = "prompt"
-    """Subtract the mean of the prompt's group, or of the whole batch (DDPO)."""
+    """The mean that is subtracted: of the prompt's group, or of the whole batch (DDPO)."""
     scale: Literal["prompt", "batch", "none"] = "prompt"
-    """Divide by the std of the group, of the whole batch (flow_grpo's `global_std`), or not at all."""
+    """The standard deviation that divides: of the group, of the whole batch (flow_grpo's `global_std`), or none."""
     ddof: int = 0
-    """0 divides sums of squares by n (Flow-GRPO), 1 by n - 1 (DanceGRPO and its descendants)."""
+    """Sums of squares are divided by n with 0 (Flow-GRPO), by n - 1 with 1 (DanceGRPO and its descendants)."""
     eps: float = 1e-4
-    """Added to the std, so that a group of equal rewards gets advantage 0."""
+    """Number added to the std, so that a group of equal rewards gets advantage 0."""
 
     def __post_init__(self) -> None:
         if self.ddof not in (0, 1):
@@ -33,7 +33,7 @@ class Normalize:
 
 
 def normalize(reward: Tensor, how: Normalize) -> Tensor:
-    """(P, G) → (P, G): how much better than its siblings, in standard deviations."""
+    """Return how much better each image is than its siblings, in standard deviations: (P, G) → (P, G)."""
     # fp64 as in the authors' code: rewards of a group may differ in the fifth digit.
     r = reward.double()
     centred = r - (r.nanmean(1, keepdim=True) if how.centre == "prompt" else r.nanmean())
@@ -43,22 +43,26 @@ def normalize(reward: Tensor, how: Normalize) -> Tensor:
     return (centred / (std + how.eps)).to(reward.dtype)
 
 
-def per_prompt_history(reward: Tensor, past: Tensor, buffer: int, least: int, eps: float) -> Tensor:
-    """(P, G) → (P, G), by mean and std of each prompt's last `buffer` rewards, these included (DDPO).
+def per_prompt_history(reward: Tensor, past: Tensor, buffer: int, min_count: int, eps: float) -> Tensor:
+    """Normalise rewards (P, G) by mean and std of each prompt's last `buffer` rewards, these included (DDPO).
 
-    past (P, H) ends with the newest and is padded with NaN.  A prompt with fewer than `least` rewards takes the mean
-    and std of the batch.
+    Args:
+        reward: The rewards of this iteration, (P, G).
+        past: Earlier rewards of the same prompts, (P, H), the newest last, padded with NaN.
+        buffer: Number of rewards of a prompt that its statistics are taken over.
+        min_count: A prompt with fewer rewards takes the mean and std of the batch.
+        eps: Number added to the std.
     """
     r = reward.double()
-    seen = torch.cat([past.to(r), r], 1)[:, -buffer:]
-    enough = (~seen.isnan()).sum(1, keepdim=True) >= least
-    centre = torch.where(enough, seen.nanmean(1, keepdim=True), r.nanmean())
-    std = torch.where(enough, nanstd(seen, 0), nanstd(r.reshape(1, -1), 0))
+    recent = torch.cat([past.to(r), r], 1)[:, -buffer:]
+    enough = (~recent.isnan()).sum(1, keepdim=True) >= min_count
+    centre = torch.where(enough, recent.nanmean(1, keepdim=True), r.nanmean())
+    std = torch.where(enough, nanstd(recent, 0), nanstd(r.reshape(1, -1), 0))
     return ((r - centre) / (std + eps)).to(reward.dtype)
 
 
 def nanstd(r: Tensor, ddof: int) -> Tensor:
-    """(P, G) → (P, 1) over what is not NaN; 0 where too few are left to have a spread."""
+    """Return the std of each row over what is not NaN, (P, G) → (P, 1); 0 where too few numbers are left."""
     n = (~r.isnan()).sum(1, keepdim=True)
     squares = (r - r.nanmean(1, keepdim=True)).square().nansum(1, keepdim=True)
     return torch.where(n > ddof, squares / (n - ddof).clamp(min=1), 0.0).sqrt()
@@ -66,15 +70,15 @@ def nanstd(r: Tensor, ddof: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Blend:
-    """How several rewards become one advantage, or keep advantages of their own."""
+    """Several rewards become one advantage, or keep advantages of their own."""
 
     how: Literal["raw_sum", "z_sum", "separate"] = "raw_sum"
-    """raw_sum: the weighted sum is normalised (Flow-GRPO); z_sum: each reward is, then averaged by weight
-    (MixGRPO, Pref-GRPO); separate: each is, and has a clipped loss of its own (DanceGRPO)."""
+    """raw_sum normalises the weighted sum (Flow-GRPO).  z_sum normalises every reward and averages them by weight
+    (MixGRPO, Pref-GRPO).  separate normalises every reward and gives it a clipped loss of its own (DanceGRPO)."""
     again: bool = False
-    """GDPO: advantages are standardised once more over the batch."""
+    """Whether advantages are standardised once more over the batch (GDPO)."""
     gate: Mapping[str, float] = field(default_factory=dict)
-    """Rewards that an image must reach: below, it gets the least of its group in every reward."""
+    """Rewards that an image must reach; one that does not gets the lowest of its group in every reward."""
 
     def __post_init__(self) -> None:
         if self.again and self.how == "separate":
@@ -84,7 +88,15 @@ class Blend:
 def advantages(
     rewards: Mapping[str, Tensor], weights: Mapping[str, float], how: Normalize, blend: Blend, limit: float
 ) -> Tensor:
-    """Named rewards, each (P, G) → (P, G, R), clamped to ± limit; R is 1 unless rewards stay separate."""
+    """Return advantages (P, G, R) of named rewards, (P, G) each; R is 1 unless rewards stay separate.
+
+    Args:
+        rewards: Rewards by name, (P, G) each; NaN where one is missing.
+        weights: The weight of each reward.
+        how: How a reward is normalised.
+        blend: How several rewards become one advantage.
+        limit: Advantages are clamped to ± this.
+    """
     if blend.how == "raw_sum":
         total = normalize(combine(rewards, weights), how)
     else:
@@ -99,18 +111,18 @@ def advantages(
 
 
 def gated(rewards: Mapping[str, Tensor], gate: Mapping[str, float]) -> dict[str, Tensor]:
-    """Rewards (P, G) of which an image that fails a gate gets the least of its group."""
-    passes = [rewards[name] >= least for name, least in gate.items()]
+    """Give images that fail a gate the lowest rewards of their group; rewards are (P, G) each."""
+    passes = [rewards[name] >= threshold for name, threshold in gate.items()]
     if not passes:
         return dict(rewards)
     good = torch.stack(passes).all(0)
     # Whether an image passes may be unknown, and then so is what it is worth.
     unknown = torch.stack([rewards[name].isnan() for name in gate]).any(0)
     lowest = {name: value.nan_to_num(torch.inf).amin(1, keepdim=True) for name, value in rewards.items()}
-    kept = {name: torch.where(good | value.isnan(), value, lowest[name]) for name, value in rewards.items()}
-    return {name: value.masked_fill(unknown, torch.nan) for name, value in kept.items()}
+    lowered = {name: torch.where(good | value.isnan(), value, lowest[name]) for name, value in rewards.items()}
+    return {name: value.masked_fill(unknown, torch.nan) for name, value in lowered.items()}
 
 
 def combine(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Weighted sum of named rewards, each (P, G); NaN where any of them is."""
+    """Return the weighted sum of named rewards, (P, G) each; NaN where any of them is."""
     return torch.stack([weights[name] * rewards[name] for name in weights]).sum(0)

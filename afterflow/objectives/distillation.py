@@ -1,4 +1,4 @@
-"""What the distance of two velocities is worth at each step (arXiv:2605.08063, arXiv:2605.15055).
+"""Weights of the distance of two velocities at each step (arXiv:2605.08063, arXiv:2605.15055).
 
 Student and teacher step from the same state with the same std, so the KL of their Gaussians is a multiple of
 ‖v_S - v_T‖²: the squared slope of the mean in the velocity over twice the variance.
@@ -15,7 +15,14 @@ StepWeight = Literal["ode", "kl", "flow_grpo", "v", "x0"]
 
 
 def step_weight(name: StepWeight, kernel: Kernel, t: Tensor, s: Tensor, eta: Tensor) -> Tensor:
-    """ω (B,) of steps t → s, for distances that are means over coordinates.
+    """Return ω (B,) of steps t → s, for distances that are means over coordinates.
+
+    Args:
+        name: One of the weights below.
+        kernel: The kernel of the step.
+        t: Times of the states, (B,).
+        s: Times that the step leads to, (B,).
+        eta: Noise levels, (B,).
 
     ode         ½ (t - s)²: half the squared distance of where the two steps of the ODE lead
     kl          the KL of the kernel's Gaussians at noise level eta
@@ -34,12 +41,7 @@ def step_weight(name: StepWeight, kernel: Kernel, t: Tensor, s: Tensor, eta: Ten
     return weight * (t - s) if name == "flow_grpo" else weight
 
 
-def squared_distance(v: Tensor, other: Tensor) -> Tensor:
-    """‖v - other‖² per coordinate, fp32, (B, ...) → (B,)."""
-    return ((v.float() - other.float()) ** 2).flatten(1).mean(1)
-
-
 def self_normalised(v: Tensor, other: Tensor) -> Tensor:
-    """‖v - other‖² over the detached mean of |v - other|, (B, ...) → (B,): far and near states then pull alike."""
+    """Return ‖v - other‖² over the detached mean of |v - other|, (B, ...) → (B,); far and near states pull alike."""
     error = (v.float() - other.float()).flatten(1)
     return (error**2).mean(1) / error.detach().abs().mean(1).clamp(min=1e-6)

@@ -1,4 +1,4 @@
-"""Losses, each a function of tensors with one row per example."""
+"""Losses are functions of tensors with one row per example."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,18 @@ from ..sampling.kernels import Gaussian
 
 
 def flow_matching(v: Tensor, target: Tensor) -> Tensor:
-    """‖v - target‖² per coordinate, (B, ...) → (B,)."""
+    """Return ‖v - target‖² per coordinate, fp32, (B, ...) → (B,)."""
     return ((v.float() - target.float()) ** 2).flatten(1).mean(1)
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """-min(ρA, clip(ρ, 1 ± clip) A) with ρ = e^log_ratio; shapes broadcast (PPO, arXiv:1707.06347, eq. 7)."""
+    """Return -min(ρA, clip(ρ, 1 ± clip) A) with ρ = e^log_ratio; shapes broadcast (PPO, arXiv:1707.06347, eq. 7)."""
     ratio = log_ratio.exp()
     return -torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def guard_log_ratio(p: Gaussian, old: Gaussian, x: Tensor) -> Tensor:
-    """GRPO-Guard's normalised log-ratio, in closed form, (B, ...) → (B,) (arXiv:2510.22319).
+    """Return GRPO-Guard's normalised log-ratio, in closed form, (B, ...) → (B,) (arXiv:2510.22319).
 
     (log π - log π_old + ‖μ - μ_old‖²/2σ²) σ = mean(ε ⊙ (μ - μ_old)) with ε the noise of the step: the
     quadratic terms cancel, so the ratio has mean 1 at every noise level and nothing large is subtracted

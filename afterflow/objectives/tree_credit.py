@@ -1,6 +1,6 @@
 """Credit in trees of denoising states (BranchGRPO, arXiv:2509.06040).
 
-Levels are those of `rollout`: (P, W_k) nodes after k steps, G leaves, and the leaves of a node stand side by side.
+Levels are those of a rollout: (P, W_k) nodes after k steps, G leaves.  The leaves of a node stand side by side.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def widths(steps: int, splits: Sequence[int], children: int) -> tuple[int, ...]:
-    """(steps + 1) numbers of nodes, from one root; each split step multiplies them."""
+    """Return steps + 1 numbers of nodes, from one root; a split multiplies them by `children`."""
     sizes = [1]
     for k in range(steps):
         sizes.append(sizes[-1] * (children if k in splits else 1))
@@ -18,15 +18,15 @@ def widths(steps: int, splits: Sequence[int], children: int) -> tuple[int, ...]:
 
 
 def path_log_prob(log_prob: Sequence[Tensor], level: int, leaves: int) -> Tensor:
-    """(P, G): what each leaf's path below its node of `level` was worth, the sum of the steps' log-probabilities."""
+    """Return the log-probability of the path to each leaf from its node of `level`, (P, G): the sum over its steps."""
     below = [step.repeat_interleave(leaves // step.shape[1], 1) for step in log_prob[level:]]
     return torch.stack(below).sum(0) if below else log_prob[-1].new_zeros(len(log_prob[-1]), leaves)
 
 
 def fuse(reward: Tensor, log_path: Tensor, width: int, beta: float) -> Tensor:
-    """Leaf rewards (P, G) → (P, width): their mean under each node, weighted by softmax(β log_path).
+    """Return the mean of the leaf rewards (P, G) under each node, (P, width), weighted by softmax(β log_path).
 
-    β = 0 weighs leaves alike. A leaf without a reward (NaN) leaves the mean; a node without any gets NaN.
+    β = 0 weighs leaves alike.  A leaf without a reward (NaN) leaves the mean; a node without any gets NaN.
     """
     # Above the tree's lowest, so that nodes of equal leaves are equal to the last bit whatever their weights.
     lowest = reward.nan_to_num(torch.inf).amin(1, keepdim=True)
@@ -36,13 +36,13 @@ def fuse(reward: Tensor, log_path: Tensor, width: int, beta: float) -> Tensor:
 
 
 def best_children(reward: Tensor, children: int) -> Tensor:
-    """Leaf rewards (P, G) → bool (P, G): the best of each `children` that stand side by side (Parent-Top1)."""
+    """Return the best of every `children` leaves that stand side by side (Parent-Top1): (P, G) → (P, G) bool."""
     brood = reward.unflatten(1, (-1, children))
     return torch.zeros_like(brood, dtype=torch.bool).scatter(2, brood.argmax(2, keepdim=True), True).flatten(1)
 
 
 def extremes(reward: Tensor, b: int) -> Tensor:
-    """Leaf rewards (P, G) → bool (P, G): the b best and the b worst of each tree (Extreme-b)."""
+    """Return the b best and the b worst leaves of each tree (Extreme-b): rewards (P, G) → (P, G) bool."""
     order = reward.argsort(dim=1, stable=True)
     chosen = torch.cat([order[:, :b], order[:, order.shape[1] - b :]], 1)
     return torch.zeros_like(reward, dtype=torch.bool).scatter(1, chosen, True)

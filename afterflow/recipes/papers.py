@@ -25,16 +25,7 @@ from ..algorithms.windows import SlidingWindow
 from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import ImageFolder
 from ..data.prompts import PromptFile
-from ..experiment.config import (
-    Algorithm,
-    Batches,
-    Checkpoints,
-    Evaluation,
-    Logging,
-    Optimization,
-    Prompts,
-    Run,
-)
+from ..experiment.config import AnyAlgorithm, Batches, Checkpoints, Evaluation, Logging, Optimization, Prompts, Run
 from ..experiment.stages import Chain, Merge
 from ..models.adapters import LoRA
 from ..models.flux import Flux
@@ -225,7 +216,7 @@ def _flow_grpo(name: str, reward: str, beta: float, data: Prompts, held_out: Pro
     )
 
 
-def _flux(algorithm: Algorithm, name: str, tune: LoRA, rate: float, judge: VLMJudge | None = None) -> Run:
+def _flux(algorithm: AnyAlgorithm, name: str, tune: LoRA, rate: float, judge: VLMJudge | None = None) -> Run:
     return Run(
         algorithm,
         HPD,

@@ -40,7 +40,7 @@ def shapes_sft() -> Run:
 
 def shapes_sft_matched() -> Run:
     """The control of SOAR: as many supervised states for each image, all on the line."""
-    return replace(shapes_sft(), algorithm=SFT(draws=3), name="shapes_sft_matched")
+    return replace(shapes_sft(), algorithm=SFT(num_noises=3), name="shapes_sft_matched")
 
 
 def shapes_soar() -> Run:

@@ -38,7 +38,7 @@ def shapes_ddpo() -> Run:
 
 def shapes_ddpo_history() -> Run:
     """DDPO with each prompt's own history: 320 prompts, each of which comes again after ten iterations."""
-    algorithm = DDPO(WEIGHTS, steps=STEPS, group=8, history=32, least=16, clip=1e-3)
+    algorithm = DDPO(WEIGHTS, steps=STEPS, group=8, history=32, min_count=16, clip=1e-3)
     return _run(algorithm, "shapes_ddpo_history", data=ShapesPrompts(count=320), batch=32)
 
 

@@ -1,8 +1,8 @@
-"""What a velocity field is conditioned on, and the example of supervised training."""
+"""Conditioning of a velocity field on prompts, and the rows of supervised training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,22 +11,24 @@ from .flow import expand
 
 
 class Embedding(NamedTuple):
-    """Encoded texts, one row each."""
+    """An embedding holds encoded texts, one row each."""
 
     sequence: Tensor  # (P, L, D)
     pooled: Tensor | None = None  # (P, D')
     mask: Tensor | None = None  # (P, L) long: 0 where a sequence is only padded
 
     def rows(self, chosen: Tensor | slice) -> "Embedding":
+        """Return the embedding of the chosen rows."""
         return Embedding(*(None if x is None else x[chosen] for x in self))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "Embedding":
+        """Return the embedding on a device."""
         return Embedding(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The prompts of B rows, as indices into P records and their U texts, so that no embedding is ever copied."""
+    """The prompts of B rows are indices into P records and their U texts, so that no embedding is ever copied."""
 
     positive: Embedding  # U rows; they may lie in the CPU's memory, since those of T5 and many prompts fill a GPU
     texts: Tensor  # (P,) long: which of them is a record's
@@ -42,68 +44,74 @@ class Conditioning:
         return replace(self, index=self.index[rows.to(self.index.device)])
 
     def records(self) -> list[dict]:
-        """The rows' own records."""
+        """Return the record of each row."""
         return [self.prompts[i] for i in self.index.tolist()]
 
     def dropped(self, mask: Tensor) -> "Conditioning":
-        """The rows where mask (B,) is true lose their prompt."""
+        """Return the conditioning without the prompts of the rows where mask (B,) is true."""
         return replace(self, index=self.index.masked_fill(mask.to(self.index.device), -1))
 
     def embedding(self) -> Embedding:
-        """The rows' embeddings, gathered: B rows."""
+        """Gather the embeddings of the B rows."""
         chosen, empty = self.texts[self.index.clamp(min=0)], self.index < 0
         rows = self.positive.rows(chosen.to(self.positive.sequence.device)).to(self.index.device)
-        columns = zip(self.negative, rows)
-        found = [None if n is None or p is None else torch.where(expand(empty, p), n, p) for n, p in columns]
-        assert found[0] is not None
-        return Embedding(torch.nn.functional.pad(found[0], (0, 0, 0, self.padding)), *found[1:])
+        columns = [
+            None if negative is None or positive is None else torch.where(expand(empty, positive), negative, positive)
+            for negative, positive in zip(self.negative, rows)
+        ]
+        assert columns[0] is not None
+        return Embedding(torch.nn.functional.pad(columns[0], (0, 0, 0, self.padding)), *columns[1:])
 
 
 def condition(
     positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None
 ) -> Conditioning:
-    """A Cond of one row per record; texts (P,) says which row of `positive` is whose where records share them.
+    """Return the conditioning of one row per record, on the device of `negative`.
 
-    Rows are on the device of `negative`.
+    texts (P,) holds the row of `positive` that belongs to each record, where records share texts.
     """
     rows = torch.arange(len(prompts), device=negative.sequence.device)
     return Conditioning(positive, rows if texts is None else texts, negative, prompts, rows)
 
 
-T = TypeVar("T")
+_Rows = TypeVar("_Rows")
 
 
-def move_rows(rows: T, device: torch.device | str) -> T:
-    """Rows, any dataclass of tensors, on a device; their prompts stay where they are."""
-    found = {}
-    for each in fields(rows):  # type: ignore[arg-type]
-        value = getattr(rows, each.name)
-        inner = is_dataclass(value) and not isinstance(value, Conditioning)
-        found[each.name] = (
-            value.to(device) if isinstance(value, Tensor) else move_rows(value, device) if inner else value
-        )
-    return replace(rows, **found)  # type: ignore[type-var]
+def move_rows(rows: _Rows, device: torch.device | str) -> _Rows:
+    """Move rows, any dataclass of tensors, to a device; their prompts stay where they are."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        nested = is_dataclass(value) and not isinstance(value, Conditioning)
+        return move_rows(value, device) if nested else value
+
+    return replace(rows, **{column.name: move(getattr(rows, column.name)) for column in fields(rows)})  # type: ignore
 
 
 class Velocity(Protocol):
+    """A velocity field is a network, perhaps under guidance, as sampler and algorithms call it."""
+
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """v(x, t | cond): (B, ...), (B,), B rows → (B, ...)."""
+        """Return v(x, t | cond): (B, ...), (B,), B rows → (B, ...)."""
         ...
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Clean latents with their prompts: what supervised algorithms learn from."""
+    """Clean latents with their prompts are what supervised algorithms learn from."""
 
     x0: Tensor  # (B, ...)
     cond: Conditioning  # B rows
+    seeds: Tensor | None = None  # (B,) long: each row draws its random numbers from its seed; the trainer sets them
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def __getitem__(self, rows: Tensor) -> "Pairs":
-        return Pairs(self.x0[rows], self.cond[rows])
+        seeds = None if self.seeds is None else self.seeds[rows.to(self.seeds.device)]
+        return Pairs(self.x0[rows], self.cond[rows], seeds)
 
     def mass(self, rows: Tensor) -> float:
-        """How much these rows count beside others of the same update."""
+        """Return how much these rows count beside others of the same update: their number."""
         return float(len(rows))

@@ -16,50 +16,50 @@ from .row_random import RowRandom
 
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
-    """(B,) → (B, 1, ..., 1), ready to broadcast against x."""
+    """Reshape t (B,) to (B, 1, ..., 1), ready to broadcast against x."""
     return t.view(-1, *[1] * (x.ndim - 1))
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """x_t on the line from x0 to noise, both (B, ...), at times t (B,)."""
+    """Return x_t on the line from x0 to noise, both (B, ...), at times t (B,)."""
     t = expand(t, x0)
     return (1 - t) * x0 + t * noise
 
 
 def renoise(x: Tensor, noise: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """The state at t >= s on the line from the state x (B, ...) at s to `noise`; s and t (B,)."""
+    """Return the state at t >= s on the line from the state x (B, ...) at s to `noise`; s and t are (B,)."""
     return interpolate(x, noise, (t - s) / (1 - s))
 
 
 def predict_x0(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """The image at the end of the line through x with velocity v; x, v (B, ...), t (B,)."""
+    """Return the image at the end of the line through x with velocity v; x, v are (B, ...), t is (B,)."""
     return x - expand(t, x) * v
 
 
 def predict_noise(x: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """The noise at the other end of the same line."""
+    """Return the noise at the other end of the same line."""
     return x + (1 - expand(t, x)) * v
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
-    """Times moved towards the noise for shift > 1 (SD3, eq. 23); 0 and 1 stay where they are."""
+    """Move times towards the noise where shift > 1 (SD3, eq. 23); 0 and 1 stay where they are."""
     # Rounding puts some shifts of 1 a hair above it, where an SDE has the root of a negative number.
     return (shift * t / (1 + (shift - 1) * t)).clamp(max=1)
 
 
-def logit_normal(draws: RowRandom) -> Tensor:
-    """Training times (B,), denser in the middle of the line (SD3, eq. 19, mean 0 and std 1)."""
-    return draws.normal(()).sigmoid()
+def logit_normal(random: RowRandom) -> Tensor:
+    """Draw training times (B,), denser in the middle of the line (SD3, eq. 19, mean 0 and std 1)."""
+    return random.normal(()).sigmoid()
 
 
-def uniform(draws: RowRandom) -> Tensor:
-    """Training times (B,), spread evenly."""
-    return draws.uniform()
+def uniform(random: RowRandom) -> Tensor:
+    """Draw training times (B,), spread evenly."""
+    return random.uniform()
 
 
-def mode(draws: RowRandom, scale: float = 1.29) -> Tensor:
-    """Training times (B,), denser in the middle but nowhere absent (SD3, eq. 20)."""
-    u = draws.uniform()
+def mode(random: RowRandom, scale: float = 1.29) -> Tensor:
+    """Draw training times (B,), denser in the middle but nowhere absent (SD3, eq. 20)."""
+    u = random.uniform()
     return 1 - u - scale * ((math.pi / 2 * u).cos() ** 2 - 1 + u)
 
 
@@ -73,7 +73,7 @@ WeightingName = Literal["none", "sigma_sqrt", "cosmap"]
 
 
 def weighting(name: WeightingName, t: Tensor) -> Tensor:
-    """How much the loss at times t counts: t^-2, or 2 / (π (1 - 2t + 2t²)) (SD3, section 3.1)."""
+    """Return the weight of the loss at times t: 1, t^-2, or 2 / (π (1 - 2t + 2t²)) (SD3, section 3.1)."""
     if name == "sigma_sqrt":
         return t**-2
     return 2 / (math.pi * (1 - 2 * t + 2 * t**2)) if name == "cosmap" else torch.ones_like(t)

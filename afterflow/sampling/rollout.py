@@ -1,4 +1,4 @@
-"""Rollouts: from prompts to trees of denoising states.
+"""Rollouts lead from prompts to trees of denoising states.
 
 A plan says what every step does; `sample` carries it out.  A chain is a tree that only branches
 at the root, so one sampler serves Flow-GRPO's groups, MixGRPO's window and BranchGRPO's trees.
@@ -7,8 +7,8 @@ parents, K of their children, R rewards that keep advantages of their own.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,16 +19,21 @@ from .kernels import Gaussian, Kernel, log_prob
 from .row_random import RowRandom
 from .solvers import second_order
 
+Levels = Sequence[Tensor]
+"""N tensors, one for each step of a rollout, (P, W_{k+1}, ...) each."""
+
 
 @dataclass(frozen=True)
 class Plan:
+    """A plan says what every step of a rollout does."""
+
     times: Tensor  # (N+1,) from 1 down to 0
     eta: Tensor  # (N,) noise level of each step; 0 is the ODE
     widths: tuple[int, ...]  # (N+1,) W_k; a step branches where W grows
     train: Tensor  # (N, G) bool: the steps on each leaf's path that are trained on
     split_noise: float | None = None  # λ of siblings' correlated noise (`siblings`); None: independent
     second_order: tuple[int, ...] = ()  # ODE steps by DPM-Solver++ 2M instead of Euler
-    density: bool = True  # whether training asks for the log-probability of a step, so that it must have one
+    density: bool = True  # whether training needs the log-probability of a step, so that it must have one
 
     def __post_init__(self) -> None:
         for k, (w, w_next) in enumerate(zip(self.widths, self.widths[1:])):
@@ -42,46 +47,53 @@ class Plan:
 
     @property
     def steps(self) -> int:
+        """Return N, the number of steps."""
         return len(self.eta)
 
     @property
     def evaluations(self) -> float:
-        """Velocities computed per image: siblings share those of their ancestors."""
+        """Return the velocities computed per image; siblings share those of their ancestors."""
         return sum(self.widths[:-1]) / self.widths[-1]
 
     def trained(self, k: int) -> Tensor:
-        """(W_{k+1},) bool: which states after step k are trained on."""
+        """Return which states after step k are trained on, (W_{k+1},) bool."""
         return self.train[k].view(self.widths[k + 1], -1).any(1)
 
 
 def chain(
     times: Tensor, group: int, eta: float, train: Sequence[int], shared_noise: bool = False, density: bool = True
 ) -> Plan:
-    """G rollouts per prompt, stochastic where trained and ODE elsewhere.
+    """Return the plan of G rollouts per prompt, stochastic where trained and ODE elsewhere.
 
-    With shared noise they are one until the first stochastic step, which is where they branch: what all of them
-    would compute alike is computed once.
+    Args:
+        times: The (N+1,) times of the steps.
+        group: G.
+        eta: Noise level of the stochastic steps.
+        train: The steps that are stochastic and trained.
+        shared_noise: Whether all rollouts of a prompt start from one noise.  They are then one until the first
+            stochastic step, which is where they branch: what all of them would compute alike is computed once.
+        density: Whether training needs the log-probability of a step.
     """
     steps = len(times) - 1
     trained = torch.tensor([k in train for k in range(steps)])
-    alike = min(train, default=-1) + 1 if shared_noise else 0
-    sizes = (1,) * alike + (group,) * (steps + 1 - alike)
-    return Plan(times, eta * trained, sizes, trained[:, None].expand(steps, group), density=density)
+    common = min(train, default=-1) + 1 if shared_noise else 0
+    widths = (1,) * common + (group,) * (steps + 1 - common)
+    return Plan(times, eta * trained, widths, trained[:, None].expand(steps, group), density=density)
 
 
 @dataclass(frozen=True)
 class Rollout:
+    """A rollout holds the states that a sampler passed on its way from noise to the images of P prompts."""
+
     plan: Plan
     cond: Conditioning  # P prompts
     x: list[Tensor]  # N+1 of (P, W_k, ...); child j of level k+1 comes from parent j // (W_{k+1} / W_k)
     mean: list[Tensor]  # N of (P, W_k, ...): where each step's Gaussian had its mean
     log_prob: list[Tensor]  # N of (P, W_{k+1}), of the step into x[k+1]; 0 where the step was the ODE
-    # (P,) long: which these prompts are, where log_prob is of other processes' too
-    mine: Tensor | slice = field(default_factory=lambda: slice(None))
 
     @property
     def leaves(self) -> Tensor:
-        """The finished latents (P, G, ...)."""
+        """Return the finished latents (P, G, ...)."""
         return self.x[-1]
 
 
@@ -93,74 +105,108 @@ def sample(
     cond: Conditioning,
     noise: Tensor,
     generators: Sequence[torch.Generator],
-    keep: torch.device | str | None = None,
+    states_device: torch.device | str | None = None,
 ) -> Rollout:
     """Denoise noise (P, W_0, ...) as the plan says.  Siblings share one forward pass.
 
-    Each prompt draws from a generator of its own, so that its images depend neither on the other
-    prompts nor on how many processes share them.  States keep the dtype of `noise`: they are rounded to
-    it *before* their log-probability is taken, else a replay in low precision is biased by the rounding.
-    What the update needs is moved to the device `keep`, if any; the leaves stay, to be decoded.
+    States keep the dtype of `noise`: they are rounded to it *before* their log-probability is taken, else a replay in
+    low precision is biased by the rounding.
+
+    Args:
+        velocity: The field to follow.
+        kernel: The Gaussian of each step.
+        plan: What every step does.
+        cond: The P prompts.
+        noise: Where the P trees begin, (P, W_0, ...).
+        generators: One for each prompt, so that its images depend neither on the other prompts nor on how many
+            processes share them.
+        states_device: Where states wait for the update, None: where they are made.  The leaves stay, to be decoded.
     """
-    times, etas = plan.times.to(noise.device), plan.eta.to(noise.device)
     x, xs, means, log_probs = noise, [], [], []
     predicted = None  # the images that the last step's velocities pointed at, (P, W, ...)
     for k in range(plan.steps):
-        xs.append(x.to(keep))
-        P, W = x.shape[:2]
-        rows = torch.arange(P, device=noise.device).repeat_interleave(W)
-        t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], etas[k]))
-        flat = x.flatten(0, 1)
-        v = velocity(flat, t, cond[rows])
-        p = kernel(flat, v, t, s, eta)
-        if plan.second_order:
-            x0, before = predict_x0(flat.float(), v.float(), t), predicted
-            predicted = x0.unflatten(0, (P, W))
-            if k in plan.second_order and before is not None:
-                x0_before = before.repeat_interleave(W // before.shape[1], 1).flatten(0, 1)
-                p = Gaussian(p.mean + second_order(x0, x0_before, times[k - 1].expand(P * W), t, s), p.std)
-        mean = p.mean.unflatten(0, (P, W))
-        means.append(mean.to(keep))
+        xs.append(x.to(states_device))
+        p, predicted = _step(velocity, kernel, plan, k, cond, x, predicted)
+        mean = p.mean.unflatten(0, x.shape[:2])
+        means.append(mean.to(states_device))
         if plan.eta[k] == 0:
             x = mean.to(noise.dtype)
-            log_probs.append(torch.zeros(P, W, device=noise.device))
+            log_probs.append(torch.zeros(x.shape[:2], device=noise.device))
         else:
-            p = Gaussian(*(a.repeat_interleave(plan.widths[k + 1] // W, 0) for a in p))
-            fresh = prompt_noise(generators, plan.widths[k + 1], noise)
-            if plan.split_noise is not None and plan.widths[k + 1] > W:
-                fresh = siblings(fresh, prompt_noise(generators, W, noise), plan.split_noise)
+            W_next = plan.widths[k + 1]
+            p = Gaussian(*(a.repeat_interleave(W_next // x.shape[1], 0) for a in p))
+            fresh = _fresh_noise(plan, k, generators, noise)
             flat = (p.mean + p.std * fresh.flatten(0, 1)).to(noise.dtype)
-            x = flat.unflatten(0, (P, -1))
-            log_probs.append(log_prob(p, flat).unflatten(0, (P, -1)))
+            x = flat.unflatten(0, (-1, W_next))
+            log_probs.append(log_prob(p, flat).unflatten(0, (-1, W_next)))
     return Rollout(plan, cond, [*xs, x], means, log_probs)
 
 
+def _step(
+    velocity: Velocity, kernel: Kernel, plan: Plan, k: int, cond: Conditioning, x: Tensor, predicted: Tensor | None
+) -> tuple[Gaussian, Tensor | None]:
+    """Return the Gaussian of step k from the states x (P, W, ...), P·W rows, and the images they point at.
+
+    Images are predicted, (P, W, ...), only where the plan has steps of second order.
+    """
+    P, W = x.shape[:2]
+    rows = torch.arange(P, device=x.device).repeat_interleave(W)
+    times = plan.times.to(x.device)
+    t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], plan.eta.to(x.device)[k]))
+    flat = x.flatten(0, 1)
+    v = velocity(flat, t, cond[rows])
+    p = kernel(flat, v, t, s, eta)
+    if not plan.second_order:
+        return p, None
+    x0 = predict_x0(flat.float(), v.float(), t)
+    if k in plan.second_order and predicted is not None:
+        x0_before = predicted.repeat_interleave(W // predicted.shape[1], 1).flatten(0, 1)
+        p = Gaussian(p.mean + second_order(x0, x0_before, times[k - 1].expand(P * W), t, s), p.std)
+    return p, x0.unflatten(0, (P, W))
+
+
+def _fresh_noise(plan: Plan, k: int, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+    """Draw the noise of step k, (P, W_{k+1}, ...), correlated among siblings where the plan says so."""
+    W, W_next = plan.widths[k : k + 2]
+    fresh = prompt_noise(generators, W_next, like)
+    if plan.split_noise is not None and W_next > W:
+        fresh = siblings(fresh, prompt_noise(generators, W, like), plan.split_noise)
+    return fresh
+
+
 def concatenate(parts: Sequence[Rollout]) -> Rollout:
-    """Rollouts of some prompts after another, as of all; their prompts are rows of one data set."""
+    """Join rollouts of several groups of prompts, which are rows of one data set, to the rollout of all."""
+
+    def levels(name: str) -> list[Tensor]:
+        return [torch.cat(level) for level in zip(*(getattr(part, name) for part in parts))]
+
     first = parts[0]
-    levels = lambda kind: [torch.cat(level) for level in zip(*(getattr(part, kind) for part in parts))]
     cond = replace(first.cond, index=torch.cat([part.cond.index for part in parts]))
     return Rollout(first.plan, cond, levels("x"), levels("mean"), levels("log_prob"))
 
 
-def siblings(own: Tensor, shared: Tensor, lam: float) -> Tensor:
-    """(ξ + λη) / √(1 + λ²): own noise η (P, W', ...) mixed with the parents' ξ (P, W, ...), as in BranchGRPO.
+def siblings(child_noise: Tensor, parent_noise: Tensor, lam: float) -> Tensor:
+    """Return (ξ + λη) / √(1 + λ²), the children's noise η (P, W', ...) mixed with the parents' ξ (P, W, ...).
 
-    Each child's noise is still standard normal, so its log-probability is the sampler's; two siblings' noises
-    have the correlation 1 / (1 + λ²).
+    This is BranchGRPO's.  Each child's noise is still standard normal, so its log-probability is the sampler's; two
+    siblings' noises have the correlation 1 / (1 + λ²).
     """
-    common = shared.repeat_interleave(own.shape[1] // shared.shape[1], 1)
-    return (common + lam * own) / math.sqrt(1 + lam**2)
+    common = parent_noise.repeat_interleave(child_noise.shape[1] // parent_noise.shape[1], 1)
+    return (common + lam * child_noise) / math.sqrt(1 + lam**2)
 
 
 def prompt_noise(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:
-    """Standard normal (P, width, ...) fp32 in the state shape of like (P, W, ...), a generator per prompt."""
+    """Draw standard normal noise (P, width, ...) fp32 in the state shape of like (P, W, ...), a generator a prompt."""
     return RowRandom(generators).normal((width, *like.shape[2:])).to(like.device)
+
+
+PARENT_COLUMNS = ("x", "mean", "t", "s", "eta", "count", "cond")
+CHILD_COLUMNS = ("x_next", "log_prob", "advantage")
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """Steps x_t → x_s cut loose from their trees, to train on: M parents, and their K children in the same order."""
+    """Transitions are steps x_t → x_s cut loose from their trees: M parents, and their K children in the same order."""
 
     x: Tensor  # (M, ...)
     mean: Tensor  # (M, ...) of the Gaussian that drew the children
@@ -172,13 +218,10 @@ class Transitions:
     x_next: Tensor  # (K, ...)
     log_prob: Tensor  # (K,) under the policy that took the step
     advantage: Tensor  # (K, R), weights of the rewards included
-    place: Tensor  # (M,) long: of each parent among those of all processes
-    total: int  # how many those are
-    prompt: Tensor  # (M,) long: of which prompt, among those of all processes
 
     @property
     def parent(self) -> Tensor:
-        """(K,) long: whose child each is."""
+        """Return the row of each child's parent, (K,) long."""
         return torch.arange(len(self), device=self.count.device).repeat_interleave(self.count)
 
     def __len__(self) -> int:
@@ -186,57 +229,60 @@ class Transitions:
 
     def __getitem__(self, rows: Tensor) -> "Transitions":
         count, first = self.count[rows], self.count.cumsum(0) - self.count
-        place = torch.arange(int(count.sum()), device=count.device)  # of a child among all that are chosen
-        children = (first[rows] - (count.cumsum(0) - count)).repeat_interleave(count) + place
-        of_children = {name: getattr(self, name)[children] for name in ("x_next", "log_prob", "advantage")}
-        parents = ("x", "mean", "t", "s", "eta", "count", "cond", "place", "prompt")
-        of_parents = {name: getattr(self, name)[rows] for name in parents}
-        return Transitions(**of_parents, **of_children, total=self.total)
+        position = torch.arange(int(count.sum()), device=count.device)  # among all chosen children
+        children = (first[rows] - (count.cumsum(0) - count)).repeat_interleave(count) + position
+        return Transitions(
+            **{name: getattr(self, name)[rows] for name in PARENT_COLUMNS},
+            **{name: getattr(self, name)[children] for name in CHILD_COLUMNS},
+        )
 
     def mass(self, rows: Tensor) -> float:
-        """How many children these rows have."""
+        """Return the number of children that these rows have."""
         return float(self.count[rows].sum())
 
 
-def transitions(rollout: Rollout, advantages: Sequence[Tensor]) -> Transitions:
-    """The steps that the plan trains, as rows.  advantages: N of (P, W_{k+1}, R), NaN = do not train.
+def trained_children(plan: Plan, advantages: Levels) -> Iterator[tuple[int, Tensor]]:
+    """Yield each step k that the plan trains, with a bool (P, W_{k+1}) of the states after it that are trained on.
 
-    They are those of all prompts, the rollout's own and other processes'.  Parents that are left with no child to
-    train on are dropped.
+    advantages: N of (P, W_{k+1}, R); NaN takes a state out of training.
     """
-    plan, total, levels = rollout.plan, 0, []
     for k in range(plan.steps):
         if bool(plan.train[k].any()):
-            level, many = _level(rollout, k, advantages[k])
-            levels.append(level | {"place": level["place"] + total})
-            total += many
+            yield k, advantages[k].isfinite().all(-1) & plan.trained(k).to(advantages[k].device)
+
+
+def transitions(rollout: Rollout, advantages: Levels) -> Transitions:
+    """Return the steps that the plan trains as rows, step by step and in each step prompt by prompt.
+
+    advantages: N of (P, W_{k+1}, R); NaN takes a state out of training.  Parents that are left with no child to train
+    on are dropped.
+    """
+    levels = [_level(rollout, k, advantages[k], mask) for k, mask in trained_children(rollout.plan, advantages)]
     columns = {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
-    own = columns["prompt"]
-    columns["prompt"] = torch.arange(len(rollout.log_prob[0]), device=own.device)[rollout.mine][own]
-    return Transitions(**columns, cond=rollout.cond[own], total=total)
+    prompt = columns.pop("prompt")
+    return Transitions(**columns, cond=rollout.cond[prompt])
 
 
-def _level(rollout: Rollout, k: int, advantages: Tensor) -> tuple[dict[str, Tensor], int]:
-    """The columns of the edges of step k, and how many parents all processes have there."""
+def _level(rollout: Rollout, k: int, advantages: Tensor, trained: Tensor) -> dict[str, Tensor]:
+    """Return the columns of the rows of step k, of whose children (P, W_{k+1}) some are trained."""
     plan, x = rollout.plan, rollout.x[k]
     W = x.shape[1]
-    trained = advantages.isfinite().all(-1) & plan.trained(k).to(advantages.device)
-    counts = trained.unflatten(1, (W, -1)).sum(2)
-    places = (counts > 0).flatten().cumsum(0).view_as(counts) - 1
-    kept, advantage = trained[rollout.mine].to(x.device), advantages[rollout.mine].to(x.device)
-    count = counts[rollout.mine].flatten().to(x.device)
+    trained = trained.to(x.device)
+    count = trained.unflatten(1, (W, -1)).sum(2).flatten()
     parents = count.nonzero().squeeze(1)
-    everywhere = lambda value: value.to(x.device).expand(len(parents))
+
+    def column(value: Tensor) -> Tensor:
+        return value.to(x.device).expand(len(parents))
+
     return {
         "x": x.flatten(0, 1)[parents],
         "mean": rollout.mean[k].flatten(0, 1)[parents],
-        "t": everywhere(plan.times[k]),
-        "s": everywhere(plan.times[k + 1]),
-        "eta": everywhere(plan.eta[k]),
+        "t": column(plan.times[k]),
+        "s": column(plan.times[k + 1]),
+        "eta": column(plan.eta[k]),
         "count": count[parents],
         "prompt": parents // W,
-        "x_next": rollout.x[k + 1][kept].to(x.device),
-        "log_prob": rollout.log_prob[k][rollout.mine].to(x.device)[kept],
-        "advantage": advantage[kept],
-        "place": places[rollout.mine].flatten().to(x.device)[parents],
-    }, int((counts > 0).sum())
+        "x_next": rollout.x[k + 1][trained].to(x.device),
+        "log_prob": rollout.log_prob[k].to(x.device)[trained],
+        "advantage": advantages.to(x.device)[trained],
+    }

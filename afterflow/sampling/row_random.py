@@ -1,4 +1,4 @@
-"""Random numbers by row: what a row draws depends on no other, whoever computes it beside which."""
+"""Random numbers by row: what a row draws depends on no other row of its batch and on no process."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,20 @@ from torch import Tensor
 
 
 class RowRandom:
-    """Random numbers of B rows, each from a generator of its own, so that a row's depend on no other row."""
+    """Random numbers for B rows come from one generator a row, so that those of a row depend on no other."""
 
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         self.generators = generators
 
+    @classmethod
+    def seeded(cls, seeds: Tensor) -> "RowRandom":
+        """Return a source for rows with these seeds, (B,) long; the same seeds give the same numbers again."""
+        return cls([torch.Generator().manual_seed(seed) for seed in seeds.tolist()])
+
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal (B, *shape), on the CPU."""
+        """Draw standard normal numbers (B, *shape), on the CPU."""
         return torch.stack([torch.randn(tuple(shape), generator=g, device=g.device) for g in self.generators])
 
     def uniform(self) -> Tensor:
-        """(B,) in [0, 1), on the CPU."""
+        """Draw (B,) numbers in [0, 1), on the CPU."""
         return torch.stack([torch.rand((), generator=g) for g in self.generators])

@@ -1,4 +1,4 @@
-"""Schedules: the grids of times that a sampler walks down, from 1 (noise) to 0 (image)."""
+"""Schedules are the grids of times that a sampler walks down, from 1 (noise) to 0 (image)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,71 +11,64 @@ from .flow import shifted
 
 
 class Schedule(ABC):
-    """Where a sampler stops between the noise and the image."""
+    """A schedule says where a sampler stops between the noise and the image."""
 
     @abstractmethod
     def times(self, steps: int) -> Tensor:
-        """(steps + 1,) float32 from 1 down to 0."""
+        """Return (steps + 1,) float32 times from 1 down to 0."""
 
     @property
     @abstractmethod
     def warp(self) -> float:
-        """The shift that turns even steps into this schedule's."""
+        """Return the shift that turns even steps into those of this schedule."""
 
     def rest(self, t: float, steps: int) -> Tensor:
-        """(steps + 1,) from t down to 0, even before the shift: the end of a rollout, in fewer steps."""
+        """Return (steps + 1,) times from t down to 0, even before the shift: the end of a rollout, in fewer steps."""
         start = shifted(torch.tensor(t), 1 / self.warp)
         return shifted(torch.linspace(float(start), 0, steps + 1), self.warp)
 
 
 def grid(schedule: Schedule | None, steps: int) -> Tensor:
-    """(steps + 1,) times of a schedule; None stands for the model's own, which a run puts in before it asks."""
+    """Return the (steps + 1,) times of a schedule; a run has put the model's own in the place of None."""
     assert schedule is not None
     return schedule.times(steps)
 
 
-def check_shift(shift: float) -> None:
-    if not shift > 0:
-        raise ValueError(f"schedule.shift = {shift}: it must be positive; 1 leaves the steps where they are")
-
-
 @dataclass(frozen=True)
-class LinearShift(Schedule):
-    """Even steps, shifted: the grid of DanceGRPO, MixGRPO, BranchGRPO and Pref-GRPO."""
+class ShiftedSchedule(Schedule):
+    """A schedule with one number, the shift of its steps towards the noise."""
 
     shift: float = 3.0
-    """Above 1: more steps near the noise."""
+    """A shift above 1 puts more steps near the noise."""
 
     def __post_init__(self) -> None:
-        check_shift(self.shift)
+        if not self.shift > 0:
+            raise ValueError(f"schedule.shift = {self.shift}: it must be positive; 1 leaves the steps where they are")
 
     @property
     def warp(self) -> float:
+        """Return the shift itself."""
         return self.shift
 
+
+@dataclass(frozen=True)
+class LinearShift(ShiftedSchedule):
+    """Even steps are shifted: the grid of DanceGRPO, MixGRPO, BranchGRPO and Pref-GRPO."""
+
     def times(self, steps: int) -> Tensor:
+        """Return (steps + 1,) evenly spaced times, shifted."""
         return shifted(torch.linspace(1, 0, steps + 1), self.shift)
 
 
 @dataclass(frozen=True)
-class SD3Grid(Schedule):
-    """What diffusers' FlowMatchEulerDiscreteScheduler gives SD3, and flow_grpo trains on.
+class SD3Grid(ShiftedSchedule):
+    """The grid that diffusers' FlowMatchEulerDiscreteScheduler gives SD3, and that flow_grpo trains on.
 
-    The low end is shifted twice, so the last step is tiny (0.009 → 0 at 10 steps): too narrow a
-    Gaussian to train on.
+    The low end is shifted twice, so the last step is tiny (0.009 → 0 at 10 steps): too narrow a Gaussian to train on.
     """
 
-    shift: float = 3.0
-    """Above 1: more steps near the noise."""
-
-    def __post_init__(self) -> None:
-        check_shift(self.shift)
-
-    @property
-    def warp(self) -> float:
-        return self.shift
-
     def times(self, steps: int) -> Tensor:
+        """Return (steps + 1,) times whose last step is tiny."""
         lowest = shifted(torch.tensor(0.001), self.shift)
         grid = shifted(torch.linspace(1, float(lowest), steps), self.shift)
         return torch.cat([grid, torch.zeros(1)])
@@ -83,16 +76,16 @@ class SD3Grid(Schedule):
 
 @dataclass(frozen=True)
 class DynamicShift(Schedule):
-    """The dynamic shift e^μ / (e^μ + 1/t - 1) of FLUX.1 and Qwen-Image, with μ linear in the number of image tokens."""
+    """The dynamic shift of FLUX.1 and Qwen-Image is e^μ / (e^μ + 1/t - 1), with μ linear in the number of tokens."""
 
     tokens: int = 1024
-    """Latent tokens of an image: (height / 16) * (width / 16)."""
+    """Number of latent tokens of an image: (height / 16) * (width / 16)."""
     low: tuple[int, float] = (256, 0.5)
     """A number of tokens and the μ that belongs to it."""
     high: tuple[int, float] = (4096, 1.15)
-    """The other end of the line."""
+    """The number of tokens and the μ at the other end of the line."""
     terminal: float = 0.0
-    """Where the last step but one is stretched to; 0: it stays where the shift puts it."""
+    """Time to which the last step but one is stretched; 0 leaves it where the shift puts it."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -102,12 +95,17 @@ class DynamicShift(Schedule):
 
     @property
     def warp(self) -> float:
-        """The exponential shift is the ordinary one with shift e^μ."""
+        """Return e^μ: the exponential shift is the ordinary one with this shift."""
         (n0, mu0), (n1, mu1) = self.low, self.high
         return math.exp(mu0 + (mu1 - mu0) * (self.tokens - n0) / (n1 - n0))
 
     def times(self, steps: int) -> Tensor:
+        """Return (steps + 1,) times, stretched to `terminal` where it is positive."""
         grid = shifted(torch.linspace(1, 1 / steps, steps), self.warp)
         if self.terminal and steps > 1:
             grid = 1 - (1 - grid) * (1 - self.terminal) / (1 - grid[-1])
         return torch.cat([grid, torch.zeros(1)])
+
+
+ScheduleOption = SD3Grid | LinearShift | DynamicShift | None
+"""What an algorithm's option `schedule` may be."""

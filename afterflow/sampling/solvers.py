@@ -7,12 +7,18 @@ from .flow import expand
 
 
 def second_order(x0: Tensor, x0_before: Tensor, before: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """What the second order adds to Euler's step from t to s.
+    """Return what the second order adds to Euler's step from t to s, (B, ...).
 
-    x0 and x0_before (B, ...) are the images predicted at t and at the time before it; times (B,). For rectified
-    flow the solver's first order *is* Euler's step, in which the predicted image has the weight 1 - s / t; the
-    second extrapolates that image along λ = log((1 - t) / t).  0 for the step onto the image, and after a step
-    from pure noise, where λ is infinite.
+    For rectified flow the solver's first order *is* Euler's step, in which the predicted image has the weight
+    1 - s / t.  The second order extrapolates that image along λ = log((1 - t) / t).  It adds 0 to the step onto the
+    image, and after a step from pure noise, where λ is infinite.
+
+    Args:
+        x0: The image predicted at t, (B, ...).
+        x0_before: The image predicted at the time before it, (B, ...).
+        before: The time before t, (B,).
+        t: The time at which the step begins, (B,).
+        s: The time at which it ends, (B,).
     """
     slope = (_log_snr(s) - _log_snr(t)) / (_log_snr(t) - _log_snr(before))
     weight = torch.where(s == 0, 0.0, (1 - s / t) * slope / 2)

@@ -2,9 +2,12 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+
+from ..algorithms.base import Scores
 
 
 class RewardHistory:
@@ -12,28 +15,35 @@ class RewardHistory:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.kept: dict[str, dict[str, deque[float]]] = {}  # reward → prompt → values, the newest last
+        self._values: dict[str, dict[str, deque[float]]] = {}  # reward → prompt → values, the newest last
+
+    def attach(self, scores: Scores, records: Sequence[dict]) -> Scores:
+        """Return the scores of P records with the earlier rewards of their prompts, and remember the new ones."""
+        past = self.recall(list(scores.rewards), records)
+        self.add(scores.rewards, records)
+        return replace(scores, past=past)
 
     def recall(self, names: Sequence[str], records: Sequence[dict]) -> dict[str, Tensor]:
-        """(P, size) of each reward, padded with NaN on the left."""
+        """Return the history of each reward, (P, size), padded with NaN on the left."""
         return {name: torch.stack([self._row(name, record["prompt"]) for record in records]) for name in names}
 
     def _row(self, name: str, prompt: str) -> Tensor:
-        values = list(self.kept.get(name, {}).get(prompt, ()))
+        values = list(self._values.get(name, {}).get(prompt, ()))
         return torch.tensor([torch.nan] * (self.size - len(values)) + values)
 
     def add(self, rewards: Mapping[str, Tensor], records: Sequence[dict]) -> None:
-        """Rewards (P, G) of P records, without those that are NaN."""
+        """Remember rewards (P, G) of P records, without those that are NaN."""
         for name, value in rewards.items():
-            of_prompt = self.kept.setdefault(name, {})
+            by_prompt = self._values.setdefault(name, {})
             for record, row in zip(records, value.tolist()):
-                of_prompt.setdefault(record["prompt"], deque(maxlen=self.size)).extend(v for v in row if v == v)
+                by_prompt.setdefault(record["prompt"], deque(maxlen=self.size)).extend(v for v in row if v == v)
 
     def state(self) -> dict[str, dict[str, list[float]]]:
-        """For JSON."""
-        return {name: {prompt: list(row) for prompt, row in rows.items()} for name, rows in self.kept.items()}
+        """Return the history as what `json.dumps` takes."""
+        return {name: {prompt: list(row) for prompt, row in rows.items()} for name, rows in self._values.items()}
 
     def load(self, state: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-        self.kept = {
+        """Take up the history that `state` returned."""
+        self._values = {
             name: {prompt: deque(row, maxlen=self.size) for prompt, row in rows.items()} for name, rows in state.items()
         }

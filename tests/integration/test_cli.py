@@ -142,9 +142,9 @@ def test_turns_are_whole_numbers():
 
 
 def test_images_can_be_put_in_and_curated(tmp_path):
-    options = ["--images", str(tmp_path), "--data.min-reward", "shapes_fidelity=0.9", "--algorithm.draws", "7"]
+    options = ["--images", str(tmp_path), "--data.min-reward", "shapes_fidelity=0.9", "--algorithm.num-noises", "7"]
     run = overridden(RECIPES["shapes_sft"](), options, "afterflow train")
-    assert run.data == ImageFolder(str(tmp_path), min_reward={"shapes_fidelity": 0.9}) and run.algorithm.draws == 7
+    assert run.data == ImageFolder(str(tmp_path), min_reward={"shapes_fidelity": 0.9}) and run.algorithm.num_noises == 7
     assert overridden(run, ["--images", "owner/name"], "afterflow train").data == HubImages("owner/name")
 
 

@@ -18,13 +18,13 @@ from afterflow.objectives.advantages import Blend, per_prompt_history
 from afterflow.sampling.rollout import sample
 from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
-from toy import MLP, learn, prompts, reward, score
+from toy import MLP, credited, learn, prompts, reward, score
 
 NEAR = {"near": 1.0}
 TREE = BranchGRPO(NEAR, steps=6, splits=(0, 2))
 FAMILY = {
     "ddpo": DDPO(NEAR, steps=5, group=4),
-    "ddpo_history": DDPO(NEAR, steps=5, group=4, history=32, least=8),
+    "ddpo_history": DDPO(NEAR, steps=5, group=4, history=32, min_count=8),
     "dance_grpo": DanceGRPO(NEAR, steps=6, group=4),
     "dance_best_of": DanceGRPO(NEAR, steps=6, group=6, best_of=4),
     "mix_grpo": MixGRPO(NEAR, steps=8, group=4, window=SlidingWindow(width=3)),
@@ -50,15 +50,15 @@ def scored(made):
     return replace(score(made.leaves, made.cond.records()), past={"near": torch.full((4, 32), torch.nan)})
 
 
-def credited(algorithm, policy, iteration=0):
+def rollout_and_rows(algorithm, policy, iteration=0):
     made = rollout(algorithm, policy, iteration)
-    return made, algorithm.credit(Models(policy), made, scored(made), generator())
+    return made, credited(algorithm, made, scored(made))
 
 
 @pytest.mark.parametrize("algorithm", FAMILY.values(), ids=FAMILY)
 def test_a_replay_has_ratio_one_and_the_loss_a_gradient(algorithm):
     policy = MLP()
-    made, batch = credited(algorithm, policy)
+    made, batch = rollout_and_rows(algorithm, policy)
     loss, metrics = algorithm.loss(Models(policy), batch)
     assert metrics["ratio_mean"] == 1 and metrics["ratio_max"] == 1 and metrics["clip_fraction"] == 0
     loss.backward()
@@ -84,7 +84,7 @@ def test_the_reward_rises(base, name):
 def test_ddpo_compares_with_the_whole_batch():
     made = rollout(FAMILY["ddpo"], MLP())
     rewards = torch.arange(16.0).view(4, 4)
-    batch = FAMILY["ddpo"].credit(Models(MLP()), made, Scores({"near": rewards}), generator())
+    batch = credited(FAMILY["ddpo"], made, Scores({"near": rewards}))
     expected = (rewards - rewards.mean()) / rewards.std(correction=0)
     torch.testing.assert_close(batch.advantage.flatten()[:16], expected.flatten())
 
@@ -109,7 +109,7 @@ def test_the_history_keeps_the_newest():
 
 def test_each_image_trains_its_own_share_of_the_steps():
     algorithm = replace(FAMILY["dance_grpo"], steps=11, fraction=0.6, shared_noise=False)
-    made, batch = credited(algorithm, MLP())
+    made, batch = rollout_and_rows(algorithm, MLP())
     assert len(batch) == 4 * 4 * 6
     taken = {}
     for row in range(len(batch)):
@@ -124,7 +124,7 @@ def test_best_of_n_trains_the_extremes_by_the_statistics_of_all():
     algorithm = replace(FAMILY["dance_best_of"], fraction=1.0, best_of=2)
     made = rollout(algorithm, MLP())
     rewards = torch.tensor([[0.0, 1, 2, 3, 4, 11]] * 4)
-    batch = algorithm.credit(Models(MLP()), made, Scores({"near": rewards}), generator())
+    batch = credited(algorithm, made, Scores({"near": rewards}))
     assert batch.mass(torch.arange(len(batch))) == 4 * 2 * 5
     expected = (rewards[0] - rewards[0].mean()) / rewards[0].std()
     torch.testing.assert_close(batch.advantage.unique(), expected[[0, 5]])
@@ -135,11 +135,11 @@ def test_each_reward_has_a_clipped_loss_of_its_own():
     algorithm = DanceGRPO(weights, steps=5, group=4, fraction=1.0)
     made = rollout(algorithm, MLP())
     near = score(made.leaves, made.cond.records()).rewards["near"]
-    batch = algorithm.credit(Models(MLP()), made, Scores({"near": near, "far": -near}), generator())
+    batch = credited(algorithm, made, Scores({"near": near, "far": -near}))
     assert batch.advantage.shape[-1] == 2
     torch.testing.assert_close(batch.advantage[..., 1], -0.5 * batch.advantage[..., 0])
     together = replace(algorithm, blend=Blend("z_sum"))
-    batch = together.credit(Models(MLP()), made, Scores({"near": near, "far": near}), generator())
+    batch = credited(together, made, Scores({"near": near, "far": near}))
     assert batch.advantage.shape[-1] == 1
 
 
@@ -188,7 +188,7 @@ def test_advantages_by_depth_are_the_published_ones():
     """spec §5.2: depth 4, splits {0, 2}, leaf rewards 1, 3, 2, 6."""
     algorithm = BranchGRPO(NEAR, steps=4, splits=(0, 2), path_weight=0.0)
     made = rollout(algorithm, MLP(), n=1)
-    levels = algorithm.levels(made, Scores({"near": torch.tensor([[1.0, 3, 2, 6]])}))
+    levels = algorithm.levels(made.plan, made.log_prob, Scores({"near": torch.tensor([[1.0, 3, 2, 6]])}))
     for level in levels[:2]:
         torch.testing.assert_close(level.flatten(), torch.tensor([-0.707107, 0.707107]), atol=1e-5, rtol=0)
     for level in levels[2:]:
@@ -201,12 +201,12 @@ def test_a_tree_whose_leaves_are_all_as_good_teaches_nothing():
     made = rollout(BranchGRPO(NEAR, steps=6, splits=(0, 1, 2)), MLP())
     for value in (1.0, 0.1, 0.0):
         same = Scores({"near": torch.full((4, 8), value)})
-        assert len(BranchGRPO(NEAR, steps=6, splits=(0, 1, 2)).credit(Models(MLP()), made, same, generator())) == 0
+        assert len(credited(BranchGRPO(NEAR, steps=6, splits=(0, 1, 2)), made, same)) == 0
 
 
 def test_siblings_share_a_row_and_its_forward_pass():
     policy = MLP()
-    made, batch = credited(TREE, policy)
+    made, batch = rollout_and_rows(TREE, policy)
     parents = sum(made.plan.widths[k] for k in range(5))  # all steps but the last
     assert len(batch) == 4 * parents and batch.count.max() == 2
     calls = []
@@ -218,7 +218,7 @@ def test_siblings_share_a_row_and_its_forward_pass():
 
 def test_steps_before_the_first_split_have_nobody_to_compare_with():
     algorithm = BranchGRPO(NEAR, steps=6, splits=(2,))
-    made, batch = credited(algorithm, MLP())
+    made, batch = rollout_and_rows(algorithm, MLP())
     assert batch.t.max() == made.plan.times[2]
 
 
@@ -236,7 +236,7 @@ def test_pruning_leaves_the_published_number_of_edges(options, share):
     """Counted with the last step, as the paper does; it is not trained, so its 16 edges (8 where pruned) go off."""
     algorithm = BranchGRPO(NEAR, path_weight=0.0, **options)
     made = rollout(algorithm, MLP(), n=1)
-    batch = algorithm.credit(Models(MLP()), made, Scores({"near": torch.arange(16.0)[None]}), generator())
+    batch = credited(algorithm, made, Scores({"near": torch.arange(16.0)[None]}))
     last = 0.5 if algorithm.prune.width != "none" else 1.0
     assert batch.mass(torch.arange(len(batch))) / 16 + last == pytest.approx(share)
 
@@ -263,11 +263,11 @@ def test_the_mix_variant_is_stochastic_at_splits_and_in_its_window():
 
 
 def test_a_group_whose_judge_contradicts_itself_is_not_trained_on():
-    algorithm = PrefGRPO(steps=4, group=3, fraction=1.0, least_consistency=0.6)
+    algorithm = PrefGRPO(steps=4, group=3, fraction=1.0, min_consistency=0.6)
     made = rollout(algorithm, MLP())
     judged = score(made.leaves, made.cond.records()).judged["win_rate"].clone()
     judged[1] = torch.ones(3, 3).masked_fill(torch.eye(3).bool(), torch.nan)  # always the first
-    batch = algorithm.credit(Models(MLP()), made, Scores({}, {"win_rate": judged}), generator())
+    batch = credited(algorithm, made, Scores({}, {"win_rate": judged}))
     # Groups, images that are not in the middle, steps.
     assert batch.mass(torch.arange(len(batch))) == 3 * 2 * 3
     assert not (batch.x_next[:, None] == made.leaves[1]).all(-1).any()
@@ -276,7 +276,7 @@ def test_a_group_whose_judge_contradicts_itself_is_not_trained_on():
 def test_a_win_rate_may_stand_beside_a_pointwise_reward():
     algorithm = PrefGRPO({"win_rate": 0.5, "near": 0.5}, steps=4, group=4, blend=Blend("z_sum"))
     assert algorithm.requirements.rewards == ("near",)
-    _, batch = credited(algorithm, MLP())
+    _, batch = rollout_and_rows(algorithm, MLP())
     assert batch.mass(torch.arange(len(batch))) == 4 * 4 * 1
 
 
@@ -285,16 +285,16 @@ def test_small_margins_are_amplified_by_scores_and_not_by_win_rates():
     algorithm = PrefGRPO(steps=4, group=3, fraction=1.0)
     made = rollout(algorithm, MLP())
     ties = torch.full((4, 3, 3), 0.5).masked_fill(torch.eye(3).bool(), torch.nan)
-    assert len(algorithm.credit(Models(MLP()), made, Scores({}, {"win_rate": ties}), generator())) == 0
+    assert len(credited(algorithm, made, Scores({}, {"win_rate": ties}))) == 0
     dance = DanceGRPO(NEAR, steps=4, group=3, fraction=1.0)
     tiny = Scores({"near": torch.tensor([[0.0, 1e-4, 2e-4]] * 4)})
-    assert dance.credit(Models(MLP()), made, tiny, generator()).advantage.abs().max() > 0.99
+    assert credited(dance, made, tiny).advantage.abs().max() > 0.99
 
 
 @pytest.mark.parametrize(
     "make, advice",
     [
-        (lambda: DDPO(NEAR, history=8, least=16), "2 <= least <= history"),
+        (lambda: DDPO(NEAR, history=8, min_count=16), "2 <= min_count <= history"),
         (lambda: DDPO(NEAR, group=0), "group = 0"),
         (lambda: DDPO(NEAR, blend=Blend("separate")), "take raw_sum"),
         (lambda: DanceGRPO(NEAR, group=1), "at least 2"),
@@ -321,8 +321,8 @@ def test_small_margins_are_amplified_by_scores_and_not_by_win_rates():
         (lambda: PrefGRPO({"near": 1.0}), "needs the weight of win_rate"),
         (lambda: PrefGRPO(compare=Comparisons(opponents=3)), "an even number"),
         (lambda: PrefGRPO(compare=Comparisons(opponents=8)), "the 7 others"),
-        (lambda: PrefGRPO(least_consistency=1.5), r"in \[0, 1\]"),
-        (lambda: PrefGRPO(least_consistency=0.5, compare=Comparisons(both_orders=False)), "shown in both orders"),
+        (lambda: PrefGRPO(min_consistency=1.5), r"in \[0, 1\]"),
+        (lambda: PrefGRPO(min_consistency=0.5, compare=Comparisons(both_orders=False)), "shown in both orders"),
         (lambda: Blend("separate", again=True), "raw_sum or z_sum"),
     ],
 )

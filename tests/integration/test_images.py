@@ -185,7 +185,7 @@ def test_shapes_are_rendered_at_the_size_of_the_model():
         next(ShapesImages(count=6, size=64).images(0, (32, 32)))
 
 
-@pytest.mark.parametrize("algorithm", [SFT(draws=2), SOAR(points=2)])
+@pytest.mark.parametrize("algorithm", [SFT(num_noises=2), SOAR(points=2)])
 def test_a_run_learns_from_a_folder(algorithm, folder, pipeline, model):
     run = Run(
         algorithm, ImageFolder(str(folder)), SD3(pipeline, max_sequence_length=0), LoRA(rank=4, alpha=8), name="short"

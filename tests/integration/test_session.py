@@ -237,7 +237,9 @@ def test_a_judge_that_answers_nonsense_is_refused_before_any_sampling(run, monke
 
 
 def test_the_history_of_ddpo_is_part_of_a_checkpoint(run):
-    remembering = replace(run, algorithm=DDPO(JPEG, steps=4, group=2, history=6, least=4), data=ShapesPrompts(count=5))
+    remembering = replace(
+        run, algorithm=DDPO(JPEG, steps=4, group=2, history=6, min_count=4), data=ShapesPrompts(count=5)
+    )
     whole = execute(replace(remembering, name="whole"), "short")
     execute(remembering.with_options(name="parts", iterations=2), "short")
     parts = execute(replace(remembering, name="parts"), "short", resume=True)

@@ -20,7 +20,8 @@ from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import Iteration
-from afterflow.train.loop import MOST_SKIPPED, accumulate
+from afterflow.train.local_rows import local_rows
+from afterflow.train.loop import MAX_SKIPPED, gradients
 from afterflow.train.out_of_memory import explain_out_of_memory
 from toy import MLP, draws, exact, images, learn, optimize, prompts, score
 
@@ -50,7 +51,7 @@ def unequal_rows():
 def accumulated(rows, size):
     model, microbatches = MLP(), torch.arange(len(rows)).split(size)
     iteration, processes = Iteration(0, rows, [[microbatches]]), Processes(Accelerator(cpu=True))
-    metrics, _ = accumulate(GRPO, Models(model), iteration, 0, list(model.parameters()), processes, 0)
+    metrics, _ = gradients(GRPO, Models(model), iteration, [microbatches], list(model.parameters()), processes)
     return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
 
 
@@ -296,7 +297,7 @@ def test_dropped_prompts_are_trained_as_the_empty_one():
     seen = []
     velocity = lambda x, t, cond: seen.append(cond) or torch.zeros_like(x)
     batch = images(4000, generator())
-    list(SFT(dropout=0.25).losses(Models(velocity), batch, draws(len(batch))))
+    list(SFT(dropout=0.25).regression_losses(Models(velocity), batch, draws(len(batch))))
     dropped = seen[0].index < 0
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert (seen[0].embedding().sequence[dropped] == 0).all()
@@ -328,7 +329,7 @@ def test_out_of_memory_says_where_and_what_to_change(error):
         raise RuntimeError("another fault")
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted_on_request(capsys):
+def test_an_update_that_is_not_finite_is_left_out_and_counted_on_request(caplog):
     model, spoiled = MLP(), iter([False, False, True, True] + [False] * 100)
 
     def velocity(x, t, cond):
@@ -339,9 +340,9 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted_on_request(capsys)
         seen.append((step, metrics["skipped"], same(model, before)))
         before = copy.deepcopy(model)
     assert seen == [(0, 0, False), (1, 0, False), (2, 1, True), (3, 1, True), (4, 0, False), (5, 0, False)]
-    assert "step 2: an update is left out, because the loss is nan for 2 prompts" in capsys.readouterr().out
+    assert "step 2: an update is left out, because the loss is nan for 2 prompts" in caplog.text
     spoiled = iter([True] * 100)
-    with pytest.raises(TrainingStopped, match=f"step {MOST_SKIPPED}: the loss is nan"):
+    with pytest.raises(TrainingStopped, match=f"step {MAX_SKIPPED}: the loss is nan"):
         list(learn(SFT(), model, 50, velocity=velocity, skip=True))
 
 
@@ -365,3 +366,24 @@ def test_a_tracker_goes_on_with_its_curves(tmp_path):
     assert tracker_options(tmp_path, "short") == begun and begun["wandb"]["resume"] == "allow"
     (tmp_path / "other").mkdir()
     assert tracker_options(tmp_path / "other", "short")["wandb"]["id"] != begun["wandb"]["id"]
+
+
+def test_rows_of_two_halves_of_the_prompts_are_numbered_as_those_of_all():
+    """Whoever has which prompts, a row has the same index among all, and the same numbers in it."""
+    algorithm = FlowGRPO({"near": 1.0}, steps=4, group=4, beta=0.0, shared_noise=True)
+    plan, noise = algorithm.plan(0, generator()), torch.randn(5, 1, 2, generator=generator("noise"))
+    sources = lambda: [generator(p) for p in range(5)]
+    part = lambda rows: sample(
+        exact, flow_sde, plan, prompts(5)[rows], noise[rows], [sources()[p] for p in rows.tolist()]
+    )
+    advantages = [torch.randn(5, w, 1, generator=generator(w)) for w in plan.widths[1:]]
+    advantages[1][3, :] = torch.nan
+    advantages[2][0, 2] = torch.nan
+    whole = local_rows(part(torch.arange(5)), advantages, torch.arange(5))
+    assert whole.global_index.tolist() == list(range(whole.global_count)) == list(range(len(whole.steps)))
+    halves = [local_rows(part(rows), advantages, rows) for rows in (torch.arange(2), torch.arange(2, 5))]
+    assert sorted(torch.cat([half.global_index for half in halves]).tolist()) == whole.global_index.tolist()
+    for half in halves:
+        assert half.global_count == whole.global_count
+        assert torch.equal(half.steps.x_next, whole.steps[half.global_index].x_next)
+        assert torch.equal(half.prompt, whole.prompt[half.global_index])

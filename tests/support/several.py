@@ -27,7 +27,7 @@ NEAR = {"near": 1.0}
 ALGORITHMS = {
     "flow_grpo": FlowGRPO(NEAR, steps=4, group=4, beta=0.0),
     "branch_grpo": BranchGRPO(NEAR, steps=4, splits=(0, 1)),
-    "ddpo": DDPO(NEAR, steps=4, group=2, history=8, least=2),
+    "ddpo": DDPO(NEAR, steps=4, group=2, history=8, min_count=2),
     "pref_grpo": PrefGRPO(steps=4, group=4),
     "sft": SFT(dropout=0.1),
     "soar": SOAR(points=2),

@@ -4,17 +4,18 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from afterflow.algorithms.base import Models, Scores, Supervised
+from afterflow.algorithms.base import Models, Scores, explores
 from afterflow.sampling.conditioning import Embedding, Pairs, condition
 from afterflow.sampling.flow import expand
 from afterflow.sampling.kernels import flow_sde
-from afterflow.sampling.rollout import chain, sample
+from afterflow.sampling.rollout import chain, sample, transitions
 from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
+from afterflow.train.checkpoint import WeightState
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
-from afterflow.train.explore import explore, supervised
-from afterflow.train.loop import train
+from afterflow.train.explore import ExploreOptions, Explorer, supervised
+from afterflow.train.loop import Trainer, TrainOptions
 from afterflow.train.reward_history import RewardHistory
 
 TASKS = ["left", "right"]
@@ -33,7 +34,7 @@ def images(n, generator):
 
 
 class OneStream:
-    """Stands in for `Draws` where rows are too many for a generator each."""
+    """Stands in for `RowRandom` where rows are too many for a generator each."""
 
     def __init__(self, rows, generator):
         self.rows, self.generator = rows, generator
@@ -98,44 +99,31 @@ def learn(
     updates=2,
     processes=None,
     skip=False,
+    **explore_options,
 ):
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
-    models, clock = Models(velocity or model, reference, teachers or {}), Clock()
+    models, clock, steps = Models(velocity or model, reference, teachers or {}), Clock(), range(first, last)
     processes = processes or Processes(Accelerator(cpu=True))
-    if isinstance(algorithm, Supervised):
-        source = supervised(
-            algorithm, lambda step: images(256, torch.Generator().manual_seed(step)), first, last, 256, processes
-        )
+    if explores(algorithm):
+        options = ExploreOptions(seed=0, latent_shape=(2,), chunk=chunk, updates=updates, **explore_options)
+        size = algorithm.requirements.history
+        history = RewardHistory(size) if size else None
+        explorer = Explorer(algorithm, models, lambda step: prompts(8), score, options, processes, clock, history)
+        source = explorer.iterations(steps)
     else:
-        source = explore(
-            algorithm,
-            models,
-            lambda step: prompts(8),
-            score,
-            (2,),
-            first,
-            last,
-            seed=0,
-            updates=updates,
-            chunk=chunk,
-            clock=clock,
-            processes=processes,
-            memory=RewardHistory(algorithm.requirements.history) if algorithm.requirements.history else None,
-        )
-    return train(
-        algorithm,
-        models,
-        source,
-        dict(model.named_parameters()),
-        processes.accelerator.prepare(optimizer or optimize(model, lr)),
-        processes,
-        max_grad_norm=1.0,
-        learning_rate=lambda step: lr,
-        ema=ema,
-        seed=0,
-        clock=clock,
-        skip=skip,
-    )
+        pairs = lambda step: images(256, torch.Generator().manual_seed(step))
+        source = supervised(algorithm, pairs, steps, seed=0, chunk=256, processes=processes)
+    parameters = dict(model.named_parameters())
+    optimizer = processes.accelerator.prepare(optimizer or optimize(model, lr))
+    options = TrainOptions(lambda step: lr, max_grad_norm=1.0, skip_nonfinite=skip)
+    weights = WeightState(parameters, optimizer, ema, processes=processes)
+    return Trainer(algorithm, models, weights, clock, options).train(source)
+
+
+def credited(algorithm, rollout, scores, models=None, source=None):
+    """The rows that the trainer makes of a rollout and its scores."""
+    advantages = algorithm.credit(rollout.plan, rollout.log_prob, scores, source or generator())
+    return algorithm.rows(models, transitions(rollout, advantages))
 
 
 @torch.no_grad()

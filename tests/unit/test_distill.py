@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from afterflow.objectives.distillation import self_normalised, squared_distance, step_weight
+from afterflow.objectives.distillation import self_normalised, step_weight
+from afterflow.objectives.losses import flow_matching
 from afterflow.sampling.flow import expand
 from afterflow.sampling.kernels import KERNELS, velocity_of, velocity_slope
 from afterflow.sampling.schedules import LinearShift, SD3Grid
@@ -27,7 +28,7 @@ def test_the_kl_weight_is_the_divergence_of_two_steps(name, states):
     p, q = (KERNELS[name](x, each, T, S, eta) for each in (v, other))
     exact = kl_divergence(Normal(p.mean, p.std), Normal(q.mean, q.std)).flatten(1).mean(1)
     torch.testing.assert_close(
-        step_weight("kl", KERNELS[name], T, S, eta) * squared_distance(v, other), exact, rtol=1e-4, atol=1e-6
+        step_weight("kl", KERNELS[name], T, S, eta) * flow_matching(v, other), exact, rtol=1e-4, atol=1e-6
     )
 
 
@@ -37,7 +38,7 @@ def test_the_gradient_is_that_of_the_divergence(name, states):
     eta, v = torch.full_like(T, 0.7), v.clone().requires_grad_()
     p, q = KERNELS[name](x, v, T, S, eta), KERNELS[name](x, other, T, S, eta)
     (exact,) = torch.autograd.grad(kl_divergence(Normal(p.mean, p.std), Normal(q.mean, q.std)).sum(), v)
-    weighted = step_weight("kl", KERNELS[name], T, S, eta) * squared_distance(v, other)
+    weighted = step_weight("kl", KERNELS[name], T, S, eta) * flow_matching(v, other)
     (ours,) = torch.autograd.grad(weighted.sum() * v[0].numel(), v)
     torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
 
@@ -47,7 +48,7 @@ def test_the_ode_weight_is_half_the_squared_distance_of_where_steps_lead(states)
     moved = (KERNELS["flow_sde"](x, each, T, S, torch.zeros_like(T)).mean for each in (v, other))
     a, b = moved
     torch.testing.assert_close(
-        step_weight("ode", KERNELS["flow_sde"], T, S, torch.zeros_like(T)) * squared_distance(v, other),
+        step_weight("ode", KERNELS["flow_sde"], T, S, torch.zeros_like(T)) * flow_matching(v, other),
         0.5 * ((a - b) ** 2).flatten(1).mean(1),
         rtol=1e-4,
         atol=1e-7,

@@ -5,11 +5,11 @@ import torch
 
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.algorithms.policy_gradient import step
+from afterflow.algorithms.ratios import step
 from afterflow.sampling.rollout import sample
 from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
-from toy import MEAN, MLP, STD, draw, learn, prompts, reward, score
+from toy import MEAN, MLP, STD, credited, draw, learn, prompts, reward, score
 
 NEAR = {"near": 1.0}
 SMALL = FlowGRPO(NEAR, steps=5, group=4, beta=0.0)
@@ -23,9 +23,9 @@ def rollout(algorithm, policy, seed=0):
     return sample(policy, algorithm.step_kernel, plan, cond, noise, draws)
 
 
-def credited(algorithm, policy, reference=None):
+def models_and_rows(algorithm, policy, reference=None):
     models, made = Models(policy, reference), rollout(algorithm, policy)
-    return models, algorithm.credit(models, made, score(made.leaves, made.cond.records()), generator())
+    return models, credited(algorithm, made, score(made.leaves, made.cond.records()), models)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_bad_option_is_refused_with_advice(options, advice):
 
 def test_every_step_of_an_image_gets_the_images_advantage():
     made = rollout(SMALL, MLP())
-    batch = SMALL.credit(Models(MLP()), made, Scores({"near": torch.tensor([[1.0, 2, 4, 5]] * 4)}), generator())
+    batch = credited(SMALL, made, Scores({"near": torch.tensor([[1.0, 2, 4, 5]] * 4)}))
     expected = torch.tensor([-2.0, -1, 1, 2]) / (2.5**0.5 + 1e-4)
     torch.testing.assert_close(batch.advantage.flatten(), expected.repeat(4 * 4))  # steps, prompts
     torch.testing.assert_close(batch.x_next[-16:], made.x[4].flatten(0, 1))
@@ -96,9 +96,7 @@ def test_every_step_of_an_image_gets_the_images_advantage():
 
 def test_advantages_are_clamped():
     algorithm = FlowGRPO(NEAR, steps=5, group=4, max_advantage=1.2)
-    batch = algorithm.credit(
-        Models(MLP()), rollout(algorithm, MLP()), Scores({"near": torch.tensor([[0.0, 0, 0, 9]] * 4)}), generator()
-    )
+    batch = credited(algorithm, rollout(algorithm, MLP()), Scores({"near": torch.tensor([[0.0, 0, 0, 9]] * 4)}))
     assert batch.advantage.max() == pytest.approx(1.2)
     assert batch.advantage.min() == pytest.approx(-0.577, abs=1e-3)
 
@@ -106,7 +104,7 @@ def test_advantages_are_clamped():
 @pytest.mark.parametrize("beta, rows", [(0.0, 0), (0.1, 64)])
 def test_equal_rewards_teach_nothing_but_the_reference_still_pulls(beta, rows):
     algorithm = FlowGRPO(NEAR, steps=5, group=4, beta=beta)
-    batch = algorithm.credit(Models(MLP()), rollout(algorithm, MLP()), Scores({"near": torch.ones(4, 4)}), generator())
+    batch = credited(algorithm, rollout(algorithm, MLP()), Scores({"near": torch.ones(4, 4)}))
     assert len(batch) == rows
 
 
@@ -114,7 +112,7 @@ def test_an_image_without_a_reward_is_not_trained_on():
     reward = torch.arange(16.0).view(4, 4)
     reward[2, 1] = torch.nan
     made = rollout(SMALL, MLP())
-    batch = SMALL.credit(Models(MLP()), made, Scores({"near": reward}), generator())
+    batch = credited(SMALL, made, Scores({"near": reward}))
     assert len(batch) == 4 * 15
     assert not (batch.x_next == made.leaves[2, 1]).all(-1).any()
     unknown = made.x[1][2, 1]
@@ -144,7 +142,7 @@ VARIANTS = {
 def test_at_ratio_one_the_gradient_is_the_policy_gradient(options, factor):
     """-mean A ∇log π, each step times what the variant multiplies its log-ratio by."""
     algorithm, policy = FlowGRPO(NEAR, steps=5, group=4, beta=0.0, **options), MLP()
-    models, batch = credited(algorithm, policy)
+    models, batch = models_and_rows(algorithm, policy)
     loss, metrics = algorithm.loss(models, batch)
     assert metrics["ratio_mean"] == 1 and metrics["ratio_max"] == 1 and metrics["clip_fraction"] == 0
     std = step(policy, algorithm.step_kernel, batch).std.flatten().detach()
@@ -155,7 +153,7 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient(options, factor):
 @pytest.mark.parametrize("options, factor", VARIANTS.values(), ids=VARIANTS)
 def test_away_from_the_old_policy_the_ratio_is_that_of_the_variant(options, factor):
     algorithm, policy = FlowGRPO(NEAR, steps=5, group=4, beta=0.0, **options), MLP()
-    _, batch = credited(algorithm, policy)
+    _, batch = models_and_rows(algorithm, policy)
     other = MLP(seed=1)
     for row in (0, 7, 20):
         one = batch[torch.tensor([row])]
@@ -173,7 +171,7 @@ def test_away_from_the_old_policy_the_ratio_is_that_of_the_variant(options, fact
 
 def test_steps_that_left_the_clip_on_their_good_side_have_no_gradient():
     old, policy = MLP(), MLP(seed=1)
-    _, batch = credited(SMALL, old)
+    _, batch = models_and_rows(SMALL, old)
     ratio = (log_probs(SMALL, policy, batch) - log_probs(SMALL, old, batch)).exp()
     done = (ratio - 1) * batch.advantage.flatten() > 0  # all ratios are far outside of 1 ± 1e-4
     assert 10 < done.sum() < len(batch) - 10
@@ -188,7 +186,7 @@ def test_steps_that_left_the_clip_on_their_good_side_have_no_gradient():
 def test_the_kl_is_that_of_torch_and_the_legacy_one_is_short_of_a_step(kl_scale):
     algorithm = FlowGRPO(NEAR, steps=5, group=4, beta=0.3, kl_scale=kl_scale)
     policy, reference = MLP(), MLP(seed=1)
-    models, batch = credited(algorithm, policy, reference)
+    models, batch = models_and_rows(algorithm, policy, reference)
     p, q = step(policy, algorithm.step_kernel, batch), step(reference, algorithm.step_kernel, batch)
     normal = lambda g: torch.distributions.Normal(g.mean, g.std.expand_as(g.mean))
     kl = torch.distributions.kl_divergence(normal(p), normal(q)).mean(1)

@@ -13,7 +13,7 @@ from afterflow.sampling.conditioning import Embedding, condition
 from afterflow.sampling.kernels import KERNELS, velocity_slope
 from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
-from toy import MLP, TASKS, exact, learn, prompts
+from toy import MLP, TASKS, credited, exact, learn, prompts
 
 STEPS, ETA, TEACHER, ANCHOR = 4, 0.6, -0.8, -0.2
 CHAIN = FlowOPD(
@@ -56,9 +56,9 @@ def gradient(algorithm, P=60_000):
     source = generator(0, "chain")
     noise = torch.randn(P, 1, 2, generator=source)
     with pytest.MonkeyPatch.context() as patch:  # one generator for all prompts is quick
-        patch.setattr(rollout, "draw", lambda _, width, like: torch.randn(like.shape, generator=source))
+        patch.setattr(rollout, "prompt_noise", lambda _, width, like: torch.randn(like.shape, generator=source))
         drawn = rollout.sample(policy, algorithm.step_kernel, algorithm.plan(0, generator()), cond, noise, ())
-    rows = algorithm.credit(models, drawn, Scores({}), generator())
+    rows = credited(algorithm, drawn, Scores({}), models)
     parts = []
     for part in torch.arange(len(rows)).view(STEPS - 1, 10, -1).unbind(1):
         loss, _ = algorithm.loss(models, rows[part.flatten()])
@@ -115,7 +115,7 @@ def lessons(algorithm, policy, teachers, anchor=None, P=4):
     draws = [generator(0, p) for p in range(P)]
     noise = rollout.prompt_noise(draws, algorithm.group, torch.empty(P, 1, 2))
     drawn = rollout.sample(policy, algorithm.step_kernel, algorithm.plan(0, generator()), cond, noise, draws)
-    return algorithm.credit(Models(policy, teachers=teachers, anchor=anchor), drawn, Scores({}), generator())
+    return credited(algorithm, drawn, Scores({}), Models(policy, teachers=teachers, anchor=anchor))
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "state_kl", "full"])
@@ -157,8 +157,8 @@ def test_rows_keep_together_what_belongs_together():
     chosen = torch.randperm(len(rows), generator=generator())[:7]
     part = rows[chosen]
     assert len(part) == 7 and rows.mass(chosen) == 7
-    assert torch.equal(part.edges.x, rows.edges.x[chosen]) and torch.equal(part.score, rows.score[chosen])
-    torch.testing.assert_close(part.anchor, LEFT(part.edges.x, part.edges.t, None))
+    assert torch.equal(part.steps.x, rows.steps.x[chosen]) and torch.equal(part.score, rows.score[chosen])
+    torch.testing.assert_close(part.anchor, LEFT(part.steps.x, part.steps.t, None))
 
 
 def test_the_anchor_counts_beta_times_what_the_teacher_does():

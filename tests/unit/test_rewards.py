@@ -120,13 +120,13 @@ def failing(share):
     return score
 
 
-def test_images_without_a_score_are_counted_and_not_trained_on(run, capsys):
+def test_images_without_a_score_are_counted_and_not_trained_on(run, capsys, caplog):
     folder = execute(run, "rewards")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["invalid/sometimes"] for line in lines] == [1 / 8, 1 / 8]
     assert lines[0]["nfe/update"] == 2 * 7 / 8  # two trained steps of seven images
     assert np.isfinite(lines[0]["eval/sometimes"]) and np.isfinite(lines[0]["part/sometimes/plain"])
-    told = capsys.readouterr().out
+    told = capsys.readouterr().out + caplog.text
     assert "step 0: 1 of 8 images have no sometimes;" in told and "the server was asleep" in told
     assert "1 held-out images have no sometimes" in told
 
@@ -136,7 +136,7 @@ def test_too_many_of_them_stop_the_run_and_lose_nothing(run, monkeypatch):
     with pytest.raises(TrainingStopped, match=r"step 0: 4 of 8 images have no sometimes.*the server was asleep"):
         execute(run, "rewards")
     history = run.with_options(
-        algorithm=DDPO({"sometimes": 1.0}, steps=3, group=4, history=9, least=2), max_missing=0.6
+        algorithm=DDPO({"sometimes": 1.0}, steps=3, group=4, history=9, min_count=2), max_missing=0.6
     )
     folder = execute(replace(history, name="history"), "rewards")
     [kept] = sorted(folder.glob("checkpoints/step_*"))[-1:]

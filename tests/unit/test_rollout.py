@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from afterflow.algorithms.policy_gradient import per_child, step
+from afterflow.algorithms.ratios import per_child, step
 from afterflow.models.adapters import Full, LoRA, attach, before_training
 from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.sampling.conditioning import Embedding, condition, move_rows
@@ -261,7 +261,7 @@ def test_the_reference_stays_the_policy_before_training(tune):
 def test_states_wait_on_another_device_and_leaves_stay():
     """The device meta holds no numbers, so whatever reads a state on the way would fail."""
     velocity = lambda x, t, cond: 0.5 * x
-    far = sample(velocity, flow_sde, tree(), prompts(3), noise(3, 2), sources(3), keep="meta")
+    far = sample(velocity, flow_sde, tree(), prompts(3), noise(3, 2), sources(3), states_device="meta")
     near = sample(velocity, flow_sde, tree(), prompts(3), noise(3, 2), sources(3))
     assert {state.device.type for state in [*far.x[:-1], *far.mean]} == {"meta"}
     assert torch.equal(far.leaves, near.leaves)

@@ -27,7 +27,7 @@ class Recorder:
 
 def descended(algorithm, velocity, batch):
     """The loss and the metrics of all terms."""
-    terms = list(algorithm.losses(Models(velocity), batch, draws(len(batch))))
+    terms = list(algorithm.regression_losses(Models(velocity), batch, draws(len(batch))))
     metrics = {}
     for _, each in terms:
         metrics = {name: metrics.get(name, 0) + value for name, value in each.items()} | {
@@ -97,7 +97,7 @@ def test_every_point_counts_lambda_times_an_image():
     algorithm = SOAR(points=3, correction=0.4)
     velocity = Recorder(lambda x, t: x * 0.3)
     loss, metrics = descended(algorithm, velocity, images(64, generator()))
-    assert len(velocity.calls) == algorithm.evaluations == 5
+    assert len(velocity.calls) == algorithm.requirements.evaluations == 5
     expected = (metrics["base_loss"] + 0.4 * 3 * metrics["correction_loss"]) / (1 + 0.4 * 3)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -105,7 +105,7 @@ def test_every_point_counts_lambda_times_an_image():
 def test_no_gradient_flows_through_the_roll_out():
     first, later = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
     velocity = Recorder(lambda x, t: first * x, lambda x, t: first * x + 1, lambda x, t: later * x)
-    _, *corrections = list(SOAR().losses(Models(velocity), images(64, generator()), draws(64)))
+    _, *corrections = list(SOAR().regression_losses(Models(velocity), images(64, generator()), draws(64)))
     for loss, _ in corrections:
         loss.backward()
     assert first.grad is None and later.grad is not None
@@ -182,7 +182,7 @@ def test_the_fixed_point_is_narrower_than_the_data():
             group["lr"] = 0.03 * (1 - step / 1000)
         batch = Pairs(0.5 * torch.randn(2048, 1, generator=source), cond[torch.zeros(2048, dtype=torch.long)])
         optimizer.zero_grad()
-        for loss, _ in algorithm.losses(Models(model), batch, OneStream(2048, source)):
+        for loss, _ in algorithm.regression_losses(Models(model), batch, OneStream(2048, source)):
             loss.backward()
         optimizer.step()
     with torch.no_grad():
@@ -201,9 +201,9 @@ def test_it_teaches_the_plane():
     "make, sentence",
     [
         (lambda: SOAR(points=0), "correction = 0 is SFT"),
-        (lambda: SOAR(least_time=0.0), "between image and noise"),
+        (lambda: SOAR(min_time=0.0), "between image and noise"),
         (lambda: SOAR(paths=2, eta=0.0), "take eta > 0"),
-        (lambda: SFT(draws=0), "draws = 0"),
+        (lambda: SFT(num_noises=0), "num_noises = 0"),
         (lambda: SFT(shift=0.0), "shift = 0"),
     ],
 )

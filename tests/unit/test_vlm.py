@@ -204,7 +204,7 @@ def test_what_cannot_be_read_has_no_score(text, value):
         assert scored.values[0] == pytest.approx(value / 5)
 
 
-def test_a_run_goes_on_where_a_few_verdicts_are_missing(pipeline, tmp_path, monkeypatch, capsys):
+def test_a_run_goes_on_where_a_few_verdicts_are_missing(pipeline, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "prompts.txt").write_text("a red heart\na sign\n")  # no records of the shapes world
@@ -218,7 +218,7 @@ def test_a_run_goes_on_where_a_few_verdicts_are_missing(pipeline, tmp_path, monk
             judge=VLMJudge(url),
         ).with_options(iterations=1, batch=2, chunk=8, sample_every=0, max_missing=0.3)
         execute(run, "judged")
-        assert "comparisons have no verdict; " in capsys.readouterr().out
+        assert "comparisons have no verdict; " in caplog.text
     with (
         serving(lambda body, n: said("?")) as (url, _),
         pytest.raises(ValueError, match="the judge does not work here: 'a red heart': neither"),

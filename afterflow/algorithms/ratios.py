@@ -1,0 +1,70 @@
+"""The ratio of the policy's steps now to the steps that it took, and the clipped losses of that ratio."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from ..objectives.losses import clipped_surrogate, guard_log_ratio
+from ..sampling.conditioning import Velocity
+from ..sampling.kernels import Gaussian, Kernel, log_prob, variance_free
+from ..sampling.rollout import Transitions
+from .base import Metrics
+
+
+def step(velocity: Velocity, kernel: Kernel, batch: Transitions) -> Gaussian:
+    """Return the Gaussian from which `velocity` would have drawn the children of batch.x: M rows."""
+    return kernel(batch.x, velocity(batch.x, batch.t, batch.cond), batch.t, batch.s, batch.eta)
+
+
+def per_child(p: Gaussian, batch: Transitions) -> Gaussian:
+    """Repeat a Gaussian of M parents to one row for each of their K children."""
+    return p if len(batch.log_prob) == len(batch) else Gaussian(*(a[batch.parent] for a in p))
+
+
+def log_ratio(p: Gaussian, batch: Transitions) -> Tensor:
+    """Return log ρ = log p(x_s | x_t) - log p_old(x_s | x_t), (K,), of the policy's kernels p (M, ...)."""
+    return log_prob(per_child(p, batch), batch.x_next) - batch.log_prob
+
+
+def guarded_log_ratio(p: Gaussian, batch: Transitions) -> Tensor:
+    """Return GRPO-Guard's log-ratio, (K,), of the policy's kernels p (M, ...)."""
+    new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
+    return guard_log_ratio(new, old, batch.x_next)
+
+
+def variance_free_log_ratio(p: Gaussian, batch: Transitions) -> Tensor:
+    """Return the difference of flow_grpo's log-probabilities of CPS, (K,), for the policy's kernels p (M, ...)."""
+    new, old = per_child(p, batch), per_child(Gaussian(batch.mean, p.std), batch)
+    return variance_free(new, batch.x_next) - variance_free(old, batch.x_next)
+
+
+LogDensity = Literal["true", "variance_free"]
+LOG_RATIOS = {"true": log_ratio, "variance_free": variance_free_log_ratio}
+
+
+def density_loss(p: Gaussian, batch: Transitions, clip: float, density: LogDensity = "true") -> tuple[Tensor, Metrics]:
+    """Return -min(ρA, clip(ρ) A) for the policy's kernels p (M, ...), and what to log."""
+    return policy_loss(LOG_RATIOS[density](p, batch), batch, clip)
+
+
+def guarded_loss(p: Gaussian, batch: Transitions, clip: float) -> tuple[Tensor, Metrics]:
+    """Return the clipped loss with GRPO-Guard's ratio, divided by Δt (arXiv:2510.22319), and what to log."""
+    return policy_loss(guarded_log_ratio(p, batch), batch, clip, 1 / (batch.t - batch.s))
+
+
+def policy_loss(
+    log_ratio: Tensor, batch: Transitions, clip: float, step_weight: Tensor | None = None
+) -> tuple[Tensor, Metrics]:
+    """Return PPO's clipped surrogate, summed over rewards and averaged over children, and what to log.
+
+    log_ratio (K,) is of children, step_weight (M,) of parents.
+    """
+    surrogate = clipped_surrogate(log_ratio[:, None], batch.advantage, clip).sum(-1)
+    loss = (surrogate if step_weight is None else surrogate * step_weight[batch.parent]).mean()
+    ratio = log_ratio.detach().exp()
+    return loss, {
+        "policy_loss": loss.detach(),
+        "ratio_mean": ratio.mean(),
+        "ratio_max": ratio.max(),
+        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
+    }

@@ -1,0 +1,78 @@
+"""The prompts of an iteration that this process explores, and its rows among those of all processes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..sampling.conditioning import Conditioning
+from ..sampling.rollout import Levels, Rollout, Transitions, trained_children, transitions
+from ..sampling.seeds import generator
+
+
+@dataclass(frozen=True)
+class LocalPrompts:
+    """The prompts that this process explores; their random numbers do not depend on which process that is."""
+
+    cond: Conditioning
+    index: Tensor  # (P,) long: which of the iteration's prompts they are
+    noise: Sequence[torch.Generator]
+    judge: Sequence[torch.Generator]
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    def __getitem__(self, rows: Tensor) -> "LocalPrompts":
+        noise, judge = ([sources[p] for p in rows.tolist()] for sources in (self.noise, self.judge))
+        return LocalPrompts(self.cond[rows], self.index[rows], noise, judge)
+
+
+def local_prompts(cond: Conditioning, index: Tensor, seed: int, step: int) -> LocalPrompts:
+    """Return the prompts of iteration `step` that have these indices, with a generator each for noise and judge."""
+    noise, judge = ([generator(seed, step, name, p) for p in index.tolist()] for name in ("noise", "judge"))
+    return LocalPrompts(cond[index], index, noise, judge)
+
+
+@dataclass(frozen=True)
+class LocalRows:
+    """The steps that this process trains, M rows, among those of all processes."""
+
+    steps: Transitions
+    global_index: Tensor  # (M,) long: position among the rows of all processes
+    global_count: int  # number of the rows of all processes
+    prompt: Tensor  # (M,) long: index among the iteration's prompts
+
+    def microbatches(self, chosen: Tensor, partitions: Sequence[Tensor], chunk: int) -> list[Sequence[Tensor]]:
+        """Return the local rows of `chosen`, which are global indices, in their order.
+
+        They are split by the partition of prompts that they belong to, and then into chunks.
+        """
+        local = torch.full((self.global_count,), -1, device=self.global_index.device)
+        local[self.global_index] = torch.arange(len(self.steps), device=local.device)
+        rows = local[chosen.to(local.device)]
+        rows = rows[rows >= 0]
+        prompt = self.prompt[rows]
+        parts = [rows[(prompt >= prompts[0].item()) & (prompt <= prompts[-1].item())] for prompts in partitions]
+        return [part.split(chunk) if len(part) else () for part in parts]
+
+
+def local_rows(rollout: Rollout, advantages: Levels, prompts: Tensor) -> LocalRows:
+    """Return the steps of a rollout as rows among those of all processes.
+
+    Args:
+        rollout: The rollout of the prompts of this process.
+        advantages: The advantages of all prompts, N of (P, W_{k+1}, R); NaN takes a state out of training.
+        prompts: Which of all prompts this process has, long.
+    """
+    positions, owners, count = [], [], 0
+    for k, trained in trained_children(rollout.plan, advantages):
+        parents = trained.unflatten(1, (rollout.plan.widths[k], -1)).any(2)  # (P, W_k)
+        position = count + parents.flatten().cumsum(0).view_as(parents) - 1
+        local = parents[prompts]
+        positions.append(position[prompts][local])
+        owners.append(prompts.to(local.device)[:, None].expand_as(local)[local])
+        count += int(parents.sum())
+    steps = transitions(rollout, [level[prompts] for level in advantages])
+    global_index, prompt = (torch.cat(column).to(steps.x.device) for column in (positions, owners))
+    return LocalRows(steps, global_index, count, prompt)
