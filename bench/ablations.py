@@ -20,7 +20,7 @@ from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.evaluation.comparison import comparison, finished
 from afterflow.evaluation.html_page import write_page
-from afterflow.evaluation.shapes_report import Settings
+from afterflow.evaluation.report import ShapesSettings
 from afterflow.experiment.config import Run
 from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.run_folder import read_run
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4)
     options = parser.parse_args()
     no_progress_bars()
-    settings = Settings(prompts=options.prompts, images=options.images)
+    settings = ShapesSettings(prompts=options.prompts, images=options.images)
     summary = {}
     for name in options.names or ABLATIONS:
         command = (
@@ -119,7 +119,7 @@ def main() -> None:
     print(json.dumps(summary))
 
 
-def one(name: str, options: argparse.Namespace, settings: Settings) -> dict:
+def one(name: str, options: argparse.Namespace, settings: ShapesSettings) -> dict:
     """Train and judge the variants of one ablation."""
     variants = ABLATIONS[name]
     runs = {trained_as(run): run for run in variants.values()}

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from afterflow.evaluation.comparison import base_of
-from afterflow.evaluation.shapes_report import Settings, beside_teachers, report
-from afterflow.evaluation.shapes_suite import judge, strict_of_teachers, suite_pictures
+from afterflow.evaluation.report import ShapesSettings
+from afterflow.evaluation.shapes_suite import beside_teachers, judge, shapes_report, strict_of_teachers, suite_pictures
 from afterflow.experiment.config import Run
 from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.serialization import from_json, to_json
@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
-    settings = Settings(prompts=options.prompts, images=options.images)
+    settings = ShapesSettings(prompts=options.prompts, images=options.images)
     for seed in options.seeds:
         for name in options.recipes or NAMES:
             found = stored(settings)
@@ -71,7 +71,7 @@ def main() -> None:
     print(json.dumps(averages))
 
 
-def stored(settings: Settings) -> dict:
+def stored(settings: ShapesSettings) -> dict:
     """What the file holds so far; SystemExit when that is of other settings."""
     about = {"suite": to_json(settings), "command": "python bench/generalist.py --seeds 0 1 2"}
     found = json.loads(RESULT.read_text()) if RESULT.is_file() else about | {"recipes": {}}
@@ -94,13 +94,13 @@ def seeded(name: str, seed: int) -> Chain:
     return Chain(f"{name}_{seed}", tuple(renamed))
 
 
-def one(chain: Chain, seed: int, settings: Settings) -> dict:
+def one(chain: Chain, seed: int, settings: ShapesSettings) -> dict:
     """Do what is left of the chain, and judge its last LoRA beside the teachers of the same seed."""
     folder = execute(chain)
     base = base_of(MODEL, settings)
     pictures = suite_pictures(adapted(folder / "lora"), base.records, settings)
     judged = judge(pictures, base.records, base.features)
-    found = report(settings, base.records, judged, base.judged, base.truth, str(folder), MODEL.path)
+    found = shapes_report(settings, base.records, judged, base.judged, base.truth, (str(folder), MODEL.path))
     taught = beside_teachers(settings, base.records, judged.strict.mean(1), of_teachers(seed, settings))
     seconds = {stage.name: trained(stage) for stage in chain.stages}
     mine = {name: value for name, value in seconds.items() if not name.startswith("shapes_teacher_")}
@@ -115,7 +115,7 @@ def one(chain: Chain, seed: int, settings: Settings) -> dict:
 
 
 @cache
-def of_teachers(seed: int, settings: Settings) -> np.ndarray:
+def of_teachers(seed: int, settings: ShapesSettings) -> np.ndarray:
     """(P,): strict of the teacher of each record's tag, NaN where it has none."""
     teachers = {tag: str(teacher(task, seed) / "lora") for task, tags in TASKS.items() for tag in tags}
     return strict_of_teachers(base_of(MODEL, settings).records, settings, teachers, adapted)

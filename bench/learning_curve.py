@@ -19,7 +19,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from afterflow.evaluation.comparison import tuned_model
-from afterflow.evaluation.shapes_report import Settings
+from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
@@ -45,7 +45,7 @@ def main() -> None:
     recipe = RECIPES[options.recipe]()
     if not isinstance(recipe, Run) or not recipe.eval_every or not isinstance(recipe.model, SD3):
         raise SystemExit(f"{options.recipe} has no curve: it needs held_out, eval_every and a base to compare with")
-    settings = Settings(prompts=options.prompts, images=options.images, guidance=recipe.guidance_scale)
+    settings = ShapesSettings(prompts=options.prompts, images=options.images, guidance=recipe.guidance_scale)
     file = RESULTS / f"{options.recipe}.json"
     about = {"run": to_json(recipe), "suite": to_json(settings)}
     found = stored(file, about)
@@ -69,7 +69,7 @@ def stored(file: Path, about: dict) -> dict:
     return found
 
 
-def one(recipe: Run, seed: int, settings: Settings) -> dict:
+def one(recipe: Run, seed: int, settings: ShapesSettings) -> dict:
     """Train one seed; its curve and its scores beside the base."""
     run = replace(recipe, seed=seed, name=f"{recipe.name}_{seed}")
     if not ended(run.folder, run):

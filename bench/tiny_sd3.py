@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from afterflow.evaluation.shapes_report import Report, Settings
+from afterflow.evaluation.report import Report, ShapesSettings
 from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from afterflow.experiment.serialization import to_json
 from afterflow.models.pipeline import TINY
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     no_progress_bars()
-    settings = Settings(prompts=options.prompts, images=options.images)
+    settings = ShapesSettings(prompts=options.prompts, images=options.images)
     records = suite_prompts(settings, (32, 32))
     judged = lambda pictures, settings: compare_pictures(settings, records, pictures, None, options.model, None)[0]
     result = {"command": " ".join(["python", *sys.argv]), "torch": torch.__version__}
@@ -57,7 +57,7 @@ def main() -> None:
     print(line)
 
 
-def stock_pictures(folder: str, records: list[dict], settings: Settings) -> np.ndarray:
+def stock_pictures(folder: str, records: list[dict], settings: ShapesSettings) -> np.ndarray:
     """uint8 (P, K, H, W, 3) by the plain call."""
     pipe = StableDiffusion3Pipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)

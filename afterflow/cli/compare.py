@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
-from ..evaluation.shapes_report import Settings
+from ..evaluation.report import ShapesSettings
 from ..system.optional_dependencies import check_extra
-from .output import write_file
+from .output import write_text
 from .recipes import made_by
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Compare:
         for name, chain in chains.items():
             if chain.stages[:-1]:
                 execute(Chain(name, chain.stages[:-1]))
-        settings = Settings(prompts=self.prompts, images=self.images)
+        settings = ShapesSettings(prompts=self.prompts, images=self.images)
         folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
         command = (
@@ -108,7 +108,7 @@ class Page:
         runs = [read_run(folder)[0] for folder in folders]
         for folder, run in zip(folders, runs):
             check_ended(folder, run)
-        settings = Settings(prompts=self.prompts, images=self.images)
+        settings = ShapesSettings(prompts=self.prompts, images=self.images)
         command = f"afterflow report {' '.join(self.runs)} --prompts {self.prompts} --images {self.images}"
         write_comparison(folders, settings, Path(self.out), "Runs side by side", command)
 
@@ -186,7 +186,7 @@ def check_comparable(runs: Sequence["Run"]) -> None:
         world_size(*(side * outline.pipe.vae_scale_factor for side in outline.latent_shape[1:]))
 
 
-def write_comparison(folders: Sequence[Path], settings: Settings, out: Path, title: str, command: str) -> None:
+def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Path, title: str, command: str) -> None:
     """index.html, comparison.json and comparison.png; a tree for each run that grows them."""
     from ..algorithms.branch_grpo import BranchGRPO
     from ..evaluation.comparison import comparison, finished
@@ -203,5 +203,5 @@ def write_comparison(folders: Sequence[Path], settings: Settings, out: Path, tit
             figure = tree_of(each.run, each.folder, prompt_records(each.run)[0], 0)
             figure.savefig(each.folder / "tree.png", dpi=110)
     data = {"command": command, **comparison(runs, settings)}
-    write_file(out / "comparison.json", json.dumps(data) + "\n")
+    write_text(out / "comparison.json", json.dumps(data) + "\n")
     print(write_page(out, data, title, command))

@@ -9,7 +9,7 @@ import time
 
 from rich.console import Console
 
-from ..evaluation.shapes_report import Comparison, Report, Settings, render
+from ..evaluation.report import Comparison, Report, ShapesSettings, render_report
 from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from ..experiment.execute import execute
 from ..experiment.image_grid import before_after
@@ -19,7 +19,7 @@ from ..models.sd3 import SD3
 from ..recipes.shapes import demo
 from .messages import show_messages
 
-SUITE = Settings(prompts=280, images=4)
+SUITE = ShapesSettings(prompts=280, images=4)
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     before_after(records, base, tuned, judged_base.strict, judged.strict).save(folder / "before_after.png")
     summary = {"seconds": round(time.perf_counter() - start, 1), **figures(report)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    Console().print(render(report))
+    Console().print(render_report(report))
     print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
     print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")
 

@@ -1,130 +1,295 @@
-"""afterflow eval and sample: what a model draws, and how good it is."""
+"""afterflow eval: how good a model's images are, alone or beside another model's."""
 
 import json
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
+from tyro.extras import literal_type_from_choices
 
 from ..envs.shapes.world import TAGS
-from ..evaluation.shapes_report import Settings, beside_teachers, render
+from ..evaluation.report import Report, ShapesSettings, check_positive, render_report
+from ..evaluation.suites import SUITES, Drawing, suite_records, suite_report
 from ..experiment.serialization import to_json
+from ..rewards.base import RewardModels
+from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .model_options import Source, check_sources, named
-from .output import check_png, save, write_file
+from ..system.optional_dependencies import check_extra
+from .model_options import ModelOptions, check_sources
+from .output import check_png, print_progress, save_image, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..evaluation.image_set import ImageSet, ImageSource
 
-def evaluate(args: Sequence[str]) -> None:
+SHAPES_OPTIONS = ("split", "teachers", "grid")
+"""Options that only the suite `shapes` has."""
+FOLDER_OPTIONS = ("prompts_from", "rewards", "out", "chunk", "distances", "reference", "reward_models")
+"""Options that only the other suites have, which are drawn into a folder and judged by rewards."""
+DRAWING_OPTIONS = ("prompts_from", "prompts", "images", "steps", "guidance", "seed", "chunk")
+"""Options that change nothing where no image is drawn."""
+
+
+def eval_command(args: Sequence[str]) -> None:
     """Measure a model, alone or against another, with intervals."""
-    if suite_of(args) not in (None, "shapes"):
-        from .evaluate_suite import evaluate_suite
-
-        return evaluate_suite(args)
     tyro.cli(Eval, args=args, prog="afterflow eval", config=[PositionalMetavarFromFieldName])()
-
-
-def suite_of(args: Sequence[str]) -> str | None:
-    """What --suite names: the options of the shapes world's are others."""
-    for i, word in enumerate(args):
-        if word.startswith("--suite="):
-            return word.removeprefix("--suite=")
-        if word == "--suite" and i + 1 < len(args):
-            return args[i + 1]
-    return None
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a model on prompts of the shapes world, alone or beside another that starts from the same noise."""
+    """Measure a model on a suite of prompts, alone or beside another that starts from the same noise.
+
+    Images of every suite but `shapes` stay in OUT in GenEval's layout.  Repeated after an interruption,
+    the same command continues.
+    """
 
     model: Positional[str]
-    """Hub id or folder of a pipeline, or `tiny`."""
+    """Hub id or folder of a pipeline, or `tiny`.  A folder of pictures in GenEval's layout is only judged."""
     lora: str | None = None
     """Folder of a LoRA to put on MODEL."""
     against: str | None = None
-    """Compare with this pipeline; `base` is MODEL itself, without --lora."""
+    """Compare with this pipeline or folder of pictures.  `base` is MODEL itself, without --lora."""
     lora_against: str | None = None
     """Folder of a LoRA to put on what --against names."""
+    suite: Annotated[str, arg(constructor=literal_type_from_choices(SUITES))] = "shapes"
+    """The prompts, and what judges images of them: the shapes world's verifier, or rewards."""
+    split: Literal["train", "test", "ood"] = "test"
+    """Split of the suite `shapes`.  A prompt of test has a held-out fact.  ood is one step beyond training."""
     teachers: tuple[str, ...] = ()
-    """TAG,TAG=FOLDER: who is best at these tags; the LoRAs, on MODEL, stand beside the result tag by tag."""
-    suite: Literal["shapes", "geneval", "ocr", "drawbench", "hpd", "unigen", "video"] = "shapes"
-    """What is drawn, and who judges it; each but shapes has options of its own: eval --suite geneval --help."""
-    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    """TAG,TAG=FOLDER of LoRAs on MODEL that are best at these tags of `shapes`.  The report compares tag by tag."""
+    grid: str | None = None
+    """Draw up to 48 prompts of `shapes` into this .png, base left and tuned right.  Green marks what passed strict."""
+    prompts_from: str | None = None
+    """A file (.txt, .jsonl, .csv, .json), a folder of them, or owner/name[:split] of the hub.  None: prompts of ours,
+    which ocr and video have."""
+    prompts: int | None = None
+    """Number of prompts at most, shared evenly among the tags.  None: 350 of shapes, 300 of ours, or the whole list."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that judge; empty: those of the suite.  Name some that were not trained as well."""
+    out: str | None = None
+    """Folder of the pictures; None: evals/SUITE."""
+    images: int = 4
+    """Number of pictures, or clips, of each prompt."""
+    steps: int | None = None
+    """Number of ODE steps; None: 20 of shapes, 40 of the others."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; 1 is without guidance.  None: 1 of shapes.  For the others it is the scale
+    that the LoRA was trained with, or the usual one of the family (1 of FLUX.1-dev, whose scale is an input)."""
+    seed: int = 0
+    """Seed of the starting noise, and of the prompts of shapes, so that two models can be compared by picture."""
+    chunk: int | None = None
+    """Number of pictures in a forward pass of a suite that is drawn into a folder; None: 16.  Guidance doubles it."""
+    draws: int = 10_000
+    """Number of bootstrap resamples."""
+    distances: bool = False
+    """Measure Fréchet and kernel distance (MMD²) by CLIP's features between the models, and to --reference."""
+    reference: str | None = None
+    """Folder of real pictures in GenEval's layout."""
+    source: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
+    reward_models: RewardModels = field(default_factory=RewardModels)
     json: str | None = None
     """Write the figures to this file; - prints them last on stdout, on one line."""
-    grid: str | None = None
-    """Draw one picture of up to 48 prompts into this .png, base left and tuned right, green where strict passed."""
 
     def __post_init__(self) -> None:
         if self.against is None and self.lora_against is not None:
-            raise ValueError("--lora-against goes on what --against names; add --against base for MODEL itself")
+            raise ConfigError("--lora-against goes on what --against names; add --against base for MODEL itself")
         if self.against == "base" and self.lora == self.lora_against:
-            raise ValueError("--against base compares MODEL with itself; give a --lora, or name another model")
+            raise ConfigError("--against base compares MODEL with itself; give a --lora, or name another model")
+        check_positive(self, ("prompts", "images", "steps", "chunk", "draws"))
+        foreign = self.changed(FOLDER_OPTIONS if self.suite == "shapes" else SHAPES_OPTIONS)
+        if foreign:
+            raise ConfigError(
+                f"--suite {self.suite} has no {', '.join(foreign)}; leave it out, or name another --suite"
+            )
+        if self.reference is not None and not self.distances:
+            raise ConfigError("--reference is what --distances measures to; add that")
+        if self.distances and self.against is None and self.reference is None:
+            raise ConfigError("--distances needs --against or --reference: other pictures to compare with")
         check_png("--grid", self.grid)
         teachers_by_tag(self.teachers)
 
     def __call__(self) -> None:
-        against = self.model if self.against == "base" else self.against
-        teachers = teachers_by_tag(self.teachers)
-        check_sources([self.model, against], [self.lora, self.lora_against, *teachers.values()])
-        from ..evaluation.shapes_suite import compare_pictures, strict_of_teachers
-        from ..experiment.image_grid import before_after
-
-        before = None if against is None else self.draw(against, self.lora_against)[1]
-        records, after = self.draw(self.model, self.lora)
-        if before is not None and before.shape != after.shape:
-            sizes = f"{self.model} draws {after.shape[2]} px and {against} {before.shape[2]} px"
-            raise ValueError(f"{sizes}; set --size to one that both can draw")
-        names = named(self.model, self.lora), against and named(against, self.lora_against)
-        report, judged, judged_base = compare_pictures(self.settings, records, after, before, *names)
-        if teachers:
-            if not {record["tag"] for record in records} & set(teachers):
-                raise ValueError(f"--teachers: the {self.settings.split} split has no prompts of {', '.join(teachers)}")
-            print(f"{len(set(teachers.values()))} teachers: the prompts of their own tags", file=sys.stderr)
-            strict = strict_of_teachers(
-                records, self.settings, teachers, lambda folder: self.source.load(self.model, folder)
-            )
-            report = replace(report, taught=beside_teachers(self.settings, records, judged.strict.mean(1), strict))
-        Console().print(render(report))
-        if self.grid is not None:
-            strict_before = None if judged_base is None else judged_base.strict
-            save(before_after(records, before, after, strict_before, judged.strict), Path(self.grid))
+        report = self.judge_shapes() if self.suite == "shapes" else self.judge_by_rewards()
+        Console().print(render_report(report))
         if self.json == "-":
             print(json.dumps(to_json(report)))
         elif self.json is not None:
-            write_file(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
+            write_text(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
 
-    def draw(self, path: str, lora: str | None) -> tuple[list[dict], "np.ndarray"]:
-        """The prompts of the suite and their pictures by one model, of which nothing stays in memory."""
+    def sources(self) -> "tuple[ImageSource, ImageSource | None]":
+        """Return what makes the images of MODEL, and of --against."""
+        from ..evaluation.image_set import ImageSource
+
+        against = self.model if self.against == "base" else self.against
+        base = None if against is None else ImageSource(against, self.lora_against)
+        return ImageSource(self.model, self.lora), base
+
+    def changed(self, names: Sequence[str]) -> list[str]:
+        """Return those of the named options that are not at their default, as they are typed."""
+        default = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        return ["--" + name.replace("_", "-") for name in names if getattr(self, name) != default[name]]
+
+    def judge_shapes(self) -> Report:
+        """Draw prompts of the shapes world in memory, and judge the images by its verifier."""
+        from ..evaluation.shapes_suite import beside_teachers, compare_pictures, strict_of_teachers
+        from ..experiment.image_grid import before_after
+
+        (tuned, base), teachers = self.sources(), teachers_by_tag(self.teachers)
+        check_sources([tuned.path, base and base.path], [self.lora, self.lora_against, *teachers.values()])
+        scale = 1.0 if self.guidance is None else self.guidance
+        settings = ShapesSettings(
+            self.split, self.prompts or 350, self.images, self.steps or 20, scale, self.seed, self.draws
+        )
+        before = None if base is None else self.draw_shapes(settings, base)[1]
+        records, after = self.draw_shapes(settings, tuned)
+        if base is not None and before is not None and before.shape != after.shape:
+            sizes = f"{tuned.path} draws {after.shape[2]} px and {base.path} {before.shape[2]} px"
+            raise ConfigError(f"{sizes}; set --size to one that both can draw")
+        names = tuned.name, base and base.name
+        report, judged, judged_base = compare_pictures(settings, records, after, before, *names)
+        if teachers:
+            if not {record["tag"] for record in records} & set(teachers):
+                raise ConfigError(f"--teachers: the {self.split} split has no prompts of {', '.join(teachers)}")
+            print_progress(f"{len(set(teachers.values()))} teachers: the prompts of their own tags")
+            strict = strict_of_teachers(
+                records, settings, teachers, lambda folder: self.source.load(self.model, folder)
+            )
+            report = replace(report, taught=beside_teachers(settings, records, judged.strict.mean(1), strict))
+        if self.grid is not None:
+            strict_before = None if judged_base is None else judged_base.strict
+            save_image(before_after(records, before, after, strict_before, judged.strict), Path(self.grid))
+        return report
+
+    def draw_shapes(self, settings: ShapesSettings, source: "ImageSource") -> tuple[list[dict], "np.ndarray"]:
+        """Return the prompts of the suite and their images by one model, which then leaves memory."""
         from ..evaluation.shapes_suite import suite_pictures, suite_prompts
         from ..models.generate import picture_size
 
-        model = self.source.load(path, lora)
-        records = suite_prompts(self.settings, picture_size(model))
-        print(f"{named(path, lora)}: {len(records)} prompts x {self.settings.images} images", file=sys.stderr)
-        return records, suite_pictures(model, records, self.settings)
+        model = self.source.load(source.path, source.lora)
+        records = suite_prompts(settings, picture_size(model))
+        print_progress(f"{source.name}: {len(records)} prompts x {settings.images} images")
+        return records, suite_pictures(model, records, settings)
+
+    def judge_by_rewards(self) -> Report:
+        """Draw the images that are not there yet into OUT, and judge all of them by rewards."""
+        from ..evaluation.clip_distances import clip_distances
+        from ..evaluation.scores import score_images
+
+        tuned, base = self.image_sets()
+        rewards, parts = self.rewards or SUITES[self.suite].rewards, SUITES[self.suite].parts
+        both = [tuned] if base is None else [tuned, base]
+        self.check_rewards([images.source for images in both], tuned.records, rewards)
+        if not all(images.source.is_drawn for images in both):
+            drawing = Drawing(self.images, self.steps or 40, self.scale(tuned, base), self.seed, self.chunk or 16)
+            for images in both:
+                images.draw(drawing, self.source.load, to_json(self.source), print_progress)
+        scores = [score_images(images, rewards, self.reward_models, print_progress, parts) for images in both]
+        names = tuned.source.name, None if base is None else base.source.name
+        of_base = None if base is None else scores[1]
+        report = suite_report(self.suite, tuned.records, scores[0], of_base, names, self.seed, self.draws)
+        if not self.distances:
+            return report
+        reference = None if self.reference is None else Path(self.reference)
+        distances = clip_distances(tuned.folder, base and base.folder, reference, self.reward_models)
+        return replace(report, distances=distances)
+
+    def image_sets(self) -> "tuple[ImageSet, ImageSet | None]":
+        """Return the images of MODEL and of --against, of the same records, before any is drawn."""
+        from ..evaluation.image_set import ImageSet
+        from ..evaluation.image_store import read_records
+
+        tuned, base = self.sources()
+        sources = [tuned] if base is None else [tuned, base]
+        drawn = [source for source in sources if source.is_drawn]
+        self.check_drawn(drawn, len(drawn) == len(sources))
+        lists = [read_records(Path(source.path)) for source in drawn]
+        if len(drawn) < len(sources):
+            lists.append(suite_records(self.suite, self.prompts_from, self.prompts))
+        prompts = [[record["prompt"] for record in records] for records in lists]
+        if any(texts != prompts[0] for texts in prompts):
+            paths = " and ".join(source.path for source in drawn)
+            raise ConfigError(f"{paths}: not the pictures of the same prompts in the same order")
+        out, records = Path(self.out or f"evals/{self.suite}"), lists[-1]
+        sets = [
+            ImageSet(source, records, Path(source.path) if source.is_drawn else out / name)
+            for source, name in zip(sources, ("tuned", "base"))
+        ]
+        return sets[0], None if base is None else sets[1]
+
+    def check_drawn(self, drawn: "Sequence[ImageSource]", all_drawn: bool) -> None:
+        """Raise ConfigError for options that contradict images which are drawn already."""
+        from ..evaluation.image_store import drawn_with, holds_images
+
+        for source in drawn:
+            if source.path == self.model and (self.lora is not None or self.against == "base"):
+                raise ConfigError(f"{self.model} holds pictures, on which no LoRA can be put and which have no base")
+            if source.lora is not None:
+                raise ConfigError(f"{source.path} holds pictures, on which no LoRA can be put")
+            settings = drawn_with(Path(source.path))
+            for name, value in (("images", self.images), ("steps", self.steps or 40), ("seed", self.seed)):
+                if not all_drawn and settings.get(name, value) != value:
+                    was = settings[name]
+                    raise ConfigError(f"{source.path} was drawn with {name} = {was}; say --{name} {was}")
+        unused = self.changed(DRAWING_OPTIONS) if all_drawn else []
+        if unused:
+            raise ConfigError(f"nothing is drawn here, so {', '.join(unused)} would change nothing; leave it out")
+        if self.reference is not None and not holds_images(Path(self.reference)):
+            raise ConfigError(f"--reference {self.reference}: no pictures in GenEval's layout are there")
+
+    def check_rewards(self, sources: "Sequence[ImageSource]", records: Sequence[dict], rewards: Sequence[str]) -> None:
+        """Raise ValueError for libraries, weights or rewards that this evaluation could not use, before it starts."""
+        from ..evaluation.scores import check_scorable
+        from ..models.families import pretrained
+        from ..models.wan import Wan
+        from ..rewards.registry import check_rewards, find_reward
+
+        check_scorable(records, rewards)
+        if self.distances:
+            check_extra("--distances", ["torchmetrics"], "distances")
+        to_draw = [source.path for source in sources if not source.is_drawn]
+        check_sources(to_draw, [self.lora, self.lora_against])
+        check_rewards(rewards, self.reward_models)
+        of_clips = [name for name in rewards if find_reward(name).clips]
+        for path in to_draw if of_clips else ():
+            if not isinstance(pretrained(path, self.source.dtype, {}), Wan):
+                raise ConfigError(
+                    f"{of_clips[0]} judges clips, and {path} draws images; take a Wan, or name other --rewards"
+                )
+
+    def scale(self, tuned: "ImageSet", base: "ImageSet | None") -> float:
+        """Return the guidance scale: as given, of the drawn images, of a LoRA's training, or usual for the family."""
+        from ..evaluation.image_store import drawn_with
+        from ..experiment.run_folder import trained_guidance
+        from ..models.families import FAMILIES, pretrained
+
+        sources = [tuned.source] if base is None else [tuned.source, base.source]
+        scales = [self.guidance]
+        scales += [drawn_with(Path(source.path)).get("guidance") for source in sources if source.is_drawn]
+        scales += [trained_guidance(Path(source.lora)) for source in sources if source.lora is not None]
+        scale = next((scale for scale in scales if scale is not None), None)
+        if scale is None:
+            path = next(source.path for source in sources if not source.is_drawn)
+            scale = FAMILIES[type(pretrained(path, self.source.dtype, {}))].usual_guidance
+        print_progress(f"guidance scale {scale:g}")
+        return scale
 
 
 def teachers_by_tag(words: Sequence[str]) -> dict[str, str]:
-    """TAG,TAG=FOLDER ... → tag → folder; ValueError for what is written otherwise."""
-    found = {}
+    """Read TAG,TAG=FOLDER ... as tag → folder; raise ConfigError for what is written otherwise."""
+    teachers = {}
     for word in words:
         tags, equals, folder = word.partition("=")
         if not equals or not tags or not folder:
-            raise ValueError(f"--teachers {word}: write TAG,TAG=FOLDER")
+            raise ConfigError(f"--teachers {word}: write TAG,TAG=FOLDER")
         for tag in tags.split(","):
             if tag not in TAGS:
                 raise unknown_name("tag", tag, TAGS)
-            if tag in found:
-                raise ValueError(f"--teachers: {tag} has two teachers, {found[tag]} and {folder}; give it one")
-            found[tag] = folder
-    return found
+            if tag in teachers:
+                raise ConfigError(f"--teachers: {tag} has two teachers, {teachers[tag]} and {folder}; give it one")
+            teachers[tag] = folder
+    return teachers

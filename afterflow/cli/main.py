@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("train", "train"),
     "status": ("status", "status"),
     "doctor": ("doctor", "doctor"),
-    "eval": ("evaluate", "evaluate"),
+    "eval": ("evaluate", "eval_command"),
     "sample": ("sample", "sample"),
     "compare": ("compare", "compare"),
     "report": ("compare", "report"),

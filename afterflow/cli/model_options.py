@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelOptions:
     """Which weights, and in which precision."""
 
     size: int | None = None
@@ -49,7 +49,3 @@ def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) 
         lora_file(lora)
     for pipeline in filter(None, pipelines):
         locate(pipeline, None)
-
-
-def named(path: str, lora: str | None) -> str:
-    return path if lora is None else f"{path} + {lora}"

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
 
-from .model_options import Source, check_sources
+from .model_options import ModelOptions, check_sources
 from .output import check_png
-
-if TYPE_CHECKING:
-    pass
 
 
 def sample(args: Sequence[str]) -> None:
@@ -40,7 +37,7 @@ class Sample:
     """Scale of classifier-free guidance; 1 is without."""
     seed: int = 0
     """Of the starting noise."""
-    source: OmitArgPrefixes[Source] = field(default_factory=Source)
+    source: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):

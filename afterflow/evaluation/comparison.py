@@ -25,8 +25,8 @@ from ..models.adapters import LoRA
 from ..models.base import Model, default_device
 from ..models.generate import picture_size
 from ..models.pipeline import Pretrained
-from .shapes_report import Judged, Settings, report
-from .shapes_suite import frechet, judge, renders, suite_pictures, suite_prompts
+from .report import ShapesSettings
+from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Finished:
     """Of metrics.jsonl."""
 
 
-def finished(folder: Path, run: Run, recipe: str, settings: Settings) -> Finished:
+def finished(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> Finished:
     """A run's pictures of the suite, judged beside its base's; kept in the run's folder for the next time."""
     check_ended(folder, run)
     assert isinstance(run.model, Pretrained)
@@ -75,7 +75,7 @@ class Base:
 
 
 @cache
-def base_of(model: Pretrained, settings: Settings) -> Base:
+def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
     loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
     pictures = suite_pictures(loaded, records, settings)
@@ -112,7 +112,7 @@ def pooled(runs: Sequence[Judged]) -> Judged:
     return Judged(figures, runs[0].strict, float(np.mean([run.frechet for run in runs])))
 
 
-def comparison(runs: Sequence[Finished], settings: Settings) -> dict[str, Any]:
+def comparison(runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
     """What the page shows, as JSON: one entry for each method, in the order given."""
     methods: dict[str, list[Finished]] = {}
     for each in runs:
@@ -123,13 +123,13 @@ def comparison(runs: Sequence[Finished], settings: Settings) -> dict[str, Any]:
     }
 
 
-def method(name: str, runs: Sequence[Finished], settings: Settings) -> dict[str, Any]:
+def method(name: str, runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
     """One method over its seeds."""
     run = runs[0].run
     assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.batches.guidance_scale)
     base, path = base_of(run.model, settings), run.model.path
-    of = lambda judged, model: report(settings, base.records, judged, base.judged, base.truth, model, path)
+    of = lambda judged, model: shapes_report(settings, base.records, judged, base.judged, base.truth, (model, path))
     lines = [line for each in runs for line in each.lines]
     return {
         "name": name,

@@ -1,9 +1,9 @@
-"""Pictures of a suite on disk, in the layout of GenEval (arXiv:2310.11513):
+"""Images of a suite on disk, in the layout of GenEval (arXiv:2310.11513).
 
     00000/metadata.jsonl, 00000/samples/0000.png, 0001.png, ..., 00001/metadata.jsonl, ...
 
 GenEval's own scripts read such a folder, and we read theirs.  A clip is a folder of its frames, samples/0000/0000.png.
-A prompt's metadata is written last, so that what has it is complete.
+A prompt's metadata is written last, so a prompt that has it is complete.
 """
 
 import hashlib
@@ -16,124 +16,132 @@ import numpy as np
 from PIL import Image
 
 from ..system.atomic_files import write_text_atomically
+from ..system.errors import InputError
 
 SETTINGS = "settings.json"
 
 
 def drawn_with(folder: Path) -> dict:
-    """How afterflow drew the pictures; nothing of those of others."""
+    """Return the settings with which afterflow drew the images; empty for images from elsewhere."""
     file = folder / SETTINGS
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def is_gallery(folder: Path) -> bool:
+def holds_images(folder: Path) -> bool:
+    """Whether the folder has GenEval's layout."""
     return (folder / "00000" / "metadata.jsonl").is_file()
 
 
-def begin(folder: Path, settings: dict) -> None:
-    """Make the folder, or go on with it; ValueError where it holds pictures drawn otherwise."""
-    file, told = folder / SETTINGS, json.loads(json.dumps(settings))
+def open_store(folder: Path, settings: dict) -> None:
+    """Make the folder, or continue in it; raise InputError where it holds images that were drawn otherwise."""
+    file, settings = folder / SETTINGS, json.loads(json.dumps(settings))
     if before := drawn_with(folder):
-        other = [name for name in {**before, **told} if before.get(name) != told.get(name)]
-        if other:
-            said = ", ".join(f"{name} = {before.get(name)}" for name in other)
-            raise ValueError(f"{folder} holds pictures drawn with {said}; take another --out, or delete it")
+        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+        if changed:
+            listed = ", ".join(f"{name} = {before.get(name)}" for name in changed)
+            raise InputError(f"{folder} holds pictures drawn with {listed}; take another --out, or delete it")
         return
-    if is_gallery(folder):
-        raise ValueError(f"{folder} holds pictures that afterflow did not draw; take another --out")
+    if holds_images(folder):
+        raise InputError(f"{folder} holds pictures that afterflow did not draw; take another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(file, json.dumps(told, indent=2) + "\n")
+    write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
-def missing(folder: Path, prompts: int) -> list[int]:
-    """The places of the prompts whose pictures are not all there."""
-    return [place for place in range(prompts) if not (of_prompt(folder, place) / "metadata.jsonl").is_file()]
+def missing_prompts(folder: Path, prompts: int) -> list[int]:
+    """Return the indices of the prompts whose images are not complete."""
+    return [i for i in range(prompts) if not (prompt_folder(folder, i) / "metadata.jsonl").is_file()]
 
 
-def add(folder: Path, place: int, record: dict, images: np.ndarray) -> None:
-    """Write the pictures (K, H, W, 3), or clips (K, F, H, W, 3), of one prompt."""
-    mine = of_prompt(folder, place)
+def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> None:
+    """Write the images (K, H, W, 3), or clips (K, F, H, W, 3), of one prompt."""
+    samples = prompt_folder(folder, index) / "samples"
     for k, image in enumerate(images):
-        for file, frame in files(mine, k, image):
+        clip = [(samples / f"{k:04}" / f"{f:04}.png", frame) for f, frame in enumerate(image)]
+        for file, frame in [(samples / f"{k:04}.png", image)] if image.ndim == 3 else clip:
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(".part")
             Image.fromarray(frame).save(part, format="PNG")
             os.replace(part, file)
-    write_text_atomically(mine / "metadata.jsonl", json.dumps(record) + "\n")
+    write_text_atomically(samples.parent / "metadata.jsonl", json.dumps(record) + "\n")
 
 
-def files(mine: Path, k: int, image: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
-    samples = mine / "samples"
-    if image.ndim == 3:
-        yield samples / f"{k:04}.png", image
-    else:
-        yield from ((samples / f"{k:04}" / f"{f:04}.png", frame) for f, frame in enumerate(image))
-
-
-def records(folder: Path) -> list[dict]:
-    """Of every prompt, in order; ValueError where one cannot be read."""
-    found = []
-    for mine in prompts(folder):
-        file = mine / "metadata.jsonl"
+def read_records(folder: Path) -> list[dict]:
+    """Read the record of every prompt, in order; raise InputError where one cannot be read."""
+    records = []
+    for prompt_dir in prompt_folders(folder):
+        file = prompt_dir / "metadata.jsonl"
         try:
             record = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
-            found.append({"tag": "all"} | record)
+            records.append({"tag": "all"} | record)
             if not isinstance(record["prompt"], str):
                 raise ValueError("its prompt is no text")
         except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: it holds no record with a prompt ({error})") from None
-    return found
+            raise InputError(f"{file}: it holds no record with a prompt ({error})") from None
+    return records
 
 
-def read(mine: Path) -> np.ndarray:
-    """The pictures of a prompt, uint8 (K, H, W, 3), or its clips (K, F, H, W, 3); ValueError where they differ."""
-    samples = sorted(
-        file
-        for file in (mine / "samples").iterdir()
-        if file.is_dir() or file.suffix in (".png", ".jpg", ".jpeg", ".webp")
-    )
-    images = [
-        np.stack([opened(file) for file in sorted(each.iterdir())]) if each.is_dir() else opened(each)
-        for each in samples
-    ]
-    if not images or len({image.shape for image in images}) > 1:
-        raise ValueError(f"{mine}: it has no pictures, or they are not of one size")
-    return np.stack(images)
-
-
-def digest(mine: Path, record: dict) -> str:
-    """Of a prompt's record and pictures."""
-    found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for file in sorted(each for each in (mine / "samples").rglob("*") if each.is_file()):
-        found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()
-
-
-def update(folder: Path, records: Sequence[dict]) -> None:
-    """Write down records that have changed since their pictures were drawn: the same prompts, told otherwise."""
-    for place, record in enumerate(records):
-        file = of_prompt(folder, place) / "metadata.jsonl"
+def update_records(folder: Path, records: Sequence[dict]) -> None:
+    """Write the records that have changed since their images were drawn; their prompts are the same."""
+    for i, record in enumerate(records):
+        file = prompt_folder(folder, i) / "metadata.jsonl"
         if file.is_file() and file.read_text(encoding="utf-8") != json.dumps(record) + "\n":
             write_text_atomically(file, json.dumps(record) + "\n")
 
 
-def opened(file: Path) -> np.ndarray:
+def read_prompt(prompt_dir: Path) -> np.ndarray:
+    """Read the images of a prompt, uint8 (K, H, W, 3), or its clips (K, F, H, W, 3).
+
+    InputError is raised where there are none or where they differ in size.
+    """
+    samples = sorted(
+        file
+        for file in (prompt_dir / "samples").iterdir()
+        if file.is_dir() or file.suffix in (".png", ".jpg", ".jpeg", ".webp")
+    )
+    images = [
+        np.stack([read_image(frame) for frame in sorted(sample.iterdir())]) if sample.is_dir() else read_image(sample)
+        for sample in samples
+    ]
+    if not images or len({image.shape for image in images}) > 1:
+        raise InputError(f"{prompt_dir}: it has no pictures, or they are not of one size")
+    return np.stack(images)
+
+
+def read_prompts_together(folder: Path, indices: Sequence[int]) -> np.ndarray:
+    """Read the images of P prompts, (P, K, ...); raise InputError where they differ in number or size."""
+    folders = prompt_folders(folder)
+    images = [read_prompt(folders[i]) for i in indices]
+    if len({of_prompt.shape for of_prompt in images}) > 1:
+        raise InputError(f"{folder}: its prompts do not have as many pictures each, or not of one size")
+    return np.stack(images)
+
+
+def read_image(file: Path) -> np.ndarray:
+    """Read an image file as uint8 (H, W, 3)."""
     with Image.open(file) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def prompts(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.iterdir() if each.is_dir() and each.name.isdigit())
+def content_digest(prompt_dir: Path, record: dict) -> str:
+    """Hash a prompt's record and images."""
+    sha = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for file in sorted(path for path in (prompt_dir / "samples").rglob("*") if path.is_file()):
+        sha.update(file.name.encode() + file.read_bytes())
+    return sha.hexdigest()
 
 
-def of_prompt(folder: Path, place: int) -> Path:
-    return folder / f"{place:05}"
+def prompt_folders(folder: Path) -> list[Path]:
+    """List the folders of the prompts, in order."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
 
 
-def together(folder: Path, places: Sequence[int]) -> np.ndarray:
-    """The pictures of several prompts, (P, K, ...); ValueError where they are not as many or not of one size."""
-    mine = prompts(folder)
-    found = [read(mine[place]) for place in places]
-    if len({images.shape for images in found}) > 1:
-        raise ValueError(f"{folder}: its prompts do not have as many pictures each, or not of one size")
-    return np.stack(found)
+def prompt_folder(folder: Path, index: int) -> Path:
+    """Return the folder of one prompt."""
+    return folder / f"{index:05}"
+
+
+def stored_frames(folder: Path) -> Iterator[np.ndarray]:
+    """Read prompt by prompt its images, or the frames of its clips: uint8 (K, H, W, 3)."""
+    for prompt_dir in prompt_folders(folder):
+        images = read_prompt(prompt_dir)
+        yield np.ascontiguousarray(images.reshape(-1, *images.shape[-3:]))

@@ -8,7 +8,6 @@ from typing import Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
-import torch
 
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
@@ -87,6 +86,8 @@ class RewardModels:
     @property
     def torch_device(self) -> str:
         """Return the device that is given, or the first accelerator, or the CPU."""
+        import torch
+
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def weights_source(self, reward: str, published: tuple[str, str | None]) -> tuple[str, str | None]:

@@ -16,7 +16,7 @@ from afterflow.cli.main import main
 from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.evaluation.comparison import pooled
-from afterflow.evaluation.shapes_report import Judged
+from afterflow.evaluation.shapes_suite import Judged
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from afterflow.evaluation import shapes_suite as evaluate
-from afterflow.evaluation.shapes_report import SIX, Judged, Report, Settings, compare, render, report
+from afterflow.evaluation.report import GENEVAL_TAGS, Report, ShapesSettings, compare_figures, render_report
+from afterflow.evaluation.shapes_suite import Judged, shapes_report
 from afterflow.experiment.image_grid import FAILED, PASSED, before_after
 from afterflow.experiment.intervals import bootstrap, estimates, mean_of_means
 from afterflow.experiment.serialization import from_json, to_json
@@ -99,8 +100,8 @@ def test_a_95_percent_interval_covers_the_truth_about_as_often():
 def test_pairing_narrows_the_interval_of_a_delta():
     """Prompts differ much, models little: unpaired draws would bury the delta."""
     hard = RNG.random(40)
-    base, tuned = judged({"strict": hard}), judged({"strict": hard + 0.01})
-    found = compare(tuned, base, strata(20, 20), 2000, np.random.default_rng(0))["strict"]
+    base, tuned = {"strict": hard}, {"strict": hard + 0.01}
+    found = compare_figures(tuned, base, strata(20, 20), 2000, np.random.default_rng(0))["strict"]
     assert found.delta.value == pytest.approx(0.01)
     assert (found.delta.low, found.delta.high) == pytest.approx((0.01, 0.01))
     assert found.tuned.high - found.tuned.low > 0.1
@@ -112,14 +113,16 @@ def test_one_prompt_has_no_interval():
 
 
 def tiny_records():
-    return evaluate.suite_prompts(Settings(prompts=14), (32, 32))
+    return evaluate.suite_prompts(ShapesSettings(prompts=14), (32, 32))
 
 
 def test_overall_leaves_text_out_and_weighs_tags_equally():
     records = tiny_records()
-    by_tag = {tag: i / 10 for i, tag in enumerate((*SIX, "text"))}
+    by_tag = {tag: i / 10 for i, tag in enumerate((*GENEVAL_TAGS, "text"))}
     figures = {"strict": np.array([by_tag[record["tag"]] for record in records])}
-    found = report(Settings(draws=100), records[1:], judged({"strict": figures["strict"][1:]}), None, {}, "m", None)
+    found = shapes_report(
+        ShapesSettings(draws=100), records[1:], judged({"strict": figures["strict"][1:]}), None, {}, ("m", None)
+    )
     assert found.overall["strict"].tuned.value == pytest.approx(0.3), "a lone object cannot be held out"
     assert found.six.tuned.value == pytest.approx(0.25)
     assert found.tags["text"]["strict"].tuned.value == pytest.approx(0.6)
@@ -130,29 +133,29 @@ def test_a_prompt_that_is_drawn_again_counts_once():
     """Two counting prompts, one of them drawn three times: their mean is a mean of two."""
     records = [{"tag": "counting", "prompt": prompt} for prompt in "aaab"]
     figures = {"strict": np.array([0.0, 0.3, 0.6, 0.9])}
-    found = report(Settings(draws=100), records, judged(figures), None, {}, "m", None)
+    found = shapes_report(ShapesSettings(draws=100), records, judged(figures), None, {}, ("m", None))
     assert found.overall["strict"].tuned.value == pytest.approx((0.3 + 0.9) / 2)
     assert found.prompts["counting"] == 2
 
 
 def test_tags_with_few_facts_draw_them_again():
-    records = evaluate.suite_prompts(Settings(prompts=280), (32, 32))
+    records = evaluate.suite_prompts(ShapesSettings(prompts=280), (32, 32))
     counting = [record["prompt"] for record in records if record["tag"] == "counting"]
     assert len(counting) == 40 and len(set(counting)) == 5
 
 
 def test_ood_has_no_single_object():
-    records = evaluate.suite_prompts(Settings("ood", prompts=12), (32, 32))
-    assert sorted({record["tag"] for record in records}) == sorted({*SIX[1:], "text"})
+    records = evaluate.suite_prompts(ShapesSettings("ood", prompts=12), (32, 32))
+    assert sorted({record["tag"] for record in records}) == sorted({*GENEVAL_TAGS[1:], "text"})
 
 
 def test_a_suite_is_the_same_every_time_and_another_for_another_seed():
-    assert tiny_records() == tiny_records() != evaluate.suite_prompts(Settings(prompts=14, seed=1), (32, 32))
+    assert tiny_records() == tiny_records() != evaluate.suite_prompts(ShapesSettings(prompts=14, seed=1), (32, 32))
 
 
 def test_large_pictures_are_refused():
     with pytest.raises(ValueError, match="pictures of 32 x 32 or 64 x 64 px, and the model draws 1024 x 1024"):
-        evaluate.suite_prompts(Settings(), (1024, 1024))
+        evaluate.suite_prompts(ShapesSettings(), (1024, 1024))
 
 
 def test_noise_depends_on_seed_and_place_alone():
@@ -175,7 +178,7 @@ def test_pictures_do_not_depend_on_how_prompts_are_batched(monkeypatch):
 
 
 def compared(tuned, base):
-    settings = Settings(prompts=14, images=2, steps=3, draws=200)
+    settings = ShapesSettings(prompts=14, images=2, steps=3, draws=200)
     records = tiny_records()
     pictures = [evaluate.suite_pictures(model, records, settings) for model in (tuned, base)]
     return evaluate.compare_pictures(settings, records, *pictures, "tuned", "base")[0]
@@ -209,13 +212,15 @@ def test_models_that_differ_are_told_apart():
 def test_true_pictures_pass_everything():
     records = tiny_records()
     images = evaluate.renders(records, (14, 2, 32, 32, 3), 0, "somewhere else")
-    found, good, _ = evaluate.compare_pictures(Settings(images=2, draws=100), records, images, None, "truth", None)
+    found, good, _ = evaluate.compare_pictures(
+        ShapesSettings(images=2, draws=100), records, images, None, "truth", None
+    )
     for name in ("official", "strict", "closed"):
         assert found.overall[name].tuned.value == 1
     assert found.overall["fidelity"].tuned.value > 0.9
     assert good.strict.all()
     noisy = np.clip(images + RNG.normal(0, 60, images.shape), 0, 255).astype(np.uint8)
-    worse = evaluate.compare_pictures(Settings(images=2, draws=100), records, noisy, images, "noise", "truth")[0]
+    worse = evaluate.compare_pictures(settings, records, noisy, images, "noise", "truth")[0]
     assert worse.overall["strict"].delta.high < 0 and worse.frechet.delta.value > 0
     assert worse.frechet.base.value < 10 * found.truth["frechet"]
 
@@ -224,10 +229,10 @@ def test_a_report_survives_json_and_is_shown_whole():
     found = compared(Plain(0.9), Plain(0.1))
     assert from_json(Report, json.loads(json.dumps(to_json(found)))) == found
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(render(found))
+    console.print(render_report(found))
     text = console.export_text()
     assert "mean over 5 of GenEval's 6 tags" in text and "no fact that could" in text
-    for name in (*SIX, "text", *found.overall):
+    for name in (*GENEVAL_TAGS, "text", *found.overall):
         assert name in text
     assert max(map(len, text.splitlines())) <= 80
 

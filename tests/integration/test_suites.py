@@ -14,7 +14,9 @@ from afterflow.cli.main import main
 from afterflow.data.prompt_lists import read_prompts
 from afterflow.evaluation import image_store as gallery
 from afterflow.evaluation.clip_distances import Features, between
-from afterflow.evaluation.suites import SUITES, evenly, scores, suite_report
+from afterflow.evaluation.image_set import ImageSet, ImageSource
+from afterflow.evaluation.scores import score_images
+from afterflow.evaluation.suites import SUITES, evenly, suite_report
 from afterflow.experiment.serialization import to_json
 from afterflow.recipes import RECIPES
 from afterflow.rewards.base import RewardModels, reward
@@ -78,14 +80,14 @@ def test_fewer_prompts_are_shared_among_the_tags():
 def test_pictures_and_clips_come_back_as_they_were(shape):
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     folder = Path("drawn")
-    gallery.begin(folder, {"steps": 4})
-    gallery.add(folder, 0, {"prompt": "a heart", "tag": "x"}, images)
-    assert gallery.missing(folder, 2) == [1] and gallery.is_gallery(folder)
-    assert np.array_equal(gallery.together(folder, [0])[0], images)
-    assert gallery.records(folder) == [{"prompt": "a heart", "tag": "x"}]
-    gallery.begin(folder, {"steps": 4})
+    gallery.open_store(folder, {"steps": 4})
+    gallery.add_images(folder, 0, {"prompt": "a heart", "tag": "x"}, images)
+    assert gallery.missing_prompts(folder, 2) == [1] and gallery.holds_images(folder)
+    assert np.array_equal(gallery.read_prompts_together(folder, [0])[0], images)
+    assert gallery.read_records(folder) == [{"prompt": "a heart", "tag": "x"}]
+    gallery.open_store(folder, {"steps": 4})
     with pytest.raises(ValueError, match=r"drawn holds pictures drawn with steps = 4; take another --out"):
-        gallery.begin(folder, {"steps": 5})
+        gallery.open_store(folder, {"steps": 5})
 
 
 def test_a_folder_of_others_is_read_and_not_written_into():
@@ -95,12 +97,12 @@ def test_a_folder_of_others_is_read_and_not_written_into():
     for name in ("0001.png", "0000.png"):
         Image.new("RGB", (6, 8), (int(name[3]), 0, 0)).save(samples / name)
     Path("theirs/grid.png").touch()
-    assert gallery.read(Path("theirs/00000"))[:, 0, 0, 0].tolist() == [0, 1]
+    assert gallery.read_prompt(Path("theirs/00000"))[:, 0, 0, 0].tolist() == [0, 1]
     with pytest.raises(ValueError, match="holds pictures that afterflow did not draw"):
-        gallery.begin(Path("theirs"), {})
+        gallery.open_store(Path("theirs"), {})
     Path("theirs/00000/metadata.jsonl").write_text("{}")
     with pytest.raises(ValueError, match=r"00000/metadata\.jsonl: it holds no record with a prompt"):
-        gallery.records(Path("theirs"))
+        gallery.read_records(Path("theirs"))
 
 
 # What is said
@@ -130,8 +132,8 @@ def test_a_prompt_that_one_model_has_no_score_of_is_left_out_of_both():
 def test_every_suite_says_where_its_prompts_are():
     for name, suite in SUITES.items():
         assert suite.source and suite.rewards
-        if suite.own is not None:
-            made = suite.own(6)
+        if suite.generate is not None:
+            made = suite.generate(6)
             assert len(made) >= 6 and all("tag" in record for record in made), name
 
 
@@ -193,8 +195,9 @@ def test_a_score_that_could_not_be_had_is_asked_for_again(monkeypatch):
     monkeypatch.setitem(REWARDS, "flaky", flaky)
     made = [{"prompt": str(i), "tag": "x"} for i in range(3)]
     for place, record in enumerate(made):
-        gallery.add(Path("g"), place, record, np.zeros((2, 8, 8, 3), np.uint8))
-    score = lambda records: scores(Path("g"), records, ["flaky"], RewardModels(), said.append)["flaky"]
+        gallery.add_images(Path("g"), place, record, np.zeros((2, 8, 8, 3), np.uint8))
+    images = lambda records: ImageSet(ImageSource("g"), records, Path("g"))
+    score = lambda records: score_images(images(records), ["flaky"], RewardModels(), said.append)["flaky"]
     assert np.isnan(score(made)[1]).all() and said == ["2 pictures have no flaky, first '1': it is not a finite number"]
     assert (score(made) == 0.5).all() and (score(made) == 0.5).all()
     assert asked == [6, 2]
@@ -259,7 +262,7 @@ def test_distances_are_0_to_the_same_pictures_and_grow_with_what_differs():
         ("far", 255 - dark),
     ):
         for place, each in enumerate(images):
-            gallery.add(Path(name), place, {"prompt": str(place)}, each)
+            gallery.add_images(Path(name), place, {"prompt": str(place)}, each)
     features = Features(models)
     found = {name: between(Path("one"), Path(name), features) for name in ("same", "near", "far")}
     assert found["same"][0] == pytest.approx(0, abs=1e-3)

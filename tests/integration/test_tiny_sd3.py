@@ -7,7 +7,7 @@ import pytest
 from diffusers import StableDiffusion3Pipeline
 
 from afterflow.envs.shapes.verify import verify
-from afterflow.evaluation.shapes_report import Settings
+from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import suite_pictures, suite_prompts
 from afterflow.models.pipeline import TINY
 from afterflow.models.sd3 import SD3
@@ -34,7 +34,7 @@ def test_it_has_at_most_16_latent_tokens():
 def test_it_draws_what_it_is_asked_for_as_often_as_its_card_says():
     """Fewer prompts than the card's, so a wide margin; a pipeline that drew noise would pass none."""
     said = float(re.search(r"six tags: (0\.\d+) at guidance 2\.5", (TINY / "README.md").read_text()).group(1))
-    settings = Settings(prompts=84, images=1, guidance=2.5)
+    settings = ShapesSettings(prompts=84, images=1, guidance=2.5)
     records = [record for record in suite_prompts(settings, (32, 32)) if record["tag"] != "text"]
     pictures = suite_pictures(SD3("tiny").load(), records, settings)[:, 0]
     passed = [verify(record, picture)["strict"] for record, picture in zip(records, pictures)]

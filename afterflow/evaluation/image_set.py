@@ -1,0 +1,77 @@
+"""A set of images to judge: drawn by a model into a folder, or read from a folder that holds them already."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..experiment.serialization import to_json
+from ..models.base import Model
+from ..models.generate import decoded, encoded, finished_in_parts
+from ..models.lora.files import lora_file
+from ..models.pipeline import weights_digest
+from ..models.wrappers import guided, in_chunks
+from ..system.atomic_files import sha256
+from . import image_store
+from .suites import Drawing
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """What makes the images of a set: a pipeline and perhaps a LoRA, or a folder of images in GenEval's layout."""
+
+    path: str
+    lora: str | None = None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the path is a folder that holds images already."""
+        return image_store.holds_images(Path(self.path))
+
+    @property
+    def name(self) -> str:
+        """The name in progress messages and reports."""
+        return self.path if self.lora is None else f"{self.path} + {self.lora}"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of P records by one source; `folder` is where they are, or where they are drawn."""
+
+    source: ImageSource
+    records: Sequence[dict]
+    folder: Path
+
+    def draw(
+        self,
+        drawing: Drawing,
+        load: Callable[[str, str | None], Model],
+        settings: Mapping[str, Any],
+        log: Callable[[str], None],
+    ) -> None:
+        """Draw the images that the folder lacks; a source that holds its images already is left as it is.
+
+        The noise depends on the seed and the index of a prompt alone, so an interruption changes nothing.
+        InputError is raised where the folder holds images that were drawn otherwise.
+        """
+        if self.source.is_drawn:
+            return
+        path, lora = self.source.path, self.source.lora
+        weights = weights_digest(path) + ("" if lora is None else " " + sha256(lora_file(lora)))
+        drawn_with = {"model": path, "lora": lora, **to_json(drawing), **settings, "weights": weights}
+        image_store.open_store(self.folder, drawn_with | {"prompts": [record["prompt"] for record in self.records]})
+        image_store.update_records(self.folder, self.records)
+        missing = image_store.missing_prompts(self.folder, len(self.records))
+        if not missing:
+            return
+        model = load(path, lora)
+        cond, d = encoded(model, self.records), drawing
+        velocity = in_chunks(guided(model.velocity(model.module), d.guidance, model.combine), d.chunk)
+        for rows in torch.tensor(missing).split(max(1, d.chunk // d.images)):
+            latents = finished_in_parts(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
+            for i, images in zip(rows.tolist(), decoded(model, latents)):
+                image_store.add_images(self.folder, i, self.records[i], images)
+            left = len(image_store.missing_prompts(self.folder, len(self.records)))
+            log(f"{self.folder}: {len(self.records) - left} of {len(self.records)} prompts")
