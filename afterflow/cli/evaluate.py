@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldNam
 from tyro.extras import literal_type_from_choices
 
 from ..envs.shapes.world import TAGS
-from ..evaluation.report import Report, ShapesSettings, check_positive, render_report
+from ..evaluation.report import Report, ShapesSettings, check_counts, render_report
 from ..evaluation.suites import SUITES, Drawing, suite_records, suite_report
 from ..experiment.serialization import to_json
 from ..rewards.base import RewardModels
@@ -25,7 +25,7 @@ from .output import check_png, print_progress, save_image, write_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..evaluation.image_set import ImageSet, ImageSource
+    from ..evaluation.image_set import ImageSet, PictureSource
 
 SHAPES_OPTIONS = ("split", "teachers", "grid")
 """Options that only the suite `shapes` has."""
@@ -100,7 +100,7 @@ class Eval:
             raise ConfigError("--lora-against goes on what --against names; add --against base for MODEL itself")
         if self.against == "base" and self.lora == self.lora_against:
             raise ConfigError("--against base compares MODEL with itself; give a --lora, or name another model")
-        check_positive(self, ("prompts", "images", "steps", "chunk", "draws"))
+        check_counts(self, ("prompts", "images", "steps", "chunk", "draws"))
         foreign = self.changed(FOLDER_OPTIONS if self.suite == "shapes" else SHAPES_OPTIONS)
         if foreign:
             raise ConfigError(
@@ -121,13 +121,13 @@ class Eval:
         elif self.json is not None:
             write_text(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
 
-    def sources(self) -> "tuple[ImageSource, ImageSource | None]":
+    def sources(self) -> "tuple[PictureSource, PictureSource | None]":
         """Return what makes the images of MODEL, and of --against."""
-        from ..evaluation.image_set import ImageSource
+        from ..evaluation.image_set import PictureSource
 
         against = self.model if self.against == "base" else self.against
-        base = None if against is None else ImageSource(against, self.lora_against)
-        return ImageSource(self.model, self.lora), base
+        base = None if against is None else PictureSource(against, self.lora_against)
+        return PictureSource(self.model, self.lora), base
 
     def changed(self, names: Sequence[str]) -> list[str]:
         """Return those of the named options that are not at their default, as they are typed."""
@@ -165,7 +165,7 @@ class Eval:
             save_image(before_after(records, before, after, strict_before, judged.strict), Path(self.grid))
         return report
 
-    def draw_shapes(self, settings: ShapesSettings, source: "ImageSource") -> tuple[list[dict], "np.ndarray"]:
+    def draw_shapes(self, settings: ShapesSettings, source: "PictureSource") -> tuple[list[dict], "np.ndarray"]:
         """Return the prompts of the suite and their images by one model, which then leaves memory."""
         from ..evaluation.shapes_suite import suite_pictures, suite_prompts
         from ..models.generate import picture_size
@@ -221,7 +221,7 @@ class Eval:
         ]
         return sets[0], None if base is None else sets[1]
 
-    def check_drawn(self, drawn: "Sequence[ImageSource]", all_drawn: bool) -> None:
+    def check_drawn(self, drawn: "Sequence[PictureSource]", all_drawn: bool) -> None:
         """Raise ConfigError for options that contradict images which are drawn already."""
         from ..evaluation.image_store import drawn_with, holds_images
 
@@ -241,7 +241,9 @@ class Eval:
         if self.reference is not None and not holds_images(Path(self.reference)):
             raise ConfigError(f"--reference {self.reference}: no pictures in GenEval's layout are there")
 
-    def check_rewards(self, sources: "Sequence[ImageSource]", records: Sequence[dict], rewards: Sequence[str]) -> None:
+    def check_rewards(
+        self, sources: "Sequence[PictureSource]", records: Sequence[dict], rewards: Sequence[str]
+    ) -> None:
         """Raise ValueError for libraries, weights or rewards that this evaluation could not use, before it starts."""
         from ..evaluation.scores import check_scorable
         from ..models.families import pretrained

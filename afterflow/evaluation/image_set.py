@@ -19,7 +19,7 @@ from .suites import Drawing
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class PictureSource:
     """What makes the images of a set: a pipeline and perhaps a LoRA, or a folder of images in GenEval's layout."""
 
     path: str
@@ -40,7 +40,7 @@ class ImageSource:
 class ImageSet:
     """The images of P records by one source; `folder` is where they are, or where they are drawn."""
 
-    source: ImageSource
+    source: PictureSource
     records: Sequence[dict]
     folder: Path
 

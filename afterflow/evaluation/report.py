@@ -46,11 +46,11 @@ class ShapesSettings:
     """Number of bootstrap resamples."""
 
     def __post_init__(self) -> None:
-        check_positive(self, ("prompts", "images", "steps", "draws"))
+        check_counts(self, ("prompts", "images", "steps", "draws"))
 
 
-def check_positive(options: object, names: Iterable[str]) -> None:
-    """Check that the attributes with these names are None or at least 1; raise ConfigError otherwise."""
+def check_counts(options: object, names: Iterable[str]) -> None:
+    """Raise ConfigError for an attribute of these that is a number below 1."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..system.errors import ConfigError, InputError
-from .report import Comparison, Report, check_positive, compare_figures, rows_by_tag
+from .report import Comparison, Report, check_counts, compare_figures, rows_by_tag
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Drawing:
     """Number of images in a forward pass.  Guidance doubles it."""
 
     def __post_init__(self) -> None:
-        check_positive(self, ("images", "steps", "chunk"))
+        check_counts(self, ("images", "steps", "chunk"))
 
 
 def suite_records(suite: str, prompts_from: str | None, prompts: int | None) -> list[dict]:

@@ -15,7 +15,8 @@ from afterflow.evaluation.shapes_suite import Judged, shapes_report
 from afterflow.experiment.image_grid import FAILED, PASSED, before_after
 from afterflow.experiment.intervals import bootstrap, estimates, mean_of_means
 from afterflow.experiment.serialization import from_json, to_json
-from afterflow.models.generate import spread
+from afterflow.models import generate
+from afterflow.models.generate import picture_prompts, spread, starting_noise
 from afterflow.models.wrappers import along
 from afterflow.sampling.conditioning import Embedding, condition
 from afterflow.sampling.schedules import LinearShift
@@ -161,17 +162,17 @@ def test_large_pictures_are_refused():
 def test_noise_depends_on_seed_and_place_alone():
     records = [{"prompt": str(i)} for i in range(5)]
     cond = condition(Embedding(torch.zeros(5, 1, 1)), Embedding(torch.zeros(1, 1, 1)), records)
-    noise = evaluate.starting_noise(cond, 3, (2, 4), 7)
-    assert torch.equal(evaluate.starting_noise(cond[torch.tensor([3, 1])], 3, (2, 4), 7), noise[[3, 1]])
-    assert not torch.equal(evaluate.starting_noise(cond, 3, (2, 4), 8), noise)
+    noise = starting_noise(cond, 3, (2, 4), 7)
+    assert torch.equal(starting_noise(cond[torch.tensor([3, 1])], 3, (2, 4), 7), noise[[3, 1]])
+    assert not torch.equal(starting_noise(cond, 3, (2, 4), 8), noise)
 
 
 def test_pictures_do_not_depend_on_how_prompts_are_batched(monkeypatch):
     records = tiny_records()
-    whole = evaluate.picture_prompts(Plain(), records, 3, 4, 1.0, 0)
-    monkeypatch.setattr(evaluate, "CHUNK", 5)
+    whole = picture_prompts(Plain(), records, 3, 4, 1.0, 0)
+    monkeypatch.setattr(generate, "CHUNK", 5)
     model = Plain()
-    parts = evaluate.picture_prompts(model, records, 3, 4, 1.0, 0)
+    parts = picture_prompts(model, records, 3, 4, 1.0, 0)
     assert whole.shape == (14, 3, 32, 32, 3) and whole.dtype == np.uint8
     assert np.array_equal(whole, parts)
     assert set(model.batches) == {5}
@@ -220,7 +221,7 @@ def test_true_pictures_pass_everything():
     assert found.overall["fidelity"].tuned.value > 0.9
     assert good.strict.all()
     noisy = np.clip(images + RNG.normal(0, 60, images.shape), 0, 255).astype(np.uint8)
-    worse = evaluate.compare_pictures(settings, records, noisy, images, "noise", "truth")[0]
+    worse = evaluate.compare_pictures(ShapesSettings(images=2, draws=100), records, noisy, images, "noise", "truth")[0]
     assert worse.overall["strict"].delta.high < 0 and worse.frechet.delta.value > 0
     assert worse.frechet.base.value < 10 * found.truth["frechet"]
 

@@ -14,7 +14,7 @@ from afterflow.cli.main import main
 from afterflow.data.prompt_lists import read_prompts
 from afterflow.evaluation import image_store as gallery
 from afterflow.evaluation.clip_distances import Features, between
-from afterflow.evaluation.image_set import ImageSet, ImageSource
+from afterflow.evaluation.image_set import ImageSet, PictureSource
 from afterflow.evaluation.scores import score_images
 from afterflow.evaluation.suites import SUITES, evenly, suite_report
 from afterflow.experiment.serialization import to_json
@@ -55,7 +55,7 @@ def test_lists_are_read_as_their_authors_publish_them():
     "name, text, said",
     [
         ("a.csv", "words\na heart\n", "row 1 has no text under one of prompt, prompts"),
-        ("a.csv", "prompt\n", "there is none in it"),
+        ("a.csv", "prompt\n", "it holds no prompt; write one per line"),
         ("a.json", "{", "it cannot be read"),
         ("a.json", '{"prompt": "a heart"}', "it is no list"),
         ("a.csv", "prompt,sub_dims_en\na heart,[]\n", "sub_dims_en holds no test points"),
@@ -196,7 +196,7 @@ def test_a_score_that_could_not_be_had_is_asked_for_again(monkeypatch):
     made = [{"prompt": str(i), "tag": "x"} for i in range(3)]
     for place, record in enumerate(made):
         gallery.add_images(Path("g"), place, record, np.zeros((2, 8, 8, 3), np.uint8))
-    images = lambda records: ImageSet(ImageSource("g"), records, Path("g"))
+    images = lambda records: ImageSet(PictureSource("g"), records, Path("g"))
     score = lambda records: score_images(images(records), ["flaky"], RewardModels(), said.append)["flaky"]
     assert np.isnan(score(made)[1]).all() and said == ["2 pictures have no flaky, first '1': it is not a finite number"]
     assert (score(made) == 0.5).all() and (score(made) == 0.5).all()
@@ -267,3 +267,22 @@ def test_distances_are_0_to_the_same_pictures_and_grow_with_what_differs():
     found = {name: between(Path("one"), Path(name), features) for name in ("same", "near", "far")}
     assert found["same"][0] == pytest.approx(0, abs=1e-3)
     assert found["same"][0] < found["near"][0] < found["far"][0] and found["near"][1] < found["far"][1]
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--rewards", "ocr", "--out", "x"], "--suite shapes has no --rewards, --out"),
+        (["--chunk", 8], "--suite shapes has no --chunk"),
+        (["--suite", "ocr", "--split", "ood", "--grid", "g.png"], "--suite ocr has no --split, --grid"),
+    ],
+)
+def test_options_of_another_suite_are_refused(capsys, words, sentence):
+    code, _, err = said(capsys, "eval", "tiny", *words)
+    assert code == 2 and sentence in err
+
+
+def test_the_help_names_every_suite_once_and_all_options(capsys):
+    code, out, _ = said(capsys, "eval", "--help")
+    assert code == 0 and f"{{{','.join(SUITES)}}}" in "".join(out.split())
+    assert all(option in out for option in ("--teachers", "--grid", "--prompts-from", "--rewards", "--distances"))
