@@ -2,8 +2,9 @@
 
     python bench/learning_curve.py shapes_flow_grpo --seeds 0 1 2
 
-Writes bench/results/RECIPE.json (settings, hardware, every seed's curve and final scores) and RECIPE.png.  A seed
-whose result is already in the file is not trained again, and one that was interrupted goes on from its checkpoint.
+Writes bench/results/RECIPE.json (settings, hardware, every seed's curve and final scores) and
+docs/algorithms/curves/RECIPE.png.  A seed whose result is already in the file is not trained again, and one that was
+interrupted goes on from its checkpoint.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
 
 RESULTS = Path(__file__).parent / "results"
+CURVES = Path(__file__).parents[1] / "docs" / "algorithms" / "curves"
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def main() -> None:
             found = stored(file, about)  # another process may have added its seed meanwhile
             found["seeds"][str(seed)] = result
             file.write_text(json.dumps(found) + "\n")
-    figure(found, options.recipe).savefig(file.with_suffix(".png"), dpi=120)
+    figure(found, options.recipe).savefig(CURVES / f"{options.recipe}.png", dpi=120)
     scores = {seed: result["report"]["overall"]["strict"] for seed, result in found["seeds"].items()}
     print(json.dumps({"recipe": options.recipe, "strict": scores}))
 

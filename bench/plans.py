@@ -1,0 +1,121 @@
+"""Memory and work of recipes on released models, counted from published layer sizes: no weight is loaded, nothing runs.
+
+    python bench/plans.py --json bench/results/plans.json
+
+The figures are those of `afterflow train RECIPE --plan`.  That command reads a model's configuration files; here they
+are written from what diffusers states of each model, so that no hub is needed.  Hours on one card assume that the
+network's own FLOPs run at 40 % of the card's dense bf16 peak.  Nobody has measured them here.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from real_size import SD35_MEDIUM
+
+from afterflow.experiment.cost_estimate import forecast
+from afterflow.experiment.doctor import PEAK
+from afterflow.experiment.run_files import git_commit
+from afterflow.recipes import RECIPES
+
+SHARE = 0.4
+CARDS = ("RTX 4090", "A100", "H100")
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+FLUX_DEV = {
+    "model_index.json": {
+        "_class_name": "FluxPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    },
+    "scheduler/scheduler_config.json": SCHEDULER
+    | {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
+    "transformer/config.json": {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True},
+    "vae/config.json": SD35_MEDIUM["vae/config.json"] | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+}
+"""FLUX.1-dev: the defaults of diffusers' class, and an input for the guidance scale."""
+WAN_1_3B = {
+    "model_index.json": {
+        "_class_name": "WanPipeline",
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    },
+    "scheduler/scheduler_config.json": {
+        "_class_name": "UniPCMultistepScheduler",
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": 3.0,
+    },
+    "transformer/config.json": {
+        "_class_name": "WanTransformer3DModel",
+        "num_attention_heads": 12,
+        "num_layers": 30,
+        "ffn_dim": 8960,
+    },
+    "vae/config.json": {"_class_name": "AutoencoderKLWan"},
+}
+"""Wan 2.1 1.3B, from diffusers' scripts/convert_wan_to_diffusers.py."""
+COMMANDS = {
+    "sd35_flow_grpo_ocr": SD35_MEDIUM,
+    "sd35_flow_grpo_ocr --gradient-checkpointing": SD35_MEDIUM,
+    "sd35_soar": SD35_MEDIUM,
+    "flux_mix_grpo": FLUX_DEV,
+    "flux_branch_grpo": FLUX_DEV,
+    "wan_branch_grpo": WAN_1_3B,
+}
+"""What follows `afterflow train`, and the configuration files of its model."""
+
+
+def counted(command: str, files: dict[str, dict]) -> dict:
+    """Memory and work of a recipe whose model has these configuration files."""
+    name, _, option = command.partition(" ")
+    folder = Path(name).resolve()
+    for file, content in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(json.dumps(content))
+    run = RECIPES[name]()
+    if option:
+        run = replace(run, gradient_checkpointing=True)
+    needs = forecast(replace(run, model=replace(run.model, path=str(folder))))
+    flops = sum(needs.flops.values()) * run.iterations
+    return {
+        "iterations": run.iterations,
+        "gib": {part: round(size / 2**30, 2) for part, size in needs.memory.items()},
+        "gib_together": round(needs.bytes / 2**30, 1),
+        "pflop": round(flops / 1e15),
+        "hours": {card: round(flops / (SHARE * PEAK[card]) / 3600, 1) for card in CARDS},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", default="-", help="file, or - for standard output")
+    options = parser.parse_args()
+    target = None if options.json == "-" else Path(options.json).resolve()
+    about = {"command": " ".join(["python", *sys.argv]), "share_of_peak": SHARE, "git_commit": git_commit()}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("prompts").mkdir()
+        for name in ("hpd", "video"):  # stand-ins: prompts count only in the CPU's memory, which is left out
+            Path(f"prompts/{name}.txt").write_text("\n".join(f"prompt {i}" for i in range(100)))
+        Path("images").mkdir()
+        recipes = {command: counted(command, files) for command, files in COMMANDS.items()}
+    text = json.dumps(about | {"recipes": recipes}, indent=1)
+    print(text)
+    if target is not None:
+        target.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
