@@ -86,11 +86,11 @@ def counted(command: str, files: dict[str, dict]) -> dict:
         (folder / file).write_text(json.dumps(content))
     run = RECIPES[name]()
     if option:
-        run = replace(run, gradient_checkpointing=True)
+        run = run.with_options(gradient_checkpointing=True)
     needs = forecast(replace(run, model=replace(run.model, path=str(folder))))
-    flops = sum(needs.flops.values()) * run.iterations
+    flops = sum(needs.flops.values()) * run.batches.iterations
     return {
-        "iterations": run.iterations,
+        "iterations": run.batches.iterations,
         "gib": {part: round(size / 2**30, 2) for part, size in needs.memory.items()},
         "gib_together": round(needs.bytes / 2**30, 1),
         "pflop": round(flops / 1e15),

@@ -1,10 +1,13 @@
 """Prose that a reader whose first language is not English can follow: README, CONTRIBUTING and docs."""
 
 import re
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from afterflow.experiment.compatibility import RENAMED
 
 ROOT = Path(__file__).parents[2]
 TRANSLATED = ("zh", "ja", "ko")
@@ -15,6 +18,8 @@ PAGES = [*TOP, *DOCS, *CARDS]
 ENGLISH = [page for page in PAGES if page.parent.name not in TRANSLATED]
 LONGEST, USUAL, SHARE = 30, 25, 0.95
 FENCE = re.compile(r"^```.*?^```[ \t]*$", re.S | re.M)
+NOT_OURS = {"basedpyright", "fix", "imagefolder", "python3", "sigma_upper_ratio", "trust_remote_code"}
+"""Commands, options and words of other projects."""
 ITEM = re.compile(r"^\s*([-*]|\d+\.)\s+")
 
 
@@ -49,7 +54,8 @@ def words(sentence):
 
 
 def test_the_measure_sees_sentences_and_nothing_else():
-    text = "# A title\n\nOne two. Three\nfour: five.\n\n    code code\n\n| a | b |\n\n- six\n- [seven](x.md) eight\n\n```\nc\n```\n"
+    text = "# A title\n\nOne two. Three\nfour: five.\n\n    code code\n\n| a | b |\n\n"
+    text += "- six\n- [seven](x.md) eight\n\n```\nc\n```\n"
     assert list(sentences(text)) == ["One two.", "Three four: five.", "six", "seven eight"]
     assert [words(sentence) for sentence in sentences(text)] == [2, 3, 1, 2]
 
@@ -67,7 +73,8 @@ def test_most_sentences_are_short():
 
 @pytest.mark.parametrize("page", ENGLISH, ids=name)
 def test_one_thought_a_sentence(page):
-    chained = [s for s in sentences(page.read_text(encoding="utf-8")) if re.search(r";|…|\.\.\.", re.sub(r"`[^`]*`", "", s))]
+    prose = [re.sub(r"`[^`]*`", "", sentence) for sentence in sentences(page.read_text(encoding="utf-8"))]
+    chained = [sentence for sentence in prose if re.search(r";|…|\.\.\.", sentence)]
     assert not chained, f"write two sentences instead of a semicolon or an ellipsis: {chained}"
 
 
@@ -90,7 +97,9 @@ def test_links_lead_somewhere(page):
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{name(page)}: {target} is not there"
         if page in DOCS:
-            assert file.is_relative_to(ROOT / "docs"), f"{name(page)}: {target} is outside of docs, which mkdocs refuses"
+            assert file.is_relative_to(ROOT / "docs"), (
+                f"{name(page)}: {target} is outside of docs, which mkdocs refuses"
+            )
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
             assert anchor in map(slug, headings), f"{name(page)}: {file.name} has no heading {anchor!r}"
@@ -102,10 +111,40 @@ def test_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
     rooms = [path.name for path in (ROOT / "afterflow").iterdir() if path.is_dir()]
     for path in re.findall(rf"\b((?:afterflow|tests|bench|sidecars|examples|{'|'.join(rooms)})/[\w/.\-]+\w)", text):
-        if path.split("/")[0] == "afterflow" or path.split("/")[0] not in rooms:
-            assert (ROOT / path).exists() or path.endswith("NAME.py"), f"{name(page)}: {path} is not there"
-        elif path.endswith(".py"):
-            assert (ROOT / "afterflow" / path).exists() or path.endswith("NAME.py"), f"{name(page)}: {path} is not there"
+        top = path.split("/")[0]
+        file = ROOT / path if top == "afterflow" or top not in rooms else ROOT / "afterflow" / path
+        named = file.suffix == ".py" or top not in rooms  # rewards/name is a phrase
+        assert not named or file.exists() or file.stem == "NAME", f"{name(page)}: {path} is not there"
+
+
+@cache
+def source():
+    """Every word of the package, its scripts and its examples, but the table of old names."""
+    files = [path for folder in ("afterflow", "bench", "sidecars") for path in (ROOT / folder).rglob("*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.name != "compatibility.py")
+    return set(re.findall(r"\w+", text + (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name)
+def test_names_and_options_in_code_exist(page):
+    """A renamed class, field, function or option must be renamed in the docs too."""
+    text, words_of_code = page.read_text(encoding="utf-8"), source()
+    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    names = {span.split("(")[0] for span in spans if re.fullmatch(r"[A-Za-z]\w+(\([\w, →]*\))?", span)}
+    commands = re.findall(r"^ *afterflow .*$|`afterflow [^`]*`", text, re.M) + [
+        span for span in spans if span[0] == "-"
+    ]
+    options = {option for command in commands for option in re.findall(r"(?<![\w-])--([a-z][\w.-]*)", command)}
+    parts = {part.replace("-", "_") for option in options for part in option.split(".")}
+    sketched = set(re.findall(r"\bdef (\w+)", text)) if page.name == "CONTRIBUTING.md" else set()
+    gone = (names | parts | sketched) - words_of_code - NOT_OURS
+    assert not gone, f"{name(page)}: {sorted(gone)} is nowhere in the code"
+
+
+def test_the_change_log_names_every_renamed_option():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `--([\w-]+)` \| `--([\w-]+)` \|", text, re.M))
+    assert rows.items() >= {(old.replace("_", "-"), new.replace("_", "-")) for old, new in RENAMED.items()}
 
 
 @pytest.mark.parametrize("language", TRANSLATED)
