@@ -143,7 +143,7 @@ def test_names_and_options_in_code_exist(page):
 
 def test_the_change_log_names_every_renamed_option():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `--([\w-]+)` \| `--([\w-]+)` \|", text, re.M))
+    rows = dict(re.findall(r"^\| `--([\w.-]+)` \| `--([\w.-]+)` \|", text, re.M))
     assert rows.items() >= {(old.replace("_", "-"), new.replace("_", "-")) for old, new in RENAMED.items()}
 
 
