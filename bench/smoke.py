@@ -31,8 +31,7 @@ from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.stages import Chain, Merge, Samples
 from afterflow.experiment.stages import execute as execute_chain
 from afterflow.models.quiet import no_progress_bars
-from afterflow.recipes import RECIPES
-from afterflow.recipes import papers as real
+from afterflow.recipes import RECIPES, papers
 from afterflow.rewards.base import RewardModels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -51,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
-    names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ == real.__name__]
+    names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ == papers.__name__]
     told = {"date": date.today().isoformat(), "git_commit": git_commit(), "hardware": hardware()}
     file = None if options.json == "-" else Path(options.json).resolve()
     found = json.loads(file.read_text())["recipes"] if file is not None and file.is_file() else {}

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
+from ..system.errors import ConfigError, TrainingStopped
 from ..system.launcher import launched_processes, launched_rank
 from ..system.names import unknown_name
 from .messages import show_messages
@@ -25,13 +26,30 @@ COMMANDS = {
     "export": ("export", "export"),
     "push": ("push", "push"),
     "serve-rewards": ("serve", "serve_rewards"),
-    "recipes": ("recipes", "recipes"),
+    "recipes": ("recipes", "recipes_command"),
 }
 """Command → the module beside this one and the function in it, imported when the command is called."""
 
 
+CLOSED_PIPE = 128 + 13
+"""The exit code where a reader such as `head` closes the pipe: the shell's for a program that SIGPIPE ends."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code: 2 when something given cannot be used, 1 when training cannot go on."""
+    """Run a command and return the exit code: 2 for input that cannot be used, 1 where training cannot go on."""
+    try:
+        try:
+            return run_command(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer is written when Python ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """Run the command that the arguments name, and return the exit code."""
     show_messages()
     command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     for library in ("DIFFUSERS", "TRANSFORMERS"):
@@ -50,26 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise unknown_name("command", command, COMMANDS)
     except ValueError as error:
         return complain(error, 2)
-    except RuntimeError as error:
-        from ..system.errors import TrainingStopped
-
-        if not isinstance(error, TrainingStopped):
-            raise
+    except TrainingStopped as error:
         return complain(error, 1)
     return 0
 
 
 def check_launch(command: str) -> None:
-    """Of processes that torchrun or accelerate have started the first speaks; ValueError for what one would do."""
+    """Silence all processes of a launcher but the first; raise ConfigError for a command that one process does."""
     if launched_processes() == 1:
         return
     if command != "train":
-        raise ValueError(f"{command} is done by one process; start it without a launcher")
+        raise ConfigError(f"{command} is done by one process; start it without a launcher")
     if launched_rank() != 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 def complain(error: Exception, code: int) -> int:
+    """Print an error in one line on stderr, and return the exit code."""
     print(f"afterflow{f', process {launched_rank()}' if launched_rank() else ''}: {error}", file=sys.stderr)
     return code
 

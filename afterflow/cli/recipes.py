@@ -2,10 +2,11 @@
 
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..system.errors import ConfigError
 from ..system.names import unknown_name
 
 if TYPE_CHECKING:
@@ -15,18 +16,35 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 
+RECIPE_GROUPS = {
+    "Try it here: the shipped tiny models, minutes to half an hour on one CPU core": """
+        demo shapes_flow_grpo shapes_flow_grpo_cps shapes_flow_grpo_guard shapes_ddpo shapes_dance_grpo shapes_mix_grpo
+        shapes_branch_grpo shapes_pref_grpo shapes_sft shapes_soar shapes_curated_soar shapes_generalist jpeg_ddpo
+        moving_flow_grpo moving_dance_grpo moving_branch_grpo
+    """,
+    "A paper on a real model: one GPU; the twin NAME_8gpu has the paper's batch for several": """
+        sd35_flow_grpo_geneval sd35_flow_grpo_ocr sd35_flow_grpo_pickscore sd35_soar sd35_flow_opd flux_dance_grpo_hps
+        flux_mix_grpo flux_mix_grpo_flash flux_branch_grpo flux_branch_grpo_mix flux_pref_grpo wan_branch_grpo
+    """,
+    "A step of a chain: what other recipes start from": """
+        tiny_sd3_pretrain tiny_wan_pretrain shapes_teacher_counting shapes_teacher_relations shapes_teacher_binding
+        shapes_teacher_text shapes_teacher_fidelity
+    """,
+}
+"""Heading → names of the recipes that a user looks for.  Those in no group are controls, ablations and twins."""
 
-def recipes(args: Sequence[str]) -> None:
-    """List the recipes."""
-    if args:
-        raise ValueError(f"afterflow recipes takes no options, so not {args[0]}")
-    print(recipe_lines())
+
+def recipes_command(args: Sequence[str]) -> None:
+    """List the recipes in groups; with --all also controls, ablations and twins for several GPUs."""
+    if list(args) not in ([], ["--all"]):
+        raise ConfigError(f"afterflow recipes takes no options but --all, so not {' '.join(args)}")
+    print(recipe_lines(every="--all" in args))
 
 
 def made_by(name: str) -> "Run | Chain":
-    """What the recipe of that name says; ValueError where there is none."""
+    """Return what the recipe of that name makes; raise ConfigError where there is none."""
     if name.startswith("-"):
-        raise ValueError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
+        raise ConfigError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
     if name not in recipe_summaries():
         raise unknown_name("recipe", name, recipe_summaries())
     from ..recipes import RECIPES
@@ -35,24 +53,41 @@ def made_by(name: str) -> "Run | Chain":
 
 
 def recipe_summaries() -> dict[str, str]:
-    """Name and first line of every recipe."""
-    return {name: line for file in sorted(FOLDER.glob("*.py")) for name, line in function_summaries(file).items()}
+    """Return name and first line of every recipe."""
+    summaries = {name: line for file in sorted(FOLDER.glob("*.py")) for name, line in function_summaries(file).items()}
+    return summaries | dict(twin_summaries())
+
+
+def twin_summaries() -> Iterator[tuple[str, str]]:
+    """Yield name and summary of the twins for several processes, from their table in the source."""
+    for node in ast.parse((FOLDER / "papers.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MULTI_GPU":
+            for name, (*_, summary) in ast.literal_eval(node.value).items():
+                yield f"{name}_8gpu", summary
 
 
 def function_summaries(file: Path) -> dict[str, str]:
     """Return name and first line of every public function of a file, without importing it."""
     nodes = ast.parse(file.read_text(encoding="utf-8")).body
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
-    return {node.name: summary(ast.get_docstring(node)) for node in functions}
+    return {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in functions}
 
 
-def recipe_lines() -> str:
-    """Name, label (docs/recipes.md says what it means) and first line of every recipe."""
-    found, known = recipe_summaries(), json.loads((FOLDER / "evidence.json").read_text())
-    labels = {name: known[name]["label"] for name in found}
-    wide, wider = (max(map(len, column)) for column in (found, labels.values()))
-    return "\n".join(f"  {name:<{wide}}  {labels[name]:<{wider}}  {line}" for name, line in found.items())
+def recipe_lines(every: bool = False) -> str:
+    """List name, label and first line of recipes by group; `every` adds those that are in no group.
 
-
-def summary(docstring: str | None) -> str:
-    return (docstring or "").strip().partition("\n")[0]
+    docs/recipes.md says what the labels mean.
+    """
+    summaries, evidence = recipe_summaries(), json.loads((FOLDER / "evidence.json").read_text())
+    groups = {heading: names.split() for heading, names in RECIPE_GROUPS.items()}
+    rest = [name for name in summaries if not any(name in names for names in groups.values())]
+    if every:
+        groups["Controls, ablations and twins"] = rest
+    width = max(len(name) for names in groups.values() for name in names)
+    label_width = max(len(evidence[name]["label"]) for name in summaries)
+    lines = []
+    for heading, names in groups.items():
+        lines += [heading]
+        lines += [f"  {n:<{width}}  {evidence[n]['label']:<{label_width}}  {summaries[n]}" for n in names] + [""]
+    more = [] if every else [f"{len(rest)} more, controls, ablations and twins: afterflow recipes --all"]
+    return "\n".join([*lines, *more]).rstrip()

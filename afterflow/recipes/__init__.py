@@ -4,19 +4,26 @@ May import every room but `cli`.  Read `shapes.py` first.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 
 from ..experiment.config import Run
 from ..experiment.stages import Chain
-from . import generalist, moving, shapes
-from . import papers as real
-from . import pretrain_tiny as tiny
-from . import shapes_images as images
-from . import shapes_methods as family
+from . import generalist, moving, papers, pretrain_tiny, shapes, shapes_images, shapes_methods
+
+
+def _recipes(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run | Chain]]]:
+    """Yield name and function of a module's recipes, and after a recipe its twin for several processes."""
+    for name, recipe in vars(module).items():
+        if inspect.isfunction(recipe) and recipe.__module__ == module.__name__ and not name.startswith("_"):
+            yield name, recipe
+            if name in papers.MULTI_GPU:
+                yield f"{name}_8gpu", papers._multi_gpu(recipe)
+
 
 RECIPES: dict[str, Callable[[], Run | Chain]] = {
     name: recipe
-    for module in (shapes, family, images, generalist, moving, tiny, real)
-    for name, recipe in vars(module).items()
-    if inspect.isfunction(recipe) and recipe.__module__ == module.__name__ and not name.startswith("_")
+    for module in (shapes, shapes_methods, shapes_images, generalist, moving, pretrain_tiny, papers)
+    for name, recipe in _recipes(module)
 }
+"""Name → recipe."""

@@ -10,6 +10,7 @@ What is not ours to ship are files of yours: prompts/pickscore.txt, prompts/hpd.
 prompts/evaluation_metadata.jsonl, which are never trained on, and for SOAR the folder images/ with its metadata.jsonl.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..algorithms.base import WIN_RATE
@@ -41,15 +42,25 @@ HPD = PromptFile("prompts/hpd.txt")
 OBJECTS = ObjectPrompts(count=4000, exclude="prompts/evaluation_metadata.jsonl")
 SIGNS = SignPrompts(count=4000)
 
+MULTI_GPU = {
+    "sd35_flow_grpo_geneval": (48, 2, "The same with the paper's 48 prompts an iteration."),
+    "sd35_flow_grpo_ocr": (48, 2, "The same with the paper's 48 prompts an iteration."),
+    "sd35_flow_grpo_pickscore": (48, 2, "The same with the paper's 48 prompts an iteration."),
+    "sd35_soar": (512, 1, "The same with the batch of the paper's broad run."),
+    "flux_dance_grpo_hps": (16, 2, "The same with 16 prompts and two updates an iteration."),
+    "flux_mix_grpo": (32, 4, "The same with the paper's 32 prompts and four updates an iteration."),
+    "flux_mix_grpo_flash": (32, 4, "The same with the paper's 32 prompts and four updates an iteration."),
+    "flux_branch_grpo": (16, 1, "The same with 16 prompts an iteration."),
+    "flux_branch_grpo_mix": (16, 1, "The same with 16 prompts an iteration."),
+    "flux_pref_grpo": (64, 2, "The same with the paper's 64 prompts and two updates an iteration."),
+    "wan_branch_grpo": (32, 1, "The same with 32 prompts an iteration."),
+}
+"""Recipe → prompts and updates of an iteration, and the summary, of its twin NAME_8gpu for several processes."""
+
 
 def sd35_flow_grpo_geneval() -> Run:
     """Flow-GRPO on SD3.5 Medium: composition, by GenEval's rules over transformers' detectors."""
     return _flow_grpo("sd35_flow_grpo_geneval", "geneval_hf_flowgrpo", 0.04, OBJECTS, ObjectPrompts("test", 68))
-
-
-def sd35_flow_grpo_geneval_8gpu() -> Run:
-    """The same with the paper's 48 prompts an iteration."""
-    return _wide(sd35_flow_grpo_geneval(), 48)
 
 
 def sd35_flow_grpo_ocr() -> Run:
@@ -57,19 +68,9 @@ def sd35_flow_grpo_ocr() -> Run:
     return _flow_grpo("sd35_flow_grpo_ocr", "ocr", 0.04, SIGNS, SignPrompts("test", 64))
 
 
-def sd35_flow_grpo_ocr_8gpu() -> Run:
-    """The same with the paper's 48 prompts an iteration."""
-    return _wide(sd35_flow_grpo_ocr(), 48)
-
-
 def sd35_flow_grpo_pickscore() -> Run:
     """Flow-GRPO on SD3.5 Medium: what people prefer, by PickScore."""
     return _flow_grpo("sd35_flow_grpo_pickscore", "pickscore", 0.01, PromptFile("prompts/pickscore.txt"), None)
-
-
-def sd35_flow_grpo_pickscore_8gpu() -> Run:
-    """The same with the paper's 48 prompts an iteration."""
-    return _wide(sd35_flow_grpo_pickscore(), 48)
 
 
 def sd35_soar() -> Run:
@@ -91,11 +92,6 @@ def sd35_soar() -> Run:
     )
 
 
-def sd35_soar_8gpu() -> Run:
-    """The same with the batch of the paper's broad run."""
-    return _wide(sd35_soar(), 512)
-
-
 def sd35_flow_opd() -> Chain:
     """Flow-OPD on SD3.5 Medium: the three Flow-GRPO specialists, their merge, and one student of all of them.
 
@@ -115,29 +111,14 @@ def flux_dance_grpo_hps() -> Run:
     return _flux(algorithm, "flux_dance_grpo_hps", LoRA(rank=128, alpha=256), 3e-4).with_options(ema_decay=0.995)
 
 
-def flux_dance_grpo_hps_8gpu() -> Run:
-    """The same with 16 prompts and two updates an iteration."""
-    return _wide(flux_dance_grpo_hps(), 16).with_options(updates=2)
-
-
 def flux_mix_grpo() -> Run:
     """MixGRPO on FLUX.1-dev: HPSv2.1, PickScore and ImageReward, noise in a window of four steps of 25."""
     return _flux(_mix(), "flux_mix_grpo", LoRA(rank=64, alpha=128), 1e-4)
 
 
-def flux_mix_grpo_8gpu() -> Run:
-    """The same with the paper's 32 prompts and four updates an iteration."""
-    return _wide(flux_mix_grpo(), 32).with_options(updates=4)
-
-
 def flux_mix_grpo_flash() -> Run:
     """MixGRPO-Flash on FLUX.1-dev: after the window 0.4 of the steps, by a solver of second order."""
     return _flux(replace(_mix(), flash=0.4), "flux_mix_grpo_flash", LoRA(rank=64, alpha=128), 1e-4)
-
-
-def flux_mix_grpo_flash_8gpu() -> Run:
-    """The same with the paper's 32 prompts and four updates an iteration."""
-    return _wide(flux_mix_grpo_flash(), 32).with_options(updates=4)
 
 
 def flux_branch_grpo() -> Run:
@@ -146,20 +127,10 @@ def flux_branch_grpo() -> Run:
     return _flux(algorithm, "flux_branch_grpo", LoRA(rank=64, alpha=128), 1e-4).with_options(ema_decay=0.995)
 
 
-def flux_branch_grpo_8gpu() -> Run:
-    """The same with 16 prompts an iteration."""
-    return _wide(flux_branch_grpo(), 16)
-
-
 def flux_branch_grpo_mix() -> Run:
     """BranchGRPO-Mix on FLUX.1-dev: noise and training only at the splits and in a window."""
     algorithm = BranchGRPO({"hpsv2": 1.0}, mix=SlidingWindow(idle=1))
     return _flux(algorithm, "flux_branch_grpo_mix", LoRA(rank=64, alpha=128), 1e-4).with_options(ema_decay=0.995)
-
-
-def flux_branch_grpo_mix_8gpu() -> Run:
-    """The same with 16 prompts an iteration."""
-    return _wide(flux_branch_grpo_mix(), 16)
 
 
 def flux_pref_grpo() -> Run:
@@ -167,11 +138,6 @@ def flux_pref_grpo() -> Run:
     algorithm = PrefGRPO({WIN_RATE: 0.4, "clipscore": 0.6})
     judge = VLMJudge(model="UnifiedReward", answer="tag", max_tokens=4096)
     return _flux(algorithm, "flux_pref_grpo", LoRA(rank=64, alpha=128), 1e-5, judge)
-
-
-def flux_pref_grpo_8gpu() -> Run:
-    """The same with the paper's 64 prompts and two updates an iteration."""
-    return _wide(flux_pref_grpo(), 64).with_options(updates=2)
 
 
 def wan_branch_grpo() -> Run:
@@ -190,11 +156,6 @@ def wan_branch_grpo() -> Run:
         evaluation=Evaluation(inference_steps=50),
         checkpoints=Checkpoints(save_every=20),
     )
-
-
-def wan_branch_grpo_8gpu() -> Run:
-    """The same with 32 prompts an iteration."""
-    return _wide(wan_branch_grpo(), 32)
 
 
 def _flow_grpo(name: str, reward: str, beta: float, data: Prompts, held_out: Prompts | None) -> Run:
@@ -250,12 +211,17 @@ def _flow_opd(name: str, suffix: str, batch: int) -> Chain:
         optimization=Optimization(learning_rate=1e-4, mixed_precision="fp16"),
         evaluation=Evaluation(inference_steps=40),
     )
-    made = {
-        "": (sd35_flow_grpo_geneval, sd35_flow_grpo_ocr, sd35_flow_grpo_pickscore),
-        "_8gpu": (sd35_flow_grpo_geneval_8gpu, sd35_flow_grpo_ocr_8gpu, sd35_flow_grpo_pickscore_8gpu),
-    }
-    return Chain(name, (*(recipe() for recipe in made[suffix]), merge, student))
+    specialists = (sd35_flow_grpo_geneval, sd35_flow_grpo_ocr, sd35_flow_grpo_pickscore)
+    stages = [(_multi_gpu(recipe) if suffix else recipe)() for recipe in specialists]
+    return Chain(name, (*stages, merge, student))
 
 
-def _wide(run: Run, batch: int) -> Run:
-    return run.with_options(batch=batch, name=f"{run.name}_8gpu")
+def _multi_gpu(recipe: Callable[[], Run]) -> Callable[[], Run]:
+    """Return the twin of a recipe of MULTI_GPU, a recipe with the paper's number of images an iteration."""
+    batch, updates, summary = MULTI_GPU[recipe.__name__]
+
+    def twin() -> Run:
+        return recipe().with_options(batch=batch, updates=updates, name=f"{recipe.__name__}_8gpu")
+
+    twin.__doc__ = summary
+    return twin

@@ -11,8 +11,15 @@ Family = Literal["SD3", "Flux", "QwenImage", "Wan"]
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> ConfigError:
-    """Return the error for a name that does not exist, with the nearest of `names`, or all of them."""
+    """Return the error for a name that does not exist, with the nearest of `names`: one for a typo, else three."""
     names = sorted(names)
-    near = difflib.get_close_matches(name, names, 1, 0.4)
-    hint = f"did you mean {near[0]}?" if near else "there are " + ", ".join(names)
+    typo, near = (difflib.get_close_matches(name, names, count, cutoff) for count, cutoff in ((1, 0.85), (3, 0.4)))
+    if near:
+        others = [] if typo else near[1:]
+        hint = f"did you mean {near[0]}?" + (f" Also near: {', '.join(others)}" if others else "")
+    elif len(names) <= 12:
+        hint = "there are " + ", ".join(names)
+    else:
+        nearest = difflib.get_close_matches(name, names, 3, 0.0)
+        hint = f"the nearest of {len(names)} are {', '.join(nearest)}"
     return ConfigError(f"no {kind} is called {name!r}; {hint}")

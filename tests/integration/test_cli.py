@@ -80,12 +80,39 @@ def test_version(said):
 
 
 def test_recipes_lists_every_recipe_with_its_label_and_first_line(said):
-    code, out, _ = said("recipes")
+    code, out, _ = said("recipes", "--all")
     known = json.loads((Path(afterflow.recipes.__file__).parent / "evidence.json").read_text())
-    lines = [line.split(maxsplit=2) for line in out.splitlines()]
+    lines = [line.split(maxsplit=2) for line in out.splitlines() if line.startswith("  ")]
     assert code == 0
     first = {name: recipe.__doc__.strip().splitlines()[0] for name, recipe in RECIPES.items()}
     assert sorted(lines) == sorted([name, known[name]["label"], line] for name, line in first.items())
+
+
+def test_recipes_are_grouped_by_what_a_user_wants_and_the_rest_is_behind_all(said):
+    code, out, _ = said("recipes")
+    listed = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+    assert code == 0 and len(listed) == len(set(listed)) < len(RECIPES) and set(listed) < set(RECIPES)
+    for heading in ("Try it here", "A paper on a real model", "A step of a chain"):
+        assert sum(line.startswith(heading) for line in out.splitlines()) == 1
+    assert out.splitlines()[-1].startswith(f"{len(RECIPES) - len(listed)} more")
+    assert not [name for name in listed if name.endswith("_8gpu")]
+
+
+def test_a_name_near_to_none_is_answered_with_the_three_nearest(said):
+    _, _, err = said("train", "xyzzy")
+    assert err.count("_grpo") <= 3 and "the nearest of" in err and len(err) < 200
+    assert "did you mean flux_mix_grpo? Also near: " in said("train", "flux")[2]
+
+
+@pytest.mark.parametrize("words", ["--help", "recipes", "recipes --all", "eval --help", "train"])
+def test_a_reader_that_closes_the_pipe_ends_a_command_quietly(words):
+    """The pipe is closed before anything is written, as `head` may do it."""
+    code = "import sys; sys.stdin.read(); from afterflow.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *words.split()]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_help_and_recipes_import_neither_torch_nor_diffusers():
