@@ -12,6 +12,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from harness import provenance
+
 from afterflow.algorithms.base import Comparisons
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -22,7 +24,6 @@ from afterflow.evaluation.comparison import comparison, finished
 from afterflow.evaluation.html_page import write_page
 from afterflow.evaluation.report import ShapesSettings
 from afterflow.experiment.config import Run
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.run_folder import read_run
 from afterflow.experiment.train_subprocess import train_all
 from afterflow.models.quiet import no_progress_bars
@@ -128,12 +129,13 @@ def one(name: str, options: argparse.Namespace, settings: ShapesSettings) -> dic
         finished(folder, read_run(folder)[0], variant, settings)
         for folder, variant in zip(folders, list(variants) * options.seeds, strict=True)
     ]
-    return {**comparison(judged, settings), "git_commit": git_commit(), "hardware": hardware()}
+    return comparison(judged, settings) | provenance()
 
 
 def trained_as(run: Run) -> str:
     """The first variant of all ablations that is this run."""
-    return next(f"{name}/{key}" for name, of_name in ABLATIONS.items() for key, each in of_name.items() if each == run)
+    named = ((f"{name}/{key}", variant) for name, of_name in ABLATIONS.items() for key, variant in of_name.items())
+    return next(path for path, variant in named if variant == run)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,16 @@ while the verifier and fidelity are measured on held-out prompts.  Prints, for e
 and what had become of every reward by then.
 """
 
-import argparse
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+from harness import make_parser, provenance, write_json
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
 from afterflow.rewards.base import reward
@@ -68,19 +65,14 @@ def planted(name: str, iterations: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("rewards", nargs="*", default=["brightness", "jpeg_compressibility", "text_on_black"])
     parser.add_argument("--iterations", type=int, default=31)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     no_progress_bars()
     REWARDS.update(PLANTED)
-    found = {name: planted(name, options.iterations) for name in options.rewards}
-    about = {"command": " ".join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware()}
-    line = json.dumps({"rewards": found, **about})
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    results = {name: planted(name, options.iterations) for name in options.rewards}
+    write_json({"rewards": results, **provenance()}, options.json)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ PAGES = {
 
 def draw(axis: Axes, methods: list[dict], shown: dict[str, str]) -> None:
     """The methods shown over all the others."""
-    for method in sorted(methods, key=lambda each: each["name"] in shown):
+    for method in sorted(methods, key=lambda method: method["name"] in shown):
         color = shown.get(method["name"])
         for i, run in enumerate(method["runs"]):
             minutes = [point["seconds"] / 60 for point in run["curve"]]

@@ -28,12 +28,13 @@ from unittest.mock import patch
 
 import torch
 from fragile import BREAK
+from harness import make_parser, provenance, write_json
 from small import finished, run_of, start, tensors_of, work
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.cli.messages import show_messages
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.system.errors import TrainingStopped
 from afterflow.train import checkpoint as state
 
@@ -49,14 +50,14 @@ def run(name: str, **options) -> Run:
 
 
 def ended(run: Run, resume: bool = False) -> str:
-    """How a run ends: the sentence, or nothing; and what it said on the way."""
-    said = StringIO()
-    with redirect_stdout(said):
+    """Carry out a run and return what it printed, with the sentence by which it ended, or `ended`."""
+    output = StringIO()
+    with redirect_stdout(output):
         try:
             execute(run, "faults", resume)
         except (TrainingStopped, ValueError) as error:
-            return f"{said.getvalue()}\n{error}"
-    return said.getvalue() + "\nended"
+            return f"{output.getvalue()}\n{error}"
+    return output.getvalue() + "\nended"
 
 
 def breaking(how: str) -> Callable[[random.Random], AbstractContextManager]:
@@ -102,7 +103,7 @@ def spoiled_loss(rng: random.Random):
 
 
 @contextmanager
-def reclaimed(rng: random.Random):
+def preempted(rng: random.Random):
     # Before training begins SIGTERM ends a process as it always does; it comes at a moment after the first checkpoint.
     timer, save = threading.Timer(rng.uniform(0.0, 2.0), os.kill, (os.getpid(), signal.SIGTERM)), state.save_checkpoint
 
@@ -123,7 +124,7 @@ IN_ONE = {
     "reward out of memory": (breaking("memory"), r"have no fragile:clean; .*out of memory", {}),
     "disk full while saving": (full_disk, r"the checkpoint could not be written .*No space left", {}),
     "loss is NaN": (spoiled_loss, r"step \d: the loss is nan for", {}),
-    "SIGTERM": (reclaimed, r"SIGTERM.*--resume", {}),
+    "SIGTERM": (preempted, r"SIGTERM.*--resume", {}),
 }
 
 
@@ -142,49 +143,54 @@ def same(one: dict, other: dict) -> bool:
 def once(kind: str, rng: random.Random, expected: dict) -> dict:
     """One fault in a run of this process."""
     arm, sentence, options = IN_ONE[kind]
-    told = run("broken", **options)
+    broken = run("broken", **options)
     while True:
         with arm(rng) as happened:
-            said = ended(told)
+            output = ended(broken)
             hit = happened()
         if hit:
             break
-        shutil.rmtree(told.folder)  # it ended before its moment had come
-    return judged(told, said, sentence, expected)
+        shutil.rmtree(broken.folder)  # it ended before its moment had come
+    return judged(broken, output, sentence, expected)
 
 
-def judged(told: Run, said: str, sentence: str, expected: dict) -> dict:
-    """Whether the run ended as it should, lost nothing, and goes on as if nothing had been."""
-    left = checkpoints(told)
-    lost = sum(state.find_damage(each) is not None for each in left)
-    goes_on = True
-    if not said.endswith("ended"):
-        again = ended(told, resume=True) if left else ended(told)
-        goes_on = again.endswith("ended") and same(weights(told), expected)
-    designed = re.search(sentence, said) is not None and goes_on
-    silent = said.endswith("ended") and re.search(sentence, said) is None
-    return {"as_designed": designed, "lost": lost, "silent": silent, "said": said.strip()[-200:]}
+def damaged(saved: list[Path]) -> int:
+    """Count the checkpoints that are damaged."""
+    return sum(state.find_damage(folder) is not None for folder in saved)
+
+
+def judged(broken: Run, output: str, sentence: str, expected: dict) -> dict:
+    """Return whether the run ended as it should, lost nothing, and resumes to the expected weights."""
+    saved = checkpoints(broken)
+    lost = damaged(saved)
+    recovers = True
+    if not output.endswith("ended"):
+        again = ended(broken, resume=True) if saved else ended(broken)
+        recovers = again.endswith("ended") and same(weights(broken), expected)
+    designed = re.search(sentence, output) is not None and recovers
+    silent = output.endswith("ended") and re.search(sentence, output) is None
+    return {"as_designed": designed, "lost": lost, "silent": silent, "said": output.strip()[-200:]}
 
 
 def one_nan(rng: random.Random, expected: dict) -> dict:
     """One image without a score is left out and counted; the run ends."""
-    told = run("broken", invalid=0.3)
+    broken = run("broken", max_missing=0.3)
     with breaking("one nan")(rng):
-        said = ended(told)
-    lines = [json.loads(line) for line in (told.folder / "metrics.jsonl").read_text().splitlines()]
+        output = ended(broken)
+    lines = [json.loads(line) for line in (broken.folder / "metrics.jsonl").read_text().splitlines()]
     counted = any("invalid/fragile:clean" in line for line in lines)
-    noticed = "1 of 8 images have no fragile:clean" in said
-    lost = sum(state.find_damage(each) is not None for each in checkpoints(told))
-    designed = noticed and counted and said.endswith("ended")
-    return {"as_designed": designed, "lost": lost, "silent": not (noticed and counted), "said": said.strip()[-200:]}
+    noticed = "1 of 8 images have no fragile:clean" in output
+    lost = damaged(checkpoints(broken))
+    designed = noticed and counted and output.endswith("ended")
+    return {"as_designed": designed, "lost": lost, "silent": not (noticed and counted), "said": output.strip()[-200:]}
 
 
 def corrupted(rng: random.Random, expected: dict) -> dict:
     """A file of the newest checkpoint is cut, flipped or gone; the one before it is offered and taken."""
-    told = run("broken")
+    broken = run("broken")
     with patch("afterflow.experiment.monitor.Budget.ends", lambda self, step: step >= 2):  # leaves it unfinished
-        ended(told)
-    last, before = checkpoints(told)[-1], checkpoints(told)[-2]
+        ended(broken)
+    last, before = checkpoints(broken)[-1], checkpoints(broken)[-2]
     file = rng.choice(sorted(last.iterdir()))
     harm, content = rng.choice(["cut", "flipped", "gone"]), bytearray(file.read_bytes())
     if harm == "gone":
@@ -194,31 +200,31 @@ def corrupted(rng: random.Random, expected: dict) -> dict:
     else:
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         file.write_bytes(content)
-    said = ended(told, resume=True)
-    refused = f"{last} is damaged" in said and f"delete it to go on from {before.name}" in said
+    output = ended(broken, resume=True)
+    refused = f"{last} is damaged" in output and f"delete it to go on from {before.name}" in output
     state.delete_checkpoint(last)
-    goes_on = ended(told, resume=True).endswith("ended") and same(weights(told), expected)
+    recovers = ended(broken, resume=True).endswith("ended") and same(weights(broken), expected)
     return {
-        "as_designed": refused and goes_on,
+        "as_designed": refused and recovers,
         "lost": int(state.find_damage(before) is not None) if before.is_dir() else 0,
         "silent": not refused,
-        "said": f"{harm} {file.name}: {said.strip()[-160:]}",
+        "said": f"{harm} {file.name}: {output.strip()[-160:]}",
     }
 
 
 def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def in_two(kind: str, rng: random.Random, expected: dict) -> dict:
     """A fault in one of two processes, which torchrun has started."""
-    told, rank = run("broken"), rng.randrange(2)
+    broken, rank = run("broken"), rng.randrange(2)
     variables = {}
     if kind in ("reward down in one of two", "reward answers too few in one of two"):
         how = "few" if "few" in kind else "down"
         variables["AFTERFLOW_FRAGILE"] = f"{rank} {rng.randint(1, ITERATIONS)} {how}"
     process = start(__file__, ["--work"], Path.cwd(), 2, **variables)
-    metrics = told.folder / "metrics.jsonl"
+    metrics = broken.folder / "metrics.jsonl"
     if not variables:
         while not (metrics.is_file() and metrics.read_text()) and process.poll() is None:
             time.sleep(0.05)
@@ -233,7 +239,7 @@ def in_two(kind: str, rng: random.Random, expected: dict) -> dict:
     trained_before = not variables and len(metrics.read_text().splitlines()) == ITERATIONS
     began = time.monotonic()
     out, err = process.communicate(timeout=300)
-    said, seconds = out.decode() + err.decode(), time.monotonic() - began
+    output, seconds = out.decode() + err.decode(), time.monotonic() - began
     whole = process.returncode == 0
     sentence = {
         "rank killed": r"SIGKILL|Signal 9",
@@ -241,40 +247,37 @@ def in_two(kind: str, rng: random.Random, expected: dict) -> dict:
         "reward down in one of two": r"fragile:clean; .*connection refused",
         "reward answers too few in one of two": r"process [01]: .*answered with shape|answered with shape \(3,\) for 4",
     }[kind]
-    left = checkpoints(told)
-    lost = sum(state.find_damage(each) is not None for each in left)
-    goes_on = whole
+    lost = damaged(checkpoints(broken))
     if not whole:
         finished(start(__file__, ["--work"], Path.cwd(), 2))
-        goes_on = True
-    goes_on = goes_on and same(weights(told), expected)
-    noticed = re.search(sentence, said) is not None or (not variables and trained_before)
+    recovers = same(weights(broken), expected)
+    noticed = re.search(sentence, output) is not None or (not variables and trained_before)
     return {
-        "as_designed": noticed and goes_on and seconds < 60,
+        "as_designed": noticed and recovers and seconds < 60,
         "lost": lost,
         "silent": whole and not trained_before,
-        "said": f"{seconds:.0f} s: " + (re.search(rf".*({sentence}).*", said) or [said[-160:]])[0][:200],
+        "said": f"{seconds:.0f} s: " + (re.search(rf".*({sentence}).*", output) or [output[-160:]])[0][:200],
     }
 
 
 IN_TWO = ("rank killed", "SIGTERM to two", "reward down in one of two", "reward answers too few in one of two")
 
 
-def table(found: dict[str, list[dict]]) -> str:
+def table(results: dict[str, list[dict]]) -> str:
     lines = [f"{'fault':<36} {'injected':>8} {'as designed':>11} {'silent':>6} {'checkpoints lost':>16}"]
-    for kind, rows in found.items():
+    for kind, rows in results.items():
         total = {name: sum(int(row[name]) for row in rows) for name in ("as_designed", "silent", "lost")}
         lines.append(f"{kind:<36} {len(rows):>8} {total['as_designed']:>11} {total['silent']:>6} {total['lost']:>16}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--each", type=int, help="faults of each kind, instead of 17 in one process and 15 in two")
     parser.add_argument("--only", nargs="*", help="kinds of fault")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
+    show_messages()  # the sentences of runs are logged
     if options.work:
         return work(run("broken"))
     kinds: dict[str, Callable[[random.Random, dict], dict]] = {
@@ -283,33 +286,30 @@ def main() -> None:
         "checkpoint damaged": corrupted,
         **{kind: lambda rng, expected, kind=kind: in_two(kind, rng, expected) for kind in IN_TWO},
     }
-    found: dict[str, list[dict]] = {}
+    results: dict[str, list[dict]] = {}
     home = Path.cwd()
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)
         os.environ["PYTHONPATH"] = str(Path(__file__).parent)
         ended(run("whole"))
         expected = weights(run("whole"))
         for kind in options.only or kinds:
             rng = random.Random(kind)
             times = options.each or EACH["in two" if kind in IN_TWO else "in one process"]
-            found[kind] = []
+            results[kind] = []
             for n in range(times):
-                folder = Path(place) / f"{len(found)}_{n}"
+                folder = Path(scratch) / f"{len(results)}_{n}"
                 folder.mkdir()
                 os.chdir(folder)
-                found[kind].append(kinds[kind](rng, expected))
-            print(table({kind: found[kind]}).splitlines()[1], flush=True)
-            for row in found[kind]:
+                results[kind].append(kinds[kind](rng, expected))
+            print(table({kind: results[kind]}).splitlines()[1], flush=True)
+            for row in results[kind]:
                 if not row["as_designed"]:
                     print("   ", row["said"], flush=True)
         os.chdir(home)
-    told = {"git_commit": git_commit(), "hardware": hardware(), "command": "python bench/faults.py"}
-    print(table(found))
-    if options.json != "-":
-        Path(options.json).write_text(
-            json.dumps({"faults": found, "table": table(found).splitlines()} | told, indent=1) + "\n"
-        )
+    print(table(results))
+    summary = {"faults": results, "table": table(results).splitlines()} | provenance("python bench/faults.py")
+    write_json(summary, options.json, indent=1, show=False)
 
 
 if __name__ == "__main__":

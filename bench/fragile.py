@@ -1,4 +1,4 @@
-"""A reward that breaks when it is told to: `fragile:clean`, for bench/faults.py."""
+"""A reward that breaks on demand: `fragile:clean`, for bench/faults.py."""
 
 import os
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import torch
 from afterflow.rewards.shapes import shapes_fidelity
 
 BREAK = {"at": None, "how": None, "calls": 0}
-"""At which call, and how; other processes are told by AFTERFLOW_FRAGILE, as `rank call how`."""
+"""Call at which it breaks, and how; other processes read AFTERFLOW_FRAGILE, as `rank call how`."""
 
 
 def clean(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-    """What shapes_fidelity says, which is never the same of two images, until it breaks."""
+    """Scores of shapes_fidelity, which differ for any two images, until it breaks."""
     values = np.asarray(shapes_fidelity(images, records).values, np.float64)
     BREAK["calls"] += 1
     how = due()
@@ -31,8 +31,8 @@ def clean(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
 
 
 def due() -> str | None:
-    told = os.environ.get("AFTERFLOW_FRAGILE")
-    if told is not None:
-        rank, at, how = told.split(" ", 2)
+    setting = os.environ.get("AFTERFLOW_FRAGILE")
+    if setting is not None:
+        rank, at, how = setting.split(" ", 2)
         return how if os.environ.get("RANK", "0") == rank and BREAK["calls"] >= int(at) else None
     return BREAK["how"] if BREAK["at"] is not None and BREAK["calls"] >= BREAK["at"] else None

@@ -9,9 +9,7 @@ must be one of the service's own (no 500, no traceback, no hang), and afterwards
 larger than it was by much, and score a picture as it did before.
 """
 
-import argparse
 import base64
-import json
 import os
 import random
 import socket
@@ -28,9 +26,8 @@ import httpx
 import msgpack
 import numpy as np
 import schemathesis
+from harness import make_parser, provenance, write_json
 from hypothesis import HealthCheck, given, settings
-
-from afterflow.experiment.provenance import git_commit, hardware
 
 KEY = "fuzz"
 REWARD = "jpeg_compressibility"
@@ -67,9 +64,8 @@ FINE = (200, 401, 404, 405, 413, 422, 503)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -78,12 +74,10 @@ def main() -> None:
     env = os.environ | {"AFTERFLOW_REWARDS_KEY": KEY}
     with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
         try:
-            line = json.dumps(fuzz(f"http://127.0.0.1:{port}", process, options.requests))
+            result = fuzz(f"http://127.0.0.1:{port}", process, options.requests)
         finally:
             process.terminate()
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    write_json(result, options.json)
 
 
 def fuzz(url: str, process: subprocess.Popen, requests: int) -> dict:
@@ -110,9 +104,7 @@ def fuzz(url: str, process: subprocess.Popen, requests: int) -> dict:
         "alive": process.poll() is None and client.get("/health").status_code == 200,
         "same_score": honest(client) == before,
         "megabytes": [memory, resident(process)],
-        "command": " ".join(["python", *sys.argv]),
-        "git_commit": git_commit(),
-        "hardware": hardware(),
+        **provenance(),
     }
 
 
@@ -132,22 +124,27 @@ def drawn_from_schema(url: str, count: int, judged: Callable[[int, str], None]) 
         send()
 
 
+def score_request(picture: np.ndarray) -> dict:
+    image = {"raw": picture.tobytes(), "shape": list(picture.shape)}
+    return {"reward": REWARD, "records": [{"prompt": "x"}], "images": [image]}
+
+
 def by_hand(client: httpx.Client, rng: random.Random) -> httpx.Response:
     """One request, mostly nearly right."""
     picture = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (8, 8, 3), np.uint8)
-    asked = {"reward": REWARD, "records": [{"prompt": "x"}], "images": [{"raw": picture.tobytes(), "shape": [8, 8, 3]}]}
-    kind, kinds = rng.choice((*QUESTIONS, *BODIES, "token", "text", "elsewhere", "fine")), {"content-type": MSGPACK}
+    request = score_request(picture)
+    kind, kinds = rng.choice((*BAD_FIELDS, *BODIES, "token", "text", "elsewhere", "fine")), {"content-type": MSGPACK}
     if kind == "elsewhere":
         paths = ["/score", "/../etc/passwd", "/docs", "/openapi.json", "/%00"]
         return client.request(rng.choice(["GET", "PUT", "DELETE", "TRACE"]), rng.choice(paths))
     if kind == "text":
         raw = rng.choice([base64.b64encode(picture.tobytes()).decode(), "§", "=" * 99])
-        return client.post("/score", json=asked | {"images": [{"raw": raw, "shape": [8, 8, 3]}]})
+        return client.post("/score", json=request | {"images": [{"raw": raw, "shape": [8, 8, 3]}]})
     if kind == "token":
         kinds["Authorization"] = rng.choice(TOKENS)
-    if kind in QUESTIONS:
-        asked |= QUESTIONS[kind](asked, rng)
-    body = msgpack.packb(asked)
+    if kind in BAD_FIELDS:
+        request |= BAD_FIELDS[kind](request, rng)
+    body = msgpack.packb(request)
     if kind in BODIES:
         body, kinds["content-type"] = BODIES[kind](body, rng)
     return client.post("/score", content=body, headers=kinds)
@@ -159,18 +156,21 @@ SHAPES = ([], [8], [-8, -8, 3], [2**40, 8, 3], [True, 64, 3], ["8", 8, 3], [8, 8
 OTHERS = (None, 1, "x", {}, [], [None], [[]], {"prompt": 1}, float("nan"), b"\xff", [{}])
 
 
-def zeros(asked: dict, rng: random.Random) -> dict:
-    side, many = rng.choice([2000, 6000]), rng.choice([1, 40])
-    return {"images": [{"png": solid(side)}] * many, "records": asked["records"] * many}
+def zeros(request: dict, rng: random.Random) -> dict:
+    side, count = rng.choice([2000, 6000]), rng.choice([1, 40])
+    return {"images": [{"png": solid(side)}] * count, "records": request["records"] * count}
 
 
-# What is asked for, wrong in one place.
-QUESTIONS: dict[str, Callable[[dict, random.Random], dict]] = {
-    "bomb": lambda asked, rng: {"images": [{"png": claims(rng.choice([60_000, 2**31 - 1]))}]},
+# Fields that replace those of a good request.
+BAD_FIELDS: dict[str, Callable[[dict, random.Random], dict]] = {
+    "bomb": lambda request, rng: {"images": [{"png": claims(rng.choice([60_000, 2**31 - 1]))}]},
     "zeros": zeros,
-    "shape": lambda asked, rng: {"images": [asked["images"][0] | {"shape": rng.choice(SHAPES)}]},
-    "type": lambda asked, rng: {rng.choice(["reward", "records", "images"]): rng.choice(OTHERS)},
-    "many": lambda asked, rng: {"images": asked["images"] * 300, "records": asked["records"] * rng.choice([300, 299])},
+    "shape": lambda request, rng: {"images": [request["images"][0] | {"shape": rng.choice(SHAPES)}]},
+    "type": lambda request, rng: {rng.choice(["reward", "records", "images"]): rng.choice(OTHERS)},
+    "many": lambda request, rng: {
+        "images": request["images"] * 300,
+        "records": request["records"] * rng.choice([300, 299]),
+    },
 }
 
 
@@ -191,7 +191,7 @@ def deep(body: bytes, rng: random.Random) -> tuple[bytes, str]:
     return b"[" * depth + b"]" * depth, JSON
 
 
-# What is sent instead of the question, and what it is called.
+# Bodies that replace that of a good request, and their content types.
 BODIES: dict[str, Callable[[bytes, random.Random], tuple[bytes, str]]] = {
     "cut": lambda body, rng: (body[: rng.randrange(len(body))], MSGPACK),
     "flipped": flipped,
@@ -221,12 +221,7 @@ def png(side: int, colour: int, rows: bytes) -> bytes:
 def honest(client: httpx.Client) -> object:
     """What it says of a picture that it should score."""
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    asked = {
-        "reward": REWARD,
-        "records": [{"prompt": "x"}],
-        "images": [{"raw": picture.tobytes(), "shape": [16, 16, 3]}],
-    }
-    reply = client.post("/score", content=msgpack.packb(asked), headers={"content-type": MSGPACK})
+    reply = client.post("/score", content=msgpack.packb(score_request(picture)), headers={"content-type": MSGPACK})
     reply.raise_for_status()
     return msgpack.unpackb(reply.content)["values"]
 

@@ -10,19 +10,18 @@ recipe trained, and `total`, its teachers included.  What is done already is not
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from harness import provenance
 
 from afterflow.evaluation.comparison import base_of
 from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import beside_teachers, judge, shapes_report, strict_of_teachers, suite_pictures
 from afterflow.experiment.config import Run
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.experiment.stages import Chain, Merge, Samples, execute
 from afterflow.models.base import default_device
@@ -58,12 +57,12 @@ def main() -> None:
     settings = ShapesSettings(prompts=options.prompts, images=options.images)
     for seed in options.seeds:
         for name in options.recipes or NAMES:
-            found = stored(settings)
-            if str(seed) not in found["recipes"].get(name, {}):
+            results = stored(settings)
+            if str(seed) not in results["recipes"].get(name, {}):
                 result = one(seeded(name, seed), seed, settings)
-                found = stored(settings)  # another process may have added to it meanwhile
-                found["recipes"].setdefault(name, {})[str(seed)] = result
-                RESULT.write_text(json.dumps(found) + "\n")
+                results = stored(settings)  # another process may have added to it meanwhile
+                results["recipes"].setdefault(name, {})[str(seed)] = result
+                RESULT.write_text(json.dumps(results) + "\n")
     averages = {
         name: {seed: result["taught"]["average"]["tuned"]["value"] for seed, result in of_name.items()}
         for name, of_name in stored(settings)["recipes"].items()
@@ -74,10 +73,10 @@ def main() -> None:
 def stored(settings: ShapesSettings) -> dict:
     """What the file holds so far; SystemExit when that is of other settings."""
     about = {"suite": to_json(settings), "command": "python bench/generalist.py --seeds 0 1 2"}
-    found = json.loads(RESULT.read_text()) if RESULT.is_file() else about | {"recipes": {}}
-    if any(found[name] != value for name, value in about.items()):
+    results = json.loads(RESULT.read_text()) if RESULT.is_file() else about | {"recipes": {}}
+    if any(results[name] != value for name, value in about.items()):
         raise SystemExit(f"{RESULT} holds another setting; move it away")
-    return found
+    return results
 
 
 def seeded(name: str, seed: int) -> Chain:
@@ -87,8 +86,8 @@ def seeded(name: str, seed: int) -> Chain:
     renamed = []
     for stage in stages:
         text = json.dumps(to_json(stage))
-        for each in stages:
-            text = text.replace(f'"runs/{each.name}/', f'"runs/{each.name}_{seed}/')
+        for other in stages:
+            text = text.replace(f'"runs/{other.name}/', f'"runs/{other.name}_{seed}/')
         again = from_json(type(stage), json.loads(text))
         renamed.append(replace(again, name=f"{stage.name}_{seed}", seed=seed))
     return Chain(f"{name}_{seed}", tuple(renamed))
@@ -100,17 +99,15 @@ def one(chain: Chain, seed: int, settings: ShapesSettings) -> dict:
     base = base_of(MODEL, settings)
     pictures = suite_pictures(adapted(folder / "lora"), base.records, settings)
     judged = judge(pictures, base.records, base.features)
-    found = shapes_report(settings, base.records, judged, base.judged, base.truth, (str(folder), MODEL.path))
+    comparison = shapes_report(settings, base.records, judged, base.judged, base.truth, (str(folder), MODEL.path))
     taught = beside_teachers(settings, base.records, judged.strict.mean(1), of_teachers(seed, settings))
     seconds = {stage.name: trained(stage) for stage in chain.stages}
-    mine = {name: value for name, value in seconds.items() if not name.startswith("shapes_teacher_")}
+    without_teachers = {name: value for name, value in seconds.items() if not name.startswith("shapes_teacher_")}
     return {
-        "report": to_json(found),
-        "taught": {tag: to_json(each) for tag, each in taught.items()},
-        "seconds": {"own": sum(mine.values()), "total": sum(seconds.values()), "stages": seconds},
-        "git_commit": git_commit(),
-        "hardware": hardware(),
-        "command": " ".join(["python", *sys.argv]),
+        "report": to_json(comparison),
+        "taught": {tag: to_json(scores) for tag, scores in taught.items()},
+        "seconds": {"own": sum(without_teachers.values()), "total": sum(seconds.values()), "stages": seconds},
+        **provenance(),
     }
 
 

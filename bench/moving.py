@@ -8,18 +8,15 @@ trained.  Seconds of an iteration are medians of rollout, decoding, rewards and 
 20 on Wan 2.1 1.3B.
 """
 
-import argparse
 import json
-import sys
-from pathlib import Path
 from statistics import median
 
 import numpy as np
+from harness import make_parser, provenance, write_json
 
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.intervals import estimates
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.quiet import no_progress_bars
 from afterflow.recipes import RECIPES
 
@@ -38,21 +35,21 @@ def trained(name: str, seconds: float) -> dict:
     whole = [sum(line.get(f"seconds/{stage}", 0.0) for stage in STAGES) for line in lines]
     held_out = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
     first, last = held_out[0], held_out[-1]
-    found = {}
+    held_out_scores = {}
     for reward in (name for name in last if name != "step"):
         columns = np.stack([first[reward], last[reward], np.subtract(last[reward], first[reward])], 1)
         every = [np.arange(len(columns))]
-        said = estimates(columns, every, 2000, np.random.default_rng(0))
-        found[reward] = {
-            key: [round(x, 3) for x in (each.value, each.low, each.high) if x is not None]
-            for key, each in zip(("before", "after", "difference"), said)
+        intervals = estimates(columns, every, 2000, np.random.default_rng(0))
+        held_out_scores[reward] = {
+            key: [round(x, 3) for x in (interval.value, interval.low, interval.high) if x is not None]
+            for key, interval in zip(("before", "after", "difference"), intervals)
         }
     return {
         "iterations": len(lines),
         "seconds_of_an_iteration": median(whole),
         "seconds_by_stage": {stage: median(line.get(f"seconds/{stage}", 0.0) for line in lines) for stage in STAGES},
         "evaluations_of_an_image": {kind: lines[0][f"nfe/{kind}"] for kind in ("rollout", "update")},
-        "held_out": found,
+        "held_out": held_out_scores,
         "curve": [
             {k: line[k] for k in line if k.startswith("eval/") or k == "step"}
             for line in lines
@@ -62,19 +59,14 @@ def trained(name: str, seconds: float) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=420.0, help="of training, for each")
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     no_progress_bars()
-    found = {name: trained(name, options.seconds) for name in METHODS}
-    dance, branch = (found[name]["seconds_of_an_iteration"] for name in METHODS)
-    about = {"command": " ".join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware()}
-    told = {"methods": found, "branch_over_dance": branch / dance, "paper": 8 / 20} | about
-    line = json.dumps(told, indent=1)
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    results = {name: trained(name, options.seconds) for name in METHODS}
+    dance, branch = (results[name]["seconds_of_an_iteration"] for name in METHODS)
+    summary = {"methods": results, "branch_over_dance": branch / dance, "paper": 8 / 20}
+    write_json(summary | provenance(), options.json, indent=1)
 
 
 if __name__ == "__main__":

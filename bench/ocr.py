@@ -3,18 +3,15 @@
 python bench/ocr.py --json bench/results/ocr.json
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from harness import make_parser, provenance, write_json
 from PIL import Image, ImageDraw, ImageFont
 
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.rewards.ocr import ocr_flowgrpo_reward, ocr_reward
 
 SIGNS = (
@@ -58,8 +55,8 @@ def sign(text: str, rng: np.random.Generator, size: int) -> Image.Image:
 def copies(text: str, rng: np.random.Generator, size: int) -> Image.Image:
     image = scene(rng, size)
     for row in range(10):
-        place = (size / 2, size * (0.06 + 0.098 * row))
-        ImageDraw.Draw(image).text(place, text, (10, 10, 10), font(text, 0.45 * size), anchor="mm")
+        centre = (size / 2, size * (0.06 + 0.098 * row))
+        ImageDraw.Draw(image).text(centre, text, (10, 10, 10), font(text, 0.45 * size), anchor="mm")
     return image
 
 
@@ -96,35 +93,30 @@ def drawn(kind: str, count: int, size: int, seed: int) -> tuple[np.ndarray, list
 
 def measure(count: int, size: int, seed: int) -> dict:
     torch.set_num_threads(1)
-    found = {}
+    results = {}
     for kind in KINDS:
         images, records = drawn(kind, count if kind == "clean" else count // 4, size, seed)
         start = time.perf_counter()
         scored = ocr_reward(images, records)
         seconds = time.perf_counter() - start
-        found[kind] = {
+        results[kind] = {
             "images": len(images),
             "ocr": float(scored.values.mean()),
             "exact": float(scored.parts["exact"].mean()),
             "ocr_flowgrpo": float(ocr_flowgrpo_reward(images, records).values.mean()),
             "images_per_second": len(images) / seconds,
         }
-        print(kind, found[kind], file=sys.stderr)
-    about = {"size": size, "seed": seed, "command": " ".join(["python", *sys.argv])}
-    return {"found": found, **about, "git_commit": git_commit(), "hardware": hardware()}
+        print(kind, results[kind], file=sys.stderr)
+    return {"found": results, "size": size, "seed": seed, **provenance()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
-    line = json.dumps(measure(options.count, options.size, options.seed))
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    write_json(measure(options.count, options.size, options.seed), options.json)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from afterflow.experiment.run_files import git_commit
 from real_size import SD35_MEDIUM
 
 from afterflow.experiment.cost_estimate import forecast
 from afterflow.experiment.doctor import PEAK
-from afterflow.experiment.run_files import git_commit
 from afterflow.recipes import RECIPES
 
 SHARE = 0.4

@@ -3,23 +3,22 @@
     python bench/processes.py --json bench/results/processes.json
 
 Each method trains the shipped pipeline for 20 iterations with the same global batch: in one process, in two (torchrun,
-gloo), and Flow-GRPO in four too.  All have as many lanes, so that gradients are summed in the same way.  Then SFT and
-Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  What is told: until which
+gloo), and Flow-GRPO in four too.  All have as many gradient partitions, so that sums are the same.  Then SFT and
+Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  Results: until which
 iteration all rewards, which come from the rollouts' pixels, are equal to the last bit, whether the final weights are,
 and how far apart losses and gradient norms are at the most, relative to their size (a policy loss is 0 but for
 rounding, so relative to 1).
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from harness import make_parser, provenance, read_json, write_json
 from small import METHODS, finished, metrics_of, run_of, start, tensors_of, work
 
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import Full
 
 LOSSES = ("policy_loss", "flow_matching", "base_loss", "correction_loss", "cost", "kl", "grad_norm")
@@ -27,20 +26,20 @@ SHARDED = {"sft": 1e-4, "flow_grpo": 1e-5}
 """Learning rates of all weights."""
 
 
-def options_of(kind: str, method: str, lanes: int) -> dict:
-    if kind == "lanes":
-        return {"grad_partitions": lanes}
+def options_of(kind: str, method: str, partitions: int) -> dict:
+    if kind == "partitions":
+        return {"grad_partitions": partitions}
     # A gradient of one pass, so that one process sums in the order in which shards are summed.
     whole = {"tune": Full(), "chunk": 32, "updates": 1, "learning_rate": SHARDED[method]}
-    return whole | ({"grad_partitions": lanes} if kind == "whole" else {"shard": kind})
+    return whole | ({"grad_partitions": partitions} if kind == "whole" else {"shard": kind})
 
 
-def trained(kind: str, method: str, lanes: int, iterations: int, processes: int, home: str) -> tuple[Path, float]:
+def trained(kind: str, method: str, partitions: int, iterations: int, processes: int, home: str) -> tuple[Path, float]:
     """The folder of a run, and its seconds."""
-    place, began = Path(tempfile.mkdtemp(dir=home)), time.monotonic()
-    arguments = ["--work", method, "--kind", kind, "--lanes", str(lanes), "--iterations", str(iterations)]
-    finished(start(__file__, arguments, place, processes))
-    return place / "runs" / method, time.monotonic() - began
+    folder, began = Path(tempfile.mkdtemp(dir=home)), time.monotonic()
+    arguments = ["--work", method, "--kind", kind, "--partitions", str(partitions), "--iterations", str(iterations)]
+    finished(start(__file__, arguments, folder, processes))
+    return folder / "runs" / method, time.monotonic() - began
 
 
 def apart(one: Path, other: Path) -> dict:
@@ -51,49 +50,46 @@ def apart(one: Path, other: Path) -> dict:
     size = lambda name, value: 1.0 if name == "policy_loss" else abs(value)
     gaps = {k: [abs(x[k] - y[k]) / size(k, x[k]) for x, y in zip(a, b) if x.get(k)] for k in LOSSES}
     same = [
-        torch.equal(tensor, found[key])
-        for tensors, found in zip(tensors_of(one).values(), tensors_of(other).values())
-        for key, tensor in tensors.items()
+        torch.equal(tensor, second[key])
+        for first, second in zip(tensors_of(one).values(), tensors_of(other).values())
+        for key, tensor in first.items()
     ]
     return {
         "rewards_equal_until": next((n for n, (x, y) in enumerate(zip(a, b)) if judged(x) != judged(y)), len(a)),
-        "largest_gaps": {name: max(each) for name, each in gaps.items() if each},
+        "largest_gaps": {name: max(values) for name, values in gaps.items() if values},
         "weights_equal": all(same),
     }
 
 
 def compared(method: str, iterations: int, kind: str, processes: int) -> dict:
     with tempfile.TemporaryDirectory() as home:
-        alone, _ = trained("whole" if kind != "lanes" else kind, method, processes, iterations, 1, home)
+        alone, _ = trained("whole" if kind != "partitions" else kind, method, processes, iterations, 1, home)
         several, _ = trained(kind, method, processes, iterations, processes, home)
         return {"iterations": iterations} | apart(alone, several)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--work", choices=list(METHODS), help=argparse.SUPPRESS)
-    parser.add_argument("--kind", default="lanes", help=argparse.SUPPRESS)
-    parser.add_argument("--lanes", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", default="partitions", help=argparse.SUPPRESS)
+    parser.add_argument("--partitions", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--only", nargs="*", help="names of comparisons, as they are stored")
-    parser.add_argument("--json", default="-", help="file, or - for standard output; what it holds of others stays")
     options = parser.parse_args()
     if options.work:
-        told = options_of(options.kind, options.work, options.lanes)
-        return work(run_of(options.work, options.iterations, save_every=1000, **told))
-    wanted = {f"{method}, 2 processes": (method, "lanes", 2) for method in METHODS}
-    wanted["flow_grpo, 4 processes"] = ("flow_grpo", "lanes", 4)
+        fields = options_of(options.kind, options.work, options.partitions)
+        return work(run_of(options.work, options.iterations, save_every=1000, **fields))
+    wanted = {f"{method}, 2 processes": (method, "partitions", 2) for method in METHODS}
+    wanted["flow_grpo, 4 processes"] = ("flow_grpo", "partitions", 4)
     for method in SHARDED:
         wanted |= {f"{method}, all weights, 2 processes, {how}": (method, how, 2) for how in ("full", "zero2")}
-    file = None if options.json == "-" else Path(options.json)
-    found = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+    results = read_json(options.json)
     for name in options.only or wanted:
         method, kind, processes = wanted[name]
-        told = {"git_commit": git_commit(), "hardware": hardware(), "command": "python bench/processes.py"}
-        found[name] = compared(method, options.iterations, kind, processes) | told
-        print(name, {k: v for k, v in found[name].items() if k not in told}, flush=True)
-        if file is not None:
-            file.write_text(json.dumps(found, indent=1) + "\n")
+        result = compared(method, options.iterations, kind, processes)
+        print(name, result, flush=True)
+        results[name] = result | provenance("python bench/processes.py")
+        write_json(results, options.json, indent=1, show=False)
 
 
 if __name__ == "__main__":

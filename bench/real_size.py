@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from harness import make_parser, provenance, write_json
 
 from afterflow.algorithms.base import Models, OnPolicy
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -26,7 +27,6 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.experiment.cost_estimate import passes, tried
 from afterflow.experiment.doctor import PEAK
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.base import default_device
@@ -93,14 +93,14 @@ SD35_MEDIUM = {
 """Stable Diffusion 3.5 medium as its configuration files have it."""
 
 
-def outline(arch: str, size: int | None, place: Path) -> PipelineModel:
+def outline(arch: str, size: int | None, folder: Path) -> PipelineModel:
     """The model without weights."""
     if arch == "tiny":
         return SD3(str(TINY)).load("meta")
     for name, content in SD35_MEDIUM.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(json.dumps(content))
-    return SD3(str(place), dtype="bfloat16", size=size).load("meta")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
 
 
 def materialise(model: PipelineModel, device: torch.device) -> None:
@@ -128,10 +128,10 @@ def timed(
     for warm in (True, False):
         clock, ratios = Clock(), []
         with autocast:
-            found = tried(algorithm, models, cond, model.latent_shape, 0, chunk, clock)
+            iteration = tried(algorithm, models, cond, model.latent_shape, 0, chunk, clock)
             with clock("update"):
-                for rows in found.updates[0][0]:
-                    loss, metrics = algorithm.loss(models, found.rows[rows])
+                for rows in iteration.updates[0][0]:
+                    loss, metrics = algorithm.loss(models, iteration.rows[rows])
                     loss.backward()
                     ratios.append(float(metrics["ratio_max"]))
         for parameter in parameters:
@@ -147,7 +147,7 @@ def timed(
         "rollout": seconds["seconds/rollout"],
         "update": seconds["seconds/update"],
         "rows_rollout": sum(padded(len(cond) * width) for width in plan.widths[:-1]),
-        "rows_update": padded(len(found.rows)),
+        "rows_update": padded(len(iteration.rows)),
         "ratio_max": max(ratios),
     }
 
@@ -155,15 +155,15 @@ def timed(
 def measure(options: argparse.Namespace) -> dict:
     device = default_device()
     peak = next((p for name, p in PEAK.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), None)
-    with tempfile.TemporaryDirectory() as place:
-        model = outline(options.arch, options.size, Path(place))
+    with tempfile.TemporaryDirectory() as folder:
+        model = outline(options.arch, options.size, Path(folder))
         attach(model, LoRA() if options.tune == "lora" else Full())
         if options.checkpointing:
             model.module.enable_gradient_checkpointing()
-        kept, forward, backward = passes(model, options.chunk)
+        activations, forward, backward = passes(model, options.chunk)
         counted = {
             "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-            "gib_activations": kept / 2**30,
+            "gib_activations": activations / 2**30,
             "tflop_forward": forward / 1e12,
             "tflop_backward": backward / 1e12,
         }
@@ -172,28 +172,30 @@ def measure(options: argparse.Namespace) -> dict:
         materialise(model, device)
         if options.compile:
             compile_blocks(model.module)
-        cond, found = prompts(model, options.prompts, device), {}
+        cond, results = prompts(model, options.prompts, device), {}
         for name, algorithm in METHODS.items():
-            each = timed(algorithm, model, cond, options.chunk, device)
-            each["images_per_second"] = each["images"] / (each["rollout"] + each["update"])
+            timing = timed(algorithm, model, cond, options.chunk, device)
+            timing["images_per_second"] = timing["images"] / (timing["rollout"] + timing["update"])
             if peak is not None:
-                each["mfu_rollout"] = each["rows_rollout"] * forward / options.chunk / each["rollout"] / peak
-                each["mfu_update"] = each["rows_update"] * (forward + backward) / options.chunk / each["update"] / peak
-            found[name] = each
-            print(name, {key: round(value, 4) for key, value in each.items()}, file=sys.stderr)
-    dance = found["dance_grpo"]["rollout"] + found["dance_grpo"]["update"]
-    for each in found.values():
-        each["over_dance_grpo"] = (each["rollout"] + each["update"]) / dance
+                rollout_flops = timing["rows_rollout"] * forward / options.chunk
+                update_flops = timing["rows_update"] * (forward + backward) / options.chunk
+                timing["mfu_rollout"] = rollout_flops / timing["rollout"] / peak
+                timing["mfu_update"] = update_flops / timing["update"] / peak
+            results[name] = timing
+            print(name, {key: round(value, 4) for key, value in timing.items()}, file=sys.stderr)
+    dance = results["dance_grpo"]["rollout"] + results["dance_grpo"]["update"]
+    for timing in results.values():
+        timing["over_dance_grpo"] = (timing["rollout"] + timing["update"]) / dance
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     about = {
         key: getattr(options, key) for key in ("arch", "size", "tune", "chunk", "prompts", "checkpointing", "compile")
     }
-    told = {"gib": memory, "peak_flops": peak, "torch": torch.__version__, "command": " ".join(["python", *sys.argv])}
-    return {"methods": found, **counted, **about, **told, "git_commit": git_commit(), "hardware": hardware()}
+    about |= {"gib": memory, "peak_flops": peak, "torch": torch.__version__}
+    return {"methods": results, **counted, **about, **provenance()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--arch", choices=["tiny", "sd35_medium"], default="tiny")
     parser.add_argument("--size", type=int, default=None, help="pixels of a side")
     parser.add_argument("--tune", choices=["lora", "full"], default="lora")
@@ -202,12 +204,8 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
     parser.add_argument("--count", action="store_true", help="count memory and FLOPs of a chunk, and run nothing")
     parser.add_argument("--compile", action="store_true", help="the repeated blocks, for rollout and update alike")
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
-    line = json.dumps(measure(options))
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    write_json(measure(options), options.json)
 
 
 if __name__ == "__main__":

@@ -9,37 +9,35 @@ a run that nobody disturbed.
 """
 
 import argparse
-import json
 import random
 import tempfile
 import time
 from pathlib import Path
 from subprocess import Popen
 
+from harness import make_parser, provenance, read_json, write_json
 from small import finished, metrics_of, run_of, start, tensors_of, work
-
-from afterflow.experiment.provenance import git_commit, hardware
 
 METHODS = ("sft", "flow_grpo", "mix_grpo", "branch_grpo", "flow_opd")
 
 
-def begun(method: str, iterations: int, place: Path) -> Popen:
-    return start(__file__, ["--work", method, "--iterations", str(iterations)], place)
+def begun(method: str, iterations: int, folder: Path) -> Popen:
+    return start(__file__, ["--work", method, "--iterations", str(iterations)], folder)
 
 
-def measured(method: str, place: Path) -> tuple[list[dict], dict[str, dict[str, bytes]]]:
+def measured(method: str, home: Path) -> tuple[list[dict], dict[str, dict[str, bytes]]]:
     """Metrics and the bytes of every tensor."""
-    folder = place / "runs" / method
+    folder = home / "runs" / method
     in_bytes = lambda tensors: {key: x.numpy().tobytes() for key, x in tensors.items()}
     return metrics_of(folder), {name: in_bytes(tensors) for name, tensors in tensors_of(folder).items()}
 
 
-def killed(method: str, iterations: int, place: Path, kills: int, seconds: float, rng: random.Random) -> list[str]:
+def killed(method: str, iterations: int, folder: Path, kills: int, seconds: float, rng: random.Random) -> list[str]:
     """Kill the run so often, beginning it again in another folder when it ends first; the moments."""
     moments: list[str] = []
     while len(moments) < kills:
-        process, began = begun(method, iterations, place), time.monotonic()
-        saving = place / "runs" / method / "checkpoints"
+        process, began = begun(method, iterations, folder), time.monotonic()
+        saving = folder / "runs" / method / "checkpoints"
         at_checkpoint, moment = rng.random() < 0.4, rng.uniform(0.3, 1.1) * seconds
         seen = set(saving.glob("*")) if saving.is_dir() else set()
         while process.poll() is None:
@@ -55,7 +53,7 @@ def killed(method: str, iterations: int, place: Path, kills: int, seconds: float
             finished(process)
         if process.returncode == 0:
             return moments
-    finished(begun(method, iterations, place))
+    finished(begun(method, iterations, folder))
     return moments
 
 
@@ -69,31 +67,28 @@ def compared(method: str, iterations: int, kills: int, rng: random.Random) -> di
         moments: list[str] = []
         equal = 0
         while len(moments) < kills:
-            place = Path(tempfile.mkdtemp(dir=home))
-            of_run = killed(method, iterations, place, kills - len(moments), seconds, rng)
+            folder = Path(tempfile.mkdtemp(dir=home))
+            of_run = killed(method, iterations, folder, kills - len(moments), seconds, rng)
             moments += of_run
-            equal += len(of_run) if measured(method, place) == expected else 0
+            equal += len(of_run) if measured(method, folder) == expected else 0
     return {"kills": len(moments), "bit_equal": equal, "iterations": iterations, "moments": moments}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("methods", nargs="*", default=list(METHODS))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--work", choices=list(METHODS), help=argparse.SUPPRESS)
-    parser.add_argument("--json", default="-", help="file, or - for standard output; what it holds of others stays")
     options = parser.parse_args()
     if options.work:
         return work(run_of(options.work, options.iterations))
-    file = None if options.json == "-" else Path(options.json)
-    found = json.loads(file.read_text()) if file is not None and file.is_file() else {}
+    results = read_json(options.json)
     for method in options.methods:
-        told = {"git_commit": git_commit(), "hardware": hardware(), "command": "python bench/resume.py"}
-        found[method] = compared(method, options.iterations, options.kills, random.Random(method)) | told
-        print(method, found[method]["kills"], found[method]["bit_equal"], flush=True)
-        if file is not None:
-            file.write_text(json.dumps(found, indent=1) + "\n")
+        result = compared(method, options.iterations, options.kills, random.Random(method))
+        print(method, result["kills"], result["bit_equal"], flush=True)
+        results[method] = result | provenance("python bench/resume.py")
+        write_json(results, options.json, indent=1, show=False)
 
 
 if __name__ == "__main__":

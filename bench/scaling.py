@@ -10,7 +10,6 @@ rewards are all equal is not trained, so that updates take as long as whoever ha
 an update, and the gradients of the LoRA in fp64, by a ring over the slowest link.  2000 iterations are simulated.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from harness import make_parser, write_json
 from real_size import outline
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -66,14 +66,14 @@ def measured(file: Path, prompts: int, trained: float, images: int) -> Stages:
 def counted(mfu: float, peak: float, reward: float) -> Stages:
     """Flow-GRPO of 24 images and 10 steps at 512 px under guidance, on SD3.5 Medium."""
     algorithm, rows = FlowGRPO({"reward": 1.0}), 16
-    with tempfile.TemporaryDirectory() as place:
-        model = outline("sd35_medium", 512, Path(place))
+    with tempfile.TemporaryDirectory() as folder:
+        model = outline("sd35_medium", 512, Path(folder))
         parameters = attach(model, LoRA())
         _, forward, backward = passes(model, rows)
-    each, backward = (flops / rows / (mfu * peak) for flops in (forward, backward))
+    forward, backward = (flops / rows / (mfu * peak) for flops in (forward, backward))
     images, trained = algorithm.group, sum(p.numel() for p in parameters.values())
-    rollout = 2 * images * algorithm.steps * each + images * reward
-    update = 2 * images * (algorithm.steps - 1) * (2 * each + backward)  # the reference takes a forward pass too
+    rollout = 2 * images * algorithm.steps * forward + images * reward
+    update = 2 * images * (algorithm.steps - 1) * (2 * forward + backward)  # the reference takes a forward pass too
     about = f"FLOPs counted, at an assumed {mfu:.0%} of {peak / 1e12:.0f} TFLOP/s and {reward:g} s an image for rewards"
     return Stages(about, rollout, update, 0.2, images, trained)
 
@@ -99,7 +99,7 @@ def iteration(stages: Stages, links: Links, gpus: int, prompts: int, rng: np.ran
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--metrics", type=Path, help="of a run in one process")
     parser.add_argument("--prompts", type=int, default=192, help="of an iteration")
     parser.add_argument("--images", type=int, default=24, help="of a prompt")
@@ -108,7 +108,6 @@ def main() -> None:
     parser.add_argument("--mfu", type=float, default=0.4)
     parser.add_argument("--peak", type=float, default=989e12)
     parser.add_argument("--reward", type=float, default=0.02, help="seconds of an image")
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     if options.metrics is None:
         stages = counted(options.mfu, options.peak, options.reward)
@@ -116,20 +115,16 @@ def main() -> None:
         stages = measured(options.metrics, options.prompts, options.trained, options.images)
     links, rng = Links(), np.random.default_rng(0)
     wanted = [gpus for gpus in options.gpus if gpus <= options.prompts]
-    found = {gpus: iteration(stages, links, gpus, options.prompts, rng) for gpus in wanted}
+    results = {gpus: iteration(stages, links, gpus, options.prompts, rng) for gpus in wanted}
     print(
         f"{'GPUs':>5} {'seconds':>9} {'explore':>9} {'update':>9} {'messages':>9} {'efficiency':>10}", file=sys.stderr
     )
-    for gpus, each in found.items():
-        row = " ".join(f"{each[name]:>9.2f}" for name in ("seconds", "explore", "update"))
-        print(f"{gpus:>5} {row} {each['messages']:>9.4f} {each['efficiency']:>9.0%}", file=sys.stderr)
+    for gpus, result in results.items():
+        row = " ".join(f"{result[name]:>9.2f}" for name in ("seconds", "explore", "update"))
+        print(f"{gpus:>5} {row} {result['messages']:>9.4f} {result['efficiency']:>9.0%}", file=sys.stderr)
     command = " ".join(["python", *sys.argv])
-    told = {"prompts": options.prompts, "stages": asdict(stages), "links": asdict(links), "command": command}
-    line = json.dumps(told | {"simulated": found}, indent=1)
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    else:
-        print(line)
+    about = {"prompts": options.prompts, "stages": asdict(stages), "links": asdict(links), "command": command}
+    write_json(about | {"simulated": results}, options.json, indent=1, show=options.json == "-")
 
 
 if __name__ == "__main__":

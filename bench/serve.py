@@ -7,19 +7,17 @@ process, in batches of the same size.
 """
 
 import argparse
-import json
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
 import uvicorn
+from harness import make_parser, provenance, write_json
 
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.rewards.base import Reward
 from afterflow.rewards.remote.protocol import MSGPACK, pack, parse_reply, score_request, unpack
 from afterflow.rewards.remote.server import ServiceLimits, build_service
@@ -44,54 +42,60 @@ def serve() -> None:
     )
 
 
-def measure(clients: int, total: int, size: int, each: int) -> dict:
+def measure(clients: int, total: int, size: int, images_per_request: int) -> dict:
     server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
-        return asked(f"http://127.0.0.1:{int(server.stdout.readline())}", clients, total, size, each)
+        return send_requests(
+            f"http://127.0.0.1:{int(server.stdout.readline())}", clients, total, size, images_per_request
+        )
     finally:
         server.terminate()
 
 
-def asked(url: str, clients: int, total: int, size: int, each: int) -> dict:
+def wait_for_service(url: str) -> None:
     while True:
         try:
             httpx.get(f"{url}/health")
-            break
+            return
         except httpx.TransportError:
             time.sleep(0.05)
-    rng, records = np.random.default_rng(0), [{"prompt": "a"}] * each
-    images = rng.integers(0, 256, (each, size, size, 3), dtype=np.uint8)
-    latencies, wrong = [], []
+
+
+def send_requests(url: str, clients: int, total: int, size: int, images_per_request: int) -> dict:
+    wait_for_service(url)
+    count, requests = images_per_request, -(-total // images_per_request)
+    rng, records = np.random.default_rng(0), [{"prompt": "a"}] * count
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    latencies, failed = [], []
 
     def ask(client: httpx.Client, number: int) -> None:
-        mine = images.copy()
-        mine[:, 0, 0, 0] = (number + np.arange(each)) % 256
+        batch = images.copy()
+        batch[:, 0, 0, 0] = (number + np.arange(count)) % 256
         start = time.perf_counter()
-        body = pack(score_request("slow", list(mine), records))
+        body = pack(score_request("slow", list(batch), records))
         reply = client.post(f"{url}/score", content=body, headers={"Content-Type": MSGPACK}, timeout=600)
-        values = parse_reply(unpack(reply.content, MSGPACK), each).values
+        values = parse_reply(unpack(reply.content, MSGPACK), count).values
         latencies.append(time.perf_counter() - start)
-        if values.tolist() != mine[:, 0, 0, 0].tolist():
-            wrong.append(number)
+        if values.tolist() != batch[:, 0, 0, 0].tolist():
+            failed.append(number)
 
-    requests = -(-total // each)
     with (
         httpx.Client(limits=httpx.Limits(max_connections=clients)) as client,
         ThreadPoolExecutor(clients) as pool,
     ):
         start = time.perf_counter()
-        for done in [pool.submit(ask, client, number) for number in range(requests)]:
-            done.result()
+        for reply in [pool.submit(ask, client, number) for number in range(requests)]:
+            reply.result()
         served = time.perf_counter() - start
     start = time.perf_counter()
-    for _ in range(0, requests * each, 64):
+    for _ in range(0, requests * count, 64):
         slow(images[:1].repeat(64, 0), [])
-    alone = (time.perf_counter() - start) * requests * each / (-(-requests * each // 64) * 64)
+    alone = (time.perf_counter() - start) * requests * count / (-(-requests * count // 64) * 64)
     return {
-        "images": requests * each,
-        "lost_or_wrong": len(wrong) * each,
-        "images_per_second": requests * each / served,
+        "images": requests * count,
+        "lost_or_wrong": len(failed) * count,
+        "images_per_second": requests * count / served,
         "p50": float(np.percentile(latencies, 50)),
         "p99": float(np.percentile(latencies, 99)),
         "seconds": served,
@@ -99,28 +103,22 @@ def asked(url: str, clients: int, total: int, size: int, each: int) -> dict:
         "overhead": served / alone - 1,
         "clients": clients,
         "size": size,
-        "images_of_a_request": each,
-        "command": " ".join(["python", *sys.argv]),
-        "git_commit": git_commit(),
-        "hardware": hardware(),
+        "images_of_a_request": count,
+        **provenance(),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--each", type=int, default=8, help="images of a request")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     if options.serve:
         return serve()
-    line = json.dumps(measure(options.clients, options.images, options.size, options.each))
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    write_json(measure(options.clients, options.images, options.size, options.each), options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ pictures' size, how many prompts there are and how many an iteration takes, one 
 that always prefers the first image, and bf16 where the recipe says fp16, which a CPU does not compute in.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from harness import make_parser, provenance, read_json, write_json
 from PIL import Image
 
 from afterflow.data.geneval_prompts import MixedPrompts
@@ -27,7 +27,6 @@ from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.stages import Chain, Merge, Samples
 from afterflow.experiment.stages import execute as execute_chain
 from afterflow.models.quiet import no_progress_bars
@@ -44,34 +43,32 @@ PROMPTS = ("a red heart", "a blue circle above a ring", "two green stars", "a si
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("recipes", nargs="*", help="all of real models unless named")
-    parser.add_argument("--json", default="-", help="file, or - for standard output; what it holds of others stays")
     options = parser.parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
     names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ == papers.__name__]
-    told = {"date": date.today().isoformat(), "git_commit": git_commit(), "hardware": hardware()}
-    file = None if options.json == "-" else Path(options.json).resolve()
-    found = json.loads(file.read_text())["recipes"] if file is not None and file.is_file() else {}
+    about = {"date": date.today().isoformat()} | provenance()
+    del about["command"]
+    results = read_json(options.json).get("recipes", {})
     for name in names:
         start = time.perf_counter()
         smoke(name)
-        found[name] = {"seconds": round(time.perf_counter() - start, 1), "replaced": REPLACED, **told}
-        print(name, found[name]["seconds"], flush=True)
-        if file is not None:
-            file.write_text(json.dumps({"command": "python bench/smoke.py", "recipes": found}, indent=1) + "\n")
+        results[name] = {"seconds": round(time.perf_counter() - start, 1), "replaced": REPLACED, **about}
+        print(name, results[name]["seconds"], flush=True)
+        write_json({"command": "python bench/smoke.py", "recipes": results}, options.json, indent=1, show=False)
 
 
 def smoke(name: str) -> None:
     """Run the recipe in a folder of its own; whatever fails is raised."""
     before = Path.cwd()
     with (
-        tempfile.TemporaryDirectory() as place,
+        tempfile.TemporaryDirectory() as home,
         serving(lambda body, n: said("<answer>Image 1 is better</answer>")) as s,
     ):
-        os.chdir(place)
-        os.environ["AFTERFLOW_CACHE"] = str(Path(place) / "cache")
+        os.chdir(home)
+        os.environ["AFTERFLOW_CACHE"] = str(Path(home) / "cache")
         try:
             write_data()
             rewards = tiny_rewards()

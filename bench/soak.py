@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from statistics import median
 
+from harness import make_parser, provenance, write_json
 from small import run_of, start, work
 
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import LoRA
 
 
@@ -31,10 +31,9 @@ def looked_at(pid: int, metrics: Path) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     n = options.iterations
     if options.work:
@@ -53,20 +52,17 @@ def main() -> None:
     first = [(memory, files) for step, memory, files in seen if n // 10 <= step < n // 5]
     last = [(memory, files) for step, memory, files in seen if step >= n - n // 10]
     before, after = (median(memory for memory, _ in part) for part in (first, last))
-    found = {
+    result = {
         "iterations": n,
         "resident_mb": [before / 2**20, after / 2**20],
         "growth": after / before - 1,
         "open_files": [median(files for _, files in part) for part in (first, last)],
         "most_open_files": [max(files for _, files in part) for part in (first, last)],
         "curve_mb": [[step, round(memory / 2**20, 1)] for step, memory, _ in seen[:: max(1, len(seen) // 100)]],
-        "git_commit": git_commit(),
-        "hardware": hardware(),
-        "command": "python bench/soak.py",
+        **provenance("python bench/soak.py"),
     }
-    print({name: value for name, value in found.items() if name != "curve_mb"})
-    if options.json != "-":
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+    print({name: value for name, value in result.items() if name != "curve_mb"})
+    write_json(result, options.json, indent=1, show=False)
 
 
 if __name__ == "__main__":

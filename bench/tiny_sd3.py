@@ -6,16 +6,14 @@ Both draw the same test prompts.  The plain call is `StableDiffusion3Pipeline.fr
 7, 28 steps and 256 tokens of a third encoder that says nothing.
 """
 
-import argparse
-import json
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
+from harness import make_parser, write_json
 
 from afterflow.evaluation.report import Report, ShapesSettings
 from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
@@ -26,13 +24,12 @@ from afterflow.models.sd3 import SD3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0])
     parser.add_argument("--prompts", type=int, default=280)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     no_progress_bars()
@@ -51,10 +48,7 @@ def main() -> None:
     result["plain_call"] = brief(
         judged(stock_pictures(options.model, records, plain), plain), time.perf_counter() - start
     )
-    line = json.dumps(result)
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    write_json(result, options.json)
 
 
 def stock_pictures(folder: str, records: list[dict], settings: ShapesSettings) -> np.ndarray:
@@ -74,8 +68,8 @@ def brief(report: Report, seconds: float) -> dict:
     """Overall scores with intervals, and strict by tag."""
     return {
         "seconds": round(seconds, 1),
-        "overall": {name: to_json(each.tuned) for name, each in report.overall.items()},
-        "strict": {tag: each["strict"].tuned.value for tag, each in report.tags.items()},
+        "overall": {name: to_json(comparison.tuned) for name, comparison in report.overall.items()},
+        "strict": {tag: scores["strict"].tuned.value for tag, scores in report.tags.items()},
         "frechet": report.frechet.tuned.value,
     }
 

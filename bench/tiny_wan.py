@@ -5,20 +5,16 @@
 Both draw the same test prompts, whose directions no training prompt had of those classes.
 """
 
-import argparse
-import json
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import WanPipeline
+from harness import make_parser, provenance, write_json
 
 from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
 from afterflow.experiment.intervals import estimates
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.generate import picture_prompts
 from afterflow.models.pipeline import TINY_WAN
 from afterflow.models.quiet import no_progress_bars
@@ -30,15 +26,15 @@ STEPS = 20
 
 def figures(records: list[dict], clips: np.ndarray) -> dict:
     """Every verdict by tag, and over all with 95 % intervals, prompts resampled within tags."""
-    said = [[verify_clip(record, clip) for clip in of_prompt] for record, of_prompt in zip(records, clips)]
-    columns = np.array([[np.mean([v[name] for v in row]) for name in VERDICTS] for row in said])
+    verdicts = [[verify_clip(record, clip) for clip in of_prompt] for record, of_prompt in zip(records, clips)]
+    columns = np.array([[np.mean([v[name] for v in row]) for name in VERDICTS] for row in verdicts])
     strata = [np.array([i for i, r in enumerate(records) if r["tag"] == tag]) for tag in MOVING_TAGS]
     overall = estimates(columns, strata, 2000, np.random.default_rng(0))
     by_tag = {
         tag: dict(zip(VERDICTS, columns[rows].mean(0).round(3).tolist())) for tag, rows in zip(MOVING_TAGS, strata)
     }
-    of_all = {name: [round(x, 3) for x in (e.value, e.low, e.high)] for name, e in zip(VERDICTS, overall)}
-    return {"overall": of_all, "tags": by_tag}
+    rounded = {name: [round(x, 3) for x in (e.value, e.low, e.high)] for name, e in zip(VERDICTS, overall)}
+    return {"overall": rounded, "tags": by_tag}
 
 
 def stock_clips(folder: str, records: list[dict], per_prompt: int, guidance: float) -> np.ndarray:
@@ -48,37 +44,32 @@ def stock_clips(folder: str, records: list[dict], per_prompt: int, guidance: flo
     texts = [record["prompt"] for record in records for _ in range(per_prompt)]
     generator, clips = torch.Generator().manual_seed(0), []
     for i in range(0, len(texts), 16):
-        asked = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": STEPS, "max_sequence_length": 16}
-        found = pipe(texts[i : i + 16], guidance_scale=guidance, generator=generator, output_type="np", **asked)
-        clips.append((np.asarray(found.frames) * 255).round().astype(np.uint8))
+        options = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": STEPS, "max_sequence_length": 16}
+        output = pipe(texts[i : i + 16], guidance_scale=guidance, generator=generator, output_type="np", **options)
+        clips.append((np.asarray(output.frames) * 255).round().astype(np.uint8))
     return np.concatenate(clips).reshape(len(records), per_prompt, *clips[0].shape[1:])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default=str(TINY_WAN))
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0])
     parser.add_argument("--prompts", type=int, default=40, help="of each tag")
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     no_progress_bars()
     model = Wan(options.model, height=32, width=32, frames=9, max_sequence_length=16).load()
     records = moving_suite("test", options.prompts, 0, MOVING_TAGS)
-    about = {"git_commit": git_commit(), "hardware": hardware(), "prompts": len(records), "clips": options.clips}
-    result: dict = {"command": " ".join(["python", *sys.argv])} | about
+    result: dict = provenance() | {"prompts": len(records), "clips": options.clips}
     for guidance in options.guidance:
         start = time.perf_counter()
         clips = picture_prompts(model, records, options.clips, STEPS, guidance, 0)
         result[f"guidance {guidance:g}"] = figures(records, clips) | {"seconds": round(time.perf_counter() - start)}
         stock = stock_clips(options.model, records, options.clips, guidance)
         result[f"plain call, guidance {guidance:g}"] = figures(records, stock)
-    line = json.dumps(result, indent=1)
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    write_json(result, options.json, indent=1)
 
 
 if __name__ == "__main__":

@@ -179,8 +179,8 @@ def shotgun(size: int, rng: np.random.Generator) -> ImageArray:
 
 
 def with_foreigner(record: Record, rng: np.random.Generator) -> Record:
-    others = [shape for shape in SHAPES if shape not in {clause["class"] for clause in record["include"]}]
-    return record | {"include": [*record["include"], {"class": others[rng.integers(len(others))], "count": 1}]}
+    absent = [shape for shape in SHAPES if shape not in {clause["class"] for clause in record["include"]}]
+    return record | {"include": [*record["include"], {"class": absent[rng.integers(len(absent))], "count": 1}]}
 
 
 def with_twin(record: Record) -> Record:
@@ -205,8 +205,8 @@ def corruption_curves(shapes: Sequence[Shown], signs: Sequence[Shown], seed: int
             for name, pairs in (("shapes", shapes), ("signs", signs)):
                 rng = np.random.default_rng([seed, 4])
                 rates = judged((record, corrupt(image, kind, level, rng)) for record, image in pairs)
-                kept = ("strict", "closed", "partial", "q")
-                rows[f"{kind} {level} ({name})"] = {key: rates[key] for key in kept}
+                columns = ("strict", "closed", "partial", "q")
+                rows[f"{kind} {level} ({name})"] = {key: rates[key] for key in columns}
     return rows
 
 

@@ -1,0 +1,44 @@
+"""What the benchmarks share: options, how a result was made, writing it, and iterations to time."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from afterflow.experiment.provenance import git_commit, hardware
+
+
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a benchmark, described by its docstring, with the option --json."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", default="-", help="file of the result, whose other entries stay; - prints it only")
+    return parser
+
+
+def provenance(command: str | None = None) -> dict:
+    """Return how a result was made: the command, the commit and the machine."""
+    made = {"git_commit": git_commit(), "hardware": hardware()}
+    return {"command": command or " ".join(["python", *sys.argv])} | made
+
+
+def read_json(file: str) -> dict:
+    """Read what a file of results holds; empty where there is none yet."""
+    return json.loads(Path(file).read_text()) if file != "-" and Path(file).is_file() else {}
+
+
+def write_json(result: dict, file: str, indent: int | None = None, show: bool = True) -> None:
+    """Write a result to a file, unless it is called -, and print it."""
+    text = json.dumps(result, indent=indent)
+    if file != "-":
+        Path(file).write_text(text + "\n")
+    if show:
+        print(text)
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
