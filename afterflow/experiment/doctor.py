@@ -25,7 +25,7 @@ from ..train.loop import gradients
 from .config import Run
 from .cost_estimate import forecast, tried
 from .prompt_checks import prompt_records
-from .setup import Session, prepare
+from .setup import TrainingSetup
 
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
 """FLOP/s of dense bf16 matrix products, as the makers state them."""
@@ -53,30 +53,30 @@ def examine(run: Run) -> Iterator[Finding]:
         small = run.with_options(
             name=f"{place}/run", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
         )
-        session = prepare(small, resume=False)
-        cond = encoded(session.model, (prompt_records(run) or ANYTHING)[:2])
-        yield from drawing(session, cond)
-        yield from training(session, cond, run)
+        setup = TrainingSetup.build(small, resume=False)
+        cond = encoded(setup.model, (prompt_records(run) or ANYTHING)[:2])
+        yield from drawing(setup, cond)
+        yield from training(setup, cond, run)
         if isinstance(run.tune, LoRA):
-            yield round_trip(session, cond, Path(place) / "lora")
-        yield from rewards(session, cond)
+            yield round_trip(setup, cond, Path(place) / "lora")
+        yield from rewards(setup, cond)
         if run.judge is not None:
-            yield judged(session, cond)
-        yield memory(session)
+            yield judged(setup, cond)
+        yield memory(setup)
 
 
-def noise_for(session: Session, count: int, name: str) -> Tensor:
+def noise_for(setup: TrainingSetup, count: int, name: str) -> Tensor:
     """(count, 1, ...)."""
-    shape = torch.empty(1, 1, *session.model.latent_shape, device=session.processes.accelerator.device)
-    sources = [generator(session.run.seed, "doctor", name, i) for i in range(count)]
+    shape = torch.empty(1, 1, *setup.model.latent_shape, device=setup.processes.accelerator.device)
+    sources = [generator(setup.run.seed, "doctor", name, i) for i in range(count)]
     return prompt_noise(sources, 1, shape.expand(count, *shape.shape[1:]))
 
 
 @torch.no_grad()
-def drawing(session: Session, cond: Conditioning) -> Iterator[Finding]:
+def drawing(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
     """The sampler: as the stock pipeline draws, the same twice, and as spread out with noise as without."""
-    run, model = session.run, session.model
-    noise = noise_for(session, len(cond), "drawing")
+    run, model = setup.run, setup.model
+    noise = noise_for(setup, len(cond), "drawing")
     field = in_chunks(guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), len(cond))
     ours = finished(field, model, cond, noise, STEPS)
     if isinstance(model, PipelineModel):
@@ -95,20 +95,20 @@ def drawing(session: Session, cond: Conditioning) -> Iterator[Finding]:
         "bit for bit" if torch.equal(ours, again) else f"relative difference {relative(again, ours):.1e}",
         "set CUBLAS_WORKSPACE_CONFIG=:4096:8 and torch.use_deterministic_algorithms(True) where you need it exact",
     )
-    if explores(run.algorithm):
-        yield marginals(session, cond, ours)
-        yield grids(session)
+    if explores(setup.algorithm):
+        yield marginals(setup, cond, ours)
+        yield grids(setup)
 
 
-def marginals(session: Session, cond: Conditioning, ours: Tensor) -> Finding:
+def marginals(setup: TrainingSetup, cond: Conditioning, ours: Tensor) -> Finding:
     """A kernel that keeps the marginals leaves latents as spread out as the ODE's; few images tell it roughly."""
-    run, model = session.run, session.model
-    assert explores(run.algorithm)
-    plan = run.algorithm.plan(0, generator(run.seed, "plan"))
+    run, model = setup.run, setup.model
+    assert explores(setup.algorithm)
+    plan = setup.algorithm.plan(0, generator(run.seed, "plan"))
     sources = [generator(run.seed, "doctor", "sde")]
-    shape = torch.empty(1, 1, *model.latent_shape, device=session.processes.accelerator.device)
+    shape = torch.empty(1, 1, *model.latent_shape, device=setup.processes.accelerator.device)
     noise, one = prompt_noise(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
-    leaves = sample(session.models.policy, run.algorithm.step_kernel, plan, one, noise, sources).leaves
+    leaves = sample(setup.models.policy, setup.algorithm.step_kernel, plan, one, noise, sources).leaves
     ratio = (leaves.float().std() / ours.float().std()).item()
     return Finding(
         "noise in the steps leaves the latents as spread out as they were",
@@ -118,26 +118,26 @@ def marginals(session: Session, cond: Conditioning, ours: Tensor) -> Finding:
     )
 
 
-def grids(session: Session) -> Finding:
+def grids(setup: TrainingSetup) -> Finding:
     """Where the rollout stops on its way, beside the pipeline's own grid; papers choose either."""
-    algorithm = session.run.algorithm
+    algorithm = setup.algorithm
     assert explores(algorithm)
-    plan = algorithm.plan(0, generator(session.run.seed, "plan"))
-    apart = (plan.times - session.model.schedule.times(plan.steps)).abs().max().item()
+    plan = algorithm.plan(0, generator(setup.run.seed, "plan"))
+    apart = (plan.times - setup.model.schedule.times(plan.steps)).abs().max().item()
     advice = "" if apart < 1e-6 else "; algorithm.schedule = None takes the pipeline's"
     return Finding("times of the rollout", None, f"at most {apart:.3f} from those of the pipeline's own grid{advice}")
 
 
-def training(session: Session, cond: Conditioning, run: Run) -> Iterator[Finding]:
+def training(setup: TrainingSetup, cond: Conditioning, run: Run) -> Iterator[Finding]:
     """One small iteration: a ratio of 1, gradients that arrive, a KL that has some, and how long all will take."""
-    clock, algorithm = Clock(), session.run.algorithm
-    small_iteration(session, cond, Clock())  # the first one also warms up
-    iteration = small_iteration(session, cond, clock)
+    clock, algorithm = Clock(), setup.algorithm
+    small_iteration(setup, cond, Clock())  # the first one also warms up
+    iteration = small_iteration(setup, cond, clock)
     with clock("update"):
-        parameters, update = list(session.parameters.values()), iteration.updates[0]
-        measured, _ = gradients(algorithm, session.models, iteration, update, parameters, session.processes)
+        parameters, update = list(setup.weights.parameters.values()), iteration.updates[0]
+        measured, _ = gradients(algorithm, setup.models, iteration, update, parameters, setup.processes)
     seconds = clock.read()
-    gradient = norm(session)
+    gradient = norm(setup)
     if "ratio_max" in measured:
         deviation = max(abs(float(measured[name]) - 1) for name in ("ratio_max", "ratio_mean"))
         yield Finding(
@@ -150,38 +150,40 @@ def training(session: Session, cond: Conditioning, run: Run) -> Iterator[Finding
     yield Finding(
         "gradients arrive at what is trained",
         0 < gradient < float("inf"),
-        f"norm {gradient:.2e} over {len(session.parameters)} tensors",
+        f"norm {gradient:.2e} over {len(setup.weights.parameters)} tensors",
         "no gradient: tune.targets may match nothing that is used; infinite: take mixed_precision = bf16 or no",
     )
     if algorithm.requirements.reference:
-        yield kl_gradient(session, cond)
-    yield from expected(session, iteration, seconds, run)
+        yield kl_gradient(setup, cond)
+    yield from expected(setup, iteration, seconds, run)
 
 
-def small_iteration(session: Session, cond: Conditioning, clock: Clock) -> Iteration:
+def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> Iteration:
     """Of one prompt and random scores, or of two random images."""
-    run, algorithm, model = session.run, session.run.algorithm, session.model
+    run, algorithm, model = setup.run, setup.algorithm, setup.model
     one = cond[torch.zeros(1, dtype=torch.long)]
     if not explores(algorithm):
-        pairs = Pairs(noise_for(session, len(cond), "images")[:, 0], cond)
-        options = {"seed": 0, "chunk": run.batches.chunk, "processes": session.processes}
+        pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond)
+        options = {"seed": 0, "chunk": run.batches.chunk, "processes": setup.processes}
         return next(supervised(algorithm, lambda step: pairs, range(1), **options))
-    return tried(algorithm, session.models, one, model.latent_shape, run.seed, run.batches.chunk, clock, session.memory)
+    return tried(
+        algorithm, setup.models, one, model.latent_shape, run.seed, run.batches.chunk, clock, setup.weights.history
+    )
 
 
-def norm(session: Session) -> float:
+def norm(setup: TrainingSetup) -> float:
     """Of all gradients, which are then cleared."""
-    found = [p.grad.float().norm() for p in session.parameters.values() if p.grad is not None]
-    session.optimizer.zero_grad()
+    found = [p.grad.float().norm() for p in setup.weights.parameters.values() if p.grad is not None]
+    setup.weights.optimizer.zero_grad()
     return float(torch.stack(found).norm()) if found else 0.0
 
 
-def kl_gradient(session: Session, cond: Conditioning) -> Finding:
+def kl_gradient(setup: TrainingSetup, cond: Conditioning) -> Finding:
     """At the start the KL is 0 and flat, so it is asked a little away from it."""
-    models, parameters = session.models, session.parameters
+    models, parameters = setup.models, setup.weights.parameters
     assert models.reference is not None
     kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    x, t = noise_for(session, len(cond), "kl")[:, 0], torch.full((len(cond),), 0.7, device=cond.index.device)
+    x, t = noise_for(setup, len(cond), "kl")[:, 0], torch.full((len(cond),), 0.7, device=cond.index.device)
     with torch.no_grad():
         for i, parameter in enumerate(parameters.values()):
             parameter.add_(
@@ -189,7 +191,7 @@ def kl_gradient(session: Session, cond: Conditioning) -> Finding:
             )
         reference = models.reference(x, t, cond)
     (models.policy(x, t, cond).float() - reference.float()).square().mean().backward()
-    gradient = norm(session)
+    gradient = norm(setup)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(kept[name])
@@ -201,11 +203,11 @@ def kl_gradient(session: Session, cond: Conditioning) -> Finding:
     )
 
 
-def expected(session: Session, iteration: Iteration, seconds: dict[str, float], run: Run) -> Iterator[Finding]:
+def expected(setup: TrainingSetup, iteration: Iteration, seconds: dict[str, float], run: Run) -> Iterator[Finding]:
     """Speed of the small iteration, and what it makes of the whole recipe; rewards are not in it."""
     needs = forecast(run)
     rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
-    algorithm = session.run.algorithm
+    algorithm = setup.algorithm
     guidance = 1 if run.batches.guidance_scale == 1 else 2
     images = algorithm.plan(0, generator(0)).widths[-1] if explores(algorithm) else len(iteration.rows)
     rows = {
@@ -222,7 +224,7 @@ def expected(session: Session, iteration: Iteration, seconds: dict[str, float], 
         "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
     )
     yield Finding("the whole recipe", None, f"about {hours:.2g} hours, without rewards")
-    device = session.processes.accelerator.device
+    device = setup.processes.accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((value for key, value in PEAK.items() if key in name), None)
     if peak is not None and "rollout" in each and whole["rollout"]:
@@ -232,17 +234,17 @@ def expected(session: Session, iteration: Iteration, seconds: dict[str, float], 
 
 
 @torch.no_grad()
-def round_trip(session: Session, cond: Conditioning, folder: Path) -> Finding:
+def round_trip(setup: TrainingSetup, cond: Conditioning, folder: Path) -> Finding:
     """What is saved draws the same when it is loaded again, into the same network under another name."""
-    model = session.model
+    model = setup.model
     draws = torch.Generator().manual_seed(0)
-    for parameter in session.parameters.values():
+    for parameter in setup.weights.parameters.values():
         parameter.add_(0.01 * torch.randn(parameter.shape, generator=draws).to(parameter))
-    x, t = noise_for(session, len(cond), "lora")[:, 0], torch.full((len(cond),), 0.5, device=cond.index.device)
+    x, t = noise_for(setup, len(cond), "lora")[:, 0], torch.full((len(cond),), 0.5, device=cond.index.device)
     field = model.velocity(model.module)
     trained = field(x, t, cond)
     model.save_lora(folder)
-    for parameter in session.parameters.values():
+    for parameter in setup.weights.parameters.values():
         parameter.zero_()
     model.module.delete_adapters("default")  # type: ignore[operator]
     model.load_lora(folder)
@@ -256,14 +258,14 @@ def round_trip(session: Session, cond: Conditioning, folder: Path) -> Finding:
     )
 
 
-def rewards(session: Session, cond: Conditioning) -> Iterator[Finding]:
+def rewards(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
     """Each reward says something of pictures of noise, the same twice."""
-    run = session.run
+    run = setup.run
     records = cond.records()
-    images = session.model.decode(noise_for(session, len(cond), "rewards")[:, 0])[:, None]
+    images = setup.model.decode(noise_for(setup, len(cond), "rewards")[:, 0])[:, None]
     for name in run.watched:
         start = time.perf_counter()
-        first, second = (score_groups(name, images, records, session.run.reward_models).values for _ in range(2))
+        first, second = (score_groups(name, images, records, setup.run.reward_models).values for _ in range(2))
         seconds = (time.perf_counter() - start) / 2 / len(images)
         good = bool(np.isfinite(first.numpy()).all()) and torch.equal(first, second)
         yield Finding(
@@ -274,12 +276,12 @@ def rewards(session: Session, cond: Conditioning) -> Iterator[Finding]:
         )
 
 
-def judged(session: Session, cond: Conditioning) -> Finding:
+def judged(setup: TrainingSetup, cond: Conditioning) -> Finding:
     """A judge is asked about two pictures in both orders; `judge_groups` refuses what is no share."""
-    judge, records = session.run.judge, cond.records()[:1]
+    judge, records = setup.run.judge, cond.records()[:1]
     assert judge is not None
-    images = session.model.decode(noise_for(session, 2, "judge")[:, 0])[None]
-    said, failures = judge_groups(judge, images, records, all_pairs(1, 2), [generator(session.run.seed, "judge")])
+    images = setup.model.decode(noise_for(setup, 2, "judge")[:, 0])[None]
+    said, failures = judge_groups(judge, images, records, all_pairs(1, 2), [generator(setup.run.seed, "judge")])
     if failures:
         return Finding("the judge", False, failures[0], "see that its server runs, and what it answers")
     one, other = said[0, 0, 1].item(), said[0, 1, 0].item()
@@ -288,8 +290,8 @@ def judged(session: Session, cond: Conditioning) -> Finding:
     )
 
 
-def memory(session: Session) -> Finding:
-    if session.processes.accelerator.device.type == "cuda":
+def memory(setup: TrainingSetup) -> Finding:
+    if setup.processes.accelerator.device.type == "cuda":
         return Finding("memory", None, f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most on the device")
     import resource
 

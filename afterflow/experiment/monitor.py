@@ -1,6 +1,7 @@
-"""A run followed: its log, its pictures, its figures on held-out prompts, its checkpoints."""
+"""A run is watched while it trains: log, sample pictures, held-out rewards, best weights and checkpoints."""
 
 import json
+import logging
 import math
 import signal
 import time
@@ -19,7 +20,7 @@ from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.atomic_files import write_text_atomically
-from ..system.errors import TrainingStopped
+from ..system.errors import CheckpointError, TrainingStopped
 from ..train.budget import Budget
 from ..train.clock import Clock
 from ..train.distributed import Processes
@@ -29,250 +30,284 @@ from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
 from .image_grid import save_pictures
 from .run_folder import MetricsFile, RunFolder
-from .setup import Session
+from .setup import TrainingSetup
 
-SHOWN = 8
-"""Prompts of the sample pictures, four images each."""
+_log = logging.getLogger(__name__)
+
+SAMPLE_PROMPTS = 8
+"""Number of prompts in the sample pictures, with four images each."""
 
 
-class Window:
-    """What a user looks at while training goes on: pictures from the same noise, rewards of held-out prompts."""
+class PolicySampler:
+    """Draws images by the averaged policy, from noise that depends on the run's seed alone."""
 
-    def __init__(self, session: Session, prompts: Conditioning, held_out: Conditioning | None) -> None:
-        self.session = session
-        # Prompts of a tag stand together, so the shown ones are spread over all of them.
-        self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).long()]
-        self.held_out = held_out
-        by_prompt = RunFolder(session.run.folder).held_out_file
-        written = self.held_out is not None and session.processes.main
-        self.by_prompt = MetricsFile(by_prompt, session.first) if written else None
-        earliest = self.by_prompt.earliest if self.by_prompt is not None else {}
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.setup = setup
+
+    def latents(self, cond: Conditioning, per_prompt: int) -> Tensor:
+        """Return finished latents (P, per_prompt, ...)."""
+        setup, run = self.setup, self.setup.run
+        velocity, steps = setup.models.guided or setup.models.policy, run.evaluation.inference_steps
+        with setup.averaged():
+            return finished_in_parts(velocity, setup.model, cond, per_prompt, steps, run.seed, run.batches.chunk)
+
+    def images(self, cond: Conditioning, per_prompt: int) -> np.ndarray:
+        """Return uint8 images (P, per_prompt, H, W, 3), or clips; each process draws its share."""
+        processes = self.setup.processes
+        latents = self.latents(cond[processes.even_share(len(cond))], per_prompt)
+        return processes.all_gather_rows(torch.from_numpy(decoded(self.setup.model, latents)), len(cond)).numpy()
+
+
+class HeldOutEvaluator:
+    """Measures rewards on held-out prompts, and how far a judge prefers the images to those before training."""
+
+    def __init__(self, setup: TrainingSetup, sampler: PolicySampler, prompts: Conditioning) -> None:
+        self.setup, self.sampler, self.prompts = setup, sampler, prompts
+        file = RunFolder(setup.run.folder).held_out_file
+        self.file = MetricsFile(file, setup.first) if setup.processes.main else None
+        earliest = self.file.earliest if self.file is not None else {}
         self.earliest = {name: values for name, values in earliest.items() if name != "step"}
-        self.best = best_before(session)
-        self.base = self._base_pictures() if self.held_out is not None and session.run.judge is not None else None
+        self.base_images = self._base_images() if setup.run.judge is not None else None
 
-    def _base_pictures(self) -> np.ndarray:
-        """What the held-out prompts look like before training; kept, because a resumed run has no such model."""
-        assert self.held_out is not None
-        file = self.session.run.folder / "held_out_base.npy"
-        if self.session.first == 0:
-            drawn = self.pictures(self.held_out, self.session.run.evaluation.eval_images)
-            if self.session.processes.main:
-                np.save(file, drawn)
-            return drawn
+    def _base_images(self) -> np.ndarray:
+        """Return the images before training; they are saved, because a resumed run has no such model."""
+        file = self.setup.run.folder / "held_out_base.npy"
+        if self.setup.first == 0:
+            images = self.sampler.images(self.prompts, self.setup.run.evaluation.eval_images)
+            if self.setup.processes.main:
+                np.save(file, images)
+            return images
         if not file.is_file():
-            raise ValueError(f"{file} is gone, and with it the base of the win rate; start the run anew")
+            raise CheckpointError(f"{file} is gone, and with it the base of the win rate; start the run anew")
         return np.load(file, allow_pickle=False)
 
-    def finished(self, cond: Conditioning, per_prompt: int) -> Tensor:
-        """Latents (P, per_prompt, ...) by the averaged policy."""
-        session, model = self.session, self.session.model
-        run, velocity = session.run, session.models.guided or session.models.policy
-        with session.averaged():
-            return finished_in_parts(
-                velocity, model, cond, per_prompt, run.evaluation.inference_steps, run.seed, run.batches.chunk
-            )
+    def measure(self, step: int) -> dict[str, float]:
+        """Return the mean of each reward over the held-out prompts, the spread of images, and the alarm.
 
-    def pictures(self, cond: Conditioning, per_prompt: int) -> np.ndarray:
-        """uint8 (P, per_prompt, H, W, 3), or clips, by the averaged policy; each process draws its share."""
-        processes = self.session.processes
-        mine = self.finished(cond[processes.even_share(len(cond))], per_prompt)
-        return processes.all_gather_rows(torch.from_numpy(decoded(self.session.model, mine)), len(cond)).numpy()
-
-    def save_samples(self, step: int) -> None:
-        images = self.pictures(self.shown, 4)
-        if not self.session.processes.main:
-            return
-        captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
-        folder = self.session.run.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        save_pictures(folder / f"step_{step:06d}.png", images.reshape(-1, *images.shape[2:]), captions, 8)
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        """The mean of each reward over the held-out prompts, and how much pictures differ.
-
-        Every prompt's own figures are kept in held_out.jsonl.
+        Every prompt's own figures are written to held_out.jsonl.
         """
-        run, start, processes = self.session.run, time.perf_counter(), self.session.processes
-        assert self.held_out is not None
-        total = len(self.held_out)
-        mine = processes.even_share(total)
-        latents = self.finished(self.held_out[mine], run.evaluation.eval_images)
-        told = processes.run_on_all(lambda: self._said(decoded(self.session.model, latents), mine))
-        of_all = lambda values: torch.tensor([value for of_process in values for value in of_process])[:total]
-        rewards = {name: of_all(each["rewards"][name] for each in told) for name in run.watched}
-        for name in run.watched:
-            failures = said_once([why for each in told for why in each["failures"][name]], total, processes)
-            if failures:
-                print(f"step {step}: {len(failures)} held-out images have no {name}, first {failures[0]}")
-        if self.base is not None:
-            rewards[WIN_RATE] = of_all(each["wins"] for each in told).nanmean(1)
-            unknown = said_once([why for each in told for why in each["undecided"]], total, processes)
-            if unknown:
-                print(f"{len(unknown)} comparisons with the base have no verdict, first {unknown[0]}")
+        run, processes, total = self.setup.run, self.setup.processes, len(self.prompts)
+        share = processes.even_share(total)
+        latents = self.sampler.latents(self.prompts[share], run.evaluation.eval_images)
+        parts = processes.run_on_all(lambda: self._scores(decoded(self.setup.model, latents), share))
+        rewards = self._gather(parts, step)
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
-        if rewards and self.by_prompt is not None:
-            self.by_prompt.write(step, by_prompt)
+        if rewards and self.file is not None:
+            self.file.write(step, by_prompt)
         self.earliest = self.earliest or by_prompt
         means = {name: values.nanmean().item() for name, values in rewards.items()}
         means |= spread(processes.all_gather_rows(latents, total))
-        means = {f"eval/{name}": value for name, value in means.items()}
-        trained = [name for name in rewards if name not in run.hidden]
-        if run.hidden and trained:
-            found = reward_hacking_signs(self.earliest, by_prompt, trained, run.hidden)
-            means["alarm"] = float(bool(found))
-            for sentence in found:
-                print(f"step {step}: ALARM: {sentence}; look at samples/, the policy may be cheating")
-        self._keep_best(step, means)
-        return means | {"seconds/eval": time.perf_counter() - start}
+        return {f"eval/{name}": value for name, value in means.items()} | self._alarm(step, by_prompt)
 
-    def _keep_best(self, step: int, means: Mapping[str, float]) -> None:
-        """The averaged weights in best/, with their figure, whenever it is the highest so far."""
-        session, run = self.session, self.session.run
-        name = run.evaluation.best_by or next(iter(run.hidden), None)
-        if name is None or not means[f"eval/{name}"] > self.best:
-            return
-        self.best = means[f"eval/{name}"]
-        session.leave(run.folder / "best" / session.kind)
-        if session.processes.main:
-            write_text_atomically(
-                RunFolder(run.folder).best_file, json.dumps({"step": step, "reward": name, "value": self.best}) + "\n"
-            )
+    def _gather(self, parts: Sequence[Mapping[str, Any]], step: int) -> dict[str, Tensor]:
+        """Return every reward of all prompts, (P,) each, from what each process measured."""
+        run, processes, total = self.setup.run, self.setup.processes, len(self.prompts)
+        join = lambda lists: torch.tensor([value for values in lists for value in values])[:total]
+        rewards = {name: join(part["rewards"][name] for part in parts) for name in run.watched}
+        for name in run.watched:
+            failures = without_repeats([why for part in parts for why in part["failures"][name]], total, processes)
+            if failures:
+                _log.warning(f"step {step}: {len(failures)} held-out images have no {name}, first {failures[0]}")
+        if self.base_images is not None:
+            rewards[WIN_RATE] = join(part["wins"] for part in parts).nanmean(1)
+            undecided = without_repeats([why for part in parts for why in part["undecided"]], total, processes)
+            if undecided:
+                _log.warning(f"{len(undecided)} comparisons with the base have no verdict, first {undecided[0]}")
+        return rewards
 
-    def _said(self, images: np.ndarray, mine: Tensor) -> dict[str, Any]:
-        """Of pictures (P, K, H, W, 3) of some held-out prompts: rewards, (P,) each, and wins over the base's."""
-        run = self.session.run
-        assert self.held_out is not None
-        records = self.held_out[mine].records()
-        answers = {name: score_groups(name, images, records, run.reward_models) for name in run.watched}
-        wins, undecided = ([], []) if self.base is None else self._wins(images, self.base[mine.numpy()], records, mine)
+    def _alarm(self, step: int, by_prompt: Mapping[str, list[float]]) -> dict[str, float]:
+        """Return whether trained rewards rise while hidden ones fall, and log how."""
+        hidden = self.setup.run.hidden
+        trained = [name for name in by_prompt if name not in hidden]
+        if not hidden or not trained:
+            return {}
+        signs = reward_hacking_signs(self.earliest, by_prompt, trained, hidden)
+        for sentence in signs:
+            _log.warning(f"step {step}: ALARM: {sentence}; look at samples/, the policy may be cheating")
+        return {"alarm": float(bool(signs))}
+
+    def _scores(self, images: np.ndarray, share: Tensor) -> dict[str, Any]:
+        """Return rewards and wins over the base's images, of images (P, K, H, W, 3) of this process's prompts."""
+        run, records = self.setup.run, self.prompts[share].records()
+        scores = {name: score_groups(name, images, records, run.reward_models) for name in run.watched}
+        wins, undecided = ([], []) if self.base_images is None else self._wins(images, records, share)
         return {
-            "rewards": {name: answer.values.nanmean(1).tolist() for name, answer in answers.items()},
-            "failures": {name: list(answer.failures) for name, answer in answers.items()},
+            "rewards": {name: score.values.nanmean(1).tolist() for name, score in scores.items()},
+            "failures": {name: list(score.failures) for name, score in scores.items()},
             "wins": wins,
             "undecided": undecided,
         }
 
-    def _wins(
-        self, images: np.ndarray, base: np.ndarray, records: Sequence[dict], mine: Tensor
-    ) -> tuple[list[list[float]], list[str]]:
-        """(P, K): how far the judge prefers each picture to the base's from the same noise; and why it did not say."""
-        run, K = self.session.run, images.shape[1]
-        assert run.judge is not None
-        both = np.stack([images, base], 2).reshape(-1, 2, *images.shape[2:])
-        of_pair = [record for record in records for _ in range(K)]
+    def _wins(self, images: np.ndarray, records: Sequence[dict], share: Tensor) -> tuple[list[list[float]], list[str]]:
+        """Return (P, K) how far the judge prefers each image to the base's from the same noise, and failures."""
+        run, K = self.setup.run, images.shape[1]
+        assert run.judge is not None and self.base_images is not None
+        pairs = np.stack([images, self.base_images[share.numpy()]], 2).reshape(-1, 2, *images.shape[2:])
+        pair_records = [record for record in records for _ in range(K)]
         # The same flaws of the judge at every iteration, so that a curve shows the policy alone.
-        draws = [generator(run.seed, "held out", place, k) for place in mine.tolist() for k in range(K)]
-        judged, failures = judge_groups(run.judge, both, of_pair, all_pairs(len(both), 2), draws)
+        streams = [generator(run.seed, "held out", prompt, k) for prompt in share.tolist() for k in range(K)]
+        judged, failures = judge_groups(run.judge, pairs, pair_records, all_pairs(len(pairs), 2), streams)
         return win_rates(judged)[:, 0].view(-1, K).tolist(), failures
 
 
-def best_before(session: Session) -> float:
-    """The figure of what best/ holds, if it is of an iteration before the first one."""
-    best = RunFolder(session.run.folder).best()
-    return best["value"] if best is not None and best["step"] < session.first else -math.inf
+class BestKeeper:
+    """Saves the averaged weights in best/ whenever the chosen held-out reward is the highest so far."""
 
+    def __init__(self, setup: TrainingSetup) -> None:
+        self.setup = setup
+        best = RunFolder(setup.run.folder).best()
+        self.value = best["value"] if best is not None and best["step"] < setup.first else -math.inf
 
-def follow(
-    session: Session,
-    steps: Iterator[tuple[int, dict[str, float]]],
-    window: Window,
-    budget: Budget,
-    clock: Clock,
-) -> None:
-    """Log, draw and save while the iterations go by; Ctrl-C ends after the one under way.
-
-    TrainingStopped after SIGTERM, when the iteration under way is saved, or the one before it where the grace was
-    too short.
-    """
-    run, processes = session.run, session.processes
-    log = MetricsFile(RunFolder(run.folder).metrics_file, session.first) if processes.main else None
-    budget.used = processes.all_gather_objects(log.before.get("seconds_trained", 0.0) if log is not None else 0.0)[0]
-    if session.first and budget.ends(session.first - 1):
-        return
-    done, agreed = session.first - 1, set[int]()
-    try:
-        bar = Progress(run.name, budget, session.first)
-        with interruptible(clock, run.checkpoints.grace_seconds, leavable(processes)) as signals, bar as progress:
-            try:
-                for step in watched(session, steps, window, budget, log, progress, clock, signals, agreed):
-                    done = step
-            except Preempted:  # before the update of an iteration, which is left out
-                if done >= session.first:
-                    session.save(done)
-                raise TrainingStopped(f"SIGTERM in iteration {done + 1}; {gone_on(run, done)}") from None
-    finally:
-        if log is not None:
-            log.close()
-        if window.by_prompt is not None:
-            window.by_prompt.close()
-    if signal.SIGTERM in agreed and not budget.ends(done):
-        raise TrainingStopped(f"SIGTERM; {gone_on(run, done)}")
-    if agreed and not budget.ends(done):
-        print(f"Stopped after iteration {done}; go on with: afterflow train --resume {run.folder}")
-
-
-def gone_on(run: Run, done: int) -> str:
-    saved = f"iteration {done} is saved, go on with: afterflow train --resume {run.folder}"
-    return saved if done >= 0 else f"nothing was trained yet; start anew with: afterflow train --from {run.folder}"
-
-
-def watched(
-    session: Session,
-    steps: Iterator[tuple[int, dict[str, float]]],
-    window: Window,
-    budget: Budget,
-    log: MetricsFile | None,
-    progress: Progress,
-    clock: Clock,
-    signals: list[int],
-    agreed: set[int],
-) -> Iterator[int]:
-    """The iterations' numbers, each when it is logged and, where it should be, drawn and saved.
-
-    agreed: the signals that all processes know of; what comes to one of them later is told after the next iteration.
-
-    A machine that is taken away has no time for evaluation and pictures: after SIGTERM they are left out.
-    """
-    run, processes = session.run, session.processes
-    start = before = time.perf_counter()
-    for step, metrics in steps:
-        # One clock and one will for all: they would wait for each other in vain if some went on.
-        told = processes.all_gather_objects([time.perf_counter() - before, [int(each) for each in signals]])
-        budget.used += max(seconds for seconds, _ in told)
-        agreed |= {each for _, others in told for each in others}
-        last, reclaimed = budget.ends(step) or signal.SIGINT in agreed, signal.SIGTERM in agreed
-        with suppress(Preempted), clock.within("evaluation"):
-            if due(run.evaluation.eval_every, step, last) and not reclaimed:
-                metrics |= window.evaluate(step)
-        metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": budget.used}
-        if log is not None:
-            log.write(step, metrics)
-        processes.accelerator.log(metrics, step)
-        progress.show(step, metrics)
-        with suppress(Preempted), clock.within("pictures"):
-            if due(run.logging.sample_every, step, last) and not reclaimed:
-                window.save_samples(step)
-        ends = last or reclaimed
-        if ends or (step + 1) % run.checkpoints.save_every == 0:
-            session.save(step)
-        yield step
-        if ends:
+    def offer(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Save the weights of iteration `step` if their figure is the best."""
+        setup, run = self.setup, self.setup.run
+        name = run.evaluation.best_by or next(iter(run.hidden), None)
+        if name is None or not metrics[f"eval/{name}"] > self.value:
             return
-        before = time.perf_counter()
+        self.value = metrics[f"eval/{name}"]
+        setup.export(run.folder / "best" / setup.result_name)
+        if setup.processes.main:
+            text = json.dumps({"step": step, "reward": name, "value": self.value}) + "\n"
+            write_text_atomically(RunFolder(run.folder).best_file, text)
 
 
-def said_once(reasons: Sequence[str], total: int, processes: Processes) -> list[str]:
-    """Without those that are there twice because processes have had the last prompt twice."""
+class RunMonitor:
+    """Follows the iterations of a run: what is logged, drawn, measured and saved after each."""
+
+    def __init__(
+        self, setup: TrainingSetup, prompts: Conditioning, held_out: Conditioning | None, clock: Clock
+    ) -> None:
+        """Watch a run from its first iteration on.
+
+        Args:
+            setup: The run, loaded.
+            prompts: The prompts of the run; sample pictures show some of them.
+            held_out: Prompts to measure on, if any.
+            clock: The clock that the stages of an iteration are timed by.
+        """
+        self.setup, self.clock = setup, clock
+        self.sampler = PolicySampler(setup)
+        # Prompts of a tag stand together, so the shown ones are spread over all of them.
+        self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SAMPLE_PROMPTS, len(prompts))).long()]
+        self.best = BestKeeper(setup)
+        self.evaluator = HeldOutEvaluator(setup, self.sampler, held_out) if held_out is not None else None
+        file = RunFolder(setup.run.folder).metrics_file
+        self.log = MetricsFile(file, setup.first) if setup.processes.main else None
+        batches = setup.run.batches
+        spent = self.log.before.get("seconds_trained", 0.0) if self.log is not None else 0.0
+        self.budget = Budget(batches.iterations, batches.budget_seconds, setup.processes.all_gather_objects(spent)[0])
+        self.signals: set[int] = set()
+        """Signals that all processes know of; a later one is agreed on after the next iteration."""
+
+    def follow(self, steps: Iterator[tuple[int, dict[str, float]]]) -> None:
+        """Log, draw and save while the iterations go by; Ctrl-C ends after the current one.
+
+        TrainingStopped is raised after SIGTERM, when the current iteration is saved, or the one before it where the
+        grace was too short.
+        """
+        setup, run = self.setup, self.setup.run
+        if setup.first and self.budget.ends(setup.first - 1):
+            self.close()
+            return
+        last = setup.first - 1
+        try:
+            bar = Progress(run.name, self.budget, setup.first)
+            grace, stages = run.checkpoints.grace_seconds, breakable_stages(setup.processes)
+            with interruptible(self.clock, grace, stages) as signals, bar as progress:
+                try:
+                    for step in self._watch(steps, progress, signals):
+                        last = step
+                except Preempted:  # before the update of an iteration, which is left out
+                    if last >= setup.first:
+                        setup.save(last)
+                    raise TrainingStopped(f"SIGTERM in iteration {last + 1}; {resume_advice(run, last)}") from None
+        finally:
+            self.close()
+        if signal.SIGTERM in self.signals and not self.budget.ends(last):
+            raise TrainingStopped(f"SIGTERM; {resume_advice(run, last)}")
+        if self.signals and not self.budget.ends(last):
+            _log.info(f"Stopped after iteration {last}; go on with: afterflow train --resume {run.folder}")
+
+    def _watch(
+        self, steps: Iterator[tuple[int, dict[str, float]]], progress: Progress, signals: Sequence[int]
+    ) -> Iterator[int]:
+        """Yield each iteration when it is logged and, where it should be, drawn and saved."""
+        setup, run = self.setup, self.setup.run
+        start = before = time.perf_counter()
+        for step, metrics in steps:
+            self._agree(time.perf_counter() - before, signals)
+            preempted = signal.SIGTERM in self.signals
+            last = self.budget.ends(step) or signal.SIGINT in self.signals
+            # A machine that is taken away has no time for evaluation and pictures.
+            if is_due(run.evaluation.eval_every, step, last) and not preempted:
+                metrics |= self._evaluate(step)
+            metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": self.budget.used}
+            if self.log is not None:
+                self.log.write(step, metrics)
+            setup.processes.accelerator.log(metrics, step)
+            progress.show(step, metrics)
+            if is_due(run.logging.sample_every, step, last) and not preempted:
+                self._save_samples(step)
+            if last or preempted or (step + 1) % run.checkpoints.save_every == 0:
+                setup.save(step)
+            yield step
+            if last or preempted:
+                return
+            before = time.perf_counter()
+
+    def _agree(self, seconds: float, signals: Sequence[int]) -> None:
+        """Share clock and signals: processes would wait for each other in vain if only some went on."""
+        gathered = self.setup.processes.all_gather_objects([seconds, [int(number) for number in signals]])
+        self.budget.used += max(spent for spent, _ in gathered)
+        self.signals |= {number for _, numbers in gathered for number in numbers}
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        """Return the metrics of held-out prompts; none where SIGTERM breaks the measurement off."""
+        assert self.evaluator is not None
+        with suppress(Preempted), self.clock.within("evaluation"):
+            start = time.perf_counter()
+            metrics = self.evaluator.measure(step)
+            self.best.offer(step, metrics)
+            return metrics | {"seconds/eval": time.perf_counter() - start}
+        return {}
+
+    def _save_samples(self, step: int) -> None:
+        """Save a sheet of sample pictures, from the same noise every time."""
+        with suppress(Preempted), self.clock.within("pictures"):
+            images = self.sampler.images(self.shown, 4)
+            if not self.setup.processes.main:
+                return
+            captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
+            folder = self.setup.run.folder / "samples"
+            folder.mkdir(exist_ok=True)
+            save_pictures(folder / f"step_{step:06d}.png", images.reshape(-1, *images.shape[2:]), captions, 8)
+
+    def close(self) -> None:
+        """Close the files of metrics."""
+        for file in (self.log, self.evaluator.file if self.evaluator is not None else None):
+            if file is not None:
+                file.close()
+
+
+def resume_advice(run: Run, last: int) -> str:
+    """Return what is saved after iteration `last`, and the command that goes on."""
+    if last < 0:
+        return f"nothing was trained yet; start anew with: afterflow train --from {run.folder}"
+    return f"iteration {last} is saved, go on with: afterflow train --resume {run.folder}"
+
+
+def without_repeats(reasons: Sequence[str], total: int, processes: Processes) -> list[str]:
+    """Return reasons without those that are there twice because processes share the last prompt."""
     return list(reasons) if total % processes.count == 0 else list(dict.fromkeys(reasons))
 
 
-def leavable(processes: Processes) -> tuple[str, ...]:
-    """Stages that SIGTERM may break off: with several processes those whose end all wait for together."""
+def breakable_stages(processes: Processes) -> tuple[str, ...]:
+    """Return the stages that SIGTERM may break off: with several processes, those whose end all wait for together."""
     if processes.count == 1:
         return (*INTERRUPTIBLE_STAGES, "evaluation", "pictures")
     return INTERRUPTIBLE_STAGES[1:] if processes.sharded else INTERRUPTIBLE_STAGES
 
 
-def due(every: int, step: int, last: bool) -> bool:
+def is_due(every: int, step: int, last: bool) -> bool:
+    """Return whether something that happens every so many iterations happens after `step`."""
     return every > 0 and (step % every == 0 or last)

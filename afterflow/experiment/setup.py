@@ -1,4 +1,4 @@
-"""The parts of a run, loaded: its model, who is asked beside it, its optimizer, and where it goes on."""
+"""The set-up of a run: model, adapters, velocities, optimizer and the checkpoint it goes on from."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,50 +21,76 @@ from ..models.teacher import Teacher
 from ..models.wrappers import as_many, guided, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
-from ..system.errors import TrainingStopped
-from ..train import checkpoint as state
+from ..system.errors import CheckpointError, ConfigError, TrainingStopped
+from ..train.checkpoint import WeightState, load_checkpoint, save_checkpoint
 from ..train.distributed import Processes, make_accelerator
 from ..train.ema import Ema
 from ..train.reward_history import RewardHistory
 from ..train.sharding import gather_network, reshard, shard_network
 from .compatibility import upgrade
-from .config import Run
+from .config import AnyAlgorithm, Run
 from .run_folder import RunFolder
 from .serialization import differences, to_json
 
 
 @dataclass(frozen=True)
-class Session:
-    """The parts of a run, loaded."""
+class TrainingSetup:
+    """A run, loaded and ready to train."""
 
     run: Run
+    algorithm: AnyAlgorithm
+    """The run's algorithm, on the model's own schedule where it names none."""
     model: Model
     models: Models
-    parameters: Mapping[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    ema: Ema | None
-    processes: Processes
-    memory: RewardHistory | None
+    """The velocities that the algorithm calls."""
+    weights: WeightState
+    """What training changes, and what a checkpoint holds."""
     first: int
     """The iteration to begin with."""
 
-    def save(self, step: int) -> None:
-        """A checkpoint of the state after iteration `step`; TrainingStopped where the disk does not take it."""
-        folder, scaler = self.run.folder / "checkpoints", self.processes.accelerator.scaler
-        weights = state.WeightState(self.parameters, self.optimizer, self.ema, scaler, self.memory, self.processes)
-        try:
-            state.save_checkpoint(folder, step, weights, self.run.checkpoints.keep_checkpoints)
-        except (OSError, SafetensorError) as error:
-            kept = state.list_checkpoints(folder)
-            last = f"{kept[-1].name} is whole" if kept else "there is none before it"
-            raise TrainingStopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
+    @classmethod
+    def build(cls, run: Run, resume: bool) -> "TrainingSetup":
+        """Load the model, attach what is trained, and return to the last checkpoint when asked.
+
+        ConfigError or CheckpointError is raised where the run cannot be trained here, before anything is loaded where
+        that is possible.
+        """
+        checkpoints = check_folder(run, resume)
+        processes = start_processes(run, checkpoints)
+        model = load_model(run, processes)
+        algorithm = on_model_schedule(run.algorithm, model)
+        with torch.random.fork_rng():
+            torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
+            parameters = attach(model, run.tune)
+        # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
+        models = VelocityFactory(run, model, processes).models()
+        weights = weight_state(run, model, parameters, processes)
+        first = load_checkpoint(checkpoints[-1], weights) if resume else 0
+        run.folder.mkdir(parents=True, exist_ok=True)
+        weights = replace(weights, optimizer=processes.accelerator.prepare(weights.optimizer))
+        return cls(run, algorithm, model, models, weights, first)
 
     @property
-    def kind(self) -> str:
-        """The folder's name of what is trained."""
+    def processes(self) -> Processes:
+        """The processes that train the run."""
+        return self.weights.processes
+
+    @property
+    def result_name(self) -> str:
+        """The name of the result's folder: lora, or model for a pipeline."""
         return "lora" if isinstance(self.run.tune, LoRA) else "model"
 
-    def leave(self, folder: Path) -> None:
+    def save(self, step: int) -> None:
+        """Save a checkpoint after iteration `step`.  TrainingStopped is raised where it cannot be written."""
+        folder = RunFolder(self.run.folder)
+        try:
+            save_checkpoint(folder.checkpoint_folder, step, self.weights, self.run.checkpoints.keep_checkpoints)
+        except (OSError, SafetensorError) as error:
+            checkpoints = folder.checkpoints()
+            last = f"{checkpoints[-1].name} is whole" if checkpoints else "there is none before it"
+            raise TrainingStopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
+
+    def export(self, folder: Path) -> None:
         """Write what is trained, averaged, as diffusers loads it: a LoRA's folder, or a pipeline's."""
         with self.averaged():
             network = gather_network(self.model.module) if self.processes.sharded else self.model.module
@@ -78,22 +104,40 @@ class Session:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the policy is the one that is evaluated and saved."""
-        with nullcontext() if self.ema is None else self.ema.applied(self.parameters):
+        """Give the policy its averaged weights, which are evaluated and saved, inside the context."""
+        ema = self.weights.ema
+        with nullcontext() if ema is None else ema.applied(self.weights.parameters):
             reshard(self.model.module)
             yield
         reshard(self.model.module)
 
 
-def prepare(run: Run, resume: bool) -> Session:
-    """Load the model, attach what is trained, and go back to the last checkpoint when asked."""
-    saved = RunFolder(run.folder).checkpoints()
-    if resume and not saved:
-        raise ValueError(f"{run.folder}: no checkpoint to resume from; start the run anew")
-    if saved and not resume:
-        raise ValueError(
-            f"{run.folder} already holds a run{others(run)}; give this one another --name, or go on with --resume"
-        )
+def check_folder(run: Run, resume: bool) -> list[Path]:
+    """Return the checkpoints in the run's folder.
+
+    CheckpointError is raised where there are none to resume from, or some that would be written over.
+    """
+    checkpoints = RunFolder(run.folder).checkpoints()
+    if resume and not checkpoints:
+        raise CheckpointError(f"{run.folder}: no checkpoint to resume from; start the run anew")
+    if checkpoints and not resume:
+        advice = "give this one another --name, or go on with --resume"
+        raise CheckpointError(f"{run.folder} already holds a run{other_options(run)}; {advice}")
+    return checkpoints
+
+
+def other_options(run: Run) -> str:
+    """Return how the run that the folder holds differs from this one."""
+    folder = RunFolder(run.folder)
+    if not folder.record_file.is_file():
+        return ""
+    changes = differences(upgrade(folder.record()["config"]), to_json(run))
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return f" with other options ({'; '.join(changes[:3])}{more})" if changes else ""
+
+
+def start_processes(run: Run, checkpoints: Sequence[Path]) -> Processes:
+    """Return the processes of the run, each on its device.  ConfigError where they cannot do this run."""
     if run.distribution.threads:
         torch.set_num_threads(run.distribution.threads)
     AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
@@ -103,65 +147,48 @@ def prepare(run: Run, resume: bool) -> Session:
         project_dir=run.folder,
     )
     if run.optimization.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
+        raise ConfigError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
     processes = Processes(accelerator, run.distribution.shard != "none", run.distribution.grad_partitions)
-    check_processes(run, processes, [checkpoint.name for checkpoint in saved])
+    check_processes(run, processes)
+    check_same_checkpoints(run, processes, [checkpoint.name for checkpoint in checkpoints])
+    return processes
+
+
+def check_processes(run: Run, processes: Processes) -> None:
+    """Check that so many processes can do this run.  ConfigError says what to change."""
+    n, shard, batch = processes.count, run.distribution.shard, run.batches.batch
+    if shard != "none" and n == 1:
+        raise ConfigError(f"shard = {shard}: one process has nobody to share with; launch several, or leave it out")
+    if processes.grad_partitions % n:
+        raise ConfigError(f"grad_partitions = {run.distribution.grad_partitions}: {n} processes need a multiple of {n}")
+    if batch < n:
+        raise ConfigError(f"batch = {batch}: {n} processes need at least one prompt or image each")
+    if processes.sharded and batch % n:
+        raise ConfigError(f"batch = {batch}: where weights are sharded, all {n} processes need equally many")
+    if run.distribution.compile and processes.sharded:
+        raise ConfigError("compile has never been tried with shard; leave one of them out")
+
+
+def check_same_checkpoints(run: Run, processes: Processes, names: list[str]) -> None:
+    """Check that all processes see the same checkpoints.  CheckpointError where they do not share a disk."""
+    for rank, rank_names in enumerate(processes.all_gather_objects(names)):
+        if rank_names != names:
+            raise CheckpointError(
+                f"{run.folder}: process {rank} finds other checkpoints there than process {processes.rank}; put runs/ "
+                "on a disk that all machines share"
+            )
+
+
+def load_model(run: Run, processes: Processes) -> Model:
+    """Return the run's model on this process's device, with checkpointing and compilation as asked."""
+    accelerator = processes.accelerator
     with accelerator.local_main_process_first():  # what the first downloads or makes, others find
         model = run.model.load(accelerator.device)
     if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     if run.distribution.compile:
         compile_blocks(model.module)
-    run = on_own_grid(run, model)
-    with torch.random.fork_rng():
-        torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
-        parameters = attach(model, run.tune)
-    # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
-    models = velocities(run, model, processes)
-    if processes.sharded:
-        in_shards(run, processes, model.module)
-        parameters = trainable(model.module)
-    optimizer = adamw(run, parameters.values())
-    ema = Ema(parameters, run.optimization.ema_decay) if run.optimization.ema_decay is not None else None
-    history = run.algorithm.requirements.history
-    memory = RewardHistory(history) if history else None
-    weights = state.WeightState(parameters, optimizer, ema, accelerator.scaler, memory, processes)
-    first = state.load_checkpoint(saved[-1], weights) if resume else 0
-    run.folder.mkdir(parents=True, exist_ok=True)
-    return Session(run, model, models, parameters, accelerator.prepare(optimizer), ema, processes, memory, first)
-
-
-def others(run: Run) -> str:
-    """How the run that its folder holds is another one."""
-    folder = RunFolder(run.folder)
-    if not folder.record_file.is_file():
-        return ""
-    apart = differences(upgrade(folder.record()["config"]), to_json(run))
-    more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
-    return f" with other options ({'; '.join(apart[:3])}{more})" if apart else ""
-
-
-def check_processes(run: Run, processes: Processes, saved: Sequence[str]) -> None:
-    """ValueError where so many processes cannot do this run."""
-    n = processes.count
-    if run.distribution.shard != "none" and n == 1:
-        raise ValueError(
-            f"shard = {run.distribution.shard}: one process has nobody to share with; launch several, or leave it out"
-        )
-    if processes.grad_partitions % n:
-        raise ValueError(f"grad_partitions = {run.distribution.grad_partitions}: {n} processes need a multiple of {n}")
-    if run.batches.batch < n:
-        raise ValueError(f"batch = {run.batches.batch}: {n} processes need at least one prompt or image each")
-    if processes.sharded and run.batches.batch % n:
-        raise ValueError(f"batch = {run.batches.batch}: where weights are sharded, all {n} processes need equally many")
-    if run.distribution.compile and processes.sharded:
-        raise ValueError("compile has never been tried with shard; leave one of them out")
-    for rank, others in enumerate(processes.all_gather_objects(list(saved))):
-        if others != list(saved):
-            raise ValueError(
-                f"{run.folder}: process {rank} finds other checkpoints there than process {processes.rank}; put runs/ "
-                "on a disk that all machines share"
-            )
+    return model
 
 
 def compile_blocks(network: nn.Module) -> None:
@@ -172,13 +199,37 @@ def compile_blocks(network: nn.Module) -> None:
         block.compile()
 
 
-def in_shards(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
-    return shard_network(
-        network, blocks(network), run.distribution.shard, processes.accelerator.device, processes.count
+def on_model_schedule(algorithm: AnyAlgorithm, model: Model) -> AnyAlgorithm:
+    """Return the algorithm with the model's own schedule, or its shift, where it names none."""
+    defaults = {"schedule": model.schedule, "shift": model.schedule.warp}
+    missing = {name: value for name, value in defaults.items() if getattr(algorithm, name, value) is None}
+    return replace(algorithm, **missing) if missing else algorithm  # type: ignore[arg-type]
+
+
+def weight_state(run: Run, model: Model, parameters: Mapping[str, nn.Parameter], processes: Processes) -> WeightState:
+    """Return the trained weights, in shards if asked, with a new optimizer, average and history."""
+    if processes.sharded:
+        shard_model(run, processes, model.module)
+        parameters = trainable(model.module)
+    decay, history = run.optimization.ema_decay, run.algorithm.requirements.history
+    return WeightState(
+        parameters,
+        make_optimizer(run, parameters.values()),
+        Ema(parameters, decay) if decay is not None else None,
+        processes.accelerator.scaler,
+        RewardHistory(history) if history else None,
+        processes,
     )
 
 
-def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def shard_model(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
+    """Return the network, each process holding a part of its weights."""
+    device = processes.accelerator.device
+    return shard_network(network, blocks(network), run.distribution.shard, device, processes.count)
+
+
+def make_optimizer(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters, with averages in 8 bits if asked."""
     options = {
         "lr": run.optimization.learning_rate,
         "betas": run.optimization.adam_betas,
@@ -192,50 +243,73 @@ def adamw(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer
     return AdamW8bit(parameters, **options)
 
 
-def on_own_grid(run: Run, model: Model) -> Run:
-    """The run with the model's own schedule, or its shift, where its algorithm names none."""
-    own = {"schedule": model.schedule, "shift": model.schedule.warp}
-    missing = {name: value for name, value in own.items() if getattr(run.algorithm, name, value) is None}
-    return replace(run, algorithm=replace(run.algorithm, **missing)) if missing else run  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class VelocityFactory:
+    """Makes the velocities that an algorithm calls, in the same precision and chunks for all."""
 
+    run: Run
+    model: Model
+    processes: Processes
 
-def velocities(run: Run, model: Model, processes: Processes) -> Models:
-    """The policy and whom else the algorithm asks for, in the same precision and chunks."""
-    accelerator = processes.accelerator
-    precise = lambda velocity: in_context(
-        velocity, partial(precision, accelerator, run.optimization.gradient_checkpointing)
-    )
-    in_step = processes.all_max if processes.sharded else as_many
+    def models(self) -> Models:
+        """Return the policy, and those beside it that the algorithm requires."""
+        network, scale = self.model.velocity(self.model.module), self.run.batches.guidance_scale
+        if not explores(self.run.algorithm):
+            return Models(self.precise(network), guided=self.chunked(network, scale))
+        teachers = {teacher.name: self.teacher(teacher) for teacher in self.run.teachers}
+        return Models(
+            self.chunked(network, scale),
+            reference=self.reference(),
+            teachers={task: teachers[teacher.name] for teacher in self.run.teachers for task in teacher.tasks},
+            anchor=self.anchor(teachers),
+        )
 
-    def drawing(velocity: Velocity, scale: float, most: Callable[[int], int]) -> Velocity:
-        return in_chunks(guided(precise(velocity), scale, model.combine), run.batches.chunk, most)
+    def reference(self) -> Velocity | None:
+        """Return the policy before training, where the algorithm requires it."""
+        if not self.run.algorithm.requirements.reference:
+            return None
+        return self.switched(before_training(self.model, self.run.tune, self.shards))
 
-    # Adapters are switched around all chunks of a call, not for each.
-    def beside(part: Wrapped, scale: float, most: Callable[[int], int]) -> Velocity:
-        return in_context(drawing(part[0], scale, most), part[1])
-
-    spread = partial(in_shards, run, processes) if processes.sharded else as_it_is
-    field, own = model.velocity(model.module), run.batches.guidance_scale
-    if not explores(run.algorithm):
-        return Models(precise(field), guided=drawing(field, own, in_step))
-    asks = run.algorithm.requirements
-    teachers = {}
-    for teacher in run.teachers:
+    def teacher(self, teacher: Teacher) -> Velocity:
+        """Return a teacher's velocity under its own guidance."""
         # Each process has all of its weights, and asks it about the tasks of its own prompts.
-        teachers[teacher.name] = beside(specialist(run, model, teacher), teacher.guidance(own), as_many)
-    anchor = teachers.get(asks.anchor)
-    if asks.anchor == "base":
-        anchor = beside(without_adapters(model, run.tune, spread), own, in_step)
-    return Models(
-        drawing(field, own, in_step),
-        reference=beside(before_training(model, run.tune, spread), own, in_step) if asks.reference else None,
-        teachers={task: teachers[teacher.name] for teacher in run.teachers for task in teacher.tasks},
-        anchor=anchor,
-    )
+        velocity, adapters = teacher_velocity(self.run, self.model, teacher)
+        scale = teacher.guidance(self.run.batches.guidance_scale)
+        return in_context(self.chunked(velocity, scale, as_many), adapters)
+
+    def anchor(self, teachers: Mapping[str, Velocity]) -> Velocity | None:
+        """Return the velocity that all samples stay near to: a teacher's, or the base model's."""
+        name = self.run.algorithm.requirements.anchor
+        if name == "base":
+            return self.switched(without_adapters(self.model, self.run.tune, self.shards))
+        return teachers.get(name) if name is not None else None
+
+    def switched(self, part: Wrapped) -> Velocity:
+        """Return a velocity whose adapters are switched around all chunks of a call, not for each."""
+        velocity, adapters = part
+        return in_context(self.chunked(velocity, self.run.batches.guidance_scale), adapters)
+
+    def chunked(self, velocity: Velocity, scale: float, count: Callable[[int], int] | None = None) -> Velocity:
+        """Return a velocity under guidance, computed in chunks.
+
+        With sharded weights all processes take the same number of chunks; `count` may say otherwise.
+        """
+        count = count or (self.processes.all_max if self.processes.sharded else as_many)
+        guidance = guided(self.precise(velocity), scale, self.model.combine)
+        return in_chunks(guidance, self.run.batches.chunk, count)
+
+    def precise(self, velocity: Velocity) -> Velocity:
+        """Return a velocity computed in the run's mixed precision."""
+        checkpointing = self.run.optimization.gradient_checkpointing
+        return in_context(velocity, partial(precision, self.processes.accelerator, checkpointing))
+
+    def shards(self, network: nn.Module) -> nn.Module:
+        """Return a copy of the network as it is, or in shards where weights are sharded."""
+        return shard_model(self.run, self.processes, network) if self.processes.sharded else as_it_is(network)
 
 
-def specialist(run: Run, model: Model, teacher: Teacher) -> Wrapped:
-    """A teacher's velocity: beside a LoRA that is trained another adapter, beside trained weights another model."""
+def teacher_velocity(run: Run, model: Model, teacher: Teacher) -> Wrapped:
+    """Return a teacher's velocity: beside a trained LoRA another adapter, beside trained weights another model."""
     if teacher.lora is None:
         return without_adapters(model, run.tune)
     if isinstance(run.tune, LoRA):
@@ -247,7 +321,7 @@ def specialist(run: Run, model: Model, teacher: Teacher) -> Wrapped:
 
 @contextmanager
 def precision(accelerator: Accelerator, checkpointing: bool) -> Iterator[None]:
-    """The mixed precision of the run."""
+    """Compute in the run's mixed precision inside the context."""
     # On CPUs the fused attention is slow backwards in bf16: a step of the tiny pipeline takes 1.4 times as long.  But
     # what checkpointing computes again comes after this context has ended, and must be the same attention.
     slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not checkpointing

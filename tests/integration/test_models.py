@@ -23,7 +23,7 @@ from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.setup import prepare
+from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.families import pretrained
 from afterflow.models.generate import decoded, encoded, finished
@@ -163,11 +163,11 @@ def test_half_precision_draws_nearly_the_same(tinies, name):
 
 def test_without_a_schedule_of_its_own_a_rollout_takes_the_models(tinies):
     run = Run(FlowGRPO(JPEG, schedule=None), ShapesPrompts(count=4), tinies["flux"], name="own")
-    session = prepare(run, False)
+    setup = TrainingSetup.build(run, False)
     learning = Run(SFT(shift=None), ShapesImages(count=4), tinies["flux"], name="shift")
-    assert prepare(learning, False).run.algorithm.shift == DynamicShift(64).warp
-    assert session.run.algorithm.schedule == session.model.schedule == DynamicShift(64)
-    assert session.run.algorithm.plan(0, torch.Generator()).times.tolist() == session.model.schedule.times(10).tolist()
+    assert TrainingSetup.build(learning, False).algorithm.shift == DynamicShift(64).warp
+    assert setup.algorithm.schedule == setup.model.schedule == DynamicShift(64)
+    assert setup.algorithm.plan(0, torch.Generator()).times.tolist() == setup.model.schedule.times(10).tolist()
 
 
 def test_images_do_not_teach_a_model_of_longer_clips(tinies):

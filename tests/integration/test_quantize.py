@@ -10,7 +10,7 @@ from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import stored
 from afterflow.experiment.execute import execute
-from afterflow.experiment.setup import prepare
+from afterflow.experiment.setup import TrainingSetup
 from afterflow.models import quantize
 from afterflow.models.adapters import Full, LoRA
 from afterflow.models.sd3 import SD3
@@ -69,8 +69,10 @@ def test_a_lora_beside_them_learns_and_comes_back(tinies, name, kind):
     without = velocity_of(again)
     again.load_lora(folder / "lora")
     assert not torch.equal(velocity_of(again), without)
-    session = prepare(replace(run, name="again", tune=LoRA(rank=2, alpha=4, start=str(folder / "lora"))), resume=False)
-    assert torch.equal(velocity_of(session.model), velocity_of(again))
+    setup = TrainingSetup.build(
+        replace(run, name="again", tune=LoRA(rank=2, alpha=4, start=str(folder / "lora"))), resume=False
+    )
+    assert torch.equal(velocity_of(setup.model), velocity_of(again))
 
 
 def test_what_cannot_be_is_refused(monkeypatch):

@@ -25,7 +25,7 @@ from afterflow.data.prompts import ShapesPrompts
 from afterflow.envs.shapes.world import TAGS
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.setup import prepare
+from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.models.teacher import Teacher
@@ -153,9 +153,9 @@ def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkey
 
 def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, monkeypatch):
     ticks = itertools.count()  # a clock on which an iteration takes a second
-    for module in ("session", "watch"):
+    for module in ("execute", "monitor"):
         clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
-        monkeypatch.setattr(f"afterflow.{module}.time", clock)
+        monkeypatch.setattr(f"afterflow.experiment.{module}.time", clock)
     long = run.with_options(name="long", iterations=1000, sample_every=0, chunk=64, budget_seconds=2.0)
     folder = execute(long, "short")
     assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0]
@@ -173,7 +173,7 @@ def test_blocks_are_compiled_where_asked_and_round_as_they_would_otherwise(run, 
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
     monkeypatch.setattr(inductor, "emulate_precision_casts", False)
-    model = prepare(run.with_options(compile=True), resume=False).model
+    model = TrainingSetup.build(run.with_options(compile=True), resume=False).model
     assert compiled == list(model.module.transformer_blocks) and inductor.emulate_precision_casts
 
 
