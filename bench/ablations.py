@@ -26,7 +26,7 @@ from afterflow.evaluation.report import ShapesSettings
 from afterflow.experiment.config import Run
 from afterflow.experiment.run_folder import read_run
 from afterflow.experiment.train_subprocess import train_all
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
 from afterflow.rewards.shapes_judge import ShapesJudge
 

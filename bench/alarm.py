@@ -17,7 +17,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
 from afterflow.rewards.base import reward
 from afterflow.rewards.registry import REWARDS

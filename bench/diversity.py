@@ -20,8 +20,8 @@ import torch
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.envs.shapes import population
-from afterflow.models.generate import encoded
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.generate import encode_records
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
 from afterflow.sampling.rollout import Plan, prompt_noise, sample
@@ -46,7 +46,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     no_progress_bars()
     model = SD3(options.model).load()
-    cond = encoded(model, ShapesPrompts(count=options.prompts).records(0))
+    cond = encode_records(model, ShapesPrompts(count=options.prompts).records(0))
     velocity = in_chunks(model.velocity(model.module), 64)
 
     def images(algorithm: BranchGRPO, plan: Plan, name: str) -> np.ndarray:

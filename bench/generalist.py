@@ -25,7 +25,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.experiment.stages import Chain, Merge, Samples, execute
 from afterflow.models.base import default_device
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
 from afterflow.recipes.generalist import TASKS

@@ -31,8 +31,8 @@ from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import LoRA, attach
-from afterflow.models.generate import encoded
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.generate import encode_records
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
 
@@ -74,7 +74,7 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict:
     model = SD3(options.model).load()
     parameters = attach(model, LoRA())
-    prompts = encoded(model, ShapesPrompts(count=64).records(0))
+    prompts = encode_records(model, ShapesPrompts(count=64).records(0))
     velocity = in_chunks(model.velocity(model.module), options.chunk)
     runs = {name: ours(options, each, model, parameters, velocity, prompts) for name, each in METHODS.items()}
     for each in runs.values():

@@ -28,7 +28,7 @@ from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.train_subprocess import ended
 from afterflow.models.generate import picture_size
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
 

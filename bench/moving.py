@@ -17,7 +17,7 @@ from harness import make_parser, provenance, write_json
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.intervals import estimates
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
 
 METHODS = ("moving_dance_grpo", "moving_branch_grpo")

@@ -23,7 +23,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts, batch_rows
 from afterflow.experiment.run_folder import MetricsFile
 from afterflow.models.adapters import LoRA, attach
-from afterflow.models.generate import encoded
+from afterflow.models.generate import encode_records
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks, in_context
 from afterflow.train.checkpoint import WeightState
@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace) -> dict:
     model = SD3(options.model).load()
     parameters = attach(model, LoRA())
     algorithm = FlowGRPO(weights={"reward": 1.0}, group=16, steps=10, window=4, window_range=(0, 4), beta=0.0)
-    prompts = encoded(model, ShapesPrompts(count=64).records(0))
+    prompts = encode_records(model, ShapesPrompts(count=64).records(0))
     velocity = in_chunks(in_context(model.velocity(model.module), nullcontext), options.chunk)
     iterations = ours(options, algorithm, model, parameters, velocity, prompts)
     bare = bare_calls(options, algorithm, model, velocity, prompts)

@@ -19,8 +19,8 @@ import torch
 
 from afterflow.algorithms.base import Models, Scores, explores
 from afterflow.experiment.provenance import git_commit, hardware
-from afterflow.models.generate import encoded
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.generate import encode_records
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
 from afterflow.recipes import RECIPES
@@ -43,7 +43,7 @@ def measure(rounds: int) -> dict:
     algorithm = replace(recipe.algorithm, weights={"reward": 1.0}, beta=0.0)
     assert explores(algorithm)
     model = SD3("tiny").load()
-    cond = encoded(model, recipe.data.records(0))[torch.arange(PROMPTS)]
+    cond = encode_records(model, recipe.data.records(0))[torch.arange(PROMPTS)]
     models = Models(in_chunks(model.velocity(model.module), CHUNK))
 
     def seconds(per_image: float, overlap: bool) -> float:

@@ -23,9 +23,8 @@ from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.models.adapters import Full, LoRA
+from afterflow.models.adapters import Full, LoRA, Teacher
 from afterflow.models.sd3 import SD3
-from afterflow.models.teacher import Teacher
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.train.checkpoint import list_checkpoints
 

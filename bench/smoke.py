@@ -29,7 +29,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples
 from afterflow.experiment.stages import execute as execute_chain
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES, papers
 from afterflow.rewards.base import RewardModels
 

@@ -28,8 +28,8 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import LoRA, attach, frozen, without_adapters
-from afterflow.models.generate import encoded
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.generate import encode_records
+from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.sampling.conditioning import Pairs
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict:
     model = SD3(options.model).load()
     parameters = attach(model, LoRA())
     counter = Counter(model)
-    prompts = encoded(model, ShapesPrompts(count=64, tags=TAGS).records(0))
+    prompts = encode_records(model, ShapesPrompts(count=64, tags=TAGS).records(0))
     with tempfile.TemporaryDirectory() as folder:
         model.save_lora(Path(folder))
         models = velocities(options, model, counter, folder)

@@ -15,9 +15,8 @@ from harness import make_parser, provenance, write_json
 from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
 from afterflow.experiment.intervals import estimates
-from afterflow.models.generate import picture_prompts
-from afterflow.models.pipeline import TINY_WAN
-from afterflow.models.quiet import no_progress_bars
+from afterflow.models.generate import draw_images
+from afterflow.models.pipeline import TINY_WAN, no_progress_bars
 from afterflow.models.wan import Wan
 
 VERDICTS = ("strict", "partial", "smoothness")
@@ -65,7 +64,7 @@ def main() -> None:
     result: dict = provenance() | {"prompts": len(records), "clips": options.clips}
     for guidance in options.guidance:
         start = time.perf_counter()
-        clips = picture_prompts(model, records, options.clips, STEPS, guidance, 0)
+        clips = draw_images(model, records, options.clips, STEPS, guidance, 0)
         result[f"guidance {guidance:g}"] = figures(records, clips) | {"seconds": round(time.perf_counter() - start)}
         stock = stock_clips(options.model, records, options.clips, guidance)
         result[f"plain call, guidance {guidance:g}"] = figures(records, stock)

@@ -136,7 +136,7 @@ class Tree:
         from ..evaluation.tree_plot import tree_of
         from ..experiment.prompt_checks import known_records, needs
         from ..experiment.run_folder import read_run
-        from ..models.quiet import no_progress_bars
+        from ..models.pipeline import no_progress_bars
 
         run, _ = read_run(Path(self.run))
         no_progress_bars()
@@ -194,7 +194,7 @@ def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Pat
     from ..evaluation.tree_plot import tree_of
     from ..experiment.prompt_checks import prompt_records
     from ..experiment.run_folder import read_run
-    from ..models.quiet import no_progress_bars
+    from ..models.pipeline import no_progress_bars
 
     no_progress_bars()
     runs = [finished(folder, *read_run(folder), settings) for folder in folders]

@@ -14,7 +14,7 @@ from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_pr
 from ..experiment.execute import execute
 from ..experiment.image_grid import before_after
 from ..models.generate import picture_size
-from ..models.quiet import no_progress_bars
+from ..models.pipeline import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo
 from .messages import show_messages

@@ -12,7 +12,7 @@ def doctor(args: Sequence[str]) -> None:
 
     from ..experiment.config import Run
     from ..experiment.doctor import examine, render
-    from ..models.quiet import no_progress_bars
+    from ..models.pipeline import no_progress_bars
     from .recipes import made_by
     from .train import overridden
 

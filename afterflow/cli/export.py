@@ -39,16 +39,16 @@ class Export:
     def __call__(self) -> None:
         from safetensors.torch import save_file
 
-        from ..models.lora.files import lora_file, read, write
+        from ..models.lora.files import lora_file, read_lora, write_lora
         from ..models.lora.kohya import to_kohya
 
         folder = Path(self.lora) / "lora" if (Path(self.lora) / "lora").is_dir() else Path(self.lora)
         family = self.family or family_of_run(folder)
-        lora = read(folder, family)
+        lora = read_lora(folder, family)
         beside = lora_file(folder).parent
         if self.to == "diffusers":
             out = beside / "diffusers" if self.out is None else Path(self.out)
-            write(out, lora.layers)
+            write_lora(out, lora.layers)
         else:
             if family is None:
                 raise ValueError(f"{self.lora}: no run.json says which model it adapts; add --family")

@@ -29,7 +29,7 @@ class ModelOptions:
         """The pipeline, on the accelerator if there is one, with its LoRA."""
         from ..models.base import default_device
         from ..models.families import pretrained
-        from ..models.quiet import no_progress_bars
+        from ..models.pipeline import no_progress_bars
 
         no_progress_bars()
         told = {name: getattr(self, name) for name in ("size", "width", "height", "frames", "max_sequence_length")}

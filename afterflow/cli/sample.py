@@ -50,11 +50,11 @@ class Sample:
     def __call__(self) -> None:
         check_sources([self.model], [self.lora])
         from ..experiment.image_grid import save_pictures
-        from ..models.generate import picture_prompts
+        from ..models.generate import draw_images
 
         model = self.source.load(self.model, self.lora)
         records = [{"prompt": prompt} for prompt in self.prompts]
-        images = picture_prompts(model, records, self.images, self.steps, self.guidance, self.seed)
+        images = draw_images(model, records, self.images, self.steps, self.guidance, self.seed)
         captions = [prompt for prompt in self.prompts for _ in range(self.images)]
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)
         save_pictures(Path(self.out), images.reshape(-1, *images.shape[2:]), captions, self.images)

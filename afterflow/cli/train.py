@@ -44,7 +44,7 @@ def train(args: Sequence[str]) -> None:
     if source in ("--from", "--resume") and not options:
         raise ValueError(f"{source} needs a run; its folder is runs/NAME")
     from ..experiment.stages import Chain
-    from ..models.quiet import no_progress_bars
+    from ..models.pipeline import no_progress_bars
 
     no_progress_bars()
     only_plan = "--plan" in options

@@ -9,7 +9,7 @@ import torch
 
 from ..experiment.serialization import to_json
 from ..models.base import Model
-from ..models.generate import decoded, encoded, finished_in_parts
+from ..models.generate import decode_groups, draw_latents, encode_records
 from ..models.lora.files import lora_file
 from ..models.pipeline import weights_digest
 from ..models.wrappers import guided, in_chunks
@@ -67,11 +67,11 @@ class ImageSet:
         if not missing:
             return
         model = load(path, lora)
-        cond, d = encoded(model, self.records), drawing
+        cond, d = encode_records(model, self.records), drawing
         velocity = in_chunks(guided(model.velocity(model.module), d.guidance, model.combine), d.chunk)
         for rows in torch.tensor(missing).split(max(1, d.chunk // d.images)):
-            latents = finished_in_parts(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
-            for i, images in zip(rows.tolist(), decoded(model, latents)):
+            latents = draw_latents(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
+            for i, images in zip(rows.tolist(), decode_groups(model, latents)):
                 image_store.add_images(self.folder, i, self.records[i], images)
             left = len(image_store.missing_prompts(self.folder, len(self.records)))
             log(f"{self.folder}: {len(self.records) - left} of {len(self.records)} prompts")

@@ -17,7 +17,7 @@ from ..envs.shapes.verify import verify
 from ..envs.shapes.world import TAGS, world_size
 from ..experiment.intervals import Estimate
 from ..models.base import Model
-from ..models.generate import picture_prompts
+from ..models.generate import draw_images
 from ..sampling.seeds import number
 from .report import (
     AVERAGE,
@@ -56,7 +56,7 @@ def suite_pictures(
 ) -> np.ndarray:
     """Draw all P records, or those in `rows`, from the noise they have among all: uint8 (P, images, H, W, 3)."""
     s = settings
-    return picture_prompts(model, records, s.images, s.steps, s.guidance, s.seed, rows)
+    return draw_images(model, records, s.images, s.steps, s.guidance, s.seed, rows)
 
 
 def strict_of_teachers(

@@ -12,7 +12,7 @@ from ..experiment.config import Run
 from ..experiment.scoring import score
 from ..experiment.setup import on_own_grid
 from ..experiment.train_subprocess import check_ended
-from ..models.generate import encoded
+from ..models.generate import encode_records
 from ..models.wrappers import guided, in_chunks
 from ..sampling.rollout import Rollout, prompt_noise, sample
 from ..sampling.seeds import generator
@@ -29,7 +29,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     model = tuned_model(run, folder)
     algorithm = on_own_grid(run, model).algorithm
     assert isinstance(algorithm, BranchGRPO)
-    cond, noise_of = encoded(model, [record]), [generator(seed, "tree")]
+    cond, noise_of = encode_records(model, [record]), [generator(seed, "tree")]
     velocity = in_chunks(
         guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), run.batches.chunk
     )

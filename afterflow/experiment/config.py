@@ -23,11 +23,10 @@ from ..data.clips import MovingClips, MovingPrompts
 from ..data.geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import HubImages, ImageFolder, ImageSource, ShapesImages
 from ..data.prompts import PromptFile, ShapesPrompts
-from ..models.adapters import Full, LoRA
+from ..models.adapters import Full, LoRA, Teacher
 from ..models.flux import Flux
 from ..models.qwen_image import QwenImage
 from ..models.sd3 import SD3
-from ..models.teacher import Teacher
 from ..models.tiny_parts.config import TinyParts, TinyVideoParts
 from ..models.wan import Wan
 from ..rewards.base import RewardModels

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..algorithms.base import explores
 from ..models.adapters import LoRA
-from ..models.generate import encoded, finished
+from ..models.generate import encode_records, solve_ode
 from ..models.pipeline import PipelineModel, Pretrained
 from ..models.wrappers import guided, in_chunks
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
@@ -54,7 +54,7 @@ def examine(run: Run) -> Iterator[Finding]:
             name=f"{place}/run", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
         )
         setup = TrainingSetup.build(small, resume=False)
-        cond = encoded(setup.model, (prompt_records(run) or ANYTHING)[:2])
+        cond = encode_records(setup.model, (prompt_records(run) or ANYTHING)[:2])
         yield from drawing(setup, cond)
         yield from training(setup, cond, run)
         if isinstance(run.tune, LoRA):
@@ -78,7 +78,7 @@ def drawing(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
     run, model = setup.run, setup.model
     noise = noise_for(setup, len(cond), "drawing")
     field = in_chunks(guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), len(cond))
-    ours = finished(field, model, cond, noise, STEPS)
+    ours = solve_ode(field, model, cond, noise, STEPS)
     if isinstance(model, PipelineModel):
         stock = model.stock_latents(cond, noise[:, 0], STEPS, run.batches.guidance_scale)
         error = relative(ours[:, 0], stock)
@@ -88,7 +88,7 @@ def drawing(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
             f"relative difference {error:.1e} of the latents after {STEPS} steps",
             "the pipeline's scheduler or its guidance is not one that afterflow knows; report it with model_index.json",
         )
-    again = finished(field, model, cond, noise, STEPS)
+    again = solve_ode(field, model, cond, noise, STEPS)
     yield Finding(
         "the same noise draws the same picture twice",
         torch.equal(ours, again),

@@ -12,7 +12,7 @@ import torch
 from ..algorithms.base import explores
 from ..data.images import ImageSource
 from ..data.prompts import prompt_rows
-from ..models.generate import encoded
+from ..models.generate import encode_records
 from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_rewards
 from ..sampling.conditioning import Conditioning
@@ -71,7 +71,7 @@ def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequenc
     optimization = setup.run.optimization
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
         iterations, prompts = training_data(setup, records, clock)
-        held_out_prompts = encoded(setup.model, held_out) if held_out else None
+        held_out_prompts = encode_records(setup.model, held_out) if held_out else None
     check_before_sampling(setup, prompts)
     monitor = RunMonitor(setup, prompts, held_out_prompts, clock)
     rate, skip = learning_rate(setup.run, monitor.budget), optimization.nonfinite == "skip"
@@ -106,7 +106,7 @@ def training_data(
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}
         return supervised(setup.algorithm, pairs, steps, **options), prompts
     assert explores(setup.algorithm)
-    prompts = encoded(model, records)
+    prompts = encode_records(model, records)
     explorer = Explorer(
         setup.algorithm,
         setup.models,

@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import __version__
 from ..data.images import CaptionedImage, ImageSource, ShapesImages, num_empty_tokens
 from ..data.prompts import batch_rows, check_record
-from ..models.base import Model, cache_folder, keep
-from ..models.generate import encoded, picture_size
+from ..models.base import Model, cache_folder, write_cache_file
+from ..models.generate import encode_records, picture_size
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
 from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward
@@ -30,7 +30,7 @@ SHARD = 256
 def image_pairs(run: Run, data: ImageSource, model: Model) -> tuple[Callable[[int], Pairs], Conditioning]:
     """Each iteration's batch of latents with prompts, all encoded beforehand; and the prompts."""
     latents, records = gathered(data, model, run.seed, run.reward_models)
-    cond = encoded(model, records)
+    cond = encode_records(model, records)
     most = data.empty_tokens if isinstance(data, ShapesImages) else 0
 
     def pairs(step: int) -> Pairs:
@@ -85,7 +85,7 @@ def encoded_shard(
             f"{tuple(model.latent_shape)}; set model.frames, 1 for images"
         )
     if cache and len(readable) == len(part):  # what cannot be read today is asked for again
-        keep(file, {"latents": latents.contiguous(), "kept": torch.tensor(kept, dtype=torch.long)})
+        write_cache_file(file, {"latents": latents.contiguous(), "kept": torch.tensor(kept, dtype=torch.long)})
     return latents, kept, len(part) - len(readable)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.base import WIN_RATE
-from ..models.generate import decoded, finished_in_parts, spread
+from ..models.generate import decode_groups, draw_latents, latent_spread
 from ..objectives.preferences import win_rates
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning
@@ -49,13 +49,13 @@ class PolicySampler:
         setup, run = self.setup, self.setup.run
         velocity, steps = setup.models.guided or setup.models.policy, run.evaluation.inference_steps
         with setup.averaged():
-            return finished_in_parts(velocity, setup.model, cond, per_prompt, steps, run.seed, run.batches.chunk)
+            return draw_latents(velocity, setup.model, cond, per_prompt, steps, run.seed, run.batches.chunk)
 
     def images(self, cond: Conditioning, per_prompt: int) -> np.ndarray:
         """Return uint8 images (P, per_prompt, H, W, 3), or clips; each process draws its share."""
         processes = self.setup.processes
         latents = self.latents(cond[processes.even_share(len(cond))], per_prompt)
-        return processes.all_gather_rows(torch.from_numpy(decoded(self.setup.model, latents)), len(cond)).numpy()
+        return processes.all_gather_rows(torch.from_numpy(decode_groups(self.setup.model, latents)), len(cond)).numpy()
 
 
 class HeldOutEvaluator:
@@ -89,14 +89,14 @@ class HeldOutEvaluator:
         run, processes, total = self.setup.run, self.setup.processes, len(self.prompts)
         share = processes.even_share(total)
         latents = self.sampler.latents(self.prompts[share], run.evaluation.eval_images)
-        parts = processes.run_on_all(lambda: self._scores(decoded(self.setup.model, latents), share))
+        parts = processes.run_on_all(lambda: self._scores(decode_groups(self.setup.model, latents), share))
         rewards = self._gather(parts, step)
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.file is not None:
             self.file.write(step, by_prompt)
         self.earliest = self.earliest or by_prompt
         means = {name: values.nanmean().item() for name, values in rewards.items()}
-        means |= spread(processes.all_gather_rows(latents, total))
+        means |= latent_spread(processes.all_gather_rows(latents, total))
         return {f"eval/{name}": value for name, value in means.items()} | self._alarm(step, by_prompt)
 
     def _gather(self, parts: Sequence[Mapping[str, Any]], step: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..data.images import ImageSource
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.prompts import validate
-from ..models.teacher import Teacher
+from ..models.adapters import Teacher
 from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
 from .config import Run

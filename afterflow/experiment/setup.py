@@ -15,10 +15,18 @@ from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..algorithms.base import Models, explores
-from ..models.adapters import LoRA, Wrapped, as_it_is, attach, before_training, frozen, trainable, without_adapters
+from ..models.adapters import (
+    LoRA,
+    Teacher,
+    Wrapped,
+    attach,
+    before_training,
+    frozen,
+    trainable_parameters,
+    without_adapters,
+)
 from ..models.base import Model, blocks
-from ..models.teacher import Teacher
-from ..models.wrappers import as_many, guided, in_chunks, in_context
+from ..models.wrappers import guided, identity, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
 from ..system.errors import CheckpointError, ConfigError, TrainingStopped
@@ -210,7 +218,7 @@ def weight_state(run: Run, model: Model, parameters: Mapping[str, nn.Parameter],
     """Return the trained weights, in shards if asked, with a new optimizer, average and history."""
     if processes.sharded:
         shard_model(run, processes, model.module)
-        parameters = trainable(model.module)
+        parameters = trainable_parameters(model.module)
     decay, history = run.optimization.ema_decay, run.algorithm.requirements.history
     return WeightState(
         parameters,
@@ -275,7 +283,7 @@ class VelocityFactory:
         # Each process has all of its weights, and asks it about the tasks of its own prompts.
         velocity, adapters = teacher_velocity(self.run, self.model, teacher)
         scale = teacher.guidance(self.run.batches.guidance_scale)
-        return in_context(self.chunked(velocity, scale, as_many), adapters)
+        return in_context(self.chunked(velocity, scale, identity), adapters)
 
     def anchor(self, teachers: Mapping[str, Velocity]) -> Velocity | None:
         """Return the velocity that all samples stay near to: a teacher's, or the base model's."""
@@ -294,7 +302,7 @@ class VelocityFactory:
 
         With sharded weights all processes take the same number of chunks; `count` may say otherwise.
         """
-        count = count or (self.processes.all_max if self.processes.sharded else as_many)
+        count = count or (self.processes.all_max if self.processes.sharded else identity)
         guidance = guided(self.precise(velocity), scale, self.model.combine)
         return in_chunks(guidance, self.run.batches.chunk, count)
 
@@ -305,7 +313,7 @@ class VelocityFactory:
 
     def shards(self, network: nn.Module) -> nn.Module:
         """Return a copy of the network as it is, or in shards where weights are sharded."""
-        return shard_model(self.run, self.processes, network) if self.processes.sharded else as_it_is(network)
+        return shard_model(self.run, self.processes, network) if self.processes.sharded else identity(network)
 
 
 def teacher_velocity(run: Run, model: Model, teacher: Teacher) -> Wrapped:

@@ -12,12 +12,11 @@ from PIL import Image
 
 from ..data.images import ImageFolder
 from ..data.prompts import PromptFile, ShapesPrompts
-from ..models.adapters import LoRA
+from ..models.adapters import LoRA, Teacher
 from ..models.base import default_device
-from ..models.generate import picture_prompts
+from ..models.generate import draw_images
 from ..models.lora.merge import MergeName, check_merge, merge_folders
 from ..models.sd3 import SD3
-from ..models.teacher import Teacher
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
@@ -102,7 +101,7 @@ class Samples:
             if teacher.lora is not None:
                 model.load_lora(teacher.lora)
             scale = teacher.guidance(self.guidance_scale)
-            drawn = picture_prompts(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
+            drawn = draw_images(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
             for i, of_prompt in zip(rows, drawn):
                 for j, pixels in enumerate(of_prompt):
                     name = f"{i:05d}_{j}.png"

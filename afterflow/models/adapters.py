@@ -13,6 +13,7 @@ from torch import nn
 
 from ..sampling.conditioning import Velocity
 from .base import Model
+from .wrappers import identity
 
 Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]
 
@@ -47,17 +48,17 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
     if isinstance(tune, LoRA):
         model.module.requires_grad_(False)
         if tune.start is not None:
-            go_on(model, tune, tune.start)
-            return trainable(model.module)
+            start_from(model, tune, tune.start)
+            return trainable_parameters(model.module)
         targets = list(tune.targets or model.lora_targets)
         config = LoraConfig(r=tune.rank, lora_alpha=tune.alpha, init_lora_weights="gaussian", target_modules=targets)
         model.module.add_adapter(config)  # type: ignore[operator]
     else:
         model.module.requires_grad_(True)
-    return trainable(model.module)
+    return trainable_parameters(model.module)
 
 
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that have gradients, by name, in fp32."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for p in trained.values():
@@ -66,20 +67,20 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return trained
 
 
-def go_on(model: Model, tune: LoRA, folder: str) -> None:
+def start_from(model: Model, tune: LoRA, folder: str) -> None:
     """Attach the LoRA of `folder` to be trained on; ValueError where `tune` says something else of it."""
     model.load_lora(folder)
     found = model.module.peft_config["default"]  # type: ignore[index]
     if (found.r, found.lora_alpha) != (tune.rank, tune.alpha):
         its = f"rank {found.r} and alpha {found.lora_alpha:g}"
         raise ValueError(f"LoRA {folder} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
-    exactly(model, folder, "default")
+    restore_fp32(model, folder, "default")
     if tune.targets:
         raise ValueError(f"tune.targets: the layers are those of {folder}; leave targets out")
     set_adapter(model.module, "default")
 
 
-def exactly(model: Model, folder: str, name: str) -> None:
+def restore_fp32(model: Model, folder: str, name: str) -> None:
     """Give a loaded adapter its stored fp32 again: peft rounds it to the precision of the base."""
     stored = model.read_lora(folder).layers
     scaling = model.module.peft_config[name]  # type: ignore[index]
@@ -90,21 +91,17 @@ def exactly(model: Model, folder: str, name: str) -> None:
                 weight.data = value.to(weight.device)
 
 
-Spread = Callable[[nn.Module], nn.Module]
+ShardNetwork = Callable[[nn.Module], nn.Module]
 
 
-def as_it_is(network: nn.Module) -> nn.Module:
-    return network
-
-
-def before_training(model: Model, tune: LoRA | Full, spread: Spread = as_it_is) -> Wrapped:
+def before_training(model: Model, tune: LoRA | Full, spread: ShardNetwork = identity) -> Wrapped:
     """The velocity field that training starts from: the network, and the context in which it is that."""
     if isinstance(tune, LoRA) and tune.start is not None:
         return frozen(model, tune.start, "start")
     return without_adapters(model, tune, spread)
 
 
-def without_adapters(model: Model, tune: LoRA | Full, spread: Spread = as_it_is) -> Wrapped:
+def without_adapters(model: Model, tune: LoRA | Full, spread: ShardNetwork = identity) -> Wrapped:
     """The velocity field of the base model; a copy of it is `spread` over processes, if need be."""
     if isinstance(tune, LoRA):
         return model.velocity(model.module), adapter_off(model.module)
@@ -116,7 +113,7 @@ def frozen(model: Model, folder: str, name: str) -> Wrapped:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
         model.load_lora(folder, name)
-    exactly(model, folder, name)
+    restore_fp32(model, folder, name)
     set_adapter(model.module, "default")
     return model.velocity(model.module), adapter_on(model.module, name)
 
@@ -145,3 +142,19 @@ def adapter_off(module: nn.Module) -> Callable:
             module.enable_adapters()  # type: ignore[operator]
 
     return off
+
+
+@dataclass(frozen=True)
+class Teacher:
+    name: str
+    """What it is called in options and tables."""
+    lora: str | None
+    """Folder of its LoRA, trained on the same base; None: the base itself, say under more guidance."""
+    tasks: tuple[str, ...] = ()
+    """What it teaches; none: it is an anchor only."""
+    guidance_scale: float | None = None
+    """The guidance it was trained for; None: the run's."""
+
+    def guidance(self, of_run: float) -> float:
+        """The scale it draws with."""
+        return of_run if self.guidance_scale is None else self.guidance_scale

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..sampling.conditioning import Embedding, Velocity
 from ..sampling.schedules import Schedule
 from .lora.files import StoredLoRA
-from .wrappers import Combine, along
+from .wrappers import Combine, linear_guidance
 
 
 def default_device() -> torch.device:
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AFTERFLOW_CACHE", Path.home() / ".cache" / "afterflow"))
 
 
-def keep(file: Path, tensors: dict[str, Tensor]) -> None:
+def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:
     """Write a file of the cache; whoever reads it meanwhile finds all of it or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
@@ -54,7 +54,7 @@ class Model(ABC):
     """Of one image, without the batch."""
     lora_targets: tuple[str, ...]
     """The layers that the family's LoRAs adapt by default."""
-    combine: Combine = staticmethod(along)
+    combine: Combine = staticmethod(linear_guidance)
     """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
 
     @abstractmethod

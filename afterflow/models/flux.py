@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
-from .packing import packed, schedule_of, unpacked
+from .packing import pack_latents, packed_schedule, unpack_latents
 from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_images, encode_images
 
@@ -55,7 +55,7 @@ class FluxModel(PipelineModel):
         factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         sides = latent_sides(config.size, config.width, factor, 2 * factor)
         self.latent_shape = (self.pipe.transformer.config.in_channels // 4, *sides)
-        self.schedule = schedule_of(self.pipe.scheduler, sides[0] * sides[1] // 4)
+        self.schedule = packed_schedule(self.pipe.scheduler, sides[0] * sides[1] // 4)
 
     @property
     def reading(self) -> tuple[tuple[str, ...], str]:
@@ -78,7 +78,7 @@ class FluxModel(PipelineModel):
             embedding = cond.embedding()
             assert embedding.pooled is not None
             predicted = module(
-                hidden_states=packed(x).to(dtype),
+                hidden_states=pack_latents(x).to(dtype),
                 timestep=t,
                 guidance=torch.full_like(t, self.scale) if distilled else None,
                 pooled_projections=embedding.pooled.to(dtype),
@@ -87,7 +87,7 @@ class FluxModel(PipelineModel):
                 img_ids=places(x),
                 return_dict=False,
             )[0]
-            return unpacked(predicted, x)
+            return unpack_latents(predicted, x)
 
         return v
 
@@ -98,7 +98,7 @@ class FluxModel(PipelineModel):
             pooled_prompt_embeds=told.pooled,
             negative_prompt_embeds=empty.sequence,
             negative_pooled_prompt_embeds=empty.pooled,
-            latents=packed(noise),
+            latents=pack_latents(noise),
             height=height,
             width=width,
             num_inference_steps=steps,
@@ -106,7 +106,7 @@ class FluxModel(PipelineModel):
             true_cfg_scale=guidance,
             output_type="latent",
         ).images
-        return unpacked(tokens, noise)
+        return unpack_latents(tokens, noise)
 
     def encode_images(self, images: np.ndarray) -> Tensor:
         return encode_images(self.vae, images)

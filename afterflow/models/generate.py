@@ -23,19 +23,19 @@ def starting_noise(cond: Conditioning, per_prompt: int, shape: Sequence[int], se
     return prompt_noise(sources, per_prompt, torch.empty(len(cond), 1, *shape, device=cond.index.device))
 
 
-def finished(velocity: Velocity, model: Model, cond: Conditioning, noise: Tensor, steps: int) -> Tensor:
+def solve_ode(velocity: Velocity, model: Model, cond: Conditioning, noise: Tensor, steps: int) -> Tensor:
     """Noise (P, G, ...) → latents of finished images (P, G, ...), by the ODE on the pipeline's own grid."""
     plan = chain(model.schedule.times(steps), noise.shape[1], 0.0, ())
     return sample(velocity, flow_sde, plan, cond, noise, ()).leaves
 
 
-def decoded(model: Model, latents: Tensor) -> np.ndarray:
+def decode_groups(model: Model, latents: Tensor) -> np.ndarray:
     """Latents (P, G, ...) → uint8 (P, G, H, W, 3)."""
     images = model.decode(latents.flatten(0, 1))
     return images.reshape(*latents.shape[:2], *images.shape[1:])
 
 
-def spread(latents: Tensor) -> dict[str, float]:
+def latent_spread(latents: Tensor) -> dict[str, float]:
     """Of finished latents (P, G, ...): how far the images of a prompt are apart, and how far all are from their mean.
 
     Root mean squares over coordinates.  What learns from images may narrow both before any reward shows it.
@@ -49,7 +49,7 @@ def spread(latents: Tensor) -> dict[str, float]:
     return found
 
 
-def picture_prompts(
+def draw_images(
     model: Model,
     records: Sequence[dict],
     per_prompt: int,
@@ -59,15 +59,15 @@ def picture_prompts(
     rows: Sequence[int] | None = None,
 ) -> np.ndarray:
     """P records, or those in `rows` → uint8 (P, per_prompt, H, W, 3)."""
-    cond = encoded(model, records)
+    cond = encode_records(model, records)
     if rows is not None:
         cond = cond[torch.tensor(rows)]
     chunk = min(CHUNK, len(cond) * per_prompt)
     velocity = in_chunks(guided(model.velocity(model.module), guidance, model.combine), chunk)
-    return decoded(model, finished_in_parts(velocity, model, cond, per_prompt, steps, seed, chunk))
+    return decode_groups(model, draw_latents(velocity, model, cond, per_prompt, steps, seed, chunk))
 
 
-def encoded(model: Model, records: Sequence[dict]) -> Conditioning:
+def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
     """One row per record; every text is encoded once, and the empty one with them.  Embeddings stay on the CPU."""
     texts = list(dict.fromkeys(record["prompt"] for record in records))
     embedding = model.encode([*texts, ""])
@@ -77,14 +77,14 @@ def encoded(model: Model, records: Sequence[dict]) -> Conditioning:
     return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)).to(device), records, rows)
 
 
-def finished_in_parts(
+def draw_latents(
     velocity: Velocity, model: Model, cond: Conditioning, per_prompt: int, steps: int, seed: int, chunk: int
 ) -> Tensor:
     """P prompts → latents (P, per_prompt, ...); of what a rollout keeps, only about a chunk is ever in memory."""
     parts = []
     for rows in torch.arange(len(cond)).split(max(1, chunk // per_prompt)):
         noise = starting_noise(cond[rows], per_prompt, model.latent_shape, seed)
-        parts.append(finished(velocity, model, cond[rows], noise, steps))
+        parts.append(solve_ode(velocity, model, cond[rows], noise, steps))
     return torch.cat(parts)
 
 

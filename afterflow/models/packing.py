@@ -6,19 +6,19 @@ from torch import Tensor
 from ..sampling.schedules import DynamicShift, LinearShift, Schedule
 
 
-def packed(x: Tensor) -> Tensor:
+def pack_latents(x: Tensor) -> Tensor:
     """(B, C, H, W) → (B, H/2 W/2, 4C)."""
     B, C, H, W = x.shape
     return x.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(B, H // 2 * (W // 2), 4 * C)
 
 
-def unpacked(tokens: Tensor, like: Tensor) -> Tensor:
+def unpack_latents(tokens: Tensor, like: Tensor) -> Tensor:
     """The inverse, in the shape of `like`."""
     B, C, H, W = like.shape
     return tokens.view(B, H // 2, W // 2, C, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, W)
 
 
-def schedule_of(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Schedule:
+def packed_schedule(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Schedule:
     """The grid on which the stock pipeline draws images of so many tokens."""
     config = scheduler.config
     if not config.use_dynamic_shifting:

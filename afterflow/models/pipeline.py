@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
+import diffusers.utils.logging
 import torch
+import transformers.utils.logging
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from huggingface_hub import snapshot_download
@@ -21,8 +23,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding
-from .base import Model, cache_folder, keep
-from .lora.files import StoredLoRA, check_lora_fits, in_diffusers_format, lora_file, read, shapes_of, state
+from .base import Model, cache_folder, write_cache_file
+from .lora.files import (
+    StoredLoRA,
+    check_lora_fits,
+    is_diffusers_lora,
+    layer_shapes,
+    lora_file,
+    lora_state_dict,
+    read_lora,
+)
 from .quantize import QuantizeName, check_quantizes, quantize
 
 ASSETS = Path(__file__).parent / "assets"
@@ -134,7 +144,9 @@ class PipelineModel(Model):
         cached = self._cache_file(prompts)
         if not cached.is_file():
             embedding = self._run_encoders(prompts)
-            keep(cached, {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None})
+            write_cache_file(
+                cached, {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None}
+            )
         return Embedding(**load_file(cached))
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
@@ -148,7 +160,7 @@ class PipelineModel(Model):
     def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
         pipe = self.pipeline(("vae", *self.reading[0]), transformer=self.module).to(self.device)
         parts = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
-        return joined([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
+        return concatenate_embeddings([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
 
     def stock_latents(self, cond: Conditioning, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """What the stock pipeline's own loop makes of noise (B, ...), by Euler's steps: latents (B, ...)."""
@@ -176,16 +188,16 @@ class PipelineModel(Model):
 
     def load_lora(self, folder: str | Path, name: str = "default") -> None:
         file = lora_file(folder)
-        if in_diffusers_format(file):
-            check_lora_fits(file, shapes_of(file), self.module)
+        if is_diffusers_lora(file):
+            check_lora_fits(file, layer_shapes(file), self.module)
             self.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
             return
         layers = self.read_lora(folder).layers
         check_lora_fits(file, {layer: (len(f.B), f.A.shape[1]) for layer, f in layers.items()}, self.module)
-        self.pipe.load_lora_weights(state(layers), adapter_name=name)
+        self.pipe.load_lora_weights(lora_state_dict(layers), adapter_name=name)
 
     def read_lora(self, folder: str | Path) -> StoredLoRA:
-        return read(folder, type(self.config).__name__)
+        return read_lora(folder, type(self.config).__name__)
 
     def save_pipeline(self, folder: Path, network: nn.Module) -> None:
         self.pipeline(transformer=network).save_pretrained(folder)
@@ -206,14 +218,14 @@ def weightless(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     return part
 
 
-def joined(parts: Sequence[Embedding]) -> Embedding:
+def concatenate_embeddings(parts: Sequence[Embedding]) -> Embedding:
     """Embeddings of several batches as one; shorter sequences are padded with zeros, which their mask leaves out."""
     length = max(part.sequence.shape[1] for part in parts)
-    columns = zip(*(padded(part, length) for part in parts))
+    columns = zip(*(pad_sequence(part, length) for part in parts))
     return Embedding(*(None if column[0] is None else torch.cat(column).contiguous() for column in columns))
 
 
-def padded(embedding: Embedding, length: int) -> Embedding:
+def pad_sequence(embedding: Embedding, length: int) -> Embedding:
     """Sequences of `length` vectors, the last ones 0."""
     missing = length - embedding.sequence.shape[1]
     sequence = nn.functional.pad(embedding.sequence, (0, 0, 0, missing))
@@ -283,3 +295,9 @@ def fingerprint(file: Path, head: int = 1 << 20) -> bytes:
         start = stream.read(head)
         stream.seek(max(0, size - head))
         return hashlib.sha256(f"{file.parent.name}/{file.name} {size}".encode() + start + stream.read()).digest()
+
+
+def no_progress_bars() -> None:
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

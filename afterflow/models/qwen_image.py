@@ -8,7 +8,7 @@ from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
-from .packing import packed, schedule_of, unpacked
+from .packing import pack_latents, packed_schedule, unpack_latents
 from .pipeline import PipelineModel, Pretrained, latent_sides
 from .vae import decode_clips, encode_clips
 
@@ -47,7 +47,7 @@ class QwenImageModel(PipelineModel):
         factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
         sides = latent_sides(config.size, config.width, factor, 2 * factor)
         self.latent_shape = (self.pipe.transformer.config.in_channels // 4, *sides)
-        self.schedule = schedule_of(self.pipe.scheduler, sides[0] * sides[1] // 4)
+        self.schedule = packed_schedule(self.pipe.scheduler, sides[0] * sides[1] // 4)
 
     @property
     def reading(self) -> tuple[tuple[str, ...], str]:
@@ -69,23 +69,23 @@ class QwenImageModel(PipelineModel):
             embedding = cond.embedding()
             B, _, H, W = x.shape
             predicted = module(
-                hidden_states=packed(x).to(dtype),
+                hidden_states=pack_latents(x).to(dtype),
                 timestep=t,
                 encoder_hidden_states=embedding.sequence.to(dtype),
                 encoder_hidden_states_mask=embedding.mask,
                 img_shapes=[[(1, H // 2, W // 2)]] * B,
                 return_dict=False,
             )[0]
-            return unpacked(predicted, x)
+            return unpack_latents(predicted, x)
 
         return v
 
     @staticmethod
     def combine(empty: Tensor, full: Tensor, scale: float) -> Tensor:
         """Guidance that keeps the length of each token's velocity, as the stock pipeline has it."""
-        mixed = packed(empty + scale * (full - empty))
-        kept = mixed * (packed(full).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
-        return unpacked(kept, full)
+        mixed = pack_latents(empty + scale * (full - empty))
+        kept = mixed * (pack_latents(full).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+        return unpack_latents(kept, full)
 
     def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
         height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
@@ -94,7 +94,7 @@ class QwenImageModel(PipelineModel):
             prompt_embeds_mask=told.mask,
             negative_prompt_embeds=empty.sequence,
             negative_prompt_embeds_mask=empty.mask,
-            latents=packed(noise),
+            latents=pack_latents(noise),
             height=height,
             width=width,
             num_inference_steps=steps,
@@ -102,7 +102,7 @@ class QwenImageModel(PipelineModel):
             max_sequence_length=self.tokens_of_text,
             output_type="latent",
         ).images
-        return unpacked(tokens, noise)
+        return unpack_latents(tokens, noise)
 
     def encode_images(self, images: np.ndarray) -> Tensor:
         return encode_clips(self.vae, images[:, None])[:, :, 0]

@@ -46,7 +46,7 @@ class WanModel(PipelineModel):
         config = self.config
         if self.pipe.config.boundary_ratio is not None:
             raise ValueError(f"model {config.path!r} has two transformers, as Wan 2.2 does; take a Wan 2.1 pipeline")
-        self.tokens_of_text, self.schedule = config.max_sequence_length, schedule_of(self.pipe.scheduler)
+        self.tokens_of_text, self.schedule = config.max_sequence_length, wan_schedule(self.pipe.scheduler)
         space, time = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
         _, tall, wide = self.pipe.transformer.config.patch_size
         check_divides(config.height, space * tall, "height")
@@ -130,7 +130,7 @@ class OnGrid(FlowMatchEulerDiscreteScheduler):
         super().set_timesteps(sigmas=self.grid, device=device)
 
 
-def schedule_of(scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler) -> Schedule:
+def wan_schedule(scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler) -> Schedule:
     """The grid of the pipeline's own scheduler."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return SD3Grid(scheduler.config.shift)

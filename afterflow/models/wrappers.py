@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from ..sampling.conditioning import Conditioning, Velocity
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 
 
-def along(empty: Tensor, full: Tensor, scale: float) -> Tensor:
+def linear_guidance(empty: Tensor, full: Tensor, scale: float) -> Tensor:
     """v_∅ + scale (v_c - v_∅)."""
     return empty + scale * (full - empty)
 
 
-def guided(velocity: Velocity, scale: float, combine: Combine = along) -> Velocity:
+def guided(velocity: Velocity, scale: float, combine: Combine = linear_guidance) -> Velocity:
     """Classifier-free guidance (arXiv:2207.12598), both velocities in one forward pass.
 
     Gradients flow through both; scale = 1 costs no second row.
@@ -33,12 +34,12 @@ def guided(velocity: Velocity, scale: float, combine: Combine = along) -> Veloci
     return v
 
 
-def as_many(passes: int) -> int:
-    """Nobody needs more."""
-    return passes
+def identity(value: Any) -> Any:
+    """Return `value`: the number of passes where no other process needs more, the network where it is not sharded."""
+    return value
 
 
-def in_chunks(velocity: Velocity, size: int, most: Callable[[int], int] = as_many) -> Velocity:
+def in_chunks(velocity: Velocity, size: int, most: Callable[[int], int] = identity) -> Velocity:
     """Forward passes of exactly `size` rows, the last one padded.
 
     Matrix products of another shape round differently, so a rollout and its replay must use one shape for

@@ -13,8 +13,7 @@ from ..data.images import ImageFolder
 from ..data.prompts import ShapesPrompts
 from ..experiment.config import Run
 from ..experiment.stages import Chain, Merge, Samples
-from ..models.adapters import LoRA
-from ..models.teacher import Teacher
+from ..models.adapters import LoRA, Teacher
 from .shapes import shapes_flow_grpo
 
 TASKS = {

@@ -28,10 +28,9 @@ from ..data.images import ImageFolder
 from ..data.prompts import PromptFile
 from ..experiment.config import AnyAlgorithm, Batches, Checkpoints, Evaluation, Logging, Optimization, Prompts, Run
 from ..experiment.stages import Chain, Merge
-from ..models.adapters import LoRA
+from ..models.adapters import LoRA, Teacher
 from ..models.flux import Flux
 from ..models.sd3 import SD3
-from ..models.teacher import Teacher
 from ..models.wan import Wan
 from ..rewards.vlm.judge import VLMJudge
 

@@ -9,9 +9,8 @@ from ..data.prompts import ShapesPrompts
 from ..envs.shapes.world import TAGS
 from ..experiment.config import Batches, Distribution, Evaluation, Logging, Optimization, Run
 from ..experiment.stages import Chain, Samples
-from ..models.adapters import LoRA
+from ..models.adapters import LoRA, Teacher
 from ..models.sd3 import SD3
-from ..models.teacher import Teacher
 
 GUIDANCE = 2.5
 """What the shipped pipeline is drawn with; the shift of times is its sampler's, 3."""

@@ -20,9 +20,8 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute as train
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute
-from afterflow.models.adapters import LoRA
+from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
-from afterflow.models.teacher import Teacher
 from afterflow.recipes import RECIPES, generalist
 
 MODEL = SD3("pipeline", max_sequence_length=0)

@@ -21,10 +21,9 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples
 from afterflow.experiment.train_subprocess import HELD_OUT, budgeted, ended, train_all
-from afterflow.models.adapters import LoRA
+from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
-from afterflow.models.teacher import Teacher
-from afterflow.models.tiny_parts.build import untrained
+from afterflow.models.tiny_parts.build import untrained_tiny_sd3
 from afterflow.recipes import RECIPES
 
 SMALL = {"jpeg_compressibility": 1.0}
@@ -35,7 +34,7 @@ def place(tmp_path_factory):
     """A folder with two runs in runs/pair."""
     path = tmp_path_factory.mktemp("compare")
     torch.manual_seed(0)
-    untrained().save_pretrained(path / "pipeline")
+    untrained_tiny_sd3().save_pretrained(path / "pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         patch.setenv("AFTERFLOW_CACHE", str(path / "cache"))

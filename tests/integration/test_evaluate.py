@@ -16,8 +16,8 @@ from afterflow.experiment.image_grid import FAILED, PASSED, before_after
 from afterflow.experiment.intervals import bootstrap, estimates, mean_of_means
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.models import generate
-from afterflow.models.generate import picture_prompts, spread, starting_noise
-from afterflow.models.wrappers import along
+from afterflow.models.generate import draw_images, latent_spread, starting_noise
+from afterflow.models.wrappers import linear_guidance
 from afterflow.sampling.conditioning import Embedding, condition
 from afterflow.sampling.schedules import LinearShift
 
@@ -29,7 +29,7 @@ class Plain:
 
     schedule = LinearShift(1.0)
     latent_shape = (3, 32, 32)
-    combine = staticmethod(along)
+    combine = staticmethod(linear_guidance)
 
     def __init__(self, pull=0.5):
         self.module = torch.nn.Linear(1, 1)
@@ -169,10 +169,10 @@ def test_noise_depends_on_seed_and_place_alone():
 
 def test_pictures_do_not_depend_on_how_prompts_are_batched(monkeypatch):
     records = tiny_records()
-    whole = picture_prompts(Plain(), records, 3, 4, 1.0, 0)
+    whole = draw_images(Plain(), records, 3, 4, 1.0, 0)
     monkeypatch.setattr(generate, "CHUNK", 5)
     model = Plain()
-    parts = picture_prompts(model, records, 3, 4, 1.0, 0)
+    parts = draw_images(model, records, 3, 4, 1.0, 0)
     assert whole.shape == (14, 3, 32, 32, 3) and whole.dtype == np.uint8
     assert np.array_equal(whole, parts)
     assert set(model.batches) == {5}
@@ -189,10 +189,10 @@ def test_spread_is_the_distance_of_images_and_their_std():
     """Prompts at ±3, images around them with std 0.5: √2 · 0.5 apart, and √(9 + 0.25) from the mean of all."""
     draws = torch.Generator().manual_seed(0)
     centre = torch.tensor([3.0, -3.0])[:, None, None]
-    found = spread(centre + 0.5 * torch.randn(2, 400, 200, generator=draws))
+    found = latent_spread(centre + 0.5 * torch.randn(2, 400, 200, generator=draws))
     assert found["diversity"] == pytest.approx(0.5 * 2**0.5, rel=0.01)
     assert found["std"] == pytest.approx((9 + 0.25) ** 0.5, rel=0.01)
-    assert "diversity" not in spread(torch.randn(2, 1, 200, generator=draws))
+    assert "diversity" not in latent_spread(torch.randn(2, 1, 200, generator=draws))
 
 
 def test_identical_models_differ_by_exactly_nothing():

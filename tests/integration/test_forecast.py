@@ -21,7 +21,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import forecast, passes, rows_of
 from afterflow.experiment.execute import execute
 from afterflow.models.adapters import Full, LoRA, attach
-from afterflow.models.generate import encoded
+from afterflow.models.generate import encode_records
 from tinies import FAMILIES, built
 
 JPEG = {"jpeg_compressibility": 1.0}
@@ -62,7 +62,7 @@ def test_what_autograd_keeps_and_flops_are_those_of_real_weights(tmp_path, name)
     kept, forward, backward = passes(planned, 3)
     model = config.load()
     attach(model, LoRA(rank=2, alpha=4))
-    cond = encoded(model, [{"prompt": "a"}])[torch.zeros(3, dtype=torch.long)]
+    cond = encode_records(model, [{"prompt": "a"}])[torch.zeros(3, dtype=torch.long)]
     if name == "qwen_image":  # of the longest prompt that is kept, which is what the plan takes
         missing = planned.text_shape[0] - cond.positive.sequence.shape[1]
         cond = replace(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
-from afterflow.models.lora.files import read
+from afterflow.models.lora.files import read_lora
 from afterflow.models.lora.kohya import BLOCKS, original, to_kohya
 from tinies import FAMILIES, built
 
@@ -56,7 +56,7 @@ def deltas(tensors):
 
 def test_diffusers_reads_our_export_as_the_same_lora(adapted, tmp_path):
     name, config, _ = adapted
-    lora = read(tmp_path / "lora")
+    lora = read_lora(tmp_path / "lora")
     family = type(config).__name__
     tensors = to_kohya(lora.layers, family)
     assert all(key.startswith("lora_unet_") for key in tensors)
@@ -83,7 +83,7 @@ def test_what_we_export_comes_back_to_the_last_bit(adapted, tmp_path, capsys):
     family, out = type(config).__name__, tmp_path / "comfy" / "mine.safetensors"
     assert main(["export", str(tmp_path / "lora"), "--family", family, "--out", str(out)]) == 0
     assert "rank 4" in capsys.readouterr().out
-    before, after = read(tmp_path / "lora"), read(out, family)
+    before, after = read_lora(tmp_path / "lora"), read_lora(out, family)
     assert after.layers.keys() == before.layers.keys() and after.rank == 4
     for layer, factors in before.layers.items():
         assert torch.equal(after.layers[layer].A, factors.A) and torch.equal(after.layers[layer].B, factors.B)
@@ -92,7 +92,7 @@ def test_what_we_export_comes_back_to_the_last_bit(adapted, tmp_path, capsys):
 def test_a_lora_of_another_house_acts_as_it_did_there(adapted, tmp_path):
     """kohya's format, ComfyUI's prefix, and peft's own folder: what is added to each weight is the same."""
     _, config, model = adapted
-    family, before = type(config).__name__, read(tmp_path / "lora")
+    family, before = type(config).__name__, read_lora(tmp_path / "lora")
     kohya = to_kohya(before.layers, family)
     save_file(kohya, tmp_path / "kohya.safetensors")
     # The same strength told by alpha instead of by the weights.
@@ -121,7 +121,7 @@ def test_dotted_names_of_comfyui_are_read_too(tmp_path):
     A, B = torch.randn(2, 24), torch.randn(24, 2)
     key = "diffusion_model.blocks.0.self_attn.q"
     save_file({f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}, tmp_path / "dotted.safetensors")
-    assert torch.equal(read(tmp_path / "dotted.safetensors", "Wan").layers["blocks.0.attn1.to_q"].delta, B @ A)
+    assert torch.equal(read_lora(tmp_path / "dotted.safetensors", "Wan").layers["blocks.0.attn1.to_q"].delta, B @ A)
 
 
 def test_every_layer_of_the_tables_has_a_key_of_its_own():
@@ -158,7 +158,7 @@ def test_every_layer_of_the_tables_has_a_key_of_its_own():
 def test_what_cannot_be_read_is_refused(tmp_path, tensors, family, said):
     save_file(tensors, tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match=said):
-        read(tmp_path / "odd.safetensors", family)
+        read_lora(tmp_path / "odd.safetensors", family)
 
 
 def test_a_layer_without_a_name_there_is_not_exported_in_silence(tmp_path, capsys):

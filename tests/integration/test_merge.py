@@ -10,13 +10,15 @@ from adapters import load, save_lora
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.lora import merge as merging
-from afterflow.models.lora.merge import Factors, StoredLoRA, concatenated, merge, truncated
+from afterflow.models.lora.factors import LoRAFactors
+from afterflow.models.lora.files import StoredLoRA
+from afterflow.models.lora.merge import concatenated, merge, truncated
 from afterflow.sampling.conditioning import condition
 
 
 def factors(rank, out=12, into=10, seed=0):
     draws = torch.Generator().manual_seed(seed)
-    return Factors(torch.randn(rank, into, generator=draws), torch.randn(out, rank, generator=draws))
+    return LoRAFactors(torch.randn(rank, into, generator=draws), torch.randn(out, rank, generator=draws))
 
 
 def lora(seed, rank=3, layers=("a", "b")):
@@ -38,11 +40,11 @@ def test_averaging_the_factors_is_another_matrix():
     """What released code does, (1/K²) Σ B_i A_j: right only where the A's coincide."""
     one, other = factors(3, seed=1), factors(3, seed=2)
     mean = concatenated([(one, 0.5), (other, 0.5)]).delta
-    by_factor = Factors((one.A + other.A) / 2, (one.B + other.B) / 2).delta
+    by_factor = LoRAFactors((one.A + other.A) / 2, (one.B + other.B) / 2).delta
     assert (by_factor - mean).norm() > 0.5 * mean.norm()
-    shared = Factors(one.A, other.B)
+    shared = LoRAFactors(one.A, other.B)
     torch.testing.assert_close(
-        Factors(one.A, (one.B + other.B) / 2).delta, concatenated([(one, 0.5), (shared, 0.5)]).delta
+        LoRAFactors(one.A, (one.B + other.B) / 2).delta, concatenated([(one, 0.5), (shared, 0.5)]).delta
     )
 
 
@@ -114,7 +116,7 @@ def test_the_merged_file_draws_what_both_adapters_together_draw(pipeline, capsys
 def test_by_default_a_lora_merged_with_itself_stays_what_it_is(pipeline, how):
     save_lora(pipeline, "a", 1, 4)
     merging.merge_folders(["a", "a"], Path("twice"), how=how, density=1.0)
-    one, twice = merging.read("a"), merging.read("twice")
+    one, twice = merging.read_lora("a"), merging.read_lora("twice")
     for name, factors in one.layers.items():
         torch.testing.assert_close(twice.layers[name].delta, factors.delta, atol=1e-4, rtol=1e-3)
 

@@ -24,11 +24,10 @@ from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.setup import TrainingSetup
-from afterflow.models.adapters import Full, LoRA, attach
+from afterflow.models.adapters import Full, LoRA, Teacher, attach
 from afterflow.models.families import pretrained
-from afterflow.models.generate import decoded, encoded, finished
+from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.pipeline import family_of
-from afterflow.models.teacher import Teacher
 from afterflow.models.wrappers import guided
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
@@ -53,7 +52,7 @@ def our_images(model, noise, guidance):
     records = [{"prompt": prompt} for prompt in PROMPTS]
     cond = condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records)
     velocity = guided(model.velocity(model.module), guidance, model.combine)
-    return decoded(model, finished(velocity, model, cond, noise[:, None], STEPS))[:, 0]
+    return decode_groups(model, solve_ode(velocity, model, cond, noise[:, None], STEPS))[:, 0]
 
 
 def stock_images(folder, config, noise, guidance, lora=None, **parts):
@@ -144,7 +143,7 @@ def test_a_wide_picture_is_not_a_tall_one(tinies, name):
     pixels = np.zeros((1, *ours.shape[1:]), np.uint8)
     assert model.encode_images(pixels).shape[1:] == model.latent_shape
     assert np.abs(ours.astype(int) - stock_images(model.folder, config, noise_for(model), 4.0)).max() <= 1
-    cond = encoded(model, [{"prompt": prompt} for prompt in PROMPTS])
+    cond = encode_records(model, [{"prompt": prompt} for prompt in PROMPTS])
     assert model.stock_latents(cond, noise_for(model), STEPS, 4.0).shape == noise_for(model).shape
 
 
@@ -155,7 +154,7 @@ def test_half_precision_draws_nearly_the_same(tinies, name):
     x, t = noise_for(exact), torch.full((2,), 0.6)
     fields = []
     for model in (exact, half):
-        cond = encoded(model, [{"prompt": prompt} for prompt in PROMPTS])
+        cond = encode_records(model, [{"prompt": prompt} for prompt in PROMPTS])
         with torch.no_grad():
             fields.append(model.velocity(model.module)(x, t, cond).float())
     assert (fields[0] - fields[1]).norm() < 0.1 * fields[0].norm()
@@ -182,8 +181,8 @@ def test_rows_of_a_batch_do_not_see_each_others_padding(tinies):
     x, t = noise_for(model), torch.full((2,), 0.6)
     velocity = model.velocity(model.module)
     with torch.no_grad():
-        both = velocity(x, t, encoded(model, [{"prompt": prompt} for prompt in PROMPTS]))
-        alone = velocity(x[1:], t[1:], encoded(model, [{"prompt": PROMPTS[1]}]))
+        both = velocity(x, t, encode_records(model, [{"prompt": prompt} for prompt in PROMPTS]))
+        alone = velocity(x[1:], t[1:], encode_records(model, [{"prompt": PROMPTS[1]}]))
     torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -259,7 +258,7 @@ def test_every_method_trains_every_family(tinies, name, method):
         assert method in ("sft", "soar", "flow_opd")
     trained, before = config.load(), config.load()
     trained.load_lora(folder / "lora")
-    cond = encoded(trained, [{"prompt": prompt} for prompt in PROMPTS])
+    cond = encode_records(trained, [{"prompt": prompt} for prompt in PROMPTS])
     x, t = noise_for(trained), torch.full((2,), 0.5)
     with torch.no_grad():
         moved = trained.velocity(trained.module)(x, t, cond) - before.velocity(before.module)(x, t, cond)

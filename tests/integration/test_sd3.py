@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from afterflow.models import sd3
 from afterflow.models.adapters import Full, LoRA, attach, before_training
-from afterflow.models.generate import decoded, finished
+from afterflow.models.generate import decode_groups, solve_ode
 from afterflow.models.lora import files as lora
 from afterflow.models.sd3 import SD3
-from afterflow.models.tiny_parts.build import untrained
+from afterflow.models.tiny_parts.build import untrained_tiny_sd3
 from afterflow.models.wrappers import guided, in_context
 from afterflow.sampling.conditioning import condition
 
@@ -23,7 +23,7 @@ NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 def folder(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("pipeline")
-    untrained().save_pretrained(path)
+    untrained_tiny_sd3().save_pretrained(path)
     return path
 
 
@@ -55,7 +55,7 @@ def stock_images(folder, noise, steps, guidance, length, lora_folder=None):
 def our_images(model, noise, steps, guidance):
     cond = condition(model.encode(PROMPTS), model.encode([""]), [{"prompt": prompt} for prompt in PROMPTS])
     velocity = guided(model.velocity(model.module), guidance)
-    return decoded(model, finished(velocity, model, cond, noise[:, None], steps))[:, 0]
+    return decode_groups(model, solve_ode(velocity, model, cond, noise[:, None], steps))[:, 0]
 
 
 @pytest.mark.parametrize("steps, guidance, length", [(4, 1.0, 0), (5, 4.5, 0), (3, 7.0, 256)])
@@ -141,7 +141,7 @@ def test_prompts_are_encoded_once(folder, monkeypatch):
 
 def test_other_encoders_or_another_length_are_not_taken_from_the_cache(folder, tmp_path):
     torch.manual_seed(1)
-    untrained().save_pretrained(tmp_path / "other")
+    untrained_tiny_sd3().save_pretrained(tmp_path / "other")
     texts = [
         load(folder, max_sequence_length=0),
         load(folder, max_sequence_length=3),
@@ -169,4 +169,4 @@ def test_a_lora_of_another_architecture_is_refused(folder, tmp_path):
     file = lora.lora_file(tmp_path / "lora")
     narrow = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(3, 3)})
     with pytest.raises(ValueError, match="another architecture"):
-        lora.check_lora_fits(file, lora.shapes_of(file), narrow)
+        lora.check_lora_fits(file, lora.layer_shapes(file), narrow)

@@ -26,9 +26,8 @@ from afterflow.envs.shapes.world import TAGS
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.setup import TrainingSetup
-from afterflow.models.adapters import LoRA
+from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
-from afterflow.models.teacher import Teacher
 from afterflow.objectives.advantages import Blend
 from afterflow.rewards import registry as rewards
 from afterflow.rewards.base import RewardModels

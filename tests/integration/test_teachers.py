@@ -13,9 +13,8 @@ from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.models.adapters import Full, LoRA, attach, before_training, frozen, without_adapters
+from afterflow.models.adapters import Full, LoRA, Teacher, attach, before_training, frozen, without_adapters
 from afterflow.models.sd3 import SD3
-from afterflow.models.teacher import Teacher
 from afterflow.models.wrappers import in_context
 from afterflow.sampling.conditioning import condition
 

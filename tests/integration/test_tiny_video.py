@@ -20,7 +20,7 @@ from afterflow.models.tiny_parts.config import TinyVideoParts
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
-    video.build_video(folder, clips=32, autoencoder_steps=2, text_steps=2)
+    video.build_tiny_wan(folder, clips=32, autoencoder_steps=2, text_steps=2)
     return folder
 
 

@@ -8,7 +8,7 @@ from diffusers import WanPipeline
 
 from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
-from afterflow.models.generate import picture_prompts
+from afterflow.models.generate import draw_images
 from afterflow.models.pipeline import TINY_WAN
 from afterflow.models.wan import Wan
 
@@ -32,7 +32,7 @@ def test_it_moves_what_it_is_asked_for_as_often_as_its_card_says():
     said = float(re.search(r"three kinds: (0\.\d+) at guidance 2\.5", (TINY_WAN / "README.md").read_text()).group(1))
     model = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16).load()
     records = moving_suite("test", 16, 0, MOVING_TAGS)
-    clips = picture_prompts(model, records, 1, 20, 2.5, 0)[:, 0]
+    clips = draw_images(model, records, 1, 20, 2.5, 0)[:, 0]
     passed = np.array([verify_clip(record, clip)["strict"] for record, clip in zip(records, clips)])
     means = [passed[[r["tag"] == tag for r in records]].mean() for tag in MOVING_TAGS]
     assert np.mean(means) == pytest.approx(said, abs=0.2)

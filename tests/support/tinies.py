@@ -48,7 +48,7 @@ from afterflow.envs.geneval_rules import OBJECTS
 from afterflow.models.flux import Flux
 from afterflow.models.qwen_image import QwenImage
 from afterflow.models.sd3 import SD3
-from afterflow.models.tiny_parts.build import untrained
+from afterflow.models.tiny_parts.build import untrained_tiny_sd3
 from afterflow.models.tiny_parts.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 from afterflow.models.wan import Wan
 from afterflow.rewards.clip import LINEAR_LAYERS
@@ -208,7 +208,7 @@ def video_reward(folder, outputs=1):
 
 
 def sd3(folder):
-    untrained().save_pretrained(folder)
+    untrained_tiny_sd3().save_pretrained(folder)
     return SD3(str(folder), max_sequence_length=0)
 
 

@@ -8,7 +8,7 @@ from afterflow.envs.shapes.prompts import draw
 from afterflow.envs.shapes.world import TAGS
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.autoencoder import make_autoencoder, standardize, to_images, to_tensor
-from afterflow.models.tiny_parts.build import draw_records, edit, make_pairs, transformer_config, untrained
+from afterflow.models.tiny_parts.build import draw_records, edit, make_pairs, transformer_config, untrained_tiny_sd3
 from afterflow.models.tiny_parts.ship import ship
 from afterflow.models.tiny_parts.text import WIDTHS, contrastive_loss, make_text_encoder, token_ids
 from afterflow.models.tiny_parts.tokenizer import EOS_ID, MAX_LENGTH, UNK_ID, make_tokenizer
@@ -98,7 +98,7 @@ def test_an_edited_prompt_differs_unless_the_edit_is_held_out():
 
 def test_the_pipeline_is_saved_and_loaded_and_draws(tmp_path):
     torch.manual_seed(0)
-    untrained().save_pretrained(tmp_path)
+    untrained_tiny_sd3().save_pretrained(tmp_path)
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a picture of a red circle", num_inference_steps=2).images[0]
@@ -107,7 +107,7 @@ def test_the_pipeline_is_saved_and_loaded_and_draws(tmp_path):
 
 @torch.no_grad()
 def test_a_prompt_without_t5_is_sixteen_tokens():
-    states, _, pooled, _ = untrained().encode_prompt("a picture of a star", None, None, max_sequence_length=0)
+    states, _, pooled, _ = untrained_tiny_sd3().encode_prompt("a picture of a star", None, None, max_sequence_length=0)
     assert states.shape == (1, MAX_LENGTH, transformer_config()["joint_attention_dim"])
     assert pooled.shape == (1, transformer_config()["pooled_projection_dim"])
 
@@ -115,7 +115,7 @@ def test_a_prompt_without_t5_is_sixteen_tokens():
 def test_the_shipped_folder_loads_without_a_word_and_its_t5_is_silence(tmp_path):
     """Stock diffusers wants all three encoders; ours says what SD3 sees without one: zeros."""
     torch.manual_seed(0)
-    untrained().save_pretrained(tmp_path / "run")
+    untrained_tiny_sd3().save_pretrained(tmp_path / "run")
     ship(tmp_path / "run", tmp_path / "shipped")
     shipped = StableDiffusion3Pipeline.from_pretrained(tmp_path / "shipped")
     without = StableDiffusion3Pipeline.from_pretrained(tmp_path / "shipped", text_encoder_3=None, tokenizer_3=None)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Factors:
+class LoRAFactors:
     """B A, the scale in B."""
 
     A: Tensor  # (r, in)
@@ -17,8 +17,8 @@ class Factors:
         return self.B @ self.A
 
 
-def padded(factors: Factors, rank: int) -> Factors:
+def pad_rank(factors: LoRAFactors, rank: int) -> LoRAFactors:
     """As much rank as every layer has, in zeros."""
     missing = rank - len(factors.A)
     pad = nn.functional.pad
-    return Factors(pad(factors.A, (0, 0, 0, missing)), pad(factors.B, (0, missing)))
+    return LoRAFactors(pad(factors.A, (0, 0, 0, missing)), pad(factors.B, (0, missing)))

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...system.names import Family
-from .factors import Factors, padded
+from .factors import LoRAFactors, pad_rank
 from .kohya import from_original
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -20,7 +20,7 @@ PEFT, FOREIGN = "base_model.model.", ("lora_unet_", "diffusion_model.")
 @dataclass(frozen=True)
 class StoredLoRA:
     folder: str
-    layers: dict[str, Factors]  # fp32, by diffusers' names
+    layers: dict[str, LoRAFactors]  # fp32, by diffusers' names
     rank: int
 
 
@@ -33,12 +33,12 @@ def lora_file(folder: str | Path) -> Path:
     return file
 
 
-def in_diffusers_format(file: Path) -> bool:
+def is_diffusers_lora(file: Path) -> bool:
     with safe_open(file, "pt") as stored:
         return any(key.startswith("transformer.") and ".lora_A." in key for key in stored.keys())  # noqa: SIM118
 
 
-def read(folder: str | Path, family: Family | None = None) -> StoredLoRA:
+def read_lora(folder: str | Path, family: Family | None = None) -> StoredLoRA:
     """A LoRA by diffusers' names; ValueError for what is none, or is more than B A.
 
     kohya's names mean something else in every family, so it has to be told for them.  Where ranks differ from layer to
@@ -56,7 +56,7 @@ def read(folder: str | Path, family: Family | None = None) -> StoredLoRA:
             )
         layers = from_original(tensors, family, str(folder))
         rank = max((len(factors.A) for factors in layers.values()), default=0)
-        return StoredLoRA(str(folder), {layer: padded(factors, rank) for layer, factors in layers.items()}, rank)
+        return StoredLoRA(str(folder), {layer: pad_rank(factors, rank) for layer, factors in layers.items()}, rank)
     config = {key.split(".", 1)[1]: value for key, value in told.items()}
     if any(key.startswith(PEFT) for key in tensors):
         config = peft_config(file)
@@ -71,7 +71,7 @@ def read(folder: str | Path, family: Family | None = None) -> StoredLoRA:
         raise ValueError(f"LoRA {folder}: it is not made of pairs lora_A and lora_B of one rank")
     rank = ranks.pop()
     scale = config.get("lora_alpha", rank) / rank  # without a word about it, diffusers takes alpha to be the rank
-    layers = {a.split(".lora_A.")[0]: Factors(tensors[a], scale * tensors[b]) for a, b in pairs.items()}
+    layers = {a.split(".lora_A.")[0]: LoRAFactors(tensors[a], scale * tensors[b]) for a, b in pairs.items()}
     return StoredLoRA(str(folder), layers, rank)
 
 
@@ -83,7 +83,7 @@ def peft_config(file: Path) -> dict:
     return json.loads(beside.read_text())
 
 
-def state(layers: dict[str, Factors]) -> dict[str, Tensor]:
+def lora_state_dict(layers: dict[str, LoRAFactors]) -> dict[str, Tensor]:
     """Layers as the tensors of diffusers' format; their alpha is their rank."""
     tensors = {}
     for name, factors in layers.items():
@@ -92,14 +92,14 @@ def state(layers: dict[str, Factors]) -> dict[str, Tensor]:
     return tensors
 
 
-def write(folder: Path, layers: dict[str, Factors]) -> None:
+def write_lora(folder: Path, layers: dict[str, LoRAFactors]) -> None:
     """In diffusers' format, with rank and alpha."""
     rank = len(next(iter(layers.values())).A)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)).to_dict()
     config["target_modules"] = sorted(config["target_modules"])
     about = json.dumps({f"transformer.{name}": value for name, value in config.items()}, default=str)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state(layers), folder / NAMES[0], metadata={"lora_adapter_metadata": about, "format": "pt"})
+    save_file(lora_state_dict(layers), folder / NAMES[0], metadata={"lora_adapter_metadata": about, "format": "pt"})
 
 
 def check_lora_fits(file: Path, shapes: dict[str, tuple[int, int]], module: nn.Module) -> None:
@@ -117,7 +117,7 @@ def check_lora_fits(file: Path, shapes: dict[str, tuple[int, int]], module: nn.M
             )
 
 
-def shapes_of(file: Path) -> dict[str, tuple[int, int]]:
+def layer_shapes(file: Path) -> dict[str, tuple[int, int]]:
     """Layer → (out, in), from the head of a file in diffusers' format."""
     with safe_open(file, "pt") as stored:
         shape = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118

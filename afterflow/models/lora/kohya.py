@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...system.names import Family
-from .factors import Factors
+from .factors import LoRAFactors
 
 
 class Place(NamedTuple):
@@ -104,9 +104,9 @@ BLOCKS: dict[Family, dict[str, tuple[str, dict[str, Place] | None]]] = {
 KNOWN = (*(f".lora_{name}.weight" for name in ("down", "up", "A", "B")), ".alpha")
 
 
-def to_kohya(layers: Mapping[str, Factors], family: Family) -> dict[str, Tensor]:
+def to_kohya(layers: Mapping[str, LoRAFactors], family: Family) -> dict[str, Tensor]:
     """Layers by diffusers' names → lora_unet_* tensors with their alphas; ValueError for a layer without a place."""
-    whole: dict[Place, dict[int, Factors]] = {}
+    whole: dict[Place, dict[int, LoRAFactors]] = {}
     for layer, factors in layers.items():
         place = original(layer, family)
         whole.setdefault(place._replace(part=0), {})[place.part] = factors
@@ -131,17 +131,17 @@ def original(layer: str, family: Family) -> Place:
     return place._replace(name=f"{theirs}.{number}.{place.name}")
 
 
-def on_diagonal(parts: Mapping[int, Factors], widths: Sequence[int]) -> Factors:
+def on_diagonal(parts: Mapping[int, LoRAFactors], widths: Sequence[int]) -> LoRAFactors:
     """One LoRA of a fused layer from those of its parts; a part that is missing adds nothing."""
     unit = next(len(factors.B) // widths[i] for i, factors in parts.items())
     some = next(iter(parts.values()))
-    none = Factors(some.A[:0], some.B.new_zeros(0, 0))
+    none = LoRAFactors(some.A[:0], some.B.new_zeros(0, 0))
     down = torch.cat([parts.get(i, none).A for i in range(len(widths))])
     rows = [parts[i].B if i in parts else some.B.new_zeros(unit * width, 0) for i, width in enumerate(widths)]
-    return Factors(down, torch.block_diag(*rows))
+    return LoRAFactors(down, torch.block_diag(*rows))
 
 
-def from_original(tensors: Mapping[str, Tensor], family: Family, source: str) -> dict[str, Factors]:
+def from_original(tensors: Mapping[str, Tensor], family: Family, source: str) -> dict[str, LoRAFactors]:
     """lora_unet_* or diffusion_model.* tensors → layers by diffusers' names; ValueError for what has no place there."""
     layers, odd = {}, [key for key in tensors if not key.endswith(KNOWN)]
     if any(key.startswith("lora_te") for key in tensors):
@@ -165,7 +165,7 @@ def from_original(tensors: Mapping[str, Tensor], family: Family, source: str) ->
             B = scaled[first : first + unit * place.widths[place.part]]
             used = B.any(0)
             if used.any():
-                layers[layer] = Factors(down.float()[used], B[:, used])
+                layers[layer] = LoRAFactors(down.float()[used], B[:, used])
     return layers
 
 

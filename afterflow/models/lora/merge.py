@@ -12,8 +12,8 @@ import torch
 from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, ties
 from torch import Tensor
 
-from .factors import Factors, padded
-from .files import StoredLoRA, read, write
+from .factors import LoRAFactors, pad_rank
+from .files import StoredLoRA, read_lora, write_lora
 
 MergeName = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 PRUNING: dict[MergeName, Callable[[list[Tensor], Tensor, float], Tensor]] = {
@@ -32,17 +32,17 @@ def merge_folders(
     density: float = 0.5,
     rank: int | None = None,
     seed: int = 0,
-) -> tuple[dict[str, Factors], float]:
+) -> tuple[dict[str, LoRAFactors], float]:
     """Write the merge of the LoRAs in `folders` to `out`; its factors, and the relative error of cutting it to `rank`.
 
     weights None: the mean of what the LoRAs add.  ValueError for what cannot be merged.
     """
     check_merge(len(folders), weights, density, rank)
-    loras = [read(folder) for folder in folders]
+    loras = [read_lora(folder) for folder in folders]
     # Of the entries that agree in sign, ties takes the mean by itself.
     each = 1.0 if "ties" in how else 1 / len(loras)
     layers, error = merge(loras, weights or [each] * len(loras), how, density, rank, seed)
-    write(out, layers)
+    write_lora(out, layers)
     return layers, error
 
 
@@ -60,7 +60,7 @@ def check_merge(count: int, weights: Sequence[float] | None, density: float, ran
 
 def merge(
     loras: Sequence[StoredLoRA], weights: Sequence[float], how: MergeName, density: float, rank: int | None, seed: int
-) -> tuple[dict[str, Factors], float]:
+) -> tuple[dict[str, LoRAFactors], float]:
     """Factors of the merged LoRA, and the relative error ‖ΔW - B A‖ / ‖ΔW‖ of cutting it to `rank`.
 
     rank None keeps every rank: Σ r_i.  A LoRA adds nothing to a layer that it does not have.
@@ -74,7 +74,7 @@ def merge(
         exact = concatenated(parts)
         delta = exact.delta if how == "linear" else pruned(parts, how, density, draws)
         found = within(exact, kept) if how == "linear" else truncated(delta, kept)
-        merged[layer] = padded(found, kept)
+        merged[layer] = pad_rank(found, kept)
         lost += (delta - found.delta).square().sum().item()
         whole += delta.square().sum().item()
     return merged, (lost / whole) ** 0.5 if whole else 0.0
@@ -94,12 +94,14 @@ def check_same_base(loras: Sequence[StoredLoRA]) -> None:
                 raise ValueError(f"layer {layer} is {its}; LoRAs of different bases cannot be merged")
 
 
-def concatenated(parts: Sequence[tuple[Factors, float]]) -> Factors:
+def concatenated(parts: Sequence[tuple[LoRAFactors, float]]) -> LoRAFactors:
     """Σ w_i ΔW_i, exactly: the factors side by side."""
-    return Factors(torch.cat([f.A for f, _ in parts]), torch.cat([w * f.B for f, w in parts], 1))
+    return LoRAFactors(torch.cat([f.A for f, _ in parts]), torch.cat([w * f.B for f, w in parts], 1))
 
 
-def pruned(parts: Sequence[tuple[Factors, float]], how: MergeName, density: float, draws: torch.Generator) -> Tensor:
+def pruned(
+    parts: Sequence[tuple[LoRAFactors, float]], how: MergeName, density: float, draws: torch.Generator
+) -> Tensor:
     """peft's merges, which leave out entries of each ΔW: small ones, random ones, or the minority's sign."""
     deltas, weights = [f.delta for f, _ in parts], torch.tensor([w for _, w in parts])
     with torch.random.fork_rng():
@@ -107,17 +109,17 @@ def pruned(parts: Sequence[tuple[Factors, float]], how: MergeName, density: floa
         return PRUNING[how](deltas, weights, density)
 
 
-def within(factors: Factors, rank: int) -> Factors:
+def within(factors: LoRAFactors, rank: int) -> LoRAFactors:
     """The nearest factors of a rank; the SVD is of a small matrix, which the factors' QR leave of B A."""
     if len(factors.A) <= rank:
         return factors
     (left, B), (right, A) = torch.linalg.qr(factors.B), torch.linalg.qr(factors.A.T)
     small = truncated(B @ A.T, rank)
-    return Factors(small.A @ right.T, left @ small.B)
+    return LoRAFactors(small.A @ right.T, left @ small.B)
 
 
-def truncated(delta: Tensor, rank: int) -> Factors:
+def truncated(delta: Tensor, rank: int) -> LoRAFactors:
     """The nearest matrix of a rank, its singular values shared evenly between the factors."""
     U, S, V = torch.linalg.svd(delta, full_matrices=False)
     root = S[:rank].sqrt()
-    return Factors(root[:, None] * V[:rank], U[:, :rank] * root)
+    return LoRAFactors(root[:, None] * V[:rank], U[:, :rank] * root)

@@ -27,7 +27,7 @@ from .autoencoder import make_autoencoder, reconstruct, to_tensor, train_autoenc
 from .text import (
     PROJECTION,
     WIDTHS,
-    Pairs,
+    CaptionedImages,
     PictureTower,
     edit_accuracy,
     make_text_encoder,
@@ -36,7 +36,7 @@ from .text import (
 )
 from .tokenizer import make_tokenizer
 
-SIZE = 32
+PICTURE_SIZE = 32
 SIGN_SHARE = 0.45
 """Of the training pictures: one-pixel strokes are the hardest thing to keep."""
 
@@ -44,7 +44,7 @@ SIGN_SHARE = 0.45
 def transformer_config(layers: int = 6, heads: int = 4) -> dict[str, object]:
     """Arguments of SD3Transformer2DModel: 3.5 M parameters, 16 latent tokens at 32 px, 64 at 64 px."""
     return {
-        "sample_size": SIZE // 2,
+        "sample_size": PICTURE_SIZE // 2,
         "patch_size": 4,
         "in_channels": 4,
         "out_channels": 4,
@@ -76,7 +76,7 @@ def assemble(
     )
 
 
-def untrained() -> StableDiffusion3Pipeline:
+def untrained_tiny_sd3() -> StableDiffusion3Pipeline:
     """The whole pipeline with random weights, for tests of plumbing."""
     encoders = [make_text_encoder(width) for width in WIDTHS]
     return assemble(make_autoencoder(), encoders, SD3Transformer2DModel(**transformer_config()))
@@ -87,7 +87,7 @@ def draw_records(split: str, count: int, rng: np.random.Generator) -> list[Recor
     shapes = [tag for tag in TAGS if tag != "text"]
     signs = rng.random(count) < SIGN_SHARE
     tags = ["text" if sign else shapes[rng.integers(len(shapes))] for sign in signs]
-    return [draw(split, tag, rng, SIZE) for tag in tags]
+    return [draw(split, tag, rng, PICTURE_SIZE) for tag in tags]
 
 
 def edit(record: Record, rng: np.random.Generator) -> Record:
@@ -96,9 +96,11 @@ def edit(record: Record, rng: np.random.Generator) -> Record:
     return record if any(held_out(fact) for fact in facts(edited)) else edited
 
 
-def make_pairs(records: Sequence[Record], rng: np.random.Generator) -> Pairs:
+def make_pairs(records: Sequence[Record], rng: np.random.Generator) -> CaptionedImages:
     prompts = [record["prompt"] for record in records]
-    return Pairs(render_batch(records, SIZE, rng), prompts, [edit(record, rng)["prompt"] for record in records])
+    return CaptionedImages(
+        render_batch(records, PICTURE_SIZE, rng), prompts, [edit(record, rng)["prompt"] for record in records]
+    )
 
 
 def milliseconds(call: Callable[[], object], images: int) -> float:
@@ -133,7 +135,7 @@ def measure_autoencoder(
 
 @torch.no_grad()
 def measure_text(
-    encoders: Sequence[CLIPTextModelWithProjection], tower: PictureTower, pairs: Pairs, strings: Sequence[str]
+    encoders: Sequence[CLIPTextModelWithProjection], tower: PictureTower, pairs: CaptionedImages, strings: Sequence[str]
 ) -> dict[str, float]:
     """Figures of both encoders, named by their widths."""
     figures = {}
@@ -143,7 +145,7 @@ def measure_text(
     return figures
 
 
-def build(
+def build_tiny_sd3(
     folder: Path, seed: int = 0, pictures: int = 20_000, autoencoder_steps: int = 3000, text_steps: int = 700
 ) -> StableDiffusion3Pipeline:
     """Train the parts on renders of the train split; save the pipeline, and the figures as its parts.json."""

@@ -7,9 +7,9 @@ import torch
 
 from ..sd3 import SD3, SD3Model
 from ..wan import Wan, WanModel
-from .build import build
+from .build import build_tiny_sd3
 from .tokenizer import MAX_LENGTH
-from .video import FRAMES, SIZE, build_video
+from .video import CLIP_FRAMES, CLIP_SIZE, build_tiny_wan
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TinyParts:
 
     def load(self, device: torch.device | str = "cpu") -> SD3Model:
         if not Path(self.folder).is_dir():
-            build(Path(self.folder), self.seed)
+            build_tiny_sd3(Path(self.folder), self.seed)
         return SD3(self.folder).load(device)
 
 
@@ -38,5 +38,7 @@ class TinyVideoParts:
 
     def load(self, device: torch.device | str = "cpu") -> WanModel:
         if not Path(self.folder).is_dir():
-            build_video(Path(self.folder), self.seed)
-        return Wan(self.folder, height=SIZE, width=SIZE, frames=FRAMES, max_sequence_length=MAX_LENGTH).load(device)
+            build_tiny_wan(Path(self.folder), self.seed)
+        return Wan(
+            self.folder, height=CLIP_SIZE, width=CLIP_SIZE, frames=CLIP_FRAMES, max_sequence_length=MAX_LENGTH
+        ).load(device)

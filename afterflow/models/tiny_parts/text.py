@@ -29,16 +29,16 @@ EMBEDDING_STD = 0.5
 
 
 @dataclass(frozen=True)
-class Pairs:
+class CaptionedImages:
     """N pictures with their prompts."""
 
     images: np.ndarray  # uint8 (N, S, S, 3)
     prompts: list[str]
     edited: list[str]  # one fact away from `prompts`; equal to it where there is nothing to edit
 
-    def __getitem__(self, rows: np.ndarray) -> "Pairs":
+    def __getitem__(self, rows: np.ndarray) -> "CaptionedImages":
         prompts, edited = ([column[i] for i in rows] for column in (self.prompts, self.edited))
-        return Pairs(self.images[rows], prompts, edited)
+        return CaptionedImages(self.images[rows], prompts, edited)
 
 
 def make_text_encoder(width: int) -> CLIPTextModelWithProjection:
@@ -124,7 +124,7 @@ class Towers(nn.Module):
 
 
 def train_text_encoders(
-    pairs: Pairs, steps: int, generator: torch.Generator, batch: int = 64, peak: float = 1.5e-3
+    pairs: CaptionedImages, steps: int, generator: torch.Generator, batch: int = 64, peak: float = 1.5e-3
 ) -> tuple[list[CLIPTextModelWithProjection], PictureTower]:
     """The two encoders and the picture tower they were trained against."""
     tokenizer, towers = make_tokenizer(), Towers().train()
@@ -152,7 +152,7 @@ def hidden_states(encoder: CLIPTextModelWithProjection, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def edit_accuracy(encoder: CLIPTextModelWithProjection, picture: Tensor, pairs: Pairs) -> float:
+def edit_accuracy(encoder: CLIPTextModelWithProjection, picture: Tensor, pairs: CaptionedImages) -> float:
     """How often a picture (N, 64) is nearer to its prompt than to the edited one; chance is 0.5."""
     tokenizer = make_tokenizer()
     right, wrong = (

@@ -30,7 +30,7 @@ from .autoencoder import KL_WEIGHT, LATENT_NOISE, distance, fit, learning_rate
 from .text import token_ids
 from .tokenizer import EOS_ID, PAD_ID, make_tokenizer
 
-SIZE, FRAMES, CHANNELS, TEXT = 32, 9, 4, 64
+CLIP_SIZE, CLIP_FRAMES, LATENT_CHANNELS, TEXT_WIDTH = 32, 9, 4, 64
 CLAUSES = 2
 """Most of them in a prompt."""
 FACTS = {"class": SHAPES, "color": COLORS, "moving": tuple(DIRECTIONS), "count": (1, 2)}
@@ -43,13 +43,13 @@ def make_video_autoencoder() -> AutoencoderKLWan:
     """An untrained autoencoder: (B, 3, 1 + 2k, S, S) in [-1, 1] ↔ (B, 4, 1 + k, S / 2, S / 2)."""
     return AutoencoderKLWan(
         base_dim=16,
-        z_dim=CHANNELS,
+        z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2],
         num_res_blocks=1,
         attn_scales=[],
         temperal_downsample=[True],
-        latents_mean=[0.0] * CHANNELS,
-        latents_std=[1.0] * CHANNELS,
+        latents_mean=[0.0] * LATENT_CHANNELS,
+        latents_std=[1.0] * LATENT_CHANNELS,
         scale_factor_spatial=2,
         scale_factor_temporal=2,
     )
@@ -60,7 +60,7 @@ def make_umt5() -> UMT5EncoderModel:
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=len(make_tokenizer(WORDS)),
-            d_model=TEXT,
+            d_model=TEXT_WIDTH,
             d_kv=16,
             d_ff=128,
             num_layers=2,
@@ -78,9 +78,9 @@ def make_video_transformer(layers: int = 6, heads: int = 4) -> WanTransformer3DM
         patch_size=(1, 4, 4),
         num_attention_heads=heads,
         attention_head_dim=32,
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
-        text_dim=TEXT,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        text_dim=TEXT_WIDTH,
         freq_dim=64,
         ffn_dim=3 * 32 * heads,
         num_layers=layers,
@@ -102,7 +102,7 @@ def assemble_video(vae: AutoencoderKLWan, encoder: UMT5EncoderModel, transformer
 def draw_clips(split: str, count: int, rng: np.random.Generator) -> tuple[list[Record], np.ndarray]:
     """Records of every tag in turn, and their clips (N, 9, 32, 32, 3)."""
     records = [draw_moving(split, MOVING_TAGS[i % len(MOVING_TAGS)], rng) for i in range(count)]
-    return records, np.stack([render_clip(record, FRAMES, SIZE, rng) for record in records])
+    return records, np.stack([render_clip(record, CLIP_FRAMES, CLIP_SIZE, rng) for record in records])
 
 
 def to_clips(clips: np.ndarray) -> Tensor:
@@ -150,14 +150,14 @@ def reconstruct_clips(vae: AutoencoderKLWan, clips: np.ndarray, noise: float, ge
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy()
 
 
-class Reader(nn.Module):
+class ClauseReader(nn.Module):
     """What each clause says, read from the states of a text encoder: one query and one linear reader for each fact."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = make_umt5()
-        self.queries = nn.Parameter(torch.randn(CLAUSES, len(FACTS), TEXT) / TEXT**0.5)
-        self.heads = nn.ModuleList(nn.Linear(TEXT, len(known)) for known in FACTS.values())
+        self.queries = nn.Parameter(torch.randn(CLAUSES, len(FACTS), TEXT_WIDTH) / TEXT_WIDTH**0.5)
+        self.heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(known)) for known in FACTS.values())
 
     def forward(self, ids: Tensor) -> list[Tensor]:
         """(B, L) → for each fact, its logits (B, clauses, values)."""
@@ -179,10 +179,10 @@ def fact_labels(records: Sequence[Record]) -> Tensor:
 
 def train_umt5(
     records: Sequence[Record], steps: int, generator: torch.Generator, batch: int = 64, peak: float = 3e-3
-) -> Reader:
+) -> ClauseReader:
     """The encoder, within the reader it was trained with."""
     ids = token_ids(make_tokenizer(WORDS), [record["prompt"] for record in records])
-    labels, reader = fact_labels(records), Reader().train()
+    labels, reader = fact_labels(records), ClauseReader().train()
     optimizer = torch.optim.AdamW(reader.parameters(), lr=peak, weight_decay=1e-2)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
@@ -198,7 +198,7 @@ def train_umt5(
 
 
 @torch.no_grad()
-def fact_accuracy(reader: Reader, records: Sequence[Record]) -> dict[str, float]:
+def fact_accuracy(reader: ClauseReader, records: Sequence[Record]) -> dict[str, float]:
     """Share of clauses of which each fact is read rightly."""
     ids = token_ids(make_tokenizer(WORDS), [record["prompt"] for record in records])
     labels, figures = fact_labels(records), {}
@@ -224,7 +224,7 @@ def measure_video_autoencoder(
     return figures
 
 
-def build_video(
+def build_tiny_wan(
     folder: Path, seed: int = 0, clips: int = 4000, autoencoder_steps: int = 3000, text_steps: int = 1000
 ) -> WanPipeline:
     """Train the parts on renders of the train split; save the pipeline, and the figures as its parts.json."""
