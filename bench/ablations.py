@@ -20,7 +20,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
-from afterflow.evaluation.comparison import comparison, finished
+from afterflow.evaluation.comparison import comparison, judge_run
 from afterflow.evaluation.html_page import write_page
 from afterflow.evaluation.report import ShapesSettings
 from afterflow.experiment.config import Run
@@ -126,7 +126,7 @@ def one(name: str, options: argparse.Namespace, settings: ShapesSettings) -> dic
     runs = {trained_as(run): run for run in variants.values()}
     folders = train_all(runs, options.budget_seconds, options.seeds, "ablations")
     judged = [
-        finished(folder, read_run(folder)[0], variant, settings)
+        judge_run(folder, read_run(folder)[0], variant, settings)
         for folder, variant in zip(folders, list(variants) * options.seeds, strict=True)
     ]
     return comparison(judged, settings) | provenance()

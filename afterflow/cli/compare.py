@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
 from ..evaluation.report import ShapesSettings
+from ..system.errors import ConfigError
 from ..system.optional_dependencies import check_extra
 from .output import write_text
 from .recipes import made_by
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
     from ..experiment.stages import Chain
 
 
-def compare(args: Sequence[str]) -> None:
+def compare_command(args: Sequence[str]) -> None:
     """Train recipes under one budget and write a page that compares them."""
     tyro.cli(Compare, args=args, prog="afterflow compare", config=[PositionalMetavarFromFieldName])()
 
 
-def report(args: Sequence[str]) -> None:
+def report_command(args: Sequence[str]) -> None:
     """Write such a page about runs that have ended."""
     tyro.cli(Page, args=args, prog="afterflow report", config=[PositionalMetavarFromFieldName])()
 
 
-def tree(args: Sequence[str]) -> None:
+def tree_command(args: Sequence[str]) -> None:
     """Draw a tree of BranchGRPO."""
     tyro.cli(Tree, args=args, prog="afterflow tree", config=[PositionalMetavarFromFieldName])()
 
@@ -38,28 +39,28 @@ def tree(args: Sequence[str]) -> None:
 class Compare:
     """Train recipes one after another, judge them alike, and write a page about it.
 
-    It goes on where it was interrupted; runs that have ended are not repeated.  Of a chain its last run is compared;
-    the stages before it are done once for all seeds, and their time does not count.
+    Repeated after an interruption, the command continues, and runs that have ended are not repeated.  Of a chain the
+    last run is compared.  The stages before it are done once for all seeds, and their time does not count.
     """
 
     recipes: Positional[tuple[str, ...]]
     """Names of recipes."""
     budget_seconds: float | None = None
-    """Training time of each run; evaluation and pictures do not count.  None: each does its recipe's iterations."""
+    """Seconds of training of every run, without evaluation and pictures.  None: the iterations of the recipe."""
     seeds: int = 1
-    """Runs of each recipe, with seeds 0, 1, ..."""
+    """Number of runs of every recipe, with the seeds 0, 1, and so on."""
     name: str = "compare"
-    """The runs and the page are kept in runs/NAME."""
+    """The folder of the runs and of the page is runs/NAME."""
     prompts: int = 280
-    """Of the test split, shared evenly among the tags."""
+    """Number of prompts of the test split, shared evenly among the tags."""
     images: int = 4
-    """Per prompt."""
+    """Number of images of each prompt."""
 
     def __post_init__(self) -> None:
         if not self.recipes:
-            raise ValueError("name at least one recipe to compare: afterflow compare RECIPE...")
+            raise ConfigError("name at least one recipe to compare: afterflow compare RECIPE...")
         if self.seeds < 1 or (self.budget_seconds is not None and self.budget_seconds <= 0):
-            raise ValueError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
+            raise ConfigError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
 
     def __call__(self) -> None:
         chains = {name: as_chain(name) for name in self.recipes}
@@ -87,17 +88,17 @@ class Page:
     """Judge runs that have ended alike, and write a page about them."""
 
     runs: Positional[tuple[str, ...]]
-    """Their folders; runs of one recipe are one method."""
+    """Folders of the runs.  Runs of one recipe are one method."""
     out: str = "runs/report"
     """Folder of the page."""
     prompts: int = 280
-    """Of the test split, shared evenly among the tags."""
+    """Number of prompts of the test split, shared evenly among the tags."""
     images: int = 4
-    """Per prompt."""
+    """Number of images of each prompt."""
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("name at least one run: afterflow report runs/NAME ...")
+            raise ConfigError("name at least one run: afterflow report runs/NAME ...")
 
     def __call__(self) -> None:
         check_libraries()
@@ -124,11 +125,11 @@ class Tree:
     out: str = "tree.png"
     """Where the picture goes: .png or .svg."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
     def __post_init__(self) -> None:
         if Path(self.out).suffix.lower() not in (".png", ".svg"):
-            raise ValueError(f"--out {self.out}: it must end in .png or .svg")
+            raise ConfigError(f"--out {self.out}: it must end in .png or .svg")
 
     def __call__(self) -> None:
         check_libraries()
@@ -150,7 +151,7 @@ class Tree:
 
 
 def as_chain(recipe: str) -> "Chain":
-    """A recipe as a chain, be it of one run."""
+    """Return a recipe as a chain, even if it is one run."""
     from ..experiment.stages import Chain
 
     made = made_by(recipe)
@@ -158,38 +159,47 @@ def as_chain(recipe: str) -> "Chain":
 
 
 def last_run(chain: "Chain") -> "Run":
-    """ValueError where a chain ends in something else than a run."""
+    """Return the run at the end of a chain; raise ConfigError where it ends in something else."""
     from ..experiment.config import Run
 
     last = chain.stages[-1]
     if not isinstance(last, Run):
-        raise ValueError(f"{chain.name} ends in {last.name}, which is not a run that could be trained with every seed")
+        raise ConfigError(f"{chain.name} ends in {last.name}, which is not a run that could be trained with every seed")
     return last
 
 
 def check_libraries() -> None:
+    """Raise MissingDependencyError where what draws pages and trees is not installed."""
     check_extra("a page or a tree", ["matplotlib", "jinja2"], "report")
 
 
 def check_comparable(runs: Sequence["Run"]) -> None:
-    """ValueError for runs that the suite cannot judge, before any is trained."""
+    """Raise ConfigError for runs that the suite cannot judge, before any is trained."""
     from ..envs.shapes.world import world_size
     from ..models.pipeline import Pretrained
 
     check_libraries()
     for run in runs:
         if not isinstance(run.model, Pretrained):
-            raise ValueError(f"{run.name} is trained from scratch, so there is no base to compare it with")
+            raise ConfigError(f"{run.name} is trained from scratch, so there is no base to compare it with")
         outline = run.model.load("meta")
         if len(outline.latent_shape) != 3:
-            raise ValueError(f"{run.name} draws clips, and the suite of a comparison is of images")
+            raise ConfigError(f"{run.name} draws clips, and the suite of a comparison is of images")
         world_size(*(side * outline.pipe.vae_scale_factor for side in outline.latent_shape[1:]))
 
 
 def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Path, title: str, command: str) -> None:
-    """index.html, comparison.json and comparison.png; a tree for each run that grows them."""
+    """Write index.html, comparison.json and comparison.png, and a tree for every run that grows them.
+
+    Args:
+        folders: Folders of the runs.
+        settings: The prompts and images of the comparison.
+        out: Folder of the page.
+        title: Title of the page.
+        command: The command that makes the page, which the page shows.
+    """
     from ..algorithms.branch_grpo import BranchGRPO
-    from ..evaluation.comparison import comparison, finished
+    from ..evaluation.comparison import comparison, judge_run
     from ..evaluation.html_page import write_page
     from ..evaluation.tree_plot import tree_of
     from ..experiment.prompt_checks import prompt_records
@@ -197,11 +207,11 @@ def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Pat
     from ..models.pipeline import no_progress_bars
 
     no_progress_bars()
-    runs = [finished(folder, *read_run(folder), settings) for folder in folders]
-    for each in runs:
-        if isinstance(each.run.algorithm, BranchGRPO):
-            figure = tree_of(each.run, each.folder, prompt_records(each.run)[0], 0)
-            figure.savefig(each.folder / "tree.png", dpi=110)
+    runs = [judge_run(folder, *read_run(folder), settings) for folder in folders]
+    for finished in runs:
+        if isinstance(finished.run.algorithm, BranchGRPO):
+            figure = tree_of(finished.run, finished.folder, prompt_records(finished.run)[0], 0)
+            figure.savefig(finished.folder / "tree.png", dpi=110)
     data = {"command": command, **comparison(runs, settings)}
     write_text(out / "comparison.json", json.dumps(data) + "\n")
     print(write_page(out, data, title, command))

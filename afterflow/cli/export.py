@@ -8,33 +8,33 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
+from ..system.errors import ConfigError
 from ..system.names import Family
 
 
-def export(args: Sequence[str]) -> None:
+def export_command(args: Sequence[str]) -> None:
     """Write a LoRA for ComfyUI and kohya's trainers, or one of theirs for diffusers."""
     tyro.cli(Export, args=args, prog="afterflow export", config=[PositionalMetavarFromFieldName])()
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write a LoRA in another program's format; its scale is then in its weights, alpha is its rank."""
+    """Write a LoRA in another program's format.  Its scale is then part of its weights, and alpha is its rank."""
 
     lora: Positional[str]
     """A run's folder, a LoRA's folder, or a .safetensors file."""
     to: Literal["kohya", "diffusers"] = "kohya"
-    """kohya: the names of sd-scripts and musubi-tuner, which ComfyUI reads too; diffusers: from any format."""
+    """kohya writes the names of sd-scripts and musubi-tuner, which ComfyUI reads too.  diffusers reads any format."""
     out: str | None = None
-    """kohya: a .safetensors file; diffusers: a folder.  None: beside the LoRA."""
+    """A .safetensors file for kohya, a folder for diffusers.  None: beside the LoRA."""
     family: Family | None = None
-    """Of the model it adapts; None: what its run says."""
+    """Family of the model that the LoRA adapts; None: the family of its run."""
 
     def __post_init__(self) -> None:
         if self.to == "kohya" and self.out is not None and Path(self.out).suffix != ".safetensors":
-            raise ValueError(f"--out {self.out}: kohya's format is one file, so it must end with .safetensors")
-
+            raise ConfigError(f"--out {self.out}: kohya's format is one file, so it must end with .safetensors")
         if self.to == "diffusers" and self.out is not None and Path(self.out).suffix == ".safetensors":
-            raise ValueError(f"--out {self.out}: diffusers' format is a folder; leave the .safetensors away")
+            raise ConfigError(f"--out {self.out}: diffusers' format is a folder; leave the .safetensors away")
 
     def __call__(self) -> None:
         from safetensors.torch import save_file
@@ -51,7 +51,7 @@ class Export:
             write_lora(out, lora.layers)
         else:
             if family is None:
-                raise ValueError(f"{self.lora}: no run.json says which model it adapts; add --family")
+                raise ConfigError(f"{self.lora}: no run.json says which model it adapts; add --family")
             out = beside / "kohya.safetensors" if self.out is None else Path(self.out)
             tensors = to_kohya(lora.layers, family)
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ class Export:
 
 
 def family_of_run(folder: Path) -> Family | None:
-    """What the run that trained this LoRA says its model is; None where no run lies above it."""
+    """Return the family of the model of the run that trained this LoRA; None where no run is recorded above it."""
     from ..experiment.run_folder import read_run
 
     for parent in (folder, folder.parent):

@@ -9,7 +9,7 @@ import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
 
-def merge(args: Sequence[str]) -> None:
+def merge_command(args: Sequence[str]) -> None:
     """Merge LoRAs of one base into one."""
     tyro.cli(MergeLoRAs, args=args, prog="afterflow merge", config=[PositionalMetavarFromFieldName])()
 
@@ -19,19 +19,19 @@ class MergeLoRAs:
     """Merge LoRAs of one base into one, by what they add to its weights."""
 
     loras: Positional[tuple[str, ...]]
-    """Their folders."""
+    """Folders of the LoRAs."""
     out: str = "runs/merged/lora"
     """Folder of the result."""
     weights: tuple[float, ...] | None = None
-    """What each counts; None: the mean of them."""
+    """Weight of every LoRA in the merge; None: their mean."""
     rank: int | None = None
-    """Of the result, by SVD; None: all of them added up, where a linear merge is exact."""
+    """Rank of the result, by SVD.  None: the sum of the ranks, with which a linear merge is exact."""
     how: Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = "linear"
-    """Linear adds them up; the others leave out entries of each first (arXiv:2306.01708, arXiv:2311.03099)."""
+    """linear adds the LoRAs up.  The others first leave out entries of each (arXiv:2306.01708, arXiv:2311.03099)."""
     density: float = 0.5
-    """Share of the entries that the others keep."""
+    """Share of the entries that those others keep."""
     seed: int = 0
-    """Of what dare leaves out."""
+    """Seed of the entries that dare leaves out."""
 
     def __call__(self) -> None:
         from ..models.lora.merge import merge_folders

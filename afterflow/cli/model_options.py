@@ -1,4 +1,4 @@
-"""Which pipeline and which LoRA a command is about."""
+"""The pipeline and the LoRA that a command uses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which weights, and in which precision."""
+    """Size and precision of the model that a command loads."""
 
     size: int | None = None
     """Height and width in pixels; None: the model's own."""
     width: int | None = None
-    """In pixels, where it is not the height."""
+    """Width in pixels, where it is not the height."""
     height: int | None = None
-    """Of clips, in pixels."""
+    """Height of clips in pixels."""
     frames: int | None = None
-    """Of clips."""
+    """Number of frames of clips."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights."""
+    """Precision of the weights."""
     max_sequence_length: int | None = None
     """Tokens of the longest text encoder; None: the family's own default (for SD3 256, or 0 where its T5 is mute)."""
 
     def load(self, path: str, lora: str | None) -> "Model":
-        """The pipeline, on the accelerator if there is one, with its LoRA."""
+        """Load a pipeline, on the accelerator if there is one, with its LoRA."""
         from ..models.base import default_device
         from ..models.families import pretrained
         from ..models.pipeline import no_progress_bars
 
         no_progress_bars()
-        told = {name: getattr(self, name) for name in ("size", "width", "height", "frames", "max_sequence_length")}
-        config = pretrained(path, self.dtype, {name: value for name, value in told.items() if value is not None})
+        options = {name: value for name, value in vars(self).items() if name != "dtype" and value is not None}
+        config = pretrained(path, self.dtype, options)
         model = config.load(default_device())
         if lora is not None:
             model.load_lora(lora)
@@ -41,7 +41,7 @@ class ModelOptions:
 
 
 def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:
-    """ValueError for what is not there, before hours go into what is."""
+    """Raise ValueError for a pipeline or a LoRA that does not exist, before any is used."""
     from ..models.lora.files import lora_file
     from ..models.pipeline import locate
 

@@ -8,11 +8,13 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
 
+from ..evaluation.report import check_counts
+from ..system.errors import ConfigError
 from .model_options import ModelOptions, check_sources
 from .output import check_png
 
 
-def sample(args: Sequence[str]) -> None:
+def sample_command(args: Sequence[str]) -> None:
     """Draw pictures of prompts."""
     tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
 
@@ -24,27 +26,25 @@ class Sample:
     model: Positional[str]
     """Hub id or folder of a pipeline, or `tiny`."""
     prompts: Positional[tuple[str, ...]]
-    """Each in quotes."""
+    """The prompts, every one in quotes."""
     lora: str | None = None
     """Folder of a LoRA to put on MODEL."""
     images: Annotated[int, arg(aliases=["-n"])] = 8
-    """Per prompt."""
+    """Number of images of each prompt."""
     out: str = "grid.png"
-    """Where the picture goes."""
+    """File of the picture."""
     steps: int = 20
-    """ODE steps."""
+    """Number of ODE steps."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is without."""
+    """Scale of classifier-free guidance; 1 is without guidance."""
     seed: int = 0
-    """Of the starting noise."""
+    """Seed of the starting noise."""
     source: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
-            raise ValueError("a prompt is missing or empty; put each in quotes")
-        for name in ("images", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least 1")
+            raise ConfigError("a prompt is missing or empty; put each in quotes")
+        check_counts(self, ("images", "steps"))
         check_png("--out", self.out)
 
     def __call__(self) -> None:

@@ -31,18 +31,22 @@ from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended, and what its pictures of the suite are worth."""
+    """A run that has ended, and the figures of its pictures of the suite."""
 
     folder: Path
     run: Run
     recipe: str
     judged: Judged
     lines: list[dict[str, float]]
-    """Of metrics.jsonl."""
+    """The lines of metrics.jsonl."""
 
 
-def finished(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> Finished:
-    """A run's pictures of the suite, judged beside its base's; kept in the run's folder for the next time."""
+def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> Finished:
+    """Judge a run's pictures of the suite beside its base's.
+
+    The figures are stored in the run's folder, as evaluation.json, for the next time.  ValueError is raised where the
+    run has not ended.
+    """
     check_ended(folder, run)
     assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.batches.guidance_scale)
@@ -50,32 +54,33 @@ def finished(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> F
     base = base_of(run.model, settings)
     about = {"suite": to_json(settings), "step": lines[-1]["step"]}
     file = folder / "evaluation.json"
-    kept = json.loads(file.read_text()) if file.is_file() else {}
-    if any(kept.get(name) != value for name, value in about.items()):
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    if any(stored.get(name) != value for name, value in about.items()):
         pictures = suite_pictures(tuned_model(run, folder), base.records, settings)
         judged = judge(pictures, base.records, base.features)
         grid = before_after(base.records, base.pictures, pictures, base.judged.strict, judged.strict)
         grid.save(folder / "before_after.png")
-        kept = about | {"judged": as_lists(judged)}
-        file.write_text(json.dumps(kept) + "\n")
-    return Finished(folder, run, recipe, from_lists(kept["judged"]), lines)
+        stored = about | {"judged": judged_to_json(judged)}
+        file.write_text(json.dumps(stored) + "\n")
+    return Finished(folder, run, recipe, judged_from_json(stored["judged"]), lines)
 
 
 @dataclass(frozen=True)
 class Base:
-    """The untrained model on the suite, and what all its runs are measured by."""
+    """The untrained model on the suite, by which all its runs are measured."""
 
     records: list[dict]
     pictures: np.ndarray
     features: np.ndarray
-    """Of true pictures of the records, for Fréchet distances."""
+    """Features of true pictures of the records, for Fréchet distances."""
     judged: Judged
     truth: dict[str, float]
-    """What other true pictures get."""
+    """Figures of other true pictures."""
 
 
 @cache
 def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
+    """Draw and judge the suite by the untrained model, once for all its runs."""
     loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
     pictures = suite_pictures(loaded, records, settings)
@@ -86,7 +91,7 @@ def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
 
 
 def tuned_model(run: Run, folder: Path) -> Model:
-    """What a run made of its model."""
+    """Load the model that a run trained."""
     assert isinstance(run.model, Pretrained)
     if not isinstance(run.tune, LoRA):
         return replace(run.model, path=str(folder / "model")).load(default_device())
@@ -95,88 +100,88 @@ def tuned_model(run: Run, folder: Path) -> Model:
     return model
 
 
-def as_lists(judged: Judged) -> dict[str, Any]:
-    """For JSON."""
+def judged_to_json(judged: Judged) -> dict[str, Any]:
+    """Return the figures as what `json.dumps` takes."""
     figures = {name: values.tolist() for name, values in judged.figures.items()}
     return {"figures": figures, "strict": judged.strict.tolist(), "frechet": judged.frechet}
 
 
-def from_lists(data: dict[str, Any]) -> Judged:
+def judged_from_json(data: dict[str, Any]) -> Judged:
+    """Read what `judged_to_json` returned."""
     figures = {name: np.array(values) for name, values in data["figures"].items()}
     return Judged(figures, np.array(data["strict"]), data["frechet"])
 
 
 def pooled(runs: Sequence[Judged]) -> Judged:
-    """Each prompt's mean figure over several runs."""
+    """Average the figures of every prompt over several runs."""
     figures = {name: np.mean([run.figures[name] for run in runs], 0) for name in runs[0].figures}
     return Judged(figures, runs[0].strict, float(np.mean([run.frechet for run in runs])))
 
 
 def comparison(runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
-    """What the page shows, as JSON: one entry for each method, in the order given."""
+    """Return what the page shows, as JSON, with one entry for each method in the order given."""
     methods: dict[str, list[Finished]] = {}
-    for each in runs:
-        methods.setdefault(each.recipe, []).append(each)
+    for run in runs:
+        methods.setdefault(run.recipe, []).append(run)
     return {
         "suite": to_json(settings),
-        "methods": [method(name, of_method, settings) for name, of_method in methods.items()],
+        "methods": [method_entry(name, of_method, settings) for name, of_method in methods.items()],
     }
 
 
-def method(name: str, runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
-    """One method over its seeds."""
+def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
+    """Return the entry of one method over its seeds."""
     run = runs[0].run
     assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.batches.guidance_scale)
     base, path = base_of(run.model, settings), run.model.path
-    of = lambda judged, model: shapes_report(settings, base.records, judged, base.judged, base.truth, (model, path))
-    lines = [line for each in runs for line in each.lines]
+
+    def report(judged: Judged, model: str) -> dict[str, Any]:
+        return to_json(shapes_report(settings, base.records, judged, base.judged, base.truth, (model, path)))
+
+    lines = [line for finished in runs for line in finished.lines]
     return {
         "name": name,
         "algorithm": type(run.algorithm).__name__,
         "config": to_json(run),
         "guidance": run.batches.guidance_scale,
-        "report": to_json(of(pooled([each.judged for each in runs]), name)),
+        "report": report(pooled([finished.judged for finished in runs]), name),
         "nfe": {
             stage: mean(line[f"nfe/{stage}"] for line in lines)
             for stage in ("rollout", "update")
             if f"nfe/{stage}" in lines[0]
         },
-        "seconds_per_iteration": median(iteration_seconds(runs[0].lines)),
+        "seconds_per_iteration": median(np.diff([0.0, *(line["seconds_trained"] for line in runs[0].lines)]).tolist()),
         "runs": [
             {
-                "folder": str(each.folder),
-                "seed": each.run.seed,
-                "iterations": len(each.lines),
-                "seconds_trained": each.lines[-1]["seconds_trained"],
-                "overall": to_json(of(each.judged, str(each.folder)))["overall"],
-                "curve": curve(each),
-                **where(each.folder),
+                "folder": str(finished.folder),
+                "seed": finished.run.seed,
+                "iterations": len(finished.lines),
+                "seconds_trained": finished.lines[-1]["seconds_trained"],
+                "overall": report(finished.judged, str(finished.folder))["overall"],
+                "curve": curve(finished),
+                **provenance(finished.folder),
             }
-            for each in runs
+            for finished in runs
         ],
     }
 
 
-def where(folder: Path) -> dict[str, Any]:
-    """The version and the machine that a run was done with."""
-    told = RunFolder(folder).record()
-    return {name: told[name] for name in ("git_commit", "hardware")}
+def provenance(folder: Path) -> dict[str, Any]:
+    """Return the version and the machine of a run."""
+    record = RunFolder(folder).record()
+    return {name: record[name] for name in ("git_commit", "hardware")}
 
 
-def iteration_seconds(lines: Sequence[dict[str, float]]) -> list[float]:
-    return np.diff([0.0, *(line["seconds_trained"] for line in lines)]).tolist()
-
-
-def curve(of: Finished) -> list[dict[str, float]]:
-    """What was measured on held-out prompts, against seconds and velocity evaluations."""
-    run, points, evaluations = of.run, [], 0.0
+def curve(finished: Finished) -> list[dict[str, float]]:
+    """Return the measurements on held-out prompts, with the seconds and velocity evaluations until then."""
+    run, points, evaluations = finished.run, [], 0.0
     group = getattr(run.algorithm, "group", 1)
     guided = explores(run.algorithm)  # under guidance; what images teach is not
     passes = run.batches.batch * group * (2 if guided and run.batches.guidance_scale != 1 else 1)
-    for line in of.lines:
+    for line in finished.lines:
         evaluations += passes * sum(value for name, value in line.items() if name.startswith("nfe/"))
-        found = {name: value for name, value in line.items() if name.startswith("eval/")}
-        if found:
-            points.append({"seconds": line["seconds_trained"], "evaluations": evaluations, **found})
+        held_out = {name: value for name, value in line.items() if name.startswith("eval/")}
+        if held_out:
+            points.append({"seconds": line["seconds_trained"], "evaluations": evaluations, **held_out})
     return points

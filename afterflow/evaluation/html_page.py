@@ -16,13 +16,13 @@ METRICS = ("strict", "closed", "partial", "fidelity", "diversity")
 
 
 def write_page(folder: Path, data: Mapping[str, Any], title: str, command: str) -> Path:
-    """index.html with everything in it, and comparison.png beside it."""
+    """Write index.html, which holds everything it shows, and comparison.png beside it; return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     figure = curves(data["methods"])
     figure.savefig(folder / "comparison.png", dpi=110)
     loader = jinja2.FileSystemLoader(TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template.filters["estimate"] = lambda each, sign="": written(Estimate(**each), sign)
+    template.filters["estimate"] = lambda figure, sign="": written(Estimate(**figure), sign)
     text = template.get_template("comparison.html.j2").render(
         title=title,
         command=command,
@@ -36,18 +36,19 @@ def write_page(folder: Path, data: Mapping[str, Any], title: str, command: str) 
 
 
 def shown(method: Mapping[str, Any]) -> dict[str, Any]:
-    """A method with its pictures put in."""
+    """Return the entry of a method with its pictures in it."""
     first = Path(method["runs"][0]["folder"])
     pictures = {name: first / f"{name}.png" for name in ("before_after", "tree")}
     return {**method, **{name: embedded(file.read_bytes()) for name, file in pictures.items() if file.is_file()}}
 
 
 def embedded(png: bytes) -> str:
+    """Return a picture as a URL that holds it."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def curves(methods: Sequence[Mapping[str, Any]]) -> Figure:
-    """Held-out rewards of every run, against seconds of training and against velocity evaluations."""
+    """Plot the held-out rewards of every run, against seconds of training and against velocity evaluations."""
     names = sorted(
         {name for m in methods for run in m["runs"] for point in run["curve"] for name in point if "/" in name}
     )

@@ -73,5 +73,5 @@ class ImageSet:
             latents = draw_latents(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
             for i, images in zip(rows.tolist(), decode_groups(model, latents)):
                 image_store.add_images(self.folder, i, self.records[i], images)
-            left = len(image_store.missing_prompts(self.folder, len(self.records)))
-            log(f"{self.folder}: {len(self.records) - left} of {len(self.records)} prompts")
+            remaining = len(image_store.missing_prompts(self.folder, len(self.records)))
+            log(f"{self.folder}: {len(self.records) - remaining} of {len(self.records)} prompts")

@@ -16,15 +16,16 @@ from ..models.generate import encode_records
 from ..models.wrappers import guided, in_chunks
 from ..sampling.rollout import Rollout, prompt_noise, sample
 from ..sampling.seeds import generator
+from ..system.errors import ConfigError
 from ..train.clock import Clock
 from .comparison import tuned_model
 
 
 def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
-    """The tree that the trained policy of a run grows from a prompt; ValueError for a run of another algorithm."""
+    """Draw the tree that the trained policy of a run grows from a prompt; ConfigError for another algorithm."""
     algorithm = run.algorithm
     if not isinstance(algorithm, BranchGRPO):
-        raise ValueError(f"{folder} was trained by {type(algorithm).__name__}; only BranchGRPO grows trees")
+        raise ConfigError(f"{folder} was trained by {type(algorithm).__name__}; only BranchGRPO grows trees")
     check_ended(folder, run)
     model = tuned_model(run, folder)
     algorithm = on_own_grid(run, model).algorithm
@@ -40,18 +41,30 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     levels = [level[0].sum(-1).numpy() for level in algorithm.levels(plan, rollout.log_prob, scores)]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())
-    return picture(rollout, states, levels, np.asarray(rewards)[0], record["prompt"])
+    return plot_tree(rollout, states, levels, np.asarray(rewards)[0], record["prompt"])
 
 
-def picture(
+def plot_tree(
     rollout: Rollout, states: list[np.ndarray], advantages: list[np.ndarray], rewards: np.ndarray, title: str
 ) -> Figure:
-    """States uint8 (W_k, H, W, 3) by level and the advantages (W_{k+1},) of the edges between them, NaN untrained."""
+    """Plot a tree: the states of every level, and the edges between them in the colour of their advantage.
+
+    Args:
+        rollout: The rollout, for its plan.
+        states: By level the decoded states, uint8 (W_k, H, W, 3).
+        advantages: By level the advantages (W_{k+1},) of the edges, NaN where an edge is not trained.
+        rewards: Rewards (G,) of the leaves.
+        title: Title of the plot.
+    """
     plan, G = rollout.plan, len(rewards)
     steps = plan.steps
     figure = Figure(figsize=(0.62 * (steps + 2), 0.56 * G + 0.9), layout="constrained")
     axis = figure.subplots()
-    height = lambda level, i: (i + 0.5) * G / level  # the middle of a node's leaves
+
+    def height(level: int, i: int) -> float:
+        """Return the middle of a node's leaves."""
+        return (i + 0.5) * G / level
+
     shade = matplotlib.colormaps["RdBu"]
     for k in range(steps):
         W, W_next = plan.widths[k], plan.widths[k + 1]

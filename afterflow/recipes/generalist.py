@@ -22,9 +22,9 @@ TASKS = {
     "binding": ("colors", "color_attr"),
     "text": ("text",),
 }
-TAGS = tuple(tag for tags in TASKS.values() for tag in tags)
+TASK_TAGS = tuple(tag for tags in TASKS.values() for tag in tags)
 ITERATIONS = 50
-"""Of each teacher: about five minutes."""
+"""Iterations of every teacher, about five minutes."""
 
 
 def _run(name: str, tags: tuple[str, ...], iterations: int = ITERATIONS) -> Run:
@@ -57,7 +57,7 @@ def shapes_teacher_text() -> Run:
 
 def shapes_teacher_fidelity() -> Run:
     """A specialist for clean pictures, whatever they show: the anchor that Flow-OPD's paper chose."""
-    run = _run("shapes_teacher_fidelity", TAGS)
+    run = _run("shapes_teacher_fidelity", TASK_TAGS)
     assert isinstance(run.algorithm, FlowGRPO)
     return replace(run, algorithm=replace(run.algorithm, weights={"shapes_fidelity": 1.0}))
 
@@ -96,7 +96,7 @@ def shapes_merge_only() -> Chain:
 
 def shapes_sft_teachers() -> Chain:
     """SFT on what the specialists draw, instead of distillation on what the student draws."""
-    prompts = ShapesPrompts(tags=TAGS)
+    prompts = ShapesPrompts(tags=TASK_TAGS)
     samples = Samples(shapes_flow_grpo().model, _specialists(), prompts, "shapes_teacher_samples")  # type: ignore[arg-type]
     student = shapes_flow_grpo().with_options(
         algorithm=SFT(),
@@ -105,7 +105,7 @@ def shapes_sft_teachers() -> Chain:
         iterations=200,
         batch=64,
         learning_rate=3e-4,
-        held_out=ShapesPrompts("test", count=120, tags=TAGS),
+        held_out=ShapesPrompts("test", count=120, tags=TASK_TAGS),
         eval_every=50,
     )
     return Chain("shapes_sft_teachers", (*_teachers(), samples, student))
@@ -113,12 +113,12 @@ def shapes_sft_teachers() -> Chain:
 
 def shapes_mixed_grpo() -> Run:
     """The seesaw: Flow-GRPO on the prompts of all tasks at once, for as long as four specialists and their student."""
-    return _run("shapes_mixed_grpo", TAGS, 5 * ITERATIONS)
+    return _run("shapes_mixed_grpo", TASK_TAGS, 5 * ITERATIONS)
 
 
 def shapes_mixed_grpo_turns() -> Run:
     """The same by turns: three iterations of composition for each of text, as Flow-OPD's baseline has them."""
-    turns = {tag: 3 for tag in TAGS if tag != "text"} | {"text": 5}
+    turns = {tag: 3 for tag in TASK_TAGS if tag != "text"} | {"text": 5}
     return shapes_mixed_grpo().with_options(name="shapes_mixed_grpo_turns", tag_schedule=turns)
 
 
@@ -149,7 +149,7 @@ def _merge() -> Merge:
 def _student(name: str, start: Merge | None) -> Run:
     """Flow-OPD by the ODE, near the base on every sample; what a merge holds has rank = alpha."""
     tune = LoRA(rank=32, alpha=32, start=None if start is None else str(start.folder / "lora"))
-    run = _run(name, TAGS, 40)
+    run = _run(name, TASK_TAGS, 40)
     assert isinstance(run.algorithm, FlowGRPO)
     algorithm = FlowOPD(steps=run.algorithm.steps, group=4)
     return run.with_options(algorithm=algorithm, teachers=_specialists(), tune=tune, batch=32, learning_rate=2e-3)

@@ -15,10 +15,10 @@ from ..models.tiny_parts.config import TinyVideoParts
 from ..models.wan import Wan
 from .pretrain_tiny import tiny_sd3_pretrain
 from .shapes import shapes_flow_grpo
-from .shapes_methods import STEPS
+from .shapes_methods import SHAPES_STEPS
 
-WEIGHTS = {"moving_strict": 0.5, "moving_partial": 0.5}
-WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)
+MOVING_WEIGHTS = {"moving_strict": 0.5, "moving_partial": 0.5}
+TINY_WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)
 
 
 def tiny_wan_pretrain() -> Run:
@@ -42,7 +42,7 @@ def _run(algorithm: OnPolicy, name: str) -> Run:
     return shapes_flow_grpo().with_options(
         algorithm=algorithm,
         data=MovingPrompts(),
-        model=WAN,
+        model=TINY_WAN,
         tune=LoRA(),
         name=name,
         iterations=80,
@@ -55,15 +55,19 @@ def _run(algorithm: OnPolicy, name: str) -> Run:
 
 def moving_flow_grpo() -> Run:
     """Flow-GRPO-Fast on clips: noise and training in a window at the start."""
-    algorithm = FlowGRPO(WEIGHTS, steps=STEPS, group=16, window=4, window_range=(0, 4), eta=0.8, beta=0.0, clip=1e-3)
+    algorithm = FlowGRPO(
+        MOVING_WEIGHTS, steps=SHAPES_STEPS, group=16, window=4, window_range=(0, 4), eta=0.8, beta=0.0, clip=1e-3
+    )
     return _run(algorithm, "moving_flow_grpo")
 
 
 def moving_dance_grpo() -> Run:
     """DanceGRPO on clips: constant noise, one start for a group, a random 60 % of the steps."""
-    return _run(DanceGRPO(WEIGHTS, steps=STEPS, group=16, eta=0.7, clip=1e-3), "moving_dance_grpo")
+    return _run(DanceGRPO(MOVING_WEIGHTS, steps=SHAPES_STEPS, group=16, eta=0.7, clip=1e-3), "moving_dance_grpo")
 
 
 def moving_branch_grpo() -> Run:
     """BranchGRPO on clips: 16 leaves of a tree for each prompt, which share their ancestors' steps."""
-    return _run(BranchGRPO(WEIGHTS, steps=STEPS, splits=(0, 1, 3, 4), eta=0.7, clip=1e-3), "moving_branch_grpo")
+    return _run(
+        BranchGRPO(MOVING_WEIGHTS, steps=SHAPES_STEPS, splits=(0, 1, 3, 4), eta=0.7, clip=1e-3), "moving_branch_grpo"
+    )

@@ -36,10 +36,10 @@ from ..rewards.vlm.judge import VLMJudge
 
 SD35 = SD3("stabilityai/stable-diffusion-3.5-medium", dtype="float16", size=512)
 FLUX = Flux("black-forest-labs/FLUX.1-dev", dtype="bfloat16", size=720)
-WAN = Wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16", height=240, width=416, frames=33)
-HPD = PromptFile("prompts/hpd.txt")
-OBJECTS = ObjectPrompts(count=4000, exclude="prompts/evaluation_metadata.jsonl")
-SIGNS = SignPrompts(count=4000)
+WAN21 = Wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16", height=240, width=416, frames=33)
+HPD_PROMPTS = PromptFile("prompts/hpd.txt")
+GENEVAL_PROMPTS = ObjectPrompts(count=4000, exclude="prompts/evaluation_metadata.jsonl")
+OCR_PROMPTS = SignPrompts(count=4000)
 
 MULTI_GPU = {
     "sd35_flow_grpo_geneval": (48, 2, "The same with the paper's 48 prompts an iteration."),
@@ -59,12 +59,12 @@ MULTI_GPU = {
 
 def sd35_flow_grpo_geneval() -> Run:
     """Flow-GRPO on SD3.5 Medium: composition, by GenEval's rules over transformers' detectors."""
-    return _flow_grpo("sd35_flow_grpo_geneval", "geneval_hf_flowgrpo", 0.04, OBJECTS, ObjectPrompts("test", 68))
+    return _flow_grpo("sd35_flow_grpo_geneval", "geneval_hf_flowgrpo", 0.04, GENEVAL_PROMPTS, ObjectPrompts("test", 68))
 
 
 def sd35_flow_grpo_ocr() -> Run:
     """Flow-GRPO on SD3.5 Medium: text in pictures, by rapidocr."""
-    return _flow_grpo("sd35_flow_grpo_ocr", "ocr", 0.04, SIGNS, SignPrompts("test", 64))
+    return _flow_grpo("sd35_flow_grpo_ocr", "ocr", 0.04, OCR_PROMPTS, SignPrompts("test", 64))
 
 
 def sd35_flow_grpo_pickscore() -> Run:
@@ -147,7 +147,7 @@ def wan_branch_grpo() -> Run:
     return Run(
         BranchGRPO({"hpsv2": 1.0}),
         PromptFile("prompts/video.txt"),
-        WAN,
+        WAN21,
         LoRA(rank=32, alpha=64),
         name="wan_branch_grpo",
         batches=Batches(iterations=200, batch=16, chunk=2, guidance_scale=4.5, offload=True),
@@ -179,7 +179,7 @@ def _flow_grpo(name: str, reward: str, beta: float, data: Prompts, held_out: Pro
 def _flux(algorithm: AnyAlgorithm, name: str, tune: LoRA, rate: float, judge: VLMJudge | None = None) -> Run:
     return Run(
         algorithm,
-        HPD,
+        HPD_PROMPTS,
         FLUX,
         tune,
         judge=judge,
@@ -201,7 +201,7 @@ def _flow_opd(name: str, suffix: str, batch: int) -> Chain:
     preference = PromptFile("prompts/pickscore.txt", tag="preference")
     student = Run(
         FlowOPD(),
-        MixedPrompts((OBJECTS, SIGNS, preference)),
+        MixedPrompts((GENEVAL_PROMPTS, OCR_PROMPTS, preference)),
         SD35,
         LoRA(rank=32, alpha=32, start=str(merge.folder / "lora")),
         teachers=tuple(Teacher(task, folder[task], tags, guidance_scale=4.5) for task, tags in tasks.items()),

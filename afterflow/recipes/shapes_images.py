@@ -13,7 +13,7 @@ from ..models.adapters import LoRA, Teacher
 from ..models.sd3 import SD3
 
 GUIDANCE = 2.5
-"""What the shipped pipeline is drawn with; the shift of times is its sampler's, 3."""
+"""Guidance scale of the shipped pipeline.  The shift of times is its sampler's, 3."""
 
 
 def shapes_sft() -> Run:

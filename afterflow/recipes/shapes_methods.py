@@ -21,8 +21,8 @@ from ..experiment.config import Run
 from ..rewards.shapes_judge import ShapesJudge
 from .shapes import shapes_flow_grpo
 
-WEIGHTS = {"shapes_strict": 0.5, "shapes_partial": 0.5}
-STEPS = 10
+SHAPES_WEIGHTS = {"shapes_strict": 0.5, "shapes_partial": 0.5}
+SHAPES_STEPS = 10
 
 
 def _run(algorithm: OnPolicy, name: str, **options: object) -> Run:
@@ -33,40 +33,42 @@ def _run(algorithm: OnPolicy, name: str, **options: object) -> Run:
 
 def shapes_ddpo() -> Run:
     """DDPO: every step by the SDE, advantages over the whole batch."""
-    return _run(DDPO(WEIGHTS, steps=STEPS, group=16, clip=1e-3), "shapes_ddpo")
+    return _run(DDPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16, clip=1e-3), "shapes_ddpo")
 
 
 def shapes_ddpo_history() -> Run:
     """DDPO with each prompt's own history: 320 prompts, each of which comes again after ten iterations."""
-    algorithm = DDPO(WEIGHTS, steps=STEPS, group=8, history=32, min_count=16, clip=1e-3)
+    algorithm = DDPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=8, history=32, min_count=16, clip=1e-3)
     return _run(algorithm, "shapes_ddpo_history", data=ShapesPrompts(count=320), batch=32)
 
 
 def jpeg_ddpo() -> Run:
     """DDPO's first experiment: pictures that compress well, which anyone can see being hacked."""
-    return _run(DDPO({"jpeg_compressibility": 1.0}, steps=STEPS, group=16, clip=1e-3), "jpeg_ddpo")
+    return _run(DDPO({"jpeg_compressibility": 1.0}, steps=SHAPES_STEPS, group=16, clip=1e-3), "jpeg_ddpo")
 
 
 def shapes_flow_grpo_full() -> Run:
     """Flow-GRPO as first published: noise and training on all steps but the last."""
-    return _run(FlowGRPO(WEIGHTS, steps=STEPS, group=16, beta=0.0, clip=1e-3), "shapes_flow_grpo_full")
+    return _run(FlowGRPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16, beta=0.0, clip=1e-3), "shapes_flow_grpo_full")
 
 
 def shapes_flow_grpo_cps() -> Run:
     """Flow-GRPO-Fast with coefficient-preserving sampling in a window that moves at random."""
-    algorithm = FlowGRPO(WEIGHTS, steps=STEPS, group=16, kernel="cps", eta=0.8, window=3, beta=0.0, clip=1e-3)
+    algorithm = FlowGRPO(
+        SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16, kernel="cps", eta=0.8, window=3, beta=0.0, clip=1e-3
+    )
     return _run(algorithm, "shapes_flow_grpo_cps")
 
 
 def shapes_flow_grpo_guard() -> Run:
     """Flow-GRPO with GRPO-Guard's ratio and weighting of steps."""
-    algorithm = FlowGRPO(WEIGHTS, steps=STEPS, group=16, beta=0.0, guard=True, clip=1e-3)
+    algorithm = FlowGRPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16, beta=0.0, guard=True, clip=1e-3)
     return _run(algorithm, "shapes_flow_grpo_guard")
 
 
 def shapes_dance_grpo() -> Run:
     """DanceGRPO: constant noise, one start for a group, a random 60 % of the steps."""
-    return _run(DanceGRPO(WEIGHTS, steps=STEPS, group=16, eta=0.7, clip=1e-3), "shapes_dance_grpo")
+    return _run(DanceGRPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16, eta=0.7, clip=1e-3), "shapes_dance_grpo")
 
 
 def shapes_mix_grpo() -> Run:
@@ -108,14 +110,14 @@ def shapes_branch_grpo_mix() -> Run:
 
 def shapes_pref_grpo() -> Run:
     """Pref-GRPO: win rates from a judge built on the verifier, a little noisy and a little biased."""
-    algorithm = PrefGRPO(steps=STEPS, group=8, clip=1e-3)
+    algorithm = PrefGRPO(steps=SHAPES_STEPS, group=8, clip=1e-3)
     return _run(algorithm, "shapes_pref_grpo", judge=ShapesJudge(noise=0.1, bias=0.05), batch=32)
 
 
 def _mix() -> MixGRPO:
-    return MixGRPO(WEIGHTS, steps=STEPS, group=16, window=SlidingWindow(width=4, idle=1), clip=1e-3)
+    return MixGRPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16, window=SlidingWindow(width=4, idle=1), clip=1e-3)
 
 
 def _branch() -> BranchGRPO:
     # Of 10 steps these are where the paper's (0, 3, 6, 9) of 20 are; Dance-SDE's η as for DanceGRPO here.
-    return BranchGRPO(WEIGHTS, steps=STEPS, splits=(0, 1, 3, 4), eta=0.7, clip=1e-3)
+    return BranchGRPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, splits=(0, 1, 3, 4), eta=0.7, clip=1e-3)
