@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..algorithms.branch_grpo import BranchGRPO
 from ..experiment.config import Run
 from ..experiment.scoring import score
-from ..experiment.setup import on_own_grid
+from ..experiment.setup import on_model_schedule
 from ..experiment.train_subprocess import check_ended
 from ..models.generate import encode_records
 from ..models.wrappers import guided, in_chunks
@@ -28,7 +28,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
         raise ConfigError(f"{folder} was trained by {type(algorithm).__name__}; only BranchGRPO grows trees")
     check_ended(folder, run)
     model = tuned_model(run, folder)
-    algorithm = on_own_grid(run, model).algorithm
+    algorithm = on_model_schedule(algorithm, model)
     assert isinstance(algorithm, BranchGRPO)
     cond, noise_of = encode_records(model, [record]), [generator(seed, "tree")]
     velocity = in_chunks(
