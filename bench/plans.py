@@ -7,15 +7,13 @@ are written from what diffusers states of each model, so that no hub is needed. 
 network's own FLOPs run at 40 % of the card's dense bf16 peak.  Nobody has measured them here.
 """
 
-import argparse
 import json
 import os
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from afterflow.experiment.run_files import git_commit
+from harness import make_parser, provenance, write_json
 from real_size import SD35_MEDIUM
 
 from afterflow.experiment.cost_estimate import forecast
@@ -99,11 +97,8 @@ def counted(command: str, files: dict[str, dict]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
-    options = parser.parse_args()
-    target = None if options.json == "-" else Path(options.json).resolve()
-    about = {"command": " ".join(["python", *sys.argv]), "share_of_peak": SHARE, "git_commit": git_commit()}
+    options = make_parser(__doc__).parse_args()
+    before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("prompts").mkdir()
@@ -111,10 +106,8 @@ def main() -> None:
             Path(f"prompts/{name}.txt").write_text("\n".join(f"prompt {i}" for i in range(100)))
         Path("images").mkdir()
         recipes = {command: counted(command, files) for command, files in COMMANDS.items()}
-    text = json.dumps(about | {"recipes": recipes}, indent=1)
-    print(text)
-    if target is not None:
-        target.write_text(text + "\n")
+        os.chdir(before)
+    write_json(provenance() | {"share_of_peak": SHARE, "recipes": recipes}, options.json, indent=1)
 
 
 if __name__ == "__main__":

@@ -119,10 +119,11 @@ def test_files_that_are_named_exist(page):
 
 @cache
 def source():
-    """Every word of the package, its scripts and its examples, but the table of old names."""
+    """Return every word of the package, its scripts and its recipes, without the table of old names."""
     files = [path for folder in ("afterflow", "bench", "sidecars") for path in (ROOT / folder).rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.name != "compatibility.py")
-    return set(re.findall(r"\w+", text + (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    others = [ROOT / "pyproject.toml", ROOT / "afterflow" / "recipes" / "evidence.json"]
+    return set(re.findall(r"\w+", text + "".join(path.read_text(encoding="utf-8") for path in others)))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name)
