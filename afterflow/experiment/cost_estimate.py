@@ -6,7 +6,7 @@ alone; what autograd keeps for the backward pass is counted there, and so are FL
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -29,7 +29,7 @@ from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
 from .config import Run
 from .prompt_checks import held_out_records, prompt_records
-from .setup import on_own_grid
+from .setup import on_model_schedule
 
 PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,7 +55,8 @@ def forecast(run: Run) -> Forecast:
     if not isinstance(run.model, Pretrained):
         raise ValueError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
     model = run.model.load("meta")
-    run, precision = on_own_grid(run, model), PRECISION[run.optimization.mixed_precision]
+    run = replace(run, algorithm=on_model_schedule(run.algorithm, model))
+    precision = PRECISION[run.optimization.mixed_precision]
     spared = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
     frozen = stored(model.module.parameters())
     parameters = attach(model, run.tune)
