@@ -23,7 +23,7 @@ from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import beside_teachers, judge, shapes_report, strict_of_teachers, suite_pictures
 from afterflow.experiment.config import Run
 from afterflow.experiment.serialization import from_json, to_json
-from afterflow.experiment.stages import Chain, Merge, Samples, execute
+from afterflow.experiment.stages import Chain, Merge, Samples
 from afterflow.models.base import default_device
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
@@ -95,7 +95,7 @@ def seeded(name: str, seed: int) -> Chain:
 
 def one(chain: Chain, seed: int, settings: ShapesSettings) -> dict:
     """Do what is left of the chain, and judge its last LoRA beside the teachers of the same seed."""
-    folder = execute(chain)
+    folder = execute_chain(chain)
     base = base_of(MODEL, settings)
     pictures = suite_pictures(adapted(folder / "lora"), base.records, settings)
     judged = judge(pictures, base.records, base.features)

@@ -26,7 +26,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.serialization import to_json
-from afterflow.experiment.train_subprocess import ended
+from afterflow.experiment.train_subprocess import has_ended
 from afterflow.models.generate import picture_size
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
@@ -74,7 +74,7 @@ def stored(file: Path, about: dict) -> dict:
 def one(recipe: Run, seed: int, settings: ShapesSettings) -> dict:
     """Train one seed; its curve and its scores beside the base."""
     run = replace(recipe, seed=seed, name=f"{recipe.name}_{seed}")
-    if not ended(run.folder, run):
+    if not has_ended(run.folder, run):
         execute(run, recipe.name, resume=any(run.folder.glob("checkpoints/step_*")))
     folder = run.folder
     assert isinstance(recipe.model, SD3)

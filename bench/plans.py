@@ -16,7 +16,7 @@ from pathlib import Path
 from harness import make_parser, provenance, write_json
 from real_size import SD35_MEDIUM
 
-from afterflow.experiment.cost_estimate import forecast
+from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.doctor import PEAK
 from afterflow.recipes import RECIPES
 
@@ -85,7 +85,7 @@ def counted(command: str, files: dict[str, dict]) -> dict:
     run = RECIPES[name]()
     if option:
         run = run.with_options(gradient_checkpointing=True)
-    needs = forecast(replace(run, model=replace(run.model, path=str(folder))))
+    needs = estimate_cost(replace(run, model=replace(run.model, path=str(folder))))
     flops = sum(needs.flops.values()) * run.batches.iterations
     return {
         "iterations": run.batches.iterations,

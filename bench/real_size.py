@@ -25,7 +25,7 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
-from afterflow.experiment.cost_estimate import passes, tried
+from afterflow.experiment.cost_estimate import count_passes, trial_iteration
 from afterflow.experiment.doctor import PEAK
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
@@ -36,6 +36,7 @@ from afterflow.models.wrappers import in_chunks
 from afterflow.sampling.conditioning import Conditioning, Embedding, condition
 from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
+from afterflow.train.explore import ExploreOptions
 
 REWARD = {"reward": 1.0}
 METHODS = {
@@ -128,7 +129,7 @@ def timed(
     for warm in (True, False):
         clock, ratios = Clock(), []
         with autocast:
-            iteration = tried(algorithm, models, cond, model.latent_shape, 0, chunk, clock)
+            iteration = trial_iteration(algorithm, models, cond, ExploreOptions(0, model.latent_shape, chunk), clock)
             with clock("update"):
                 for rows in iteration.updates[0][0]:
                     loss, metrics = algorithm.loss(models, iteration.rows[rows])
@@ -160,7 +161,7 @@ def measure(options: argparse.Namespace) -> dict:
         attach(model, LoRA() if options.tune == "lora" else Full())
         if options.checkpointing:
             model.module.enable_gradient_checkpointing()
-        activations, forward, backward = passes(model, options.chunk)
+        activations, forward, backward = count_passes(model, options.chunk)
         counted = {
             "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
             "gib_activations": activations / 2**30,

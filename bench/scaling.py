@@ -22,7 +22,7 @@ from harness import make_parser, write_json
 from real_size import outline
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.experiment.cost_estimate import passes
+from afterflow.experiment.cost_estimate import count_passes
 from afterflow.models.adapters import LoRA, attach
 
 DRAWS = 2000
@@ -69,7 +69,7 @@ def counted(mfu: float, peak: float, reward: float) -> Stages:
     with tempfile.TemporaryDirectory() as folder:
         model = outline("sd35_medium", 512, Path(folder))
         parameters = attach(model, LoRA())
-        _, forward, backward = passes(model, rows)
+        _, forward, backward = count_passes(model, rows)
     forward, backward = (flops / rows / (mfu * peak) for flops in (forward, backward))
     images, trained = algorithm.group, sum(p.numel() for p in parameters.values())
     rollout = 2 * images * algorithm.steps * forward + images * reward

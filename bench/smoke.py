@@ -27,8 +27,7 @@ from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.stages import Chain, Merge, Samples
-from afterflow.experiment.stages import execute as execute_chain
+from afterflow.experiment.stages import Chain, Merge, Samples, execute_chain
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES, papers
 from afterflow.rewards.base import RewardModels

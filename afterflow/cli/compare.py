@@ -66,12 +66,12 @@ class Compare:
         chains = {name: as_chain(name) for name in self.recipes}
         runs = {name: last_run(chain) for name, chain in chains.items()}
         check_comparable(list(runs.values()))
-        from ..experiment.stages import Chain, execute
+        from ..experiment.stages import Chain, execute_chain
         from ..experiment.train_subprocess import train_all
 
         for name, chain in chains.items():
             if chain.stages[:-1]:
-                execute(Chain(name, chain.stages[:-1]))
+                execute_chain(Chain(name, chain.stages[:-1]))
         settings = ShapesSettings(prompts=self.prompts, images=self.images)
         folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
@@ -135,7 +135,7 @@ class Tree:
         check_libraries()
         from ..data.prompts import check_record
         from ..evaluation.tree_plot import tree_of
-        from ..experiment.prompt_checks import known_records, needs
+        from ..experiment.prompt_checks import known_records
         from ..experiment.run_folder import read_run
         from ..models.pipeline import no_progress_bars
 
@@ -143,7 +143,7 @@ class Tree:
         no_progress_bars()
         record = known_records(run).get(self.prompt, {"prompt": self.prompt})
         names = run.algorithm.requirements.rewards
-        check_record(record, f"prompt {self.prompt!r}", needs(run, names))
+        check_record(record, f"prompt {self.prompt!r}", record_checks(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         Path(self.out).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.out, dpi=110)

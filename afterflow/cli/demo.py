@@ -22,7 +22,8 @@ from .messages import show_messages
 SUITE = ShapesSettings(prompts=280, images=4)
 
 
-def main() -> None:
+def run_demo() -> None:
+    """Train by the demo's recipe, judge base and result on held-out prompts, and print both."""
     start = time.perf_counter()
     show_messages()
     no_progress_bars()
@@ -47,18 +48,21 @@ def main() -> None:
 
 
 def figures(report: Report) -> dict:
-    """The trained metric first, then those that training never saw."""
+    """Return the trained metric first, then those that training never saw."""
     chosen = {name: report.overall[name] for name in ("strict", "closed", "fidelity", "diversity")}
-    return {name: flat(each) for name, each in chosen.items()} | {"frechet": flat(report.frechet)}
+    return {name: comparison_figures(comparison) for name, comparison in chosen.items()} | {
+        "frechet": comparison_figures(report.frechet)
+    }
 
 
-def flat(each: Comparison) -> dict:
-    assert each.base is not None and each.delta is not None
-    entry = {"before": each.base.value, "after": each.tuned.value}
-    if each.delta.low is None:
+def comparison_figures(comparison: Comparison) -> dict:
+    """Return before, after and the interval of the difference."""
+    assert comparison.base is not None and comparison.delta is not None
+    entry = {"before": comparison.base.value, "after": comparison.tuned.value}
+    if comparison.delta.low is None:
         return entry
-    return entry | {"delta_ci": [each.delta.low, each.delta.high]}
+    return entry | {"delta_ci": [comparison.delta.low, comparison.delta.high]}
 
 
 if __name__ == "__main__":
-    main()
+    run_demo()

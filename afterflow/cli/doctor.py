@@ -11,7 +11,7 @@ def doctor(args: Sequence[str]) -> None:
     from rich.console import Console
 
     from ..experiment.config import Run
-    from ..experiment.doctor import examine, render
+    from ..experiment.doctor import examine, finding_text
     from ..models.pipeline import no_progress_bars
     from .recipes import made_by
     from .train import overridden
@@ -20,10 +20,10 @@ def doctor(args: Sequence[str]) -> None:
     made = made_by(args[0])
     if not isinstance(made, Run):
         raise ValueError(f"{args[0]} is a chain of runs; ask for its stages one by one")
-    found, console = [], Console()
-    for each in examine(overridden(made, args[1:], f"afterflow doctor {args[0]}")):
-        console.print(render(each))
-        found.append(each)
-    failed = [each.check for each in found if each.passed is False]
+    findings, console = [], Console()
+    for finding in examine(overridden(made, args[1:], f"afterflow doctor {args[0]}")):
+        console.print(finding_text(finding))
+        findings.append(finding)
+    failed = [finding.check for finding in findings if finding.passed is False]
     if failed:
-        raise ValueError(f"{len(failed)} of {len(found)} checks failed: {'; '.join(failed)}")
+        raise ValueError(f"{len(failed)} of {len(findings)} checks failed: {'; '.join(failed)}")

@@ -19,7 +19,7 @@ RECENT = 20
 QUIET = 10
 """Number of iteration times without a new line, after which a run seems to be gone."""
 
-Metrics = Sequence[Mapping[str, float]]
+MetricLines = Sequence[Mapping[str, float]]
 
 
 def status(args: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ def status_lines(folder: RunFolder, now: float) -> list[str]:
     return lines + [f"  ! {line}" for line in health_warnings(metrics)]
 
 
-def progress_line(limits: tuple[int, float | None], metrics: Metrics, seconds: float, ended: bool) -> str:
+def progress_line(limits: tuple[int, float | None], metrics: MetricLines, seconds: float, ended: bool) -> str:
     """Return how far a run is; `limits` are iterations and seconds of training, `seconds` those of an iteration."""
     iterations, budget = limits
     done, last = int(metrics[-1]["step"]) + 1, metrics[-1]
@@ -76,19 +76,19 @@ def progress_line(limits: tuple[int, float | None], metrics: Metrics, seconds: f
     return f"{position}, {seconds:.3g} s an iteration, about {duration(max(0, remaining))} to go"
 
 
-def recent_seconds(metrics: Metrics) -> float:
+def recent_seconds(metrics: MetricLines) -> float:
     """Return the median seconds of the last iterations."""
     ends = [line["seconds_trained"] for line in metrics[-RECENT - 1 :]]
     return statistics.median([b - a for a, b in pairwise(ends)] or ends)
 
 
-def first_and_last(name: str, metrics: Metrics) -> str | None:
+def first_and_last(name: str, metrics: MetricLines) -> str | None:
     """Return the first and last value of a metric that is not measured at every iteration."""
     values = [line[name] for line in metrics if isinstance(line.get(name), int | float)]
     return f"{name} {values[0]:.4g} → {values[-1]:.4g}" if values else None
 
 
-def health_warnings(metrics: Metrics) -> list[str]:
+def health_warnings(metrics: MetricLines) -> list[str]:
     """Return a sentence for each thing in the last iterations that somebody should look at."""
     recent, sentences = metrics[-RECENT:], []
     alarms = [int(line["step"]) for line in metrics if line.get("alarm")]

@@ -70,9 +70,9 @@ def train(args: Sequence[str]) -> None:
     if only_plan:
         from rich.console import Console
 
-        from ..experiment.cost_estimate import forecast, render
+        from ..experiment.cost_estimate import cost_table, estimate_cost
 
-        Console().print(render(run, forecast(run)))
+        Console().print(cost_table(run, estimate_cost(run)))
         return
     from ..experiment.execute import execute
 
@@ -80,8 +80,8 @@ def train(args: Sequence[str]) -> None:
 
 
 def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
-    """Do the stages of a chain that have not ended; the folder of the last."""
-    from ..experiment.stages import execute
+    """Do the stages of a chain that have not ended, and return the folder of the last."""
+    from ..experiment.stages import execute_chain
 
     if launched_processes() > 1:
         raise ValueError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
@@ -90,17 +90,20 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
             f"{chain.name} is a chain of runs and takes no options, so not {options[0]}; write a recipe beside it "
             "with `replace`, or train its stages one by one"
         )
-    return execute(chain)
+    return execute_chain(chain)
 
 
 def resumable(options: Sequence[str]) -> tuple["Run", str]:
+    """Return the run of a folder that has a checkpoint, and its recipe; only options of `Elsewhere` may change."""
     from ..experiment.compatibility import refuse_renamed
 
     folder = Path(options[0])
     refuse_renamed(options)
-    there, kept = tyro.cli(Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True)
-    if kept:
-        raise ValueError(f"a resumed run keeps its configuration, so {kept[0]} cannot be set; use --from instead")
+    changes, rejected = tyro.cli(
+        Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True
+    )
+    if rejected:
+        raise ValueError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
     if not RunFolder(folder).checkpoints():
@@ -108,7 +111,7 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     run, recipe = read_run(folder)
     if run.folder.resolve() != folder.resolve():
         raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
-    given = {name: value for name, value in vars(there).items() if value is not None}
+    given = {name: value for name, value in vars(changes).items() if value is not None}
     return run.with_options(**given), recipe
 
 
@@ -147,6 +150,7 @@ class Parts:
     adapt: Literal["lora", "full"] | None = None
 
     def put_into(self, run: "Run") -> "Run":
+        """Return the run with these parts."""
         from ..data.images import HubImages, ImageFolder
         from ..data.prompts import PromptFile
         from ..models.adapters import Full, LoRA

@@ -9,7 +9,7 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..experiment.intervals import Estimate, written
+from ..experiment.intervals import Estimate, estimate_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS = ("strict", "closed", "partial", "fidelity", "diversity")
@@ -22,7 +22,7 @@ def write_page(folder: Path, data: Mapping[str, Any], title: str, command: str) 
     figure.savefig(folder / "comparison.png", dpi=110)
     loader = jinja2.FileSystemLoader(TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template.filters["estimate"] = lambda figure, sign="": written(Estimate(**figure), sign)
+    template.filters["estimate"] = lambda figure, sign="": estimate_text(Estimate(**figure), sign)
     text = template.get_template("comparison.html.j2").render(
         title=title,
         command=command,

@@ -18,7 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ..experiment.intervals import Estimate, estimates, short, written
+from ..experiment.intervals import Estimate, estimate_text, estimates, without_zero
 from ..system.errors import ConfigError
 
 GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -197,8 +197,8 @@ def overall_table(report: Report) -> Table:
 def comparison_cells(figure: Comparison) -> list[str]:
     """Write a figure as the cells of a row: the score, or base, tuned and delta."""
     if figure.base is None:
-        return [written(figure.tuned)]
-    return [written(figure.base), written(figure.tuned), written(figure.delta, "+")]
+        return [estimate_text(figure.tuned)]
+    return [estimate_text(figure.base), estimate_text(figure.tuned), estimate_text(figure.delta, "+")]
 
 
 def teacher_cells(figure: Comparison) -> list[str]:
@@ -248,4 +248,4 @@ def brief(figure: Comparison | None) -> str:
     if figure is None:
         return ""
     values = [figure.tuned] if figure.base is None else [figure.base, figure.tuned]
-    return "→".join(short(f"{estimate.value:.2f}") for estimate in values)
+    return "→".join(without_zero(f"{estimate.value:.2f}") for estimate in values)

@@ -42,8 +42,8 @@ Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPro
 AnyAlgorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
 
 
-T = TypeVar("T")
-Option = Annotated[T, arg(prefix_name=False)]
+F = TypeVar("F")
+Option = Annotated[F, arg(prefix_name=False)]
 """A field of a group that is an option without the group's name before it."""
 
 

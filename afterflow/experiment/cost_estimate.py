@@ -1,7 +1,7 @@
-"""What a run will need, before a weight is loaded: memory by what takes it, and passes and FLOPs of an iteration.
+"""The memory and the FLOPs that a run will need, counted before a weight is loaded.
 
 The network is built without weights, on torch's device `meta`, where a forward and a backward pass compute shapes
-alone; what autograd keeps for the backward pass is counted there, and so are FLOPs.
+alone.  What autograd saves for the backward pass is counted there, and so are FLOPs.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +23,7 @@ from ..models.pipeline import PipelineModel, Pretrained
 from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.seeds import generator
+from ..system.errors import ConfigError
 from ..train.clock import Clock
 from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
@@ -35,32 +36,35 @@ PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Forecast:
+class CostEstimate:
+    """Memory, rows and FLOPs of a run."""
+
     memory: dict[str, int]
-    """Bytes, by what takes them."""
+    """Bytes of accelerator memory, by what needs them."""
     rows: dict[str, float]
-    """Rows of the network in an iteration, by what asks for them; guidance doubles them."""
+    """Rows of the network in an iteration, by what needs them.  Guidance doubles them."""
     flops: dict[str, float]
-    """Of an iteration: forward passes, and forward and backward passes of the update."""
+    """FLOPs of an iteration: of forward passes alone, and of the update's forward and backward passes."""
     prompts: int
-    """Bytes of encoded prompts, which stay in the CPU's memory."""
+    """Bytes of encoded prompts, which stay in CPU memory."""
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
+        """All bytes of accelerator memory."""
         return sum(self.memory.values())
 
 
-def forecast(run: Run) -> Forecast:
-    """ValueError for a model whose parts do not exist yet."""
+def estimate_cost(run: Run) -> CostEstimate:
+    """Count what a run needs.  ConfigError is raised for a model whose parts do not exist yet."""
     if not isinstance(run.model, Pretrained):
-        raise ValueError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
+        raise ConfigError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
     model = run.model.load("meta")
-    run = replace(run, algorithm=on_model_schedule(run.algorithm, model))
+    run = run.with_options(algorithm=on_model_schedule(run.algorithm, model))
     precision = PRECISION[run.optimization.mixed_precision]
-    spared = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
-    frozen = stored(model.module.parameters())
+    quantized = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
+    frozen = tensor_bytes(model.module.parameters())
     parameters = attach(model, run.tune)
-    weights = stored([*model.module.parameters(), *model.vae.parameters()]) - spared
+    weights = tensor_bytes([*model.module.parameters(), *model.vae.parameters()]) - quantized
     trained = sum(parameter.numel() for parameter in parameters.values())
     if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
         model.module.to(precision)
@@ -68,16 +72,16 @@ def forecast(run: Run) -> Forecast:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     # What images teach is not guided while it learns.
     guided = 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
-    kept, forward, backward = passes(model, run.batches.chunk * guided)
-    rows = rows_of(run)
+    saved, forward, backward = count_passes(model, run.batches.chunk * guided)
+    rows = count_rows(run)
     memory = {
         "frozen and trained weights": weights,
         "gradients, Adam and EMA": trained
         * (4 + (8 if run.optimization.optimizer == "adamw" else 2) + 4 * (run.optimization.ema_decay is not None)),
-        "reference, teachers, anchor": others(run, frozen, trained),
-        "weights in the mixed precision": cast(run, frozen),
-        "activations of one chunk": kept,
-        "states of a rollout": states(run, model),
+        "reference, teachers, anchor": copy_bytes(run, frozen, trained),
+        "weights in the mixed precision": cast_bytes(run, frozen),
+        "activations of one chunk": saved,
+        "states of a rollout": rollout_bytes(run, model),
     }
     per_row = lambda flops: flops / (run.batches.chunk * guided)
     update = rows["update"]
@@ -86,40 +90,41 @@ def forecast(run: Run) -> Forecast:
         "forward only": guided * explored * per_row(forward),
         "forward and backward": guided * update * per_row(forward + backward),
     }
-    rows = {name: guided * each for name, each in rows.items()}
-    return Forecast(memory, rows, flops, prompts(run, model))
+    rows = {name: guided * count for name, count in rows.items()}
+    return CostEstimate(memory, rows, flops, prompt_bytes(run, model))
 
 
-def stored(tensors: Iterable[Tensor]) -> int:
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def passes(model: PipelineModel, rows: int) -> tuple[int, int, int]:
-    """Bytes that autograd keeps of a forward pass of so many rows, its FLOPs, and those of the backward pass."""
+def count_passes(model: PipelineModel, rows: int) -> tuple[int, int, int]:
+    """Return the bytes that autograd saves in a forward pass of so many rows, its FLOPs, and the backward pass's."""
     x = torch.zeros(rows, *model.latent_shape, device="meta")
-    cond = blank(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
+    cond = blank_prompt(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
     weights = {parameter.untyped_storage()._cdata for parameter in model.module.parameters()}
-    kept: dict[int, int] = {}
+    saved_sizes: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
+            saved_sizes[storage._cdata] = storage.nbytes()
         return tensor
 
-    counted, hooks = FlopCounterMode(display=False), torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved)
-    with fused_attention(), counted as forward, hooks:
+    counter, hooks = FlopCounterMode(display=False), torch.autograd.graph.saved_tensors_hooks(save, lambda x: x)
+    with fused_attention(), counter as forward, hooks:
         v = model.velocity(model.module)(x, torch.ones(rows, device="meta"), cond)
     # Where activations are computed again, they are here.
     with fused_attention(), FlopCounterMode(display=False) as backward:
         v.sum().backward()
-    return sum(kept.values()), forward.get_total_flops(), backward.get_total_flops()
+    return sum(saved_sizes.values()), forward.get_total_flops(), backward.get_total_flops()
 
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Attention as accelerators compute it, which keep no matrix of weights; the device `meta` would."""
-    own = functional.scaled_dot_product_attention
+    """Compute attention as accelerators do, without a stored matrix of weights; the device `meta` would store it."""
+    original = functional.scaled_dot_product_attention
 
     def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
         assert not options.get("is_causal") and not options.get("enable_gqa")
@@ -131,11 +136,11 @@ def fused_attention() -> Iterator[None]:
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention = own
+        functional.scaled_dot_product_attention = original
 
 
-def blank(model: PipelineModel) -> Conditioning:
-    """One encoded prompt of the family's shape."""
+def blank_prompt(model: PipelineModel) -> Conditioning:
+    """Return one encoded prompt of the family's shape."""
     length, width, pooled = model.text_shape
     embedding = Embedding(
         torch.zeros(1, length, width, device="meta"),
@@ -144,83 +149,103 @@ def blank(model: PipelineModel) -> Conditioning:
     return condition(embedding, embedding, [{}])
 
 
-def rows_of(run: Run) -> dict[str, float]:
-    """Velocities of an iteration without guidance, by what asks for them; it is run on states of one number."""
+def count_rows(run: Run) -> dict[str, float]:
+    """Return the velocities of an iteration without guidance, by what needs them.
+
+    The iteration is run on states of one number.
+    """
     algorithm = run.algorithm
     if not explores(algorithm):
         return {"update": run.batches.batch * algorithm.requirements.evaluations}
     still = lambda x, t, cond: torch.zeros_like(x)
-    asks, tasks = algorithm.requirements, [task for teacher in run.teachers for task in teacher.tasks]
+    requirements, tasks = algorithm.requirements, [task for teacher in run.teachers for task in teacher.tasks]
     taught = dict.fromkeys(tasks, still)
-    models = Models(still, still if asks.reference else None, taught, still if asks.anchor else None)
+    reference, anchor = (still if part else None for part in (requirements.reference, requirements.anchor))
+    models = Models(still, reference, taught, anchor)
     embedding = Embedding(torch.zeros(1, 1, 1))
-    record = {"prompt": "", **({asks.route: tasks[0]} if asks.route else {})}
+    record = {"prompt": "", **({requirements.route: tasks[0]} if requirements.route else {})}
     cond = condition(
         embedding, embedding, [record] * run.batches.batch, torch.zeros(run.batches.batch, dtype=torch.long)
     )
-    memory = RewardHistory(asks.history) if asks.history else None
-    found = tried(algorithm, models, cond, (1,), run.seed, run.batches.chunk, Clock(), memory).metrics
+    history = RewardHistory(requirements.history) if requirements.history else None
+    options = ExploreOptions(run.seed, (1,), run.batches.chunk)
+    metrics = trial_iteration(algorithm, models, cond, options, Clock(), history).metrics
     images = run.batches.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
-    return {name.removeprefix("nfe/"): images * each for name, each in found.items() if name.startswith("nfe/")}
+    return {name.removeprefix("nfe/"): images * count for name, count in metrics.items() if name.startswith("nfe/")}
 
 
-def tried(
+def trial_iteration(
     algorithm: OnPolicy,
     models: Models,
     cond: Conditioning,
-    shape: Sequence[int],
-    seed: int,
-    chunk: int,
+    options: ExploreOptions,
     clock: Clock,
-    memory: RewardHistory | None = None,
+    history: RewardHistory | None = None,
 ) -> Iteration:
-    """An iteration of these prompts with one update, on latents of that shape and random scores."""
-    score, options = partial(random_scores, algorithm), ExploreOptions(seed, shape, chunk)
-    return Explorer(algorithm, models, lambda step: cond, score, options, Processes(), clock, memory).iteration(0)
+    """Return an iteration with one update and random scores.
+
+    Args:
+        algorithm: The method that explores.
+        models: The velocities it calls.
+        cond: The prompts of the iteration.
+        options: Seed, shape of latents and rows of a pass.
+        clock: The clock that times the stages.
+        history: Earlier rewards, where the method needs them.
+    """
+    score = partial(random_scores, algorithm)
+    return Explorer(algorithm, models, lambda step: cond, score, options, Processes(), clock, history).iteration(0)
 
 
 def random_scores(
-    algorithm: OnPolicy, leaves: Tensor, records: Sequence[dict], draws: Sequence[torch.Generator], clock: Clock
+    algorithm: OnPolicy, leaves: Tensor, records: Sequence[dict], streams: Sequence[torch.Generator], clock: Clock
 ) -> Scores:
-    """As many as there are images, and no two alike."""
+    """Return random scores of all images, no two alike.
+
+    Args:
+        algorithm: The method, which says which rewards it needs.
+        leaves: Finished latents (P, G, ...).
+        records: P records, which random scores do not read.
+        streams: Generators; the first one is used.
+        clock: The clock of the iteration, which random scores do not need.
+    """
     P, G = leaves.shape[:2]
-    value = lambda *shape: torch.rand(shape, generator=draws[0])
+    value = lambda *shape: torch.rand(shape, generator=streams[0])
     judged = {WIN_RATE: value(P, G, G).where(~torch.eye(G, dtype=torch.bool), torch.nan)}
     rewards = {name: value(P, G) for name in algorithm.requirements.rewards}
     return Scores(rewards, judged if algorithm.requirements.comparisons else {})
 
 
-def others(run: Run, weights: int, trained: int) -> int:
-    """Copies beside the policy: adapters of a LoRA, whole networks where all weights are trained."""
-    asks = run.algorithm.requirements
+def copy_bytes(run: Run, weights: int, trained: int) -> int:
+    """Return the bytes of copies beside the policy: adapters of a LoRA, or networks where all weights are trained."""
+    requirements = run.algorithm.requirements
     if isinstance(run.tune, Full):
-        return weights * (len(run.teachers) + asks.reference + (asks.anchor == "base"))
+        return weights * (len(run.teachers) + requirements.reference + (requirements.anchor == "base"))
     adapters = sum(teacher.lora is not None for teacher in run.teachers)
-    return 4 * trained * (adapters + (asks.reference and run.tune.start is not None))
+    return 4 * trained * (adapters + (requirements.reference and run.tune.start is not None))
 
 
-def cast(run: Run, weights: int) -> int:
-    """Autocast keeps a copy of full-precision weights until the backward pass is done."""
+def cast_bytes(run: Run, weights: int) -> int:
+    """Return the bytes of autocast's copy of full-precision weights, which lives until the backward pass is done."""
     assert isinstance(run.model, Pretrained)
     return weights // 2 if run.model.dtype == "float32" and run.optimization.mixed_precision != "no" else 0
 
 
-def states(run: Run, model: Model) -> int:
-    """The states and means of all trees of an iteration, fp32; of a batch of images, its latents and noise.
+def rollout_bytes(run: Run, model: Model) -> int:
+    """Return the bytes of an iteration's states and means in fp32; of a batch of images, of its latents and noise.
 
-    Elsewhere they lie in the CPU's memory, but for the last two of a step.
+    With offload they lie in CPU memory, but for the last two of a step.
     """
-    each = 4 * torch.Size(model.latent_shape).numel()
+    state = 4 * torch.Size(model.latent_shape).numel()
     if not explores(run.algorithm):
-        return 2 * run.batches.batch * each
+        return 2 * run.batches.batch * state
     widths = run.algorithm.plan(0, generator(run.seed, 0, "plan")).widths
     if run.batches.offload:
-        return run.batches.batch * each * 2 * widths[-1]
-    return run.batches.batch * each * (sum(widths) + sum(widths[:-1]))
+        return run.batches.batch * state * 2 * widths[-1]
+    return run.batches.batch * state * (sum(widths) + sum(widths[:-1]))
 
 
-def prompts(run: Run, model: PipelineModel) -> int:
-    """Encoded once and kept; captions of a folder are not counted before they are read."""
+def prompt_bytes(run: Run, model: PipelineModel) -> int:
+    """Return the bytes of all encoded prompts; captions of a folder are not counted before they are read."""
     texts = {record["prompt"] for record in [*held_out_records(run), *prompt_records(run)]}
     length, width, pooled = model.text_shape
     assert isinstance(run.model, Pretrained)
@@ -228,18 +253,18 @@ def prompts(run: Run, model: PipelineModel) -> int:
     return (len(texts) + 1) * (length * width + (pooled or 0)) * size
 
 
-def render(run: Run, found: Forecast) -> Table:
-    """As a table, in GiB and TFLOP."""
+def cost_table(run: Run, cost: CostEstimate) -> Table:
+    """Return the estimate as a table, in GiB and TFLOP."""
     table = Table("what", "needs", title=f"{run.name}: {type(run.algorithm).__name__}")
-    for name, size in found.memory.items():
+    for name, size in cost.memory.items():
         table.add_row(name, f"{size / 2**30:.3f} GiB")
-    table.add_row("together", f"{found.bytes / 2**30:.3f} GiB")
-    table.add_row("encoded prompts, in the CPU's memory", f"{found.prompts / 2**30:.3f} GiB", end_section=True)
-    for name, rows in found.rows.items():
+    table.add_row("together", f"{cost.total_bytes / 2**30:.3f} GiB")
+    table.add_row("encoded prompts, in the CPU's memory", f"{cost.prompts / 2**30:.3f} GiB", end_section=True)
+    for name, rows in cost.rows.items():
         table.add_row(f"rows an iteration, {name}", f"{rows:.0f}")
-    for name, flops in found.flops.items():
+    for name, flops in cost.flops.items():
         table.add_row(f"TFLOP an iteration, {name}", f"{flops / 1e12:.3f}")
-    total = sum(found.flops.values()) * run.batches.iterations
+    total = sum(cost.flops.values()) * run.batches.iterations
     table.add_row(f"PFLOP in {run.batches.iterations} iterations", f"{total / 1e15:.3f}")
     left_out = "Not counted: reward models, the text encoders while they encode, the decoder's activations"
     table.caption = left_out + (", captions before they are read." if isinstance(run.data, ImageSource) else ".")

@@ -1,4 +1,4 @@
-"""Whether a set-up is sound: a recipe's own model, method and rewards, tried in small before hours go into it."""
+"""A recipe is examined: its model, method and rewards are tried on a small scale before hours go into it."""
 
 import tempfile
 import time
@@ -20,10 +20,10 @@ from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
 from ..train.clock import Clock
-from ..train.explore import Iteration, supervised
+from ..train.explore import ExploreOptions, Iteration, supervised
 from ..train.loop import gradients
 from .config import Run
-from .cost_estimate import forecast, tried
+from .cost_estimate import estimate_cost, trial_iteration
 from .prompt_checks import prompt_records
 from .setup import TrainingSetup
 
@@ -31,38 +31,41 @@ PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 409
 """FLOP/s of dense bf16 matrix products, as the makers state them."""
 ANYTHING = [{"prompt": "a photo of a red cube on a wooden table"}, {"prompt": "a dog"}]
 """Prompts, where images bring theirs."""
-STEPS = 4
+TRIAL_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Finding:
+    """The outcome of one check."""
+
     check: str
     passed: bool | None
-    """None: a figure, neither good nor bad."""
-    said: str
+    """Whether it passed.  None: a figure that is neither good nor bad."""
+    detail: str
+    """What was measured."""
     remedy: str = ""
     """What to do where it did not pass."""
 
 
 def examine(run: Run) -> Iterator[Finding]:
-    """The findings one by one; nothing is kept on disk.  ValueError for a model that is made from nothing."""
+    """Yield the findings one by one; nothing stays on disk."""
     if not isinstance(run.model, Pretrained):
         raise ValueError(f"{run.name}: the model is made from nothing; there is no pipeline to compare with")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         # An absolute name takes the run's folder out of runs/.
         small = run.with_options(
-            name=f"{place}/run", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
+            name=f"{folder}/run", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
         )
         setup = TrainingSetup.build(small, resume=False)
         cond = encode_records(setup.model, (prompt_records(run) or ANYTHING)[:2])
-        yield from drawing(setup, cond)
-        yield from training(setup, cond, run)
+        yield from check_sampler(setup, cond)
+        yield from check_training(setup, cond, run)
         if isinstance(run.tune, LoRA):
-            yield round_trip(setup, cond, Path(place) / "lora")
-        yield from rewards(setup, cond)
+            yield check_saved_lora(setup, cond, Path(folder) / "lora")
+        yield from check_reward_values(setup, cond)
         if run.judge is not None:
-            yield judged(setup, cond)
-        yield memory(setup)
+            yield check_judge(setup, cond)
+        yield peak_memory(setup)
 
 
 def noise_for(setup: TrainingSetup, count: int, name: str) -> Tensor:
@@ -73,22 +76,22 @@ def noise_for(setup: TrainingSetup, count: int, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def drawing(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
-    """The sampler: as the stock pipeline draws, the same twice, and as spread out with noise as without."""
+def check_sampler(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
+    """Check that we sample as the stock pipeline does, the same twice, and with noise as spread out as without."""
     run, model = setup.run, setup.model
     noise = noise_for(setup, len(cond), "drawing")
     field = in_chunks(guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), len(cond))
-    ours = solve_ode(field, model, cond, noise, STEPS)
+    ours = solve_ode(field, model, cond, noise, TRIAL_STEPS)
     if isinstance(model, PipelineModel):
-        stock = model.stock_latents(cond, noise[:, 0], STEPS, run.batches.guidance_scale)
+        stock = model.stock_latents(cond, noise[:, 0], TRIAL_STEPS, run.batches.guidance_scale)
         error = relative(ours[:, 0], stock)
         yield Finding(
             "our ODE draws what the stock pipeline draws",
             error < (1e-3 if model.module.dtype == torch.float32 else 0.1),
-            f"relative difference {error:.1e} of the latents after {STEPS} steps",
+            f"relative difference {error:.1e} of the latents after {TRIAL_STEPS} steps",
             "the pipeline's scheduler or its guidance is not one that afterflow knows; report it with model_index.json",
         )
-    again = solve_ode(field, model, cond, noise, STEPS)
+    again = solve_ode(field, model, cond, noise, TRIAL_STEPS)
     yield Finding(
         "the same noise draws the same picture twice",
         torch.equal(ours, again),
@@ -96,12 +99,12 @@ def drawing(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
         "set CUBLAS_WORKSPACE_CONFIG=:4096:8 and torch.use_deterministic_algorithms(True) where you need it exact",
     )
     if explores(setup.algorithm):
-        yield marginals(setup, cond, ours)
-        yield grids(setup)
+        yield check_spread(setup, cond, ours)
+        yield compare_grids(setup)
 
 
-def marginals(setup: TrainingSetup, cond: Conditioning, ours: Tensor) -> Finding:
-    """A kernel that keeps the marginals leaves latents as spread out as the ODE's; few images tell it roughly."""
+def check_spread(setup: TrainingSetup, cond: Conditioning, ours: Tensor) -> Finding:
+    """Check that noise in the steps leaves latents as spread out as the ODE's; few images tell it roughly."""
     run, model = setup.run, setup.model
     assert explores(setup.algorithm)
     plan = setup.algorithm.plan(0, generator(run.seed, "plan"))
@@ -118,8 +121,8 @@ def marginals(setup: TrainingSetup, cond: Conditioning, ours: Tensor) -> Finding
     )
 
 
-def grids(setup: TrainingSetup) -> Finding:
-    """Where the rollout stops on its way, beside the pipeline's own grid; papers choose either."""
+def compare_grids(setup: TrainingSetup) -> Finding:
+    """Compare the times of the rollout with the pipeline's own grid; papers choose either."""
     algorithm = setup.algorithm
     assert explores(algorithm)
     plan = algorithm.plan(0, generator(setup.run.seed, "plan"))
@@ -128,8 +131,8 @@ def grids(setup: TrainingSetup) -> Finding:
     return Finding("times of the rollout", None, f"at most {apart:.3f} from those of the pipeline's own grid{advice}")
 
 
-def training(setup: TrainingSetup, cond: Conditioning, run: Run) -> Iterator[Finding]:
-    """One small iteration: a ratio of 1, gradients that arrive, a KL that has some, and how long all will take."""
+def check_training(setup: TrainingSetup, cond: Conditioning, run: Run) -> Iterator[Finding]:
+    """Check one small iteration: a ratio of 1, gradients that arrive, a KL that has some, and the time of all."""
     clock, algorithm = Clock(), setup.algorithm
     small_iteration(setup, cond, Clock())  # the first one also warms up
     iteration = small_iteration(setup, cond, clock)
@@ -137,7 +140,7 @@ def training(setup: TrainingSetup, cond: Conditioning, run: Run) -> Iterator[Fin
         parameters, update = list(setup.weights.parameters.values()), iteration.updates[0]
         measured, _ = gradients(algorithm, setup.models, iteration, update, parameters, setup.processes)
     seconds = clock.read()
-    gradient = norm(setup)
+    gradient = gradient_norm(setup)
     if "ratio_max" in measured:
         deviation = max(abs(float(measured[name]) - 1) for name in ("ratio_max", "ratio_mean"))
         yield Finding(
@@ -154,35 +157,34 @@ def training(setup: TrainingSetup, cond: Conditioning, run: Run) -> Iterator[Fin
         "no gradient: tune.targets may match nothing that is used; infinite: take mixed_precision = bf16 or no",
     )
     if algorithm.requirements.reference:
-        yield kl_gradient(setup, cond)
-    yield from expected(setup, iteration, seconds, run)
+        yield check_kl(setup, cond)
+    yield from expected_time(setup, iteration, seconds, run)
 
 
 def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> Iteration:
-    """Of one prompt and random scores, or of two random images."""
+    """Return an iteration of one prompt and random scores, or of two random images."""
     run, algorithm, model = setup.run, setup.algorithm, setup.model
     one = cond[torch.zeros(1, dtype=torch.long)]
     if not explores(algorithm):
         pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond)
         options = {"seed": 0, "chunk": run.batches.chunk, "processes": setup.processes}
         return next(supervised(algorithm, lambda step: pairs, range(1), **options))
-    return tried(
-        algorithm, setup.models, one, model.latent_shape, run.seed, run.batches.chunk, clock, setup.weights.history
-    )
+    options = ExploreOptions(run.seed, model.latent_shape, run.batches.chunk)
+    return trial_iteration(algorithm, setup.models, one, options, clock, setup.weights.history)
 
 
-def norm(setup: TrainingSetup) -> float:
-    """Of all gradients, which are then cleared."""
-    found = [p.grad.float().norm() for p in setup.weights.parameters.values() if p.grad is not None]
+def gradient_norm(setup: TrainingSetup) -> float:
+    """Return the norm of all gradients, and clear them."""
+    norms = [p.grad.float().norm() for p in setup.weights.parameters.values() if p.grad is not None]
     setup.weights.optimizer.zero_grad()
-    return float(torch.stack(found).norm()) if found else 0.0
+    return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def kl_gradient(setup: TrainingSetup, cond: Conditioning) -> Finding:
-    """At the start the KL is 0 and flat, so it is asked a little away from it."""
+def check_kl(setup: TrainingSetup, cond: Conditioning) -> Finding:
+    """Check that the KL has a gradient a little away from the start, where it is 0 and flat."""
     models, parameters = setup.models, setup.weights.parameters
     assert models.reference is not None
-    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     x, t = noise_for(setup, len(cond), "kl")[:, 0], torch.full((len(cond),), 0.7, device=cond.index.device)
     with torch.no_grad():
         for i, parameter in enumerate(parameters.values()):
@@ -191,10 +193,10 @@ def kl_gradient(setup: TrainingSetup, cond: Conditioning) -> Finding:
             )
         reference = models.reference(x, t, cond)
     (models.policy(x, t, cond).float() - reference.float()).square().mean().backward()
-    gradient = norm(setup)
+    gradient = gradient_norm(setup)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(kept[name])
+            parameter.copy_(originals[name])
     return Finding(
         "the KL to the reference pulls the policy back",
         gradient > 0,
@@ -203,9 +205,9 @@ def kl_gradient(setup: TrainingSetup, cond: Conditioning) -> Finding:
     )
 
 
-def expected(setup: TrainingSetup, iteration: Iteration, seconds: dict[str, float], run: Run) -> Iterator[Finding]:
-    """Speed of the small iteration, and what it makes of the whole recipe; rewards are not in it."""
-    needs = forecast(run)
+def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str, float], run: Run) -> Iterator[Finding]:
+    """Report the speed of the small iteration, and the hours of the whole recipe without rewards."""
+    needs = estimate_cost(run)
     rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
     algorithm = setup.algorithm
     guidance = 1 if run.batches.guidance_scale == 1 else 2
@@ -217,8 +219,10 @@ def expected(setup: TrainingSetup, iteration: Iteration, seconds: dict[str, floa
     # Forward passes of a chunk are padded, so a small iteration pays for rows that a large one uses.
     padded = {name: -(-count // run.batches.chunk) * run.batches.chunk for name, count in rows.items()}
     whole = {"rollout": needs.rows.get("rollout", 0.0) / guidance, "update": needs.rows["update"] / guidance}
-    each = {name: spent / padded[name] for name, spent in (("rollout", rollout), ("update", update)) if padded[name]}
-    hours = run.batches.iterations * sum(whole[name] * cost for name, cost in each.items()) / 3600
+    row_seconds = {
+        name: spent / padded[name] for name, spent in (("rollout", rollout), ("update", update)) if padded[name]
+    }
+    hours = run.batches.iterations * sum(whole[name] * cost for name, cost in row_seconds.items()) / 3600
     hours = min(hours, (run.batches.budget_seconds or float("inf")) / 3600)
     yield Finding(
         "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
@@ -227,15 +231,15 @@ def expected(setup: TrainingSetup, iteration: Iteration, seconds: dict[str, floa
     device = setup.processes.accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((value for key, value in PEAK.items() if key in name), None)
-    if peak is not None and "rollout" in each and whole["rollout"]:
+    if peak is not None and "rollout" in row_seconds and whole["rollout"]:
         per_row = needs.flops["forward only"] / sum(v for k, v in needs.rows.items() if k != "update") * guidance
-        share = per_row / each["rollout"] / peak
+        share = per_row / row_seconds["rollout"] / peak
         yield Finding("MFU of the rollout", None, f"{share:.0%} of {peak / 1e12:.0f} TFLOP/s")
 
 
 @torch.no_grad()
-def round_trip(setup: TrainingSetup, cond: Conditioning, folder: Path) -> Finding:
-    """What is saved draws the same when it is loaded again, into the same network under another name."""
+def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> Finding:
+    """Check that a saved LoRA gives the same velocity when it is loaded again, under another name."""
     model = setup.model
     draws = torch.Generator().manual_seed(0)
     for parameter in setup.weights.parameters.values():
@@ -258,8 +262,8 @@ def round_trip(setup: TrainingSetup, cond: Conditioning, folder: Path) -> Findin
     )
 
 
-def rewards(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
-    """Each reward says something of pictures of noise, the same twice."""
+def check_reward_values(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
+    """Check that each reward has a finite score for pictures of noise, the same twice."""
     run = setup.run
     records = cond.records()
     images = setup.model.decode(noise_for(setup, len(cond), "rewards")[:, 0])[:, None]
@@ -267,30 +271,31 @@ def rewards(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:
         start = time.perf_counter()
         first, second = (score_groups(name, images, records, setup.run.reward_models).values for _ in range(2))
         seconds = (time.perf_counter() - start) / 2 / len(images)
-        good = bool(np.isfinite(first.numpy()).all()) and torch.equal(first, second)
+        passed = bool(np.isfinite(first.numpy()).all()) and torch.equal(first, second)
         yield Finding(
             f"reward {name}",
-            good,
+            passed,
             f"{first.mean().item():.3f} for pictures of noise, {1e3 * seconds:.1f} ms an image",
             "it changes its mind on the same picture, or has no number for it; no advantage can be had from that",
         )
 
 
-def judged(setup: TrainingSetup, cond: Conditioning) -> Finding:
-    """A judge is asked about two pictures in both orders; `judge_groups` refuses what is no share."""
+def check_judge(setup: TrainingSetup, cond: Conditioning) -> Finding:
+    """Check a judge on two pictures in both orders; `judge_groups` refuses answers outside [0, 1]."""
     judge, records = setup.run.judge, cond.records()[:1]
     assert judge is not None
     images = setup.model.decode(noise_for(setup, 2, "judge")[:, 0])[None]
-    said, failures = judge_groups(judge, images, records, all_pairs(1, 2), [generator(setup.run.seed, "judge")])
+    shares, failures = judge_groups(judge, images, records, all_pairs(1, 2), [generator(setup.run.seed, "judge")])
     if failures:
         return Finding("the judge", False, failures[0], "see that its server runs, and what it answers")
-    one, other = said[0, 0, 1].item(), said[0, 1, 0].item()
+    one, other = shares[0, 0, 1].item(), shares[0, 1, 0].item()
     return Finding(
         "the judge", None, f"{one:.2f} and {other:.2f} in the two orders; without a favourite they add up to 1"
     )
 
 
-def memory(setup: TrainingSetup) -> Finding:
+def peak_memory(setup: TrainingSetup) -> Finding:
+    """Report the largest memory of the device, or of the process."""
     if setup.processes.accelerator.device.type == "cuda":
         return Finding("memory", None, f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most on the device")
     import resource
@@ -299,10 +304,13 @@ def memory(setup: TrainingSetup) -> Finding:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
+    """Return ‖a − b‖ / ‖b‖."""
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
-def render(found: Finding) -> str:
-    """A line of the console, and a second one where something is to be done."""
-    mark = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "    "}[found.passed]
-    return f"{mark}  {found.check}: {found.said}" + (f"\n      [red]{found.remedy}[/]" if found.passed is False else "")
+def finding_text(finding: Finding) -> str:
+    """Return a line for the console, and a second one where something is to be done."""
+    mark = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "    "}[finding.passed]
+    return f"{mark}  {finding.check}: {finding.detail}" + (
+        f"\n      [red]{finding.remedy}[/]" if finding.passed is False else ""
+    )

@@ -25,7 +25,7 @@ from ..train.loop import Trainer, TrainOptions
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
 from .latent_dataset import image_pairs
-from .learning_rate import learning_rate
+from .learning_rate import learning_rate_schedule
 from .model_card import write_card
 from .monitor import RunMonitor
 from .prompt_checks import held_out_records, prompt_records
@@ -74,7 +74,7 @@ def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequenc
         held_out_prompts = encode_records(setup.model, held_out) if held_out else None
     check_before_sampling(setup, prompts)
     monitor = RunMonitor(setup, prompts, held_out_prompts, clock)
-    rate, skip = learning_rate(setup.run, monitor.budget), optimization.nonfinite == "skip"
+    rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
     trainer = Trainer(
         setup.algorithm, setup.models, setup.weights, clock, TrainOptions(rate, optimization.max_grad_norm, skip)
     )

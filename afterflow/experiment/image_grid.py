@@ -16,24 +16,24 @@ FRAMES_PER_SECOND = 8
 
 
 def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], columns: int) -> None:
-    """One sheet of uint8 (B, H, W, 3) with B captions.
+    """Save one sheet of uint8 (B, H, W, 3) with B captions.
 
     Of clips (B, F, H, W, 3) the sheet shows four frames side by side, and a GIF beside it all of them.
     """
     scale = max(1, 96 // images.shape[-3])  # tiny pictures are hard to see
     if images.ndim == 4:
-        grid(images, captions, columns, scale).save(file)
+        image_sheet(images, captions, columns, scale).save(file)
         return
     shown = np.linspace(0, images.shape[1] - 1, min(4, images.shape[1])).round().astype(int)
     strips = np.concatenate([images[:, frame] for frame in shown], 2)
-    grid(strips, captions, max(1, columns // len(shown)), scale).save(file)
-    first, *others = [grid(images[:, frame], captions, columns, scale) for frame in range(images.shape[1])]
+    image_sheet(strips, captions, max(1, columns // len(shown)), scale).save(file)
+    first, *others = [image_sheet(images[:, frame], captions, columns, scale) for frame in range(images.shape[1])]
     milliseconds = 1000 // FRAMES_PER_SECOND
     first.save(file.with_suffix(".gif"), save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
-def grid(images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1) -> Image.Image:
-    """uint8 (B, H, W, 3) and B captions → one picture, row by row; small images are enlarged `scale` times."""
+def image_sheet(images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1) -> Image.Image:
+    """Return one picture of uint8 images (B, H, W, 3) with B captions, row by row, each enlarged `scale` times."""
     height, width = (side * scale for side in images.shape[1:3])
     strip, gap = 24, 6
     rows = -(-len(images) // columns)
@@ -54,22 +54,28 @@ def before_after(
     strict: np.ndarray,
     shown: int = 48,
 ) -> Image.Image:
-    """The first picture, of (P, K, H, W, 3), of up to `shown` prompts spread over P records: base left, tuned right.
+    """Return the first image of some prompts, base left and tuned right, with a green line where it passed.
 
-    A green line under a picture says that strict (P, K) passed it, a red one that it did not.
+    Args:
+        records: P records with the prompts.
+        base: Images (P, K, H, W, 3) of the base, if there are any.
+        tuned: Images (P, K, H, W, 3) of the tuned model.
+        base_strict: Whether each image of the base passed strict, (P, K).
+        strict: Whether each tuned image passed, (P, K).
+        shown: Largest number of prompts, spread over the records.
     """
-    places = np.unique(np.linspace(0, len(records) - 1, shown).astype(int))
+    rows = np.unique(np.linspace(0, len(records) - 1, shown).astype(int))
     scale = max(1, 96 // tuned.shape[2])
     pairs = (
         [(base, base_strict), (tuned, strict)] if base is not None and base_strict is not None else [(tuned, strict)]
     )
-    columns = [underlined(images[places, 0], passed[places, 0], scale) for images, passed in pairs]
-    captions = [records[place]["prompt"] for place in places]
-    return grid(np.concatenate(columns, 2), captions, 12 // len(columns))
+    columns = [underlined(images[rows, 0], passed[rows, 0], scale) for images, passed in pairs]
+    captions = [records[row]["prompt"] for row in rows]
+    return image_sheet(np.concatenate(columns, 2), captions, 12 // len(columns))
 
 
 def underlined(images: np.ndarray, passed: np.ndarray, scale: int) -> np.ndarray:
-    """uint8 (B, H, W, 3), enlarged, over a green line where passed (B,), else a red one."""
+    """Return uint8 images (B, H, W, 3) enlarged, over a green line where passed (B,) is true, else a red one."""
     large = images.repeat(scale, 1).repeat(scale, 2)
     color = np.where(passed[:, None], PASSED, FAILED).astype(np.uint8)
     line = np.broadcast_to(color[:, None, None], (len(images), 4, *large.shape[2:]))
@@ -77,5 +83,5 @@ def underlined(images: np.ndarray, passed: np.ndarray, scale: int) -> np.ndarray
 
 
 def wrapped(text: str, width: int, lines: int = 2) -> str:
-    """Text in at most `lines` lines of `width` characters, cut with an ellipsis."""
+    """Return text in at most `lines` lines of `width` characters, cut with an ellipsis."""
     return "\n".join(textwrap.wrap(text, max(width, 8), max_lines=lines, placeholder=" …"))

@@ -9,19 +9,22 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
+    """A value with its 95 % interval."""
+
     value: float
     low: float | None = None
-    """With `high` the 95 % interval; None where there is none."""
+    """Lower end of the interval; None where there is none."""
     high: float | None = None
+    """Upper end of the interval."""
 
 
 def mean_of_means(values: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarray:
-    """Figures (P, F) of P prompts → (F,); each stratum holds the prompts of a tag."""
+    """Return the mean of the strata's means, of figures (P, F) → (F,); a stratum holds the prompts of a tag."""
     return np.mean([values[stratum].mean(0) for stratum in strata], 0)
 
 
 def bootstrap(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Figures (P, F) of P prompts → (draws, F): their mean of means with the prompts of each stratum drawn anew."""
+    """Return means of means of figures (P, F) → (draws, F), with the prompts of each stratum resampled."""
     total = np.zeros((draws, values.shape[1]))
     for stratum in strata:
         n = len(stratum)
@@ -32,26 +35,26 @@ def bootstrap(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng:
 
 
 def estimates(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> list[Estimate]:
-    """Figures (P, F) → F mean of means with 95 % intervals; none where a tag has but one prompt to draw from."""
+    """Return F means of means of figures (P, F) with 95 % intervals; none where a tag has only one prompt."""
     value = mean_of_means(values, strata).tolist()
     if min(len(stratum) for stratum in strata) < 2:
         return [Estimate(v) for v in value]
     low, high = np.percentile(bootstrap(values, strata, draws, rng), [2.5, 97.5], axis=0).tolist()
-    return [Estimate(*each) for each in zip(value, low, high)]
+    return [Estimate(*numbers) for numbers in zip(value, low, high)]
 
 
-def written(estimate: Estimate | None, sign: str = "") -> str:
-    """.512 [.471, .553], or 31.9 [31.5, 32.4]"""
+def estimate_text(estimate: Estimate | None, sign: str = "") -> str:
+    """Return an estimate as text: .512 [.471, .553], or 31.9 [31.5, 32.4]."""
     if estimate is None:
         return ""
     digits = 3 if abs(estimate.value) < 10 else 1
     # Adding 0 turns a -0 that rounding left into a 0.
-    number = lambda value: short(format(round(value, digits) + 0.0, f"{sign}.{digits}f"))
+    number = lambda value: without_zero(format(round(value, digits) + 0.0, f"{sign}.{digits}f"))
     if estimate.low is None or estimate.high is None:
         return number(estimate.value)
     return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def short(number: str) -> str:
-    """Without the zero before the point: .51, -.51, +.51"""
+def without_zero(number: str) -> str:
+    """Return a number without the zero before its point: .51, -.51, +.51."""
     return re.sub(r"^([+-]?)0\.", r"\1.", number)

@@ -7,7 +7,7 @@ from ..train.budget import Budget
 from .config import Run
 
 
-def learning_rate(run: Run, budget: Budget) -> Callable[[int], float]:
+def learning_rate_schedule(run: Run, budget: Budget) -> Callable[[int], float]:
     """The rate of each iteration; it falls as the run's budget, of iterations or seconds, is used up."""
 
     def rate(step: int) -> float:

@@ -1,4 +1,4 @@
-"""The model card of a run: what was trained, how, and what came of it on prompts that it never saw."""
+"""The model card of a run: what was trained, how, and its scores on held-out prompts."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,17 +14,28 @@ from ..models.families import FAMILIES
 from ..models.pipeline import SHIPPED, Pretrained
 from ..models.tiny_parts.config import TinyParts, TinyVideoParts
 from .config import Run
-from .intervals import Estimate, estimates, written
+from .intervals import Estimate, estimate_text, estimates
 from .run_folder import RunFolder
 
 FROM_SCRATCH = {TinyParts: "StableDiffusion3Pipeline", TinyVideoParts: "WanPipeline"}
-DRAWS = 2000
-"""Of the bootstrap."""
+CARD_RESAMPLES = 2000
+"""Number of bootstrap resamples."""
 
 
 def write_card(run: Run, result: Path) -> None:
-    """README.md beside the weights in `result`, with the first and the last of the run's sample pictures."""
-    lines = ["---", metadata(run).to_yaml(), "---", "", f"# {run.name}", "", *summary(run), "", *usage(run, result), ""]
+    """Write README.md beside the weights in `result`, with the first and the last of the run's sample pictures."""
+    lines = [
+        "---",
+        card_metadata(run).to_yaml(),
+        "---",
+        "",
+        f"# {run.name}",
+        "",
+        *summary_table(run),
+        "",
+        *usage(run, result),
+        "",
+    ]
     folder = RunFolder(run.folder)
     sheets, measurements = folder.sample_sheets(), folder.held_out()
     if measurements:
@@ -39,8 +50,8 @@ def write_card(run: Run, result: Path) -> None:
     (result / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def metadata(run: Run) -> ModelCardData:
-    """What the hub sorts by."""
+def card_metadata(run: Run) -> ModelCardData:
+    """Return the metadata that the hub sorts by."""
     clips = type(run.model).__name__ == "Wan"
     kind = "text-to-video" if clips else "text-to-image"
     tags = [kind, "diffusers", "afterflow", *(["lora"] if isinstance(run.tune, LoRA) else [])]
@@ -48,22 +59,24 @@ def metadata(run: Run) -> ModelCardData:
 
 
 def on_hub(run: Run) -> str | None:
-    """The base's id on the hub, if it comes from there."""
+    """Return the base's id on the hub, if it comes from there."""
     path = run.model.path if isinstance(run.model, Pretrained) else ""
     return path if len(Path(path).parts) == 2 and not Path(path).exists() else None
 
 
-def base(run: Run) -> str:
+def base_name(run: Run) -> str:
+    """Return the base model's path, or what was built."""
     return run.model.path if isinstance(run.model, Pretrained) else f"a tiny {stock_of(run)} from scratch"
 
 
-def summary(run: Run) -> list[str]:
+def summary_table(run: Run) -> list[str]:
+    """Return a sentence about the result and a table of the run's main options."""
     tuned = f"A LoRA of rank {run.tune.rank}" if isinstance(run.tune, LoRA) else "All weights of the transformer"
     algorithm = run.algorithm
     weights: Mapping[str, float] = getattr(algorithm, "weights", {})
     rewards = ", ".join(f"{name} × {weight:g}" for name, weight in weights.items())
     rows = {
-        "base model": f"`{base(run)}`",
+        "base model": f"`{base_name(run)}`",
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,
         "rewards": rewards,
@@ -73,16 +86,17 @@ def summary(run: Run) -> list[str]:
         "seed": str(run.seed),
     }
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
-    said = f"{tuned}, trained with afterflow {__version__}; run.json beside it repeats it."
-    return [said, "", *table]
+    sentence = f"{tuned}, trained with afterflow {__version__}; run.json beside it repeats it."
+    return [sentence, "", *table]
 
 
 def steps_done(run: Run) -> int:
+    """Return the number of iterations that the run did."""
     return RunFolder(run.folder).metrics()[-1]["step"] + 1
 
 
-def named(run: Run) -> str:
-    """How a user names the base in code."""
+def base_in_code(run: Run) -> str:
+    """Return the base as a user names it in code."""
     if not isinstance(run.model, Pretrained):
         return f'"{run.model.folder}"'
     if run.model.path in SHIPPED:
@@ -92,16 +106,17 @@ def named(run: Run) -> str:
 
 
 def stock_of(run: Run) -> str:
-    """The pipeline's class in diffusers."""
+    """Return the pipeline's class in diffusers."""
     kinds = {config: model.stock.__name__ for config, model in FAMILIES.items()} | FROM_SCRATCH
     return kinds[type(run.model)]
 
 
 def usage(run: Run, result: Path) -> list[str]:
+    """Return the lines that load the result in diffusers."""
     stock = stock_of(run)
     ours = isinstance(run.model, Pretrained) and run.model.path in SHIPPED
-    shipped = [f"from afterflow.models.pipeline import {named(run)}"] if ours else []
-    start = f"pipe = {stock}.from_pretrained({named(run)})"
+    shipped = [f"from afterflow.models.pipeline import {base_in_code(run)}"] if ours else []
+    start = f"pipe = {stock}.from_pretrained({base_in_code(run)})"
     code = (
         [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']
         if isinstance(run.tune, LoRA)
@@ -112,11 +127,11 @@ def usage(run: Run, result: Path) -> list[str]:
 
 
 def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:
-    """A table of the rewards on held-out prompts, first and last, with intervals over prompts."""
+    """Return a table of the rewards on held-out prompts, first and last, with intervals over prompts."""
     first, last = measurements[0], measurements[-1]
-    rows = {name: gained(np.array(first[name]), np.array(values)) for name, values in last.items() if name != "step"}
+    rows = {name: gains(np.array(first[name]), np.array(values)) for name, values in last.items() if name != "step"}
     lines = [
-        f"| {name} | {written(before)} | {written(after)} | {written(difference, '+')} |"
+        f"| {name} | {estimate_text(before)} | {estimate_text(after)} | {estimate_text(difference, '+')} |"
         for name, (before, after, difference) in rows.items()
     ]
     prompts = len(next(values for name, values in last.items() if name != "step"))
@@ -129,12 +144,13 @@ def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:
     return ["## Held-out prompts", "", about, "", *head, *lines]
 
 
-def gained(before: np.ndarray, after: np.ndarray) -> list[Estimate]:
-    """Of each prompt's rewards (P,): the mean before, after, and of the difference."""
+def gains(before: np.ndarray, after: np.ndarray) -> list[Estimate]:
+    """Return the mean before, after, and of the difference, of each prompt's rewards (P,)."""
     columns = np.stack([before, after, after - before], 1)
-    return estimates(columns, [np.arange(len(before))], DRAWS, np.random.default_rng(0))
+    return estimates(columns, [np.arange(len(before))], CARD_RESAMPLES, np.random.default_rng(0))
 
 
 def licence(run: Run) -> str:
-    where = f"[{on_hub(run)}](https://huggingface.co/{on_hub(run)})" if on_hub(run) else f"`{base(run)}`"
+    """Return the sentence about the licence of the base's weights."""
+    where = f"[{on_hub(run)}](https://huggingface.co/{on_hub(run)})" if on_hub(run) else f"`{base_name(run)}`"
     return f"These weights are derived from {where}, whose licence applies to them."

@@ -1,4 +1,4 @@
-"""The prompts that a run is about, each fit for what will be asked of it."""
+"""The prompts of a run, each checked against the rewards that will read its record."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -8,21 +8,22 @@ from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
 from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
+from ..system.errors import InputError
 from .config import Run
 
 
-def needs(run: Run, names: Iterable[str]) -> dict[str, Callable]:
-    """What these rewards, and the judge, ask of a record."""
-    asked = {name: known.needs for name in names if (known := find_reward(name)).needs is not None}
-    return asked | {"the judge": validate} if isinstance(run.judge, ShapesJudge) else asked
+def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
+    """Return the checks that these rewards, and the judge, make of a record."""
+    checks = {name: reward.needs for name in names if (reward := find_reward(name)).needs is not None}
+    return checks | {"the judge": validate} if isinstance(run.judge, ShapesJudge) else checks
 
 
 def prompt_records(run: Run) -> list[dict]:
-    """The prompts to explore, each fit for every reward; none where images come with theirs."""
+    """Return the prompts to explore, each fit for every reward; none where images come with theirs."""
     if isinstance(run.data, ImageSource):
         return []
     records, route = (
-        run.data.records(run.seed, needs(run, run.algorithm.requirements.rewards)),
+        run.data.records(run.seed, record_checks(run, run.algorithm.requirements.rewards)),
         run.algorithm.requirements.route,
     )
     check_tag_schedule(records, run.batches.tag_schedule)
@@ -32,21 +33,25 @@ def prompt_records(run: Run) -> list[dict]:
 
 
 def check_routes(records: Sequence[dict], route: str, teachers: Sequence[Teacher]) -> None:
-    """ValueError for a prompt without a task, and for a task without a teacher."""
+    """Check that each prompt has a task with a teacher.  InputError names the first that has none."""
     tasks = [task for teacher in teachers for task in teacher.tasks]
     for record in records:
         if not isinstance(record.get(route), str):
-            raise ValueError(f"prompt {record['prompt']!r} has no task under {route!r}, so no teacher; write one to it")
+            raise InputError(f"prompt {record['prompt']!r} has no task under {route!r}, so no teacher; write one to it")
         if record[route] not in tasks:
             task = f"the task {record[route]!r} of prompt {record['prompt']!r}"
-            raise ValueError(f"{task} has no teacher; there are teachers for {', '.join(tasks)}")
+            raise InputError(f"{task} has no teacher; there are teachers for {', '.join(tasks)}")
 
 
 def held_out_records(run: Run) -> list[dict]:
-    """The prompts to evaluate on, each fit for every reward that is measured there."""
-    return [] if run.evaluation.held_out is None else run.evaluation.held_out.records(run.seed, needs(run, run.watched))
+    """Return the prompts to evaluate on, each fit for every reward that is measured there."""
+    return (
+        []
+        if run.evaluation.held_out is None
+        else run.evaluation.held_out.records(run.seed, record_checks(run, run.watched))
+    )
 
 
 def known_records(run: Run) -> dict[str, dict]:
-    """The run's own prompts, held out or not, by their text."""
+    """Return the run's own prompts, held out or not, by their text."""
     return {record["prompt"]: record for record in [*held_out_records(run), *prompt_records(run)]}

@@ -20,9 +20,15 @@ LIBRARIES = ("afterflow", "torch", "diffusers", "transformers", "peft", "acceler
 def write_record(
     folder: Path, config: Mapping[str, Any], recipe: str, seed: int, first: int = 0, processes: int = 1
 ) -> list[str]:
-    """run.json: the resolved configuration and what it ran on, and where it was resumed.
+    """Write run.json, and return a sentence for each thing that is not as it was when the run began.
 
-    What is not as it was when the run began.
+    Args:
+        folder: The folder of the run.
+        config: The resolved configuration.
+        recipe: The name of the recipe.
+        seed: The seed of the run.
+        first: The iteration to begin with; above 0 the run is resumed.
+        processes: Number of processes.
     """
     file = folder / "run.json"
     begun = json.loads(file.read_text()) if first and file.is_file() else None
@@ -40,36 +46,37 @@ def write_record(
         write_text_atomically(file, json.dumps(record, indent=2) + "\n")
         return []
     about = ("versions", "git_commit", "hardware", "processes")
-    then, now = ({name: told[name] for name in about if name in begun} for told in (begun, record))
+    then, now = ({name: source[name] for name in about if name in begun} for source in (begun, record))
     begun.setdefault("resumed", []).append({"iteration": first} | {name: record[name] for name in about})
     write_text_atomically(file, json.dumps(begun, indent=2) + "\n")
     return differences(then, now)
 
 
 def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:
-    """What makes a tracker go on with the curves of a resumed run, instead of beginning others."""
+    """Return the options with which a tracker goes on with the curves of a resumed run."""
     file = folder / "tracker.json"
     if not file.is_file():
         write_text_atomically(file, json.dumps({"id": uuid4().hex}) + "\n")
-    known = json.loads(file.read_text())["id"]
+    run_id = json.loads(file.read_text())["id"]
     return {
-        "wandb": {"name": name, "id": known, "resume": "allow"},
-        "trackio": {"name": f"{name}-{known[:8]}", "resume": "allow"},
+        "wandb": {"name": name, "id": run_id, "resume": "allow"},
+        "trackio": {"name": f"{name}-{run_id[:8]}", "resume": "allow"},
     }
 
 
 def git_commit() -> str | None:
-    """The commit of the code in use, with + where it was changed; None outside a checkout."""
+    """Return the commit of the code in use, with + where it was changed; None outside a checkout."""
     here = Path(__file__).parent
-    ask = lambda *words: subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
-    commit = ask("rev-parse", "HEAD")
+    git = lambda *words: subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+    commit = git("rev-parse", "HEAD")
     if commit.returncode != 0:
         return None
-    changed = ask("status", "--porcelain", "--untracked-files=no").stdout.strip()
+    changed = git("status", "--porcelain", "--untracked-files=no").stdout.strip()
     return commit.stdout.strip() + ("+" if changed else "")
 
 
 def hardware() -> dict[str, Any]:
+    """Return the machine, system, GPU and threads of this process."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "machine": platform.machine(),

@@ -20,11 +20,11 @@ from ..train.scores import Score
 def scorer(
     model: Model, algorithm: OnPolicy, judge: Judge | None, models: RewardModels = DEFAULT_REWARD_MODELS
 ) -> Score:
-    """What `explore` calls with finished latents."""
-    return partial(score, model, algorithm, judge, models)
+    """Return the function that scores finished latents of a rollout."""
+    return partial(score_latents, model, algorithm, judge, models)
 
 
-def score(
+def score_latents(
     model: Model,
     algorithm: OnPolicy,
     judge: Judge | None,
@@ -34,27 +34,37 @@ def score(
     generators: Sequence[torch.Generator],
     clock: Clock,
 ) -> Scores:
-    """Finished latents (P, G, ...) of P records → scores on the CPU, where advantages are fp64.
+    """Return the scores of finished latents on the CPU, where advantages are fp64.
 
-    Which pairs a judge is shown, and what it draws, depends on the prompt's own generator.
+    Which pairs a judge sees, and its random numbers, depend on the prompt's own generator.
+
+    Args:
+        model: The model that decodes latents.
+        algorithm: The method, which says what it needs.
+        judge: The judge, where the method needs comparisons.
+        models: Where rewards that are networks run.
+        leaves: Finished latents (P, G, ...).
+        records: P records of the prompts.
+        generators: P generators.
+        clock: The clock that times decoding and rewards.
     """
-    asks = algorithm.requirements
-    if not asks.rewards and asks.comparisons is None:
+    requirements = algorithm.requirements
+    if not requirements.rewards and requirements.comparisons is None:
         return Scores({})
     with clock("decode"):
         images = model.decode(leaves.flatten(0, 1))
     images = images.reshape(*leaves.shape[:2], *images.shape[1:])
     with clock("reward"):
-        answers = {name: score_groups(name, images, records, models) for name in asks.rewards}
+        answers = {name: score_groups(name, images, records, models) for name in requirements.rewards}
         scores = Scores(
             {name: answer.values for name, answer in answers.items()},
-            parts={f"{name}/{part}": value for name, each in answers.items() for part, value in each.parts.items()},
+            parts={f"{name}/{part}": value for name, answer in answers.items() for part, value in answer.parts.items()},
             failures={name: answer.failures for name, answer in answers.items()},
         )
-        if asks.comparisons is None:
+        if requirements.comparisons is None:
             return scores
         assert judge is not None
-        G, wanted = images.shape[1], asks.comparisons
-        shown = torch.stack([pairs(G, wanted.opponents, wanted.both_orders, own) for own in generators])
+        G, comparisons = images.shape[1], requirements.comparisons
+        shown = torch.stack([pairs(G, comparisons.opponents, comparisons.both_orders, stream) for stream in generators])
         judged, failures = judge_groups(judge, images, records, shown, generators)
         return replace(scores, judged={WIN_RATE: judged}, failures={**scores.failures, WIN_RATE: failures})

@@ -10,45 +10,46 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ..system.errors import ConfigError
 from ..system.names import unknown_name
 
-T = TypeVar("T")
+D = TypeVar("D")
 
 
 def to_json(instance: Any) -> dict[str, Any]:
-    """The fields of a dataclass as what `json.dumps` takes."""
+    """Return the fields of a dataclass as values that `json.dumps` takes."""
     hints = get_type_hints(type(instance))
     return {field.name: _encode(hints[field.name], getattr(instance, field.name)) for field in fields(instance)}
 
 
-def from_json(kind: type[T], data: Mapping[str, Any], place: str = "") -> T:
-    """The dataclass that `to_json` wrote; a field that is left out keeps its default.
+def from_json(kind: type[D], data: Mapping[str, Any], path: str = "") -> D:
+    """Return the dataclass that `to_json` wrote; a field that is left out has its default.
 
-    ValueError for a field or type that does not exist and for a value of the wrong type.  `place` is where `data`
-    stands in the whole, for those messages.
+    `path` says in messages where `data` stands in the whole.  ConfigError is raised for a field or type that does not
+    exist, and for a value of the wrong type.
     """
     declared = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for name in data:
         if name not in declared:
-            raise unknown_name(f"field of {place or kind.__name__}", name, declared)
+            raise unknown_name(f"field of {path or kind.__name__}", name, declared)
     for name, field in declared.items():
         if name not in data and field.default is field.default_factory is MISSING:
-            raise ValueError(f"{place or kind.__name__} has no field {name!r}, which it needs")
+            raise ConfigError(f"{path or kind.__name__} has no field {name!r}, which it needs")
     hints = get_type_hints(kind)
-    inside = f"{place}." if place else ""
+    inside = f"{path}." if path else ""
     return kind(**{name: _decode(hints[name], value, inside + name) for name, value in data.items()})
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What `to_json` says of two instances that is not the same, a sentence each."""
-    found = []
+    """Return a sentence for each field in which two records differ."""
+    changes = []
     for name in dict.fromkeys([*one, *other]):
         a, b = one.get(name), other.get(name)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += [f"{name}.{each}" for each in differences(a, b)]
+            changes += [f"{name}.{change}" for change in differences(a, b)]
         elif a != b:
-            found.append(f"{name} = {json.dumps(a)} there, {json.dumps(b)} here")
-    return found
+            changes.append(f"{name} = {json.dumps(a)} there, {json.dumps(b)} here")
+    return changes
 
 
 def _encode(hint: Any, value: Any) -> Any:
@@ -56,50 +57,52 @@ def _encode(hint: Any, value: Any) -> Any:
         named = {"type": type(value).__name__} if len(_dataclasses(hint)) > 1 else {}
         return named | to_json(value)
     if isinstance(value, Mapping):
-        each = get_args(_alternative(hint, Mapping))[1]
-        return {key: _encode(each, item) for key, item in value.items()}
+        item_hint = get_args(_alternative(hint, Mapping))[1]
+        return {key: _encode(item_hint, item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [_encode(each, item) for each, item in zip(_items(hint, len(value)), value)]
+        return [_encode(item_hint, item) for item_hint, item in zip(_items(hint, len(value)), value)]
     return value
 
 
-def _decode(hint: Any, data: Any, place: str) -> Any:
+def _decode(hint: Any, data: Any, path: str) -> Any:
     if isinstance(data, Mapping) and _dataclasses(hint):
-        return _decode_dataclass(_dataclasses(hint), data, place)
+        return _decode_dataclass(_dataclasses(hint), data, path)
     if isinstance(data, Mapping) and _alternative(hint, Mapping):
-        each = get_args(_alternative(hint, Mapping))[1]
-        return {key: _decode(each, item, f"{place}.{key}") for key, item in data.items()}
+        item_hint = get_args(_alternative(hint, Mapping))[1]
+        return {key: _decode(item_hint, item, f"{path}.{key}") for key, item in data.items()}
     if isinstance(data, list) and _alternative(hint, tuple):
         items = _items(hint, len(data))
         if len(items) == len(data):
-            return tuple(_decode(each, item, f"{place}[{i}]") for i, (each, item) in enumerate(zip(items, data)))
+            return tuple(
+                _decode(item_hint, item, f"{path}[{i}]") for i, (item_hint, item) in enumerate(zip(items, data))
+            )
     elif _admits(hint, data):
         return data
     elif isinstance(data, str) and _alternative(hint, Literal):
-        raise unknown_name(place, data, map(str, get_args(_alternative(hint, Literal))))
-    raise ValueError(f"{place} = {data!r}: it must be {_words(hint)}")
+        raise unknown_name(path, data, map(str, get_args(_alternative(hint, Literal))))
+    raise ConfigError(f"{path} = {data!r}: it must be {_words(hint)}")
 
 
-def _decode_dataclass(kinds: list[type], data: Mapping[str, Any], place: str) -> Any:
+def _decode_dataclass(kinds: list[type], data: Mapping[str, Any], path: str) -> Any:
     if len(kinds) == 1:
-        return from_json(kinds[0], data, place)
+        return from_json(kinds[0], data, path)
     by_name = {kind.__name__: kind for kind in kinds}
     name = data.get("type")
     if not isinstance(name, str):
-        raise ValueError(f'{place}: "type" must say which of {", ".join(by_name)} it is')
+        raise ConfigError(f'{path}: "type" must say which of {", ".join(by_name)} it is')
     if name not in by_name:
-        raise unknown_name(f"type of {place}", name, by_name)
-    return from_json(by_name[name], {key: value for key, value in data.items() if key != "type"}, place)
+        raise unknown_name(f"type of {path}", name, by_name)
+    return from_json(by_name[name], {key: value for key, value in data.items() if key != "type"}, path)
 
 
 def _admits(hint: Any, data: Any) -> bool:
     """Whether a number, text, truth value or null may stand there as it is."""
-    for each in _alternatives(hint):
-        if get_origin(each) is Literal:
+    for option in _alternatives(hint):
+        if get_origin(option) is Literal:
             # 1 == True == 1.0, but they are three different things to write.
-            if any(data == choice and type(data) is type(choice) for choice in get_args(each)):
+            if any(data == choice and type(data) is type(choice) for choice in get_args(option)):
                 return True
-        elif type(data) is each or (each is float and type(data) is int):
+        elif type(data) is option or (option is float and type(data) is int):
             return True
     return False
 
@@ -109,17 +112,17 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _dataclasses(hint: Any) -> list[type]:
-    return [each for each in _alternatives(hint) if isinstance(each, type) and is_dataclass(each)]
+    return [option for option in _alternatives(hint) if isinstance(option, type) and is_dataclass(option)]
 
 
 def _alternative(hint: Any, origin: Any) -> Any:
     """The alternative of that kind: Mapping[str, float] of Mapping[str, float] | None, say; None without one."""
-    return next((each for each in _alternatives(hint) if _origin(each) is origin), None)
+    return next((option for option in _alternatives(hint) if _origin(option) is origin), None)
 
 
 def _origin(hint: Any) -> Any:
-    found = get_origin(hint)
-    return Mapping if isinstance(found, type) and issubclass(found, Mapping) else found
+    origin = get_origin(hint)
+    return Mapping if isinstance(origin, type) and issubclass(origin, Mapping) else origin
 
 
 def _items(hint: Any, length: int) -> tuple[Any, ...]:
@@ -130,7 +133,7 @@ def _items(hint: Any, length: int) -> tuple[Any, ...]:
 
 def _words(hint: Any) -> str:
     """A type as a user would write it."""
-    return " or ".join(_word(each) for each in _alternatives(hint))
+    return " or ".join(_word(option) for option in _alternatives(hint))
 
 
 def _word(hint: Any) -> str:
@@ -139,5 +142,5 @@ def _word(hint: Any) -> str:
     if hint is types.NoneType:
         return "null"
     if _origin(hint) is tuple:
-        return f"a list of {', '.join(_word(each) if each is not Ellipsis else '...' for each in get_args(hint))}"
+        return f"a list of {', '.join(_word(item) if item is not Ellipsis else '...' for item in get_args(hint))}"
     return "an object" if _origin(hint) is Mapping or is_dataclass(hint) else hint.__name__

@@ -281,7 +281,7 @@ class VelocityFactory:
     def teacher(self, teacher: Teacher) -> Velocity:
         """Return a teacher's velocity under its own guidance."""
         # Each process has all of its weights, and asks it about the tasks of its own prompts.
-        velocity, adapters = teacher_velocity(self.run, self.model, teacher)
+        velocity, adapters = load_teacher(self.run, self.model, teacher)
         scale = teacher.guidance(self.run.batches.guidance_scale)
         return in_context(self.chunked(velocity, scale, identity), adapters)
 
@@ -316,7 +316,7 @@ class VelocityFactory:
         return shard_model(self.run, self.processes, network) if self.processes.sharded else identity(network)
 
 
-def teacher_velocity(run: Run, model: Model, teacher: Teacher) -> Wrapped:
+def load_teacher(run: Run, model: Model, teacher: Teacher) -> Wrapped:
     """Return a teacher's velocity: beside a trained LoRA another adapter, beside trained weights another model."""
     if teacher.lora is None:
         return without_adapters(model, run.tune)

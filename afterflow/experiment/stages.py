@@ -1,10 +1,11 @@
-"""Several runs that build on each other: teachers, a merge of them, a student.
+"""A chain of stages that build on each other: teachers, a merge of them, a student.
 
-Each stage is kept in runs/STAGE, and the same command goes on with the first that has not ended.
+The folder of a stage is runs/STAGE, and the same command goes on with the first that has not ended.
 """
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from ..models.sd3 import SD3
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
-from .train_subprocess import check_same, ended, train_apart
+from .train_subprocess import check_same, has_ended, train_in_subprocess
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Merge:
 
     @property
     def folder(self) -> Path:
+        """The folder of the stage."""
         return Path("runs") / self.name
 
     def __call__(self) -> str:
@@ -80,6 +84,7 @@ class Samples:
 
     @property
     def folder(self) -> Path:
+        """The folder of the stage."""
         return Path("runs") / self.name
 
     def records(self) -> list[dict]:
@@ -113,6 +118,8 @@ class Samples:
 
 @dataclass(frozen=True)
 class Chain:
+    """Stages in order, each of which may use the folders of those before it."""
+
     name: str
     stages: tuple[Run | Merge | Samples, ...]
     """In order; each may use the folders of those before it, runs/NAME of the stage."""
@@ -128,31 +135,31 @@ class Chain:
                 raise ValueError(f"chain {self.name}: two stages are called {name}; give each a name of its own")
 
 
-def execute(chain: Chain) -> Path:
-    """Do what is left of a chain; the folder of its last stage.
+def execute_chain(chain: Chain) -> Path:
+    """Do the stages of a chain that have not ended, and return the folder of the last.
 
     ValueError before anything is trained where a stage cannot be run, its folder holds another, or what it was made
     from has changed since; TrainingStopped where one could not be brought to its end.
     """
     for stage in chain.stages:
-        check(stage)
+        check_stage(stage)
     for i, stage in enumerate(chain.stages, 1):
-        place = f"{chain.name}, stage {i} of {len(chain.stages)}, {stage.name}"
-        if done(stage):
-            print(f"{place}: is there already")
+        title = f"{chain.name}, stage {i} of {len(chain.stages)}, {stage.name}"
+        if is_done(stage):
+            _log.info(f"{title}: is there already")
             continue
         stage.folder.mkdir(parents=True, exist_ok=True)
         inputs_file(stage).write_text(json.dumps(inputs(stage)) + "\n")
         if isinstance(stage, Run):
-            print(place, flush=True)
-            train_apart(stage, chain.name, processes=chain.processes)
+            _log.info(title)
+            train_in_subprocess(stage, chain.name, processes=chain.processes)
         else:
-            print(f"{place}: {stage()}", flush=True)
+            _log.info(f"{title}: {stage()}")
             record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")
     return chain.stages[-1].folder
 
 
-def check(stage: Run | Merge | Samples) -> None:
+def check_stage(stage: Run | Merge | Samples) -> None:
     """ValueError for a stage that cannot be run, or whose folder holds another or an older one."""
     if isinstance(stage, Run):
         check_same(stage)
@@ -162,29 +169,30 @@ def check(stage: Run | Merge | Samples) -> None:
         check_same_stage(stage)
         if isinstance(stage, Samples):
             stage.records()
-    if done(stage) and inputs_file(stage).is_file():
+    if is_done(stage) and inputs_file(stage).is_file():
         before, now = json.loads(inputs_file(stage).read_text()), inputs(stage)
         for name in before:
             if before[name] != now[name]:
                 raise ValueError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
 
 
-def done(stage: Run | Merge | Samples) -> bool:
-    """Whether a stage has left its result."""
-    return ended(stage.folder, stage) if isinstance(stage, Run) else record_of(stage).is_file()
+def is_done(stage: Run | Merge | Samples) -> bool:
+    """Return whether a stage has left its result."""
+    return has_ended(stage.folder, stage) if isinstance(stage, Run) else record_of(stage).is_file()
 
 
 def record_of(stage: Merge | Samples) -> Path:
-    """The file that is written when the stage is done."""
+    """Return the file that is written when the stage is done."""
     return stage.folder / "stage.json"
 
 
 def inputs_file(stage: Run | Merge | Samples) -> Path:
+    """Return the file with the digests of what a stage was made from."""
     return stage.folder / "inputs.json"
 
 
 def inputs(stage: Run | Merge | Samples) -> dict[str, str | None]:
-    """What a stage is made from, folders of LoRAs and of images, and a digest of each; None where it is not there."""
+    """Return the folders that a stage is made from, each with a digest; None where it does not exist."""
     if isinstance(stage, Merge):
         folders = list(stage.loras)
     else:
@@ -192,10 +200,11 @@ def inputs(stage: Run | Merge | Samples) -> dict[str, str | None]:
     if isinstance(stage, Run):
         folders += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
         folders += [stage.data.path] if isinstance(stage.data, ImageFolder) else []
-    return {folder: digest(Path(folder)) for folder in folders}
+    return {folder: folder_digest(Path(folder)) for folder in folders}
 
 
-def digest(folder: Path) -> str | None:
+def folder_digest(folder: Path) -> str | None:
+    """Return a digest of all files in a folder; None where there are none."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     if not files:
         return None

@@ -1,6 +1,7 @@
 """Runs of a comparison, each trained in a process of its own."""
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -9,46 +10,49 @@ from pathlib import Path
 
 from ..data.prompts import ShapesPrompts
 from ..models.pipeline import Pretrained
-from ..system.errors import TrainingStopped
+from ..system.errors import CheckpointError, InputError, TrainingStopped
 from .config import Run
 from .run_folder import RunFolder
 from .serialization import to_json
 
-HELD_OUT = ShapesPrompts("test", count=60)
-"""Prompts of a curve, where the recipe has none of its own."""
+_log = logging.getLogger(__name__)
+
+CURVE_PROMPTS = ShapesPrompts("test", count=60)
+"""Held-out prompts of a recipe that has none of its own."""
 
 
-def train_all(asked: Mapping[str, Run], budget_seconds: float | None, seeds: int, name: str) -> list[Path]:
-    """Train each recipe's run with every seed, one after another; the folders.  None: for its own iterations.
+def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: int, name: str) -> list[Path]:
+    """Train each recipe's run with every seed, one after another, and return the folders.
 
-    A run that has ended is not repeated, and one that was interrupted goes on from its checkpoint.  ValueError when a
-    folder holds a run with other settings, TrainingStopped when one could not be brought to its end.
+    Without a budget each has its own iterations.  A run that has ended is not repeated, and one that was interrupted
+    goes on from its checkpoint.  CheckpointError is raised when a folder holds a run with other settings,
+    TrainingStopped when one could not be finished.
     """
     runs = [
         (recipe, budgeted(run, budget_seconds, seed, f"{name}/{recipe}_{seed}"))
         for seed in range(seeds)
-        for recipe, run in asked.items()
+        for recipe, run in recipes.items()
     ]
     for _, run in runs:
         check_same(run)
     for recipe, run in runs:
-        if ended(run.folder, run):
-            print(f"{run.folder} is there already")
+        if has_ended(run.folder, run):
+            _log.info(f"{run.folder} is there already")
         else:
-            train_apart(run, recipe)
+            train_in_subprocess(run, recipe)
     return [run.folder for _, run in runs]
 
 
 def check_same(run: Run) -> None:
-    """ValueError when the run's folder holds another run."""
+    """Check that the run's folder holds no other run.  CheckpointError where it does."""
     folder = RunFolder(run.folder)
     # Read back, because a field that is newer than the file has its default there.
     if folder.record_file.is_file() and folder.run() != run:
-        raise ValueError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
+        raise CheckpointError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
 
 
-def train_apart(run: Run, recipe: str, processes: int = 1) -> None:
-    """In a process of its own, or several: threads, precision and memory of one run do not reach the next."""
+def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
+    """Train a run in a process of its own, or several, so that nothing of one run reaches the next."""
     file = run.folder / "asked.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
@@ -67,28 +71,28 @@ def train_apart(run: Run, recipe: str, processes: int = 1) -> None:
             signal.signal(number, handler)
     if code != 0:
         raise TrainingStopped(f"{run.folder} could not be trained, see above; the runs before it are kept")
-    if not ended(run.folder, run):
+    if not has_ended(run.folder, run):
         raise TrainingStopped(f"{run.folder} was interrupted; the same command goes on with it")
 
 
 def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:
-    """The run under a budget of seconds, if any, instead of iterations."""
+    """Return the run under a budget of seconds, if any, instead of iterations."""
     if run.evaluation.held_out is None:
-        run = run.with_options(held_out=HELD_OUT, eval_every=10)
+        run = run.with_options(held_out=CURVE_PROMPTS, eval_every=10)
     if budget_seconds is not None:
         # The budget ends it; so many iterations are out of reach.
         run = run.with_options(budget_seconds=budget_seconds, iterations=10**6)
     return run.with_options(seed=seed, name=name, keep_checkpoints=1)
 
 
-def ended(folder: Path, run: Run) -> bool:
-    """Whether the run in this folder did its iterations or used up its budget, and left its result."""
+def has_ended(folder: Path, run: Run) -> bool:
+    """Return whether the run in this folder did its iterations or used up its budget, and left its result."""
     return RunFolder(folder).has_ended(run.batches.iterations, run.batches.budget_seconds)
 
 
 def check_ended(folder: Path, run: Run) -> None:
-    """ValueError when it has not, or has no base that draws pictures of the shapes world."""
-    if not ended(folder, run):
-        raise ValueError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
+    """Check that a run has ended and has a base to compare with.  InputError where not."""
+    if not has_ended(folder, run):
+        raise InputError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
     if not isinstance(run.model, Pretrained):
-        raise ValueError(f"{folder}: it was trained from scratch, so there is no base to compare it with")
+        raise InputError(f"{folder}: it was trained from scratch, so there is no base to compare it with")

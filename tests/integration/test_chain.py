@@ -19,7 +19,7 @@ from afterflow.experiment import stages as chains
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute as train
 from afterflow.experiment.serialization import to_json
-from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute
+from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute_chain
 from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES, generalist
@@ -33,7 +33,7 @@ def elsewhere(pipeline, tmp_path, monkeypatch):
     """In a folder of its own; stages are trained in this process, which is quicker."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(chains, "train_apart", lambda run, recipe, processes: train(run, recipe))
+    monkeypatch.setattr(chains, "train_in_subprocess", lambda run, recipe, processes: train(run, recipe))
     Path("pipeline").symlink_to(pipeline)
 
 
@@ -68,17 +68,17 @@ def metadata(name):
 
 
 def test_a_chain_does_its_stages_once(capsys):
-    assert str(execute(whole())) == "runs/pupil"
+    assert str(execute_chain(whole())) == "runs/pupil"
     assert "whole, stage 3 of 6, merged: what its rank cannot hold is" in capsys.readouterr().out
     assert json.loads(Path("runs/student/run.json").read_text())["recipe"] == "whole"
     lines = metadata("samples")
     assert len(lines) == 4 * 2 and {line["tag"] for line in lines} == {"colors", "counting"}
-    execute(whole())
+    execute_chain(whole())
     assert capsys.readouterr().out.count("is there already") == 6
     shutil.rmtree("runs/pupil/lora")
     Path("runs/merged/stage.json").unlink()
-    with pytest.raises(ValueError, match="runs/pupil already holds a run"):  # train_apart would resume it
-        execute(whole())
+    with pytest.raises(ValueError, match="runs/pupil already holds a run"):  # train_in_subprocess would resume it
+        execute_chain(whole())
     assert capsys.readouterr().out.count("is there already") == 4
 
 
@@ -88,17 +88,17 @@ def test_a_stage_of_other_settings_is_refused_before_anything_is_trained():
     saved_before = Path("runs/colors/metrics.jsonl").read_text()
     changed = replace(whole(), stages=(*whole().stages[1:], first.with_options(iterations=2)))
     with pytest.raises(ValueError, match="runs/colors holds a run with other settings"):
-        execute(changed)
+        execute_chain(changed)
     assert not Path("runs/counting").exists()
     assert Path("runs/colors/metrics.jsonl").read_text() == saved_before
     Path("runs/merged").mkdir()
     merged = next(stage for stage in whole().stages if isinstance(stage, Merge))
     Path("runs/merged/stage.json").write_text(json.dumps(to_json(replace(merged, density=0.1))))
     with pytest.raises(ValueError, match="runs/merged holds a stage with other settings"):
-        execute(whole())
+        execute_chain(whole())
     Path("runs/merged/stage.json").write_text('{"name": "merged"}')
     with pytest.raises(ValueError, match=r"runs/merged/stage\.json has no field 'loras', which it needs"):
-        execute(whole())
+        execute_chain(whole())
 
 
 def test_a_stage_of_an_older_version_that_lacks_an_option_is_taken():
@@ -113,22 +113,22 @@ def test_a_stage_of_an_older_version_that_lacks_an_option_is_taken():
 
 
 def test_a_stage_made_from_what_has_changed_since_is_refused():
-    execute(whole())
+    execute_chain(whole())
     for folder, name in (("runs/colors/lora", "runs/merged"), ("runs/merged/lora", "runs/student")):
         file = Path(folder) / "pytorch_lora_weights.safetensors"
         before = file.read_bytes()
         save_lora("pipeline", folder, 7, 2)
         with pytest.raises(ValueError, match=f"{name} was made from another {folder}; delete it"):
-            execute(whole())
+            execute_chain(whole())
         file.write_bytes(before)
-    execute(whole())
+    execute_chain(whole())
 
 
 def test_a_later_stage_that_cannot_be_run_is_refused_before_the_first_is():
     first, *rest = whole().stages
     student = replace(rest[2], data=ShapesPrompts(count=4, tags=("position",)))
     with pytest.raises(ValueError, match=r"the task 'position' of prompt .* has no teacher"):
-        execute(Chain("whole", (first, student)))
+        execute_chain(Chain("whole", (first, student)))
     assert not Path("runs/colors").exists()
 
 

@@ -20,7 +20,7 @@ from afterflow.evaluation.shapes_suite import Judged
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples
-from afterflow.experiment.train_subprocess import HELD_OUT, budgeted, ended, train_all
+from afterflow.experiment.train_subprocess import HELD_OUT, budgeted, has_ended, train_all
 from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.build import untrained_tiny_sd3
@@ -71,7 +71,7 @@ def test_runs_that_have_ended_are_not_repeated(place, capfd):
     lines = [json.loads(line) for line in (folders[0] / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert (lines[0]["nfe/rollout"], lines[0]["nfe/update"]) == ((1 + 2 + 4 + 4) / 4, (1 + 2 + 4) / 4)
-    assert not ended(Path("runs/pair/elsewhere"), place[1]["branch"])
+    assert not has_ended(Path("runs/pair/elsewhere"), place[1]["branch"])
 
 
 def test_a_folder_with_other_settings_is_neither_taken_for_the_run_nor_gone_on_with(place):
@@ -103,7 +103,7 @@ def test_of_a_chain_the_last_run_is_compared_and_what_comes_before_is_done_once(
     student = run.with_options(algorithm=SFT(), data=data, iterations=1)
     monkeypatch.setitem(RECIPES, "shapes_curated_sft", lambda: Chain("any", (samples, student)))
     monkeypatch.setattr(
-        "afterflow.experiment.train_subprocess.train_apart", execute
+        "afterflow.experiment.train_subprocess.train_in_subprocess", execute
     )  # a process of its own takes seconds to start
     command = ["compare", "shapes_curated_sft", "--seeds", "2", "--name", "drawn", "--prompts", "7", "--images", "1"]
     assert main(command) == 0

@@ -18,7 +18,7 @@ from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
-from afterflow.experiment.cost_estimate import forecast, passes, rows_of
+from afterflow.experiment.cost_estimate import count_passes, count_rows, estimate_cost
 from afterflow.experiment.execute import execute
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.generate import encode_records
@@ -49,7 +49,7 @@ def run_of(config, algorithm):
 def test_rows_are_those_of_the_run(tmp_path, algorithm):
     run = run_of(built("sd3", tmp_path / "pipeline"), algorithm)
     line = json.loads((execute(run, "planned") / "metrics.jsonl").read_text().splitlines()[0])
-    rows, images = rows_of(run), run.batches.batch * algorithm.group
+    rows, images = count_rows(run), run.batches.batch * algorithm.group
     for stage in ("rollout", "update", "reference"):
         assert rows.get(stage, 0) == pytest.approx(images * line.get(f"nfe/{stage}", 0))
 
@@ -59,7 +59,7 @@ def test_what_autograd_keeps_and_flops_are_those_of_real_weights(tmp_path, name)
     config = built(name, tmp_path / "pipeline")
     planned = config.load("meta")
     attach(planned, LoRA(rank=2, alpha=4))
-    kept, forward, backward = passes(planned, 3)
+    kept, forward, backward = count_passes(planned, 3)
     model = config.load()
     attach(model, LoRA(rank=2, alpha=4))
     cond = encode_records(model, [{"prompt": "a"}])[torch.zeros(3, dtype=torch.long)]
@@ -101,7 +101,7 @@ def test_what_autograd_keeps_and_flops_are_those_of_real_weights(tmp_path, name)
 def test_checkpointing_keeps_less_and_learns_the_same(tmp_path, name):
     run = run_of(built(name, tmp_path / "pipeline"), ALGORITHMS[0])
     saving = run.with_options(gradient_checkpointing=True, name="saving")
-    memory = [forecast(each).memory["activations of one chunk"] for each in (run, saving)]
+    memory = [estimate_cost(each).memory["activations of one chunk"] for each in (run, saving)]
     assert memory[1] < 0.7 * memory[0]
     lines = [json.loads((execute(each, "x") / "metrics.jsonl").read_text().splitlines()[0]) for each in (run, saving)]
     assert lines[1]["ratio_max"] == 1.0
@@ -118,18 +118,18 @@ def test_no_weight_is_needed(tmp_path, capsys):
     config = built("flux", tmp_path / "pipeline")
     for file in (tmp_path / "pipeline").rglob("*.safetensors"):
         file.unlink()
-    found = forecast(run_of(config, ALGORITHMS[0]))
-    full = forecast(replace(run_of(config, ALGORITHMS[0]), tune=Full()))
+    found = estimate_cost(run_of(config, ALGORITHMS[0]))
+    full = estimate_cost(replace(run_of(config, ALGORITHMS[0]), tune=Full()))
     assert full.memory["gradients, Adam and EMA"] > 10 * found.memory["gradients, Adam and EMA"]
     assert full.memory["reference, teachers, anchor"] > 0 == found.memory["reference, teachers, anchor"]
-    guided = forecast(run_of(config, ALGORITHMS[0]).with_options(guidance_scale=4.0))
+    guided = estimate_cost(run_of(config, ALGORITHMS[0]).with_options(guidance_scale=4.0))
     assert guided.flops["forward only"] == pytest.approx(2 * found.flops["forward only"])
 
 
 def test_what_images_teach_is_not_guided_while_it_learns(tmp_path):
     exploring = run_of(built("sd3", tmp_path / "pipeline"), ALGORITHMS[0])
     run = replace(exploring, algorithm=SFT(), data=ShapesImages(count=4))
-    assert forecast(run.with_options(guidance_scale=4.0)).flops == forecast(run).flops
+    assert estimate_cost(run.with_options(guidance_scale=4.0)).flops == estimate_cost(run).flops
 
 
 def test_what_is_made_from_nothing_is_not_planned(tmp_path, capsys):

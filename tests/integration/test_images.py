@@ -91,14 +91,14 @@ def test_latents_are_encoded_once_and_follow_the_content(folder, model, monkeypa
     data, calls = ImageFolder(str(folder)), []
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda images: calls.append(len(images)) or encode(images))
-    latents, _ = imageset.gathered(data, model, 0)
-    again, _ = imageset.gathered(data, model, 0)
+    latents, _ = imageset.gather_latents(data, model, 0)
+    again, _ = imageset.gather_latents(data, model, 0)
     assert calls == [3] and torch.equal(latents, again)
     torch.testing.assert_close(latents[2], encode(np.full((1, 32, 32, 3), [0, 0, 255], np.uint8))[0])
     picture("white").save(folder / "blue.png")
-    changed, _ = imageset.gathered(data, model, 0)
+    changed, _ = imageset.gather_latents(data, model, 0)
     assert calls == [3, 3] and not torch.equal(changed[2], latents[2]) and torch.allclose(changed[:2], latents[:2])
-    imageset.gathered(replace(data, cache=False), model, 0)
+    imageset.gather_latents(replace(data, cache=False), model, 0)
     assert calls == [3, 3, 3]
 
 
@@ -107,11 +107,11 @@ def test_curation_keeps_what_reaches_every_reward(folder, model, capsys):
     Image.fromarray(noise).save(folder / "green.png")
     data = ImageFolder(str(folder), min_reward={"jpeg_compressibility": -1.0})
     for _ in range(2):  # the second time from the cache
-        latents, records = imageset.gathered(data, model, 0)
+        latents, records = imageset.gather_latents(data, model, 0)
         assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
         assert "2 of 3 images: 0 cannot be read, 1 are below min_reward" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none of 3 images is left"):
-        imageset.gathered(replace(data, min_reward={"jpeg_compressibility": 0.0}), model, 0)
+        imageset.gather_latents(replace(data, min_reward={"jpeg_compressibility": 0.0}), model, 0)
 
 
 def test_pictures_of_the_world_are_curated_by_its_verifier(tmp_path, model):
@@ -125,15 +125,15 @@ def test_pictures_of_the_world_are_curated_by_its_verifier(tmp_path, model):
         Image.fromarray(image).save(path / f"{i}.png")
     write(path, [{"file_name": f"{i}.png", "caption": r["prompt"], **r, "prompt": "?"} for i, r in enumerate(records)])
     data = ImageFolder(str(path), caption="caption", min_reward={"shapes_strict": 1.0})
-    latents, kept = imageset.gathered(data, model, 0)
+    latents, kept = imageset.gather_latents(data, model, 0)
     assert kept == records[:2] and len(latents) == 2
 
 
 def test_what_was_left_out_is_read_again(folder, model):
     (folder / "green.png").write_bytes(b"")
-    imageset.gathered(ImageFolder(str(folder), unreadable="skip"), model, 0)
+    imageset.gather_latents(ImageFolder(str(folder), unreadable="skip"), model, 0)
     with pytest.raises(ValueError, match="not a readable image"):
-        imageset.gathered(ImageFolder(str(folder)), model, 0)
+        imageset.gather_latents(ImageFolder(str(folder)), model, 0)
 
 
 def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, capsys):
@@ -141,8 +141,8 @@ def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, capsys):
     for broken in (b"", b"no image", whole[: len(whole) // 2]):
         (folder / "green.png").write_bytes(broken)
         with pytest.raises(ValueError, match=r"green\.png: not a readable image .*--data.unreadable skip"):
-            imageset.gathered(ImageFolder(str(folder)), model, 0)
-        latents, records = imageset.gathered(ImageFolder(str(folder), unreadable="skip"), model, 0)
+            imageset.gather_latents(ImageFolder(str(folder)), model, 0)
+        latents, records = imageset.gather_latents(ImageFolder(str(folder), unreadable="skip"), model, 0)
         assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
         assert "2 of 3 images: 1 cannot be read" in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ import torch
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
-from afterflow.experiment.cost_estimate import stored
+from afterflow.experiment.cost_estimate import tensor_bytes
 from afterflow.experiment.execute import execute
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models import quantize
@@ -48,8 +48,8 @@ def test_what_a_plan_says_is_saved_is_what_the_tensors_hold(kind):
     held = 0
     for layer in quantize.quantizable(small.module):
         names, _ = layer.weight.__tensor_flatten__()
-        held += stored(tensor for name in names if (tensor := getattr(layer.weight, name)) is not None)
-    before = stored(layer.weight for layer in quantize.quantizable(whole.module))
+        held += tensor_bytes(tensor for name in names if (tensor := getattr(layer.weight, name)) is not None)
+    before = tensor_bytes(layer.weight for layer in quantize.quantizable(whole.module))
     assert before - held == pytest.approx(quantize.saved_bytes(whole.module, kind), rel=0.01)
 
 
