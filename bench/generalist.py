@@ -23,7 +23,7 @@ from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import beside_teachers, judge, shapes_report, strict_of_teachers, suite_pictures
 from afterflow.experiment.config import Run
 from afterflow.experiment.serialization import from_json, to_json
-from afterflow.experiment.stages import Chain, Merge, Samples
+from afterflow.experiment.stages import Chain, Merge, Samples, execute_chain
 from afterflow.models.base import default_device
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3

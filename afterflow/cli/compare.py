@@ -135,7 +135,7 @@ class Tree:
         check_libraries()
         from ..data.prompts import check_record
         from ..evaluation.tree_plot import tree_of
-        from ..experiment.prompt_checks import known_records
+        from ..experiment.prompt_checks import known_records, record_checks
         from ..experiment.run_folder import read_run
         from ..models.pipeline import no_progress_bars
 

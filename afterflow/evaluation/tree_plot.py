@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..algorithms.branch_grpo import BranchGRPO
 from ..experiment.config import Run
-from ..experiment.scoring import score
+from ..experiment.scoring import score_latents
 from ..experiment.setup import on_model_schedule
 from ..experiment.train_subprocess import check_ended
 from ..models.generate import encode_records
@@ -37,7 +37,9 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     noise = prompt_noise(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
-    scores = score(model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock())
+    scores = score_latents(
+        model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock()
+    )
     levels = [level[0].sum(-1).numpy() for level in algorithm.levels(plan, rollout.log_prob, scores)]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())

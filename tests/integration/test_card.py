@@ -13,7 +13,7 @@ from afterflow.cli.main import main
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.model_card import gained
+from afterflow.experiment.model_card import gains
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 
@@ -62,7 +62,7 @@ def test_the_card_tells_what_was_measured(folder):
 def test_a_gain_is_an_interval_of_the_difference():
     """What prompts differ in is not uncertainty of the gain."""
     before = np.random.default_rng(0).normal(0, 10, 200)
-    difference = gained(before, before + 1)[2]
+    difference = gains(before, before + 1)[2]
     assert difference.value == pytest.approx(1) and difference.high - difference.low < 1e-9
 
 

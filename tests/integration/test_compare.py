@@ -20,7 +20,7 @@ from afterflow.evaluation.shapes_suite import Judged
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples
-from afterflow.experiment.train_subprocess import HELD_OUT, budgeted, has_ended, train_all
+from afterflow.experiment.train_subprocess import CURVE_PROMPTS, budgeted, has_ended, train_all
 from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.build import untrained_tiny_sd3
@@ -147,7 +147,12 @@ def test_what_cannot_be_shown_is_refused(command, advice, capsys):
 
 def test_a_budget_takes_the_place_of_iterations(place):
     run = budgeted(place[1]["branch"].with_options(held_out=None, eval_every=0), 60.0, 3, "pair/long")
-    assert (run.batches.budget_seconds, run.seed, run.name, run.evaluation.held_out) == (60.0, 3, "pair/long", HELD_OUT)
+    assert (run.batches.budget_seconds, run.seed, run.name, run.evaluation.held_out) == (
+        60.0,
+        3,
+        "pair/long",
+        CURVE_PROMPTS,
+    )
     assert run.batches.iterations > 10**5
 
 

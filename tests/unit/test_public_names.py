@@ -34,9 +34,9 @@ def test_a_public_name_is_the_one_of_its_module(name):
 def test_every_algorithm_of_a_run_is_public():
     from typing import get_args
 
-    from afterflow.experiment.config import Algorithm
+    from afterflow.experiment.config import AnyAlgorithm
 
-    assert {kind.__name__ for kind in get_args(Algorithm)} <= set(afterflow.__all__)
+    assert {kind.__name__ for kind in get_args(AnyAlgorithm)} <= set(afterflow.__all__)
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error():
