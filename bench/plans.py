@@ -18,7 +18,6 @@ from real_size import SD35_MEDIUM
 
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.doctor import PEAK
-from afterflow.experiment.provenance import git_commit
 from afterflow.recipes import RECIPES
 
 SHARE = 0.4

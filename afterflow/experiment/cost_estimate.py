@@ -6,7 +6,7 @@ alone.  What autograd saves for the backward pass is counted there, and so are F
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
