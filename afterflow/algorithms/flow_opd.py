@@ -113,7 +113,7 @@ class FlowOPD(OnPolicy[TeacherTargets]):
         """Return the velocities of teachers and anchor at all states, computed once."""
         targets = TeacherTargets(
             steps,
-            teacher_velocity(models.teachers, steps, self.route),
+            routed_velocity(models.teachers, steps, self.route),
             None if models.anchor is None else models.anchor(steps.x, steps.t, steps.cond).float(),
             step_weight(self.weight, self.step_kernel, steps.t, steps.s, torch.full_like(steps.t, self.eta)),
             torch.zeros_like(steps.t),
@@ -157,7 +157,7 @@ class FlowOPD(OnPolicy[TeacherTargets]):
         return score + (cost if self.gradient == "full" else 0), metrics
 
 
-def teacher_velocity(teachers: Mapping[str, Velocity], states: Transitions, route: str) -> Tensor:
+def routed_velocity(teachers: Mapping[str, Velocity], states: Transitions, route: str) -> Tensor:
     """Return the velocity of the teacher of each row's task, (M, ...) fp32; a teacher of several tasks is called once.
 
     route: the key of a record that names its task.

@@ -9,7 +9,7 @@ import pytest
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import PromptFile
-from afterflow.experiment.compatibility import RENAMED, upgrade
+from afterflow.experiment.compatibility import RENAMED, refuse_renamed, upgrade
 from afterflow.experiment.config import GROUPS, Run
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.models.adapters import LoRA
@@ -103,6 +103,18 @@ def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError) as error:
         from_json(Run, upgrade(data))
     assert str(error.value).startswith(message.split("SFT, FlowGRPO")[0])
+
+
+def test_options_of_algorithms_keep_the_records_of_their_old_names():
+    soar, ddpo = RECIPES["shapes_soar"]().algorithm, RECIPES["shapes_ddpo_history"]().algorithm
+    old = {"type": "SOAR", **to_json(soar)}
+    old["least_time"] = old.pop("min_time")
+    assert upgrade({"algorithm": old})["algorithm"] == {"type": "SOAR", **to_json(soar)}
+    old = {"type": "DDPO", **to_json(ddpo)}
+    old["least"] = old.pop("min_count")
+    assert upgrade({"algorithm": old})["algorithm"] == {"type": "DDPO", **to_json(ddpo)}
+    with pytest.raises(ValueError, match=r"--algorithm.draws is called --algorithm.num-noises since"):
+        refuse_renamed(["--algorithm.draws=3"])
 
 
 def test_a_missing_field_without_default_is_named():
