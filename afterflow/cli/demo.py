@@ -49,6 +49,7 @@ def run_demo() -> None:
 
 def figures(report: Report) -> dict:
     """Return the trained metric first, then those that training never saw."""
+    assert report.frechet is not None
     chosen = {name: report.overall[name] for name in ("strict", "closed", "fidelity", "diversity")}
     return {name: comparison_figures(comparison) for name, comparison in chosen.items()} | {
         "frechet": comparison_figures(report.frechet)

@@ -155,7 +155,7 @@ def test_a_suite_is_the_same_every_time_and_another_for_another_seed():
 
 
 def test_large_pictures_are_refused():
-    with pytest.raises(ValueError, match="pictures of 32 x 32 or 64 x 64 px, and the model draws 1024 x 1024"):
+    with pytest.raises(ValueError, match="images of 32 x 32 or 64 x 64 px, and the model draws 1024 x 1024"):
         evaluate.suite_prompts(ShapesSettings(), (1024, 1024))
 
 
