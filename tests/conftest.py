@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from afterflow.algorithms.sft import SFT
-from afterflow.models.tiny_parts.build import untrained_tiny_sd3
 from tinies import FAMILIES, built
 from toy import MLP, learn
 
@@ -43,7 +42,4 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory):
     """The folder of a tiny SD3 pipeline with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("pipeline")
-    untrained_tiny_sd3().save_pretrained(path)
-    return str(path)
+    return built("sd3", tmp_path_factory.mktemp("pipeline")).path

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import diffusers
 import numpy as np
@@ -233,6 +234,12 @@ METHODS = {
 }
 
 
+@cache
+def untouched(config):
+    """The model before any training, for tests that only compare with it."""
+    return config.load()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_method_trains_every_family(tinies, name, method):
@@ -256,7 +263,7 @@ def test_every_method_trains_every_family(tinies, name, method):
         assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
     else:
         assert method in ("sft", "soar", "flow_opd")
-    trained, before = config.load(), config.load()
+    trained, before = config.load(), untouched(config)
     trained.load_lora(folder / "lora")
     cond = encode_records(trained, [{"prompt": prompt} for prompt in PROMPTS])
     x, t = noise_for(trained), torch.full((2,), 0.5)

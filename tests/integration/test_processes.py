@@ -9,7 +9,7 @@ import torch
 
 from afterflow.train.checkpoint import WeightState, load_checkpoint
 from afterflow.train.ema import Ema
-from several import ALGORITHMS, named
+from several import ALGORITHMS, main, named
 from toy import MLP, optimize
 
 ROOT = Path(__file__).parents[2]
@@ -20,16 +20,16 @@ SUPPORT = ROOT / "tests" / "support"
 def found(tmp_path_factory):
     """What one process and two found, by rank."""
     folder = tmp_path_factory.mktemp("several")
+    for place in ("one", "two"):
+        (folder / place).mkdir()
+    main(folder / "one")  # one process is this one: another takes seconds to start
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(ROOT)])}
-    of_two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launcher in ([], of_two):
-        place = folder / str(len(launcher))
-        place.mkdir()
-        command = [sys.executable, *launcher, str(SUPPORT / "several.py"), str(place)]
-        ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, ended.stderr[-3000:]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(SUPPORT / "several.py"), str(folder / "two")]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
     read = lambda place, rank, count: json.loads((folder / place / f"{rank}_of_{count}.json").read_text())
-    return folder, read("0", 0, 1), [read("5", rank, 2) for rank in (0, 1)]
+    return folder, read("one", 0, 1), [read("two", rank, 2) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("case", [*ALGORITHMS, "nothing to train on"])
@@ -73,11 +73,11 @@ def test_shards_are_put_together_by_one_process(found):
     folder, _, (first, _) = found
     model = MLP(seed=1)
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
-    saved = folder / "5" / "checkpoints" / "step_000002"
+    saved = folder / "two" / "checkpoints" / "step_000002"
     assert {file.name for file in saved.glob("weights.*")} == {"weights.0.safetensors", "weights.1.safetensors"}
     assert load_checkpoint(saved, WeightState(named(model), optimizer, ema)) == 3
     assert {name: p.tolist() for name, p in named(model).items()} == first["shards"]["weights"]
-    whole = folder / "0" / "checkpoints" / "step_000002"
+    whole = folder / "one" / "checkpoints" / "step_000002"
     other, other_ema = MLP(seed=1), Ema(named(MLP()), 0.9)
     other_optimizer = optimize(other)
     load_checkpoint(whole, WeightState(named(other), other_optimizer, other_ema))
@@ -89,7 +89,7 @@ def test_shards_are_put_together_by_one_process(found):
 
 def test_a_shard_that_is_missing_is_noticed(found, tmp_path):
     folder, _, _ = found
-    saved = folder / "5" / "tied" / "checkpoints" / "step_000002"
+    saved = folder / "two" / "tied" / "checkpoints" / "step_000002"
     (saved / "weights.1.safetensors").unlink()
     model = MLP()
     with pytest.raises(ValueError, match=r"is damaged: weights.1.safetensors is missing"):

@@ -1,5 +1,7 @@
 """The border to diffusers: what we draw, save and load is what the stock pipeline draws, saves and loads."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.build import untrained_tiny_sd3
 from afterflow.models.wrappers import guided, in_context
 from afterflow.sampling.conditioning import condition
+from tinies import built
 
 PROMPTS = ["a picture of a red heart and a blue circle", 'a sign that says "K4ZN"']
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -21,10 +24,7 @@ NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("pipeline")
-    untrained_tiny_sd3().save_pretrained(path)
-    return path
+    return Path(built("sd3", tmp_path_factory.mktemp("pipeline")).path)
 
 
 @pytest.fixture(autouse=True)

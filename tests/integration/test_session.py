@@ -38,14 +38,26 @@ from afterflow.system.errors import TrainingStopped
 JPEG = {"jpeg_compressibility": 1.0}
 
 
-@pytest.fixture
-def run(pipeline, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+def short(pipeline):
     algorithm = FlowGRPO(weights=JPEG, steps=4, group=4, window=2, beta=0.01)
     return Run(
         algorithm, ShapesPrompts(count=10), SD3(pipeline, max_sequence_length=0), LoRA(rank=4, alpha=8), name="short"
     ).with_options(iterations=3, batch=2, chunk=8, learning_rate=1e-3, inference_steps=2, sample_every=2, save_every=1)
+
+
+@pytest.fixture
+def run(pipeline, own_folder):
+    return short(pipeline)
+
+
+@pytest.fixture(scope="module")
+def whole(pipeline, tmp_path_factory):
+    """The folder of the same run where nothing interrupted it."""
+    path = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setenv("AFTERFLOW_CACHE", str(path / "cache"))
+        return execute(replace(short(pipeline), name="whole"), "short").resolve()
 
 
 def metrics(folder):
@@ -80,8 +92,7 @@ def at_second_call(monkeypatch, act):
     return asked
 
 
-def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, monkeypatch, capsys):
-    whole = execute(replace(run, name="whole"), "short")
+def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, whole, monkeypatch, capsys):
     at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
     folder = execute(run, "short")
     assert [line["step"] for line in metrics(folder)] == [0, 1]
@@ -93,9 +104,10 @@ def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_
 
 
 @pytest.mark.parametrize("grace", [60.0, 0.0])
-def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_bit_for_bit(run, monkeypatch, grace):
+def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_bit_for_bit(
+    run, whole, monkeypatch, grace
+):
     """In time the iteration under way is saved, else the one before; a reward that excuses failures is no obstacle."""
-    whole = execute(replace(run, name="whole"), "short")
 
     def reclaim():
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,12 @@
 """Tiny pipelines of every family with random weights, built from their configurations."""
 
 import json
+import tempfile
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
+from shutil import copytree
 
 import torch
 from diffusers import (
@@ -13,6 +18,7 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -48,7 +54,9 @@ from afterflow.envs.geneval_rules import OBJECTS
 from afterflow.models.flux import Flux
 from afterflow.models.qwen_image import QwenImage
 from afterflow.models.sd3 import SD3
-from afterflow.models.tiny_parts.build import untrained_tiny_sd3
+from afterflow.models.tiny_parts.autoencoder import make_autoencoder
+from afterflow.models.tiny_parts.build import assemble, transformer_config
+from afterflow.models.tiny_parts.text import WIDTHS, make_text_encoder
 from afterflow.models.tiny_parts.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 from afterflow.models.wan import Wan
 from afterflow.rewards.clip import LINEAR_LAYERS
@@ -207,8 +215,14 @@ def video_reward(folder, outputs=1):
     return folder, tokenizer, tuned
 
 
+def small_sd3():
+    """The tiny SD3 with random weights and two layers: one that all have, and the last, which drops the text."""
+    encoders = [make_text_encoder(width) for width in WIDTHS]
+    return assemble(make_autoencoder(), encoders, SD3Transformer2DModel(**transformer_config(layers=2)))
+
+
 def sd3(folder):
-    untrained_tiny_sd3().save_pretrained(folder)
+    small_sd3().save_pretrained(folder)
     return SD3(str(folder), max_sequence_length=0)
 
 
@@ -317,8 +331,18 @@ def wan(folder):
 FAMILIES = {build.__name__: build for build in (sd3, flux, qwen_image, wan)}
 
 
-def built(name, folder):
-    """The configuration of a tiny pipeline in `folder`, the same for every call."""
+SAVED = tempfile.TemporaryDirectory(prefix="tinies")
+
+
+@cache
+def saved(name):
+    """The configuration of a tiny pipeline that this process has built once."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return FAMILIES[name](folder)
+        return FAMILIES[name](Path(SAVED.name) / name)
+
+
+def built(name, folder):
+    """The configuration of a tiny pipeline in `folder`, the same for every call."""
+    copytree(saved(name).path, folder, dirs_exist_ok=True)
+    return replace(saved(name), path=str(folder))
