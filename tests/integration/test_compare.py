@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -24,7 +25,6 @@ from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.build import untrained_tiny_sd3
 from afterflow.recipes import RECIPES
-from tinies import built
 
 SMALL = {"jpeg_compressibility": 1.0}
 
