@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from afterflow.train.checkpoint import WeightState, load_checkpoint
 from afterflow.train.ema import Ema
@@ -22,7 +23,9 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     for place in ("one", "two"):
         (folder / place).mkdir()
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the tests before
     main(folder / "one")  # one process is this one: another takes seconds to start
+    AcceleratorState._reset_state(reset_partial_state=True)
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(ROOT)])}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, str(SUPPORT / "several.py"), str(folder / "two")]

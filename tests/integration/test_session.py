@@ -92,11 +92,12 @@ def at_second_call(monkeypatch, act):
     return asked
 
 
-def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, whole, monkeypatch, capsys):
+def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, whole, monkeypatch, caplog):
     at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    caplog.set_level("INFO", "afterflow")
     folder = execute(run, "short")
     assert [line["step"] for line in metrics(folder)] == [0, 1]
-    assert f"afterflow train --resume {folder}" in capsys.readouterr().out
+    assert f"afterflow train --resume {folder}" in caplog.text
     execute(run, "short", resume=True)
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(folder / name), load_file(whole / name)
