@@ -82,10 +82,10 @@ def gain(report: dict, figure: str = "strict") -> Estimate:
 
 def method(result: str, name: str) -> dict:
     """One method of a stored comparison."""
-    found = {each["name"]: each for each in stored(result)["methods"]}
-    if name not in found:
+    methods = {entry["name"]: entry for entry in stored(result)["methods"]}
+    if name not in methods:
         raise Missing(f"{name} in {result}")
-    return found[name]
+    return methods[name]
 
 
 def beyond(a: Estimate, b: Estimate) -> str:
@@ -124,7 +124,7 @@ def best(result: str, name: str) -> Callable[[], Finding]:
     """The claim that `name` gains most of its ablation."""
 
     def find() -> Finding:
-        gains = {each["name"]: gain(each["report"]) for each in stored(result)["methods"]}
+        gains = {entry["name"]: gain(entry["report"]) for entry in stored(result)["methods"]}
         verdicts = {beyond(gains[name], other) for key, other in gains.items() if key != name}
         verdict = "not held" if "not held" in verdicts else "undecided" if "undecided" in verdicts else "held"
         return Finding(listed(gains), verdict, stored(result)["command"])
@@ -141,11 +141,11 @@ def time_of(name: str, published: float, against: str = "ratio") -> Callable[[],
 
     def find() -> Finding:
         result = stored("iteration_time.json")
-        each = result["methods"][name]
-        predicted = each["predicted" if against == "ratio" else "predicted_vs_dance_60"]
-        measured = f"{each[against]:.3f}, {predicted:.3f} by counting forward and backward passes"
+        entry = result["methods"][name]
+        predicted = entry["predicted" if against == "ratio" else "predicted_vs_dance_60"]
+        measured = f"{entry[against]:.3f}, {predicted:.3f} by counting forward and backward passes"
         reach = "" if predicted <= 1.05 * published else ", so the count alone is above the claim"
-        verdict = "held" if each[against] <= 1.05 * published else "not held"
+        verdict = "held" if entry[against] <= 1.05 * published else "not held"
         return Finding(measured + reach, verdict, result["command"])
 
     return find
@@ -155,15 +155,15 @@ def on_clips() -> Finding:
     result = stored("moving.json")
     dance, branch = (result["methods"][f"moving_{name}_grpo"] for name in ("dance", "branch"))
     ratio, evaluations = result["branch_over_dance"], "evaluations_of_an_image"
-    costs = [f"{each[evaluations]['rollout']:.1f} and {each[evaluations]['update']:.1f}" for each in (branch, dance)]
+    costs = [f"{run[evaluations]['rollout']:.1f} and {run[evaluations]['update']:.1f}" for run in (branch, dance)]
     measured = f"{ratio:.3f} on the tiny Wan, all stages, evaluations a clip {costs[0]} against {costs[1]}"
     return Finding(measured, "held" if ratio <= 1.05 * 8 / 20 else "not held", result["command"])
 
 
 def smooth_on_clips() -> Finding:
     result = stored("moving.json")
-    told = [result["methods"][f"moving_{name}_grpo"]["held_out"]["moving_smoothness"] for name in ("dance", "branch")]
-    dance, branch = (Estimate(*each["difference"]) for each in told)
+    held_out = [result["methods"][f"moving_{name}_grpo"]["held_out"] for name in ("dance", "branch")]
+    dance, branch = (Estimate(*scores["moving_smoothness"]["difference"]) for scores in held_out)
     low, high = (branch.value - dance.value + sign * 1.96 * hypot(branch.error, dance.error) for sign in (-1, 1))
     verdict = "held" if low > -0.05 else "not held" if high < -0.05 else "undecided"
     return Finding(f"BranchGRPO {branch}, DanceGRPO {dance} in as many seconds", verdict, result["command"])
@@ -174,10 +174,10 @@ def counted(name: str, old: float, new: float | None = None) -> Callable[[], Fin
 
     def find() -> Finding:
         result = stored("iteration_time.json")
-        each = result["methods"][name]
-        pairs = [(each["nfe_old"], old), (each["nfe_new"], new)]
+        entry = result["methods"][name]
+        pairs = [(entry["nfe_old"], old), (entry["nfe_new"], new)]
         verdict = "held" if all(want is None or have <= 1.05 * want for have, want in pairs) else "not held"
-        return Finding(f"{each['nfe_old']:.2f} and {each['nfe_new']:.2f}", verdict, result["command"])
+        return Finding(f"{entry['nfe_old']:.2f} and {entry['nfe_new']:.2f}", verdict, result["command"])
 
     return find
 
@@ -187,25 +187,28 @@ def over_seeds(name: str) -> tuple[list[Estimate], list[float], str]:
     seeds = [result for _, result in sorted(stored(name)["seeds"].items())]
     gains, fidelity = ([gain(seed["report"], figure) for seed in seeds] for figure in ("strict", "fidelity"))
     recipe = Path(name).stem
-    return gains, [each.value for each in fidelity], f"python bench/learning_curve.py {recipe} --seeds 0 1 2"
+    return gains, [change.value for change in fidelity], f"python bench/learning_curve.py {recipe} --seeds 0 1 2"
 
 
 def reinforcement_helps() -> Finding:
     gains, _, command = over_seeds("shapes_flow_grpo.json")
-    verdict = "held" if all(each.low > 0 for each in gains) else "not held"
+    verdict = "held" if all(gain.low > 0 for gain in gains) else "not held"
     return Finding(f"{', '.join(map(str, gains))}, a seed each", verdict, command)
 
 
 def kl_keeps_fidelity() -> Finding:
-    with_kl, kept, command = over_seeds("shapes_flow_grpo.json")
-    without, lost, _ = over_seeds("shapes_flow_grpo_no_kl.json")
+    with_kl, fidelity_with, command = over_seeds("shapes_flow_grpo.json")
+    without, fidelity_without, _ = over_seeds("shapes_flow_grpo_no_kl.json")
     mean = lambda values: sum(values) / len(values)
     measured = (
-        f"fidelity {mean(kept):+.3f} with a KL ({spread(kept)}) and {mean(lost):+.3f} without ({spread(lost)}), "
+        f"fidelity {mean(fidelity_with):+.3f} with a KL ({spread(fidelity_with)}) and "
+        f"{mean(fidelity_without):+.3f} without ({spread(fidelity_without)}), "
         f"strict {mean([g.value for g in with_kl]):+.3f} and {mean([g.value for g in without]):+.3f}"
     )
     cheap = mean([g.value for g in with_kl]) > mean([g.value for g in without]) - 0.03
-    verdict = "held" if min(kept) > max(lost) and cheap else "undecided" if mean(kept) > mean(lost) else "not held"
+    apart = mean(fidelity_with) > mean(fidelity_without)
+    held = min(fidelity_with) > max(fidelity_without) and cheap
+    verdict = "held" if held else "undecided" if apart else "not held"
     return Finding(measured, verdict, f"{command}, and again with --beta 0")
 
 
@@ -233,7 +236,7 @@ def averages(name: str) -> list[float]:
     seeds = stored("generalist.json")["recipes"].get(name)
     if not seeds:
         raise Missing(name)
-    return [each["taught"]["average"]["tuned"]["value"] for _, each in sorted(seeds.items())]
+    return [result["taught"]["average"]["tuned"]["value"] for _, result in sorted(seeds.items())]
 
 
 def ahead(first: str, second: str, points: float) -> Callable[[], Finding]:
@@ -255,13 +258,13 @@ def beside_teachers(name: str) -> dict[str, dict[str, float]]:
     seeds = stored("generalist.json")["recipes"].get(name)
     if not seeds:
         raise Missing(name)
-    of = lambda taught: {tag: found["delta"]["value"] for tag, found in taught.items() if tag != "average"}
-    return {seed: of(each["taught"]) for seed, each in sorted(seeds.items())}
+    of = lambda taught: {tag: scores["delta"]["value"] for tag, scores in taught.items() if tag != "average"}
+    return {seed: of(result["taught"]) for seed, result in sorted(seeds.items())}
 
 
 def near_teachers() -> Finding:
-    found = beside_teachers("shapes_generalist")
-    behind = {f"{tag}, seed {seed}": value for seed, tags in found.items() for tag, value in tags.items()}
+    by_seed = beside_teachers("shapes_generalist")
+    behind = {f"{tag}, seed {seed}": value for seed, tags in by_seed.items() for tag, value in tags.items()}
     worst = min(behind, key=lambda name: behind[name])
     verdict = "held" if behind[worst] >= -0.02 else "not held"
     command = stored("generalist.json")["command"]
@@ -281,10 +284,10 @@ def anchor_keeps_fidelity() -> Finding:
     for name in ("shapes_generalist", "shapes_generalist_no_anchor"):
         if not recipes.get(name):
             raise Missing(name)
-        change[name] = [gain(each["report"], "fidelity").value for each in recipes[name].values()]
-    kept, free = change.values()
-    verdict = "held" if min(kept) > max(free) else "not held" if max(kept) < min(free) else "undecided"
-    measured = f"fidelity {spread(kept)} with the anchor, {spread(free)} without"
+        change[name] = [gain(result["report"], "fidelity").value for result in recipes[name].values()]
+    anchored, free = change.values()
+    verdict = "held" if min(anchored) > max(free) else "not held" if max(anchored) < min(free) else "undecided"
+    measured = f"fidelity {spread(anchored)} with the anchor, {spread(free)} without"
     return Finding(measured, verdict, stored("generalist.json")["command"])
 
 
@@ -293,9 +296,11 @@ def costs(name: str) -> Callable[[], Finding]:
 
     def find() -> Finding:
         result = stored("teaching_cost.json")
-        each = result["methods"][name]
-        measured = f"{each['rows']:g} evaluations an image, {each['ratio']:.3f} of the time predicted by counting them"
-        return Finding(measured, "held" if abs(each["ratio"] - 1) <= 0.1 else "not held", result["command"])
+        entry = result["methods"][name]
+        measured = (
+            f"{entry['rows']:g} evaluations an image, {entry['ratio']:.3f} of the time predicted by counting them"
+        )
+        return Finding(measured, "held" if abs(entry["ratio"] - 1) <= 0.1 else "not held", result["command"])
 
     return find
 
@@ -424,11 +429,11 @@ def section(paper: str, claims: Sequence[Claim]) -> Iterator[str]:
     yield from (f"## {paper}", "", "| claim | measured | verdict | command |", "|---|---|---|---|")
     for claim in claims:
         try:
-            found = claim.find()
+            finding = claim.find()
         except Missing:
-            found = Finding("", "not measured yet", "")
-        command = f"`{found.command}`" if found.command else ""
-        yield f"| {claim.says} | {found.measured} | {found.verdict} | {command} |"
+            finding = Finding("", "not measured yet", "")
+        command = f"`{finding.command}`" if finding.command else ""
+        yield f"| {claim.says} | {finding.measured} | {finding.verdict} | {command} |"
     yield ""
 
 

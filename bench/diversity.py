@@ -8,14 +8,12 @@ the chains; the kernel is Gaussian with the median distance as its width, and th
 below 0.  `floor` is the same between two samples of chains; `diversity` the mean distance of two images of a prompt.
 """
 
-import argparse
-import json
-import sys
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
+from harness import make_parser, provenance, write_json
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.data.prompts import ShapesPrompts
@@ -36,52 +34,48 @@ TREES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--eta", type=float, default=0.7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     no_progress_bars()
-    model = SD3(options.model).load()
-    cond = encode_records(model, ShapesPrompts(count=options.prompts).records(0))
-    velocity = in_chunks(model.velocity(model.module), 64)
+    write_json(measure(SD3(options.model).load(), options.prompts, options.eta), options.json)
 
-    def images(algorithm: BranchGRPO, plan: Plan, name: str) -> np.ndarray:
-        """uint8 (P, G, H, W, 3)."""
-        sources = [generator(0, name, p) for p in range(len(cond))]
-        noise = prompt_noise(sources, plan.widths[0], torch.empty(len(cond), 1, *model.latent_shape))
-        leaves = sample(velocity, algorithm.step_kernel, plan, cond, noise, sources).leaves
-        return model.decode(leaves.flatten(0, 1)).reshape(*leaves.shape[:2], 32, 32, 3)
 
-    first = replace(TREES["dense"], eta=options.eta)
-    tree_plan = first.plan(0, generator())
-    chains = replace(tree_plan, widths=(first.group,) * (first.steps + 1), split_noise=None)
-    one, other = images(first, chains, "one"), images(first, chains, "other")
+def measure(model, prompts: int, eta: float) -> dict:
+    """Return MMD² to the chains and the diversity, of other chains and of every kind of tree."""
+    cond = encode_records(model, ShapesPrompts(count=prompts).records(0))
+    draw = partial(draw_images, model, in_chunks(model.velocity(model.module), 64), cond)
+    trees = {name: replace(algorithm, eta=eta) for name, algorithm in TREES.items()}
+    first = trees["dense"]
+    chains = replace(first.plan(0, generator()), widths=(first.group,) * (first.steps + 1), split_noise=None)
+    one, other = draw(first, chains, "one"), draw(first, chains, "other")
     reference = features(one)
     scale, centre = reference.std(0) + 1e-6, reference.mean(0)
-    standard = lambda pictures: (features(pictures) - centre) / scale
+    standard = lambda images: (features(images) - centre) / scale
     width = median_distance(standard(one))
-    found = {
-        "floor": {"mmd2": mmd2(standard(one), standard(other), width), "diversity": mean_diversity(other)},
-        **{name: {} for name in TREES},
-    }
-    for name, algorithm in TREES.items():
-        algorithm = replace(algorithm, eta=options.eta)
-        pictures = images(algorithm, algorithm.plan(0, generator()), name)
-        found[name] = {"mmd2": mmd2(standard(one), standard(pictures), width), "diversity": mean_diversity(pictures)}
-    result = {
-        "command": " ".join(["python", *sys.argv]),
+
+    def compare(images: np.ndarray) -> dict[str, float]:
+        return {"mmd2": mmd2(standard(one), standard(images), width), "diversity": mean_diversity(images)}
+
+    results = {name: compare(draw(tree, tree.plan(0, generator()), name)) for name, tree in trees.items()}
+    return {
+        **provenance(),
         "images": one.shape[0] * one.shape[1],
-        "eta": options.eta,
-        "found": found,
+        "eta": eta,
+        "found": {"floor": compare(other), **results},
     }
-    line = json.dumps(result)
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+
+
+def draw_images(model, velocity, cond, algorithm: BranchGRPO, plan: Plan, name: str) -> np.ndarray:
+    """Draw the leaves of every prompt by a plan: uint8 (P, G, H, W, 3)."""
+    sources = [generator(0, name, p) for p in range(len(cond))]
+    noise = prompt_noise(sources, plan.widths[0], torch.empty(len(cond), 1, *model.latent_shape))
+    leaves = sample(velocity, algorithm.step_kernel, plan, cond, noise, sources).leaves
+    return model.decode(leaves.flatten(0, 1)).reshape(*leaves.shape[:2], 32, 32, 3)
 
 
 def features(pictures: np.ndarray) -> np.ndarray:

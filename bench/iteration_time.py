@@ -14,14 +14,11 @@ network in the same run.  Both are means over the iterations timed.
 """
 
 import argparse
-import json
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
 
-import torch
-from overhead import clocked, ours
+from harness import provenance, seconds_of, write_json
+from timing import bare_forward, pass_seconds, rl_iterations, setting, timing_options
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dance_grpo import DanceGRPO
@@ -29,10 +26,8 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.generate import encode_records
-from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
 
@@ -55,20 +50,8 @@ METHODS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--chunk", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    no_progress_bars()
-    line = json.dumps(measure(options))
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    options = timing_options(__doc__, rounds=5, prompts=16, chunk=16)
+    write_json(measure(options), options.json)
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -76,16 +59,19 @@ def measure(options: argparse.Namespace) -> dict:
     parameters = attach(model, LoRA())
     prompts = encode_records(model, ShapesPrompts(count=64).records(0))
     velocity = in_chunks(model.velocity(model.module), options.chunk)
-    runs = {name: ours(options, each, model, parameters, velocity, prompts) for name, each in METHODS.items()}
-    for each in runs.values():
-        next(each)
+    runs = {
+        name: rl_iterations(options, algorithm, model, parameters, velocity, prompts)
+        for name, algorithm in METHODS.items()
+    }
+    for iterations in runs.values():
+        next(iterations)
     seconds, nfe, forward, both = {name: [] for name in runs}, {name: [] for name in runs}, [], []
     for _ in range(options.rounds):
-        for name, each in runs.items():
+        for name, iterations in runs.items():
             metrics = {}
-            seconds[name].append(clocked(lambda each=each, metrics=metrics: metrics.update(next(each))))
+            seconds[name].append(seconds_of(lambda run=iterations, metrics=metrics: metrics.update(next(run))))
             nfe[name].append((metrics["nfe/rollout"], metrics["nfe/update"]))
-        f, b = bare(options, model, velocity, prompts)
+        f, b = pass_seconds(bare_forward(options, model, velocity, prompts), model.module, 20)
         forward.append(f), both.append(b)
     backward_over_forward = statistics.median(b / f for b, f in zip(both, forward)) - 1
     counted = {name: [sum(column) / len(pairs) for column in zip(*pairs)] for name, pairs in nfe.items()}
@@ -107,32 +93,9 @@ def measure(options: argparse.Namespace) -> dict:
         "backward_over_forward": round(backward_over_forward, 4),
         "T": T,
         "images": options.prompts * 16,
-        "chunk": options.chunk,
-        "rounds": options.rounds,
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "command": " ".join(["python", *sys.argv]),
-        "git_commit": git_commit(),
-        "hardware": hardware(),
+        **setting(options),
+        **provenance(),
     }
-
-
-def bare(options, model, velocity, prompts) -> tuple[float, float]:
-    """Seconds of a forward pass without and of a forward and backward pass with gradients, 20 each."""
-    x, t = torch.randn(options.chunk, *model.latent_shape), torch.rand(options.chunk)
-    cond = prompts[torch.arange(options.chunk) % len(prompts)]
-
-    def forwards():
-        with torch.no_grad():
-            for _ in range(20):
-                velocity(x, t, cond)
-
-    def both():
-        for _ in range(20):
-            velocity(x, t, cond).sum().backward()
-        model.module.zero_grad()
-
-    return clocked(forwards), clocked(both)
 
 
 if __name__ == "__main__":

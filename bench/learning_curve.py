@@ -9,7 +9,6 @@ interrupted goes on from its checkpoint.
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +17,13 @@ import numpy as np
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from harness import provenance
 
 from afterflow.evaluation.comparison import tuned_model
 from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.train_subprocess import has_ended
 from afterflow.models.generate import picture_size
@@ -45,30 +44,29 @@ def main() -> None:
     options = parser.parse_args()
     no_progress_bars()
     recipe = RECIPES[options.recipe]()
-    if not isinstance(recipe, Run) or not recipe.eval_every or not isinstance(recipe.model, SD3):
+    if not isinstance(recipe, Run) or not recipe.evaluation.eval_every or not isinstance(recipe.model, SD3):
         raise SystemExit(f"{options.recipe} has no curve: it needs held_out, eval_every and a base to compare with")
-    settings = ShapesSettings(prompts=options.prompts, images=options.images, guidance=recipe.guidance_scale)
+    settings = ShapesSettings(prompts=options.prompts, images=options.images, guidance=recipe.batches.guidance_scale)
     file = RESULTS / f"{options.recipe}.json"
     about = {"run": to_json(recipe), "suite": to_json(settings)}
-    found = stored(file, about)
+    results = stored(file, about)
     for seed in options.seeds:
-        if str(seed) not in found["seeds"]:
-            made = {"command": " ".join(["python", *sys.argv]), "git_commit": git_commit(), "hardware": hardware()}
-            result = made | one(recipe, seed, settings)
-            found = stored(file, about)  # another process may have added its seed meanwhile
-            found["seeds"][str(seed)] = result
-            file.write_text(json.dumps(found) + "\n")
-    figure(found, options.recipe).savefig(CURVES / f"{options.recipe}.png", dpi=120)
-    scores = {seed: result["report"]["overall"]["strict"] for seed, result in found["seeds"].items()}
+        if str(seed) not in results["seeds"]:
+            result = provenance() | one(recipe, seed, settings)
+            results = stored(file, about)  # another process may have added its seed meanwhile
+            results["seeds"][str(seed)] = result
+            file.write_text(json.dumps(results) + "\n")
+    figure(results, options.recipe).savefig(CURVES / f"{options.recipe}.png", dpi=120)
+    scores = {seed: result["report"]["overall"]["strict"] for seed, result in results["seeds"].items()}
     print(json.dumps({"recipe": options.recipe, "strict": scores}))
 
 
 def stored(file: Path, about: dict) -> dict:
     """What the file holds so far; SystemExit when that is of other settings."""
-    found = json.loads(file.read_text()) if file.is_file() else {"seeds": {}} | about
-    if any(found[name] != value for name, value in about.items()):
+    results = json.loads(file.read_text()) if file.is_file() else {"seeds": {}} | about
+    if any(results[name] != value for name, value in about.items()):
         raise SystemExit(f"{file} holds another setting; move it away")
-    return found
+    return results
 
 
 def one(recipe: Run, seed: int, settings: ShapesSettings) -> dict:
@@ -84,20 +82,20 @@ def one(recipe: Run, seed: int, settings: ShapesSettings) -> dict:
     tuned = suite_pictures(tuned_model(run, folder), records, settings)
     report, _, _ = compare_pictures(settings, records, tuned, base, str(folder), recipe.model.path)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = ("step", "seconds", "reward", "eval/", "reward/", "grad_norm", "ratio_max", "clip_fraction", "zero_std")
-    curve = [{k: v for k, v in line.items() if k.startswith(kept)} for line in lines]
+    prefixes = ("step", "seconds", "reward", "eval/", "reward/", "grad_norm", "ratio_max", "clip_fraction", "zero_std")
+    curve = [{k: v for k, v in line.items() if k.startswith(prefixes)} for line in lines]
     took = {name: lines[-1][name] for name in ("seconds", "seconds_trained")}
     return {**took, "curve": curve, "report": to_json(report)}
 
 
-def figure(found: dict, title: str):
+def figure(results: dict, title: str):
     """Held-out rewards against minutes, a line for each seed."""
     names = sorted(
-        {key for result in found["seeds"].values() for line in result["curve"] for key in line if "eval/" in key}
+        {key for result in results["seeds"].values() for line in result["curve"] for key in line if "eval/" in key}
     )
     figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 3.6), squeeze=False)
     for axis, name in zip(axes[0], names):
-        for seed, result in sorted(found["seeds"].items()):
+        for seed, result in sorted(results["seeds"].items()):
             points = np.array([(line["seconds_trained"] / 60, line[name]) for line in result["curve"] if name in line])
             axis.plot(*points.T, label=f"seed {seed}")
         axis.set(xlabel="minutes", title=name.removeprefix("eval/") + ", held-out prompts")

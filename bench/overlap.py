@@ -6,19 +6,15 @@ An iteration's rollout of the tiny pipeline without a reward, with one that only
 proportion to the images it is given) after it, and with the same one beside it, in turns.
 """
 
-import argparse
-import json
-import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
+from harness import make_parser, provenance, seconds_of, write_json
 
 from afterflow.algorithms.base import Models, Scores, explores
-from afterflow.experiment.provenance import git_commit, hardware
 from afterflow.models.generate import encode_records
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
@@ -49,31 +45,24 @@ def measure(rounds: int) -> dict:
     def seconds(per_image: float, overlap: bool) -> float:
         score, options = partial(waiting, per_image), ExploreOptions(0, model.latent_shape, CHUNK, overlap=overlap)
         explorer = Explorer(algorithm, models, lambda step: cond, score, options, Processes(), Clock())
-        start = time.perf_counter()
-        explorer.iteration(0)
-        return time.perf_counter() - start
+        return seconds_of(lambda: explorer.iteration(0))
 
     seconds(0.0, False)  # warms up
     rollout = median(seconds(0.0, False) for _ in range(3))
     per_image = 0.5 * rollout / (PROMPTS * algorithm.group)
-    taken = [(seconds(0.0, False), seconds(per_image, False), seconds(per_image, True)) for _ in range(rounds)]
-    hidden = [(after - beside) / (after - alone) for alone, after, beside in taken]
-    columns = dict(zip(("rollout", "reward_after", "reward_beside"), map(median, zip(*taken))))
+    rows = [(seconds(0.0, False), seconds(per_image, False), seconds(per_image, True)) for _ in range(rounds)]
+    hidden = [(after - beside) / (after - alone) for alone, after, beside in rows]
+    columns = dict(zip(("rollout", "reward_after", "reward_beside"), map(median, zip(*rows))))
     parts = PROMPTS * algorithm.group // CHUNK
-    about = {"parts": parts, "rounds": rounds, "command": " ".join(["python", *sys.argv])}
-    found = {"seconds": columns, "hidden": median(hidden), "least": min(hidden), "most": max(hidden)}
-    return found | about | {"git_commit": git_commit(), "hardware": hardware()}
+    result = {"seconds": columns, "hidden": median(hidden), "least": min(hidden), "most": max(hidden)}
+    return result | {"parts": parts, "rounds": rounds} | provenance()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", default="-", help="file, or - for standard output")
     options = parser.parse_args()
-    line = json.dumps(measure(options.rounds))
-    if options.json != "-":
-        Path(options.json).write_text(line + "\n")
-    print(line)
+    write_json(measure(options.rounds), options.json)
 
 
 if __name__ == "__main__":

@@ -74,18 +74,18 @@ def work(run: Run) -> None:
     execute(run, run.name, resume=bool(list_checkpoints(run.folder / "checkpoints")))
 
 
-def start(script: str, arguments: list[str], place: Path, processes: int = 1, **variables: str) -> subprocess.Popen:
+def start(script: str, arguments: list[str], folder: Path, processes: int = 1, **variables: str) -> subprocess.Popen:
     """This script's own process, or as many as torchrun starts, in a folder."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, *launcher, str(Path(script).resolve()), *arguments]
-    return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def finished(process: subprocess.Popen) -> None:
-    _, said = process.communicate()
+    _, output = process.communicate()
     if process.returncode:
-        raise SystemExit(f"a run failed: {said.decode()[-2000:]}")
+        raise SystemExit(f"a run failed: {output.decode()[-2000:]}")
 
 
 def metrics_of(folder: Path) -> list[dict]:
@@ -96,6 +96,6 @@ def metrics_of(folder: Path) -> list[dict]:
 
 def tensors_of(folder: Path) -> dict[str, dict]:
     """What the run left; safetensors writes its header in any order."""
-    left = [file for result in ("lora", "model", "best") for file in (folder / result).rglob("*.safetensors")]
-    assert left
-    return {str(file.relative_to(folder)): load_file(file) for file in sorted(left)}
+    files = [file for result in ("lora", "model", "best") for file in (folder / result).rglob("*.safetensors")]
+    assert files
+    return {str(file.relative_to(folder)): load_file(file) for file in sorted(files)}
