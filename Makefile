@@ -34,7 +34,7 @@ lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, basedpyright
 	$(RUN) -m basedpyright --pythonpath $(RUN)
 
 docs: $(VENV)/.installed-docs  ## build the documentation into site/; a broken link or reference fails
-	$(RUN) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 audit: $(VENV)/.installed-dev  ## known advisories of what constraints.txt pins; said and left out where pypi.org is out of reach
 	@if $(RUN) -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' 2>/dev/null; then \
