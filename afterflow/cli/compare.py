@@ -159,9 +159,12 @@ def as_chain(recipe: str) -> "Chain":
 
 
 def last_run(chain: "Chain") -> "Run":
-    """Return the run at the end of a chain; raise ConfigError where it ends in something else."""
+    """Return the run at the end of a chain; raise ConfigError where it ends in something else or has no base."""
     from ..experiment.config import Run
+    from ..experiment.stages import BuildParts
 
+    if any(isinstance(stage, BuildParts) for stage in chain.stages):
+        raise ConfigError(f"{chain.name} is trained from scratch, so there is no base to compare it with")
     last = chain.stages[-1]
     if not isinstance(last, Run):
         raise ConfigError(f"{chain.name} ends in {last.name}, which is not a run that could be trained with every seed")
@@ -176,12 +179,9 @@ def check_libraries() -> None:
 def check_comparable(runs: Sequence["Run"]) -> None:
     """Raise ConfigError for runs that the suite cannot judge, before any is trained."""
     from ..envs.shapes.world import world_size
-    from ..models.pipeline import Pretrained
 
     check_libraries()
     for run in runs:
-        if not isinstance(run.model, Pretrained):
-            raise ConfigError(f"{run.name} is trained from scratch, so there is no base to compare it with")
         outline = run.model.load("meta")
         if len(outline.latent_shape) != 3:
             raise ConfigError(f"{run.name} draws clips, and the suite of a comparison is of images")

@@ -65,6 +65,5 @@ def family_of_run(folder: Path) -> Family | None:
 
     for parent in (folder, folder.parent):
         if (parent / "run.json").is_file():
-            kind = type(read_run(parent)[0].model).__name__
-            return {"TinyParts": "SD3", "TinyVideoParts": "Wan"}.get(kind, kind)  # type: ignore[return-value]
+            return type(read_run(parent)[0].model).__name__  # type: ignore[return-value]
     return None

@@ -48,7 +48,6 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
     run has not ended.
     """
     check_ended(folder, run)
-    assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.batches.guidance_scale)
     lines = RunFolder(folder).metrics()
     base = base_of(run.model, settings)
@@ -92,7 +91,6 @@ def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
 
 def tuned_model(run: Run, folder: Path) -> Model:
     """Load the model that a run trained."""
-    assert isinstance(run.model, Pretrained)
     if not isinstance(run.tune, LoRA):
         return replace(run.model, path=str(folder / "model")).load(default_device())
     model = run.model.load(default_device())
@@ -132,7 +130,6 @@ def comparison(runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, 
 def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
     """Return the entry of one method over its seeds."""
     run = runs[0].run
-    assert isinstance(run.model, Pretrained)
     settings = replace(settings, guidance=run.batches.guidance_scale)
     base, path = base_of(run.model, settings), run.model.path
 

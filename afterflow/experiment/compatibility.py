@@ -24,6 +24,13 @@ RENAMED = {
     "algorithm.least_consistency": "algorithm.min_consistency",
 }
 """Option of version 0.1 → its name now."""
+BUILT_MODELS: dict[str, dict[str, Any]] = {
+    "TinyParts": {"type": "SD3"},
+    "TinyVideoParts": {"type": "Wan", "height": 32, "width": 32, "frames": 9, "max_sequence_length": 16},
+}
+"""Models of version 0.1 that built their pipeline in a folder when first loaded → the options that load that folder.
+
+The stage `BuildParts` builds such pipelines now."""
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,6 +46,8 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         if name == "algorithm" and isinstance(value, Mapping):
             prefix = "algorithm."
             value = {RENAMED.get(prefix + key, prefix + key).removeprefix(prefix): item for key, item in value.items()}
+        if name == "model" and isinstance(value, Mapping) and value.get("type") in BUILT_MODELS:
+            value = BUILT_MODELS[value["type"]] | {"path": value.get("folder")}
         group = GROUP_OF[current]
         if group is None:
             upgraded[current] = value

@@ -27,7 +27,6 @@ from ..models.adapters import Full, LoRA, Teacher
 from ..models.flux import Flux
 from ..models.qwen_image import QwenImage
 from ..models.sd3 import SD3
-from ..models.tiny_parts.config import TinyParts, TinyVideoParts
 from ..models.wan import Wan
 from ..rewards.base import RewardModels
 from ..rewards.shapes_judge import ShapesJudge
@@ -229,7 +228,7 @@ class Run:
         | HubImages
     )
     """Prompts to explore, or images or clips with prompts to learn from."""
-    model: SD3 | Flux | QwenImage | Wan | TinyParts | TinyVideoParts = SD3()
+    model: SD3 | Flux | QwenImage | Wan = SD3()
     """Pipeline that is trained."""
     tune: LoRA | Full = LoRA()
     """Weights that are trained: a LoRA, or all."""

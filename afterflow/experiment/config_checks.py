@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
 from ..data.images import ImageSource
 from ..models.adapters import Full, LoRA
-from ..models.pipeline import Pretrained
-from ..models.tiny_parts.config import TinyVideoParts
 from ..models.wan import Wan
 from ..objectives.advantages import Blend
 from ..rewards.registry import find_reward
@@ -38,12 +36,12 @@ def check_run(run: "Run") -> None:
 def check_model(run: "Run") -> None:
     """Check the model's precision against what is trained, and that rewards of clips get clips."""
     model = run.model
-    if isinstance(model, Pretrained) and model.dtype == "float16" and run.optimization.mixed_precision != "fp16":
+    if model.dtype == "float16" and run.optimization.mixed_precision != "fp16":
         raise ConfigError("model.dtype = float16 loses small gradients; take bfloat16, or mixed_precision = fp16")
-    if isinstance(model, Pretrained) and model.quantize is not None and isinstance(run.tune, Full):
+    if model.quantize is not None and isinstance(run.tune, Full):
         raise ConfigError("model.quantize keeps frozen weights in fewer bits, and Full trains them; take a LoRA")
     for name in run.rewards:
-        if find_reward(name).clips and not isinstance(model, Wan | TinyVideoParts):
+        if find_reward(name).clips and not isinstance(model, Wan):
             raise ConfigError(f"{name} judges clips, and {type(model).__name__} draws images; take Wan")
 
 

@@ -19,11 +19,10 @@ from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
 from ..data.images import ImageSource
 from ..models.adapters import Full, attach
 from ..models.base import Model
-from ..models.pipeline import PipelineModel, Pretrained
+from ..models.pipeline import PipelineModel
 from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.seeds import generator
-from ..system.errors import ConfigError
 from ..train.clock import Clock
 from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
@@ -55,9 +54,7 @@ class CostEstimate:
 
 
 def estimate_cost(run: Run) -> CostEstimate:
-    """Count what a run needs.  ConfigError is raised for a model whose parts do not exist yet."""
-    if not isinstance(run.model, Pretrained):
-        raise ConfigError(f"{run.name}: the model is made from nothing, so there is nothing to plan with")
+    """Count what a run needs."""
     model = run.model.load("meta")
     run = run.with_options(algorithm=on_model_schedule(run.algorithm, model))
     precision = PRECISION[run.optimization.mixed_precision]
@@ -226,7 +223,6 @@ def copy_bytes(run: Run, weights: int, trained: int) -> int:
 
 def cast_bytes(run: Run, weights: int) -> int:
     """Return the bytes of autocast's copy of full-precision weights, which lives until the backward pass is done."""
-    assert isinstance(run.model, Pretrained)
     return weights // 2 if run.model.dtype == "float32" and run.optimization.mixed_precision != "no" else 0
 
 
@@ -248,7 +244,6 @@ def prompt_bytes(run: Run, model: PipelineModel) -> int:
     """Return the bytes of all encoded prompts; captions of a folder are not counted before they are read."""
     texts = {record["prompt"] for record in [*held_out_records(run), *prompt_records(run)]}
     length, width, pooled = model.text_shape
-    assert isinstance(run.model, Pretrained)
     size = torch.finfo(getattr(torch, run.model.dtype)).bits // 8
     return (len(texts) + 1) * (length * width + (pooled or 0)) * size
 

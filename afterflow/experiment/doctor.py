@@ -13,7 +13,7 @@ from torch import Tensor
 from ..algorithms.base import explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
-from ..models.pipeline import PipelineModel, Pretrained
+from ..models.pipeline import PipelineModel
 from ..models.wrappers import guided, in_chunks
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning, Pairs
@@ -49,8 +49,6 @@ class Finding:
 
 def examine(run: Run) -> Iterator[Finding]:
     """Yield the findings one by one; nothing stays on disk."""
-    if not isinstance(run.model, Pretrained):
-        raise ValueError(f"{run.name}: the model is made from nothing; there is no pipeline to compare with")
     with tempfile.TemporaryDirectory() as folder:
         # An absolute name takes the run's folder out of runs/.
         small = run.with_options(

@@ -11,13 +11,12 @@ from huggingface_hub import ModelCardData
 from .. import __version__
 from ..models.adapters import LoRA
 from ..models.families import FAMILIES
-from ..models.pipeline import SHIPPED, Pretrained
-from ..models.tiny_parts.config import TinyParts, TinyVideoParts
+from ..models.pipeline import SHIPPED
+from ..models.wan import Wan
 from .config import Run
 from .intervals import Estimate, estimate_text, estimates
 from .run_folder import RunFolder
 
-FROM_SCRATCH = {TinyParts: "StableDiffusion3Pipeline", TinyVideoParts: "WanPipeline"}
 CARD_RESAMPLES = 2000
 """Number of bootstrap resamples."""
 
@@ -52,21 +51,15 @@ def write_card(run: Run, result: Path) -> None:
 
 def card_metadata(run: Run) -> ModelCardData:
     """Return the metadata that the hub sorts by."""
-    clips = type(run.model).__name__ == "Wan"
-    kind = "text-to-video" if clips else "text-to-image"
+    kind = "text-to-video" if isinstance(run.model, Wan) else "text-to-image"
     tags = [kind, "diffusers", "afterflow", *(["lora"] if isinstance(run.tune, LoRA) else [])]
     return ModelCardData(base_model=on_hub(run), library_name="diffusers", pipeline_tag=kind, tags=tags)
 
 
 def on_hub(run: Run) -> str | None:
     """Return the base's id on the hub, if it comes from there."""
-    path = run.model.path if isinstance(run.model, Pretrained) else ""
+    path = run.model.path
     return path if len(Path(path).parts) == 2 and not Path(path).exists() else None
-
-
-def base_name(run: Run) -> str:
-    """Return the base model's path, or what was built."""
-    return run.model.path if isinstance(run.model, Pretrained) else f"a tiny {stock_of(run)} from scratch"
 
 
 def summary_table(run: Run) -> list[str]:
@@ -76,7 +69,7 @@ def summary_table(run: Run) -> list[str]:
     weights: Mapping[str, float] = getattr(algorithm, "weights", {})
     rewards = ", ".join(f"{name} × {weight:g}" for name, weight in weights.items())
     rows = {
-        "base model": f"`{base_name(run)}`",
+        "base model": f"`{run.model.path}`",
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,
         "rewards": rewards,
@@ -97,8 +90,6 @@ def steps_done(run: Run) -> int:
 
 def base_in_code(run: Run) -> str:
     """Return the base as a user names it in code."""
-    if not isinstance(run.model, Pretrained):
-        return f'"{run.model.folder}"'
     if run.model.path in SHIPPED:
         return run.model.path.upper()
     revision = f', revision="{run.model.revision}"' if run.model.revision else ""
@@ -107,15 +98,13 @@ def base_in_code(run: Run) -> str:
 
 def stock_of(run: Run) -> str:
     """Return the pipeline's class in diffusers."""
-    kinds = {config: model.stock.__name__ for config, model in FAMILIES.items()} | FROM_SCRATCH
-    return kinds[type(run.model)]
+    return FAMILIES[type(run.model)].stock.__name__
 
 
 def usage(run: Run, result: Path) -> list[str]:
     """Return the lines that load the result in diffusers."""
     stock = stock_of(run)
-    ours = isinstance(run.model, Pretrained) and run.model.path in SHIPPED
-    shipped = [f"from afterflow.models.pipeline import {base_in_code(run)}"] if ours else []
+    shipped = [f"from afterflow.models.pipeline import {base_in_code(run)}"] if run.model.path in SHIPPED else []
     start = f"pipe = {stock}.from_pretrained({base_in_code(run)})"
     code = (
         [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']
@@ -152,5 +141,5 @@ def gains(before: np.ndarray, after: np.ndarray) -> list[Estimate]:
 
 def licence(run: Run) -> str:
     """Return the sentence about the licence of the base's weights."""
-    where = f"[{on_hub(run)}](https://huggingface.co/{on_hub(run)})" if on_hub(run) else f"`{base_name(run)}`"
+    where = f"[{on_hub(run)}](https://huggingface.co/{on_hub(run)})" if on_hub(run) else f"`{run.model.path}`"
     return f"These weights are derived from {where}, whose licence applies to them."

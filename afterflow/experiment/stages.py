@@ -6,8 +6,10 @@ The folder of a stage is runs/STAGE, and the same command goes on with the first
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -24,6 +26,43 @@ from .serialization import from_json, to_json
 from .train_subprocess import check_same, has_ended, train_in_subprocess
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildParts:
+    """A tiny pipeline is built: its autoencoder and text encoders are trained, its transformer is random."""
+
+    family: Literal["SD3", "Wan"]
+    """Family of the pipeline: SD3 draws pictures of the shapes world, Wan clips of the moving world."""
+    name: str
+    """Name of the stage.  The pipeline is kept in runs/NAME/model."""
+    seed: int = 0
+    """Seed of pictures, weights and training."""
+    pictures: int = 20_000
+    """Number of pictures, or clips, that the parts learn from."""
+    autoencoder_steps: int = 3000
+    """Updates of the autoencoder."""
+    text_steps: int = 700
+    """Updates of the text encoders."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the stage."""
+        return Path("runs") / self.name
+
+    @property
+    def model(self) -> Path:
+        """The folder of the pipeline."""
+        return self.folder / "model"
+
+    def __call__(self) -> str:
+        # Imported here because only this stage needs the libraries that make networks.
+        from ..models.tiny_parts.build import build_tiny_sd3
+        from ..models.tiny_parts.video import build_tiny_wan
+
+        builders: dict[str, Callable[..., object]] = {"SD3": build_tiny_sd3, "Wan": build_tiny_wan}
+        builders[self.family](self.model, self.seed, self.pictures, self.autoencoder_steps, self.text_steps)
+        return f"a tiny {self.family} with a random transformer is in {self.model}"
 
 
 @dataclass(frozen=True)
@@ -116,12 +155,15 @@ class Samples:
         return f"{len(lines)} pictures by {len(self.teachers)} teachers"
 
 
+Stage = Run | BuildParts | Merge | Samples
+
+
 @dataclass(frozen=True)
 class Chain:
     """Stages in order, each of which may use the folders of those before it."""
 
     name: str
-    stages: tuple[Run | Merge | Samples, ...]
+    stages: tuple[Stage, ...]
     """In order; each may use the folders of those before it, runs/NAME of the stage."""
     processes: int = 1
     """How many train each run; torchrun starts them on this machine."""
@@ -159,7 +201,7 @@ def execute_chain(chain: Chain) -> Path:
     return chain.stages[-1].folder
 
 
-def check_stage(stage: Run | Merge | Samples) -> None:
+def check_stage(stage: Stage) -> None:
     """ValueError for a stage that cannot be run, or whose folder holds another or an older one."""
     if isinstance(stage, Run):
         check_same(stage)
@@ -176,28 +218,28 @@ def check_stage(stage: Run | Merge | Samples) -> None:
                 raise ValueError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
 
 
-def is_done(stage: Run | Merge | Samples) -> bool:
+def is_done(stage: Stage) -> bool:
     """Return whether a stage has left its result."""
     return has_ended(stage.folder, stage) if isinstance(stage, Run) else record_of(stage).is_file()
 
 
-def record_of(stage: Merge | Samples) -> Path:
+def record_of(stage: BuildParts | Merge | Samples) -> Path:
     """Return the file that is written when the stage is done."""
     return stage.folder / "stage.json"
 
 
-def inputs_file(stage: Run | Merge | Samples) -> Path:
+def inputs_file(stage: Stage) -> Path:
     """Return the file with the digests of what a stage was made from."""
     return stage.folder / "inputs.json"
 
 
-def inputs(stage: Run | Merge | Samples) -> dict[str, str | None]:
+def inputs(stage: Stage) -> dict[str, str | None]:
     """Return the folders that a stage is made from, each with a digest; None where it does not exist."""
-    if isinstance(stage, Merge):
-        folders = list(stage.loras)
-    else:
-        folders = [teacher.lora for teacher in stage.teachers if teacher.lora is not None]
+    folders = list(stage.loras) if isinstance(stage, Merge) else []
+    if isinstance(stage, Run | Samples):
+        folders += [teacher.lora for teacher in stage.teachers if teacher.lora is not None]
     if isinstance(stage, Run):
+        folders += [stage.model.path] if Path(stage.model.path).parts[:1] == ("runs",) else []
         folders += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
         folders += [stage.data.path] if isinstance(stage.data, ImageFolder) else []
     return {folder: folder_digest(Path(folder)) for folder in folders}
@@ -214,7 +256,7 @@ def folder_digest(folder: Path) -> str | None:
     return content.hexdigest()
 
 
-def check_same_stage(stage: Merge | Samples) -> None:
+def check_same_stage(stage: BuildParts | Merge | Samples) -> None:
     """ValueError when the stage's folder holds one of other settings."""
     file = record_of(stage)
     if file.is_file() and from_json(type(stage), json.loads(file.read_text()), str(file)) != stage:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..data.prompts import ShapesPrompts
-from ..models.pipeline import Pretrained
 from ..system.errors import CheckpointError, InputError, TrainingStopped
 from .config import Run
 from .run_folder import RunFolder
@@ -91,8 +90,6 @@ def has_ended(folder: Path, run: Run) -> bool:
 
 
 def check_ended(folder: Path, run: Run) -> None:
-    """Check that a run has ended and has a base to compare with.  InputError where not."""
+    """Check that a run has ended.  InputError says how to go on with it."""
     if not has_ended(folder, run):
         raise InputError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")
-    if not isinstance(run.model, Pretrained):
-        raise InputError(f"{folder}: it was trained from scratch, so there is no base to compare it with")

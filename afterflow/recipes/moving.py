@@ -1,41 +1,18 @@
-"""The moving world: a tiny Wan from scratch, and how it is taught to move what the prompt names.
-
-The recipes of reinforcement start from the shipped pipeline, which is what `tiny_wan_pretrain` leaves.
-"""
+"""The moving world: how the shipped tiny Wan is taught to move what the prompt names."""
 
 from ..algorithms.base import OnPolicy
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
 from ..algorithms.flow_grpo import FlowGRPO
-from ..algorithms.sft import SFT
-from ..data.clips import MovingClips, MovingPrompts
+from ..data.clips import MovingPrompts
 from ..experiment.config import Run
-from ..models.adapters import Full, LoRA
-from ..models.tiny_parts.config import TinyVideoParts
+from ..models.adapters import LoRA
 from ..models.wan import Wan
-from .pretrain_tiny import tiny_sd3_pretrain
 from .shapes import shapes_flow_grpo
 from .shapes_methods import SHAPES_STEPS
 
 MOVING_WEIGHTS = {"moving_strict": 0.5, "moving_partial": 0.5}
 TINY_WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)
-
-
-def tiny_wan_pretrain() -> Run:
-    """Train the tiny Wan pipeline from scratch on rendered clips of the moving world."""
-    return tiny_sd3_pretrain().with_options(
-        algorithm=SFT(dropout=0.1, shift=2.0),
-        data=MovingClips(count=40_000),
-        model=TinyVideoParts(),
-        tune=Full(),
-        name="tiny_wan_pretrain",
-        iterations=8000,
-        batch=64,
-        chunk=32,
-        held_out=MovingPrompts(count=48),
-        eval_every=1000,
-        eval_rewards=("moving_strict", "moving_partial", "moving_smoothness"),
-    )
 
 
 def _run(algorithm: OnPolicy, name: str) -> Run:

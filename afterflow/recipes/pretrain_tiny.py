@@ -1,19 +1,24 @@
-"""Where the shipped pipeline comes from."""
+"""Where the shipped pipelines come from: parts are built, and then a transformer is trained from random weights."""
+
+from dataclasses import replace
 
 from ..algorithms.sft import SFT
+from ..data.clips import MovingClips, MovingPrompts
 from ..data.images import ShapesImages
 from ..envs.shapes.world import TAGS
 from ..experiment.config import Batches, Checkpoints, Logging, Optimization, Run
+from ..experiment.stages import BuildParts, Chain
 from ..models.adapters import Full
-from ..models.tiny_parts.config import TinyParts
+from ..models.sd3 import SD3
+from .moving import TINY_WAN
 
 
-def tiny_sd3_pretrain() -> Run:
-    """Train the tiny SD3 pipeline from scratch on rendered pictures of the shapes world."""
+def _run(parts: BuildParts) -> Run:
+    """The tiny SD3 on rendered pictures of the shapes world."""
     return Run(
         SFT(dropout=0.1, shift=2.0),
         ShapesImages(count=150_000, tags=(*TAGS, "text"), empty_tokens=256),
-        TinyParts(),
+        SD3(str(parts.model)),
         Full(),
         name="tiny_sd3_pretrain",
         batches=Batches(iterations=40_500, batch=128, chunk=64),
@@ -28,3 +33,26 @@ def tiny_sd3_pretrain() -> Run:
         logging=Logging(sample_every=1000),
         checkpoints=Checkpoints(save_every=500),
     )
+
+
+def tiny_sd3_pretrain() -> Chain:
+    """Train the tiny SD3 pipeline from scratch on rendered pictures of the shapes world."""
+    parts = BuildParts("SD3", "tiny_sd3_parts")
+    return Chain("tiny_sd3_pretrain", (parts, _run(parts)))
+
+
+def tiny_wan_pretrain() -> Chain:
+    """Train the tiny Wan pipeline from scratch on rendered clips of the moving world."""
+    parts = BuildParts("Wan", "tiny_wan_parts", pictures=4000, text_steps=1000)
+    run = _run(parts).with_options(
+        data=MovingClips(count=40_000),
+        model=replace(TINY_WAN, path=str(parts.model)),
+        name="tiny_wan_pretrain",
+        iterations=8000,
+        batch=64,
+        chunk=32,
+        held_out=MovingPrompts(count=48),
+        eval_every=1000,
+        eval_rewards=("moving_strict", "moving_partial", "moving_smoothness"),
+    )
+    return Chain("tiny_wan_pretrain", (parts, run))

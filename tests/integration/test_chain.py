@@ -67,19 +67,21 @@ def metadata(name):
     return [json.loads(line) for line in Path(f"runs/{name}/images/metadata.jsonl").read_text().splitlines()]
 
 
-def test_a_chain_does_its_stages_once(capsys):
+def test_a_chain_does_its_stages_once(caplog):
+    caplog.set_level("INFO", "afterflow")
     assert str(execute_chain(whole())) == "runs/pupil"
-    assert "whole, stage 3 of 6, merged: what its rank cannot hold is" in capsys.readouterr().out
+    assert "whole, stage 3 of 6, merged: what its rank cannot hold is" in caplog.text
     assert json.loads(Path("runs/student/run.json").read_text())["recipe"] == "whole"
     lines = metadata("samples")
     assert len(lines) == 4 * 2 and {line["tag"] for line in lines} == {"colors", "counting"}
     execute_chain(whole())
-    assert capsys.readouterr().out.count("is there already") == 6
+    assert caplog.text.count("is there already") == 6
+    caplog.clear()
     shutil.rmtree("runs/pupil/lora")
     Path("runs/merged/stage.json").unlink()
     with pytest.raises(ValueError, match="runs/pupil already holds a run"):  # train_in_subprocess would resume it
         execute_chain(whole())
-    assert capsys.readouterr().out.count("is there already") == 4
+    assert caplog.text.count("is there already") == 4
 
 
 def test_a_stage_of_other_settings_is_refused_before_anything_is_trained():

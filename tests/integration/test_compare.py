@@ -56,7 +56,7 @@ def place(tmp_path_factory):
         chain = replace(run, algorithm=FlowGRPO(SMALL, steps=4, group=4, beta=0.0))
         train_all({"branch": run}, None, 1, "pair")
         # A process of its own takes seconds to start, so one of the two is enough.
-        patch.setattr("afterflow.experiment.train_subprocess.train_apart", execute)
+        patch.setattr("afterflow.experiment.train_subprocess.train_in_subprocess", execute)
         train_all({"chain": chain}, None, 1, "pair")
         yield path, {"branch": run, "chain": chain}
 

@@ -33,7 +33,7 @@ def test_every_recipe_has_a_label_that_comes_from_stored_runs(bench):
 
 def test_the_page_says_what_the_file_says(bench):
     written = json.loads(bench["EVIDENCE"].read_text())
-    page = bench["page"]({name: bench["Known"](**each) for name, each in written.items()})
+    page = bench["page"]({name: bench["Evidence"](**each) for name, each in written.items()})
     assert bench["PAGE"].read_text(encoding="utf-8") == page, "run python bench/evidence.py"
 
 

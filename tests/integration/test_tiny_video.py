@@ -10,18 +10,36 @@ from diffusers import WanPipeline
 from afterflow.algorithms.sft import SFT
 from afterflow.data.clips import MovingClips
 from afterflow.envs.shapes.moving import draw_moving
+from afterflow.experiment import stages
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
+from afterflow.experiment.stages import BuildParts, Chain, execute_chain
 from afterflow.models.adapters import Full
 from afterflow.models.tiny_parts import video
-from afterflow.models.tiny_parts.config import TinyVideoParts
+from afterflow.models.wan import Wan
+
+PARTS = BuildParts("Wan", "parts", pictures=32, autoencoder_steps=2, text_steps=2)
+MODEL = Wan(str(PARTS.model), height=32, width=32, frames=9, max_sequence_length=16)
+RUN = Run(SFT(), MovingClips(count=4), MODEL, Full(), name="pretrained").with_options(
+    iterations=1, batch=4, chunk=4, inference_steps=2
+)
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parts")
-    video.build_tiny_wan(folder, clips=32, autoencoder_steps=2, text_steps=2)
+def folder(tmp_path_factory):
+    """The folder where a tiny Wan was built and its transformer trained, in this process."""
+    folder = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("AFTERFLOW_CACHE", str(folder / "cache"))
+        patch.setattr(stages, "train_in_subprocess", lambda run, recipe, processes: execute(run, recipe))
+        execute_chain(Chain("scratch", (PARTS, RUN)))
     return folder
+
+
+@pytest.fixture
+def parts(folder):
+    return folder / PARTS.model
 
 
 def test_they_are_a_pipeline_of_wan_and_say_how_they_were_made(parts):
@@ -57,10 +75,19 @@ def test_the_encoder_learns_what_each_clause_says():
     assert read["text_moving"] > 0.6 and read["text_color"] > 0.5  # of 4 and of 8
 
 
-def test_a_transformer_is_trained_from_scratch_on_them(parts, own_folder):
-    run = Run(SFT(), MovingClips(count=4), TinyVideoParts(str(parts)), Full()).with_options(
-        iterations=1, batch=4, chunk=4, inference_steps=2
-    )
-    folder = execute(run, "from scratch")
-    assert WanPipeline.from_pretrained(folder / "model").transformer.config.in_channels == 4
-    assert "pipe = WanPipeline.from_pretrained" in (folder / "model" / "README.md").read_text()
+def test_a_transformer_is_trained_from_scratch_on_them(folder):
+    model = folder / RUN.folder / "model"
+    assert WanPipeline.from_pretrained(model).transformer.config.in_channels == 4
+    assert "pipe = WanPipeline.from_pretrained" in (model / "README.md").read_text()
+
+
+def test_they_are_built_once_and_a_run_from_others_is_refused(folder, monkeypatch, caplog):
+    monkeypatch.chdir(folder)
+    caplog.set_level("INFO", "afterflow")
+    chain = Chain("scratch", (PARTS, RUN))
+    execute_chain(chain)
+    assert caplog.text.count("is there already") == 2
+    (PARTS.model / "another").write_text("")
+    with pytest.raises(ValueError, match="pretrained was made from another runs/parts/model; delete it"):
+        execute_chain(chain)
+    (PARTS.model / "another").unlink()

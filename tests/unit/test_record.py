@@ -14,6 +14,9 @@ from afterflow.experiment.config import GROUPS, Run
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
+from afterflow.models.tiny_parts.tokenizer import MAX_LENGTH
+from afterflow.models.tiny_parts.video import CLIP_FRAMES, CLIP_SIZE
+from afterflow.models.wan import Wan
 from afterflow.recipes import RECIPES
 from afterflow.sampling.schedules import LinearShift
 
@@ -50,6 +53,21 @@ def test_every_recipe_is_read_from_a_record_of_version_0_1(name):
     for stage in getattr(run, "stages", [run]):
         if isinstance(stage, Run):
             assert from_json(Run, upgrade(json.loads(json.dumps(flat(to_json(stage)))))) == stage
+
+
+@pytest.mark.parametrize(
+    "model, pipeline",
+    [
+        ({"type": "TinyParts", "folder": "runs/parts", "seed": 0}, SD3("runs/parts")),
+        (
+            {"type": "TinyVideoParts", "folder": "runs/parts", "seed": 0},
+            Wan("runs/parts", height=CLIP_SIZE, width=CLIP_SIZE, frames=CLIP_FRAMES, max_sequence_length=MAX_LENGTH),
+        ),
+    ],
+)
+def test_a_model_that_version_0_1_built_is_read_as_the_pipeline_in_its_folder(model, pipeline):
+    data = flat(to_json(RECIPES["tiny_sd3_pretrain"]().stages[-1])) | {"model": model}
+    assert from_json(Run, upgrade(data)).model == pipeline
 
 
 @pytest.mark.parametrize("name", RECIPES)
