@@ -70,7 +70,7 @@ def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert find_reward("my_rewards:bright")(IMAGES, RECORDS).values.tolist() == [0, 1, 2, 3]
-    for wrong, said in [("bright", "did you mean|there are"), ("none", "is no function"), ("nothing", "no attribute")]:
+    for wrong, said in [("bright", "did you mean|there are|the nearest of"), ("none", "is no function"), ("nothing", "no attribute")]:
         with pytest.raises(ValueError, match=said):
             find_reward(f"my_rewards:{wrong}" if wrong != "bright" else "bright")
     with pytest.raises(ValueError, match="No module named 'my_reward'"):
@@ -199,7 +199,7 @@ def test_what_falls_while_the_trained_reward_rises_is_named():
     )
 
 
-def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, capsys):
+def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, caplog):
     held_out = ShapesPrompts("test", count=5).records(0)[0]["prompt"]
     looks = {"count": 0}
 
@@ -213,7 +213,7 @@ def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, 
     folder = execute(run.with_options(eval_rewards=("hidden",), iterations=3), "rewards")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["alarm"] for line in lines] == [0, 0, 1]
-    assert "step 2: ALARM: hidden fell by 0.4 while sometimes rose by" in capsys.readouterr().out
+    assert "step 2: ALARM: hidden fell by 0.4 while sometimes rose by" in caplog.text
     assert json.loads((folder / "best.json").read_text()) == {
         "step": 1,
         "reward": "hidden",
