@@ -1,4 +1,4 @@
-"""What is trained of a model: a LoRA beside its frozen weights, or all of them; and the policy it started from."""
+"""What is trained of a model: a LoRA beside its frozen weights, or all of them; and its reference and teachers."""
 
 import copy
 import warnings
@@ -12,10 +12,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..sampling.conditioning import Velocity
+from ..system.errors import ConfigError
 from .base import Model
 from .wrappers import identity
 
 Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]
+"""A velocity field, and a context in which the adapters are switched for it."""
+ShardNetwork = Callable[[nn.Module], nn.Module]
+"""Shards a network over processes, or returns it as it is."""
 
 
 @dataclass(frozen=True)
@@ -23,28 +27,28 @@ class LoRA:
     """Low-rank adapters (arXiv:2106.09685).  The reference policy is the adapter switched off: no second copy."""
 
     rank: int = 32
-    """Columns of each factor."""
+    """Rank of each layer's update."""
     alpha: int = 64
-    """The update is scaled by alpha / rank."""
+    """Scale of the update, which is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Names of the layers to adapt; empty: those that flow_grpo adapts in this family."""
+    """Names of the layers to adapt.  Empty: those that flow_grpo adapts in this family."""
     start: str | None = None
-    """Folder of a LoRA to go on from; rank, alpha and layers are then its own, and rank and alpha must say so."""
+    """Folder of a LoRA to train on.  Its layers are adapted, and rank and alpha must be those it has."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"rank = {self.rank}: a LoRA needs rank >= 1")
+            raise ConfigError(f"rank = {self.rank}: a LoRA needs rank >= 1")
         if self.alpha <= 0:
-            raise ValueError(f"alpha = {self.alpha}: the update is scaled by alpha / rank, so it must be positive")
+            raise ConfigError(f"alpha = {self.alpha}: the update is scaled by alpha / rank, so it must be positive")
 
 
 @dataclass(frozen=True)
 class Full:
-    """Every weight of the network.  A reference policy then costs one frozen copy of them."""
+    """Train every weight of the network.  A reference policy then costs one frozen copy of them."""
 
 
 def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
-    """Make `tune` the only thing of the model that has gradients; its parameters by name."""
+    """Give gradients to what `tune` names and to nothing else of the model; return those parameters by name."""
     if isinstance(tune, LoRA):
         model.module.requires_grad_(False)
         if tune.start is not None:
@@ -59,7 +63,7 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that have gradients, by name, in fp32."""
+    """Return the parameters that have gradients, by name, in fp32."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for p in trained.values():
         # Updates are smaller than what half precision resolves, whatever the frozen weights are kept in.
@@ -68,20 +72,20 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def start_from(model: Model, tune: LoRA, folder: str) -> None:
-    """Attach the LoRA of `folder` to be trained on; ValueError where `tune` says something else of it."""
+    """Attach the LoRA of `folder` and train it on.  ConfigError where `tune` has another rank, alpha or layers."""
     model.load_lora(folder)
-    found = model.module.peft_config["default"]  # type: ignore[index]
-    if (found.r, found.lora_alpha) != (tune.rank, tune.alpha):
-        its = f"rank {found.r} and alpha {found.lora_alpha:g}"
-        raise ValueError(f"LoRA {folder} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
+    stored = model.module.peft_config["default"]  # type: ignore[index]
+    if (stored.r, stored.lora_alpha) != (tune.rank, tune.alpha):
+        its = f"rank {stored.r} and alpha {stored.lora_alpha:g}"
+        raise ConfigError(f"LoRA {folder} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
     restore_fp32(model, folder, "default")
     if tune.targets:
-        raise ValueError(f"tune.targets: the layers are those of {folder}; leave targets out")
+        raise ConfigError(f"tune.targets: the layers are those of {folder}; leave targets out")
     set_adapter(model.module, "default")
 
 
 def restore_fp32(model: Model, folder: str, name: str) -> None:
-    """Give a loaded adapter its stored fp32 again: peft rounds it to the precision of the base."""
+    """Give a loaded adapter its stored fp32 values again, which peft rounds to the precision of the base."""
     stored = model.read_lora(folder).layers
     scaling = model.module.peft_config[name]  # type: ignore[index]
     for layer, module in model.module.named_modules():
@@ -91,25 +95,22 @@ def restore_fp32(model: Model, folder: str, name: str) -> None:
                 weight.data = value.to(weight.device)
 
 
-ShardNetwork = Callable[[nn.Module], nn.Module]
-
-
-def before_training(model: Model, tune: LoRA | Full, spread: ShardNetwork = identity) -> Wrapped:
-    """The velocity field that training starts from: the network, and the context in which it is that."""
+def before_training(model: Model, tune: LoRA | Full, shard: ShardNetwork = identity) -> Wrapped:
+    """Return the velocity field that training starts from, with its context."""
     if isinstance(tune, LoRA) and tune.start is not None:
         return frozen(model, tune.start, "start")
-    return without_adapters(model, tune, spread)
+    return without_adapters(model, tune, shard)
 
 
-def without_adapters(model: Model, tune: LoRA | Full, spread: ShardNetwork = identity) -> Wrapped:
-    """The velocity field of the base model; a copy of it is `spread` over processes, if need be."""
+def without_adapters(model: Model, tune: LoRA | Full, shard: ShardNetwork = identity) -> Wrapped:
+    """Return the velocity field of the base model, of a frozen copy where all weights are trained."""
     if isinstance(tune, LoRA):
         return model.velocity(model.module), adapter_off(model.module)
-    return model.velocity(spread(copy.deepcopy(model.module).requires_grad_(False))), nullcontext
+    return model.velocity(shard(copy.deepcopy(model.module).requires_grad_(False))), nullcontext
 
 
 def frozen(model: Model, folder: str, name: str) -> Wrapped:
-    """The velocity field of the base model with a LoRA of its own, beside the one that is trained."""
+    """Return the velocity field of the base model with the frozen LoRA of a folder, beside the one that is trained."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
         model.load_lora(folder, name)
@@ -119,7 +120,7 @@ def frozen(model: Model, folder: str, name: str) -> Wrapped:
 
 
 def adapter_on(module: nn.Module, name: str) -> Callable:
-    """A context in which another adapter than the trained one acts, and none has gradients."""
+    """Return a context in which another adapter than the trained one acts, and none has gradients."""
 
     @contextmanager
     def on() -> Iterator[None]:
@@ -133,6 +134,8 @@ def adapter_on(module: nn.Module, name: str) -> Callable:
 
 
 def adapter_off(module: nn.Module) -> Callable:
+    """Return a context in which no adapter acts."""
+
     @contextmanager
     def off() -> Iterator[None]:
         module.disable_adapters()  # type: ignore[operator]
@@ -146,15 +149,17 @@ def adapter_off(module: nn.Module) -> Callable:
 
 @dataclass(frozen=True)
 class Teacher:
-    name: str
-    """What it is called in options and tables."""
-    lora: str | None
-    """Folder of its LoRA, trained on the same base; None: the base itself, say under more guidance."""
-    tasks: tuple[str, ...] = ()
-    """What it teaches; none: it is an anchor only."""
-    guidance_scale: float | None = None
-    """The guidance it was trained for; None: the run's."""
+    """A specialist to learn from: an adapter of the base model beside the one that is trained."""
 
-    def guidance(self, of_run: float) -> float:
-        """The scale it draws with."""
-        return of_run if self.guidance_scale is None else self.guidance_scale
+    name: str
+    """Name of the teacher in options and tables."""
+    lora: str | None
+    """Folder of its LoRA, trained on the same base.  None: the base itself, for example under more guidance."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that it teaches.  Empty: it is an anchor only."""
+    guidance_scale: float | None = None
+    """Guidance scale that it was trained for.  None: the run's."""
+
+    def guidance(self, default: float) -> float:
+        """Return the guidance scale that it draws with; `default` is the run's."""
+        return default if self.guidance_scale is None else self.guidance_scale

@@ -1,15 +1,17 @@
-"""Which of our models a pipeline is."""
+"""The families of models: a new one is a name in the union and a line of the table."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from ..system.errors import ConfigError, InputError
 from .flux import Flux, FluxModel
-from .pipeline import PipelineModel, Pretrained, family_of, locate
+from .pipeline import PipelineModel, Pretrained, locate, pipeline_class
 from .qwen_image import QwenImage, QwenImageModel
 from .sd3 import SD3, SD3Model
 from .wan import Wan, WanModel
 
+AnyPretrained = SD3 | Flux | QwenImage | Wan
 FAMILIES: dict[type[Pretrained], type[PipelineModel]] = {
     SD3: SD3Model,
     Flux: FluxModel,
@@ -18,17 +20,17 @@ FAMILIES: dict[type[Pretrained], type[PipelineModel]] = {
 }
 
 
-def pretrained(path: str, dtype: str, told: Mapping[str, Any]) -> Pretrained:
-    """The configuration of the pipeline at `path`, of whatever family it is, with some of its options told.
+def pretrained(path: str, dtype: str, options: Mapping[str, Any]) -> Pretrained:
+    """Return the configuration of the pipeline at `path`, of whatever family it is, with some options set.
 
-    ValueError when no family of ours draws with it, or when the family has no such option.
+    Raises InputError where no family draws with it, ConfigError where the family has no such option.
     """
-    stock = family_of(locate(path, None, weights=False))
+    stock = pipeline_class(locate(path, None, weights=False))
     kind = next((kind for kind, model in FAMILIES.items() if model.stock.__name__ == stock), None)
     if kind is None:
-        known = ", ".join(model.stock.__name__ for model in FAMILIES.values())
-        raise ValueError(f"model {path!r} is a {stock}; afterflow knows {known}")
-    for name in told:
+        supported = ", ".join(model.stock.__name__ for model in FAMILIES.values())
+        raise InputError(f"model {path!r} is a {stock}; afterflow knows {supported}")
+    for name in options:
         if name not in {field.name for field in fields(kind)}:
-            raise ValueError(f"--{name.replace('_', '-')}: {kind.__name__} has no such option; leave it out")
-    return replace(kind(path), dtype=dtype, **told)
+            raise ConfigError(f"--{name.replace('_', '-')}: {kind.__name__} has no such option; leave it out")
+    return replace(kind(path), dtype=dtype, **options)

@@ -5,6 +5,7 @@ FLUX.1-dev is distilled from a guided model and takes the guidance scale as an i
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
-from .packing import pack_latents, packed_schedule, unpack_latents
-from .pipeline import PipelineModel, Pretrained, latent_sides
+from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
+from .pipeline import PipelineModel, Pretrained
 from .vae import decode_images, encode_images
 
 
@@ -22,21 +23,24 @@ class Flux(Pretrained):
     """A FLUX.1 pipeline."""
 
     path: str = "black-forest-labs/FLUX.1-dev"
-    """Hub id or folder."""
+    """Hub id or folder of the pipeline."""
     size: int = 512
     """Height and width in pixels."""
     width: int | None = None
-    """In pixels, where it is not the height."""
+    """Width in pixels, where it is not the height."""
     embedded_guidance: float = 3.5
-    """The scale that a guidance-distilled transformer is told; others have no such input."""
+    """Guidance scale that a guidance-distilled transformer takes as input.  Others have no such input."""
     max_sequence_length: int = 512
-    """Tokens of the T5 encoder."""
+    """Number of tokens that the T5 encoder reads."""
 
     def load(self, device: torch.device | str = "cpu") -> "FluxModel":
+        """Load everything but the text encoders."""
         return FluxModel(self, device)
 
 
 class FluxModel(PipelineModel):
+    """FLUX.1: tokens of 2x2 latents, and a network that takes a guidance scale as input."""
+
     stock = FluxPipeline
     encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     usual_guidance = 1.0
@@ -47,30 +51,22 @@ class FluxModel(PipelineModel):
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
 
-    def settle(self) -> None:
-        config = self.config
-        self.tokens_of_text, self.scale = config.max_sequence_length, config.embedded_guidance
-        if not 1 <= self.tokens_of_text <= 512:
-            raise ValueError(f"max_sequence_length = {self.tokens_of_text}: FLUX.1 reads 1 to 512 tokens")
-        factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
-        sides = latent_sides(config.size, config.width, factor, 2 * factor)
-        self.latent_shape = (self.pipe.transformer.config.in_channels // 4, *sides)
-        self.schedule = packed_schedule(self.pipe.scheduler, sides[0] * sides[1] // 4)
-
-    @property
-    def reading(self) -> tuple[tuple[str, ...], str]:
-        return (), f"T5 {self.tokens_of_text}"
-
-    @property
-    def text_shape(self) -> tuple[int, int, int | None]:
-        net = self.pipe.transformer.config
-        return self.tokens_of_text, net.joint_attention_dim, net.pooled_projection_dim
+    def configure(self) -> None:
+        """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
+        config, net = self.config, self.pipe.transformer.config
+        tokens = check_text_tokens(config.max_sequence_length, 512, "FLUX.1")
+        self.encoder_key = (), f"T5 {tokens}"
+        self.text_shape = tokens, net.joint_attention_dim, net.pooled_projection_dim
+        self.scale_factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
     def embed(self, pipe: FluxPipeline, prompts: list[str]) -> Embedding:
-        sequence, pooled, _ = pipe.encode_prompt(prompts, max_sequence_length=self.tokens_of_text)
+        """Encode B texts by the stock pipeline."""
+        sequence, pooled, _ = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         return Embedding(sequence, pooled)
 
     def velocity(self, module: nn.Module) -> Velocity:
+        """Return the velocity field of the transformer, or of a copy of it."""
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
         distilled = module.config.guidance_embeds
 
@@ -80,43 +76,43 @@ class FluxModel(PipelineModel):
             predicted = module(
                 hidden_states=pack_latents(x).to(dtype),
                 timestep=t,
-                guidance=torch.full_like(t, self.scale) if distilled else None,
+                guidance=torch.full_like(t, self.config.embedded_guidance) if distilled else None,
                 pooled_projections=embedding.pooled.to(dtype),
                 encoder_hidden_states=embedding.sequence.to(dtype),
                 txt_ids=torch.zeros(embedding.sequence.shape[1], 3, device=x.device),
-                img_ids=places(x),
+                img_ids=token_positions(x),
                 return_dict=False,
             )[0]
             return unpack_latents(predicted, x)
 
         return v
 
-    def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
-        tokens = self.pipe(
-            prompt_embeds=told.sequence,
-            pooled_prompt_embeds=told.pooled,
-            negative_prompt_embeds=empty.sequence,
-            negative_pooled_prompt_embeds=empty.pooled,
-            latents=pack_latents(noise),
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=self.scale,
-            true_cfg_scale=guidance,
-            output_type="latent",
-        ).images
-        return unpack_latents(tokens, noise)
+    def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
+        """Return the stock pipeline's arguments for encoded prompts and a guidance scale."""
+        return {
+            "prompt_embeds": positive.sequence,
+            "pooled_prompt_embeds": positive.pooled,
+            "negative_prompt_embeds": negative.sequence,
+            "negative_pooled_prompt_embeds": negative.pooled,
+            "guidance_scale": self.config.embedded_guidance,
+            "true_cfg_scale": guidance,
+        }
+
+    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
+        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...)."""
+        return unpack_latents(self.call_stock(pack_latents(noise), steps, inputs), noise)
 
     def encode_images(self, images: np.ndarray) -> Tensor:
+        """Encode uint8 images or clips by the pipeline's autoencoder."""
         return encode_images(self.vae, images)
 
     def decode(self, latents: Tensor) -> np.ndarray:
+        """Decode latents (B, ...) by the pipeline's autoencoder."""
         return decode_images(self.vae, latents)
 
 
-def places(x: Tensor) -> Tensor:
-    """Row and column of each of the tokens of x (B, C, H, W): (H/2 W/2, 3), the first column 0."""
+def token_positions(x: Tensor) -> Tensor:
+    """Positions (H/2 W/2, 3) of the tokens of x (B, C, H, W): a column of zeros, the rows and the columns."""
     rows, columns = (torch.arange(n // 2, device=x.device, dtype=torch.float32) for n in x.shape[2:])
     grid = torch.cartesian_prod(rows, columns)
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], 1)

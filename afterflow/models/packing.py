@@ -1,30 +1,50 @@
 """What FLUX and Qwen-Image have in common: tokens of 2x2 latents, and a schedule that knows how many there are."""
 
+from typing import Any
+
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ..sampling.schedules import DynamicShift, LinearShift, Schedule
+from ..system.errors import ConfigError, InputError
+from .pipeline import latent_sides
 
 
 def pack_latents(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, H/2 W/2, 4C)."""
+    """Pack latents to tokens: (B, C, H, W) → (B, H/2 W/2, 4C)."""
     B, C, H, W = x.shape
     return x.view(B, C, H // 2, 2, W // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(B, H // 2 * (W // 2), 4 * C)
 
 
 def unpack_latents(tokens: Tensor, like: Tensor) -> Tensor:
-    """The inverse, in the shape of `like`."""
+    """Unpack tokens to latents in the shape of `like`: (B, H/2 W/2, 4C) → (B, C, H, W)."""
     B, C, H, W = like.shape
     return tokens.view(B, H // 2, W // 2, C, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, W)
 
 
+def packed_geometry(pipe: Any, config: Any, factor: int) -> tuple[tuple[int, int, int], Schedule]:
+    """Return the latents' shape (C, H, W) at the size that `config` names, and the schedule for so many tokens.
+
+    Raises ConfigError for a size that does not divide into tokens of 2x2 latents, `factor` pixels each.
+    """
+    H, W = latent_sides(config.size, config.width, factor, 2 * factor)
+    return (pipe.transformer.config.in_channels // 4, H, W), packed_schedule(pipe.scheduler, H * W // 4)
+
+
+def check_text_tokens(count: int, limit: int, model: str) -> int:
+    """Return the number of tokens that a text encoder reads.  ConfigError unless it is from 1 to `limit`."""
+    if not 1 <= count <= limit:
+        raise ConfigError(f"max_sequence_length = {count}: {model} reads 1 to {limit} tokens")
+    return count
+
+
 def packed_schedule(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Schedule:
-    """The grid on which the stock pipeline draws images of so many tokens."""
+    """Return the grid on which the stock pipeline draws so many tokens.  InputError for one we do not know."""
     config = scheduler.config
     if not config.use_dynamic_shifting:
         return LinearShift(config.shift)
     if config.time_shift_type != "exponential":
-        raise ValueError(
+        raise InputError(
             f"the pipeline's scheduler shifts times by {config.time_shift_type!r}; only exponential is known"
         )
     low = (config.base_image_seq_len, config.base_shift)

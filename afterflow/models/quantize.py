@@ -12,20 +12,20 @@ from .base import blocks
 
 QuantizeName = Literal["int8", "nf4"]
 BLOCK = 64
-"""Weights of nf4 that share a scale, which is itself kept in 8 bits."""
+"""Weights of nf4 that share a scale, which is itself stored in 8 bits."""
 
 
 def check_quantizes(how: QuantizeName | None) -> None:
-    """ValueError where the library is missing."""
+    """Raise MissingDependencyError where the library is not installed."""
     if how is not None:
         check_extra(f"model.quantize = {how}", ["torchao"], "quantize")
 
 
 def quantize(module: nn.Module, how: QuantizeName, device: torch.device | str) -> None:
-    """Keep the linear layers of the network's blocks in fewer bits; each is moved to `device` before.
+    """Store the linear layers of the network's blocks in fewer bits, on `device`.
 
     int8 has a scale for every output, nf4 one for every 64 weights.  Passes compute in the precision that the weights
-    had.  What stands before and after the blocks is small and matters more, and stays.
+    had.  The layers before and after the blocks are small and matter more, so they stay as they are.
     """
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
     from torchao.quantization.quantize_.workflows import to_nf4
@@ -40,7 +40,7 @@ def quantize(module: nn.Module, how: QuantizeName, device: torch.device | str) -
 
 
 def quantizable(module: nn.Module) -> Iterator[nn.Linear]:
-    """The linear layers of the network's blocks that can be cut into nf4's."""
+    """Yield the linear layers of the network's blocks whose weights divide into blocks of nf4."""
     for block in blocks(module):
         for layer in block.modules():
             if isinstance(layer, nn.Linear) and layer.weight.numel() % BLOCK == 0:
@@ -48,13 +48,12 @@ def quantizable(module: nn.Module) -> Iterator[nn.Linear]:
 
 
 def saved_bytes(module: nn.Module, how: QuantizeName) -> int:
-    """How much less memory the weights take afterwards."""
+    """Number of bytes by which `quantize` makes the weights smaller."""
     saved = 0
     for layer in quantizable(module):
         count, size = layer.weight.numel(), layer.weight.element_size()
-        blocks = count // BLOCK
-        small = (
-            count + size * len(layer.weight) if how == "int8" else count // 2 + blocks + 4 * blocks // gcd(blocks, 256)
-        )
-        saved += size * count - small
+        scales = count // BLOCK
+        nf4 = count // 2 + scales + 4 * scales // gcd(scales, 256)
+        int8 = count + size * len(layer.weight)
+        saved += size * count - (int8 if how == "int8" else nf4)
     return saved

@@ -1,6 +1,7 @@
 """Qwen-Image (arXiv:2508.02324) through diffusers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,8 +9,8 @@ from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
-from .packing import pack_latents, packed_schedule, unpack_latents
-from .pipeline import PipelineModel, Pretrained, latent_sides
+from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
+from .pipeline import PipelineModel, Pretrained
 from .vae import decode_clips, encode_clips
 
 
@@ -18,19 +19,22 @@ class QwenImage(Pretrained):
     """A Qwen-Image pipeline."""
 
     path: str = "Qwen/Qwen-Image"
-    """Hub id or folder."""
+    """Hub id or folder of the pipeline."""
     size: int = 512
     """Height and width in pixels."""
     width: int | None = None
-    """In pixels, where it is not the height."""
+    """Width in pixels, where it is not the height."""
     max_sequence_length: int = 512
-    """Tokens of a prompt that are kept."""
+    """Number of tokens of a prompt; longer prompts are cut."""
 
     def load(self, device: torch.device | str = "cpu") -> "QwenImageModel":
+        """Load everything but the text encoders."""
         return QwenImageModel(self, device)
 
 
 class QwenImageModel(PipelineModel):
+    """Qwen-Image: tokens of 2x2 latents, padded prompts with a mask, and guidance of its own."""
+
     stock = QwenImagePipeline
     encoders = ("text_encoder", "tokenizer")
     usual_guidance = 4.0
@@ -39,30 +43,23 @@ class QwenImageModel(PipelineModel):
         *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
     )
 
-    def settle(self) -> None:
+    def configure(self) -> None:
+        """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
         config = self.config
-        self.tokens_of_text = config.max_sequence_length
-        if not 1 <= self.tokens_of_text <= 1024:
-            raise ValueError(f"max_sequence_length = {self.tokens_of_text}: Qwen-Image reads 1 to 1024 tokens")
-        factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
-        sides = latent_sides(config.size, config.width, factor, 2 * factor)
-        self.latent_shape = (self.pipe.transformer.config.in_channels // 4, *sides)
-        self.schedule = packed_schedule(self.pipe.scheduler, sides[0] * sides[1] // 4)
-
-    @property
-    def reading(self) -> tuple[tuple[str, ...], str]:
-        return (), f"{self.tokens_of_text} tokens"
-
-    @property
-    def text_shape(self) -> tuple[int, int, int | None]:
-        return self.tokens_of_text, self.pipe.transformer.config.joint_attention_dim, None
+        tokens = check_text_tokens(config.max_sequence_length, 1024, "Qwen-Image")
+        self.encoder_key = (), f"{tokens} tokens"
+        self.text_shape = tokens, self.pipe.transformer.config.joint_attention_dim, None
+        self.scale_factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
+        self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
     def embed(self, pipe: QwenImagePipeline, prompts: list[str]) -> Embedding:
-        sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.tokens_of_text)
+        """Encode B texts by the stock pipeline."""
+        sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         # None says that no row is padded; other batches may be longer.
         return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)
 
     def velocity(self, module: nn.Module) -> Velocity:
+        """Return the velocity field of the transformer, or of a copy of it."""
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
         def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -82,30 +79,30 @@ class QwenImageModel(PipelineModel):
 
     @staticmethod
     def combine(empty: Tensor, full: Tensor, scale: float) -> Tensor:
-        """Guidance that keeps the length of each token's velocity, as the stock pipeline has it."""
+        """Guide without changing the length of a token's velocity, as the stock pipeline does."""
         mixed = pack_latents(empty + scale * (full - empty))
-        kept = mixed * (pack_latents(full).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
-        return unpack_latents(kept, full)
+        scaled = mixed * (pack_latents(full).norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+        return unpack_latents(scaled, full)
 
-    def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
-        tokens = self.pipe(
-            prompt_embeds=told.sequence,
-            prompt_embeds_mask=told.mask,
-            negative_prompt_embeds=empty.sequence,
-            negative_prompt_embeds_mask=empty.mask,
-            latents=pack_latents(noise),
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            true_cfg_scale=guidance,
-            max_sequence_length=self.tokens_of_text,
-            output_type="latent",
-        ).images
-        return unpack_latents(tokens, noise)
+    def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
+        """Return the stock pipeline's arguments for encoded prompts and a guidance scale."""
+        return {
+            "prompt_embeds": positive.sequence,
+            "prompt_embeds_mask": positive.mask,
+            "negative_prompt_embeds": negative.sequence,
+            "negative_prompt_embeds_mask": negative.mask,
+            "true_cfg_scale": guidance,
+            "max_sequence_length": self.config.max_sequence_length,
+        }
+
+    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
+        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...)."""
+        return unpack_latents(self.call_stock(pack_latents(noise), steps, inputs), noise)
 
     def encode_images(self, images: np.ndarray) -> Tensor:
+        """Encode uint8 images or clips by the pipeline's autoencoder."""
         return encode_clips(self.vae, images[:, None])[:, :, 0]
 
     def decode(self, latents: Tensor) -> np.ndarray:
+        """Decode latents (B, ...) by the pipeline's autoencoder."""
         return decode_clips(self.vae, latents[:, :, None])[:, 0]

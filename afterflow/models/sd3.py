@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,55 +25,52 @@ class SD3(Pretrained):
     """A Stable Diffusion 3 or 3.5 pipeline."""
 
     path: str = "stabilityai/stable-diffusion-3.5-medium"
-    """Hub id or folder; `tiny` is the pipeline shipped with afterflow."""
+    """Hub id or folder of the pipeline.  `tiny` is the one shipped with afterflow."""
     size: int | None = None
-    """Height and width in pixels; None: the transformer's own."""
+    """Height and width in pixels.  None: the transformer's own."""
     width: int | None = None
-    """In pixels, where it is not the height."""
+    """Width in pixels, where it is not the height."""
     max_sequence_length: int | None = None
-    """Tokens of the third (T5) encoder, 0 leaves it out; None: 256, or 0 where the pipeline's T5 is missing or mute."""
+    """Number of tokens that the third encoder (T5) reads.  0 leaves it out.  None: 256, or 0 where the pipeline's T5 is
+    missing or silent."""
 
     def load(self, device: torch.device | str = "cpu") -> "SD3Model":
+        """Load everything but the text encoders."""
         return SD3Model(self, device)
 
 
 class SD3Model(PipelineModel):
+    """Stable Diffusion 3: two CLIP encoders, and a T5 that may be left out."""
+
     stock = StableDiffusion3Pipeline
     encoders = FIRST_ENCODERS + THIRD_ENCODER
     usual_guidance = 4.5
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
-    def settle(self) -> None:
-        config = self.config
-        told, default = config.max_sequence_length, 256 if t5_speaks(self.folder) else 0
-        self.t5_tokens = default if told is None else told
-        self.schedule = SD3Grid(self.pipe.scheduler.config.shift)
-        factor, net = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1), self.pipe.transformer.config
-        size = factor * net.sample_size if config.size is None else config.size
-        sides = latent_sides(size, config.width, factor, factor * net.patch_size)
-        self.latent_shape = (net.in_channels, *sides)
-
-    @property
-    def reading(self) -> tuple[tuple[str, ...], str]:
-        return () if self.t5_tokens else THIRD_ENCODER, f"T5 {self.t5_tokens}"
-
-    @property
-    def text_shape(self) -> tuple[int, int, int | None]:
+    def configure(self) -> None:
+        """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
+        config, net = self.config, self.pipe.transformer.config
+        default = 256 if t5_speaks(self.folder) else 0
+        self.t5_tokens = default if config.max_sequence_length is None else config.max_sequence_length
+        left_out = () if self.t5_tokens else THIRD_ENCODER
+        self.encoder_key = left_out, f"T5 {self.t5_tokens}"
         clip = json.loads((self.folder / "text_encoder" / "config.json").read_text())
-        net = self.pipe.transformer.config
-        return (
-            clip["max_position_embeddings"] + self.t5_tokens,
-            net.joint_attention_dim,
-            net.pooled_projection_dim,
-        )
+        tokens = clip["max_position_embeddings"] + self.t5_tokens
+        self.text_shape = tokens, net.joint_attention_dim, net.pooled_projection_dim
+        self.schedule = SD3Grid(self.pipe.scheduler.config.shift)
+        self.scale_factor = factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        size = factor * net.sample_size if config.size is None else config.size
+        self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, factor * net.patch_size)
 
     def embed(self, pipe: StableDiffusion3Pipeline, prompts: list[str]) -> Embedding:
+        """Encode B texts by the stock pipeline."""
         encoded = pipe.encode_prompt(
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.t5_tokens
         )
         return Embedding(encoded[0], encoded[2])
 
     def velocity(self, module: nn.Module) -> Velocity:
+        """Return the velocity field of the transformer, or of a copy of it."""
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
         def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -88,30 +86,31 @@ class SD3Model(PipelineModel):
 
         return v
 
-    def by_stock(self, told: Embedding, empty: Embedding, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[1:])
-        return self.pipe(
-            prompt_embeds=told.sequence,
-            pooled_prompt_embeds=told.pooled,
-            negative_prompt_embeds=empty.sequence,
-            negative_pooled_prompt_embeds=empty.pooled,
-            latents=noise,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type="latent",
-        ).images
+    def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
+        """Return the stock pipeline's arguments for encoded prompts and a guidance scale."""
+        return {
+            "prompt_embeds": positive.sequence,
+            "pooled_prompt_embeds": positive.pooled,
+            "negative_prompt_embeds": negative.sequence,
+            "negative_pooled_prompt_embeds": negative.pooled,
+            "guidance_scale": guidance,
+        }
+
+    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
+        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...)."""
+        return self.call_stock(noise, steps, inputs)
 
     def encode_images(self, images: np.ndarray) -> Tensor:
+        """Encode uint8 images or clips by the pipeline's autoencoder."""
         return encode_images(self.vae, images)
 
     def decode(self, latents: Tensor) -> np.ndarray:
+        """Decode latents (B, ...) by the pipeline's autoencoder."""
         return decode_images(self.vae, latents)
 
 
 def t5_speaks(folder: Path) -> bool:
-    """Whether the pipeline has a third encoder, and one that says anything (see tiny/ship.py)."""
+    """Whether the pipeline has a third encoder whose output is not zero (see tiny_parts/ship.py)."""
     files = sorted((folder / "text_encoder_3").glob("*.safetensors"))
     for file in files:
         with safe_open(file, "pt") as stored:

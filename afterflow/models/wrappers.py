@@ -14,14 +14,14 @@ Combine = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def linear_guidance(empty: Tensor, full: Tensor, scale: float) -> Tensor:
-    """v_∅ + scale (v_c - v_∅)."""
+    """Return v_∅ + scale (v_c - v_∅), classifier-free guidance as it was published (arXiv:2207.12598)."""
     return empty + scale * (full - empty)
 
 
 def guided(velocity: Velocity, scale: float, combine: Combine = linear_guidance) -> Velocity:
-    """Classifier-free guidance (arXiv:2207.12598), both velocities in one forward pass.
+    """Guide a velocity by the one without a prompt, both in one forward pass (arXiv:2207.12598).
 
-    Gradients flow through both; scale = 1 costs no second row.
+    Gradients flow through both.  scale = 1 costs no second row.
     """
     if scale == 1:
         return velocity
@@ -39,29 +39,29 @@ def identity(value: Any) -> Any:
     return value
 
 
-def in_chunks(velocity: Velocity, size: int, most: Callable[[int], int] = identity) -> Velocity:
-    """Forward passes of exactly `size` rows, the last one padded.
+def in_chunks(velocity: Velocity, size: int, all_passes: Callable[[int], int] = identity) -> Velocity:
+    """Make forward passes of exactly `size` rows, the last one padded.
 
     Matrix products of another shape round differently, so a rollout and its replay must use one shape for
     their ratio to be exactly 1.  Rows may lie on another device than the prompts; velocities come back there.
-    most: how many passes are taken where other processes, whose weights are shards too, need more.
+    all_passes: number of passes here → number to make, where other processes hold shards of the weights and need more.
     """
 
     def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        rows, there = torch.arange(len(x), device=x.device), cond.index.device
+        rows, device = torch.arange(len(x), device=x.device), cond.index.device
         chunks = rows.split(size)
         out = []
-        for chunk in (*chunks, *[rows[:1]] * (most(len(chunks)) - len(chunks))):
+        for chunk in (*chunks, *[rows[:1]] * (all_passes(len(chunks)) - len(chunks))):
             padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk))])
-            found = velocity(x[padded].to(there), t[padded].to(there), cond[padded])
-            out.append(found[: len(chunk)].to(x.device))
+            predicted = velocity(x[padded].to(device), t[padded].to(device), cond[padded])
+            out.append(predicted[: len(chunk)].to(x.device))
         return torch.cat(out[: len(chunks)])
 
     return v
 
 
 def in_context(velocity: Velocity, context: Callable[[], AbstractContextManager]) -> Velocity:
-    """Every call inside a fresh context: mixed precision, or an adapter switched off."""
+    """Make every call inside a fresh context: mixed precision, or an adapter switched off."""
 
     def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         with context():

@@ -28,7 +28,7 @@ from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import Full, LoRA, Teacher, attach
 from afterflow.models.families import pretrained
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
-from afterflow.models.pipeline import family_of
+from afterflow.models.pipeline import pipeline_class
 from afterflow.models.wrappers import guided
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
@@ -58,7 +58,7 @@ def our_images(model, noise, guidance):
 
 def stock_images(folder, config, noise, guidance, lora=None, **parts):
     """What a user gets who knows nothing of us."""
-    kind = getattr(diffusers, family_of(folder))
+    kind = getattr(diffusers, pipeline_class(folder))
     absent = {"text_encoder_3": None, "tokenizer_3": None} if "StableDiffusion3" in kind.__name__ else {}
     pipe = kind.from_pretrained(folder, **absent, **parts)
     pipe.set_progress_bar_config(disable=True)

@@ -56,7 +56,7 @@ def test_latents_have_mean_0_and_std_1_in_every_channel():
     _, clips = video.draw_clips("train", 32, np.random.default_rng(0))
     video.standardize_channels(vae, clips)
     with torch.no_grad():
-        z = vae.encode(video.to_clips(clips)).latent_dist.mode()
+        z = vae.encode(video.to_pixels(clips)).latent_dist.mode()
     of_channels = lambda values: torch.tensor(values).view(-1, 1, 1, 1)
     z = (z - of_channels(vae.config.latents_mean)) / of_channels(vae.config.latents_std)
     assert z.shape[1:] == (4, 5, 16, 16)

@@ -7,11 +7,12 @@ from transformers import T5EncoderModel
 from afterflow.envs.shapes.prompts import draw
 from afterflow.envs.shapes.world import TAGS
 from afterflow.models.sd3 import SD3
-from afterflow.models.tiny_parts.autoencoder import make_autoencoder, standardize, to_images, to_tensor
+from afterflow.models.tiny_parts.autoencoder import make_autoencoder, standardize, to_images
 from afterflow.models.tiny_parts.build import draw_records, edit, make_pairs, transformer_config, untrained_tiny_sd3
 from afterflow.models.tiny_parts.ship import ship
 from afterflow.models.tiny_parts.text import WIDTHS, contrastive_loss, make_text_encoder, token_ids
 from afterflow.models.tiny_parts.tokenizer import EOS_ID, MAX_LENGTH, UNK_ID, make_tokenizer
+from afterflow.models.vae import to_pixels
 
 
 def words(prompt):
@@ -74,7 +75,7 @@ def test_a_prompt_that_says_the_same_is_no_negative():
 
 def test_pictures_survive_the_change_of_scale():
     images = np.arange(256, dtype=np.uint8).repeat(12).reshape(1, 32, 32, 3)
-    assert np.array_equal(to_images(to_tensor(images)), images)
+    assert np.array_equal(to_images(to_pixels(images)), images)
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def test_standardized_latents_have_mean_zero_and_std_one():
     images = make_pairs(draw_records("train", 32, np.random.default_rng(0)), np.random.default_rng(1)).images
     vae = make_autoencoder().eval()
     standardize(vae, images)
-    z = vae.encode(to_tensor(images)).latent_dist.mode()
+    z = vae.encode(to_pixels(images)).latent_dist.mode()
     z = (z - vae.config.shift_factor) * vae.config.scaling_factor
     assert z.mean().item() == pytest.approx(0, abs=1e-4)
     assert z.std().item() == pytest.approx(1, abs=1e-4)

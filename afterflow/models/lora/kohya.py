@@ -1,4 +1,4 @@
-"""LoRAs in other programs' terms: kohya's trainers and ComfyUI go by the names of layers in the models' own code.
+"""LoRAs in other programs' names: kohya's trainers and ComfyUI use the names of layers in the models' own code.
 
 There query, key and value are one layer where diffusers has three.  A LoRA of the three is one of the fused layer: its
 A's below each other, its B's on the diagonal.  The way back takes rows of B, and the columns that are not all zero.
@@ -11,43 +11,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...system.names import Family
-from .factors import LoRAFactors
+from ...system.errors import InputError
+from .factors import LoRAFactors, fuse_factors
 
 
-class Place(NamedTuple):
-    """Where a layer of diffusers is in the original: rows of a layer, whose parts are so wide beside each other."""
+class OriginalLayer(NamedTuple):
+    """Where a layer of diffusers is in the original code: some rows of a layer there."""
 
     name: str
+    """Name of the layer in the original code."""
     part: int = 0
+    """Which of the layers in it this one is."""
     widths: tuple[int, ...] = (1,)
+    """Rows of the layers in it, in units of the narrowest."""
 
 
-def fused(name: str, layers: Sequence[str], widths: tuple[int, ...] | None = None) -> dict[str, Place]:
-    return {layer: Place(name, i, widths or (1,) * len(layers)) for i, layer in enumerate(layers)}
+def _fused(name: str, layers: Sequence[str], widths: tuple[int, ...] | None = None) -> dict[str, OriginalLayer]:
+    return {layer: OriginalLayer(name, i, widths or (1,) * len(layers)) for i, layer in enumerate(layers)}
 
 
-def alone(names: Mapping[str, str]) -> dict[str, Place]:
-    return {layer: Place(name) for layer, name in names.items()}
+def _single(names: Mapping[str, str]) -> dict[str, OriginalLayer]:
+    return {layer: OriginalLayer(name) for layer, name in names.items()}
 
 
-def qkv(attention: str) -> list[str]:
+def _qkv(attention: str) -> list[str]:
     return [f"{attention}.to_{letter}" for letter in "qkv"]
 
 
-def added_qkv(attention: str) -> list[str]:
+def _added_qkv(attention: str) -> list[str]:
     return [f"{attention}.add_{letter}_proj" for letter in "qkv"]
 
 
-# Family → blocks in diffusers → blocks in the original, and the layers inside; None where both are the same.
-BLOCKS: dict[Family, dict[str, tuple[str, dict[str, Place] | None]]] = {
+BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer] | None]]] = {
     "SD3": {
         "transformer_blocks": (
             "joint_blocks",
-            fused("x_block.attn.qkv", qkv("attn"))
-            | fused("context_block.attn.qkv", added_qkv("attn"))
-            | fused("x_block.attn2.qkv", qkv("attn2"))
-            | alone(
+            _fused("x_block.attn.qkv", _qkv("attn"))
+            | _fused("context_block.attn.qkv", _added_qkv("attn"))
+            | _fused("x_block.attn2.qkv", _qkv("attn2"))
+            | _single(
                 {
                     "attn.to_out.0": "x_block.attn.proj",
                     "attn.to_add_out": "context_block.attn.proj",
@@ -63,9 +65,9 @@ BLOCKS: dict[Family, dict[str, tuple[str, dict[str, Place] | None]]] = {
     "Flux": {
         "transformer_blocks": (
             "double_blocks",
-            fused("img_attn.qkv", qkv("attn"))
-            | fused("txt_attn.qkv", added_qkv("attn"))
-            | alone(
+            _fused("img_attn.qkv", _qkv("attn"))
+            | _fused("txt_attn.qkv", _added_qkv("attn"))
+            | _single(
                 {
                     "attn.to_out.0": "img_attn.proj",
                     "attn.to_add_out": "txt_attn.proj",
@@ -80,15 +82,15 @@ BLOCKS: dict[Family, dict[str, tuple[str, dict[str, Place] | None]]] = {
         ),
         "single_transformer_blocks": (
             "single_blocks",
-            fused("linear1", [*qkv("attn"), "proj_mlp"], (1, 1, 1, 4))
-            | alone({"proj_out": "linear2", "norm.linear": "modulation.lin"}),
+            _fused("linear1", [*_qkv("attn"), "proj_mlp"], (1, 1, 1, 4))
+            | _single({"proj_out": "linear2", "norm.linear": "modulation.lin"}),
         ),
     },
     "QwenImage": {"transformer_blocks": ("transformer_blocks", None)},
     "Wan": {
         "blocks": (
             "blocks",
-            alone(
+            _single(
                 {
                     f"attn{i}.{layer}": f"{attention}.{name}"
                     for i, attention in ((1, "self_attn"), (2, "cross_attn"))
@@ -99,97 +101,94 @@ BLOCKS: dict[Family, dict[str, tuple[str, dict[str, Place] | None]]] = {
         )
     },
 }
+"""Name of a family → blocks in diffusers → blocks in the original, and the layers inside.  None: they are the same."""
+FACTOR_NAMES = (("down", "A"), ("up", "B"))
+"""Names of the two factors in kohya's files, and in ComfyUI's."""
+SUFFIXES = (*(f".lora_{name}.weight" for names in FACTOR_NAMES for name in names), ".alpha")
 
 
-KNOWN = (*(f".lora_{name}.weight" for name in ("down", "up", "A", "B")), ".alpha")
-
-
-def to_kohya(layers: Mapping[str, LoRAFactors], family: Family) -> dict[str, Tensor]:
-    """Layers by diffusers' names → lora_unet_* tensors with their alphas; ValueError for a layer without a place."""
-    whole: dict[Place, dict[int, LoRAFactors]] = {}
+def to_kohya(layers: Mapping[str, LoRAFactors], family: str) -> dict[str, Tensor]:
+    """Return lora_unet_* tensors with their alphas.  InputError for a layer that the original code does not have."""
+    fused: dict[OriginalLayer, dict[int, LoRAFactors]] = {}
     for layer, factors in layers.items():
-        place = original(layer, family)
-        whole.setdefault(place._replace(part=0), {})[place.part] = factors
+        original = original_layer(layer, family)
+        fused.setdefault(original._replace(part=0), {})[original.part] = factors
     tensors = {}
-    for place, parts in whole.items():
-        key, joined = f"lora_unet_{place.name.replace('.', '_')}", on_diagonal(parts, place.widths)
-        tensors[f"{key}.lora_down.weight"] = joined.A.contiguous()
-        tensors[f"{key}.lora_up.weight"] = joined.B.contiguous()
-        tensors[f"{key}.alpha"] = torch.tensor(float(len(joined.A)))  # the scale is in B already
+    for original, parts in fused.items():
+        key, factors = f"lora_unet_{original.name.replace('.', '_')}", fuse_factors(parts, original.widths)
+        tensors[f"{key}.lora_down.weight"] = factors.A.contiguous()
+        tensors[f"{key}.lora_up.weight"] = factors.B.contiguous()
+        tensors[f"{key}.alpha"] = torch.tensor(float(len(factors.A)))  # the scale is in B already
     return tensors
 
 
-def original(layer: str, family: Family) -> Place:
-    """Where a layer of diffusers is in the model's own code."""
+def original_layer(layer: str, family: str) -> OriginalLayer:
+    """Return where a layer of diffusers is in the model's own code.  InputError for a layer that is not there."""
     blocks, number, inside = [*layer.split(".", 2), "", ""][:3]
-    theirs, table = BLOCKS[family].get(blocks, ("", {}))
-    place = Place(inside) if table is None else table.get(inside)
-    if place is None:
-        raise ValueError(
+    original_blocks, table = BLOCKS[family].get(blocks, ("", {}))
+    original = OriginalLayer(inside) if table is None else table.get(inside)
+    if original is None:
+        raise InputError(
             f"layer {layer} of the LoRA has no place in {family}'s original code, so it cannot be exported"
         )
-    return place._replace(name=f"{theirs}.{number}.{place.name}")
+    return original._replace(name=f"{original_blocks}.{number}.{original.name}")
 
 
-def on_diagonal(parts: Mapping[int, LoRAFactors], widths: Sequence[int]) -> LoRAFactors:
-    """One LoRA of a fused layer from those of its parts; a part that is missing adds nothing."""
-    unit = next(len(factors.B) // widths[i] for i, factors in parts.items())
-    some = next(iter(parts.values()))
-    none = LoRAFactors(some.A[:0], some.B.new_zeros(0, 0))
-    down = torch.cat([parts.get(i, none).A for i in range(len(widths))])
-    rows = [parts[i].B if i in parts else some.B.new_zeros(unit * width, 0) for i, width in enumerate(widths)]
-    return LoRAFactors(down, torch.block_diag(*rows))
+def from_original(tensors: Mapping[str, Tensor], family: str, source: str) -> dict[str, LoRAFactors]:
+    """Return the layers, by diffusers' names, of lora_unet_* or diffusion_model.* tensors.
 
-
-def from_original(tensors: Mapping[str, Tensor], family: Family, source: str) -> dict[str, LoRAFactors]:
-    """lora_unet_* or diffusion_model.* tensors → layers by diffusers' names; ValueError for what has no place there."""
-    layers, odd = {}, [key for key in tensors if not key.endswith(KNOWN)]
+    Raises InputError for what is no LoRA of this family's transformer alone, or is more than B A.
+    """
+    layers, odd = {}, [key for key in tensors if not key.endswith(SUFFIXES)]
     if any(key.startswith("lora_te") for key in tensors):
-        raise ValueError(f"LoRA {source}: it adapts text encoders as well, which afterflow does not; take one without")
+        raise InputError(f"LoRA {source}: it adapts text encoders as well, which afterflow does not; take one without")
     if odd:
-        raise ValueError(f"LoRA {source}: it is more than B A ({odd[0]}); only plain LoRAs can be read")
+        raise InputError(f"LoRA {source}: it is more than B A ({odd[0]}); only plain LoRAs can be read")
     for key in dict.fromkeys(key.rsplit(".lora_", 1)[0] for key in tensors if ".lora_" in key):
-        down, up = (
-            next(
-                (tensors[f"{key}.lora_{name}.weight"] for name in names if f"{key}.lora_{name}.weight" in tensors), None
-            )
-            for names in (("down", "A"), ("up", "B"))
-        )
-        if down is None or up is None:
-            raise ValueError(f"LoRA {source}: {key} has only one of its two factors")
-        alpha = tensors.get(f"{key}.alpha")
-        scaled = up.float() * (1.0 if alpha is None else float(alpha) / len(down))
-        for layer, place in diffusers_layers(key, family, source).items():
-            unit = len(up) // sum(place.widths)
-            first = unit * sum(place.widths[: place.part])
-            B = scaled[first : first + unit * place.widths[place.part]]
+        factors = scaled_factors(tensors, key, source)
+        for layer, original in diffusers_layers(key, family, source).items():
+            unit = len(factors.B) // sum(original.widths)
+            first = unit * sum(original.widths[: original.part])
+            B = factors.B[first : first + unit * original.widths[original.part]]
             used = B.any(0)
             if used.any():
-                layers[layer] = LoRAFactors(down.float()[used], B[:, used])
+                layers[layer] = LoRAFactors(factors.A[used], B[:, used])
     return layers
 
 
-def diffusers_layers(key: str, family: Family, source: str) -> dict[str, Place]:
-    """What diffusers has instead of a layer of the original, by its name in a LoRA."""
+def scaled_factors(tensors: Mapping[str, Tensor], key: str, source: str) -> LoRAFactors:
+    """Return the fp32 factors of a layer, alpha / rank in B.  InputError where one is missing."""
+    down, up = (
+        tensors.get(f"{key}.lora_{name}.weight", tensors.get(f"{key}.lora_{other}.weight"))
+        for name, other in FACTOR_NAMES
+    )
+    if down is None or up is None:
+        raise InputError(f"LoRA {source}: {key} has only one of its two factors")
+    alpha = tensors.get(f"{key}.alpha")
+    return LoRAFactors(down.float(), up.float() * (1.0 if alpha is None else float(alpha) / len(down)))
+
+
+def diffusers_layers(key: str, family: str, source: str) -> dict[str, OriginalLayer]:
+    """Return what diffusers has instead of a layer of the original, by its name in a LoRA.  InputError without one."""
     name = key.removeprefix("lora_unet_").removeprefix("diffusion_model.")
-    for blocks, (theirs, table) in BLOCKS[family].items():
-        found = re.fullmatch(rf"{theirs}[._](\d+)[._](.+)", name)
-        if found is None:
+    for blocks, (original_blocks, table) in BLOCKS[family].items():
+        match = re.fullmatch(rf"{original_blocks}[._](\d+)[._](.+)", name)
+        if match is None:
             continue
-        number, inside = found.groups()
+        number, inside = match.groups()
         if table is None:
-            return {f"{blocks}.{number}.{unflattened(inside)}": Place(inside)}
+            return {f"{blocks}.{number}.{restore_dots(inside)}": OriginalLayer(inside)}
         flat = inside.replace(".", "_")
-        layers = {layer: place for layer, place in table.items() if place.name.replace(".", "_") == flat}
+        layers = {layer: original for layer, original in table.items() if original.name.replace(".", "_") == flat}
         if layers:
-            return {f"{blocks}.{number}.{layer}": place for layer, place in layers.items()}
-    raise ValueError(
+            return {f"{blocks}.{number}.{layer}": original for layer, original in layers.items()}
+    raise InputError(
         f"LoRA {source}: {key} is no layer of {family} that afterflow knows; take the model it was made for"
     )
 
 
-def unflattened(name: str) -> str:
-    """attn_to_out_0 → attn.to_out.0, of layers whose names are diffusers' own."""
+def restore_dots(name: str) -> str:
+    """Restore the dots of a layer's name that diffusers shares with the original: attn_to_out_0 → attn.to_out.0."""
     for word in ("attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod", "net"):
         name = re.sub(rf"\b{word}_", f"{word}.", name)
     return re.sub(r"_(\d+)", r".\1", re.sub(r"\.(\d+)_", r".\1.", name))

@@ -1,1 +1,4 @@
-"""A tiny but genuine Stable Diffusion 3 for the shapes world, made on one CPU core from nothing."""
+"""A tiny but genuine Stable Diffusion 3 and Wan for the shapes world, made on one CPU core from nothing.
+
+May import what `models` may.  Read `build.py` first.
+"""

@@ -9,20 +9,20 @@ It is trained on latents that were moved by noise, because a sampler never lands
 encoder would have given: small errors of a transformer must stay small errors of the picture.
 """
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..vae import to_pixels
+from .fit import Fit
 
 KL_WEIGHT = 1e-4
-"""Of the mean over latent coordinates; enough to keep the channels alike in scale."""
+"""Weight of the KL, a mean over latent coordinates; enough to keep the channels alike in scale."""
 
 LATENT_NOISE = 0.2
-"""The largest noise of training, in standard deviations of the latents; each picture draws its own level."""
+"""Largest noise of training, in standard deviations of the latents; every picture draws a level below it."""
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -43,26 +43,22 @@ def make_autoencoder() -> AutoencoderKL:
     )
 
 
-def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (B, S, S, 3) → (B, 3, S, S) in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def to_images(x: Tensor) -> np.ndarray:
-    """(B, 3, S, S) in [-1, 1] → uint8 (B, S, S, 3)."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    """Round pictures or clips: (B, 3, ..., S, S) in [-1, 1] → uint8 (B, ..., S, S, 3)."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy()
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    """Squares, which find the strokes of a sign within minutes, and a little L1, which keeps planes even.
+    """Distance of pictures or clips (B, 3, ..., S, S), a scalar: squares and a little L1.
 
-    (B, 3, S, S) twice → scalar. L1 alone first learns the median of a sign, a plate without strokes.
+    Squares find the strokes of a sign within minutes, and L1 keeps planes even.  L1 alone first learns the median of a
+    sign, a plate without strokes.
     """
     return 4 * F.mse_loss(x, y) + 0.3 * F.l1_loss(x, y)
 
 
 def autoencoder_loss(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Distance after decoding disturbed latents, plus the KL to a unit Gaussian; (B, 3, S, S) → scalar."""
+    """Distance after decoding disturbed latents, plus the KL to a unit Gaussian: (B, 3, S, S) → scalar."""
     posterior = vae.encode(x).latent_dist
     z = posterior.sample(generator)
     level = LATENT_NOISE * torch.rand(len(z), 1, 1, 1, generator=generator)
@@ -71,54 +67,28 @@ def autoencoder_loss(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) 
     return distance(vae.decode(z).sample, x) + KL_WEIGHT * kl
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear over the first hundred steps, then half a cosine down to zero."""
-    return peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def train_autoencoder(
-    images: np.ndarray, steps: int, generator: torch.Generator, batch: int = 16, peak: float = 4e-3
-) -> AutoencoderKL:
-    """An autoencoder trained on uint8 images (N, S, S, 3), with its shift and scale measured and set."""
+def train_autoencoder(images: np.ndarray, steps: int, generator: torch.Generator) -> AutoencoderKL:
+    """Return an autoencoder trained on uint8 images (N, S, S, 3), with its shift and scale measured and set."""
     vae = make_autoencoder().train()
-    loss_of = lambda rows: autoencoder_loss(vae, to_tensor(images[rows]), generator)
-    fit(vae, loss_of, len(images), steps, peak, batch, generator)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return autoencoder_loss(vae, to_pixels(images[rows.numpy()]), generator)
+
+    Fit("autoencoder", steps, batch=16, peak=4e-3, weight_decay=1e-3)(vae, loss_of, len(images), generator)
     standardize(vae.eval(), images[:2048])
     return vae
-
-
-def fit(
-    vae: nn.Module,
-    loss_of: Callable[[np.ndarray], Tensor],
-    examples: int,
-    steps: int,
-    peak: float,
-    batch: int,
-    generator: torch.Generator,
-) -> None:
-    """Descend the loss of random batches of rows."""
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, weight_decay=1e-3)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        loss = loss_of(torch.randint(examples, (batch,), generator=generator).numpy())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        if step % 250 == 0 or step == steps - 1:
-            print(f"autoencoder {step:5d}/{steps} loss {loss.item():.4f}", flush=True)
 
 
 @torch.no_grad()
 def standardize(vae: AutoencoderKL, images: np.ndarray) -> None:
     """Set SD3's two numbers, so that (z - shift_factor) * scaling_factor has mean 0 and std 1."""
-    z = torch.cat([vae.encode(to_tensor(part)).latent_dist.mean for part in np.array_split(images, 16)])
+    z = torch.cat([vae.encode(to_pixels(part)).latent_dist.mean for part in np.array_split(images, 16)])
     vae.register_to_config(shift_factor=z.mean().item(), scaling_factor=1 / z.std().item())
 
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: np.ndarray, noise: float, generator: torch.Generator) -> np.ndarray:
-    """Encode, move by `noise` standard deviations, decode; uint8 (B, S, S, 3) → the same."""
-    z = vae.encode(to_tensor(images)).latent_dist.mode()
+    """Encode pictures, move them by `noise` standard deviations, decode them: uint8 (B, S, S, 3) → the same."""
+    z = vae.encode(to_pixels(images)).latent_dist.mode()
     z = z + noise / vae.config.scaling_factor * torch.randn(z.shape, generator=generator)
     return to_images(vae.decode(z).sample)

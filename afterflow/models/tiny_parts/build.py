@@ -4,6 +4,7 @@ The autoencoder and the text encoders are trained here; the transformer keeps it
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from ...envs.shapes.prompts import draw, facts, hard_negative, held_out
 from ...envs.shapes.render import render_batch
 from ...envs.shapes.verify import verify
 from ...envs.shapes.world import CHARS, TAGS
-from .autoencoder import make_autoencoder, reconstruct, to_tensor, train_autoencoder
+from ..vae import to_pixels
+from .autoencoder import make_autoencoder, reconstruct, train_autoencoder
 from .text import (
     PROJECTION,
     WIDTHS,
@@ -38,11 +40,12 @@ from .tokenizer import make_tokenizer
 
 PICTURE_SIZE = 32
 SIGN_SHARE = 0.45
-"""Of the training pictures: one-pixel strokes are the hardest thing to keep."""
+"""Share of signs among the training pictures: one-pixel strokes are the hardest thing to keep."""
+_log = logging.getLogger(__name__)
 
 
 def transformer_config(layers: int = 6, heads: int = 4) -> dict[str, object]:
-    """Arguments of SD3Transformer2DModel: 3.5 M parameters, 16 latent tokens at 32 px, 64 at 64 px."""
+    """Arguments of an SD3Transformer2DModel of 3.5 M parameters, with 16 latent tokens at 32 px and 64 at 64 px."""
     return {
         "sample_size": PICTURE_SIZE // 2,
         "patch_size": 4,
@@ -62,7 +65,7 @@ def transformer_config(layers: int = 6, heads: int = 4) -> dict[str, object]:
 def assemble(
     vae: AutoencoderKL, encoders: Sequence[CLIPTextModelWithProjection], transformer: SD3Transformer2DModel
 ) -> StableDiffusion3Pipeline:
-    """The parts as the pipeline that diffusers knows; there is no T5."""
+    """Assemble the parts to diffusers' pipeline, without a T5."""
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
@@ -77,13 +80,13 @@ def assemble(
 
 
 def untrained_tiny_sd3() -> StableDiffusion3Pipeline:
-    """The whole pipeline with random weights, for tests of plumbing."""
+    """Return the whole pipeline with random weights, for tests of plumbing."""
     encoders = [make_text_encoder(width) for width in WIDTHS]
     return assemble(make_autoencoder(), encoders, SD3Transformer2DModel(**transformer_config()))
 
 
 def draw_records(split: str, count: int, rng: np.random.Generator) -> list[Record]:
-    """Records of every tag, `SIGN_SHARE` of them signs."""
+    """Draw records of every tag, `SIGN_SHARE` of them signs."""
     shapes = [tag for tag in TAGS if tag != "text"]
     signs = rng.random(count) < SIGN_SHARE
     tags = ["text" if sign else shapes[rng.integers(len(shapes))] for sign in signs]
@@ -91,20 +94,19 @@ def draw_records(split: str, count: int, rng: np.random.Generator) -> list[Recor
 
 
 def edit(record: Record, rng: np.random.Generator) -> Record:
-    """One fact away; the record itself where that fact is held out, which training may not see."""
+    """Change one fact of a record, or none where that fact is held out, which training may not see."""
     edited = hard_negative(record, rng)
     return record if any(held_out(fact) for fact in facts(edited)) else edited
 
 
 def make_pairs(records: Sequence[Record], rng: np.random.Generator) -> CaptionedImages:
-    prompts = [record["prompt"] for record in records]
-    return CaptionedImages(
-        render_batch(records, PICTURE_SIZE, rng), prompts, [edit(record, rng)["prompt"] for record in records]
-    )
+    """Render the records, and edit each of their prompts."""
+    images, prompts = render_batch(records, PICTURE_SIZE, rng), [record["prompt"] for record in records]
+    return CaptionedImages(images, prompts, [edit(record, rng)["prompt"] for record in records])
 
 
 def milliseconds(call: Callable[[], object], images: int) -> float:
-    """Time per image of the third call; the first two only warm up."""
+    """Milliseconds per image of the third call; the first two only warm up."""
     for _ in range(2):
         call()
     start = time.perf_counter()
@@ -115,7 +117,7 @@ def milliseconds(call: Callable[[], object], images: int) -> float:
 def measure_autoencoder(
     vae: AutoencoderKL, records: Sequence[Record], images: np.ndarray, generator: torch.Generator
 ) -> dict[str, float]:
-    """Share of pictures that satisfy their prompt after encode, noise, decode; milliseconds of each."""
+    """Share of pictures that satisfy their prompt after encode, noise and decode, and the milliseconds of each."""
     is_sign = np.array([record["tag"] == "text" for record in records])
     figures = {}
     for noise in (0.0, 0.1, 0.2, 0.3):
@@ -126,7 +128,7 @@ def measure_autoencoder(
         figures |= {f"signs_{noise}": strict[is_sign].mean(), f"shapes_{noise}": strict[~is_sign].mean()}
         figures[f"pixel_error_{noise}"] = np.abs(again.astype(float) - images).mean()
     with torch.no_grad():
-        x = to_tensor(images[:64])
+        x = to_pixels(images[:64])
         z = vae.encode(x).latent_dist.mode()
         figures["encode_ms"] = milliseconds(lambda: vae.encode(x), len(x))
         figures["decode_ms"] = milliseconds(lambda: vae.decode(z), len(x))
@@ -137,18 +139,33 @@ def measure_autoencoder(
 def measure_text(
     encoders: Sequence[CLIPTextModelWithProjection], tower: PictureTower, pairs: CaptionedImages, strings: Sequence[str]
 ) -> dict[str, float]:
-    """Figures of both encoders, named by their widths."""
+    """Accuracies of both encoders, named by their widths."""
     figures = {}
-    for width, encoder, picture in zip(WIDTHS, encoders, tower(to_tensor(pairs.images))):
-        found = probe_spelling(encoder, strings) | {"edit_accuracy": edit_accuracy(encoder, picture, pairs)}
-        figures |= {f"{name}_{width}": value for name, value in found.items()}
+    for width, encoder, picture in zip(WIDTHS, encoders, tower(to_pixels(pairs.images))):
+        accuracy = probe_spelling(encoder, strings) | {"edit_accuracy": edit_accuracy(encoder, picture, pairs)}
+        figures |= {f"{name}_{width}": value for name, value in accuracy.items()}
     return figures
+
+
+def write_report(folder: Path, report: dict[str, object]) -> None:
+    """Write how the parts were made and what they measured: parts.json beside the pipeline."""
+    text = json.dumps(report, indent=1)
+    (folder / "parts.json").write_text(text + "\n")
+    _log.info(text)
 
 
 def build_tiny_sd3(
     folder: Path, seed: int = 0, pictures: int = 20_000, autoencoder_steps: int = 3000, text_steps: int = 700
 ) -> StableDiffusion3Pipeline:
-    """Train the parts on renders of the train split; save the pipeline, and the figures as its parts.json."""
+    """Train the parts of a tiny SD3 on renders of the train split, and save the pipeline.
+
+    Args:
+        folder: where the pipeline goes, and its report as parts.json.
+        seed: seed of the pictures, of the parts' first weights and of their training.
+        pictures: number of pictures that are rendered to train on.
+        autoencoder_steps: updates of the autoencoder.
+        text_steps: updates of the text encoders.
+    """
     start = time.perf_counter()
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
@@ -160,7 +177,6 @@ def build_tiny_sd3(
 
     vae = train_autoencoder(train.images, autoencoder_steps, generator)
     figures = measure_autoencoder(vae, records, test.images, generator)
-    print(json.dumps(figures, indent=1), flush=True)
     seconds["autoencoder"] = time.perf_counter() - start - sum(seconds.values())
 
     encoders, tower = train_text_encoders(train, text_steps, generator)
@@ -170,7 +186,5 @@ def build_tiny_sd3(
     pipeline = assemble(vae, encoders, SD3Transformer2DModel(**transformer_config()))
     pipeline.save_pretrained(folder)
     steps = {"autoencoder": autoencoder_steps, "text": text_steps}
-    report = {"seed": seed, "pictures": pictures, "steps": steps, "seconds": seconds, "figures": figures}
-    (folder / "parts.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1), flush=True)
+    write_report(folder, {"seed": seed, "pictures": pictures, "steps": steps, "seconds": seconds, "figures": figures})
     return pipeline

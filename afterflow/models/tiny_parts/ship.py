@@ -14,7 +14,7 @@ from transformers import T5Config, T5EncoderModel
 
 
 def silent_t5(width: int, vocabulary: int) -> T5EncoderModel:
-    """A third encoder whose every output is zero.
+    """Return a third encoder whose every output is zero.
 
     Stable Diffusion 3 works without its T5, and then sees zeros.  But diffusers refuses to load a folder that has
     none unless the caller passes text_encoder_3=None, so the folder has one that says nothing.

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from .autoencoder import learning_rate, to_tensor
+from ..vae import to_pixels
+from .fit import Fit
 from .tokenizer import BOS_ID, EOS_ID, MAX_LENGTH, PAD_ID, make_tokenizer
 
 WIDTHS = (64, 96)
@@ -30,15 +31,14 @@ EMBEDDING_STD = 0.5
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """N pictures with their prompts."""
+    """N pictures with their prompts, and prompts in which one fact is changed."""
 
-    images: np.ndarray  # uint8 (N, S, S, 3)
+    images: np.ndarray
+    """Pictures, uint8 (N, S, S, 3)."""
     prompts: list[str]
-    edited: list[str]  # one fact away from `prompts`; equal to it where there is nothing to edit
-
-    def __getitem__(self, rows: np.ndarray) -> "CaptionedImages":
-        prompts, edited = ([column[i] for i in rows] for column in (self.prompts, self.edited))
-        return CaptionedImages(self.images[rows], prompts, edited)
+    """The prompt of every picture."""
+    edited: list[str]
+    """The same, one fact away.  Equal to the prompt where there is nothing to edit."""
 
 
 def make_text_encoder(width: int) -> CLIPTextModelWithProjection:
@@ -63,7 +63,7 @@ def make_text_encoder(width: int) -> CLIPTextModelWithProjection:
 
 
 class PictureTower(nn.Module):
-    """(B, 3, 32, 32) → one (B, 64) for each text encoder. It ends flat: where things stand matters."""
+    """A convolutional network with one head for each text encoder.  It ends flat, because positions matter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,30 +75,30 @@ class PictureTower(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(256, PROJECTION) for _ in WIDTHS)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Embed pictures (B, 3, 32, 32) once for each text encoder: two tensors (B, 64)."""
         features = self.trunk(x)
         return [head(features) for head in self.heads]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> Tensor:
-    """B prompts → (B, 16), padded and truncated as SD3's pipeline does."""
-    padded = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-    return padded.input_ids
+    """Token ids (B, 16) of B prompts, padded and truncated as SD3's pipeline does."""
+    return tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
-    """Pictures against prompts and back; logits and same (B, 2B) → scalar.
+    """Cross-entropy of pictures against prompts and back: logits and same (B, 2B) → scalar.
 
-    `same` marks prompts that say what the picture's own prompt says: they are no negatives.
+    `same` marks prompts that say what the picture's own prompt says.  They are no negatives.
     """
-    own = torch.arange(len(logits))
-    rivals = same.clone()
-    rivals[own, own] = False
-    logits = logits.masked_fill(rivals, -torch.inf)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(own)].T, own)) / 2
+    target = torch.arange(len(logits))
+    twins = same.clone()
+    twins[target, target] = False
+    logits = logits.masked_fill(twins, -torch.inf)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(target)].T, target)) / 2
 
 
 def similarity(picture: Tensor, text: Tensor) -> Tensor:
-    """Cosines: (B, D), (C, D) → (B, C)."""
+    """Cosines of pictures and texts: (B, D), (C, D) → (B, C)."""
     return F.normalize(picture, dim=-1) @ F.normalize(text, dim=-1).T
 
 
@@ -112,7 +112,7 @@ class Towers(nn.Module):
         self.log_scale = nn.Parameter(torch.full((len(WIDTHS),), 10.0).log())
 
     def loss(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Pictures (B, 3, 32, 32) and the ids (2, B, 16) of their prompts and edited prompts → scalar."""
+        """Contrastive loss of pictures (B, 3, 32, 32) and the ids (2, B, 16) of their prompts and edited prompts."""
         texts = ids.flatten(0, 1)
         same = (ids[0][:, None] == texts[None]).all(-1)
         scales, pictures = self.log_scale.exp().clamp(max=100), self.picture(x)
@@ -124,75 +124,67 @@ class Towers(nn.Module):
 
 
 def train_text_encoders(
-    pairs: CaptionedImages, steps: int, generator: torch.Generator, batch: int = 64, peak: float = 1.5e-3
+    pairs: CaptionedImages, steps: int, generator: torch.Generator
 ) -> tuple[list[CLIPTextModelWithProjection], PictureTower]:
-    """The two encoders and the picture tower they were trained against."""
+    """Return the two encoders and the picture tower they were trained against."""
     tokenizer, towers = make_tokenizer(), Towers().train()
     ids = torch.stack([token_ids(tokenizer, pairs.prompts), token_ids(tokenizer, pairs.edited)])
-    x = to_tensor(pairs.images)
-    optimizer = torch.optim.AdamW(towers.parameters(), lr=peak, weight_decay=1e-2)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        rows = torch.randint(len(x), (batch,), generator=generator)
-        loss = towers.loss(x[rows], ids[:, rows])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0 or step == steps - 1:
-            print(f"text {step:5d}/{steps} loss {loss.item() / len(WIDTHS):.4f}", flush=True)
+    x = to_pixels(pairs.images)
+    Fit("text", steps, batch=64, peak=1.5e-3)(
+        towers, lambda rows: towers.loss(x[rows], ids[:, rows]), len(x), generator
+    )
     towers.eval()
     return [text for text in towers.text if isinstance(text, CLIPTextModelWithProjection)], towers.picture
 
 
 @torch.no_grad()
 def hidden_states(encoder: CLIPTextModelWithProjection, ids: Tensor) -> Tensor:
-    """What SD3 reads: (B, 16) → (B, 16, width)."""
+    """Hidden states that SD3 reads: (B, 16) → (B, 16, width)."""
     return encoder(ids, output_hidden_states=True).hidden_states[-2]
 
 
 @torch.no_grad()
 def edit_accuracy(encoder: CLIPTextModelWithProjection, picture: Tensor, pairs: CaptionedImages) -> float:
-    """How often a picture (N, 64) is nearer to its prompt than to the edited one; chance is 0.5."""
+    """Share of pictures (N, 64) that are nearer to their prompt than to the edited one; chance is 0.5."""
     tokenizer = make_tokenizer()
-    right, wrong = (
+    original, edited = (
         F.cosine_similarity(picture, encoder(token_ids(tokenizer, prompts)).text_embeds)
         for prompts in (pairs.prompts, pairs.edited)
     )
     differ = torch.tensor([a != b for a, b in zip(pairs.prompts, pairs.edited)])
-    return (right > wrong)[differ].float().mean().item()
+    return (original > edited)[differ].float().mean().item()
 
 
 def fit_linear(x: Tensor, label: Tensor) -> Tensor:
-    """Ridge regression onto one-hot labels: (N, D), (N,) → weights (D + 1, classes)."""
+    """Fit ridge regression onto one-hot labels: (N, D), (N,) → weights (D + 1, classes)."""
     x, y = F.pad(x, (0, 1), value=1.0).double(), F.one_hot(label).double()
     return torch.linalg.solve(x.T @ x + 1e-3 * torch.eye(x.shape[1]), x.T @ y)
 
 
 def linear_accuracy(x: Tensor, label: Tensor) -> float:
-    """Of a linear reader fitted to the first half of the rows and asked about the second."""
+    """Accuracy of a linear classifier that is fitted to the first half of the rows and tested on the second."""
     cut = len(x) // 2
     weights = fit_linear(x[:cut], label[:cut])
-    read = (F.pad(x[cut:], (0, 1), value=1.0).double() @ weights).argmax(-1)
-    return (read == label[cut:]).float().mean().item()
+    predicted = (F.pad(x[cut:], (0, 1), value=1.0).double() @ weights).argmax(-1)
+    return (predicted == label[cut:]).float().mean().item()
 
 
 @torch.no_grad()
 def probe_spelling(encoder: CLIPTextModelWithProjection, strings: Sequence[str]) -> dict[str, float]:
-    """Held-out accuracy of linear readers of strings of one length.
+    """Held-out accuracy of linear classifiers of strings of one length.
 
-    `character` and `place` read a character's own state of hidden_states[-2]; `pooled_character` reads every
-    character from the pooled projection, which has to hold the whole string at once.
+    `character` and `place` predict a character and its position from its state in hidden_states[-2].
+    `pooled_character` predicts every character from the pooled projection, which has to hold the whole string.
     """
     tokenizer, length = make_tokenizer(), len(strings[0])
     ids = token_ids(tokenizer, [f'a sign that says "{text}"' for text in strings])
     start = token_ids(tokenizer, ['a sign that says "'])[0].tolist().index(EOS_ID)
     characters = ids[:, start : start + length]
     states = hidden_states(encoder, ids)[:, start : start + length].flatten(0, 1)
-    places = torch.arange(length).repeat(len(strings))
+    positions = torch.arange(length).repeat(len(strings))
     pooled = encoder(ids).text_embeds
     return {
         "character": linear_accuracy(states, characters.flatten()),
-        "place": linear_accuracy(states, places),
+        "place": linear_accuracy(states, positions),
         "pooled_character": float(np.mean([linear_accuracy(pooled, column) for column in characters.T])),
     }

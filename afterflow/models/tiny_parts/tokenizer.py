@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from ...envs.shapes.world import COLORS, RELATIONS, SHAPES
 
 MAX_LENGTH = 16
-"""Start and end included: exactly `a sign that says "` eight characters `"`."""
+"""Tokens of a prompt with start and end: exactly those of `a sign that says "`, eight characters and `"`."""
 
 # CLIP pools at the first <eos>, unless its id is 2: then, for the sake of old checkpoints, at the highest id.
 PAD, BOS, UNK, EOS = SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
@@ -30,7 +30,7 @@ _PATTERN = r"[A-Z]?[a-z]+|[A-Z0-9]|[^\sA-Za-z0-9]"
 
 
 def vocabulary(more: Sequence[str] = ()) -> dict[str, int]:
-    """Every token and its id; special tokens come first, the characters of signs and then further words last."""
+    """Return every token with its id: special tokens first, the characters of signs and then further words last."""
     plurals = [f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES]
     relations = " ".join(RELATIONS).split()
     words = [*_FRAME, *_NUMBERS, *COLORS, *SHAPES, *plurals, *relations]
@@ -40,7 +40,10 @@ def vocabulary(more: Sequence[str] = ()) -> dict[str, int]:
 
 
 def make_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Prompts → ids, framed by <bos> and <eos>, at most 16 with truncation; it knows those further words too."""
+    """Return a tokenizer that frames prompts by <bos> and <eos>, at most 16 ids with truncation.
+
+    more: words that it knows besides those of the still world.
+    """
     model = Tokenizer(WordLevel(vocabulary(more), unk_token=UNK))
     model.pre_tokenizer = Split(Regex(_PATTERN), behavior="removed", invert=True)
     model.post_processor = TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=[(BOS, BOS_ID), (EOS, EOS_ID)])

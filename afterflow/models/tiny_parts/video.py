@@ -4,13 +4,12 @@ The autoencoder and the text encoder are trained here; the transformer keeps its
 
 Wan's autoencoder takes an eighth of every side and a quarter of the frames.  Ours takes half of both, so that nine
 frames of 32 px are five of 16 x 16 latents with 4 channels, and 80 tokens: with a quarter of both and 8 channels it
-kept where things go but not their shapes (39 % of clips still fit their prompts after 2500 updates of 8 clips).
+kept the motion but not the shapes (39 % of clips still fit their prompts after 2500 updates of 8 clips).
 
-UMT5 was made by filling gaps in texts, which needs a decoder and a language.  Ours has to tell what each clause says,
-from its tokens alone and for each clause apart: what a transformer that draws has to find there.
+UMT5 was made by filling gaps in texts, which needs a decoder and a language.  Ours is trained to state the
+facts of each clause from its tokens alone, because a transformer that draws has to read them there.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,17 +25,20 @@ from ...envs.geneval_rules import Record
 from ...envs.shapes.motion import verify_clip
 from ...envs.shapes.moving import DIRECTIONS, MOVING_TAGS, draw_moving, render_clip
 from ...envs.shapes.world import COLORS, SHAPES
-from .autoencoder import KL_WEIGHT, LATENT_NOISE, distance, fit, learning_rate
+from ..vae import channel_statistics, to_pixels
+from .autoencoder import KL_WEIGHT, LATENT_NOISE, distance, to_images
+from .build import write_report
+from .fit import Fit
 from .text import token_ids
 from .tokenizer import EOS_ID, PAD_ID, make_tokenizer
 
 CLIP_SIZE, CLIP_FRAMES, LATENT_CHANNELS, TEXT_WIDTH = 32, 9, 4, 64
 CLAUSES = 2
-"""Most of them in a prompt."""
+"""Largest number of clauses in a prompt."""
 FACTS = {"class": SHAPES, "color": COLORS, "moving": tuple(DIRECTIONS), "count": (1, 2)}
-"""Of a clause, and their values."""
+"""Facts of a clause, and the values of each."""
 WORDS = ("moving", "up", "down")
-"""That the still world does not have."""
+"""Words of prompts that the still world does not have."""
 
 
 def make_video_autoencoder() -> AutoencoderKLWan:
@@ -73,7 +75,7 @@ def make_umt5() -> UMT5EncoderModel:
 
 
 def make_video_transformer(layers: int = 6, heads: int = 4) -> WanTransformer3DModel:
-    """1.6 M parameters, 80 tokens for nine frames of 32 px."""
+    """An untrained transformer of 1.6 M parameters, with 80 tokens for nine frames of 32 px."""
     return WanTransformer3DModel(
         patch_size=(1, 4, 4),
         num_attention_heads=heads,
@@ -91,7 +93,7 @@ def make_video_transformer(layers: int = 6, heads: int = 4) -> WanTransformer3DM
 
 
 def assemble_video(vae: AutoencoderKLWan, encoder: UMT5EncoderModel, transformer: WanTransformer3DModel) -> WanPipeline:
-    """The parts as the pipeline that diffusers knows, with the scheduler of the released one."""
+    """Assemble the parts to diffusers' pipeline, with the scheduler of the released one."""
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )
@@ -100,18 +102,13 @@ def assemble_video(vae: AutoencoderKLWan, encoder: UMT5EncoderModel, transformer
 
 
 def draw_clips(split: str, count: int, rng: np.random.Generator) -> tuple[list[Record], np.ndarray]:
-    """Records of every tag in turn, and their clips (N, 9, 32, 32, 3)."""
+    """Draw records of every tag in turn, and their clips, uint8 (N, 9, 32, 32, 3)."""
     records = [draw_moving(split, MOVING_TAGS[i % len(MOVING_TAGS)], rng) for i in range(count)]
     return records, np.stack([render_clip(record, CLIP_FRAMES, CLIP_SIZE, rng) for record in records])
 
 
-def to_clips(clips: np.ndarray) -> Tensor:
-    """uint8 (B, F, S, S, 3) → (B, 3, F, S, S) in [-1, 1]."""
-    return torch.from_numpy(clips).movedim(-1, 1).float() / 127.5 - 1
-
-
 def video_autoencoder_loss(vae: AutoencoderKLWan, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Distance after decoding disturbed latents, plus the KL to a unit Gaussian; (B, 3, F, S, S) → scalar."""
+    """Distance after decoding disturbed latents, plus the KL to a unit Gaussian: (B, 3, F, S, S) → scalar."""
     posterior = vae.encode(x).latent_dist
     z = posterior.sample(generator)
     level = LATENT_NOISE * torch.rand(len(z), 1, 1, 1, 1, generator=generator)
@@ -120,13 +117,14 @@ def video_autoencoder_loss(vae: AutoencoderKLWan, x: Tensor, generator: torch.Ge
     return distance(vae.decode(z).sample, x) + KL_WEIGHT * kl
 
 
-def train_video_autoencoder(
-    clips: np.ndarray, steps: int, generator: torch.Generator, batch: int = 8, peak: float = 3e-3
-) -> AutoencoderKLWan:
-    """An autoencoder trained on uint8 clips (N, F, S, S, 3), with the mean and std of its channels measured and set."""
+def train_video_autoencoder(clips: np.ndarray, steps: int, generator: torch.Generator) -> AutoencoderKLWan:
+    """Return an autoencoder trained on uint8 clips (N, F, S, S, 3), its channels' mean and std measured and set."""
     vae = make_video_autoencoder().train()
-    loss_of = lambda rows: video_autoencoder_loss(vae, to_clips(clips[rows]), generator)
-    fit(vae, loss_of, len(clips), steps, peak, batch, generator)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return video_autoencoder_loss(vae, to_pixels(clips[rows.numpy()]), generator)
+
+    Fit("autoencoder", steps, batch=8, peak=3e-3, weight_decay=1e-3)(vae, loss_of, len(clips), generator)
     standardize_channels(vae.eval(), clips[:1024])
     return vae
 
@@ -134,7 +132,7 @@ def train_video_autoencoder(
 @torch.no_grad()
 def standardize_channels(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
     """Set Wan's statistics, so that (z - mean) / std has mean 0 and std 1 in every channel."""
-    z = torch.cat([vae.encode(to_clips(part)).latent_dist.mean for part in np.array_split(clips, len(clips) // 16)])
+    z = torch.cat([vae.encode(to_pixels(part)).latent_dist.mean for part in np.array_split(clips, len(clips) // 16)])
     vae.register_to_config(
         latents_mean=z.mean((0, 2, 3, 4)).tolist(), latents_std=z.std((0, 2, 3, 4), correction=0).tolist()
     )
@@ -142,76 +140,67 @@ def standardize_channels(vae: AutoencoderKLWan, clips: np.ndarray) -> None:
 
 @torch.no_grad()
 def reconstruct_clips(vae: AutoencoderKLWan, clips: np.ndarray, noise: float, generator: torch.Generator) -> np.ndarray:
-    """Encode, move by `noise` standard deviations, decode; uint8 (B, F, S, S, 3) → the same."""
-    z = vae.encode(to_clips(clips)).latent_dist.mode()
-    std = z.new_tensor(vae.config.latents_std).view(-1, 1, 1, 1)
-    z = z + noise * std * torch.randn(z.shape, generator=generator)
-    x = vae.decode(z).sample
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).numpy()
+    """Encode clips, move them by `noise` standard deviations, decode them: uint8 (B, F, S, S, 3) → the same."""
+    z = vae.encode(to_pixels(clips)).latent_dist.mode()
+    z = z + noise * channel_statistics(vae)[1] * torch.randn(z.shape, generator=generator)
+    return to_images(vae.decode(z).sample)
 
 
 class ClauseReader(nn.Module):
-    """What each clause says, read from the states of a text encoder: one query and one linear reader for each fact."""
+    """A text encoder with one query and one linear classifier for each fact of each clause."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = make_umt5()
         self.queries = nn.Parameter(torch.randn(CLAUSES, len(FACTS), TEXT_WIDTH) / TEXT_WIDTH**0.5)
-        self.heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(known)) for known in FACTS.values())
+        self.heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(values)) for values in FACTS.values())
 
     def forward(self, ids: Tensor) -> list[Tensor]:
-        """(B, L) → for each fact, its logits (B, clauses, values)."""
+        """Token ids (B, L) → the logits of each fact, (B, clauses, values)."""
         mask = ids != PAD_ID
         states = self.encoder(ids, attention_mask=mask.long()).last_hidden_state
         scores = torch.einsum("cfd,bld->bcfl", self.queries, states).masked_fill(~mask[:, None, None], -torch.inf)
-        read = torch.einsum("bcfl,bld->bcfd", scores.softmax(-1), states)
-        return [head(read[:, :, i]) for i, head in enumerate(self.heads)]
+        pooled = torch.einsum("bcfl,bld->bcfd", scores.softmax(-1), states)
+        return [head(pooled[:, :, i]) for i, head in enumerate(self.heads)]
 
 
 def fact_labels(records: Sequence[Record]) -> Tensor:
-    """(B, clauses, facts): which value each has; -100 where there is no such clause."""
+    """Index of each fact's value, (B, clauses, facts); -100 where there is no such clause."""
     labels = torch.full((len(records), CLAUSES, len(FACTS)), -100)
     for b, record in enumerate(records):
         for c, clause in enumerate(record["include"]):
-            labels[b, c] = torch.tensor([known.index(clause[fact]) for fact, known in FACTS.items()])
+            labels[b, c] = torch.tensor([values.index(clause[fact]) for fact, values in FACTS.items()])
     return labels
 
 
-def train_umt5(
-    records: Sequence[Record], steps: int, generator: torch.Generator, batch: int = 64, peak: float = 3e-3
-) -> ClauseReader:
-    """The encoder, within the reader it was trained with."""
+def train_umt5(records: Sequence[Record], steps: int, generator: torch.Generator, batch: int = 64) -> ClauseReader:
+    """Return a text encoder that was trained on records, within its reader."""
     ids = token_ids(make_tokenizer(WORDS), [record["prompt"] for record in records])
     labels, reader = fact_labels(records), ClauseReader().train()
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=peak, weight_decay=1e-2)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = learning_rate(step, steps, peak)
-        rows = torch.randint(len(ids), (batch,), generator=generator)
-        found = zip(reader(ids[rows]), labels[rows].unbind(-1))
-        loss = torch.stack([F.cross_entropy(logits.flatten(0, 1), label.flatten()) for logits, label in found]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"text {step:5d}/{steps} loss {loss.item():.4f}", flush=True)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        facts = zip(reader(ids[rows]), labels[rows].unbind(-1))
+        return torch.stack([F.cross_entropy(logits.flatten(0, 1), label.flatten()) for logits, label in facts]).mean()
+
+    Fit("text", steps, batch, peak=3e-3, max_norm=None)(reader, loss_of, len(ids), generator)
     return reader.eval()
 
 
 @torch.no_grad()
 def fact_accuracy(reader: ClauseReader, records: Sequence[Record]) -> dict[str, float]:
-    """Share of clauses of which each fact is read rightly."""
+    """Share of clauses whose fact is predicted rightly, fact by fact."""
     ids = token_ids(make_tokenizer(WORDS), [record["prompt"] for record in records])
     labels, figures = fact_labels(records), {}
     for name, logits, label in zip(FACTS, reader(ids), labels.unbind(-1)):
-        there = label >= 0
-        figures[f"text_{name}"] = (logits.argmax(-1) == label)[there].float().mean().item()
+        present = label >= 0
+        figures[f"text_{name}"] = (logits.argmax(-1) == label)[present].float().mean().item()
     return figures
 
 
 def measure_video_autoencoder(
     vae: AutoencoderKLWan, records: Sequence[Record], clips: np.ndarray, generator: torch.Generator
 ) -> dict[str, float]:
-    """Share of clips that satisfy their prompt after encode, noise, decode, and their smoothness."""
+    """Share of clips that satisfy their prompt after encode, noise and decode, and their smoothness."""
     figures = {}
     for noise in (0.0, 0.1, 0.2):
         again = np.concatenate(
@@ -227,7 +216,15 @@ def measure_video_autoencoder(
 def build_tiny_wan(
     folder: Path, seed: int = 0, clips: int = 4000, autoencoder_steps: int = 3000, text_steps: int = 1000
 ) -> WanPipeline:
-    """Train the parts on renders of the train split; save the pipeline, and the figures as its parts.json."""
+    """Train the parts of a tiny Wan on renders of the train split, and save the pipeline.
+
+    Args:
+        folder: where the pipeline goes, and its report as parts.json.
+        seed: seed of the clips, of the parts' first weights and of their training.
+        clips: number of clips that are rendered to train on.
+        autoencoder_steps: updates of the autoencoder.
+        text_steps: updates of the text encoder.
+    """
     start = time.perf_counter()
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
@@ -242,7 +239,5 @@ def build_tiny_wan(
     pipeline = assemble_video(vae, reader.encoder, make_video_transformer())
     pipeline.save_pretrained(folder)
     steps = {"autoencoder": autoencoder_steps, "text": text_steps}
-    report = {"seed": seed, "clips": clips, "steps": steps, "seconds": seconds, "figures": figures}
-    (folder / "parts.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1), flush=True)
+    write_report(folder, {"seed": seed, "clips": clips, "steps": steps, "seconds": seconds, "figures": figures})
     return pipeline
