@@ -30,7 +30,7 @@ from afterflow.experiment.doctor import PEAK
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.base import default_device
-from afterflow.models.pipeline import TINY, PipelineModel
+from afterflow.models.pipeline import TINY, Model
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
 from afterflow.sampling.conditioning import Conditioning, Embedding, condition
@@ -94,7 +94,7 @@ SD35_MEDIUM = {
 """Stable Diffusion 3.5 medium as its configuration files have it."""
 
 
-def outline(arch: str, size: int | None, folder: Path) -> PipelineModel:
+def outline(arch: str, size: int | None, folder: Path) -> Model:
     """The model without weights."""
     if arch == "tiny":
         return SD3(str(TINY)).load("meta")
@@ -104,7 +104,7 @@ def outline(arch: str, size: int | None, folder: Path) -> PipelineModel:
     return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
 
 
-def materialise(model: PipelineModel, device: torch.device) -> None:
+def materialise(model: Model, device: torch.device) -> None:
     """Random weights; buffers, which are sines and cosines, are random as well."""
     model.device = device
     model.module.to_empty(device=device)
@@ -113,16 +113,14 @@ def materialise(model: PipelineModel, device: torch.device) -> None:
             tensor.normal_(0, 0.02)
 
 
-def prompts(model: PipelineModel, count: int, device: torch.device) -> Conditioning:
+def prompts(model: Model, count: int, device: torch.device) -> Conditioning:
     length, width, pooled = model.text_shape
     sequence = torch.randn(count, length, width, device=device)
     embedding = Embedding(sequence, None if pooled is None else torch.randn(count, pooled, device=device))
     return condition(embedding, embedding.rows(slice(0, 1)), [{"prompt": str(i)} for i in range(count)])
 
 
-def timed(
-    algorithm: OnPolicy, model: PipelineModel, cond: Conditioning, chunk: int, device: torch.device
-) -> dict[str, float]:
+def timed(algorithm: OnPolicy, model: Model, cond: Conditioning, chunk: int, device: torch.device) -> dict[str, float]:
     """Seconds of the rollout and of the update, and rows of each, the padding of chunks included."""
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     models, parameters = Models(in_chunks(model.velocity(model.module), chunk)), list(model.module.parameters())

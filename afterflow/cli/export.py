@@ -9,7 +9,7 @@ import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
 from ..system.errors import ConfigError
-from ..system.names import Family
+from ..system.names import unknown_name
 
 
 def export_command(args: Sequence[str]) -> None:
@@ -27,8 +27,8 @@ class Export:
     """kohya writes the names of sd-scripts and musubi-tuner, which ComfyUI reads too.  diffusers reads any format."""
     out: str | None = None
     """A .safetensors file for kohya, a folder for diffusers.  None: beside the LoRA."""
-    family: Family | None = None
-    """Family of the model that the LoRA adapts; None: the family of its run."""
+    family: str | None = None
+    """Family of the model that the LoRA adapts, such as SD3 or Flux.  None: the family of its run."""
 
     def __post_init__(self) -> None:
         if self.to == "kohya" and self.out is not None and Path(self.out).suffix != ".safetensors":
@@ -40,8 +40,10 @@ class Export:
         from safetensors.torch import save_file
 
         from ..models.lora.files import lora_file, read_lora, write_lora
-        from ..models.lora.kohya import to_kohya
+        from ..models.lora.kohya import BLOCKS, to_kohya
 
+        if self.family is not None and self.family not in BLOCKS:
+            raise unknown_name("family", self.family, BLOCKS)
         folder = Path(self.lora) / "lora" if (Path(self.lora) / "lora").is_dir() else Path(self.lora)
         family = self.family or family_of_run(folder)
         lora = read_lora(folder, family)
@@ -59,11 +61,11 @@ class Export:
         print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")
 
 
-def family_of_run(folder: Path) -> Family | None:
+def family_of_run(folder: Path) -> str | None:
     """Return the family of the model of the run that trained this LoRA; None where no run is recorded above it."""
     from ..experiment.run_folder import read_run
 
     for parent in (folder, folder.parent):
         if (parent / "run.json").is_file():
-            return type(read_run(parent)[0].model).__name__  # type: ignore[return-value]
+            return type(read_run(parent)[0].model).__name__
     return None

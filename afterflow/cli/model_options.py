@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from ..models.base import Model
+    from ..models.pipeline import Model
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from ..experiment.run_folder import RunFolder
 from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
-from ..models.base import Model, default_device
+from ..models.base import default_device
 from ..models.generate import picture_size
-from ..models.pipeline import Pretrained
+from ..models.pipeline import Model, Pretrained
 from .report import ShapesSettings
 from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
 

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 
 from ..experiment.serialization import to_json
-from ..models.base import Model
 from ..models.generate import decode_groups, draw_latents, encode_records
 from ..models.lora.files import lora_file
-from ..models.pipeline import weights_digest
-from ..models.wrappers import guided, in_chunks
+from ..models.pipeline import Model, weights_digest
 from ..system.atomic_files import sha256
 from . import image_store
 from .suites import Drawing
@@ -68,7 +66,7 @@ class ImageSet:
             return
         model = load(path, lora)
         cond, d = encode_records(model, self.records), drawing
-        velocity = in_chunks(guided(model.velocity(model.module), d.guidance, model.combine), d.chunk)
+        velocity = model.guided_velocity(d.guidance, d.chunk)
         for rows in torch.tensor(missing).split(max(1, d.chunk // d.images)):
             latents = draw_latents(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
             for i, images in zip(rows.tolist(), decode_groups(model, latents)):

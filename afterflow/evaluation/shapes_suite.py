@@ -16,8 +16,8 @@ from ..envs.shapes.render import render_batch
 from ..envs.shapes.verify import verify
 from ..envs.shapes.world import TAGS, world_size
 from ..experiment.intervals import Estimate
-from ..models.base import Model
 from ..models.generate import draw_images
+from ..models.pipeline import Model
 from ..sampling.seeds import number
 from .report import (
     AVERAGE,

@@ -13,7 +13,6 @@ from ..experiment.scoring import score_latents
 from ..experiment.setup import on_model_schedule
 from ..experiment.train_subprocess import check_ended
 from ..models.generate import encode_records
-from ..models.wrappers import guided, in_chunks
 from ..sampling.rollout import Rollout, prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError
@@ -31,9 +30,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     algorithm = on_model_schedule(algorithm, model)
     assert isinstance(algorithm, BranchGRPO)
     cond, noise_of = encode_records(model, [record]), [generator(seed, "tree")]
-    velocity = in_chunks(
-        guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), run.batches.chunk
-    )
+    velocity = model.guided_velocity(run.batches.guidance_scale, run.batches.chunk)
     noise = prompt_noise(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)

@@ -24,10 +24,8 @@ from ..data.geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import HubImages, ImageFolder, ImageSource, ShapesImages
 from ..data.prompts import PromptFile, ShapesPrompts
 from ..models.adapters import Full, LoRA, Teacher
-from ..models.flux import Flux
-from ..models.qwen_image import QwenImage
+from ..models.families import AnyPretrained
 from ..models.sd3 import SD3
-from ..models.wan import Wan
 from ..rewards.base import RewardModels
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.vlm.judge import VLMJudge
@@ -228,7 +226,7 @@ class Run:
         | HubImages
     )
     """Prompts to explore, or images or clips with prompts to learn from."""
-    model: SD3 | Flux | QwenImage | Wan = SD3()
+    model: AnyPretrained = SD3()
     """Pipeline that is trained."""
     tune: LoRA | Full = LoRA()
     """Weights that are trained: a LoRA, or all."""

@@ -18,8 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
 from ..data.images import ImageSource
 from ..models.adapters import Full, attach
-from ..models.base import Model
-from ..models.pipeline import PipelineModel
+from ..models.pipeline import Model
 from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.seeds import generator
@@ -96,7 +95,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def count_passes(model: PipelineModel, rows: int) -> tuple[int, int, int]:
+def count_passes(model: Model, rows: int) -> tuple[int, int, int]:
     """Return the bytes that autograd saves in a forward pass of so many rows, its FLOPs, and the backward pass's."""
     x = torch.zeros(rows, *model.latent_shape, device="meta")
     cond = blank_prompt(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
@@ -136,7 +135,7 @@ def fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
-def blank_prompt(model: PipelineModel) -> Conditioning:
+def blank_prompt(model: Model) -> Conditioning:
     """Return one encoded prompt of the family's shape."""
     length, width, pooled = model.text_shape
     embedding = Embedding(
@@ -240,7 +239,7 @@ def rollout_bytes(run: Run, model: Model) -> int:
     return run.batches.batch * state * (sum(widths) + sum(widths[:-1]))
 
 
-def prompt_bytes(run: Run, model: PipelineModel) -> int:
+def prompt_bytes(run: Run, model: Model) -> int:
     """Return the bytes of all encoded prompts; captions of a folder are not counted before they are read."""
     texts = {record["prompt"] for record in [*held_out_records(run), *prompt_records(run)]}
     length, width, pooled = model.text_shape

@@ -13,8 +13,6 @@ from torch import Tensor
 from ..algorithms.base import explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
-from ..models.pipeline import PipelineModel
-from ..models.wrappers import guided, in_chunks
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
@@ -78,17 +76,16 @@ def check_sampler(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]
     """Check that we sample as the stock pipeline does, the same twice, and with noise as spread out as without."""
     run, model = setup.run, setup.model
     noise = noise_for(setup, len(cond), "drawing")
-    field = in_chunks(guided(model.velocity(model.module), run.batches.guidance_scale, model.combine), len(cond))
+    field = model.guided_velocity(run.batches.guidance_scale, len(cond))
     ours = solve_ode(field, model, cond, noise, TRIAL_STEPS)
-    if isinstance(model, PipelineModel):
-        stock = model.stock_latents(cond, noise[:, 0], TRIAL_STEPS, run.batches.guidance_scale)
-        error = relative(ours[:, 0], stock)
-        yield Finding(
-            "our ODE draws what the stock pipeline draws",
-            error < (1e-3 if model.module.dtype == torch.float32 else 0.1),
-            f"relative difference {error:.1e} of the latents after {TRIAL_STEPS} steps",
-            "the pipeline's scheduler or its guidance is not one that afterflow knows; report it with model_index.json",
-        )
+    stock = model.stock_latents(cond, noise[:, 0], TRIAL_STEPS, run.batches.guidance_scale)
+    error = relative(ours[:, 0], stock)
+    yield Finding(
+        "our ODE draws what the stock pipeline draws",
+        error < (1e-3 if model.module.dtype == torch.float32 else 0.1),
+        f"relative difference {error:.1e} of the latents after {TRIAL_STEPS} steps",
+        "the pipeline's scheduler or its guidance is not one that afterflow knows; report it with model_index.json",
+    )
     again = solve_ode(field, model, cond, noise, TRIAL_STEPS)
     yield Finding(
         "the same noise draws the same picture twice",

@@ -16,8 +16,9 @@ from torch import Tensor
 from .. import __version__
 from ..data.images import CaptionedImage, ImageSource, ShapesImages, num_empty_tokens
 from ..data.prompts import batch_rows, check_record
-from ..models.base import Model, cache_folder, write_cache_file
+from ..models.base import cache_folder, write_cache_file
 from ..models.generate import encode_records, picture_size
+from ..models.pipeline import Model
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
 from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward

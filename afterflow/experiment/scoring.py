@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms.base import WIN_RATE, OnPolicy, Scores
-from ..models.base import Model
+from ..models.pipeline import Model
 from ..objectives.preferences import pairs
 from ..rewards.base import Judge, RewardModels
 from ..rewards.grouped import judge_groups, score_groups

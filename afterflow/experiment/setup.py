@@ -25,7 +25,8 @@ from ..models.adapters import (
     trainable_parameters,
     without_adapters,
 )
-from ..models.base import Model, blocks
+from ..models.base import blocks
+from ..models.pipeline import Model
 from ..models.wrappers import guided, identity, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number

@@ -18,7 +18,7 @@ from ..data.prompts import PromptFile, ShapesPrompts
 from ..models.adapters import LoRA, Teacher
 from ..models.base import default_device
 from ..models.generate import draw_images
-from ..models.lora.merge import MergeName, check_merge, merge_folders
+from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
@@ -66,26 +66,11 @@ class BuildParts:
 
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(LoRAMerge):
     """LoRAs become one."""
 
-    loras: tuple[str, ...]
-    """Their folders."""
     name: str = "merge"
-    """The result is kept in runs/NAME/lora."""
-    weights: tuple[float, ...] | None = None
-    """What each counts; None: the mean of them."""
-    rank: int | None = None
-    """Of the result; None: all of them added up."""
-    how: MergeName = "linear"
-    """Linear adds them up; the others leave out entries first."""
-    density: float = 0.5
-    """Share of the entries that the others keep."""
-    seed: int = 0
-    """Of what dare leaves out."""
-
-    def __post_init__(self) -> None:
-        check_merge(len(self.loras), self.weights, self.density, self.rank)
+    """Name of the stage.  The result is in runs/NAME/lora."""
 
     @property
     def folder(self) -> Path:
@@ -93,8 +78,7 @@ class Merge:
         return Path("runs") / self.name
 
     def __call__(self) -> str:
-        out = self.folder / "lora"
-        _, error = merge_folders(self.loras, out, self.weights, self.how, self.density, self.rank, self.seed)
+        _, error = self.write(self.folder / "lora")
         return f"what its rank cannot hold is {error:.1%} of the merge"
 
 

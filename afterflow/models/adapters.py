@@ -13,7 +13,7 @@ from torch import nn
 
 from ..sampling.conditioning import Velocity
 from ..system.errors import ConfigError
-from .base import Model
+from .pipeline import Model
 from .wrappers import identity
 
 Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]

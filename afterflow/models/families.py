@@ -6,13 +6,13 @@ from typing import Any
 
 from ..system.errors import ConfigError, InputError
 from .flux import Flux, FluxModel
-from .pipeline import PipelineModel, Pretrained, locate, pipeline_class
+from .pipeline import Model, Pretrained, locate, pipeline_class
 from .qwen_image import QwenImage, QwenImageModel
 from .sd3 import SD3, SD3Model
 from .wan import Wan, WanModel
 
 AnyPretrained = SD3 | Flux | QwenImage | Wan
-FAMILIES: dict[type[Pretrained], type[PipelineModel]] = {
+FAMILIES: dict[type[Pretrained], type[Model]] = {
     SD3: SD3Model,
     Flux: FluxModel,
     QwenImage: QwenImageModel,

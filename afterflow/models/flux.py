@@ -7,15 +7,13 @@ FLUX.1-dev is distilled from a guided model and takes the guidance scale as an i
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
-from .pipeline import PipelineModel, Pretrained
-from .vae import decode_images, encode_images
+from .pipeline import Model, Pretrained
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,12 @@ class Flux(Pretrained):
         return FluxModel(self, device)
 
 
-class FluxModel(PipelineModel):
+class FluxModel(Model):
     """FLUX.1: tokens of 2x2 latents, and a network that takes a guidance scale as input."""
 
     stock = FluxPipeline
     encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    packed = True
     usual_guidance = 1.0
     # Attention, and feed-forward layers of the double blocks, as flow_grpo adapts FLUX.
     lora_targets = (
@@ -97,18 +96,6 @@ class FluxModel(PipelineModel):
             "guidance_scale": self.config.embedded_guidance,
             "true_cfg_scale": guidance,
         }
-
-    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
-        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...)."""
-        return unpack_latents(self.call_stock(pack_latents(noise), steps, inputs), noise)
-
-    def encode_images(self, images: np.ndarray) -> Tensor:
-        """Encode uint8 images or clips by the pipeline's autoencoder."""
-        return encode_images(self.vae, images)
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Decode latents (B, ...) by the pipeline's autoencoder."""
-        return decode_images(self.vae, latents)
 
 
 def token_positions(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from ..sampling.conditioning import Conditioning, Velocity, condition
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
-from .base import Model
+from .pipeline import Model
 
 CHUNK = 64
 """Largest number of images of one forward pass."""

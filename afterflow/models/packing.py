@@ -1,4 +1,7 @@
-"""What FLUX and Qwen-Image have in common: tokens of 2x2 latents, and a schedule that knows how many there are."""
+"""Sizes and tokens of latents: which sizes a model draws, and what FLUX and Qwen-Image have in common.
+
+Those two have tokens of 2x2 latents, and a schedule that depends on how many there are.
+"""
 
 from typing import Any
 
@@ -7,7 +10,23 @@ from torch import Tensor
 
 from ..sampling.schedules import DynamicShift, LinearShift, Schedule
 from ..system.errors import ConfigError, InputError
-from .pipeline import latent_sides
+
+
+def check_divides(pixels: int, unit: int, what: str = "size") -> None:
+    """Raise ConfigError unless a side of so many pixels is a multiple of `unit`."""
+    if pixels % unit or pixels <= 0:
+        near = max(1, pixels // unit) * unit
+        raise ConfigError(
+            f"{what} = {pixels}: this model draws multiples of {unit} pixels, say {near} or {near + unit}"
+        )
+
+
+def latent_sides(size: int, width: int | None, factor: int, unit: int) -> tuple[int, int]:
+    """Height and width of the latents, `factor` times smaller.  ConfigError unless both are multiples of `unit`."""
+    check_divides(size, unit)
+    if width is not None:
+        check_divides(width, unit, "width")
+    return size // factor, (size if width is None else width) // factor
 
 
 def pack_latents(x: Tensor) -> Tensor:

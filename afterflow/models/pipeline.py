@@ -1,4 +1,7 @@
-"""What all families share: a stock pipeline of diffusers, of which the transformer is trained.
+"""What a model offers the rest of afterflow, and what all families share: a stock pipeline of diffusers.
+
+Times, velocities and images are in our convention here and only here converted: t = 1 is noise, v = ε - x_0,
+images are uint8 (B, H, W, 3), clips of F frames uint8 (B, F, H, W, 3).
 
 The text encoders live only while prompts are encoded.  The transformer and the autoencoder stay in memory.
 """
@@ -6,25 +9,27 @@ The text encoders live only while prompts are encoded.  The transformer and the 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
 import diffusers.utils.logging
+import numpy as np
 import torch
 import transformers.utils.logging
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import _collate_lora_metadata
 from huggingface_hub import snapshot_download
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Conditioning, Embedding
+from ..sampling.conditioning import Conditioning, Embedding, Velocity
+from ..sampling.schedules import Schedule
 from ..system.errors import ConfigError, InputError
-from .base import Model, cache_folder, write_cache_file
+from .base import cache_folder, write_cache_file
 from .lora.files import (
     StoredLoRA,
     check_lora_fits,
@@ -34,7 +39,10 @@ from .lora.files import (
     lora_state_dict,
     read_lora,
 )
+from .packing import pack_latents, unpack_latents
 from .quantize import QuantizeName, check_quantizes, quantize
+from .vae import decode_images, encode_images
+from .wrappers import Combine, guided, in_chunks, linear_guidance
 
 ASSETS = Path(__file__).parent / "assets"
 TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
@@ -67,14 +75,14 @@ class Pretrained(ABC):
                 raise ConfigError(f"model.{name} = {value}: 0 or more")
 
     @abstractmethod
-    def load(self, device: torch.device | str = "cpu") -> "PipelineModel":
+    def load(self, device: torch.device | str = "cpu") -> "Model":
         """Load everything but the text encoders.
 
         Raises InputError where `path` is not a pipeline of this family, ConfigError for options that it cannot draw.
         """
 
 
-class PipelineModel(Model):
+class Model(ABC):
     """A stock pipeline without its text encoders, which a family tells how to read prompts and predict velocities."""
 
     stock: type[DiffusionPipeline]
@@ -83,10 +91,27 @@ class PipelineModel(Model):
     """Names of the pipeline's parts that read prompts."""
     usual_guidance: float
     """The guidance scale of its authors.  1 where the network takes another one as input, or needs none."""
-    pipe: Any
-    """An instance of `stock`, without encoders."""
+    lora_targets: tuple[str, ...]
+    """The layers that the family's LoRAs adapt by default."""
+    combine: Combine = staticmethod(linear_guidance)
+    """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
+    vae_encode: Callable[[Any, np.ndarray], Tensor] = staticmethod(encode_images)
+    """How the autoencoder is called on uint8 images: (autoencoder, images) → latents."""
+    vae_decode: Callable[[Any, Tensor], np.ndarray] = staticmethod(decode_images)
+    """How the autoencoder is called on latents: (autoencoder, latents) → uint8 images."""
+    packed: bool = False
+    """Whether the pipeline's own loop has tokens of 2x2 latents."""
+
+    module: nn.Module
+    """The network that is trained; adapters attach to it."""
     config: Any
     """The family's own `Pretrained`."""
+    pipe: Any
+    """An instance of `stock`, without encoders."""
+    schedule: Schedule
+    """The sampling grid that the pipeline's own scheduler prescribes."""
+    latent_shape: tuple[int, ...]
+    """Shape of one image's latents, without the batch."""
     scale_factor: int
     """Pixels on a side of a latent."""
     text_shape: tuple[int, int, int | None]
@@ -113,7 +138,34 @@ class PipelineModel(Model):
 
     @abstractmethod
     def configure(self) -> None:
-        """Set the shapes, the schedule and the encoder key by `config` and `pipe`.  ConfigError for what cannot be."""
+        """Set schedule, shapes, scale factor and encoder key by `config` and `pipe`.
+
+        Raises ConfigError for options that the pipeline cannot draw.
+        """
+
+    @abstractmethod
+    def embed(self, pipe: Any, prompts: list[str]) -> Embedding:
+        """Encode B texts by the encoders of the stock pipeline."""
+
+    @abstractmethod
+    def velocity(self, module: nn.Module) -> Velocity:
+        """Return the velocity field of `module`, which is this model's network or a copy of it."""
+
+    @abstractmethod
+    def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
+        """Return the stock pipeline's arguments for B encoded prompts, B empty ones and a guidance scale."""
+
+    def guided_velocity(self, scale: float, chunk: int) -> Velocity:
+        """Return the velocity field that draws images: guided as the family does, in passes of `chunk` rows."""
+        return in_chunks(guided(self.velocity(self.module), scale, self.combine), chunk)
+
+    def encode_images(self, images: np.ndarray) -> Tensor:
+        """Encode uint8 images (B, H, W, 3), or clips (B, F, H, W, 3), to latents (B, ...)."""
+        return self.vae_encode(self.vae, images)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Decode latents (B, ...) to uint8 images (B, H, W, 3), or clips (B, F, H, W, 3)."""
+        return self.vae_decode(self.vae, latents)
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> DiffusionPipeline:
         """Return the stock pipeline from the folder, some parts given and some left out."""
@@ -138,12 +190,8 @@ class PipelineModel(Model):
                 options[name] = None
         return self.stock(**options)
 
-    @abstractmethod
-    def embed(self, pipe: DiffusionPipeline, prompts: list[str]) -> Embedding:
-        """Encode B texts by the stock pipeline's encoders."""
-
     def encode(self, prompts: Sequence[str]) -> Embedding:
-        """Read the embeddings of P texts from the cache, or encode and cache them."""
+        """Encode P texts to P rows.  They are cached on disk by content; encoders are loaded only for new texts."""
         cached = self._cache_file(prompts)
         if not cached.is_file():
             embedding = self._run_encoders(prompts)
@@ -168,32 +216,29 @@ class PipelineModel(Model):
     def stock_latents(self, cond: Conditioning, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Return the latents (B, ...) that the stock pipeline's own loop makes of noise (B, ...), by Euler's steps."""
         empty = cond.dropped(torch.ones(len(cond), dtype=torch.bool))
-        return self.stock_sample(noise, steps, self.stock_inputs(cond.embedding(), empty.embedding(), guidance))
-
-    @abstractmethod
-    def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
-        """Return the stock pipeline's arguments for B encoded prompts, B empty ones and a guidance scale."""
-
-    @abstractmethod
-    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
-        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...) and its `stock_inputs`."""
-
-    def call_stock(self, latents: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
-        """Call the stock pipeline on latents in its own layout, and return latents in that layout."""
-        height, width = (side * self.scale_factor for side in self.latent_shape[-2:])
-        size = {"height": height, "width": width}
-        return self.pipe(latents=latents, num_inference_steps=steps, output_type="latent", **size, **inputs)[0]
+        inputs = self.stock_inputs(cond.embedding(), empty.embedding(), guidance)
+        inputs["height"], inputs["width"] = (side * self.scale_factor for side in self.latent_shape[-2:])
+        stock_scheduler = self.pipe.scheduler
+        if not isinstance(stock_scheduler, FlowMatchEulerDiscreteScheduler):
+            # One step at a time on the same grid, where UniPC takes several together.
+            self.pipe.scheduler = GridScheduler(self.schedule.times(steps))
+        x = pack_latents(noise) if self.packed else noise
+        try:
+            x = self.pipe(latents=x, num_inference_steps=steps, output_type="latent", **inputs)[0]
+        finally:
+            self.pipe.scheduler = stock_scheduler
+        return unpack_latents(x, noise) if self.packed else x
 
     @property
     def image_key(self) -> str:
-        """A digest of the latents' shape and the autoencoder's files."""
+        """Digest of the latents' shape and the autoencoder's files, which decide how an image is encoded."""
         digest = hashlib.sha256(str(self.latent_shape).encode())
         for file in sorted((self.folder / "vae").iterdir()):
             digest.update(fingerprint(file))
         return digest.hexdigest()
 
     def save_lora(self, folder: Path) -> None:
-        """Write the adapter in diffusers' format, the same bytes in every process."""
+        """Write the adapter of `module` so that the stock pipeline's load_lora_weights(folder) reads it."""
         self.stock.save_lora_weights(
             folder,
             transformer_lora_layers=get_peft_model_state_dict(self.module),
@@ -202,7 +247,10 @@ class PipelineModel(Model):
         )
 
     def load_lora(self, folder: str | Path, name: str = "default") -> None:
-        """Attach and activate an adapter.  InputError where it cannot be read or meets no layer of the transformer."""
+        """Attach and activate an adapter of diffusers, peft or kohya's trainers.  InputError when it does not fit.
+
+        An adapter in another format than diffusers' gets its scale into its weights, so that its alpha is its rank.
+        """
         file = lora_file(folder)
         if is_diffusers_lora(file):
             check_lora_fits(file, layer_shapes(file), self.module)
@@ -213,12 +261,24 @@ class PipelineModel(Model):
         self.pipe.load_lora_weights(lora_state_dict(layers), adapter_name=name)
 
     def read_lora(self, folder: str | Path) -> StoredLoRA:
-        """Read an adapter of any format, in which names depend on this family."""
+        """Return what an adapter adds to each layer, by this model's names.  InputError when it cannot be read."""
         return read_lora(folder, type(self.config).__name__)
 
     def save_pipeline(self, folder: Path, network: nn.Module) -> None:
-        """Write the stock pipeline, encoders and all, with `network` as its transformer."""
+        """Write the whole pipeline with the trained network, which is `module` or a copy of it."""
         self.pipeline(transformer=network).save_pretrained(folder)
+
+
+class GridScheduler(FlowMatchEulerDiscreteScheduler):
+    """Euler's steps on a grid that is given."""
+
+    def __init__(self, times: Tensor) -> None:
+        super().__init__()
+        self.grid = times[:-1].tolist()
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Take the grid's times, whatever number of steps is named."""
+        super().set_timesteps(sigmas=self.grid, device=device)
 
 
 def sort_targets(metadata: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -294,23 +354,6 @@ def check_family(path: str, folder: Path, family: str) -> None:
     actual = pipeline_class(folder)
     if actual != family:
         raise InputError(f"model {path!r} is a {actual}; this model needs a {family}")
-
-
-def check_divides(pixels: int, unit: int, what: str = "size") -> None:
-    """Raise ConfigError unless a side of so many pixels is a multiple of `unit`."""
-    if pixels % unit or pixels <= 0:
-        near = max(1, pixels // unit) * unit
-        raise ConfigError(
-            f"{what} = {pixels}: this model draws multiples of {unit} pixels, say {near} or {near + unit}"
-        )
-
-
-def latent_sides(size: int, width: int | None, factor: int, unit: int) -> tuple[int, int]:
-    """Height and width of the latents, `factor` times smaller.  ConfigError unless both are multiples of `unit`."""
-    check_divides(size, unit)
-    if width is not None:
-        check_divides(width, unit, "width")
-    return size // factor, (size if width is None else width) // factor
 
 
 def fingerprint(file: Path, head: int = 1 << 20) -> bytes:

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
-from .pipeline import PipelineModel, Pretrained
-from .vae import decode_clips, encode_clips
+from .pipeline import Model, Pretrained
+from .vae import decode_frames, encode_frames
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,12 @@ class QwenImage(Pretrained):
         return QwenImageModel(self, device)
 
 
-class QwenImageModel(PipelineModel):
+class QwenImageModel(Model):
     """Qwen-Image: tokens of 2x2 latents, padded prompts with a mask, and guidance of its own."""
 
     stock = QwenImagePipeline
     encoders = ("text_encoder", "tokenizer")
+    packed, vae_encode, vae_decode = True, staticmethod(encode_frames), staticmethod(decode_frames)
     usual_guidance = 4.0
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
@@ -94,15 +94,3 @@ class QwenImageModel(PipelineModel):
             "true_cfg_scale": guidance,
             "max_sequence_length": self.config.max_sequence_length,
         }
-
-    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
-        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...)."""
-        return unpack_latents(self.call_stock(pack_latents(noise), steps, inputs), noise)
-
-    def encode_images(self, images: np.ndarray) -> Tensor:
-        """Encode uint8 images or clips by the pipeline's autoencoder."""
-        return encode_clips(self.vae, images[:, None])[:, :, 0]
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Decode latents (B, ...) by the pipeline's autoencoder."""
-        return decode_clips(self.vae, latents[:, :, None])[:, 0]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import SD3Grid
-from .pipeline import PipelineModel, Pretrained, latent_sides
-from .vae import decode_images, encode_images
+from .packing import latent_sides
+from .pipeline import Model, Pretrained
 
 FIRST_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 THIRD_ENCODER = ("text_encoder_3", "tokenizer_3")
@@ -39,7 +38,7 @@ class SD3(Pretrained):
         return SD3Model(self, device)
 
 
-class SD3Model(PipelineModel):
+class SD3Model(Model):
     """Stable Diffusion 3: two CLIP encoders, and a T5 that may be left out."""
 
     stock = StableDiffusion3Pipeline
@@ -95,18 +94,6 @@ class SD3Model(PipelineModel):
             "negative_pooled_prompt_embeds": negative.pooled,
             "guidance_scale": guidance,
         }
-
-    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
-        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...)."""
-        return self.call_stock(noise, steps, inputs)
-
-    def encode_images(self, images: np.ndarray) -> Tensor:
-        """Encode uint8 images or clips by the pipeline's autoencoder."""
-        return encode_images(self.vae, images)
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Decode latents (B, ...) by the pipeline's autoencoder."""
-        return decode_images(self.vae, latents)
 
 
 def t5_speaks(folder: Path) -> bool:

@@ -27,7 +27,11 @@ def decode_images(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def encode_clips(vae: ClipVAE, clips: np.ndarray) -> Tensor:
-    """Encode clips by the autoencoder of Wan or Qwen-Image: uint8 (B, F, H, W, 3) → (B, C, f, h, w)."""
+    """Encode clips by the autoencoder of Wan or Qwen-Image: uint8 (B, F, H, W, 3) → (B, C, f, h, w).
+
+    An image (B, H, W, 3) is a clip of one frame.
+    """
+    clips = clips if clips.ndim == 5 else clips[:, None]
     mean, std = channel_statistics(vae)
     batch = batch_size(int(np.prod(clips.shape[1:4])), 64)
     parts = [
@@ -43,6 +47,16 @@ def decode_clips(vae: ClipVAE, latents: Tensor) -> np.ndarray:
     mean, std = channel_statistics(vae)
     batch = batch_size(256 * latents[0, 0].numel(), 16)  # a latent stands for 4 frames of 8 x 8 pixels
     return np.concatenate([to_uint8(vae.decode(part.float() * std + mean).sample) for part in latents.split(batch)])
+
+
+def encode_frames(vae: ClipVAE, images: np.ndarray) -> Tensor:
+    """Encode images as clips of one frame: uint8 (B, H, W, 3) → (B, C, h, w)."""
+    return encode_clips(vae, images)[:, :, 0]
+
+
+def decode_frames(vae: ClipVAE, latents: Tensor) -> np.ndarray:
+    """Decode images as clips of one frame: (B, C, h, w) → uint8 (B, H, W, 3)."""
+    return decode_clips(vae, latents[:, :, None])[:, 0]
 
 
 def batch_size(pixels: int, limit: int) -> int:

@@ -7,7 +7,6 @@ solver of several steps at a time.  Ours draws with single steps on nearly the s
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import LinearShift, Schedule, SD3Grid
 from ..system.errors import ConfigError, InputError
-from .pipeline import PipelineModel, Pretrained, check_divides
+from .packing import check_divides
+from .pipeline import Model, Pretrained
 from .vae import decode_clips, encode_clips
 
 
@@ -39,11 +39,12 @@ class Wan(Pretrained):
         return WanModel(self, device)
 
 
-class WanModel(PipelineModel):
+class WanModel(Model):
     """Wan 2.1: clips instead of images, drawn with single steps."""
 
     stock = WanPipeline
     encoders = ("text_encoder", "tokenizer")
+    vae_encode, vae_decode = staticmethod(encode_clips), staticmethod(decode_clips)
     usual_guidance = 5.0
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -96,36 +97,6 @@ class WanModel(PipelineModel):
             "num_frames": self.config.frames,
             "guidance_scale": guidance,
         }
-
-    def stock_sample(self, noise: Tensor, steps: int, inputs: dict[str, Any]) -> Tensor:
-        """Return the latents (B, ...) that the stock pipeline makes of noise (B, ...)."""
-        # One step at a time on the same grid, where UniPC takes several together.
-        stock_scheduler, self.pipe.scheduler = self.pipe.scheduler, GridScheduler(self.schedule.times(steps))
-        try:
-            return self.call_stock(noise, steps, inputs)
-        finally:
-            self.pipe.scheduler = stock_scheduler
-
-    def encode_images(self, images: np.ndarray) -> Tensor:
-        """Encode uint8 images or clips by the pipeline's autoencoder."""
-        # An image is a clip of one frame.
-        return encode_clips(self.vae, images if images.ndim == 5 else images[:, None])
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Decode latents (B, ...) by the pipeline's autoencoder."""
-        return decode_clips(self.vae, latents)
-
-
-class GridScheduler(FlowMatchEulerDiscreteScheduler):
-    """Euler's steps on a grid that is given."""
-
-    def __init__(self, times: Tensor) -> None:
-        super().__init__()
-        self.grid = times[:-1].tolist()
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Take the grid's times, whatever number of steps is named."""
-        super().set_timesteps(sigmas=self.grid, device=device)
 
 
 def wan_schedule(scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler) -> Schedule:

@@ -143,7 +143,7 @@ def _specialists() -> tuple[Teacher, ...]:
 
 def _merge() -> Merge:
     loras = tuple(str(teacher.lora) for teacher in _specialists())
-    return Merge(loras, "shapes_merge", rank=32)
+    return Merge(loras, name="shapes_merge", rank=32)
 
 
 def _student(name: str, start: Merge | None) -> Run:

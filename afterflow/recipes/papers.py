@@ -197,7 +197,7 @@ def _mix() -> MixGRPO:
 def _flow_opd(name: str, suffix: str, batch: int) -> Chain:
     tasks = {"geneval": tuple(TASK_SHARES), "ocr": ("text",), "pickscore": ("preference",)}
     folder = {task: f"runs/sd35_flow_grpo_{task}{suffix}/lora" for task in tasks}
-    merge = Merge(tuple(folder.values()), f"{name}_merge", rank=32)
+    merge = Merge(tuple(folder.values()), name=f"{name}_merge", rank=32)
     preference = PromptFile("prompts/pickscore.txt", tag="preference")
     student = Run(
         FlowOPD(),

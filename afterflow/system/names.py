@@ -2,12 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Literal
 
 from .errors import ConfigError
-
-Family = Literal["SD3", "Flux", "QwenImage", "Wan"]
-"""Families of models, as diffusers names their pipelines."""
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> ConfigError:

@@ -47,7 +47,7 @@ def specialist(tag):
 
 def whole():
     teachers = specialist("colors"), specialist("counting")
-    merge = Merge(tuple(teacher.lora for teacher in TEACHERS), "merged", rank=3)
+    merge = Merge(tuple(teacher.lora for teacher in TEACHERS), name="merged", rank=3)
     data = ShapesPrompts(count=4, tags=("colors", "counting"))
     student = replace(
         teachers[0],

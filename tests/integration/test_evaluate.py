@@ -17,6 +17,7 @@ from afterflow.experiment.intervals import bootstrap, estimates, mean_of_means
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.models import generate
 from afterflow.models.generate import draw_images, latent_spread, starting_noise
+from afterflow.models.pipeline import Model
 from afterflow.models.wrappers import linear_guidance
 from afterflow.sampling.conditioning import Embedding, condition
 from afterflow.sampling.schedules import LinearShift
@@ -30,6 +31,7 @@ class Plain:
     schedule = LinearShift(1.0)
     latent_shape = (3, 32, 32)
     combine = staticmethod(linear_guidance)
+    guided_velocity = Model.guided_velocity
 
     def __init__(self, pull=0.5):
         self.module = torch.nn.Linear(1, 1)

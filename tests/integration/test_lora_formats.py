@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.lora.files import read_lora
-from afterflow.models.lora.kohya import BLOCKS, original, to_kohya
+from afterflow.models.lora.kohya import BLOCKS, original_layer, to_kohya
 from tinies import FAMILIES, built
 
 THEIRS = {
@@ -62,7 +62,8 @@ def test_diffusers_reads_our_export_as_the_same_lora(adapted, tmp_path):
     assert all(key.startswith("lora_unet_") for key in tensors)
     # Their converter knows the fused layer of FLUX's single blocks in the released width alone.
     tensors = {key: value for key, value in tensors.items() if "linear1" not in key}
-    ours = {layer: factors for layer, factors in lora.layers.items() if "linear1" not in original(layer, family).name}
+    original = {layer: original_layer(layer, family).name for layer in lora.layers}
+    ours = {layer: factors for layer, factors in lora.layers.items() if "linear1" not in original[layer]}
     if name in THEIRS:
         found = deltas(THEIRS[name](dict(tensors)))
         present = {layer: delta for layer, delta in found.items() if delta.any()}
@@ -127,7 +128,7 @@ def test_dotted_names_of_comfyui_are_read_too(tmp_path):
 def test_every_layer_of_the_tables_has_a_key_of_its_own():
     for family, blocks in BLOCKS.items():
         for stem, (_, table) in blocks.items():
-            places = [original(f"{stem}.7.{layer}", family) for layer in table or ()]
+            places = [original_layer(f"{stem}.7.{layer}", family) for layer in table or ()]
             assert len(set(places)) == len(places)
 
 

@@ -9,10 +9,9 @@ from safetensors.torch import load_file, save_file
 from adapters import load, save_lora
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
-from afterflow.models.lora import merge as merging
-from afterflow.models.lora.factors import LoRAFactors
-from afterflow.models.lora.files import StoredLoRA
-from afterflow.models.lora.merge import concatenated, merge, truncated
+from afterflow.models.lora.factors import LoRAFactors, nearest_factors, weighted_sum
+from afterflow.models.lora.files import StoredLoRA, read_lora
+from afterflow.models.lora.merge import LoRAMerge
 from afterflow.sampling.conditioning import condition
 
 
@@ -24,6 +23,11 @@ def factors(rank, out=12, into=10, seed=0):
 def lora(seed, rank=3, layers=("a", "b")):
     found = {name: factors(rank, seed=seed + 10 * i) for i, name in enumerate(layers)}
     return StoredLoRA(f"lora_{seed}", found, rank)
+
+
+def merge(loras, weights, how, density, rank, seed):
+    folders = tuple(lora.folder for lora in loras)
+    return LoRAMerge(folders, tuple(weights), rank, how, density, seed).merged(loras)
 
 
 def test_a_linear_merge_is_exact_at_the_sum_of_ranks():
@@ -39,12 +43,12 @@ def test_a_linear_merge_is_exact_at_the_sum_of_ranks():
 def test_averaging_the_factors_is_another_matrix():
     """What released code does, (1/K²) Σ B_i A_j: right only where the A's coincide."""
     one, other = factors(3, seed=1), factors(3, seed=2)
-    mean = concatenated([(one, 0.5), (other, 0.5)]).delta
+    mean = weighted_sum([(one, 0.5), (other, 0.5)]).delta
     by_factor = LoRAFactors((one.A + other.A) / 2, (one.B + other.B) / 2).delta
     assert (by_factor - mean).norm() > 0.5 * mean.norm()
     shared = LoRAFactors(one.A, other.B)
     torch.testing.assert_close(
-        LoRAFactors(one.A, (one.B + other.B) / 2).delta, concatenated([(one, 0.5), (shared, 0.5)]).delta
+        LoRAFactors(one.A, (one.B + other.B) / 2).delta, weighted_sum([(one, 0.5), (shared, 0.5)]).delta
     )
 
 
@@ -59,7 +63,7 @@ def test_a_lower_rank_is_the_nearest_there_is():
         assert (delta - found.delta).norm().item() == pytest.approx(singular[4:].norm().item(), rel=1e-4)
         lost, whole = lost + singular[4:].square().sum(), whole + singular.square().sum()
     assert error == pytest.approx((lost / whole).sqrt().item(), rel=1e-4)
-    assert torch.linalg.matrix_rank(truncated(factors(5).delta, 2).delta) == 2
+    assert torch.linalg.matrix_rank(nearest_factors(factors(5).delta, 2).delta) == 2
 
 
 def test_a_layer_that_one_lora_lacks_is_the_other_s_alone():
@@ -115,8 +119,8 @@ def test_the_merged_file_draws_what_both_adapters_together_draw(pipeline, capsys
 @pytest.mark.parametrize("how", ["linear", "ties", "dare_ties", "magnitude_prune"])
 def test_by_default_a_lora_merged_with_itself_stays_what_it_is(pipeline, how):
     save_lora(pipeline, "a", 1, 4)
-    merging.merge_folders(["a", "a"], Path("twice"), how=how, density=1.0)
-    one, twice = merging.read_lora("a"), merging.read_lora("twice")
+    LoRAMerge(("a", "a"), how=how, density=1.0).write(Path("twice"))
+    one, twice = read_lora("a"), read_lora("twice")
     for name, factors in one.layers.items():
         torch.testing.assert_close(twice.layers[name].delta, factors.delta, atol=1e-4, rtol=1e-3)
 
