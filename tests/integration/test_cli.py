@@ -442,7 +442,7 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
         "models/wan",
         "models/qwen_image",
         "models/adapters",
-        "models/tiny_parts/config",
+        "models/lora/merge",
         "data/images",
         "data/prompts",
     ]
