@@ -70,7 +70,8 @@ def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert find_reward("my_rewards:bright")(IMAGES, RECORDS).values.tolist() == [0, 1, 2, 3]
-    for wrong, said in [("bright", "did you mean|there are|the nearest of"), ("none", "is no function"), ("nothing", "no attribute")]:
+    unknown = "did you mean|there are|the nearest of"
+    for wrong, said in [("bright", unknown), ("none", "is no function"), ("nothing", "no attribute")]:
         with pytest.raises(ValueError, match=said):
             find_reward(f"my_rewards:{wrong}" if wrong != "bright" else "bright")
     with pytest.raises(ValueError, match="No module named 'my_reward'"):
