@@ -45,7 +45,8 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown_name("field of Run", name, GROUP_OF)
         if name == "algorithm" and isinstance(value, Mapping):
             prefix = "algorithm."
-            value = {RENAMED.get(prefix + key, prefix + key).removeprefix(prefix): item for key, item in value.items()}
+            names = {key: RENAMED.get(prefix + key) or prefix + key for key in value}
+            value = {names[key].removeprefix(prefix): item for key, item in value.items()}
         if name == "model" and isinstance(value, Mapping) and value.get("type") in BUILT_MODELS:
             value = BUILT_MODELS[value["type"]] | {"path": value.get("folder")}
         group = GROUP_OF[current]

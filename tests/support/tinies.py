@@ -216,9 +216,9 @@ def video_reward(folder, outputs=1):
 
 
 def small_sd3():
-    """The tiny SD3 with random weights and two layers: one that all have, and the last, which drops the text."""
+    """The tiny SD3 with random weights."""
     encoders = [make_text_encoder(width) for width in WIDTHS]
-    return assemble(make_autoencoder(), encoders, SD3Transformer2DModel(**transformer_config(layers=2)))
+    return assemble(make_autoencoder(), encoders, SD3Transformer2DModel(**transformer_config()))
 
 
 def sd3(folder):
