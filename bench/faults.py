@@ -112,7 +112,7 @@ def preempted(rng: random.Random):
             timer.start()
         return save(*args, **kwargs)
 
-    with patch.object(state, "save_checkpoint", saved):
+    with patch("afterflow.experiment.setup.save_checkpoint", saved):
         yield timer.finished.is_set
     timer.cancel()
 

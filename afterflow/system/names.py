@@ -11,8 +11,8 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> ConfigError:
     names = sorted(names)
     typo, near = (difflib.get_close_matches(name, names, count, cutoff) for count, cutoff in ((1, 0.85), (3, 0.4)))
     if near:
-        others = [] if typo else near[1:]
-        hint = f"did you mean {near[0]}?" + (f" Also near: {', '.join(others)}" if others else "")
+        further = [] if typo else near[1:]
+        hint = f"did you mean {near[0]}?" + (f" Also near: {', '.join(further)}" if further else "")
     elif len(names) <= 12:
         hint = "there are " + ", ".join(names)
     else:
