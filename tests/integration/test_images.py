@@ -102,14 +102,16 @@ def test_latents_are_encoded_once_and_follow_the_content(folder, model, monkeypa
     assert calls == [3, 3, 3]
 
 
-def test_curation_keeps_what_reaches_every_reward(folder, model, capsys):
+def test_curation_keeps_what_reaches_every_reward(folder, model, caplog):
+    caplog.set_level("INFO", "afterflow")
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(noise).save(folder / "green.png")
     data = ImageFolder(str(folder), min_reward={"jpeg_compressibility": -1.0})
     for _ in range(2):  # the second time from the cache
         latents, records = imageset.gather_latents(data, model, 0)
         assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
-        assert "2 of 3 images: 0 cannot be read, 1 are below min_reward" in capsys.readouterr().out
+        assert "2 of 3 images: 0 cannot be read, 1 are below min_reward" in caplog.text
+        caplog.clear()
     with pytest.raises(ValueError, match="none of 3 images is left"):
         imageset.gather_latents(replace(data, min_reward={"jpeg_compressibility": 0.0}), model, 0)
 
@@ -136,7 +138,8 @@ def test_what_was_left_out_is_read_again(folder, model):
         imageset.gather_latents(ImageFolder(str(folder)), model, 0)
 
 
-def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, capsys):
+def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, caplog):
+    caplog.set_level("INFO", "afterflow")
     whole = (folder / "green.png").read_bytes()
     for broken in (b"", b"no image", whole[: len(whole) // 2]):
         (folder / "green.png").write_bytes(broken)
@@ -144,7 +147,8 @@ def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, capsys):
             imageset.gather_latents(ImageFolder(str(folder)), model, 0)
         latents, records = imageset.gather_latents(ImageFolder(str(folder), unreadable="skip"), model, 0)
         assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
-        assert "2 of 3 images: 1 cannot be read" in capsys.readouterr().out
+        assert "2 of 3 images: 1 cannot be read" in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize(
