@@ -6,7 +6,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # One worker a core, one thread each. A file's tests stay together, so that what they share is made once.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-# Of what pyproject.toml claims, `make test-lowest` installs the lowest versions, into a folder of its own.
+# `make test-lowest` installs the lowest versions that pyproject.toml claims, into a folder of its own.
 LOWEST_VENV := .venv-lowest
 LOWEST_RUN := $(LOWEST_VENV)/bin/python
 # Further requirements for it, such as a CPU build of torch: make test-lowest LOWEST='torch==2.13.0+cpu'
