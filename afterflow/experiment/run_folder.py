@@ -145,7 +145,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """metrics.jsonl or its like, open for writing: one line for each iteration, readable while it grows."""
+    """A file such as metrics.jsonl, open for writing: one line for each iteration, readable while it grows."""
 
     def __init__(self, file: Path, first: int) -> None:
         """Open the file for iterations from `first` on; lines of later ones, which are repeated, are removed."""
