@@ -43,3 +43,9 @@ def own_folder(tmp_path, monkeypatch):
 def pipeline(tmp_path_factory):
     """The folder of a tiny SD3 pipeline with random weights."""
     return built("sd3", tmp_path_factory.mktemp("pipeline")).path
+
+
+@pytest.fixture(scope="session")
+def deep_pipeline(tmp_path_factory):
+    """The same as deep as the shipped one."""
+    return built("deep_sd3", tmp_path_factory.mktemp("deep_pipeline")).path

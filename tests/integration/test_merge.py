@@ -101,41 +101,41 @@ def velocity(model):
         return model.velocity(model.module)(x, torch.tensor([0.6]), cond)
 
 
-def test_the_merged_file_draws_what_both_adapters_together_draw(pipeline, capsys):
-    save_lora(pipeline, "a", 1, 4)
-    save_lora(pipeline, "b", 2, 2)
+def test_the_merged_file_draws_what_both_adapters_together_draw(deep_pipeline, capsys):
+    save_lora(deep_pipeline, "a", 1, 4)
+    save_lora(deep_pipeline, "b", 2, 2)
     assert main(["merge", "a", "b", "--weights", "0.7", "0.4", "--out", "both"]) == 0
     assert "rank 6, 47 layers; what its rank cannot hold is 0.0% of the merge" in capsys.readouterr().out
-    ours = load(pipeline)
+    ours = load(deep_pipeline)
     ours.load_lora("both")
-    stock = load(pipeline)
+    stock = load(deep_pipeline)
     for name in ("a", "b"):
         stock.load_lora(name, name)
     stock.pipe.set_adapters(["a", "b"], [0.7, 0.4])
     torch.testing.assert_close(velocity(ours), velocity(stock), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(velocity(ours), velocity(load(pipeline)), atol=1e-2)
+    assert not torch.allclose(velocity(ours), velocity(load(deep_pipeline)), atol=1e-2)
 
 
 @pytest.mark.parametrize("how", ["linear", "ties", "dare_ties", "magnitude_prune"])
-def test_by_default_a_lora_merged_with_itself_stays_what_it_is(pipeline, how):
-    save_lora(pipeline, "a", 1, 4)
+def test_by_default_a_lora_merged_with_itself_stays_what_it_is(deep_pipeline, how):
+    save_lora(deep_pipeline, "a", 1, 4)
     LoRAMerge(("a", "a"), how=how, density=1.0).write(Path("twice"))
     one, twice = read_lora("a"), read_lora("twice")
     for name, factors in one.layers.items():
         torch.testing.assert_close(twice.layers[name].delta, factors.delta, atol=1e-4, rtol=1e-3)
 
 
-def test_a_merge_can_be_trained_on(pipeline):
-    save_lora(pipeline, "a", 1, 4)
-    save_lora(pipeline, "b", 2, 4)
+def test_a_merge_can_be_trained_on(deep_pipeline):
+    save_lora(deep_pipeline, "a", 1, 4)
+    save_lora(deep_pipeline, "b", 2, 4)
     assert main(["merge", "a", "b", "--rank", "4", "--out", "both"]) == 0
-    model = load(pipeline)
+    model = load(deep_pipeline)
     parameters = attach(model, LoRA(rank=4, alpha=4, start="both"))
     assert len(parameters) == 2 * 47 and parameters[next(iter(parameters))].shape[0] == 4
 
 
-def test_merges_that_cannot_be_are_refused(pipeline, capsys):
-    save_lora(pipeline, "a", 1, 4)
+def test_merges_that_cannot_be_are_refused(deep_pipeline, capsys):
+    save_lora(deep_pipeline, "a", 1, 4)
     tensors = load_file("a/pytorch_lora_weights.safetensors")
     other = {name: torch.cat([t, t], 1) if "lora_A" in name else t for name, t in tensors.items()}
     half = dict(list(tensors.items())[:1])

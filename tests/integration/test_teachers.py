@@ -99,16 +99,16 @@ def test_a_start_of_another_rank_is_refused(pipeline, tmp_path):
 
 
 @pytest.fixture
-def generalist(pipeline, tmp_path):
+def generalist(deep_pipeline, tmp_path):
     """A run in which one teacher knows the colours and another the rest."""
     teachers = (
-        Teacher("colours", save_lora(pipeline, tmp_path / "a", 1), ("colors",)),
-        Teacher("rest", save_lora(pipeline, tmp_path / "b", 2), ("counting", "position"), guidance_scale=2.0),
+        Teacher("colours", save_lora(deep_pipeline, tmp_path / "a", 1), ("colors",)),
+        Teacher("rest", save_lora(deep_pipeline, tmp_path / "b", 2), ("counting", "position"), guidance_scale=2.0),
     )
     return Run(
         FlowOPD(steps=4, group=2, route="tag"),
         ShapesPrompts(count=6, tags=("colors", "counting", "position")),
-        SD3(pipeline, max_sequence_length=0),
+        SD3(deep_pipeline, max_sequence_length=0),
         SMALL,
         teachers=teachers,
         name="short",
@@ -140,8 +140,8 @@ def test_the_base_under_guidance_may_teach(generalist):
     assert same[0]["teacher_distance"] < 1e-9 < 1e-5 < more[0]["teacher_distance"]
 
 
-def test_the_anchor_may_be_a_teacher_of_no_task(generalist, pipeline, tmp_path):
-    keeper = Teacher("keeper", save_lora(pipeline, tmp_path / "c", 3))
+def test_the_anchor_may_be_a_teacher_of_no_task(generalist, deep_pipeline, tmp_path):
+    keeper = Teacher("keeper", save_lora(deep_pipeline, tmp_path / "c", 3))
     algorithm = replace(generalist.algorithm, anchor="keeper", beta=1.0)
     run = generalist.with_options(algorithm=algorithm, teachers=(*generalist.teachers, keeper), iterations=1)
     assert metrics(execute(run, "short"))[0]["anchor_distance"] > 1e-4

@@ -215,14 +215,21 @@ def video_reward(folder, outputs=1):
     return folder, tokenizer, tuned
 
 
-def small_sd3():
-    """The tiny SD3 with random weights."""
+def untrained_sd3(layers):
+    """The tiny SD3 with random weights and so many layers."""
     encoders = [make_text_encoder(width) for width in WIDTHS]
-    return assemble(make_autoencoder(), encoders, SD3Transformer2DModel(**transformer_config()))
+    return assemble(make_autoencoder(), encoders, SD3Transformer2DModel(**transformer_config(layers)))
 
 
 def sd3(folder):
-    small_sd3().save_pretrained(folder)
+    """Two layers are enough for plumbing: one that all have, and the last, which drops the text."""
+    untrained_sd3(2).save_pretrained(folder)
+    return SD3(str(folder), max_sequence_length=0)
+
+
+def deep_sd3(folder):
+    """As deep as the shipped pipeline, for what depends on its layers or on how well it learns."""
+    untrained_sd3(6).save_pretrained(folder)
     return SD3(str(folder), max_sequence_length=0)
 
 
@@ -329,6 +336,7 @@ def wan(folder):
 
 
 FAMILIES = {build.__name__: build for build in (sd3, flux, qwen_image, wan)}
+BUILDERS = FAMILIES | {"deep_sd3": deep_sd3}
 
 
 SAVED = tempfile.TemporaryDirectory(prefix="tinies")
@@ -339,7 +347,7 @@ def saved(name):
     """The configuration of a tiny pipeline that this process has built once."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return FAMILIES[name](Path(SAVED.name) / name)
+        return BUILDERS[name](Path(SAVED.name) / name)
 
 
 def built(name, folder):
