@@ -22,18 +22,9 @@ def starting_noise(cond: Conditioning, per_prompt: int, shape: Sequence[int], se
     return prompt_noise(sources, per_prompt, torch.empty(len(cond), 1, *shape, device=cond.index.device))
 
 
-def solve_ode(velocity: Velocity, model: Model, cond: Conditioning, noise: Tensor, steps: int) -> Tensor:
-    """Solve the ODE from noise (P, G, ...) to the latents of images (P, G, ...), on the pipeline's own grid.
-
-    Args:
-        velocity: the velocity field.
-        model: the model whose grid is taken.
-        cond: the P prompts.
-        noise: latents at t = 1.
-        steps: number of steps.
-    """
-    plan = chain(model.schedule.times(steps), noise.shape[1], 0.0, ())
-    return sample(velocity, flow_sde, plan, cond, noise, ()).leaves
+def solve_ode(velocity: Velocity, cond: Conditioning, noise: Tensor, times: Tensor) -> Tensor:
+    """Solve the ODE on a grid of times (N + 1,): noise (P, G, ...) → the latents of images (P, G, ...)."""
+    return sample(velocity, flow_sde, chain(times, noise.shape[1], 0.0, ()), cond, noise, ()).leaves
 
 
 def decode_groups(model: Model, latents: Tensor) -> np.ndarray:
@@ -108,10 +99,10 @@ def draw_latents(
         seed: seed of the noise.
         chunk: number of images that are drawn together.
     """
-    parts = []
+    parts, times = [], model.schedule.times(steps)
     for rows in torch.arange(len(cond)).split(max(1, chunk // per_prompt)):
         noise = starting_noise(cond[rows], per_prompt, model.latent_shape, seed)
-        parts.append(solve_ode(velocity, model, cond[rows], noise, steps))
+        parts.append(solve_ode(velocity, cond[rows], noise, times))
     return torch.cat(parts)
 
 

@@ -16,6 +16,7 @@ from afterflow.experiment.doctor import examine
 from afterflow.models import pipeline
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3Model
+from afterflow.rewards.registry import REWARDS
 from afterflow.sampling.schedules import LinearShift
 from tinies import FAMILIES, built
 
@@ -93,7 +94,7 @@ def test_noise_that_does_not_keep_the_marginals_is_found(run):
 
 def test_a_reward_that_changes_its_mind_is_found(run, monkeypatch):
     random = lambda images, records: torch.rand(len(images)).numpy()
-    monkeypatch.setitem(__import__("afterflow.rewards.registry").rewards.REWARDS, "jpeg_compressibility", random)
+    monkeypatch.setitem(REWARDS, "jpeg_compressibility", random)
     assert failed(run) == ["reward jpeg_compressibility"]
 
 

@@ -53,7 +53,7 @@ def our_images(model, noise, guidance):
     records = [{"prompt": prompt} for prompt in PROMPTS]
     cond = condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records)
     velocity = guided(model.velocity(model.module), guidance, model.combine)
-    return decode_groups(model, solve_ode(velocity, model, cond, noise[:, None], STEPS))[:, 0]
+    return decode_groups(model, solve_ode(velocity, cond, noise[:, None], model.schedule.times(STEPS)))[:, 0]
 
 
 def stock_images(folder, config, noise, guidance, lora=None, **parts):

@@ -55,7 +55,7 @@ def stock_images(folder, noise, steps, guidance, length, lora_folder=None):
 def our_images(model, noise, steps, guidance):
     cond = condition(model.encode(PROMPTS), model.encode([""]), [{"prompt": prompt} for prompt in PROMPTS])
     velocity = guided(model.velocity(model.module), guidance)
-    return decode_groups(model, solve_ode(velocity, model, cond, noise[:, None], steps))[:, 0]
+    return decode_groups(model, solve_ode(velocity, cond, noise[:, None], model.schedule.times(steps)))[:, 0]
 
 
 @pytest.mark.parametrize("steps, guidance, length", [(4, 1.0, 0), (5, 4.5, 0), (3, 7.0, 256)])

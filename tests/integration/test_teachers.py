@@ -180,7 +180,7 @@ def test_prompts_without_a_task_or_tasks_without_a_teacher_are_refused(generalis
         ),
         (lambda run: replace(run, teachers=(*run.teachers, Teacher("sd3.5", "c", ("text",)))), "cannot be a name"),
         (lambda run: replace(run, teachers=(*run.teachers, Teacher("idle", "c"))), "idle has no task and is no anchor"),
-        (lambda run: replace(run, algorithm=FlowGRPO({"shapes_strict": 1.0})), "FlowGRPO asks no teachers"),
+        (lambda run: replace(run, algorithm=FlowGRPO({"shapes_strict": 1.0})), "FlowGRPO needs no teachers"),
     ],
 )
 def test_teachers_that_cannot_be_are_refused(generalist, change, sentence):
