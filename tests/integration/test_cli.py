@@ -127,7 +127,7 @@ def test_help_and_recipes_import_neither_torch_nor_diffusers():
 def test_help_shows_what_each_field_means(said):
     code, out, _ = said("train", "shapes_flow_grpo", "--help")
     assert code == 0
-    for text in ("--algorithm.group", "Images per prompt.", "--learning-rate", "--data.split", "NAME NUMBER"):
+    for text in ("--algorithm.group", "Number of images per prompt.", "--learning-rate", "--data.split", "NAME NUMBER"):
         assert text in out
 
 
