@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from ..system.errors import ConfigError
+
 
 def doctor(args: Sequence[str]) -> None:
     """Try a recipe's model, method and rewards in small, and say what is wrong and what to do."""
@@ -19,11 +21,11 @@ def doctor(args: Sequence[str]) -> None:
     no_progress_bars()
     made = made_by(args[0])
     if not isinstance(made, Run):
-        raise ValueError(f"{args[0]} is a chain of runs; ask for its stages one by one")
+        raise ConfigError(f"{args[0]} is a chain of runs; ask for its stages one by one")
     findings, console = [], Console()
     for finding in examine(overridden(made, args[1:], f"afterflow doctor {args[0]}")):
         console.print(finding_text(finding))
         findings.append(finding)
     failed = [finding.check for finding in findings if finding.passed is False]
     if failed:
-        raise ValueError(f"{len(failed)} of {len(findings)} checks failed: {'; '.join(failed)}")
+        raise ConfigError(f"{len(failed)} of {len(findings)} checks failed: {'; '.join(failed)}")

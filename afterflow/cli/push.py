@@ -8,6 +8,7 @@ import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
 from ..experiment.run_folder import RunFolder
+from ..system.errors import ConfigError, InputError
 
 
 def push(args: Sequence[str]) -> None:
@@ -28,15 +29,15 @@ class Push:
 
     def __call__(self) -> None:
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
-            raise ValueError(f"{self.repo_id!r}: a repository reads owner/name")
+            raise ConfigError(f"{self.repo_id!r}: a repository reads owner/name")
         result = RunFolder(Path(self.run)).result()
         if result is None:
-            raise ValueError(f"{self.run}: there is no lora/ or model/ in it, so no run that has ended")
+            raise InputError(f"{self.run}: there is no lora/ or model/ in it, so no run that has ended")
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.errors import HfHubHTTPError
 
         if get_token() is None:
-            raise ValueError("no token for the hub; set HF_TOKEN, or log in with: hf auth login")
+            raise ConfigError("no token for the hub; set HF_TOKEN, or log in with: hf auth login")
         api = HfApi()
         try:
             url = api.create_repo(self.repo_id, private=not self.public, exist_ok=True)
@@ -44,7 +45,7 @@ class Push:
         # Which library it asks with depends on its version; the errors of that library are the bases of this one.
         except HfHubHTTPError.__bases__ as error:  # type: ignore[misc]
             why = str(error).strip().partition("\n")[0]
-            raise ValueError(
+            raise InputError(
                 f"{self.repo_id} could not be pushed: {why}; check the network, the token's rights and the name"
             ) from error
         print(url)

@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional, PositionalMetavarFromFieldName
 
 from ..experiment.run_folder import RunFolder
-from ..system.errors import InputError
+from ..system.errors import ConfigError, InputError
 
 RECENT = 20
 """Number of iterations whose time predicts that of the next ones."""
@@ -36,7 +36,7 @@ class Status:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("name at least one run: afterflow status runs/NAME...")
+            raise ConfigError("name at least one run: afterflow status runs/NAME...")
 
     def __call__(self) -> None:
         """Print the lines of every run."""

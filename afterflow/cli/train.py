@@ -11,6 +11,7 @@ from tyro.conf import AvoidSubcommands
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ..experiment.run_folder import RunFolder, read_run
+from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
 from .recipes import made_by, recipe_lines
 
@@ -42,7 +43,7 @@ def train(args: Sequence[str]) -> None:
         print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
         return
     if source in ("--from", "--resume") and not options:
-        raise ValueError(f"{source} needs a run; its folder is runs/NAME")
+        raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     from ..experiment.stages import Chain
     from ..models.pipeline import no_progress_bars
 
@@ -62,7 +63,7 @@ def train(args: Sequence[str]) -> None:
             print("\n".join(f"  {stage.name}" for stage in made.stages))
             return
         if isinstance(made, Chain) and only_plan:
-            raise ValueError(f"{recipe} is a chain of runs; plan its stages one by one")
+            raise ConfigError(f"{recipe} is a chain of runs; plan its stages one by one")
         if isinstance(made, Chain):
             print(f"{train_chain(made, options)} holds the result")
             return
@@ -84,9 +85,9 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
     from ..experiment.stages import execute_chain
 
     if launched_processes() > 1:
-        raise ValueError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
+        raise ConfigError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
     if options:
-        raise ValueError(
+        raise ConfigError(
             f"{chain.name} is a chain of runs and takes no options, so not {options[0]}; write a recipe beside it "
             "with `replace`, or train its stages one by one"
         )
@@ -103,14 +104,14 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
         Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True
     )
     if rejected:
-        raise ValueError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
+        raise ConfigError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; runs are kept in runs/NAME")
+        raise InputError(f"{folder}: no such folder; runs are kept in runs/NAME")
     if not RunFolder(folder).checkpoints():
-        raise ValueError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
+        raise CheckpointError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
     run, recipe = read_run(folder)
     if run.folder.resolve() != folder.resolve():
-        raise ValueError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
+        raise InputError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
     given = {name: value for name, value in vars(changes).items() if value is not None}
     return run.with_options(**given), recipe
 
@@ -125,7 +126,7 @@ class Elsewhere:
 
 
 def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
-    """The run with the fields that the options name replaced."""
+    """Return the run with the fields replaced that the options name."""
     from ..experiment.compatibility import refuse_renamed
     from ..experiment.config import Run
 
@@ -179,7 +180,7 @@ MAPPINGS = ConstructorRegistry()
 
 @MAPPINGS.primitive_rule
 def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """`--weights a 0.5 b 0.5` replaces a mapping; tyro's own rule can only change the values of keys that are there."""
+    """Let `--weights a 0.5 b 0.5` replace a mapping; tyro's own rule only changes values of keys that exist."""
     if info.type_origin is not Mapping:
         return None
     return PrimitiveConstructorSpec(
@@ -195,5 +196,5 @@ def numbers_by_name(words: Sequence[str], kind: Callable[[str], float]) -> dict[
     """NAME NUMBER or NAME=NUMBER, any number of times."""
     words = [part for word in words for part in word.split("=", 1)]
     if len(words) % 2:
-        raise ValueError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
+        raise ConfigError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
     return {name: kind(number) for name, number in zip(words[::2], words[1::2])}

@@ -36,7 +36,7 @@ The stage `BuildParts` builds such pipelines now."""
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's configuration as this version records it; in version 0.1 all options stood side by side.
 
-    ConfigError for a field that does not exist.
+    ConfigError names a field that does not exist.
     """
     upgraded: dict[str, Any] = {}
     for name, value in config.items():

@@ -40,9 +40,9 @@ class Finding:
     passed: bool | None
     """Whether it passed.  None: a figure that is neither good nor bad."""
     detail: str
-    """What was measured."""
+    """Result in words."""
     remedy: str = ""
-    """What to do where it did not pass."""
+    """Advice where the check did not pass."""
 
 
 def examine(run: Run) -> Iterator[Finding]:
@@ -65,7 +65,7 @@ def examine(run: Run) -> Iterator[Finding]:
 
 
 def noise_for(setup: TrainingSetup, count: int, name: str) -> Tensor:
-    """(count, 1, ...)."""
+    """Return noise (count, 1, ...) that depends on the run's seed and a name."""
     shape = torch.empty(1, 1, *setup.model.latent_shape, device=setup.processes.accelerator.device)
     sources = [generator(setup.run.seed, "doctor", name, i) for i in range(count)]
     return prompt_noise(sources, 1, shape.expand(count, *shape.shape[1:]))

@@ -12,7 +12,7 @@ PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 
 
 FRAMES_PER_SECOND = 8
-"""Of a GIF."""
+"""Frame rate of a GIF."""
 
 
 def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], columns: int) -> None:

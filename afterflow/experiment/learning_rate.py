@@ -8,7 +8,7 @@ from .config import Run
 
 
 def learning_rate_schedule(run: Run, budget: Budget) -> Callable[[int], float]:
-    """The rate of each iteration; it falls as the run's budget, of iterations or seconds, is used up."""
+    """Return the rate of an iteration as a function; it falls as the budget of iterations or seconds is used up."""
 
     def rate(step: int) -> float:
         done = budget.fraction_done(step)

@@ -96,7 +96,7 @@ def _decode_dataclass(kinds: list[type], data: Mapping[str, Any], path: str) -> 
 
 
 def _admits(hint: Any, data: Any) -> bool:
-    """Whether a number, text, truth value or null may stand there as it is."""
+    """Return whether a number, text, truth value or null is of that type."""
     for option in _alternatives(hint):
         if get_origin(option) is Literal:
             # 1 == True == 1.0, but they are three different things to write.
@@ -116,7 +116,7 @@ def _dataclasses(hint: Any) -> list[type]:
 
 
 def _alternative(hint: Any, origin: Any) -> Any:
-    """The alternative of that kind: Mapping[str, float] of Mapping[str, float] | None, say; None without one."""
+    """Return the alternative of that kind, as Mapping[str, float] of Mapping[str, float] | None; None without one."""
     return next((option for option in _alternatives(hint) if _origin(option) is origin), None)
 
 
@@ -126,13 +126,13 @@ def _origin(hint: Any) -> Any:
 
 
 def _items(hint: Any, length: int) -> tuple[Any, ...]:
-    """What each of `length` items of a tuple must be."""
+    """Return the types of the `length` items of a tuple."""
     of = get_args(_alternative(hint, tuple))
     return (of[0],) * length if of[-1:] == (Ellipsis,) else of
 
 
 def _words(hint: Any) -> str:
-    """A type as a user would write it."""
+    """Return a type as a user would write it."""
     return " or ".join(_word(option) for option in _alternatives(hint))
 
 

@@ -20,6 +20,7 @@ from ..models.base import default_device
 from ..models.generate import draw_images
 from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
+from ..system.errors import CheckpointError, ConfigError
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
@@ -28,8 +29,19 @@ from .train_subprocess import check_same, has_ended, train_in_subprocess
 _log = logging.getLogger(__name__)
 
 
+class _StageFolder:
+    """A stage that leaves its result in a folder of its name."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the stage."""
+        return Path("runs") / self.name
+
+
 @dataclass(frozen=True)
-class BuildParts:
+class BuildParts(_StageFolder):
     """A tiny pipeline is built: its autoencoder and text encoders are trained, its transformer is random."""
 
     family: Literal["SD3", "Wan"]
@@ -44,11 +56,6 @@ class BuildParts:
     """Updates of the autoencoder."""
     text_steps: int = 700
     """Updates of the text encoders."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the stage."""
-        return Path("runs") / self.name
 
     @property
     def model(self) -> Path:
@@ -66,16 +73,11 @@ class BuildParts:
 
 
 @dataclass(frozen=True)
-class Merge(LoRAMerge):
-    """LoRAs become one."""
+class Merge(_StageFolder, LoRAMerge):
+    """Several LoRAs are merged into one."""
 
     name: str = "merge"
-    """Name of the stage.  The result is in runs/NAME/lora."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the stage."""
-        return Path("runs") / self.name
+    """Name of the stage.  The merged LoRA is kept in runs/NAME/lora."""
 
     def __call__(self) -> str:
         _, error = self.write(self.folder / "lora")
@@ -83,35 +85,30 @@ class Merge(LoRAMerge):
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Specialists draw pictures, each of the prompts of its own tasks, to learn from as an `ImageFolder`."""
+class Samples(_StageFolder):
+    """Teachers draw pictures of the prompts of their tasks, which a run may learn from as an `ImageFolder`."""
 
     model: SD3
-    """What they are adapters of."""
+    """Pipeline that the teachers' LoRAs adapt."""
     teachers: tuple[Teacher, ...]
-    """Who draws which prompts."""
+    """Teachers and the tasks whose prompts they draw."""
     prompts: ShapesPrompts | PromptFile
-    """What is drawn."""
+    """Prompts of the pictures."""
     name: str = "samples"
-    """The pictures are kept in runs/NAME/images."""
+    """Name of the stage.  The pictures are kept in runs/NAME/images."""
     route: str = "tag"
     """Key of a record that names its task."""
     per_prompt: int = 4
-    """Pictures of each prompt."""
+    """Number of pictures of a prompt."""
     steps: int = 20
-    """ODE steps."""
+    """Number of ODE steps."""
     guidance_scale: float = 1.0
-    """Of teachers that have none of their own."""
+    """Guidance scale of teachers that name none."""
     seed: int = 0
-    """Of prompts and noise."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the stage."""
-        return Path("runs") / self.name
+    """Seed of prompts and noise."""
 
     def records(self) -> list[dict]:
-        """What is drawn; ValueError for a prompt that no teacher knows."""
+        """Return the prompts to draw.  InputError names a prompt that has no teacher."""
         records = self.prompts.records(self.seed)
         check_routes(records, self.route, self.teachers)
         return records
@@ -148,24 +145,25 @@ class Chain:
 
     name: str
     stages: tuple[Stage, ...]
-    """In order; each may use the folders of those before it, runs/NAME of the stage."""
+    """Stages in order.  A stage may use the folders of those before it, which are runs/NAME."""
     processes: int = 1
-    """How many train each run; torchrun starts them on this machine."""
+    """Number of processes that train a run.  torchrun starts them on this machine."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
-            raise ValueError(f"chain {self.name}: processes = {self.processes}; at least 1")
+            raise ConfigError(f"chain {self.name}: processes = {self.processes}; at least 1")
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"chain {self.name}: two stages are called {name}; give each a name of its own")
+                raise ConfigError(f"chain {self.name}: two stages are called {name}; give each a name of its own")
 
 
 def execute_chain(chain: Chain) -> Path:
     """Do the stages of a chain that have not ended, and return the folder of the last.
 
-    ValueError before anything is trained where a stage cannot be run, its folder holds another, or what it was made
-    from has changed since; TrainingStopped where one could not be brought to its end.
+    ConfigError or InputError is raised first where a stage cannot be run, and CheckpointError where its folder
+    holds another stage or what it was made from has changed.  TrainingStopped is raised where a run could not be
+    finished.
     """
     for stage in chain.stages:
         check_stage(stage)
@@ -186,7 +184,10 @@ def execute_chain(chain: Chain) -> Path:
 
 
 def check_stage(stage: Stage) -> None:
-    """ValueError for a stage that cannot be run, or whose folder holds another or an older one."""
+    """Check that a stage can be run, and that its folder holds no other or older one.
+
+    ConfigError, InputError or CheckpointError says what is wrong.
+    """
     if isinstance(stage, Run):
         check_same(stage)
         for records in (prompt_records, held_out_records):
@@ -199,7 +200,7 @@ def check_stage(stage: Stage) -> None:
         before, now = json.loads(inputs_file(stage).read_text()), inputs(stage)
         for name in before:
             if before[name] != now[name]:
-                raise ValueError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
+                raise CheckpointError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
 
 
 def is_done(stage: Stage) -> bool:
@@ -241,7 +242,9 @@ def folder_digest(folder: Path) -> str | None:
 
 
 def check_same_stage(stage: BuildParts | Merge | Samples) -> None:
-    """ValueError when the stage's folder holds one of other settings."""
+    """Check that the stage's folder holds no stage with other settings.  CheckpointError where it does."""
     file = record_of(stage)
     if file.is_file() and from_json(type(stage), json.loads(file.read_text()), str(file)) != stage:
-        raise ValueError(f"{stage.folder} holds a stage with other settings; delete it, or give this one another name")
+        raise CheckpointError(
+            f"{stage.folder} holds a stage with other settings; delete it, or give this one another name"
+        )

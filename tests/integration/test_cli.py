@@ -127,7 +127,7 @@ def test_help_and_recipes_import_neither_torch_nor_diffusers():
 def test_help_shows_what_each_field_means(said):
     code, out, _ = said("train", "shapes_flow_grpo", "--help")
     assert code == 0
-    for text in ("--algorithm.group", "Images per prompt.", "--learning-rate", "--data.split", "NAME NUMBER"):
+    for text in ("--algorithm.group", "Number of images per prompt.", "--learning-rate", "--data.split", "NAME NUMBER"):
         assert text in out
 
 
@@ -448,15 +448,28 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
     ]
     modules += ["rewards/shapes_judge", "algorithms/pruning", "algorithms/windows", "algorithms/sft", "algorithms/soar"]
     modules += [f"algorithms/{name}_grpo" for name in ("flow", "dance", "mix", "branch", "pref")] + ["algorithms/ddpo"]
-    silent = []
-    for module in modules:
-        tree = ast.parse((Path(afterflow.__file__).parent / f"{module}.py").read_text())
-        for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):
-            for field, after in zip(kind.body, [*kind.body[1:], None]):
-                said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if isinstance(field, ast.AnnAssign) and not said:
-                    silent.append(f"{module}.{kind.name}.{ast.unparse(field.target)}")
-    assert not silent
+    classes = lambda names: [
+        node
+        for name in names
+        for node in ast.parse((Path(afterflow.__file__).parent / f"{name}.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    ]
+    kinds, parents = classes(modules), classes(["algorithms/base", "algorithms/policy_gradient"])
+    silent, spoken, bases = [], set(), {}
+    for kind in [*kinds, *parents]:
+        bases[kind.name] = [ast.unparse(base).split("[")[0] for base in kind.bases]
+        for field, after in zip(kind.body, [*kind.body[1:], None]):
+            said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and said:
+                spoken.add((kind.name, ast.unparse(field.target)))
+            elif isinstance(field, ast.AnnAssign) and kind in kinds:
+                silent.append((kind.name, ast.unparse(field.target)))
+
+    def inherited(kind, field):
+        """Whether a class that `kind` derives from has the sentence, which the help then shows."""
+        return any((base, field) in spoken or inherited(base, field) for base in bases.get(kind, ()))
+
+    assert [f"{kind}.{field}" for kind, field in silent if not inherited(kind, field)] == []
 
 
 def test_processes_of_a_launcher_train_and_do_nothing_else(monkeypatch, capsys):
