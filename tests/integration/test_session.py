@@ -135,7 +135,8 @@ def test_a_run_is_not_written_over(run):
         execute(run, "short")
     other = run.with_options(learning_rate=2e-3, algorithm=replace(run.algorithm, beta=0.0))
     apart = (
-        r"with other options \(algorithm.beta = 0.01 there, 0.0 here; learning_rate = 0.001 there, 0.002 here\); give"
+        r"with other options \(algorithm.beta = 0.01 there, 0.0 here; "
+        r"optimization.learning_rate = 0.001 there, 0.002 here\); give"
     )
     with pytest.raises(ValueError, match=apart):
         execute(other, "short")
