@@ -13,7 +13,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from ..experiment.run_folder import RunFolder, read_run
 from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
-from .recipes import made_by, recipe_lines
+from .recipes import check_recipe, made_by, recipe_lines
 
 if TYPE_CHECKING:
     from ..experiment.config import Run
@@ -44,6 +44,8 @@ def train(args: Sequence[str]) -> None:
         return
     if source in ("--from", "--resume") and not options:
         raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
+    if source not in ("--from", "--resume"):
+        check_recipe(source)  # before anything that takes seconds to import
     from ..experiment.stages import Chain
     from ..models.pipeline import no_progress_bars
 

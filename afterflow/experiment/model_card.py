@@ -98,7 +98,7 @@ def base_in_code(run: Run) -> str:
 
 def stock_of(run: Run) -> str:
     """Return the pipeline's class in diffusers."""
-    return FAMILIES[type(run.model)].stock.__name__
+    return FAMILIES[type(run.model)].stock
 
 
 def usage(run: Run, result: Path) -> list[str]:

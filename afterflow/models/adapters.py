@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-from peft import LoraConfig
-from peft.functional import set_adapter
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..sampling.conditioning import Velocity
@@ -50,6 +47,8 @@ class Full:
 def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
     """Give gradients to what `tune` names and to nothing else of the model; return those parameters by name."""
     if isinstance(tune, LoRA):
+        from peft import LoraConfig
+
         model.module.requires_grad_(False)
         if tune.start is not None:
             start_from(model, tune, tune.start)
@@ -73,6 +72,8 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def start_from(model: Model, tune: LoRA, folder: str) -> None:
     """Attach the LoRA of `folder` and train it on.  ConfigError where `tune` has another rank, alpha or layers."""
+    from peft.functional import set_adapter
+
     model.load_lora(folder)
     stored = model.module.peft_config["default"]  # type: ignore[index]
     if (stored.r, stored.lora_alpha) != (tune.rank, tune.alpha):
@@ -86,6 +87,8 @@ def start_from(model: Model, tune: LoRA, folder: str) -> None:
 
 def restore_fp32(model: Model, folder: str, name: str) -> None:
     """Give a loaded adapter its stored fp32 values again, which peft rounds to the precision of the base."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     stored = model.read_lora(folder).layers
     scaling = model.module.peft_config[name]  # type: ignore[index]
     for layer, module in model.module.named_modules():
@@ -111,6 +114,8 @@ def without_adapters(model: Model, tune: LoRA | Full, shard: ShardNetwork = iden
 
 def frozen(model: Model, folder: str, name: str) -> Wrapped:
     """Return the velocity field of the base model with the frozen LoRA of a folder, beside the one that is trained."""
+    from peft.functional import set_adapter
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
         model.load_lora(folder, name)
@@ -121,6 +126,7 @@ def frozen(model: Model, folder: str, name: str) -> Wrapped:
 
 def adapter_on(module: nn.Module, name: str) -> Callable:
     """Return a context in which another adapter than the trained one acts, and none has gradients."""
+    from peft.functional import set_adapter
 
     @contextmanager
     def on() -> Iterator[None]:

@@ -26,9 +26,9 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any]) -> Pretrained:
     Raises InputError where no family draws with it, ConfigError where the family has no such option.
     """
     stock = pipeline_class(locate(path, None, weights=False))
-    kind = next((kind for kind, model in FAMILIES.items() if model.stock.__name__ == stock), None)
+    kind = next((kind for kind, model in FAMILIES.items() if model.stock == stock), None)
     if kind is None:
-        supported = ", ".join(model.stock.__name__ for model in FAMILIES.values())
+        supported = ", ".join(model.stock for model in FAMILIES.values())
         raise InputError(f"model {path!r} is a {stock}; afterflow knows {supported}")
     for name in options:
         if name not in {field.name for field in fields(kind)}:

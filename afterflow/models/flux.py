@@ -5,15 +5,17 @@ FLUX.1-dev is distilled from a guided model and takes the guidance scale as an i
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
 from .pipeline import Model, Pretrained
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Flux(Pretrained):
 class FluxModel(Model):
     """FLUX.1: tokens of 2x2 latents, and a network that takes a guidance scale as input."""
 
-    stock = FluxPipeline
+    stock = "FluxPipeline"
     encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     packed = True
     usual_guidance = 1.0
@@ -59,7 +61,7 @@ class FluxModel(Model):
         self.scale_factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
-    def embed(self, pipe: FluxPipeline, prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         sequence, pooled, _ = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         return Embedding(sequence, pooled)

@@ -12,17 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import diffusers
 import diffusers.utils.logging
 import numpy as np
 import torch
 import transformers.utils.logging
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.training_utils import _collate_lora_metadata
+from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
-from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -43,6 +41,9 @@ from .packing import pack_latents, unpack_latents
 from .quantize import QuantizeName, check_quantizes, quantize
 from .vae import decode_images, encode_images
 from .wrappers import Combine, guided, in_chunks, linear_guidance
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 ASSETS = Path(__file__).parent / "assets"
 TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
@@ -85,8 +86,8 @@ class Pretrained(ABC):
 class Model(ABC):
     """A stock pipeline without its text encoders, which a family tells how to read prompts and predict velocities."""
 
-    stock: type[DiffusionPipeline]
-    """The pipeline's class in diffusers."""
+    stock: str
+    """Name of the pipeline's class in diffusers."""
     encoders: tuple[str, ...]
     """Names of the pipeline's parts that read prompts."""
     usual_guidance: float
@@ -122,7 +123,7 @@ class Model(ABC):
     def __init__(self, config: Pretrained, device: torch.device | str) -> None:
         self.config, self.device = config, torch.device(device)
         self.folder = locate(config.path, config.revision, weights=False)
-        check_family(config.path, self.folder, self.stock.__name__)
+        check_family(config.path, self.folder, self.stock)
         self.pipe = self.meta_pipeline()
         self.configure()  # what cannot be drawn is refused before weights are fetched
         if self.device.type != "meta":
@@ -167,15 +168,21 @@ class Model(ABC):
         """Decode latents (B, ...) to uint8 images (B, H, W, 3), or clips (B, F, H, W, 3)."""
         return self.vae_decode(self.vae, latents)
 
-    def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> DiffusionPipeline:
+    def stock_class(self) -> "type[DiffusionPipeline]":
+        """Return the pipeline's class in diffusers.  Its import takes seconds, so it waits until weights do."""
+        return getattr(diffusers, self.stock)
+
+    def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
         """Return the stock pipeline from the folder, some parts given and some left out."""
         index = json.loads((self.folder / "model_index.json").read_text())
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
-        return self.stock.from_pretrained(self.folder, dtype=getattr(torch, self.config.dtype), **left_out, **parts)
+        return self.stock_class().from_pretrained(
+            self.folder, dtype=getattr(torch, self.config.dtype), **left_out, **parts
+        )
 
-    def meta_pipeline(self) -> DiffusionPipeline:
+    def meta_pipeline(self) -> "DiffusionPipeline":
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
         index, dtype = json.loads((self.folder / "model_index.json").read_text()), getattr(torch, self.config.dtype)
         options = {name: value for name, value in index.items() if not name.startswith("_")}
@@ -188,7 +195,7 @@ class Model(ABC):
                 options[name] = meta_part(getattr(diffusers, kind), self.folder / name, dtype)
             else:
                 options[name] = None
-        return self.stock(**options)
+        return self.stock_class()(**options)
 
     def encode(self, prompts: Sequence[str]) -> Embedding:
         """Encode P texts to P rows.  They are cached on disk by content; encoders are loaded only for new texts."""
@@ -239,7 +246,10 @@ class Model(ABC):
 
     def save_lora(self, folder: Path) -> None:
         """Write the adapter of `module` so that the stock pipeline's load_lora_weights(folder) reads it."""
-        self.stock.save_lora_weights(
+        from diffusers.training_utils import _collate_lora_metadata
+        from peft import get_peft_model_state_dict
+
+        self.stock_class().save_lora_weights(
             folder,
             transformer_lora_layers=get_peft_model_state_dict(self.module),
             # Without it diffusers loads a LoRA with alpha != rank at the wrong scale, and says nothing.
@@ -324,7 +334,7 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
             raise InputError(f"model {path!r}: no such folder, and a hub id reads owner/name")
         try:
             configurations = {"allow_patterns": ["*.json", "*.txt"], "revision": revision}
-            fetched = DiffusionPipeline.download(path, revision=revision) if weights else None
+            fetched = diffusers.DiffusionPipeline.download(path, revision=revision) if weights else None
             folder = Path(fetched or snapshot_download(path, **configurations))
         except OSError as error:
             raise InputError(

@@ -1,16 +1,18 @@
 """Qwen-Image (arXiv:2508.02324) through diffusers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
 from .pipeline import Model, Pretrained
 from .vae import decode_frames, encode_frames
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class QwenImage(Pretrained):
 class QwenImageModel(Model):
     """Qwen-Image: tokens of 2x2 latents, padded prompts with a mask, and guidance of its own."""
 
-    stock = QwenImagePipeline
+    stock = "QwenImagePipeline"
     encoders = ("text_encoder", "tokenizer")
     packed, vae_encode, vae_decode = True, staticmethod(encode_frames), staticmethod(decode_frames)
     usual_guidance = 4.0
@@ -52,7 +54,7 @@ class QwenImageModel(Model):
         self.scale_factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
-    def embed(self, pipe: QwenImagePipeline, prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         # None says that no row is padded; other batches may be longer.

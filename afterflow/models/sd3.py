@@ -3,10 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -14,6 +13,9 @@ from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import SD3Grid
 from .packing import latent_sides
 from .pipeline import Model, Pretrained
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 FIRST_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 THIRD_ENCODER = ("text_encoder_3", "tokenizer_3")
@@ -41,7 +43,7 @@ class SD3(Pretrained):
 class SD3Model(Model):
     """Stable Diffusion 3: two CLIP encoders, and a T5 that may be left out."""
 
-    stock = StableDiffusion3Pipeline
+    stock = "StableDiffusion3Pipeline"
     encoders = FIRST_ENCODERS + THIRD_ENCODER
     usual_guidance = 4.5
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -61,7 +63,7 @@ class SD3Model(Model):
         size = factor * net.sample_size if config.size is None else config.size
         self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, factor * net.patch_size)
 
-    def embed(self, pipe: StableDiffusion3Pipeline, prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         encoded = pipe.encode_prompt(
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.t5_tokens

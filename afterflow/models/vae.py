@@ -1,15 +1,19 @@
 """Autoencoders of diffusers in our terms: images are uint8 and channels last, latents have mean 0 and std 1."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderKLWan
 from torch import Tensor, nn
 
-ClipVAE = AutoencoderKLWan | AutoencoderKLQwenImage
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderKLWan
+
+    ClipVAE = AutoencoderKLWan | AutoencoderKLQwenImage
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
+def encode_images(vae: "AutoencoderKL", images: np.ndarray) -> Tensor:
     """Encode images: uint8 (B, H, W, 3) → (B, C, h, w)."""
     batch = batch_size(images.shape[1] * images.shape[2], 64)
     parts = [vae.encode(to_pixels(images[i : i + batch], vae)).latent_dist.mode() for i in range(0, len(images), batch)]
@@ -17,7 +21,7 @@ def encode_images(vae: AutoencoderKL, images: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def decode_images(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
+def decode_images(vae: "AutoencoderKL", latents: Tensor) -> np.ndarray:
     """Decode images: (B, C, h, w) → uint8 (B, H, W, 3)."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     batch = batch_size(latents.shape[-1] * latents.shape[-2] * factor**2, 16)
@@ -26,7 +30,7 @@ def decode_images(vae: AutoencoderKL, latents: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode_clips(vae: ClipVAE, clips: np.ndarray) -> Tensor:
+def encode_clips(vae: "ClipVAE", clips: np.ndarray) -> Tensor:
     """Encode clips by the autoencoder of Wan or Qwen-Image: uint8 (B, F, H, W, 3) → (B, C, f, h, w).
 
     An image (B, H, W, 3) is a clip of one frame.
@@ -42,19 +46,19 @@ def encode_clips(vae: ClipVAE, clips: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def decode_clips(vae: ClipVAE, latents: Tensor) -> np.ndarray:
+def decode_clips(vae: "ClipVAE", latents: Tensor) -> np.ndarray:
     """Decode clips by the autoencoder of Wan or Qwen-Image: (B, C, f, h, w) → uint8 (B, F, H, W, 3)."""
     mean, std = channel_statistics(vae)
     batch = batch_size(256 * latents[0, 0].numel(), 16)  # a latent stands for 4 frames of 8 x 8 pixels
     return np.concatenate([to_uint8(vae.decode(part.float() * std + mean).sample) for part in latents.split(batch)])
 
 
-def encode_frames(vae: ClipVAE, images: np.ndarray) -> Tensor:
+def encode_frames(vae: "ClipVAE", images: np.ndarray) -> Tensor:
     """Encode images as clips of one frame: uint8 (B, H, W, 3) → (B, C, h, w)."""
     return encode_clips(vae, images)[:, :, 0]
 
 
-def decode_frames(vae: ClipVAE, latents: Tensor) -> np.ndarray:
+def decode_frames(vae: "ClipVAE", latents: Tensor) -> np.ndarray:
     """Decode images as clips of one frame: (B, C, h, w) → uint8 (B, H, W, 3)."""
     return decode_clips(vae, latents[:, :, None])[:, 0]
 
@@ -64,7 +68,7 @@ def batch_size(pixels: int, limit: int) -> int:
     return max(1, min(limit, 2**21 // pixels))
 
 
-def channel_statistics(vae: ClipVAE) -> tuple[Tensor, Tensor]:
+def channel_statistics(vae: "ClipVAE") -> tuple[Tensor, Tensor]:
     """Mean and std of the latents' channels, (C, 1, 1, 1) each."""
     like = next(vae.parameters())
     mean, std = (

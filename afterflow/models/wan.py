@@ -5,10 +5,10 @@ solver of several steps at a time.  Ours draws with single steps on nearly the s
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
@@ -17,6 +17,9 @@ from ..system.errors import ConfigError, InputError
 from .packing import check_divides
 from .pipeline import Model, Pretrained
 from .vae import decode_clips, encode_clips
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, UniPCMultistepScheduler
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Wan(Pretrained):
 class WanModel(Model):
     """Wan 2.1: clips instead of images, drawn with single steps."""
 
-    stock = WanPipeline
+    stock = "WanPipeline"
     encoders = ("text_encoder", "tokenizer")
     vae_encode, vae_decode = staticmethod(encode_clips), staticmethod(decode_clips)
     usual_guidance = 5.0
@@ -68,7 +71,7 @@ class WanModel(Model):
         sides = config.height // self.scale_factor, config.width // self.scale_factor
         self.latent_shape = net.in_channels, (config.frames - 1) // time + 1, *sides
 
-    def embed(self, pipe: WanPipeline, prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         sequence, _ = pipe.encode_prompt(
             prompts, do_classifier_free_guidance=False, max_sequence_length=self.config.max_sequence_length
@@ -99,7 +102,7 @@ class WanModel(Model):
         }
 
 
-def wan_schedule(scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler) -> Schedule:
+def wan_schedule(scheduler: "UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler") -> Schedule:
     """Return the grid of the pipeline's own scheduler.  InputError for one that is not for flow matching."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return SD3Grid(scheduler.config.shift)

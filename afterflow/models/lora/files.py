@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -104,6 +103,8 @@ def lora_state_dict(layers: dict[str, LoRAFactors]) -> dict[str, Tensor]:
 
 def write_lora(folder: Path, layers: dict[str, LoRAFactors]) -> None:
     """Write a LoRA in diffusers' format, with rank and alpha in its metadata."""
+    from peft import LoraConfig
+
     rank = len(next(iter(layers.values())).A)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)).to_dict()
     config["target_modules"] = sorted(config["target_modules"])

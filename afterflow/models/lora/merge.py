@@ -4,13 +4,12 @@ Averaging the factors instead gives (1/K²) Σ B_i A_j, which is another matrix 
 does so.  Here a sum of ΔW is exact at rank Σ r_i, and cut to a lower rank it is the nearest there is (its SVD).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, ties
 from torch import Tensor
 
 from ...system.errors import ConfigError, InputError
@@ -18,12 +17,6 @@ from .factors import LoRAFactors, cut_rank, nearest_factors, pad_rank, weighted_
 from .files import StoredLoRA, read_lora, write_lora
 
 MergeMethod = Literal["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
-PRUNING: dict[MergeMethod, Callable[[list[Tensor], Tensor, float], Tensor]] = {
-    "ties": ties,
-    "dare_linear": dare_linear,
-    "dare_ties": dare_ties,
-    "magnitude_prune": magnitude_prune,
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +99,9 @@ def pruned_sum(
     parts: Sequence[tuple[LoRAFactors, float]], how: MergeMethod, density: float, generator: torch.Generator
 ) -> Tensor:
     """Sum ΔW (out, in) by peft's merges, which leave out entries: small ones, random ones, or the minority's sign."""
+    from peft.utils import merge_utils
+
     deltas, weights = [f.delta for f, _ in parts], torch.tensor([w for _, w in parts])
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dare draws from the global generator
-        return PRUNING[how](deltas, weights, density)
+        return getattr(merge_utils, how)(deltas, weights, density)
