@@ -12,10 +12,11 @@ from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldNam
 from tyro.extras import literal_type_from_choices
 
 from ..envs.shapes.world import TAGS
-from ..evaluation.report import Report, ShapesSettings, check_counts, render_report
+from ..evaluation.report import Report, ShapesSettings, render_report
 from ..evaluation.suites import SUITES, Drawing, suite_records, suite_report
 from ..experiment.serialization import to_json
 from ..rewards.base import RewardModels
+from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
@@ -100,7 +101,7 @@ class Eval:
             raise ConfigError("--lora-against goes on what --against names; add --against base for MODEL itself")
         if self.against == "base" and self.lora == self.lora_against:
             raise ConfigError("--against base compares MODEL with itself; give a --lora, or name another model")
-        check_counts(self, ("prompts", "images", "steps", "chunk", "draws"))
+        check_at_least_one(self, "prompts", "images", "steps", "chunk", "draws")
         foreign = self.changed(FOLDER_OPTIONS if self.suite == "shapes" else SHAPES_OPTIONS)
         if foreign:
             raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
 
-from ..evaluation.report import check_counts
+from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from .model_options import ModelOptions, check_sources
 from .output import check_png
@@ -44,7 +44,7 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise ConfigError("a prompt is missing or empty; put each in quotes")
-        check_counts(self, ("images", "steps"))
+        check_at_least_one(self, "images", "steps")
         check_png("--out", self.out)
 
     def __call__(self) -> None:

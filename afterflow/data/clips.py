@@ -11,6 +11,7 @@ import numpy as np
 from ..envs.shapes.moving import MOVING_TAGS, draw_moving, moving_suite, render_clip
 from ..envs.shapes.world import world_size
 from ..sampling.seeds import number
+from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from .images import CaptionedImage, ImageSource
@@ -56,8 +57,7 @@ class MovingClips(ImageSource):
 
     def __post_init__(self) -> None:
         check_moving_options(self.count, self.tags)
-        if self.frames < 1:
-            raise ConfigError(f"frames = {self.frames}: at least 1")
+        check_at_least_one(self, "frames")
 
     def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         """Yield the clips, each rendered when it is its turn."""

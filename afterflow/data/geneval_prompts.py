@@ -14,6 +14,7 @@ import numpy as np
 from ..envs.geneval_rules import OBJECTS
 from ..envs.shapes.world import COLORS, RELATIONS
 from ..sampling.seeds import number
+from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
 from .prompts import NO_CHECKS, PromptFile, RecordChecks, check_record
 
@@ -36,8 +37,7 @@ class ObjectPrompts:
     """Path of GenEval's evaluation_metadata.jsonl, whose prompts are left out of training."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError(f"count = {self.count}: at least 1")
+        check_at_least_one(self, "count")
 
     def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
         """Draw the records; InputError where a reward cannot judge one."""
@@ -154,8 +154,7 @@ class SignPrompts:
     """Number of prompts, all distinct."""
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError(f"count = {self.count}: at least 1")
+        check_at_least_one(self, "count")
 
     def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
         """Draw the records; InputError where a reward cannot judge one."""

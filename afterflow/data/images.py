@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from ..envs.shapes import prompts, render
 from ..envs.shapes.world import TAGS, world_size
 from ..sampling.seeds import number
+from ..system.checks import check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from .prompts import check_shapes_options
@@ -72,8 +73,7 @@ class ShapesImages(ImageSource):
 
     def __post_init__(self) -> None:
         check_shapes_options(self.count, self.split, self.tags, self.size)
-        if self.empty_tokens < 0:
-            raise ConfigError(f"empty_tokens = {self.empty_tokens}: 0 or more")
+        check_not_negative(self, "empty_tokens")
 
     def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         """Yield the images, each rendered when it is its turn."""

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..experiment.intervals import Estimate, estimate_text, estimates, without_zero
-from ..system.errors import ConfigError
+from ..system.checks import check_at_least_one
 
 GENEVAL_TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 VERDICTS = ("official", "strict", "closed", "partial", "fidelity")
@@ -46,15 +46,7 @@ class ShapesSettings:
     """Number of bootstrap resamples."""
 
     def __post_init__(self) -> None:
-        check_counts(self, ("prompts", "images", "steps", "draws"))
-
-
-def check_counts(options: object, names: Iterable[str]) -> None:
-    """Raise ConfigError for an attribute of these that is a number below 1."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} = {value}: at least 1")
+        check_at_least_one(self, "prompts", "images", "steps", "draws")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
-from .report import Comparison, Report, check_counts, compare_figures, rows_by_tag
+from .report import Comparison, Report, compare_figures, rows_by_tag
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Drawing:
     """Number of images in a forward pass.  Guidance doubles it."""
 
     def __post_init__(self) -> None:
-        check_counts(self, ("images", "steps", "chunk"))
+        check_at_least_one(self, "images", "steps", "chunk")
 
 
 def suite_records(suite: str, prompts_from: str | None, prompts: int | None) -> list[dict]:

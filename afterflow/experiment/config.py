@@ -29,11 +29,12 @@ from ..models.sd3 import SD3
 from ..rewards.base import RewardModels
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.vlm.judge import VLMJudge
+from ..system.checks import check_at_least_one, check_not_negative, check_positive
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from ..train.sharding import Sharding
-from .config_checks import check_at_least_one, check_not_negative, check_positive, check_run
+from .config_checks import check_run
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 AnyAlgorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD

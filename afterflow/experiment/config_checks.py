@@ -1,6 +1,6 @@
 """Whether the parts of a run fit together: one function for each subject, a sentence for each misfit."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
 from ..data.images import ImageSource
@@ -112,26 +112,3 @@ def check_rewards_of(run: "Run", algorithm: OnPolicy) -> None:
         raise ConfigError(f"judge = {run.judge}: {type(algorithm).__name__} {need}")
     if blend.how == "z_sum" and sum(algorithm.weights.values()) <= 0:
         raise ConfigError("algorithm.weights: their sum must be positive for blend.how = z_sum, a weighted mean")
-
-
-def check_at_least_one(group: Any, *names: str) -> None:
-    """Check that fields are None or at least 1."""
-    for name in names:
-        value = getattr(group, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} = {value}: at least 1")
-
-
-def check_positive(group: Any, *names: str) -> None:
-    """Check that fields are None or above 0."""
-    for name in names:
-        value = getattr(group, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{name} = {value}: it must be positive")
-
-
-def check_not_negative(group: Any, *names: str) -> None:
-    """Check that fields are 0 or above."""
-    for name in names:
-        if getattr(group, name) < 0:
-            raise ConfigError(f"{name} = {getattr(group, name)}: 0 or more")

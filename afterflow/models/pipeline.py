@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import Schedule
-from ..system.errors import ConfigError, InputError
+from ..system.checks import check_at_least_one, check_not_negative
+from ..system.errors import InputError
 from .base import cache_folder, write_cache_file
 from .lora.files import (
     StoredLoRA,
@@ -66,14 +67,9 @@ class Pretrained(ABC):
 
     def __post_init__(self) -> None:
         check_quantizes(self.quantize)
-        for name in ("size", "width", "height", "frames"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ConfigError(f"model.{name} = {value}: at least 1")
-        for name in ("max_sequence_length", "embedded_guidance"):
-            value = getattr(self, name, None)
-            if value is not None and value < 0:
-                raise ConfigError(f"model.{name} = {value}: 0 or more")
+        given = vars(self).keys()
+        check_at_least_one(self, *sorted(given & {"size", "width", "height", "frames"}), prefix="model.")
+        check_not_negative(self, *sorted(given & {"max_sequence_length", "embedded_guidance"}), prefix="model.")
 
     @abstractmethod
     def load(self, device: torch.device | str = "cpu") -> "Model":

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 
@@ -69,8 +70,7 @@ class RewardModels:
     """Addresses by reward, of services that score it (afterflow serve-rewards).  Commas separate several."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"reward_models.batch = {self.batch}: at least 1")
+        check_at_least_one(self, "batch", prefix="reward_models.")
         for name in self.options:
             if name not in REWARD_OPTIONS:
                 raise unknown_name("option of reward_models", name, REWARD_OPTIONS)

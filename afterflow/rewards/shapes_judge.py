@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..system.checks import check_not_negative
 from ..system.errors import ConfigError
 from .base import ImagePairs
 from .shapes import shapes_verdicts
@@ -27,9 +28,7 @@ class ShapesJudge:
     def __post_init__(self) -> None:
         if self.score not in ("partial", "strict", "closed"):
             raise ConfigError(f"judge.score = {self.score!r}: take partial, strict or closed")
-        for name in ("noise", "bias", "margin", "softness"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"judge.{name} = {getattr(self, name)}: 0 or more")
+        check_not_negative(self, "noise", "bias", "margin", "softness", prefix="judge.")
         if self.margin and self.softness:
             raise ConfigError(
                 "judge.margin makes ties of a judge that says first or second; leave softness at 0 with it"

@@ -1,4 +1,4 @@
-"""What surrounds a run: atomic files, errors, names that users type, optional libraries, launched processes.
+"""What surrounds a run: files, errors, bounds of options, names that users type, optional libraries, processes.
 
 Imports nothing of afterflow and no torch.  Read `names.py` first.
 """

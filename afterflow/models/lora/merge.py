@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...system.checks import check_at_least_one
 from ...system.errors import ConfigError, InputError
 from .factors import LoRAFactors, cut_rank, nearest_factors, pad_rank, weighted_sum
 from .files import StoredLoRA, read_lora, write_lora
@@ -42,8 +43,7 @@ class LoRAMerge:
             raise ConfigError(f"a merge of {count} LoRAs: name at least two")
         if self.weights is not None and len(self.weights) != count:
             raise ConfigError(f"weights: {len(self.weights)} numbers for {count} LoRAs; give one for each")
-        if self.rank is not None and self.rank < 1:
-            raise ConfigError(f"rank = {self.rank}: at least 1")
+        check_at_least_one(self, "rank")
         if not 0 < self.density <= 1:
             raise ConfigError(f"density = {self.density}: a share of the entries, in (0, 1]")
 

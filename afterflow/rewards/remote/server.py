@@ -18,6 +18,7 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
+from ...system.checks import check_positive
 from ...system.errors import ConfigError, InputError
 from ..base import Reward, Scored, concatenate_scored
 from .protocol import JSON, MSGPACK, decode_image, pack, score_reply, unpack
@@ -45,9 +46,7 @@ class ServiceLimits:
     """Seconds that a batch waits for more images."""
 
     def __post_init__(self) -> None:
-        for name in ("images", "pixels", "megabytes", "waiting", "seconds", "batch"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)}: it must be positive")
+        check_positive(self, "images", "pixels", "megabytes", "waiting", "seconds", "batch")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ...system.errors import ConfigError
+from ...system.checks import check_positive
 from ...system.optional_dependencies import check_extra
 from ..base import ImagePairs, Scored, check_address
 from .client import Chat, ChatAnswer, Unanswered
@@ -53,9 +53,7 @@ class VLMJudge:
         check_address("judge.url", self.url)
         if self.audit:
             check_extra("judge.audit", ["rapidocr"], "ocr")
-        for name in ("max_tokens", "timeout", "attempts", "threads"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"judge.{name} = {getattr(self, name)}: it must be positive")
+        check_positive(self, "max_tokens", "timeout", "attempts", "threads", prefix="judge.")
 
     def __call__(self, pairs: ImagePairs) -> Scored:
         """Return how much the first image of each pair is better, (Q,) in [0, 1]; NaN, with a reason, is no verdict."""
