@@ -1,4 +1,4 @@
-"""From rewards to numbers to descend: advantages, preferences, credit in trees, distillation and losses.
+"""Turns rewards into advantages and losses; also preferences, credit in trees, and distillation.
 
 Pure functions of tensors; may import `sampling`.  Read `advantages.py` first, then `losses.py`.
 """

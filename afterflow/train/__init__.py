@@ -1,4 +1,5 @@
 """The training loop: exploration, updates, checkpoints and processes.  It knows no algorithm by name.
 
-May import every room above it in the README's list, no experiment.  Read `loop.py` first, then `explore.py`.
+May import the rooms before it in the README's list, but not `experiment` or what follows.  Read `loop.py` first,
+then `explore.py`.
 """
