@@ -10,11 +10,14 @@ from toy import MLP, learn
 torch.set_num_threads(1)  # the toys' tensors are so small that threads cost more than they bring
 
 
+NO_GPU = pytest.mark.skip(reason="no CUDA GPU here; make test ARGS='-m gpu' runs these where there is one")
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+                item.add_marker(NO_GPU)
 
 
 @pytest.fixture(scope="session")
