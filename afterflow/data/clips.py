@@ -30,7 +30,8 @@ class MovingPrompts:
     """Kinds of prompt: move_one is an object, move_count two alike, move_two two objects in two directions."""
 
     def __post_init__(self) -> None:
-        check_moving_options(self.count, self.tags)
+        check_at_least_one(self, "count")
+        check_moving_options(self.tags)
 
     def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
         """Return the prompts' records; no check is needed, because the world makes valid records only."""
@@ -56,8 +57,8 @@ class MovingClips(ImageSource):
     """Whether latents are stored on disk for the next run; rendering takes longer than encoding."""
 
     def __post_init__(self) -> None:
-        check_moving_options(self.count, self.tags)
-        check_at_least_one(self, "frames")
+        check_at_least_one(self, "count", "frames")
+        check_moving_options(self.tags)
 
     def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         """Yield the clips, each rendered when it is its turn."""
@@ -69,10 +70,8 @@ class MovingClips(ImageSource):
             yield CaptionedImage(record, hashlib.sha256(clip.tobytes()).hexdigest(), partial(np.asarray, clip))
 
 
-def check_moving_options(count: int, tags: Sequence[str]) -> None:
+def check_moving_options(tags: Sequence[str]) -> None:
     """Raise ConfigError for options that the moving shapes world does not have."""
-    if count < 1:
-        raise ConfigError(f"count = {count}: at least 1")
     for tag in tags:
         if tag not in MOVING_TAGS:
             raise unknown_name("tag", tag, MOVING_TAGS)

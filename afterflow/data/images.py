@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from ..envs.shapes import prompts, render
 from ..envs.shapes.world import TAGS, world_size
 from ..sampling.seeds import number
-from ..system.checks import check_not_negative
+from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from .prompts import check_shapes_options
@@ -72,7 +72,8 @@ class ShapesImages(ImageSource):
     """Whether latents are stored on disk for the next run; rendering takes longer than encoding."""
 
     def __post_init__(self) -> None:
-        check_shapes_options(self.count, self.split, self.tags, self.size)
+        check_at_least_one(self, "count")
+        check_shapes_options(self.split, self.tags, self.size)
         check_not_negative(self, "empty_tokens")
 
     def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:

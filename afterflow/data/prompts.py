@@ -13,6 +13,7 @@ import torch
 from ..envs.shapes import prompts as shapes
 from ..envs.shapes.world import SIZES, TAGS
 from ..sampling.seeds import generator, number
+from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 
@@ -90,7 +91,8 @@ class ShapesPrompts:
     """Pixels of a side, 32 or 64; larger images hold longer signs."""
 
     def __post_init__(self) -> None:
-        check_shapes_options(self.count, self.split, self.tags, self.size)
+        check_at_least_one(self, "count")
+        check_shapes_options(self.split, self.tags, self.size)
 
     def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
         """Draw the prompts' records; no check is needed, because the world makes valid records only."""
@@ -99,10 +101,8 @@ class ShapesPrompts:
         return [record for of_tag in distinct for record in islice(cycle(of_tag), per_tag)]
 
 
-def check_shapes_options(count: int, split: str, tags: Sequence[str], size: int) -> None:
+def check_shapes_options(split: str, tags: Sequence[str], size: int) -> None:
     """Raise ConfigError for options that the shapes world does not have."""
-    if count < 1:
-        raise ConfigError(f"count = {count}: at least 1")
     if not tags:
         raise ConfigError("tags is empty: name at least one of " + ", ".join(TAGS))
     for tag in tags:
