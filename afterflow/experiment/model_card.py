@@ -97,7 +97,7 @@ def base_in_code(run: Run) -> str:
 
 
 def stock_of(run: Run) -> str:
-    """Return the pipeline's class in diffusers."""
+    """Return the name of the pipeline's class in diffusers."""
     return FAMILIES[type(run.model)].stock
 
 

@@ -15,7 +15,7 @@ from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_la
 from .pipeline import Model, Pretrained
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import FluxPipeline
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FluxModel(Model):
         self.scale_factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
-    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "FluxPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         sequence, pooled, _ = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         return Embedding(sequence, pooled)

@@ -12,7 +12,7 @@ from .pipeline import Model, Pretrained
 from .vae import decode_frames, encode_frames
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import QwenImagePipeline
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class QwenImageModel(Model):
         self.scale_factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
-    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "QwenImagePipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         # None says that no row is padded; other batches may be longer.

@@ -15,7 +15,7 @@ from .packing import latent_sides
 from .pipeline import Model, Pretrained
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import StableDiffusion3Pipeline
 
 FIRST_ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 THIRD_ENCODER = ("text_encoder_3", "tokenizer_3")
@@ -63,7 +63,7 @@ class SD3Model(Model):
         size = factor * net.sample_size if config.size is None else config.size
         self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, factor * net.patch_size)
 
-    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "StableDiffusion3Pipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         encoded = pipe.encode_prompt(
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.t5_tokens

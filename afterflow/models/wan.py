@@ -19,7 +19,7 @@ from .pipeline import Model, Pretrained
 from .vae import decode_clips, encode_clips
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, UniPCMultistepScheduler
+    from diffusers import UniPCMultistepScheduler, WanPipeline
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class WanModel(Model):
         sides = config.height // self.scale_factor, config.width // self.scale_factor
         self.latent_shape = net.in_channels, (config.frames - 1) // time + 1, *sides
 
-    def embed(self, pipe: "DiffusionPipeline", prompts: list[str]) -> Embedding:
+    def embed(self, pipe: "WanPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         sequence, _ = pipe.encode_prompt(
             prompts, do_classifier_free_guidance=False, max_sequence_length=self.config.max_sequence_length

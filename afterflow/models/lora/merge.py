@@ -99,9 +99,10 @@ def pruned_sum(
     parts: Sequence[tuple[LoRAFactors, float]], how: MergeMethod, density: float, generator: torch.Generator
 ) -> Tensor:
     """Sum ΔW (out, in) by peft's merges, which leave out entries: small ones, random ones, or the minority's sign."""
-    from peft.utils import merge_utils
+    from peft.utils.merge_utils import dare_linear, dare_ties, magnitude_prune, ties
 
+    merges = {"ties": ties, "dare_linear": dare_linear, "dare_ties": dare_ties, "magnitude_prune": magnitude_prune}
     deltas, weights = [f.delta for f, _ in parts], torch.tensor([w for _, w in parts])
     with torch.random.fork_rng():
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dare draws from the global generator
-        return getattr(merge_utils, how)(deltas, weights, density)
+        return merges[how](deltas, weights, density)
