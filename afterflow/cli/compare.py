@@ -152,9 +152,9 @@ class Tree:
 
 def as_chain(recipe: str) -> "Chain":
     """Return a recipe as a chain, even if it is one run."""
+    made = made_by(recipe)
     from ..experiment.stages import Chain
 
-    made = made_by(recipe)
     return made if isinstance(made, Chain) else Chain(recipe, (made,))
 
 

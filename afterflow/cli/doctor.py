@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ..system.errors import ConfigError
+from .recipes import made_by
 
 
 def doctor(args: Sequence[str]) -> None:
@@ -10,16 +11,15 @@ def doctor(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print("usage: afterflow doctor RECIPE [--options]     the options of afterflow train RECIPE")
         return
+    made = made_by(args[0])
     from rich.console import Console
 
     from ..experiment.config import Run
     from ..experiment.doctor import examine, finding_text
     from ..models.pipeline import no_progress_bars
-    from .recipes import made_by
     from .train import overridden
 
     no_progress_bars()
-    made = made_by(args[0])
     if not isinstance(made, Run):
         raise ConfigError(f"{args[0]} is a chain of runs; ask for its stages one by one")
     findings, console = [], Console()

@@ -43,18 +43,13 @@ def recipes_command(args: Sequence[str]) -> None:
 
 def made_by(name: str) -> "Run | Chain":
     """Return what the recipe of that name makes; raise ConfigError where there is none."""
-    check_recipe(name)
-    from ..recipes import RECIPES
-
-    return RECIPES[name]()
-
-
-def check_recipe(name: str) -> None:
-    """Raise ConfigError where no recipe has that name."""
     if name.startswith("-"):
         raise ConfigError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
     if name not in recipe_summaries():
         raise unknown_name("recipe", name, recipe_summaries())
+    from ..recipes import RECIPES
+
+    return RECIPES[name]()
 
 
 def recipe_summaries() -> dict[str, str]:

@@ -13,7 +13,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from ..experiment.run_folder import RunFolder, read_run
 from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
-from .recipes import check_recipe, made_by, recipe_lines
+from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
     from ..experiment.config import Run
@@ -44,32 +44,25 @@ def train(args: Sequence[str]) -> None:
         return
     if source in ("--from", "--resume") and not options:
         raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
-    if source not in ("--from", "--resume"):
-        check_recipe(source)  # before anything that takes seconds to import
-    from ..experiment.stages import Chain
-    from ..models.pipeline import no_progress_bars
-
-    no_progress_bars()
     only_plan = "--plan" in options
     options = [option for option in options if option != "--plan"]
+    # A name or a folder that does not exist is refused first, because what follows takes seconds to import.
     if source == "--resume":
         run, recipe = resumable(options)
     elif source == "--from":
         recorded, recipe = read_run(Path(options[0]))
         run = overridden(recorded, options[1:], f"afterflow train --from {options[0]}")
     else:
-        recipe = source
-        made = made_by(recipe)
-        if isinstance(made, Chain) and {"-h", "--help"} & set(options):
-            print(f"{recipe} does in order what is not done yet, and takes no options:")
-            print("\n".join(f"  {stage.name}" for stage in made.stages))
-            return
-        if isinstance(made, Chain) and only_plan:
-            raise ConfigError(f"{recipe} is a chain of runs; plan its stages one by one")
-        if isinstance(made, Chain):
-            print(f"{train_chain(made, options)} holds the result")
+        made, recipe = made_by(source), source
+        from ..experiment.config import Run
+
+        if not isinstance(made, Run):
+            train_chain(made, options, only_plan)
             return
         run = overridden(made, options, f"afterflow train {recipe}")
+    from ..models.pipeline import no_progress_bars
+
+    no_progress_bars()
     if only_plan:
         from rich.console import Console
 
@@ -82,10 +75,17 @@ def train(args: Sequence[str]) -> None:
     print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
 
 
-def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
-    """Do the stages of a chain that have not ended, and return the folder of the last."""
+def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
+    """Do the stages of a chain that have not ended, and print the folder of the last; --help lists them."""
     from ..experiment.stages import execute_chain
+    from ..models.pipeline import no_progress_bars
 
+    if {"-h", "--help"} & set(options):
+        print(f"{chain.name} does in order what is not done yet, and takes no options:")
+        print("\n".join(f"  {stage.name}" for stage in chain.stages))
+        return
+    if only_plan:
+        raise ConfigError(f"{chain.name} is a chain of runs; plan its stages one by one")
     if launched_processes() > 1:
         raise ConfigError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
     if options:
@@ -93,22 +93,23 @@ def train_chain(chain: "Chain", options: Sequence[str]) -> Path:
             f"{chain.name} is a chain of runs and takes no options, so not {options[0]}; write a recipe beside it "
             "with `replace`, or train its stages one by one"
         )
-    return execute_chain(chain)
+    no_progress_bars()
+    print(f"{execute_chain(chain)} holds the result")
 
 
 def resumable(options: Sequence[str]) -> tuple["Run", str]:
     """Return the run of a folder that has a checkpoint, and its recipe; only options of `Elsewhere` may change."""
+    folder = Path(options[0])
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; runs are kept in runs/NAME")
     from ..experiment.compatibility import refuse_renamed
 
-    folder = Path(options[0])
     refuse_renamed(options)
     changes, rejected = tyro.cli(
         Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True
     )
     if rejected:
         raise ConfigError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; runs are kept in runs/NAME")
     if not RunFolder(folder).checkpoints():
         raise CheckpointError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
     run, recipe = read_run(folder)

@@ -117,12 +117,12 @@ def read_run(path: Path) -> tuple["Run", str]:
 
     InputError where the file cannot be read as a run of this version or an earlier one.
     """
+    file = path / "run.json" if path.is_dir() else path
+    record = read_record(file)
     from .compatibility import upgrade
     from .config import Run
     from .serialization import from_json
 
-    file = path / "run.json" if path.is_dir() else path
-    record = read_record(file)
     try:
         return from_json(Run, upgrade(record["config"])), str(record.get("recipe"))
     except ValueError as error:

@@ -472,6 +472,19 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
     assert [f"{kind}.{field}" for kind, field in silent if not inherited(kind, field)] == []
 
 
+@pytest.mark.parametrize(
+    "words", ["train no_such", "doctor no_such", "compare no_such", "train --resume no/such", "train --from no/such"]
+)
+def test_what_does_not_exist_is_refused_before_torch_is_imported(words):
+    code = (
+        "import sys; from afterflow.cli.main import main; code = main(sys.argv[1:])\n"
+        "assert code == 2 and not {'torch', 'diffusers', 'transformers'} & set(sys.modules), sorted(sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *words.split()], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert words.split()[-1] in ended.stderr
+
+
 def test_processes_of_a_launcher_train_and_do_nothing_else(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["recipes"]) == 2
