@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .rewards.base import Judge, Scored, reward
     from .system.errors import AfterflowError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "DDPO",
