@@ -1,4 +1,4 @@
-"""A run is carried out, from its configuration to its result.  Only here do borders meet algorithms."""
+"""A run is carried out, from its configuration to its result.  Only here models, rewards and data meet an algorithm."""
 
 import json
 import logging

@@ -54,7 +54,7 @@ class PolicySampler:
     def images(self, cond: Conditioning, per_prompt: int) -> np.ndarray:
         """Return uint8 images (P, per_prompt, H, W, 3), or clips; each process draws its share."""
         processes = self.setup.processes
-        latents = self.latents(cond[processes.even_share(len(cond))], per_prompt)
+        latents = self.latents(cond[processes.evaluation_rows(len(cond))], per_prompt)
         return processes.all_gather_rows(torch.from_numpy(decode_groups(self.setup.model, latents)), len(cond)).numpy()
 
 
@@ -87,7 +87,7 @@ class HeldOutEvaluator:
         Every prompt's own figures are written to held_out.jsonl.
         """
         run, processes, total = self.setup.run, self.setup.processes, len(self.prompts)
-        share = processes.even_share(total)
+        share = processes.evaluation_rows(total)
         latents = self.sampler.latents(self.prompts[share], run.evaluation.eval_images)
         parts = processes.run_on_all(lambda: self._scores(decode_groups(self.setup.model, latents), share))
         rewards = self._gather(parts, step)

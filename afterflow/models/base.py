@@ -1,4 +1,4 @@
-"""Where models run, where the cache of what they encode lies, and the blocks of a transformer."""
+"""The device, the cache folder and the blocks of a transformer.  The base classes of families are in pipeline.py."""
 
 import os
 from collections.abc import Iterator

@@ -51,8 +51,8 @@ class Processes:
         first = self.rank * self.local_partitions
         return list(partitions[first : first + self.local_partitions])
 
-    def even_share(self, total: int) -> Tensor:
-        """Return the rows of this process, (n,) long, with the same n on every process.
+    def evaluation_rows(self, total: int) -> Tensor:
+        """Return the rows that this process draws for an evaluation, (n,) long, with the same n on every process.
 
         Where `total` is not a multiple of the number of processes, the last row is repeated.  `all_gather_rows` drops
         the repeats.
