@@ -1,19 +1,21 @@
-"""One thread for every test, and no test for an accelerator that is not there."""
+"""One thread for every test, and no test for an accelerator that is not there.
+
+Heavy libraries are imported by the fixtures that need them: the process that hands tests out would wait for them too.
+"""
+
+import os
 
 import pytest
-import torch
 
-from afterflow.algorithms.sft import SFT
-from tinies import FAMILIES, built
-from toy import MLP, learn
-
-torch.set_num_threads(1)  # the toys' tensors are so small that threads cost more than they bring
+os.environ["OMP_NUM_THREADS"] = "1"  # the toys' tensors are so small that threads cost more than they bring
 
 
 NO_GPU = pytest.mark.skip(reason="no CUDA GPU here; make test ARGS='-m gpu' runs these where there is one")
 
 
 def pytest_collection_modifyitems(items):
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
@@ -23,6 +25,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def base():
     """The toy after supervised training; to be copied, not changed."""
+    from afterflow.algorithms.sft import SFT
+    from toy import MLP, learn
+
     model = MLP()
     for _ in learn(SFT(shift=1.0), model, 500, lr=3e-3):
         pass
@@ -32,6 +37,8 @@ def base():
 @pytest.fixture(scope="session")
 def tinies(tmp_path_factory):
     """A tiny pipeline of every family with random weights."""
+    from tinies import FAMILIES, built
+
     return {name: built(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
 
 
@@ -45,10 +52,14 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory):
     """The folder of a tiny SD3 pipeline with random weights."""
+    from tinies import built
+
     return built("sd3", tmp_path_factory.mktemp("pipeline")).path
 
 
 @pytest.fixture(scope="session")
 def deep_pipeline(tmp_path_factory):
     """The same as deep as the shipped one."""
+    from tinies import built
+
     return built("deep_sd3", tmp_path_factory.mktemp("deep_pipeline")).path

@@ -255,7 +255,9 @@ def test_every_method_trains_every_family(tinies, name, method):
         teachers=(GUIDED,) if method == "flow_opd" else (),
         judge=ShapesJudge(noise=1.0) if method == "pref_grpo" else None,
         name="cell",
-    ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, inference_steps=2, sample_every=2)
+    ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, inference_steps=2)
+    # Pictures are drawn by every method alike, so one method draws them.
+    run = run.with_options(sample_every=2 if method == "flow_grpo" else 0)
     folder = execute(run, "cell")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["grad_norm"] > 0
@@ -270,5 +272,6 @@ def test_every_method_trains_every_family(tinies, name, method):
     with torch.no_grad():
         moved = trained.velocity(trained.module)(x, t, cond) - before.velocity(before.module)(x, t, cond)
     assert moved.isfinite().all() and moved.abs().max() > 1e-4
-    sheets = sorted(path.name for path in (folder / "samples").iterdir())
-    assert ("step_000000.gif" in sheets) == (len(trained.latent_shape) == 4)
+    if run.logging.sample_every:
+        sheets = sorted(path.name for path in (folder / "samples").iterdir())
+        assert ("step_000000.gif" in sheets) == (len(trained.latent_shape) == 4)

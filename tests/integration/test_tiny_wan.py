@@ -28,11 +28,11 @@ def test_stock_diffusers_draws_with_it_as_it_is():
 
 
 def test_it_moves_what_it_is_asked_for_as_often_as_its_card_says():
-    """Fewer prompts than the card's, so a wide margin; a pipeline that drew noise would pass none."""
+    """Fewer prompts and steps than the card's, so a wide margin; a pipeline that drew noise would pass none."""
     said = float(re.search(r"three kinds: (0\.\d+) at guidance 2\.5", (TINY_WAN / "README.md").read_text()).group(1))
     model = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16).load()
-    records = moving_suite("test", 16, 0, MOVING_TAGS)
-    clips = draw_images(model, records, 1, 20, 2.5, 0)[:, 0]
+    records = moving_suite("test", 15, 0, MOVING_TAGS)
+    clips = draw_images(model, records, 1, 10, 2.5, 0)[:, 0]
     passed = np.array([verify_clip(record, clip)["strict"] for record, clip in zip(records, clips)])
     means = [passed[[r["tag"] == tag for r in records]].mean() for tag in MOVING_TAGS]
     assert np.mean(means) == pytest.approx(said, abs=0.2)

@@ -204,7 +204,7 @@ def measure_video_autoencoder(
     figures = {}
     for noise in (0.0, 0.1, 0.2):
         again = np.concatenate(
-            [reconstruct_clips(vae, part, noise, generator) for part in np.array_split(clips, len(clips) // 25)]
+            [reconstruct_clips(vae, part, noise, generator) for part in np.array_split(clips, max(1, len(clips) // 25))]
         )
         verdicts = [verify_clip(record, clip) for record, clip in zip(records, again)]
         for name in ("strict", "smoothness"):
@@ -229,7 +229,7 @@ def build_tiny_wan(
     torch.manual_seed(seed)
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     records, shown = draw_clips("train", clips, rng)
-    unseen, test = draw_clips("test", max(25, clips // 13), rng)
+    unseen, test = draw_clips("test", max(8, clips // 13), rng)
     vae = train_video_autoencoder(shown, autoencoder_steps, generator)
     figures = measure_video_autoencoder(vae, unseen, test, generator)
     seconds = {"autoencoder": time.perf_counter() - start}
