@@ -29,10 +29,10 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
 """
 
 PARTS_USAGE = """\
-First of all, options that put in parts of another kind: --base PATH trains a pipeline of any family, --prompts FILE
-explores the prompts of a .txt or .jsonl file, --images FOLDER learns from the images of a folder with a metadata.jsonl,
-or OWNER/NAME of the hub, --held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full
-says what is trained.
+First of all, options that put in parts of another kind: --base PATH trains a pipeline of any family, --prompts LIST
+explores the prompts of a list: a file (.txt, .jsonl, .csv, .json), a folder of them, or OWNER/NAME[:SPLIT] of the hub.
+--held-out-prompts LIST evaluates on those of another while training goes on.  --images FOLDER learns from the images of
+a folder with a metadata.jsonl, or OWNER/NAME of the hub.  --adapt lora or --adapt full says what is trained.
 """
 
 

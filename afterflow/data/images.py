@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from ..sampling.seeds import number
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
+from ..system.text_files import parse_json, read_text_lines
 from .prompts import check_shapes_options
 
 if TYPE_CHECKING:
@@ -169,12 +169,12 @@ def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "dataset
     from datasets.exceptions import DatasetsError
 
     if not Path(dataset).is_dir() and len(Path(dataset).parts) != 2:
-        raise InputError(f"images {dataset}: no such folder, and an id of the hub reads owner/name")
+        raise InputError(f"{dataset}: no such folder, and an id of the hub reads owner/name")
     try:
         return datasets.load_dataset(dataset, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         why = str(error).partition("\n")[0]
-        raise InputError(f"images {dataset}: split {split!r} could not be loaded; {why}") from None
+        raise InputError(f"{dataset}: split {split!r} could not be loaded; {why}") from None
 
 
 def encoded_bytes(image: Mapping | None) -> bytes:
@@ -192,18 +192,8 @@ def read_metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
             f"images {folder}: no metadata.jsonl in it; write a line with file_name and {caption} per image"
         )
     located_lines = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 at byte {error.start}") from None
-    for n, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        location = f"{file}:{n}"
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
+    for location, text in read_text_lines(file):
+        line = parse_json(text, location)
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
             raise InputError(f'{location}: a line needs a "file_name" that is a text')
         check_caption(line, caption, location)

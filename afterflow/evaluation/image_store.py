@@ -17,8 +17,8 @@ from PIL import Image
 
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
-from ..system.pictures import is_picture_file, read_header, read_picture
-from ..system.text_files import parse_json, read_json, read_lines, read_text
+from ..system.pictures import is_picture_file, read_picture
+from ..system.text_files import parse_json, read_json, read_text_lines, read_text
 
 SETTINGS = "settings.json"
 
@@ -78,7 +78,7 @@ def read_records(folder: Path) -> list[dict]:
     records = []
     for prompt_dir in prompt_folders(folder):
         file = prompt_dir / "metadata.jsonl"
-        lines = read_lines(file)
+        lines = read_text_lines(file)
         record = parse_json(lines[0][1], lines[0][0]) if lines else None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise InputError(f"{file}: it holds no record with a prompt that is a text")

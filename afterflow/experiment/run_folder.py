@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
+from ..system.text_files import read_json
 from ..train.budget import Budget
 
 if TYPE_CHECKING:
@@ -103,10 +104,7 @@ def read_record(file: Path) -> dict[str, Any]:
     """Return the JSON of a run.json.  InputError names the file and what is wrong with it."""
     if not file.is_file():
         raise InputError(f"{file}: no such file; a run is recorded in runs/NAME/run.json")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: not JSON ({error.msg} at line {error.lineno})") from None
+    record = read_json(file)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise InputError(f'{file}: it has no "config", so afterflow did not write it')
     return record
@@ -141,7 +139,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a .jsonl file; the last may be half written, and no file has no lines."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
 
 
 class MetricsFile:

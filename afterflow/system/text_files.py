@@ -31,7 +31,7 @@ def read_text(file: Path | str) -> str:
     return text
 
 
-def read_lines(file: Path | str) -> list[tuple[str, str]]:
+def read_text_lines(file: Path | str) -> list[tuple[str, str]]:
     """Read the lines of a file that are not blank, as pairs of FILE:LINE and text; InputError as of `read_text`."""
     lines = read_text(file).split("\n")
     return [(f"{file}:{n}", line.removesuffix("\r")) for n, line in enumerate(lines, 1) if line.strip()]
@@ -39,22 +39,16 @@ def read_lines(file: Path | str) -> list[tuple[str, str]]:
 
 def read_json(file: Path | str) -> Any:
     """Read a file of JSON; InputError as of `read_text`, and where it is no JSON."""
-    return parse_json(read_text(file), str(file), first_line=1)
+    return parse_json(read_text(file), str(file))
 
 
-def parse_json(text: str, location: str, first_line: int | None = None) -> Any:
-    """Return what a text of JSON holds; InputError where it is none, or has a text that no file could hold.
-
-    Args:
-        text: The JSON.
-        location: Where it stands.
-        first_line: Number of its first line, which an error adds to the location; None: the location has it already.
-    """
+def parse_json(text: str, location: str) -> Any:
+    """Return what a text of JSON holds; InputError, with its location, where it is none or `check_text` refuses it."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        line = "" if first_line is None else f":{first_line + error.lineno - 1}"
-        raise InputError(f"{location}{line}: not JSON ({error.msg} at column {error.colno})") from None
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise InputError(f"{location}: not JSON ({error.msg} at {line}column {error.colno})") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets as deep
         raise InputError(f"{location}: not JSON that can be read ({error})") from None
     for part in texts_in(value):

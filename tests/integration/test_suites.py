@@ -56,7 +56,7 @@ def test_lists_are_read_as_their_authors_publish_them():
     [
         ("a.csv", "words\na heart\n", "row 1 has no text under one of prompt, prompts"),
         ("a.csv", "prompt\n", "it holds no prompt; write one per line"),
-        ("a.json", "{", "it cannot be read"),
+        ("a.json", "{", "a.json: not JSON"),
         ("a.json", '{"prompt": "a heart"}', "it is no list"),
         ("a.csv", "prompt,sub_dims_en\na heart,[]\n", "sub_dims_en holds no test points"),
     ],
