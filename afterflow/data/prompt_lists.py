@@ -5,7 +5,7 @@ A list is read as records with their locations, so that whoever uses a record ca
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,12 @@ def read_plain(file: Path) -> Iterator[Located]:
 
 
 def read_json_lines(file: Path) -> Iterator[Located]:
-    """Read a file with an object on each line; one with a "prompt" is a record as it is (GenEval's schema)."""
+    """Read a file with an object on each line, a record as it is (GenEval's schema)."""
     for location, line in read_text_lines(file):
         row = parse_json(line, location)
-        if isinstance(row, dict) and isinstance(row.get("prompt"), str) and row["prompt"].strip():
-            yield location, row
-        elif isinstance(row, dict) and "prompt" not in row and prompt_column(row) is not None:
-            yield location, record_from_row(row, location)
-        else:
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
             raise InputError(f'{location}: a record needs a "prompt" that is a text')
+        yield location, row
 
 
 def read_json_list(file: Path) -> Iterator[Located]:

@@ -97,6 +97,20 @@ def batch_rows(total: int, step: int, size: int, seed: int) -> torch.Tensor:
     return order[first % total :][:size]
 
 
+def bucket_rows(bucket_of: torch.Tensor, step: int, size: int, seed: int) -> torch.Tensor:
+    """Return the rows that iteration `step` uses, (size,) long, all of one bucket.
+
+    A bucket's turns are spread over an epoch by its share of the examples, and each turn goes on where its last ended.
+
+    bucket_of: The bucket of each example, (N,) long.
+    """
+    total = len(bucket_of)
+    order = [torch.randperm(total, generator=generator(seed, "bucket", e)) for e in range(step // total + 1)]
+    turns = bucket_of[torch.cat(order)[: step + 1]]
+    rows = (bucket_of == turns[-1]).nonzero().flatten()
+    return rows[batch_rows(len(rows), int((turns[:-1] == turns[-1]).sum()), size, seed)]
+
+
 def check_tag_schedule(records: Sequence[dict], tag_schedule: Mapping[str, int]) -> None:
     """Raise ConfigError for a scheduled tag that no prompt has, and for a prompt whose tag is not scheduled."""
     tags = {record.get("tag") for record in records}

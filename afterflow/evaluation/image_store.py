@@ -18,7 +18,7 @@ from PIL import Image
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
 from ..system.pictures import is_picture_file, read_picture
-from ..system.text_files import parse_json, read_json, read_text_lines, read_text
+from ..system.text_files import parse_json, read_json, read_text, read_text_lines
 
 SETTINGS = "settings.json"
 

@@ -30,6 +30,7 @@ from .model_card import write_card
 from .monitor import RunMonitor
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
+from .run_folder import RunFolder
 from .scoring import scorer
 from .serialization import to_json
 from .setup import TrainingSetup
@@ -102,7 +103,9 @@ def training_data(
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
-        pairs, prompts = image_pairs(run, run.data, model)
+        pairs, prompts, left_out = image_pairs(run, run.data, model)
+        if setup.processes.main:
+            RunFolder(run.folder).write_data({"images": len(prompts), "left_out": left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}
         return supervised(setup.algorithm, pairs, steps, **options), prompts
     assert explores(setup.algorithm)

@@ -79,6 +79,15 @@ class RunFolder:
         """Return step, reward and value of the weights in best/, if there are any."""
         return json.loads(self.best_file.read_text(encoding="utf-8")) if self.best_file.is_file() else None
 
+    def write_data(self, counts: dict[str, Any]) -> None:
+        """Write what is learnt from, beside what data.json already says."""
+        write_text_atomically(self.path / "data.json", json.dumps(self.data() | counts, indent=2) + "\n")
+
+    def data(self) -> dict[str, Any]:
+        """Return what the run learns from: counts of images, of those left out, and of prompts that are cut."""
+        file = self.path / "data.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
     def checkpoints(self) -> list[Path]:
         """Return the folders of the whole checkpoints, oldest first."""
         return sorted(path for path in self.checkpoint_folder.glob("step_*") if not path.suffix)

@@ -59,6 +59,7 @@ class FluxModel(Model):
         self.encoder_key = (), f"T5 {tokens}"
         self.text_shape = tokens, net.joint_attention_dim, net.pooled_projection_dim
         self.scale_factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        self.pixel_unit = 2 * self.scale_factor
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
     def embed(self, pipe: "FluxPipeline", prompts: list[str]) -> Embedding:

@@ -111,6 +111,8 @@ class Model(ABC):
     """Shape of one image's latents, without the batch."""
     scale_factor: int
     """Pixels on a side of a latent."""
+    pixel_unit: int
+    """Pixels of which every side of an image is a multiple."""
     text_shape: tuple[int, int, int | None]
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
     encoder_key: tuple[tuple[str, ...], str]

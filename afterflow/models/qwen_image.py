@@ -52,6 +52,7 @@ class QwenImageModel(Model):
         self.encoder_key = (), f"{tokens} tokens"
         self.text_shape = tokens, self.pipe.transformer.config.joint_attention_dim, None
         self.scale_factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
+        self.pixel_unit = 2 * self.scale_factor
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
     def embed(self, pipe: "QwenImagePipeline", prompts: list[str]) -> Embedding:

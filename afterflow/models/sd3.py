@@ -61,7 +61,8 @@ class SD3Model(Model):
         self.schedule = SD3Grid(self.pipe.scheduler.config.shift)
         self.scale_factor = factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         size = factor * net.sample_size if config.size is None else config.size
-        self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, factor * net.patch_size)
+        self.pixel_unit = factor * net.patch_size
+        self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, self.pixel_unit)
 
     def embed(self, pipe: "StableDiffusion3Pipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""

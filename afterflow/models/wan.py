@@ -61,6 +61,7 @@ class WanModel(Model):
         self.text_shape = config.max_sequence_length, net.text_dim, None
         self.scale_factor, time = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
         _, tall, wide = net.patch_size
+        self.pixel_unit = self.scale_factor * max(tall, wide)
         check_divides(config.height, self.scale_factor * tall, "height")
         check_divides(config.width, self.scale_factor * wide, "width")
         if config.frames < 1 or config.frames % time != 1 % time:

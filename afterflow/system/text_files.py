@@ -19,15 +19,20 @@ def read_text(file: Path | str) -> str:
         content = Path(file).read_bytes()
     except OSError as error:
         raise InputError(f"{file}: it cannot be read ({error.strerror or error})") from None
+    return decode_text(content, str(file))
+
+
+def decode_text(content: bytes, location: str) -> str:
+    """Return the text of a file, which stands at `location`; InputError as of `read_text`."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         utf_16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
         line, why = content.count(b"\n", 0, error.start) + 1, " (it is UTF-16)" if utf_16 else ""
-        raise InputError(f"{file}:{line}: not UTF-8 at byte {error.start}{why}; save it as UTF-8") from None
-    check_text(text, str(file), first_line=1)
+        raise InputError(f"{location}:{line}: not UTF-8 at byte {error.start}{why}; save it as UTF-8") from None
+    check_text(text, location, first_line=1)
     if "\n" not in text and text.strip("\r").count("\r") > 1:
-        raise InputError(f"{file}: its lines end in carriage returns alone; save it with line feeds")
+        raise InputError(f"{location}: its lines end in carriage returns alone; save it with line feeds")
     return text
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from afterflow.data.geneval_prompts import excluded_prompts
-from afterflow.data.images import read_metadata
+from afterflow.data.image_folders import list_images
 from afterflow.data.prompt_lists import read_prompts
 from afterflow.data.prompts import PromptFile
 from afterflow.evaluation.image_store import read_records
@@ -61,7 +61,8 @@ def test_records_of_pictures_are_read_alike(mark, tmp_path):
     lines = [json.dumps({"file_name": "x.png", "text": p, "prompt": p}, ensure_ascii=False) for p in ODD]
     (tmp_path / "metadata.jsonl").write_bytes((mark + "\n".join(lines)).encode())
     (tmp_path / "00000" / "metadata.jsonl").write_bytes((mark + lines[0] + "\n").encode())
-    assert [line["text"] for _, line in read_metadata(tmp_path, "text")] == ODD
+    (tmp_path / "x.png").touch()
+    assert [entry.record["prompt"] for entry in list_images(tmp_path, "text").entries] == ODD
     assert read_records(tmp_path)[0]["prompt"] == ODD[0]
 
 
@@ -71,7 +72,7 @@ READERS = {
     "p.csv": lambda file: read_prompts(str(file)),
     "p.json": lambda file: read_prompts(str(file)),
     "q.jsonl": lambda file: excluded_prompts(str(file)),
-    "metadata.jsonl": lambda file: read_metadata(file.parent, "text"),
+    "metadata.jsonl": lambda file: list_images(file.parent, "text"),
     "00000/metadata.jsonl": lambda file: read_records(file.parents[1]),
     "run.json": read_record,
 }
@@ -98,7 +99,7 @@ def test_what_json_escapes_is_refused_too(name, escape, tmp_path):
     file.parent.mkdir(exist_ok=True)
     line = f'{{"file_name": "x.png", "prompt": "a{escape}", "text": "a"}}'
     file.write_text(f"[{line}]" if name == "p.json" else line + "\n")
-    with pytest.raises(InputError, match="NUL|half a character"):
+    with pytest.raises(InputError, match=r"NUL|half a character"):
         READERS[name](file)
 
 
