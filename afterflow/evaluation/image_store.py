@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
-from ..system.pictures import is_picture_file, read_picture
+from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
 
 SETTINGS = "settings.json"
@@ -134,6 +134,12 @@ def read_prompts_together(folder: Path, indices: Sequence[int]) -> np.ndarray:
     if len({of_prompt.shape for of_prompt in images}) > 1:
         raise InputError(f"{folder}: its prompts do not have as many pictures each, or not of one size")
     return np.stack(images)
+
+
+def picture_formats(folder: Path) -> str:
+    """Name the formats of a folder's pictures, by the content of the first of each prompt: PNG, or JPEG and PNG."""
+    firsts = [sample_files(prompt_dir)[0][0] for prompt_dir in prompt_folders(folder)]
+    return " and ".join(sorted({read_header(file, str(file)).format for file in firsts}))
 
 
 def content_digest(prompt_dir: Path, record: dict) -> str:

@@ -19,7 +19,7 @@ from .. import __version__
 from ..data.images import UNREADABLE, CaptionedImage, ImageSource, LeftOut, ShapesImages, StoredImages, num_empty_tokens
 from ..data.prompts import batch_rows, bucket_rows, check_record
 from ..models.base import cache_folder, write_cache_file
-from ..models.generate import encode_records, picture_size
+from ..models.generate import picture_size
 from ..models.pipeline import Model
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
@@ -42,13 +42,15 @@ class Bucket(NamedTuple):
     records: list[dict]
 
 
-def image_pairs(run: Run, data: ImageSource, model: Model) -> tuple[Callable[[int], Pairs], Conditioning, Counter[str]]:
+def image_pairs(
+    run: Run, data: ImageSource, model: Model, encode: Callable[[Sequence[dict]], Conditioning]
+) -> tuple[Callable[[int], Pairs], Conditioning, Counter[str]]:
     """Return each iteration's batch of latents with prompts, all encoded beforehand; the prompts; what is left out.
 
-    The last is reason → number of images.
+    The last is reason → number of images.  `encode` encodes the prompts of records.
     """
     buckets, left_out = gather_buckets(data, model, run.seed, run.reward_models)
-    cond = encode_records(model, [record for bucket in buckets for record in bucket.records])
+    cond = encode([record for bucket in buckets for record in bucket.records])
     max_empty = data.empty_tokens if isinstance(data, ShapesImages) else 0
     sizes = torch.tensor([len(bucket.records) for bucket in buckets])
     bucket_of, first = torch.arange(len(buckets)).repeat_interleave(sizes), sizes.cumsum(0) - sizes

@@ -73,6 +73,7 @@ def summary_table(run: Run) -> list[str]:
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,
         "images": image_counts(RunFolder(run.folder).data()),
+        "prompts cut": cut_counts(RunFolder(run.folder).data()),
         "rewards": rewards,
         "iterations": f"{steps_done(run)} of {run.batches.batch} " + ("prompts" if weights else "examples"),
         "learning rate": f"{run.optimization.learning_rate:g}",
@@ -90,6 +91,11 @@ def image_counts(data: Mapping[str, Any]) -> str:
         return ""
     left_out = ", ".join(f"{count} {reason}" for reason, count in data["left_out"].items())
     return f"{data['images']}" + (f"; left out: {left_out}" if left_out else "")
+
+
+def cut_counts(data: Mapping[str, Any]) -> str:
+    """Write how many prompts were longer than an encoder reads; nothing where all were read whole."""
+    return ", ".join(f"{count} by {encoder}" for encoder, count in data.get("cut_prompts", {}).items())
 
 
 def steps_done(run: Run) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
 from .pipeline import Model, Pretrained
+from .prompt_lengths import clip_tokens
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -66,6 +67,11 @@ class FluxModel(Model):
         """Encode B texts by the stock pipeline."""
         sequence, pooled, _ = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         return Embedding(sequence, pooled)
+
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of CLIP and of T5."""
+        return {"tokenizer": clip_tokens(self.folder), "tokenizer_2": self.config.max_sequence_length}
 
     def velocity(self, module: nn.Module) -> Velocity:
         """Return the velocity field of the transformer, or of a copy of it."""

@@ -61,6 +61,11 @@ class QwenImageModel(Model):
         # None says that no row is padded; other batches may be longer.
         return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)
 
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of the language model."""
+        return {"tokenizer": self.config.max_sequence_length}
+
     def velocity(self, module: nn.Module) -> Velocity:
         """Return the velocity field of the transformer, or of a copy of it."""
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]

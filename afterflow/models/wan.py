@@ -79,6 +79,11 @@ class WanModel(Model):
         )
         return Embedding(sequence)
 
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of T5."""
+        return {"tokenizer": self.config.max_sequence_length}
+
     def velocity(self, module: nn.Module) -> Velocity:
         """Return the velocity field of the transformer, or of a copy of it."""
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]

@@ -184,6 +184,20 @@ def test_a_suite_is_drawn_judged_and_gone_on_with(capsys, pipeline):
         assert code == 2 and "drawn/tuned holds pictures drawn with" in err
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_format_of_the_files_is_said_and_another_format_is_warned_of(kind, capsys):
+    for folder, form in (("one", "PNG"), ("other", kind)):
+        for i in range(2):
+            gallery.add_images(Path(folder), i, {"prompt": f"{i}"}, np.full((1, 8, 8, 3), i, np.uint8))
+            Image.new("RGB", (8, 8)).save(
+                Path(folder, f"{i:05}", "samples", "0000.png"), form
+            )  # whatever its name says
+    words = ["--suite", "drawbench", "--rewards", "jpeg_compressibility", "--draws", 9]
+    code, out, err = said(capsys, "eval", "one", "--against", "other", *words)
+    assert code == 0, err
+    assert f"Files: tuned PNG, base {kind}." in out and ("Warning: what JPEG" in out) == (kind == "JPEG")
+
+
 def test_a_score_that_could_not_be_had_is_asked_for_again(monkeypatch):
     asked, said = [], []
 
