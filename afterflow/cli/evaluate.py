@@ -179,6 +179,7 @@ class Eval:
     def judge_by_rewards(self) -> Report:
         """Draw the images that are not there yet into OUT, and judge all of them by rewards."""
         from ..evaluation.clip_distances import clip_distances
+        from ..evaluation.image_store import picture_formats
         from ..evaluation.scores import score_images
 
         tuned, base = self.image_sets()
@@ -193,6 +194,9 @@ class Eval:
         names = tuned.source.name, None if base is None else base.source.name
         of_base = None if base is None else scores[1]
         report = suite_report(self.suite, tuned.records, scores[0], of_base, names, self.seed, self.draws)
+        folders = {"tuned": tuned.folder, "base": base and base.folder, "reference": self.reference}
+        formats = {name: picture_formats(Path(folder)) for name, folder in folders.items() if folder is not None}
+        report = replace(report, formats=formats)
         if not self.distances:
             return report
         reference = None if self.reference is None else Path(self.reference)

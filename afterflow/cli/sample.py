@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldNam
 
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
+from ..system.text_files import check_text
 from .model_options import ModelOptions, check_sources
 from .output import check_png
 
@@ -44,6 +45,8 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise ConfigError("a prompt is missing or empty; put each in quotes")
+        for prompt in self.prompts:
+            check_text(prompt, "prompt")
         check_at_least_one(self, "images", "steps")
         check_png("--out", self.out)
 

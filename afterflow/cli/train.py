@@ -29,10 +29,11 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
 """
 
 PARTS_USAGE = """\
-First of all, options that put in parts of another kind: --base PATH trains a pipeline of any family, --prompts FILE
-explores the prompts of a .txt or .jsonl file, --images FOLDER learns from the images of a folder with a metadata.jsonl,
-or OWNER/NAME of the hub, --held-out-prompts FILE evaluates on them while training goes on, --adapt lora or --adapt full
-says what is trained.
+First of all, options that put in parts of another kind: --base PATH trains a pipeline of any family, --prompts LIST
+explores the prompts of a list: a file (.txt, .jsonl, .csv, .json), a folder of them, or OWNER/NAME[:SPLIT] of the hub.
+--held-out-prompts LIST evaluates on those of another while training goes on.  --images FOLDER learns from images with
+captions: a folder with a metadata.jsonl or metadata.csv, with a .txt or .caption beside each image, with .parquet or
+webdataset .tar files, or OWNER/NAME of the hub.  --adapt lora or --adapt full says what is trained.
 """
 
 
@@ -167,8 +168,8 @@ class Parts:
         if self.prompts is not None:
             run = replace(run, data=PromptFile(self.prompts))
         if self.images is not None:
-            folder = Path(self.images).is_dir()
-            run = replace(run, data=ImageFolder(self.images) if folder else HubImages(self.images))
+            on_disk = Path(self.images).exists() or Path(self.images).suffix.lower() in (".parquet", ".tar")
+            run = replace(run, data=ImageFolder(self.images) if on_disk else HubImages(self.images))
         if self.held_out_prompts is not None:
             run = run.with_options(
                 held_out=PromptFile(self.held_out_prompts), eval_every=run.evaluation.eval_every or 20

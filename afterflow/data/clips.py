@@ -60,14 +60,14 @@ class MovingClips(ImageSource):
         check_at_least_one(self, "count", "frames")
         check_moving_options(self.tags)
 
-    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+    def images(self, seed: int, size: tuple[int, int], unit: int = 1) -> Iterator[CaptionedImage]:
         """Yield the clips, each rendered when it is its turn."""
         side = world_size(*size)
         rng = np.random.default_rng(number(seed, "clips"))
         for i in range(self.count):
             record = draw_moving(self.split, self.tags[i % len(self.tags)], rng)
             clip = render_clip(record, self.frames, side, rng)
-            yield CaptionedImage(record, hashlib.sha256(clip.tobytes()).hexdigest(), partial(np.asarray, clip))
+            yield CaptionedImage(record, hashlib.sha256(clip.tobytes()).hexdigest(), partial(np.asarray, clip), size)
 
 
 def check_moving_options(tags: Sequence[str]) -> None:

@@ -1,12 +1,10 @@
 """Training prompts for real models: objects in GenEval's forms, and signs with a text."""
 
 import hashlib
-import json
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +14,7 @@ from ..envs.shapes.world import COLORS, RELATIONS
 from ..sampling.seeds import number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
+from .prompt_lists import locate_prompts
 from .prompts import NO_CHECKS, PromptFile, RecordChecks, check_record
 
 TASK_SHARES = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
@@ -61,9 +60,8 @@ def excluded_prompts(file: str | None) -> set[str]:
     if file is None:
         return set()
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-        return {json.loads(line)["prompt"] for line in lines if line.strip()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {record["prompt"] for _, record in locate_prompts(file)}
+    except InputError as error:
         raise InputError(f"data.exclude {file}: it is no file of records with prompts ({error})") from None
 
 

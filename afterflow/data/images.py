@@ -1,10 +1,11 @@
 """Images with captions to learn from: rendered, from a folder, or from a data set of the hub."""
 
 import hashlib
-import io
-import json
+import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,18 @@ from ..sampling.seeds import number
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
+from ..system.pictures import check_color, read_header, read_picture
+from ..system.text_files import check_text
+from .image_folders import DEFAULT_CAPTION, Entry, Listing, caption_record, list_images
 from .prompts import check_shapes_options
 
 if TYPE_CHECKING:
     import datasets
+
+_log = logging.getLogger(__name__)
+
+UNREADABLE = "that cannot be read"
+"""Reason for which images are left out, after their number."""
 
 
 class CaptionedImage(NamedTuple):
@@ -34,6 +43,15 @@ class CaptionedImage(NamedTuple):
     """Digest of the encoded or rendered content, before it is cropped."""
     pixels: Callable[[], np.ndarray | None]
     """Function () → uint8 (H, W, 3), clips (F, H, W, 3); it returns None where an unreadable image may be left out."""
+    size: tuple[int, int]
+    """Height and width of the pixels."""
+
+
+class LeftOut(NamedTuple):
+    """An image of a source that is not used."""
+
+    reason: str
+    """Reason, as it reads after a number of images."""
 
 
 class ImageSource(ABC):
@@ -45,8 +63,10 @@ class ImageSource(ABC):
     """Whether latents are stored on disk for the next run."""
 
     @abstractmethod
-    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
-        """Yield all images, of height and width `size`, in an order that never changes.
+    def images(self, seed: int, size: tuple[int, int], unit: int = 1) -> Iterator[CaptionedImage | LeftOut]:
+        """Yield all images, of height and width `size`, in an order that never changes, and those that are left out.
+
+        unit: Pixels of which every side is a multiple, where a source keeps several shapes.
 
         Raises InputError for an image that cannot be used, ConfigError for options that do not fit the model.
         """
@@ -76,7 +96,7 @@ class ShapesImages(ImageSource):
         check_shapes_options(self.split, self.tags, self.size)
         check_not_negative(self, "empty_tokens")
 
-    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
+    def images(self, seed: int, size: tuple[int, int], unit: int = 1) -> Iterator[CaptionedImage]:
         """Yield the images, each rendered when it is its turn."""
         if world_size(*size) != self.size:
             raise ConfigError(f"data.size = {self.size}: the model draws {size[0]} px; set it to that")
@@ -84,17 +104,24 @@ class ShapesImages(ImageSource):
         records = [prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)]
         for record in records:
             pixels = render.render_image(record, self.size, rng)
-            yield CaptionedImage(record, hashlib.sha256(pixels.tobytes()).hexdigest(), partial(np.asarray, pixels))
+            yield CaptionedImage(
+                record, hashlib.sha256(pixels.tobytes()).hexdigest(), partial(np.asarray, pixels), size
+            )
 
 
-@dataclass(frozen=True)
-class ImageFolder(ImageSource):
-    """A folder of images with captions in its metadata.jsonl, in the layout of Hugging Face's `imagefolder`."""
+@dataclass(frozen=True, kw_only=True)
+class StoredImages(ImageSource):
+    """Images that users have: which of them are used, and how they are brought to the shape that the model draws."""
 
-    path: str
-    """Path of the folder; every line of its metadata.jsonl has a file_name and a caption."""
-    caption: str = "text"
-    """Key of the caption in metadata.jsonl."""
+    caption: str = DEFAULT_CAPTION
+    """Key or column of the caption.  Where `text` is missing, prompt, prompts, prompt_en and caption are tried."""
+    min_size: int | None = None
+    """Pixels of the shorter side, below which an image is left out; others are enlarged to the model's size.  None: an
+    image that is smaller than the model draws stops the run."""
+    buckets: bool = False
+    """Whether images keep about their aspect ratio, with as many pixels as the model draws; a batch has one shape."""
+    background: str = "white"
+    """Colour under transparent pixels, by name or as #rrggbb."""
     unreadable: Literal["stop", "skip"] = "stop"
     """Action for an image that cannot be read: stop before training, or leave it out and count it."""
     min_reward: Mapping[str, float] = field(default_factory=dict)
@@ -102,23 +129,66 @@ class ImageFolder(ImageSource):
     cache: bool = True
     """Whether latents are stored on disk for the next run."""
 
-    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
-        """Yield the images in the order of metadata.jsonl."""
-        for location, line in read_metadata(Path(self.path), self.caption):
-            file = Path(self.path) / line["file_name"]
-            if not file.is_file():
-                raise InputError(f"{location}: {file} is not there; correct file_name")
-            load = partial(self._load, file, size)
-            yield CaptionedImage(
-                caption_record(line, self.caption), hashlib.sha256(file.read_bytes()).hexdigest(), load
-            )
+    @abstractmethod
+    def listing(self) -> Listing:
+        """List the images with their captions; InputError where there are none that can be used."""
 
-    def _load(self, file: Path, size: tuple[int, int]) -> np.ndarray | None:
-        return center_crop(file.read_bytes(), size, str(file), self.unreadable)
+    def images(self, seed: int, size: tuple[int, int], unit: int = 1) -> Iterator[CaptionedImage | LeftOut]:
+        """Yield the images in the order of their listing, with buckets shape after shape.
+
+        What the listing holds is said in one line before the first.
+        """
+        listing = self.listing()
+        survey = survey_images(self, listing, bucket_sizes(size, unit) if self.buckets else [size])
+        _log.info(survey.sentence(listing))
+        yield from (LeftOut(reason) for reason, count in survey.left_out.items() for _ in range(count))
+        for shape in sorted({image.size for image in survey.images}):
+            for image in survey.images:
+                if image.size == shape:
+                    load = partial(self.load, image)
+                    yield CaptionedImage(image.entry.record, image.digest, load, shape)
+
+    def load(self, image: "SurveyedImage") -> np.ndarray | None:
+        """Decode an image, scale it and crop its middle to uint8 (H, W, 3); None where it may be left out."""
+        location, background = image.entry.location, check_color("data.background", self.background)
+        try:
+            pixels = read_picture(image.entry.read(), location, background)
+        except (InputError, OSError) as error:
+            return left_out_or_error(self.unreadable, location, error)
+        height, width = image.size
+        return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+
+
+def check_stored(source: StoredImages) -> None:
+    """Raise ConfigError for an option of stored images that cannot be used."""
+    check_at_least_one(source, "min_size", prefix="data.")
+    check_color("data.background", source.background)
+
+
+def left_out_or_error(unreadable: str, location: str, error: Exception) -> None:
+    """Return where images that cannot be read are left out; else raise InputError with what to do."""
+    if unreadable != "skip":
+        text = str(error) if isinstance(error, InputError) else f"{location}: not a readable image ({error})"
+        raise InputError(f"{text}; replace it, or leave such images out with --data.unreadable skip")
 
 
 @dataclass(frozen=True)
-class HubImages(ImageSource):
+class ImageFolder(StoredImages):
+    """A folder of images with captions, in any layout that `image_folders.list_images` knows; or one such file."""
+
+    path: str
+    """Path of the folder, or of a .parquet or a webdataset .tar."""
+
+    def __post_init__(self) -> None:
+        check_stored(self)
+
+    def listing(self) -> Listing:
+        """List the images of the folder."""
+        return list_images(Path(self.path), self.caption)
+
+
+@dataclass(frozen=True)
+class HubImages(StoredImages):
     """A data set of the Hugging Face hub, or of a folder, that `datasets` can load."""
 
     dataset: str
@@ -129,38 +199,117 @@ class HubImages(ImageSource):
     """Branch, tag or commit of the data set."""
     image: str = "image"
     """Name of the column of images."""
-    caption: str = "text"
-    """Name of the column of captions."""
-    unreadable: Literal["stop", "skip"] = "stop"
-    """Action for an image that cannot be read: stop before training, or leave it out and count it."""
-    min_reward: Mapping[str, float] = field(default_factory=dict)
-    """Lowest value of each named reward at which an image is used for training."""
-    cache: bool = True
-    """Whether latents are stored on disk for the next run."""
 
     def __post_init__(self) -> None:
+        check_stored(self)
         check_extra("a data set of the hub", ["datasets"], "data")
 
-    def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
-        """Yield the images in the order of the data set."""
+    def listing(self) -> Listing:
+        """List the images of the data set."""
         import datasets
 
-        rows = load_hub_dataset(self.dataset, self.split, self.revision)
-        for column in (self.image, self.caption):
+        try:
+            rows = load_hub_dataset(self.dataset, self.split, self.revision)
+        except InputError as error:
+            raise InputError(f"images {error}") from None
+        for column in (self.image, *([] if self.caption == DEFAULT_CAPTION else [self.caption])):
             if column not in rows.column_names:
                 raise InputError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
-        rows = rows.cast_column(self.image, datasets.Image(decode=False))
-        for i in range(len(rows)):
-            row = rows[i]
-            image = row.pop(self.image)
-            check_caption(row, self.caption, f"{self.dataset}[{i}]")
-            load = partial(self._load, rows, i, size)
-            yield CaptionedImage(
-                caption_record(row, self.caption), hashlib.sha256(encoded_bytes(image)).hexdigest(), load
-            )
+        encoded = rows.cast_column(self.image, datasets.Image(decode=False))
+        entries = []
+        for i, row in enumerate(rows.remove_columns([self.image])):
+            location = f"{self.dataset}[{i}]"
+            record = caption_record(dict(row), self.caption, location)
+            check_text(record["prompt"], location)
+            entries.append(Entry(location, record, lambda i=i: encoded_bytes(encoded[i][self.image])))
+        return Listing(f"{self.dataset} of the hub", entries, {})
 
-    def _load(self, rows: "datasets.Dataset", i: int, size: tuple[int, int]) -> np.ndarray | None:
-        return center_crop(encoded_bytes(rows[i][self.image]), size, f"{self.dataset}[{i}]", self.unreadable)
+
+class SurveyedImage(NamedTuple):
+    """An image that is used, looked at but not decoded."""
+
+    entry: Entry
+    digest: str
+    size: tuple[int, int]
+    """Height and width that it is brought to."""
+
+
+@dataclass
+class Survey:
+    """What all images of a source are like, before the first is decoded."""
+
+    images: list[SurveyedImage]
+    left_out: Counter[str]
+    """Reason → number of images left out."""
+    remarks: Counter[str]
+    """Remark → number of used images to which it applies."""
+
+    def sentence(self, listing: Listing) -> str:
+        """Say in one line how many images there are and from where, what is left out and what is remarkable."""
+        total = len(self.images) + self.left_out.total()
+        parts = [f"{len(self.images)} of {total} images are used, from {listing.origin}"]
+        if self.left_out:
+            parts.append("left out: " + ", ".join(f"{count} {reason}" for reason, count in self.left_out.items()))
+        return "; ".join([*parts, *(f"{remark}: {count}" for remark, count in self.remarks.items())])
+
+
+def survey_images(source: StoredImages, listing: Listing, sizes: Sequence[tuple[int, int]]) -> Survey:
+    """Look at the headers of all images of a listing, and choose for each the nearest shape among `sizes`.
+
+    InputError is raised for an image that cannot be read or is too small, where the source does not leave such out.
+    """
+    survey = Survey([], Counter({reason: n for reason, n in listing.left_out.items() if n}), Counter())
+    digests, small = set(), []
+    for entry in listing.entries:
+        try:
+            data = entry.read()
+            header = read_header(data, entry.location)
+        except (InputError, OSError) as error:
+            left_out_or_error(source.unreadable, entry.location, error)
+            survey.left_out[UNREADABLE] += 1
+            continue
+        if source.min_size is not None and min(header.height, header.width) < source.min_size:
+            survey.left_out[f"smaller than {source.min_size} px"] += 1
+            continue
+        height, width = size = nearest_size(header.height / header.width, sizes)
+        if header.height < height or header.width < width:
+            small.append(f"{entry.location}: {header.width} x {header.height} px, smaller than the {width} x {height}")
+        digest = hashlib.sha256(data).hexdigest()
+        shape = header.height / header.width * width / height
+        survey.remarks["cropped by more than half"] += min(shape, 1 / shape) < 0.5
+        survey.remarks["duplicates"] += digest in digests
+        digests.add(digest)
+        survey.images.append(SurveyedImage(entry, digest, size))
+    if small and source.min_size is None:
+        raise InputError(
+            f"{small[0]} px that the model draws, as are {len(small)} of {len(listing.entries)} images; leave small "
+            f"ones out with --data.min-size {min(map(min, sizes))}, or enlarge them with --data.min-size 1"
+        )
+    survey.remarks["enlarged"] += len(small)
+    for size, count in Counter(image.size for image in survey.images).items() if source.buckets else ():
+        survey.remarks[f"{size[1]} x {size[0]} px"] = count
+    survey.remarks = +survey.remarks
+    return survey
+
+
+def bucket_sizes(size: tuple[int, int], unit: int) -> list[tuple[int, int]]:
+    """Return shapes (H, W) of at most so many pixels as `size`, up to twice as long as wide, and `size` itself first.
+
+    unit: Pixels of which every side is a multiple.  Steps are about an eighth of a side.
+    """
+    area = size[0] * size[1]
+    step = max(1, round((area**0.5) / unit / 8)) * unit
+    sizes = {size: None}
+    for height in range(step, 2 * max(size), step):
+        width = area // height // unit * unit
+        if width and 0.5 <= height / width <= 2:
+            sizes[height, width] = None
+    return list(sizes)
+
+
+def nearest_size(ratio: float, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the shape (H, W) whose H / W is nearest to a ratio; of several alike, the first."""
+    return min(sizes, key=lambda size: abs(math.log(ratio * size[1] / size[0])))
 
 
 def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
@@ -169,12 +318,12 @@ def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "dataset
     from datasets.exceptions import DatasetsError
 
     if not Path(dataset).is_dir() and len(Path(dataset).parts) != 2:
-        raise InputError(f"images {dataset}: no such folder, and an id of the hub reads owner/name")
+        raise InputError(f"{dataset}: no such folder, and an id of the hub reads owner/name")
     try:
         return datasets.load_dataset(dataset, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
         why = str(error).partition("\n")[0]
-        raise InputError(f"images {dataset}: split {split!r} could not be loaded; {why}") from None
+        raise InputError(f"{dataset}: split {split!r} could not be loaded; {why}") from None
 
 
 def encoded_bytes(image: Mapping | None) -> bytes:
@@ -182,71 +331,6 @@ def encoded_bytes(image: Mapping | None) -> bytes:
     if image is None or (image["bytes"] is None and not Path(str(image["path"])).is_file()):
         return b""
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-
-
-def read_metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
-    """Read a folder's metadata.jsonl as pairs of location and line; InputError for a line that cannot be used."""
-    file = folder / "metadata.jsonl"
-    if not file.is_file():
-        raise InputError(
-            f"images {folder}: no metadata.jsonl in it; write a line with file_name and {caption} per image"
-        )
-    located_lines = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 at byte {error.start}") from None
-    for n, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        location = f"{file}:{n}"
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
-            raise InputError(f'{location}: a line needs a "file_name" that is a text')
-        check_caption(line, caption, location)
-        located_lines.append((location, line))
-    if not located_lines:
-        raise InputError(f"images {folder}: metadata.jsonl is empty; write a line for each image")
-    return located_lines
-
-
-def caption_record(line: Mapping, caption: str) -> dict:
-    """Make the record of a line: its caption becomes the prompt, even where another key has that name."""
-    return {k: v for k, v in line.items() if k not in ("file_name", caption)} | {"prompt": line[caption]}
-
-
-def check_caption(line: Mapping, caption: str, location: str) -> None:
-    """Raise InputError where a line has no caption."""
-    text = line.get(caption)
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{location}: no caption under {caption!r}; write one, or set --data.caption to another key")
-
-
-def center_crop(
-    image: bytes, size: tuple[int, int], name: str, unreadable: Literal["stop", "skip"]
-) -> np.ndarray | None:
-    """Scale and crop the middle of an encoded image to uint8 (H, W, 3), H and W of `size`.
-
-    An image that cannot be read is None with `unreadable` = skip.  Raises InputError where it cannot be read and
-    `unreadable` = stop, and where it is smaller than `size`.
-    """
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL calls a broken PNG a syntax error
-        if unreadable == "skip":
-            return None
-        raise InputError(
-            f"{name}: not a readable image ({error}); replace it, or leave such images out with --data.unreadable skip"
-        ) from None
-    height, width = size
-    if upright.width < width or upright.height < height:
-        actual, minimum = f"{upright.width} x {upright.height}", f"{width} x {height}"
-        raise InputError(f"{name}: {actual} px, smaller than the {minimum} px that the model draws")
-    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
 
 
 def num_empty_tokens(maximum: int, step: int, seed: int) -> int:

@@ -1,10 +1,8 @@
 """Prompts to explore: records {"prompt": ..., ...} from a file or from the shapes world, and their order."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,6 +14,7 @@ from ..sampling.seeds import generator, number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
+from .prompt_lists import locate_prompts
 
 RecordChecks = Mapping[str, Callable[[dict], None]]
 """Check of a record by the reward that needs it; the check raises ValueError with one sentence."""
@@ -24,31 +23,20 @@ NO_CHECKS: RecordChecks = MappingProxyType({})
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A file with one prompt (.txt) or one JSON object with a "prompt" per line (.jsonl, GenEval's schema)."""
+    """A list of prompts: a file, a folder of files, or a data set of the hub (`prompt_lists.locate_prompts`)."""
 
     path: str
-    """Path of the file."""
+    """Path of a .txt, .jsonl, .csv or .json, of a folder of them, or owner/name[:split] of the hub."""
     tag: str | None = None
     """Tag of records that have none: the task by which a teacher or a turn is chosen."""
 
     def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
         """Read the records; InputError with file and line where one cannot be used."""
-        file = Path(self.path)
-        if not file.is_file():
-            raise InputError(f"prompts {self.path}: no such file")
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"prompts {self.path}: not UTF-8 at byte {error.start}") from None
-        parse = parse_json_line if file.suffix == ".jsonl" else parse_text_line
+        tagged = {} if self.tag is None else {"tag": self.tag}
         records = []
-        for line_number, line in enumerate(lines, 1):
-            if line.strip():
-                location, tagged = f"{self.path}:{line_number}", {} if self.tag is None else {"tag": self.tag}
-                records.append(tagged | parse(line, location))
-                check_record(records[-1], location, checks)
-        if not records:
-            raise InputError(f"prompts {self.path}: the file is empty; write one prompt per line")
+        for location, record in locate_prompts(self.path):
+            records.append(tagged | record)
+            check_record(records[-1], location, checks)
         return records
 
 
@@ -59,22 +47,6 @@ def check_record(record: dict, location: str, checks: RecordChecks) -> None:
             validate(record)
         except ValueError as error:
             raise InputError(f"{location}: {error}; {reward} needs that of every record") from None
-
-
-def parse_text_line(line: str, location: str) -> dict:
-    """Make the record of a .txt line."""
-    return {"prompt": line.strip()}
-
-
-def parse_json_line(line: str, location: str) -> dict:
-    """Read the record of a .jsonl line; InputError where it is none."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
-        raise InputError(f'{location}: a record needs a "prompt" that is a text')
-    return record
 
 
 @dataclass(frozen=True)
@@ -123,6 +95,20 @@ def batch_rows(total: int, step: int, size: int, seed: int) -> torch.Tensor:
     epochs = range(first // total, (first + size - 1) // total + 1)
     order = torch.cat([torch.randperm(total, generator=generator(seed, "epoch", e)) for e in epochs])
     return order[first % total :][:size]
+
+
+def bucket_rows(bucket_of: torch.Tensor, step: int, size: int, seed: int) -> torch.Tensor:
+    """Return the rows that iteration `step` uses, (size,) long, all of one bucket.
+
+    A bucket's turns are spread over an epoch by its share of the examples, and each turn goes on where its last ended.
+
+    bucket_of: The bucket of each example, (N,) long.
+    """
+    total = len(bucket_of)
+    order = [torch.randperm(total, generator=generator(seed, "bucket", e)) for e in range(step // total + 1)]
+    turns = bucket_of[torch.cat(order)[: step + 1]]
+    rows = (bucket_of == turns[-1]).nonzero().flatten()
+    return rows[batch_rows(len(rows), int((turns[:-1] == turns[-1]).sum()), size, seed)]
 
 
 def check_tag_schedule(records: Sequence[dict], tag_schedule: Mapping[str, int]) -> None:

@@ -17,14 +17,22 @@ from PIL import Image
 
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
+from ..system.pictures import is_picture_file, read_header, read_picture
+from ..system.text_files import parse_json, read_json, read_text, read_text_lines
 
 SETTINGS = "settings.json"
 
 
 def drawn_with(folder: Path) -> dict:
-    """Return the settings with which afterflow drew the images; empty for images from elsewhere."""
+    """Return the settings with which afterflow drew the images; empty for images from elsewhere.
+
+    InputError where the file of the settings holds none.
+    """
     file = folder / SETTINGS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = read_json(file) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{file}: it holds no settings; take another --out, or delete it")
+    return settings
 
 
 def holds_images(folder: Path) -> bool:
@@ -70,13 +78,11 @@ def read_records(folder: Path) -> list[dict]:
     records = []
     for prompt_dir in prompt_folders(folder):
         file = prompt_dir / "metadata.jsonl"
-        try:
-            record = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
-            records.append({"tag": "all"} | record)
-            if not isinstance(record["prompt"], str):
-                raise ValueError("its prompt is no text")
-        except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-            raise InputError(f"{file}: it holds no record with a prompt ({error})") from None
+        lines = read_text_lines(file)
+        record = parse_json(lines[0][1], lines[0][0]) if lines else None
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            raise InputError(f"{file}: it holds no record with a prompt that is a text")
+        records.append({"tag": "all"} | record)
     return records
 
 
@@ -84,26 +90,40 @@ def update_records(folder: Path, records: Sequence[dict]) -> None:
     """Write the records that have changed since their images were drawn; their prompts are the same."""
     for i, record in enumerate(records):
         file = prompt_folder(folder, i) / "metadata.jsonl"
-        if file.is_file() and file.read_text(encoding="utf-8") != json.dumps(record) + "\n":
+        if file.is_file() and read_text(file) != json.dumps(record) + "\n":
             write_text_atomically(file, json.dumps(record) + "\n")
+
+
+def sample_files(prompt_dir: Path) -> list[list[Path]]:
+    """List the files of each picture of a prompt, in order: one file, or those of the frames of a clip.
+
+    Clips are folders; where pictures stand beside a folder, the folder is none of them.  InputError where there is
+    neither.
+    """
+    samples = prompt_dir / "samples"
+    if not samples.is_dir():
+        raise InputError(f"{prompt_dir}: it has no folder samples, where its pictures belong")
+    names = sorted(path for path in samples.iterdir() if not path.name.startswith("."))
+    files = [[path] for path in names if is_picture_file(path)]
+    files = files or [sorted(filter(is_picture_file, path.iterdir())) for path in names if path.is_dir()]
+    if not (files := [frames for frames in files if frames]):
+        raise InputError(f"{prompt_dir}: it has no pictures in samples, such as samples/0000.png")
+    return files
 
 
 def read_prompt(prompt_dir: Path) -> np.ndarray:
     """Read the images of a prompt, uint8 (K, H, W, 3), or its clips (K, F, H, W, 3).
 
-    InputError is raised where there are none or where they differ in size.
+    InputError is raised where there are none, where one cannot be read, and where they differ in size.
     """
-    samples = sorted(
-        file
-        for file in (prompt_dir / "samples").iterdir()
-        if file.is_dir() or file.suffix in (".png", ".jpg", ".jpeg", ".webp")
-    )
-    images = [
-        np.stack([read_image(frame) for frame in sorted(sample.iterdir())]) if sample.is_dir() else read_image(sample)
-        for sample in samples
-    ]
-    if not images or len({image.shape for image in images}) > 1:
-        raise InputError(f"{prompt_dir}: it has no pictures, or they are not of one size")
+    images = []
+    for files in sample_files(prompt_dir):
+        frames = [read_picture(file, str(file)) for file in files]
+        if any(frame.shape != frames[0].shape for frame in frames):
+            raise InputError(f"{files[0].parent}: its frames are not of one size")
+        images.append(np.stack(frames) if files[0].parent.name != "samples" else frames[0])
+    if any(image.shape != images[0].shape for image in images):
+        raise InputError(f"{prompt_dir}: its pictures are not of one size")
     return np.stack(images)
 
 
@@ -116,16 +136,16 @@ def read_prompts_together(folder: Path, indices: Sequence[int]) -> np.ndarray:
     return np.stack(images)
 
 
-def read_image(file: Path) -> np.ndarray:
-    """Read an image file as uint8 (H, W, 3)."""
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+def picture_formats(folder: Path) -> str:
+    """Name the formats of a folder's pictures, by the content of the first of each prompt: PNG, or JPEG and PNG."""
+    firsts = [sample_files(prompt_dir)[0][0] for prompt_dir in prompt_folders(folder)]
+    return " and ".join(sorted({read_header(file, str(file)).format for file in firsts}))
 
 
 def content_digest(prompt_dir: Path, record: dict) -> str:
     """Hash a prompt's record and images."""
     sha = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for file in sorted(path for path in (prompt_dir / "samples").rglob("*") if path.is_file()):
+    for file in (file for files in sample_files(prompt_dir) for file in files):
         sha.update(file.name.encode() + file.read_bytes())
     return sha.hexdigest()
 

@@ -88,6 +88,8 @@ class Report:
     """Reward → number of images without a score, of both models together."""
     distances: Mapping[str, float] = field(default_factory=dict)
     """Name → distance to other images by features of CLIP."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """Set of pictures on disk → the format of its files, such as PNG."""
 
 
 AVERAGE = "average"
@@ -145,6 +147,7 @@ def render_report(report: Report) -> Group:
         )
         parts += [f"{name} could not score {count} pictures." for name, count in report.invalid.items() if count]
         parts += [f"{name} {value:.4g}" for name, value in report.distances.items()]
+        parts += format_notes(report.formats)
     if report.taught:
         rows = ([tag, *teacher_cells(comparison)] for tag, comparison in report.taught.items())
         parts.append(figure_table("strict", ("teacher", "student", "delta"), rows))
@@ -225,6 +228,16 @@ def shapes_note(report: Report) -> str:
         f"{report.images} images a prompt. In brackets: 95 % of {report.draws} bootstrap draws of the "
         f"prompts within each tag. Fréchet: lower is better. Fresh renders of the same prompts get {truth}."
     )
+
+
+def format_notes(formats: Mapping[str, str]) -> list[str]:
+    """Name the formats of the sets of pictures, and warn where they differ."""
+    if not formats:
+        return []
+    notes = ["Files: " + ", ".join(f"{name} {kind}" for name, kind in formats.items()) + "."]
+    if len(set(formats.values())) > 1:
+        notes.append("Warning: what JPEG and the like lose is part of every difference; compare files of one format.")
+    return notes
 
 
 def left_out_note(report: Report) -> str:

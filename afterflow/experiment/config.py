@@ -66,6 +66,8 @@ class Batches:
     have it.  1 is no guidance, and half the work."""
     tag_schedule: Option[Mapping[str, int]] = field(default_factory=dict)
     """Number of consecutive iterations whose prompts all have one tag, tag by tag.  Empty mixes the tags."""
+    long_prompts: Option[Literal["cut", "stop"]] = "cut"
+    """What a prompt does that is longer than a text encoder reads: it is cut and counted, or it stops the run."""
     max_missing: Option[float] = 0.05
     """Largest share of an iteration's images that may lack a reward because it failed on them.  More stop the run.
     Images without a reward are not trained on."""

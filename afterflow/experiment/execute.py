@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,12 +13,12 @@ import torch
 from ..algorithms.base import explores
 from ..data.images import ImageSource
 from ..data.prompts import prompt_rows
-from ..models.generate import encode_records
+from ..models.generate import distinct_prompts, encode_records
 from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
-from ..system.errors import ConfigError
+from ..system.errors import ConfigError, InputError
 from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
@@ -30,6 +31,7 @@ from .model_card import write_card
 from .monitor import RunMonitor
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
+from .run_folder import RunFolder
 from .scoring import scorer
 from .serialization import to_json
 from .setup import TrainingSetup
@@ -71,7 +73,7 @@ def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequenc
     optimization = setup.run.optimization
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
         iterations, prompts = training_data(setup, records, clock)
-        held_out_prompts = encode_records(setup.model, held_out) if held_out else None
+        held_out_prompts = encode_prompts(setup, held_out) if held_out else None
     check_before_sampling(setup, prompts)
     monitor = RunMonitor(setup, prompts, held_out_prompts, clock)
     rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
@@ -102,11 +104,13 @@ def training_data(
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
-        pairs, prompts = image_pairs(run, run.data, model)
+        pairs, prompts, left_out = image_pairs(run, run.data, model, partial(encode_prompts, setup))
+        if setup.processes.main:
+            RunFolder(run.folder).write_data({"images": len(prompts), "left_out": left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}
         return supervised(setup.algorithm, pairs, steps, **options), prompts
     assert explores(setup.algorithm)
-    prompts = encode_records(model, records)
+    prompts = encode_prompts(setup, records)
     explorer = Explorer(
         setup.algorithm,
         setup.models,
@@ -126,6 +130,19 @@ def training_data(
         setup.weights.history,
     )
     return explorer.iterations(steps), prompts
+
+
+def encode_prompts(setup: TrainingSetup, records: Sequence[dict]) -> Conditioning:
+    """Encode the prompts of records; InputError for what an encoder would cut, where the run asks for that."""
+    cuts = setup.model.cut_prompts(distinct_prompts(records))
+    if cuts and setup.run.batches.long_prompts == "stop":
+        raise InputError("; ".join(cut.sentence() for cut in cuts) + "; shorten them, or take --long-prompts cut")
+    if cuts and setup.processes.main:
+        folder = RunFolder(setup.run.folder)
+        before = folder.data().get("cut_prompts", {})
+        counts = {cut.encoder: max(cut.prompts, before.get(cut.encoder, 0)) for cut in cuts}
+        folder.write_data({"cut_prompts": before | counts})
+    return encode_records(setup.model, records)
 
 
 def check_before_sampling(setup: TrainingSetup, prompts: Conditioning) -> None:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import __version__
-from ..data.images import CaptionedImage, ImageSource, ShapesImages, num_empty_tokens
-from ..data.prompts import batch_rows, check_record
+from ..data.images import UNREADABLE, CaptionedImage, ImageSource, LeftOut, ShapesImages, StoredImages, num_empty_tokens
+from ..data.prompts import batch_rows, bucket_rows, check_record
 from ..models.base import cache_folder, write_cache_file
-from ..models.generate import encode_records, picture_size
+from ..models.generate import picture_size
 from ..models.pipeline import Model
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
@@ -32,77 +34,117 @@ SHARD = 256
 """Number of pictures in one file of the cache."""
 
 
-def image_pairs(run: Run, data: ImageSource, model: Model) -> tuple[Callable[[int], Pairs], Conditioning]:
-    """Return each iteration's batch of latents with prompts, all encoded beforehand, and the prompts."""
-    latents, records = gather_latents(data, model, run.seed, run.reward_models)
-    cond = encode_records(model, records)
+class Bucket(NamedTuple):
+    """The images of one shape."""
+
+    latents: Tensor
+    """Latents (N, ...), on the CPU."""
+    records: list[dict]
+
+
+def image_pairs(
+    run: Run, data: ImageSource, model: Model, encode: Callable[[Sequence[dict]], Conditioning]
+) -> tuple[Callable[[int], Pairs], Conditioning, Counter[str]]:
+    """Return each iteration's batch of latents with prompts, all encoded beforehand; the prompts; what is left out.
+
+    The last is reason → number of images.  `encode` encodes the prompts of records.
+    """
+    buckets, left_out = gather_buckets(data, model, run.seed, run.reward_models)
+    cond = encode([record for bucket in buckets for record in bucket.records])
     max_empty = data.empty_tokens if isinstance(data, ShapesImages) else 0
+    sizes = torch.tensor([len(bucket.records) for bucket in buckets])
+    bucket_of, first = torch.arange(len(buckets)).repeat_interleave(sizes), sizes.cumsum(0) - sizes
 
     def pairs(step: int) -> Pairs:
-        rows = batch_rows(len(records), step, run.batches.batch, run.seed)
+        if len(buckets) == 1:
+            rows = batch_rows(len(bucket_of), step, run.batches.batch, run.seed)
+        else:
+            rows = bucket_rows(bucket_of, step, run.batches.batch, run.seed)
+        bucket = int(bucket_of[rows[0]])
         return Pairs(
-            latents[rows].to(cond.index.device),
+            buckets[bucket].latents[rows - first[bucket]].to(cond.index.device),
             replace(cond[rows], padding=num_empty_tokens(max_empty, step, run.seed)),
         )
 
-    return pairs, cond
+    return pairs, cond, left_out
 
 
-def gather_latents(
+def gather_buckets(
     data: ImageSource, model: Model, seed: int, models: RewardModels = DEFAULT_REWARD_MODELS
-) -> tuple[Tensor, list[dict]]:
-    """Return latents (N, ...), on the CPU, and records of the pictures to learn from.
+) -> tuple[list[Bucket], Counter[str]]:
+    """Return the images to learn from, shape by shape, and reason → number of those left out.
 
     InputError is raised when none is left.
     """
-    latents, records, missing, total = [], [], 0, 0
-    for part in split_shards(data.images(seed, picture_size(model))):
-        z, chosen, unread = encode_shard(part, model, data.min_reward, data.cache, models)
-        latents.append(z)
-        records += [part[i].record for i in chosen]
-        missing, total = missing + unread, total + len(part)
-    if missing or data.min_reward:
-        low = total - missing - len(records)
-        _log.info(f"{len(records)} of {total} images: {missing} cannot be read, {low} are below min_reward")
-    if not records:
+    parts: dict[tuple[int, int], list[tuple[Tensor, list[dict]]]] = {}
+    left_out: Counter[str] = Counter()
+    low, surveyed = "below min_reward", 0
+    used = used_images(data.images(seed, picture_size(model), model.pixel_unit), left_out)
+    for part in split_shards(used):
+        z, chosen, unread = encode_shard(part, model, data, models)
+        parts.setdefault(part[0].size, []).append((z, [part[i].record for i in chosen]))
+        surveyed += len(part)
+        left_out[UNREADABLE] += unread
+        left_out[low] += len(part) - unread - len(chosen)
+    buckets = [
+        Bucket(torch.cat([z for z, _ in of_size]), [record for _, records in of_size for record in records])
+        for of_size in parts.values()
+    ]
+    buckets = [bucket for bucket in buckets if bucket.records]
+    count, left_out = sum(len(bucket.records) for bucket in buckets), +left_out
+    total = count + left_out.total()
+    if count < surveyed or data.min_reward:
+        missing = left_out[UNREADABLE]
+        _log.info(f"{count} of {total} images: {missing} cannot be read, {left_out[low]} are below min_reward")
+    if not buckets:
         raise InputError(f"none of {total} images is left to learn from; lower min_reward or mend the files")
-    return torch.cat(latents), records
+    return buckets, left_out
+
+
+def used_images(images: Iterable[CaptionedImage | LeftOut], left_out: Counter[str]) -> Iterator[CaptionedImage]:
+    """Yield the images that are used, and count the others by their reason."""
+    for image in images:
+        if isinstance(image, LeftOut):
+            left_out[image.reason] += 1
+        else:
+            yield image
 
 
 def split_shards(pictures: Iterator[CaptionedImage]) -> Iterator[list[CaptionedImage]]:
-    """Yield the pictures of one file of the cache after another's."""
-    while part := list(islice(pictures, SHARD)):
-        yield part
+    """Yield the pictures of one file of the cache after another's, each of one shape."""
+    for _, of_size in groupby(pictures, key=lambda picture: picture.size):
+        while part := list(islice(of_size, SHARD)):
+            yield part
 
 
 def encode_shard(
-    part: Sequence[CaptionedImage], model: Model, min_reward: Mapping[str, float], cache: bool, models: RewardModels
+    part: Sequence[CaptionedImage], model: Model, data: ImageSource, models: RewardModels
 ) -> tuple[Tensor, list[int], int]:
     """Return latents of the pictures to learn from, their indices, and the number of pictures that cannot be read.
 
     Args:
         part: The pictures of the shard.
         model: The model whose autoencoder encodes them.
-        min_reward: Rewards that a picture must reach.
-        cache: Whether the result is stored, and read where it is stored.
+        data: Their source, which says what rewards they must reach and whether the result is stored.
         models: Where rewards that are networks run.
     """
-    file = cache_file(part, model, min_reward, models)
-    if cache and file.is_file():
+    file = cache_file(part, model, data, models)
+    if data.cache and file.is_file():
         stored = load_file(file)
         return stored["latents"], stored["kept"].tolist(), 0
     loaded = [picture.pixels() for picture in part]
     readable = [i for i, pixels in enumerate(loaded) if pixels is not None]
     images = np.stack([loaded[i] for i in readable]) if readable else np.zeros((0, 1, 1, 3), np.uint8)  # type: ignore[arg-type]
-    passes = reaches_rewards(images, [part[i].record for i in readable], min_reward, models)
+    passes = reaches_rewards(images, [part[i].record for i in readable], data.min_reward, models)
     chosen = [i for i, passed in zip(readable, passes) if passed]
-    latents = model.encode_images(images[passes]).cpu() if chosen else torch.empty(0, *model.latent_shape)
-    if latents.shape[1:] != model.latent_shape:
+    shape = *model.latent_shape[:-2], *(side // model.scale_factor for side in part[0].size)
+    latents = model.encode_images(images[passes]).cpu() if chosen else torch.empty(0, *shape)
+    if latents.shape[1:] != shape:
         raise InputError(
-            f"what is learnt from has latents {tuple(latents.shape[1:])}, and the model draws "
-            f"{tuple(model.latent_shape)}; set model.frames, 1 for images"
+            f"what is learnt from has latents {tuple(latents.shape[1:])}, and the model draws {shape}; set "
+            "model.frames, 1 for images"
         )
-    if cache and len(readable) == len(part):  # what cannot be read today is asked for again
+    if data.cache and len(readable) == len(part):  # what cannot be read today is asked for again
         write_cache_file(file, {"latents": latents.contiguous(), "kept": torch.tensor(chosen, dtype=torch.long)})
     return latents, chosen, len(part) - len(readable)
 
@@ -124,16 +166,16 @@ def reaches_rewards(
     return passes
 
 
-def cache_file(
-    part: Sequence[CaptionedImage], model: Model, min_reward: Mapping[str, float], models: RewardModels
-) -> Path:
+def cache_file(part: Sequence[CaptionedImage], model: Model, data: ImageSource, models: RewardModels) -> Path:
     """Return the file of these pictures' latents; its name is a digest of everything that decides them."""
     inputs = [
         model.image_key,
         __version__,
-        {name: (value, find_reward(name).version) for name, value in min_reward.items()},
-        repr(models) if min_reward else "",
-        [(p.digest, p.record if min_reward else "") for p in part],
+        {name: (value, find_reward(name).version) for name, value in data.min_reward.items()},
+        repr(models) if data.min_reward else "",
+        [(p.digest, p.record if data.min_reward else "") for p in part],
+        part[0].size,
+        data.background if isinstance(data, StoredImages) else "",
     ]
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
     return cache_folder() / "latents" / f"{digest[:32]}.safetensors"

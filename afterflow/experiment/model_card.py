@@ -72,6 +72,8 @@ def summary_table(run: Run) -> list[str]:
         "base model": f"`{run.model.path}`",
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,
+        "images": image_counts(RunFolder(run.folder).data()),
+        "prompts cut": cut_counts(RunFolder(run.folder).data()),
         "rewards": rewards,
         "iterations": f"{steps_done(run)} of {run.batches.batch} " + ("prompts" if weights else "examples"),
         "learning rate": f"{run.optimization.learning_rate:g}",
@@ -81,6 +83,19 @@ def summary_table(run: Run) -> list[str]:
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
     sentence = f"{tuned}, trained with afterflow {__version__}; run.json beside it repeats it."
     return [sentence, "", *table]
+
+
+def image_counts(data: Mapping[str, Any]) -> str:
+    """Write how many images the run learnt from, and how many were left out and why; nothing where it drew its own."""
+    if "images" not in data:
+        return ""
+    left_out = ", ".join(f"{count} {reason}" for reason, count in data["left_out"].items())
+    return f"{data['images']}" + (f"; left out: {left_out}" if left_out else "")
+
+
+def cut_counts(data: Mapping[str, Any]) -> str:
+    """Write how many prompts were longer than an encoder reads; nothing where all were read whole."""
+    return ", ".join(f"{count} by {encoder}" for encoder, count in data.get("cut_prompts", {}).items())
 
 
 def steps_done(run: Run) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
+from ..system.text_files import read_json
 from ..train.budget import Budget
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ class RunFolder:
         """Return step, reward and value of the weights in best/, if there are any."""
         return json.loads(self.best_file.read_text(encoding="utf-8")) if self.best_file.is_file() else None
 
+    def write_data(self, counts: dict[str, Any]) -> None:
+        """Write what is learnt from, beside what data.json already says."""
+        write_text_atomically(self.path / "data.json", json.dumps(self.data() | counts, indent=2) + "\n")
+
+    def data(self) -> dict[str, Any]:
+        """Return what the run learns from: counts of images, of those left out, and of prompts that are cut."""
+        file = self.path / "data.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
     def checkpoints(self) -> list[Path]:
         """Return the folders of the whole checkpoints, oldest first."""
         return sorted(path for path in self.checkpoint_folder.glob("step_*") if not path.suffix)
@@ -103,10 +113,7 @@ def read_record(file: Path) -> dict[str, Any]:
     """Return the JSON of a run.json.  InputError names the file and what is wrong with it."""
     if not file.is_file():
         raise InputError(f"{file}: no such file; a run is recorded in runs/NAME/run.json")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: not JSON ({error.msg} at line {error.lineno})") from None
+    record = read_json(file)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise InputError(f'{file}: it has no "config", so afterflow did not write it')
     return record
@@ -141,7 +148,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a .jsonl file; the last may be half written, and no file has no lines."""
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
 
 
 class MetricsFile:

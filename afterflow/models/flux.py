@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from .packing import check_text_tokens, pack_latents, packed_geometry, unpack_latents
 from .pipeline import Model, Pretrained
+from .prompt_lengths import clip_tokens
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -59,12 +60,18 @@ class FluxModel(Model):
         self.encoder_key = (), f"T5 {tokens}"
         self.text_shape = tokens, net.joint_attention_dim, net.pooled_projection_dim
         self.scale_factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        self.pixel_unit = 2 * self.scale_factor
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
     def embed(self, pipe: "FluxPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
         sequence, pooled, _ = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         return Embedding(sequence, pooled)
+
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of CLIP and of T5."""
+        return {"tokenizer": clip_tokens(self.folder), "tokenizer_2": self.config.max_sequence_length}
 
     def velocity(self, module: nn.Module) -> Velocity:
         """Return the velocity field of the transformer, or of a copy of it."""

@@ -1,5 +1,6 @@
 """Pictures of prompts: starting noise, the ODE from it, and the decoded images."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,10 @@ from ..sampling.conditioning import Conditioning, Velocity, condition
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
+from ..system.messages import say_once
 from .pipeline import Model
+
+_log = logging.getLogger(__name__)
 
 CHUNK = 64
 """Largest number of images of one forward pass."""
@@ -76,13 +80,23 @@ def draw_images(
 
 
 def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
-    """Encode the prompts of P records to P rows.  A text is encoded once, and embeddings stay on the CPU."""
-    texts = list(dict.fromkeys(record["prompt"] for record in records))
+    """Encode the prompts of P records to P rows.  A text is encoded once, and embeddings stay on the CPU.
+
+    Prompts that are longer than an encoder reads are told once.
+    """
+    texts = distinct_prompts(records)
+    for cut in model.cut_prompts(texts):
+        say_once(_log, cut.sentence(), cut.sentence())
     embedding = model.encode([*texts, ""])
     text_index = {text: i for i, text in enumerate(texts)}
     device = next(model.module.parameters()).device
     rows = torch.tensor([text_index[record["prompt"]] for record in records], device=device)
     return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)).to(device), records, rows)
+
+
+def distinct_prompts(records: Sequence[dict]) -> list[str]:
+    """Return the texts of records, each once."""
+    return list(dict.fromkeys(record["prompt"] for record in records))
 
 
 def draw_latents(

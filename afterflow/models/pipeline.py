@@ -8,6 +8,7 @@ The text encoders live only while prompts are encoded.  The transformer and the 
 
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import InputError
+from ..system.messages import say_each_once
 from .base import cache_folder, write_cache_file
 from .lora.files import (
     StoredLoRA,
@@ -39,6 +41,7 @@ from .lora.files import (
     read_lora,
 )
 from .packing import pack_latents, unpack_latents
+from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
 from .vae import decode_images, encode_images
 from .wrappers import Combine, guided, in_chunks, linear_guidance
@@ -111,6 +114,8 @@ class Model(ABC):
     """Shape of one image's latents, without the batch."""
     scale_factor: int
     """Pixels on a side of a latent."""
+    pixel_unit: int
+    """Pixels of which every side of an image is a multiple."""
     text_shape: tuple[int, int, int | None]
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
     encoder_key: tuple[tuple[str, ...], str]
@@ -151,6 +156,19 @@ class Model(ABC):
     @abstractmethod
     def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
         """Return the stock pipeline's arguments for B encoded prompts, B empty ones and a guidance scale."""
+
+    @property
+    @abstractmethod
+    def text_tokens(self) -> dict[str, int]:
+        """Number of tokens that each encoder reads, by the name of its tokenizer."""
+
+    def cut_prompts(self, prompts: Sequence[str]) -> tuple[CutPrompts, ...]:
+        """Return for each encoder that does not read all of the prompts what it cuts."""
+        limits = [
+            TextLimit(tokenizer.replace("tokenizer", "text_encoder"), self.folder / tokenizer, tokens)
+            for tokenizer, tokens in self.text_tokens.items()
+        ]
+        return cut_prompts(tuple(limits), tuple(prompts))
 
     def guided_velocity(self, scale: float, chunk: int) -> Velocity:
         """Return the velocity field that draws images: guided as the family does, in passes of `chunk` rows."""
@@ -371,8 +389,20 @@ def fingerprint(file: Path, head: int = 1 << 20) -> bytes:
         return hashlib.sha256(f"{file.parent.name}/{file.name} {size}".encode() + start + stream.read()).digest()
 
 
+KNOWN_NOISE = (
+    "requires torchvision (not installed)",
+    "Unable to import `torchao`",
+    # What follows is said with the number of prompts by generate.encode_records.
+    "Token indices sequence length is longer",
+    "The following part of your input was truncated",
+)
+"""Warnings of diffusers and transformers that tell users nothing new."""
+
+
 def no_progress_bars() -> None:
-    """Silence what diffusers and transformers print while they load the parts of a pipeline."""
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    """Silence the progress of loading parts, and pass every warning of diffusers and transformers on once."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_warning()
+    for name in ("diffusers", "transformers"):
+        say_each_once(logging.getLogger(name), KNOWN_NOISE)

@@ -52,6 +52,7 @@ class QwenImageModel(Model):
         self.encoder_key = (), f"{tokens} tokens"
         self.text_shape = tokens, self.pipe.transformer.config.joint_attention_dim, None
         self.scale_factor = 2 ** len(self.pipe.vae.temperal_downsample)  # the spelling is diffusers'
+        self.pixel_unit = 2 * self.scale_factor
         self.latent_shape, self.schedule = packed_geometry(self.pipe, config, self.scale_factor)
 
     def embed(self, pipe: "QwenImagePipeline", prompts: list[str]) -> Embedding:
@@ -59,6 +60,11 @@ class QwenImageModel(Model):
         sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
         # None says that no row is padded; other batches may be longer.
         return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)
+
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of the language model."""
+        return {"tokenizer": self.config.max_sequence_length}
 
     def velocity(self, module: nn.Module) -> Velocity:
         """Return the velocity field of the transformer, or of a copy of it."""

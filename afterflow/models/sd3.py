@@ -1,6 +1,5 @@
 """Stable Diffusion 3 and 3.5 (arXiv:2403.03206) through diffusers."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import SD3Grid
 from .packing import latent_sides
 from .pipeline import Model, Pretrained
+from .prompt_lengths import clip_tokens
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
@@ -55,13 +55,13 @@ class SD3Model(Model):
         self.t5_tokens = default if config.max_sequence_length is None else config.max_sequence_length
         left_out = () if self.t5_tokens else THIRD_ENCODER
         self.encoder_key = left_out, f"T5 {self.t5_tokens}"
-        clip = json.loads((self.folder / "text_encoder" / "config.json").read_text())
-        tokens = clip["max_position_embeddings"] + self.t5_tokens
+        tokens = clip_tokens(self.folder) + self.t5_tokens
         self.text_shape = tokens, net.joint_attention_dim, net.pooled_projection_dim
         self.schedule = SD3Grid(self.pipe.scheduler.config.shift)
         self.scale_factor = factor = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
         size = factor * net.sample_size if config.size is None else config.size
-        self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, factor * net.patch_size)
+        self.pixel_unit = factor * net.patch_size
+        self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, self.pixel_unit)
 
     def embed(self, pipe: "StableDiffusion3Pipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
@@ -69,6 +69,12 @@ class SD3Model(Model):
             prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=self.t5_tokens
         )
         return Embedding(encoded[0], encoded[2])
+
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of both CLIP encoders, and of T5 where it is used."""
+        clip = clip_tokens(self.folder)
+        return {"tokenizer": clip, "tokenizer_2": clip} | ({"tokenizer_3": self.t5_tokens} if self.t5_tokens else {})
 
     def velocity(self, module: nn.Module) -> Velocity:
         """Return the velocity field of the transformer, or of a copy of it."""

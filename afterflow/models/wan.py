@@ -61,6 +61,7 @@ class WanModel(Model):
         self.text_shape = config.max_sequence_length, net.text_dim, None
         self.scale_factor, time = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
         _, tall, wide = net.patch_size
+        self.pixel_unit = self.scale_factor * max(tall, wide)
         check_divides(config.height, self.scale_factor * tall, "height")
         check_divides(config.width, self.scale_factor * wide, "width")
         if config.frames < 1 or config.frames % time != 1 % time:
@@ -77,6 +78,11 @@ class WanModel(Model):
             prompts, do_classifier_free_guidance=False, max_sequence_length=self.config.max_sequence_length
         )
         return Embedding(sequence)
+
+    @property
+    def text_tokens(self) -> dict[str, int]:
+        """Tokens of T5."""
+        return {"tokenizer": self.config.max_sequence_length}
 
     def velocity(self, module: nn.Module) -> Velocity:
         """Return the velocity field of the transformer, or of a copy of it."""

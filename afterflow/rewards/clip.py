@@ -4,6 +4,7 @@ Checkpoints of open_clip are read by transformers under other names, so that its
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..system.errors import ConfigError, InputError
+from ..system.pictures import find_file, read_picture
 from .base import RewardModels, Scored, Scorer, network_reward
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -148,10 +150,22 @@ def hpsv2(models: RewardModels) -> Scorer:
 
 
 def check_image(record: dict) -> None:
-    """Raise InputError where the record names no picture that is there."""
+    """Raise InputError where the record names no picture that is there and can be read."""
     file = record.get("image")
-    if not isinstance(file, str) or not Path(file).is_file():
+    if not isinstance(file, str):
         raise InputError(f"its image, the file of a picture to be like, is {file!r} and not there")
+    check_reference(file)
+
+
+@cache
+def check_reference(file: str) -> None:
+    """Raise InputError where a picture to be like is not there or cannot be read."""
+    read_reference(file)
+
+
+def read_reference(file: str) -> np.ndarray:
+    """Read a picture to be like, uint8 (H, W, 3); InputError where it is not there or cannot be read."""
+    return read_picture(find_file(Path(), file), file)
 
 
 @network_reward("image_similarity", -1, 1, needs=check_image)
@@ -162,8 +176,7 @@ def image_similarity(models: RewardModels) -> Scorer:
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
         for file in {record["image"] for record in records} - references.keys():
-            with Image.open(file) as image:
-                references[file] = clip.embed_images(np.asarray(image.convert("RGB"))[None], crop_square)[0]
+            references[file] = clip.embed_images(read_reference(file)[None], crop_square)[0]
         like = torch.stack([references[record["image"]] for record in records])
         return (clip.embed_images(images, crop_square) * like).sum(1).numpy()
 

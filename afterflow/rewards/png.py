@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from ..system.errors import InputError
+from ..system.pictures import read_picture
 
 
 def encode_png(image: np.ndarray) -> str:
@@ -21,12 +21,4 @@ def decode_png(data: bytes, max_pixels: int) -> np.ndarray:
 
     It is decoded after its size is known, because a few kilobytes can claim to be gigapixels.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.width * image.height <= max_pixels:
-                return np.asarray(image.convert("RGB"))
-    except Image.DecompressionBombError:
-        pass
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError("png is not a readable PNG") from error
-    raise InputError(f"an image has at most {max_pixels} pixels here")
+    return read_picture(data, "png", formats=("PNG",), max_pixels=max_pixels)

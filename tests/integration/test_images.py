@@ -29,6 +29,12 @@ def model(pipeline, tmp_path, monkeypatch):
     return SD3(pipeline, max_sequence_length=0).load()
 
 
+def latents_of(data, model):
+    """The latents and the records of images of one shape."""
+    [bucket], _ = imageset.gather_buckets(data, model, 0)
+    return bucket.latents, bucket.records
+
+
 def picture(colour, size=(40, 60)):
     return Image.new("RGB", size, colour)
 
@@ -91,14 +97,14 @@ def test_latents_are_encoded_once_and_follow_the_content(folder, model, monkeypa
     data, calls = ImageFolder(str(folder)), []
     encode = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda images: calls.append(len(images)) or encode(images))
-    latents, _ = imageset.gather_latents(data, model, 0)
-    again, _ = imageset.gather_latents(data, model, 0)
+    latents = latents_of(data, model)[0]
+    again = latents_of(data, model)[0]
     assert calls == [3] and torch.equal(latents, again)
     torch.testing.assert_close(latents[2], encode(np.full((1, 32, 32, 3), [0, 0, 255], np.uint8))[0])
     picture("white").save(folder / "blue.png")
-    changed, _ = imageset.gather_latents(data, model, 0)
+    changed = latents_of(data, model)[0]
     assert calls == [3, 3] and not torch.equal(changed[2], latents[2]) and torch.allclose(changed[:2], latents[:2])
-    imageset.gather_latents(replace(data, cache=False), model, 0)
+    latents_of(replace(data, cache=False), model)
     assert calls == [3, 3, 3]
 
 
@@ -108,12 +114,12 @@ def test_curation_keeps_what_reaches_every_reward(folder, model, caplog):
     Image.fromarray(noise).save(folder / "green.png")
     data = ImageFolder(str(folder), min_reward={"jpeg_compressibility": -1.0})
     for _ in range(2):  # the second time from the cache
-        latents, records = imageset.gather_latents(data, model, 0)
+        latents, records = latents_of(data, model)
         assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
         assert "2 of 3 images: 0 cannot be read, 1 are below min_reward" in caplog.text
         caplog.clear()
     with pytest.raises(ValueError, match="none of 3 images is left"):
-        imageset.gather_latents(replace(data, min_reward={"jpeg_compressibility": 0.0}), model, 0)
+        latents_of(replace(data, min_reward={"jpeg_compressibility": 0.0}), model)
 
 
 def test_pictures_of_the_world_are_curated_by_its_verifier(tmp_path, model):
@@ -127,15 +133,15 @@ def test_pictures_of_the_world_are_curated_by_its_verifier(tmp_path, model):
         Image.fromarray(image).save(path / f"{i}.png")
     write(path, [{"file_name": f"{i}.png", "caption": r["prompt"], **r, "prompt": "?"} for i, r in enumerate(records)])
     data = ImageFolder(str(path), caption="caption", min_reward={"shapes_strict": 1.0})
-    latents, kept = imageset.gather_latents(data, model, 0)
+    latents, kept = latents_of(data, model)
     assert kept == records[:2] and len(latents) == 2
 
 
 def test_what_was_left_out_is_read_again(folder, model):
     (folder / "green.png").write_bytes(b"")
-    imageset.gather_latents(ImageFolder(str(folder), unreadable="skip"), model, 0)
+    latents_of(ImageFolder(str(folder), unreadable="skip"), model)
     with pytest.raises(ValueError, match="not a readable image"):
-        imageset.gather_latents(ImageFolder(str(folder)), model, 0)
+        latents_of(ImageFolder(str(folder)), model)
 
 
 def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, caplog):
@@ -144,10 +150,10 @@ def test_an_unreadable_image_stops_the_run_or_is_counted(folder, model, caplog):
     for broken in (b"", b"no image", whole[: len(whole) // 2]):
         (folder / "green.png").write_bytes(broken)
         with pytest.raises(ValueError, match=r"green\.png: not a readable image .*--data.unreadable skip"):
-            imageset.gather_latents(ImageFolder(str(folder)), model, 0)
-        latents, records = imageset.gather_latents(ImageFolder(str(folder), unreadable="skip"), model, 0)
+            latents_of(ImageFolder(str(folder)), model)
+        latents, records = latents_of(ImageFolder(str(folder), unreadable="skip"), model)
         assert [record["prompt"] for record in records] == ["all red", "all blue"] and len(latents) == 2
-        assert "2 of 3 images: 1 cannot be read" in caplog.text
+        assert "2 of 3 images: 1 cannot be read" in caplog.text or "left out: 1 that cannot be read" in caplog.text
         caplog.clear()
 
 
@@ -209,6 +215,40 @@ def test_a_run_learns_from_a_folder(algorithm, folder, pipeline, model):
     assert all({"eval/shapes_fidelity", "eval/diversity", "eval/std"} <= set(line) for line in lines)
     loss = "flow_matching" if isinstance(algorithm, SFT) else "correction_loss"
     assert all(np.isfinite(line[loss]) and line[loss] > 0 for line in lines)
+
+
+def test_a_run_learns_from_buckets_of_several_shapes(folder, pipeline, model, caplog):
+    """Latents of a batch have one shape, each about its picture's own."""
+    caplog.set_level("INFO", "afterflow")
+    picture("red", (64, 40)).save(folder / "red.png")
+    picture("blue", (40, 80)).save(folder / "blue.png")
+    picture("green", (40, 40)).save(folder / "green.png")
+    data = ImageFolder(str(folder), buckets=True)
+    buckets, _ = imageset.gather_buckets(data, model, 0)
+    unit, sides = model.pixel_unit, {tuple(bucket.latents.shape[2:]) for bucket in buckets}
+    assert len(sides) == len(buckets) == 3 and all(f * model.scale_factor % unit == 0 for side in sides for f in side)
+    assert sorted(record["prompt"] for bucket in buckets for record in bucket.records) == [
+        f"all {colour}" for colour in ("blue", "green", "red")
+    ]
+    again, _ = imageset.gather_buckets(data, model, 0)  # from the cache
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(buckets, again))
+    run = Run(SFT(), data, SD3(pipeline, max_sequence_length=0), LoRA(rank=4, alpha=8), name="buckets").with_options(
+        iterations=6, batch=2, chunk=2, sample_every=0
+    )
+    result = execute(run, "buckets")
+    lines = [json.loads(line) for line in (result / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 and all(np.isfinite(line["flow_matching"]) for line in lines)
+    assert "| images | 3 |" in (result / "lora" / "README.md").read_text()
+
+
+def test_the_model_card_says_which_images_were_left_out(folder, pipeline, model):
+    picture("red", (20, 40)).save(folder / "red.png")
+    data = ImageFolder(str(folder), min_size=32)
+    run = Run(SFT(), data, SD3(pipeline, max_sequence_length=0), LoRA(rank=4, alpha=8), name="few").with_options(
+        iterations=1, batch=2, chunk=2, sample_every=0
+    )
+    card = (execute(run, "few") / "lora" / "README.md").read_text()
+    assert "| images | 2; left out: 1 smaller than 32 px |" in card
 
 
 def test_rewards_to_curate_by_must_exist(pipeline):

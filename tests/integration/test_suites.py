@@ -56,7 +56,7 @@ def test_lists_are_read_as_their_authors_publish_them():
     [
         ("a.csv", "words\na heart\n", "row 1 has no text under one of prompt, prompts"),
         ("a.csv", "prompt\n", "it holds no prompt; write one per line"),
-        ("a.json", "{", "it cannot be read"),
+        ("a.json", "{", "a.json: not JSON"),
         ("a.json", '{"prompt": "a heart"}', "it is no list"),
         ("a.csv", "prompt,sub_dims_en\na heart,[]\n", "sub_dims_en holds no test points"),
     ],
@@ -182,6 +182,20 @@ def test_a_suite_is_drawn_judged_and_gone_on_with(capsys, pipeline):
         words = ["--images", 2, "--guidance", 1, *changed, "--out", "drawn"]
         code, _, err = said(capsys, "eval", *base, *words)
         assert code == 2 and "drawn/tuned holds pictures drawn with" in err
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_format_of_the_files_is_said_and_another_format_is_warned_of(kind, capsys):
+    for folder, form in (("one", "PNG"), ("other", kind)):
+        for i in range(2):
+            gallery.add_images(Path(folder), i, {"prompt": f"{i}"}, np.full((1, 8, 8, 3), i, np.uint8))
+            Image.new("RGB", (8, 8)).save(
+                Path(folder, f"{i:05}", "samples", "0000.png"), form
+            )  # whatever its name says
+    words = ["--suite", "drawbench", "--rewards", "jpeg_compressibility", "--draws", 9]
+    code, out, err = said(capsys, "eval", "one", "--against", "other", *words)
+    assert code == 0, err
+    assert f"Files: tuned PNG, base {kind}." in out and ("Warning: what JPEG" in out) == (kind == "JPEG")
 
 
 def test_a_score_that_could_not_be_had_is_asked_for_again(monkeypatch):

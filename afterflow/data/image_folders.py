@@ -1,0 +1,265 @@
+"""Where pictures and their captions lie: lists beside pictures, a text beside each, parquet files, webdataset tars."""
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..system.errors import InputError
+from ..system.optional_dependencies import check_extra
+from ..system.pictures import find_file, is_picture_file, picture_endings
+from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
+from .prompt_lists import csv_rows, prompt_column
+
+if TYPE_CHECKING:
+    import pyarrow
+
+DEFAULT_CAPTION = "text"
+"""Key of captions that users need not name; where it is missing, other usual names are tried."""
+SIDECARS = (".txt", ".caption")
+"""Endings of the file with a picture's caption, beside it; the first that exists is read."""
+NO_CAPTION = "without a caption"
+
+
+class Entry(NamedTuple):
+    """A picture with its record, not yet read."""
+
+    location: str
+    """What messages call it: a file, or FILE:NAME inside a file."""
+    record: dict
+    """Record {"prompt": caption, ...}."""
+    read: Callable[[], bytes]
+    """Function that returns the encoded picture."""
+
+
+class Listing(NamedTuple):
+    """The pictures of a source, and those that it has without a caption."""
+
+    origin: str
+    """Where pictures and captions come from, as a message says it."""
+    entries: Sequence[Entry]
+    """The pictures, in an order that never changes."""
+    left_out: Mapping[str, int]
+    """Reason → number of pictures that are left out for it."""
+
+
+def list_images(path: Path, caption: str) -> Listing:
+    """List the pictures of a folder or file, by the first of these that it holds.
+
+    They are metadata.jsonl, metadata.csv, .parquet files, .tar files of webdataset, and .txt or .caption files beside
+    pictures.  InputError where it holds none of them, or what cannot be used.
+    """
+    if path.is_file():
+        readers = {".parquet": list_parquet, ".tar": list_tars}
+        if path.suffix.lower() not in readers:
+            raise InputError(f"images {path}: no folder, and of files only .parquet and .tar are read")
+        return readers[path.suffix.lower()]([path], caption)
+    for name, rows in (("metadata.jsonl", json_rows), ("metadata.csv", csv_rows)):
+        if (path / name).is_file():
+            return list_metadata(path / name, rows(path / name), caption)
+    for ending, lister in ((".parquet", list_parquet), (".tar", list_tars)):
+        if files := sorted(file for file in visible_files(path) if file.suffix.lower() == ending):
+            return lister(files, caption)
+    return list_sidecars(path, caption)
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and those below it, but for hidden ones and what macOS puts into archives."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+
+
+def json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the location and the value of every line of a .jsonl file."""
+    for location, line in read_text_lines(file):
+        yield location, parse_json(line, location)
+
+
+def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> Listing:
+    """List the pictures that a list in their folder names, in its order."""
+    folder, entries, named = file.parent, [], set()
+    for location, line in rows:
+        if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
+            raise InputError(f'{location}: a line needs a "file_name" that is a text')
+        record = caption_record(line, caption, location)
+        try:
+            picture = find_file(folder, line["file_name"])
+        except InputError as error:
+            raise InputError(f"{location}: {error}; correct file_name") from None
+        named.add(picture.resolve())
+        entries.append(Entry(str(picture), record, picture.read_bytes))
+    if not entries:
+        raise InputError(f"images {folder}: {file.name} is empty; write a line for each image")
+    others = sum(picture.resolve() not in named for picture in visible_files(folder) if is_picture_file(picture))
+    return Listing(str(file), entries, {f"not named in {file.name}": others})
+
+
+def list_sidecars(folder: Path, caption: str) -> Listing:
+    """List the pictures of a folder that have a file with their caption beside them; its lines are joined."""
+    files = list(visible_files(folder))
+    texts = {file.with_suffix(file.suffix.lower()): file for file in files if file.suffix.lower() in SIDECARS}
+    entries, left_out, endings = [], Counter(), Counter()
+    for picture in filter(is_picture_file, files):
+        sidecar = next((texts[key] for ending in SIDECARS if (key := picture.with_suffix(ending)) in texts), None)
+        text = "" if sidecar is None else one_line(read_text(sidecar))
+        if sidecar is None or not text:
+            left_out[NO_CAPTION] += 1
+            continue
+        endings[sidecar.suffix.lower()] += 1
+        entries.append(Entry(str(picture), {"prompt": text}, picture.read_bytes))
+    if not entries:
+        raise InputError(
+            f"images {folder}: no metadata.jsonl in it, nor metadata.csv, .parquet or .tar files, nor a picture with a "
+            f".txt or .caption beside it; write a line with file_name and {caption} per image"
+        )
+    return Listing(f"{folder}, captions from {' and '.join(endings)} files beside them", entries, left_out)
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a caption by spaces."""
+    return " ".join(filter(None, (line.strip() for line in text.split("\n"))))
+
+
+def list_tars(files: Sequence[Path], caption: str) -> Listing:
+    """List the pictures of webdataset tars: members of one name, of which .txt, .caption or .json has the caption."""
+    entries, left_out = [], Counter()
+    for file in files:
+        for members in tar_samples(file).values():
+            pictures = [ending for ending in members if ending in picture_endings()]
+            record = tar_record(file, members, caption)
+            for ending in pictures:
+                member = members[ending]
+                if record is None:
+                    left_out[NO_CAPTION] += 1
+                else:
+                    read = partial(read_member, file, member.offset_data, member.size)
+                    entries.append(Entry(f"{file}:{member.name}", record, read))
+    if not entries:
+        raise InputError(f"images {files[0]}: no picture in it has a .txt, .caption or .json with its caption")
+    return Listing(f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} webdataset tar", entries, left_out)
+
+
+def tar_samples(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """Return the members of a tar by their name without its ending, and by the ending in lower case."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(file, "r:") as tar:
+            members = [member for member in tar if member.isreg()]
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{file}: no tar that can be read, or a compressed one ({error})") from None
+    end = members[-1].offset_data + -(-members[-1].size // 512) * 512 if members else 0
+    if len(read_member(file, end, 512)) < 512:  # blocks of zeros end a tar
+        raise InputError(f"{file}: it is cut after {members[-1].name}; copy it again")
+    for member in members:
+        name = PurePosixPath(member.name)
+        if not name.name.startswith("."):
+            samples.setdefault(str(name.with_suffix("")), {})[name.suffix.lower()] = member
+    return samples
+
+
+def tar_record(file: Path, members: Mapping[str, tarfile.TarInfo], caption: str) -> dict | None:
+    """Return the record of a sample of a tar; None where it has no caption."""
+    texts = {
+        ending: decode_text(read_member(file, members[ending].offset_data, members[ending].size), location)
+        for ending in (*SIDECARS, ".json")
+        if ending in members and (location := f"{file}:{members[ending].name}")
+    }
+    row = parse_json(texts[".json"], f"{file}:{members['.json'].name}") if ".json" in texts else {}
+    plain = next((one_line(texts[ending]) for ending in SIDECARS if ending in texts), None)
+    if plain is None and isinstance(row, dict) and (key := caption_key(row, caption)) is not None:
+        return record_of(row, key)
+    return {"prompt": plain} if plain else None
+
+
+def read_member(file: Path, offset: int, size: int) -> bytes:
+    """Read so many bytes of a file, from an offset on."""
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+def list_parquet(files: Sequence[Path], caption: str) -> Listing:
+    """List the rows of parquet files, whose pictures are in a column of bytes, alone or with a path as on the hub."""
+    check_extra("a parquet file of images", ["pyarrow"], "data")
+    entries, left_out = [], Counter()
+    for file in files:
+        table = open_parquet(file)
+        column = picture_column(table.schema_arrow, file)
+        others = [name for name in table.schema_arrow.names if name != column]
+        for group in range(table.num_row_groups):
+            for i, row in enumerate(table.read_row_group(group, columns=others).to_pylist()):
+                location = f"{file}: row {len(entries) + sum(left_out.values()) + 1}"
+                if (key := caption_key(row, caption)) is None:
+                    left_out[NO_CAPTION] += 1
+                    continue
+                check_text(row[key], location)
+                read = partial(read_cell, file, column, group, i)
+                entries.append(Entry(location, record_of(row, key), read))
+    if not entries:
+        raise InputError(
+            f"images {files[0]}: no row has a caption under {caption!r}; name its column with --data.caption"
+        )
+    return Listing(f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet", entries, left_out)
+
+
+def open_parquet(file: Path) -> "pyarrow.parquet.ParquetFile":
+    """Open a parquet file; InputError where it is none."""
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"{file}: no parquet file that can be read ({why})") from None
+
+
+def picture_column(schema: "pyarrow.Schema", file: Path) -> str:
+    """Return the name of the first column that can hold encoded pictures, `image` before others."""
+    import pyarrow.types as types
+
+    holds = [
+        field.name
+        for field in schema
+        if types.is_binary(field.type)
+        or types.is_large_binary(field.type)
+        or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+    ]
+    if not holds:
+        raise InputError(f"{file}: no column holds pictures, only {', '.join(schema.names)}")
+    return "image" if "image" in holds else holds[0]
+
+
+@lru_cache(maxsize=1)
+def read_column(file: Path, column: str, group: int) -> list[Any]:
+    """Return a column of a row group of a parquet file."""
+    return open_parquet(file).read_row_group(group, columns=[column])[column].to_pylist()
+
+
+def read_cell(file: Path, column: str, group: int, row: int) -> bytes:
+    """Return the encoded picture of a row; empty where it has none."""
+    cell = read_column(file, column, group)[row]
+    return (cell.get("bytes") if isinstance(cell, dict) else cell) or b""
+
+
+def caption_key(row: Mapping[str, Any], caption: str) -> str | None:
+    """Return the key of a row's caption: `caption`, or another usual one where that is the default and missing."""
+    key = prompt_column(row) if caption == DEFAULT_CAPTION and caption not in row else caption
+    text = None if key is None else row.get(key)
+    return key if isinstance(text, str) and text.strip() else None
+
+
+def record_of(row: Mapping[str, Any], key: str) -> dict:
+    """Make the record of a row whose caption is under `key`, even where another key is called prompt."""
+    return {k: v for k, v in row.items() if k not in ("file_name", key)} | {"prompt": row[key]}
+
+
+def caption_record(row: Mapping[str, Any], caption: str, location: str) -> dict:
+    """Make the record of a row; InputError where it has no caption."""
+    key = caption_key(row, caption)
+    if key is None:
+        raise InputError(f"{location}: no caption under {caption!r}; write one, or set --data.caption to another key")
+    return record_of(row, key)

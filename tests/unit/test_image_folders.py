@@ -1,0 +1,215 @@
+"""Folders of images as users have them: what is found, what is left out, and what is said about both."""
+
+import csv
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afterflow.data.images import ImageFolder, LeftOut, bucket_sizes, nearest_size
+from afterflow.data.prompts import bucket_rows
+from afterflow.system.errors import ConfigError, InputError
+
+NAMES = ("blue", "green", "red")
+
+
+def encoded(colour, size=(40, 40), kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def in_jsonl(path):
+    lines = [json.dumps({"file_name": f"{name}.png", "text": f"all {name}"}) for name in NAMES]
+    (path / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def in_csv(path):
+    with (path / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "caption"], *([f"{name}.png", f"all {name}"] for name in NAMES)])
+
+
+def beside(ending):
+    def write(path):
+        for name in NAMES:
+            (path / f"{name}{ending}").write_text(f"\ufeffall\n{name}\n", encoding="utf-8")
+
+    return write
+
+
+def in_tar(ending):
+    def write(path):
+        with tarfile.open(path / "a.tar", "w") as tar:
+            for name in NAMES:
+                caption = json.dumps({"caption": f"all {name}"}) if ending == "json" else f"all {name}"
+                for member, data in (("png", (path / f"{name}.png").read_bytes()), (ending, caption.encode())):
+                    info = tarfile.TarInfo(f"set/{name}.1.{member}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+                (path / f"{name}.png").unlink()
+
+    return write
+
+
+def in_parquet(plain):
+    def write(path):
+        parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+        files = [(path / f"{name}.png") for name in NAMES]
+        cells = [file.read_bytes() if plain else {"bytes": file.read_bytes(), "path": file.name} for file in files]
+        table = pyarrow.table({"n": [1, 2, 3], "image": cells, "prompt": [f"all {name}" for name in NAMES]})
+        parquet.write_table(table, path / "train-00000.parquet", row_group_size=2)
+        for file in files:
+            file.unlink()
+
+    return write
+
+
+LAYOUTS = {
+    "metadata.jsonl": in_jsonl,
+    "metadata.csv": in_csv,
+    ".txt files": beside(".txt"),
+    ".caption files": beside(".caption"),
+    "1 webdataset tar": in_tar("txt"),
+    "webdataset tar": in_tar("json"),
+    "1 parquet": in_parquet(True),
+    "parquet": in_parquet(False),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "pictures"
+    path.mkdir()
+    for name in NAMES:
+        (path / f"{name}.png").write_bytes(encoded(name))
+    (path / ".DS_Store").write_bytes(b"\0")
+    (path / "__MACOSX").mkdir()
+    (path / "__MACOSX" / "red.png").write_bytes(b"\0")
+    return path
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_images_and_captions(layout, folder, caplog):
+    caplog.set_level("INFO", "afterflow")
+    LAYOUTS[layout](folder)
+    images = list(ImageFolder(str(folder)).images(0, (32, 32)))
+    assert [image.record["prompt"] for image in images] == [f"all {name}" for name in NAMES]
+    for name, image in zip(NAMES, images):
+        assert (image.pixels() == np.asarray(Image.new("RGB", (32, 32), name))).all()
+    [said] = [record.message for record in caplog.records]
+    assert said.startswith("3 of 3 images are used, from ") and layout in said and "left out" not in said
+
+
+def test_a_single_file_is_a_source(folder):
+    in_tar("txt")(folder)
+    assert len(list(ImageFolder(str(folder / "a.tar")).images(0, (32, 32)))) == 3
+    with pytest.raises(InputError, match=r"of files only \.parquet and \.tar are read"):
+        list(ImageFolder(str(folder / ".DS_Store")).images(0, (32, 32)))
+
+
+def used(source, **options):
+    images = list(ImageFolder(str(source), **options).images(0, (32, 32)))
+    left_out = [image.reason for image in images if isinstance(image, LeftOut)]
+    return [image for image in images if not isinstance(image, LeftOut)], left_out
+
+
+def test_what_is_left_out_or_remarkable_is_counted(folder, caplog):
+    caplog.set_level("INFO", "afterflow")
+    beside(".txt")(folder)
+    more = {
+        "tiny": encoded("red", (20, 90)),
+        "between": encoded("lime", (36, 30)),
+        "long": encoded("red", (400, 40)),
+        "twin": encoded("red"),
+        "broken": b"no picture",
+        "empty": encoded("red"),
+        "bare": encoded("red"),
+    }
+    for name, data in more.items():
+        (folder / f"{name}.jpg").write_bytes(data)
+        if name != "bare":
+            (folder / f"{name}.TXT").write_text("" if name == "empty" else name)
+    images, left_out = used(folder, min_size=24, unreadable="skip")
+    assert len(images) == 6 and all(image.pixels().shape == (32, 32, 3) for image in images)
+    reasons = ["smaller than 24 px", "that cannot be read", "without a caption", "without a caption"]
+    assert sorted(left_out) == sorted(reasons)
+    said = caplog.records[-1].message
+    for part in ("6 of 10", "2 without a caption", "cropped by more than half: 1", "duplicates: 1", "enlarged: 1"):
+        assert part in said, part
+    with pytest.raises(InputError, match=r"broken\.jpg: not a readable image .*--data.unreadable skip"):
+        used(folder)
+    (folder / "broken.jpg").unlink()
+    with pytest.raises(InputError, match=r"36 x 30 px, smaller than the 32 x 32 px .*, as are 2 of 7"):
+        used(folder)
+
+
+def test_pictures_that_a_list_does_not_name_are_counted(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "red.png", "text": "all red"}\n')
+    assert used(folder)[1] == ["not named in metadata.jsonl"] * 2
+
+
+def test_transparency_and_names_are_the_user_s(folder):
+    Image.new("RGBA", (40, 40), (1, 2, 3, 0)).save(folder / "café.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "cafe\\u0301.png", "text": "x"}\n')
+    for background, colour in (("white", 255), ("#000000", 0)):
+        assert (used(folder, background=background)[0][0].pixels() == colour).all()
+    with pytest.raises(ConfigError, match=r"data\.background = whitish: no colour"):
+        ImageFolder(str(folder), background="whitish")
+    with pytest.raises(ConfigError, match=r"data\.min_size = 0"):
+        ImageFolder(str(folder), min_size=0)
+    (folder / "metadata.jsonl").write_text('{"file_name": "caff.png", "text": "x"}\n')
+    with pytest.raises(InputError, match=r"jsonl:1: .*caff.png is not there; the nearest name is caf"):
+        used(folder)
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("a.tar", b"no tar", "no tar that can be read, or a compressed one"),
+        ("a.tar", 3000, r"no tar that can be read, .*unexpected end"),
+        ("a.tar", 2048, r"it is cut after set/blue\.1\.txt; copy it again"),
+        ("a.parquet", b"PAR1 no parquet", "no parquet file that can be read"),
+        ("red.txt", b"\xff", r"red\.txt:1: not UTF-8"),
+        ("metadata.csv", b"file_name,text\nred.png,a, b\n", r"metadata\.csv:2: 3 cells"),
+        ("metadata.jsonl", b"[1]", 'needs a "file_name"'),
+    ],
+)
+def test_a_damaged_source_is_named(folder, name, content, sentence):
+    if isinstance(content, int):
+        in_tar("txt")(folder)
+        content = (folder / "a.tar").read_bytes()[:content]
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        used(folder)
+
+
+@pytest.mark.parametrize("size, unit", [((32, 32), 8), ((1024, 1024), 16), ((512, 768), 16), ((240, 416), 16)])
+def test_buckets_have_the_model_s_units_and_no_more_pixels(size, unit):
+    sizes = bucket_sizes(size, unit)
+    assert sizes[0] == size and 3 <= len(sizes) <= 16 and len(set(sizes)) == len(sizes)
+    for height, width in sizes[1:]:
+        assert height % unit == width % unit == 0 and 0.5 <= height / width <= 2
+        assert 0.7 * size[0] * size[1] < height * width <= size[0] * size[1]
+    assert nearest_size(size[0] / size[1], sizes) == size
+    tall = nearest_size(3.0, sizes)
+    assert tall[0] / tall[1] == max(h / w for h, w in sizes)
+
+
+def test_batches_of_buckets_leave_nothing_out_and_depend_on_step_and_seed_alone():
+    bucket_of = torch_long([0] * 12 + [1] * 5 + [2])
+    rows = [bucket_rows(bucket_of, step, 4, 7) for step in range(18 * 18)]
+    for batch in rows:
+        assert len(batch) == 4 and len(set(bucket_of[batch].tolist())) == 1
+    counts = np.bincount(np.concatenate([batch.numpy() for batch in rows]), minlength=18)
+    assert counts.sum() == 4 * 18 * 18 and abs(counts - 4 * 18).max() <= 4
+    assert all((rows[step] == bucket_rows(bucket_of, step, 4, 7)).all() for step in (0, 5, 77))
+    assert any((rows[step] != bucket_rows(bucket_of, step, 4, 8)).any() for step in range(9))
+
+
+def torch_long(values):
+    import torch
+
+    return torch.tensor(values)
