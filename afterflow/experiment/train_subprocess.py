@@ -76,7 +76,7 @@ def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
 
 def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:
     """Return the run under a budget of seconds, if any, instead of iterations."""
-    if run.evaluation.held_out is None:
+    if run.evaluation.eval_every == 0:
         run = run.with_options(held_out=CURVE_PROMPTS, eval_every=10)
     if budget_seconds is not None:
         # The budget ends it; so many iterations are out of reach.
