@@ -72,7 +72,7 @@ def train(args: Sequence[str]) -> None:
         return
     from ..experiment.execute import execute
 
-    print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
+    print(f"{execute(run, recipe, resume=source == '--resume').folder} holds the result")
 
 
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:

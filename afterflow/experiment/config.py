@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
@@ -36,6 +36,7 @@ from ..system.optional_dependencies import check_extra
 from ..train.sharding import Sharding
 from .config_checks import check_run
 from .evaluation_fit import TRAINED, fit_evaluation
+from .function_rewards import name_functions
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 AnyAlgorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
@@ -263,8 +264,12 @@ class Run:
     """Processes, compiler and threads."""
     logging: Logging = Logging()
     """Tracker and sample pictures."""
+    functions: Suppress[Mapping[str, str]] = field(default_factory=dict)
+    """Rewards that are Python functions, by name, each with a digest of its source.  Written by the run itself."""
 
     def __post_init__(self) -> None:
+        for name, value in name_functions(self).items():
+            object.__setattr__(self, name, value)
         check_run(self)
 
     def with_options(self, **options: Any) -> "Run":

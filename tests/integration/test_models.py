@@ -256,7 +256,7 @@ def test_every_method_trains_every_family(tinies, name, method):
         judge=ShapesJudge(noise=1.0) if method == "pref_grpo" else None,
         name="cell",
     ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, inference_steps=2, sample_every=2)
-    folder = execute(run, "cell")
+    folder = execute(run, "cell").folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["grad_norm"] > 0
     if "ratio_max" in lines[0]:

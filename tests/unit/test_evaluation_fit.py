@@ -130,6 +130,6 @@ def test_best_holds_the_reddest_weights_and_not_the_untrained_ones(monkeypatch, 
     algorithm = replace(run.algorithm, weights={"rising": 1.0}, steps=6, group=2, beta=0.0)
     run = run.with_options(algorithm=algorithm, data=PromptFile("mine.txt"), model=SD3(pipeline, max_sequence_length=0))
     run = run.with_options(iterations=3, batch=2, chunk=4, eval_every=1, sample_every=0, inference_steps=2)
-    folder = execute(run.with_options(mixed_precision="no", name="rising"), "shapes_flow_grpo")
+    folder = execute(run.with_options(mixed_precision="no", name="rising"), "shapes_flow_grpo").folder
     best = json.loads((folder / "best.json").read_text())
     assert (best["reward"], best["step"]) == ("rising", 2)

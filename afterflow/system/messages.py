@@ -1,4 +1,4 @@
-"""Messages of the library on the terminal: what other rooms log, commands print."""
+"""Messages of the library on the terminal or in a notebook: what the rooms log, commands and `execute` print."""
 
 import logging
 
@@ -17,3 +17,10 @@ def show_messages() -> None:
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, MessageHandler) for handler in logger.handlers):
         logger.addHandler(MessageHandler())
+
+
+def show_messages_by_default() -> None:
+    """Print what afterflow logs where nobody has set up logging, as in a script or a notebook."""
+    logger, root = logging.getLogger("afterflow"), logging.getLogger()
+    if logger.level == logging.NOTSET and not logger.handlers and root.level == logging.WARNING:
+        show_messages()
