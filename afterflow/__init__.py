@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .algorithms.soar import SOAR
     from .experiment.config import Run
     from .experiment.execute import execute
+    from .experiment.result import Result
     from .experiment.run_folder import read_run
     from .recipes import RECIPES
     from .rewards.base import Judge, Scored, reward
@@ -38,6 +39,7 @@ __all__ = [
     "Judge",
     "MixGRPO",
     "PrefGRPO",
+    "Result",
     "Run",
     "Scored",
     "execute",
@@ -57,6 +59,7 @@ _NAMES = {
     "algorithms.soar": ("SOAR",),
     "experiment.config": ("Run",),
     "experiment.execute": ("execute",),
+    "experiment.result": ("Result",),
     "experiment.run_folder": ("read_run",),
     "recipes": ("RECIPES",),
     "rewards.base": ("Judge", "Scored", "reward"),

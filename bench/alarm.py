@@ -56,7 +56,7 @@ def planted(name: str, iterations: int) -> dict:
         eval_every=5,
         eval_rewards=HIDDEN,
     )
-    folder = execute(run, "demo")
+    folder = execute(run, "demo").folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [{k: v for k, v in line.items() if k in ("step", "alarm") or k.startswith("eval/")} for line in lines]
     curve = [point for point in curve if "alarm" in point]

@@ -32,10 +32,10 @@ from harness import make_parser, provenance, write_json
 from small import finished, run_of, start, tensors_of, work
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.cli.messages import show_messages
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.system.errors import TrainingStopped
+from afterflow.system.messages import show_messages
 from afterflow.train import checkpoint as state
 
 ITERATIONS = 6

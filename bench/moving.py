@@ -30,7 +30,7 @@ def trained(name: str, seconds: float) -> dict:
     run = run.with_options(
         iterations=10_000, budget_seconds=seconds, name=f"bench_{name}", sample_every=10_000, threads=1
     )
-    folder = execute(run, name)
+    folder = execute(run, name).folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     whole = [sum(line.get(f"seconds/{stage}", 0.0) for stage in STAGES) for line in lines]
     held_out = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]

@@ -73,7 +73,7 @@ def smoke(name: str) -> None:
             rewards = tiny_rewards()
             recipe = RECIPES[name]()
             if isinstance(recipe, Run):
-                folders = [execute(small(recipe, rewards, s[0]), name)]
+                folders = [execute(small(recipe, rewards, s[0]), name).folder]
             else:
                 stages = tuple(
                     stage if isinstance(stage, Merge | Samples) else small(stage, rewards, s[0])

@@ -16,8 +16,8 @@ def main(iterations: int = 45, batch: int = 8) -> None:
         eval_every=0,
         eval_rewards=(),
     )
-    folder = execute(run, "shapes_flow_grpo")
-    print(f"The LoRA is in {folder / 'lora'}")
+    result = execute(run, "shapes_flow_grpo")
+    print(f"The LoRA is in {result.lora}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ class Page:
     """Judge runs that have ended alike, and write a page about them."""
 
     runs: Positional[tuple[str, ...]]
-    """Folders of the runs.  Runs of one recipe are one method."""
+    """Folders of the runs.  Runs of a recipe that differ in their seed alone are one method, others are named by what
+    differs."""
     out: str = "runs/report"
     """Folder of the page."""
     prompts: int = 280
@@ -103,6 +104,9 @@ class Page:
     def __call__(self) -> None:
         check_libraries()
         folders = [Path(run).parent if Path(run).name == "run.json" else Path(run) for run in self.runs]
+        for folder in folders:
+            if [other.resolve() for other in folders].count(folder.resolve()) > 1:
+                raise ConfigError(f"{folder} is named twice; name every run once")
         from ..experiment.run_folder import read_run
         from ..experiment.train_subprocess import check_ended
 

@@ -17,7 +17,7 @@ from ..models.generate import picture_size
 from ..models.pipeline import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo
-from .messages import show_messages
+from ..system.messages import show_messages
 
 SUITE = ShapesSettings(prompts=280, images=4)
 
@@ -31,7 +31,7 @@ def run_demo() -> None:
     if run.folder.exists():
         print(f"{run.folder} is there already and is replaced.")
         shutil.rmtree(run.folder)
-    folder = execute(run, "demo")
+    folder = execute(run, "demo").folder
     model = SD3("tiny").load()
     records = suite_prompts(SUITE, picture_size(model))
     base = suite_pictures(model, records, SUITE)

@@ -179,6 +179,7 @@ class Eval:
     def judge_by_rewards(self) -> Report:
         """Draw the images that are not there yet into OUT, and judge all of them by rewards."""
         from ..evaluation.clip_distances import clip_distances
+        from ..evaluation.image_set import drawing_differences
         from ..evaluation.image_store import picture_formats
         from ..evaluation.scores import score_images
 
@@ -190,6 +191,8 @@ class Eval:
             drawing = Drawing(self.images, self.steps or 40, self.scale(tuned, base), self.seed, self.chunk or 16)
             for images in both:
                 images.draw(drawing, self.source.load, to_json(self.source), print_progress)
+        for sentence in drawing_differences(tuned.folder, base.folder) if base is not None else ():
+            print_progress(sentence)
         scores = [score_images(images, rewards, self.reward_models, print_progress, parts) for images in both]
         names = tuned.source.name, None if base is None else base.source.name
         of_base = None if base is None else scores[1]

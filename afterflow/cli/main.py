@@ -9,8 +9,8 @@ from pathlib import Path
 from .. import __version__
 from ..system.errors import ConfigError, TrainingStopped
 from ..system.launcher import launched_processes, launched_rank
+from ..system.messages import show_messages
 from ..system.names import unknown_name
-from .messages import show_messages
 from .recipes import function_summaries
 
 COMMANDS = {

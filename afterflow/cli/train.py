@@ -73,7 +73,7 @@ def train(args: Sequence[str]) -> None:
         return
     from ..experiment.execute import execute
 
-    print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
+    print(f"{execute(run, recipe, resume=source == '--resume').folder} holds the result")
 
 
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
@@ -133,15 +133,24 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     """Return the run with the fields replaced that the options name."""
     from ..experiment.compatibility import refuse_renamed
     from ..experiment.config import Run
+    from ..experiment.evaluation_fit import fit_evaluation
 
     refuse_renamed(options)
+    default, given = run, option_names(options)
     asks_for_help = {"-h", "--help"} & set(options)
     if not asks_for_help:
         parts, options = tyro.cli(Parts, args=options, prog=prog, return_unknown_args=True)
-        run = parts.put_into(run)
-    return tyro.cli(
-        AvoidSubcommands[Run], default=run, args=options, prog=prog, registry=MAPPINGS, description=PARTS_USAGE
+        default = parts.put_into(run)
+    changed = tyro.cli(
+        AvoidSubcommands[Run], default=default, args=options, prog=prog, registry=MAPPINGS, description=PARTS_USAGE
     )
+    return fit_evaluation(run, changed, given)
+
+
+def option_names(words: Sequence[str]) -> set[str]:
+    """Return the options of a run that are typed, without what stands after a dot or an equals sign."""
+    names = {word[2:].split("=")[0].split(".")[0].replace("-", "_") for word in words if word.startswith("--")}
+    return names | {"held_out"} if "held_out_prompts" in names else names
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Runs side by side: the same prompts and noise for all of them, and the same judges.
 
-A method is a recipe; its runs differ in their seed.  Intervals of a method are over prompts, each prompt's figure
-being the mean over the method's runs; every run's own figures stand beside them.
+A method is a recipe; its runs differ in their seed and in nothing else that run.json records.  Intervals of a method
+are over prompts, each prompt's figure being the mean over the method's runs; every run's own figures stand beside them.
+Runs of a recipe that differ in anything else are methods of their own, each named by what differs.
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,9 +26,19 @@ from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
 from ..models.base import default_device
 from ..models.generate import picture_size
-from ..models.pipeline import Model, Pretrained
+from ..models.lora.files import lora_file
+from ..models.pipeline import Model, Pretrained, weights_digest
+from ..rewards.registry import find_reward
+from ..system.atomic_files import sha256
 from .report import ShapesSettings
 from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
+
+_log = logging.getLogger(__name__)
+
+NO_SETTINGS = ("config", "recipe", "seed", "resumed")
+"""Parts of run.json that are compared in another form, or that may differ between the runs of a method."""
+MAX_DIFFERENCES = 3
+"""Number of differences that the name of a method states."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,12 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
     settings = replace(settings, guidance=run.batches.guidance_scale)
     lines = RunFolder(folder).metrics()
     base = base_of(run.model, settings)
-    about = {"suite": to_json(settings), "step": lines[-1]["step"]}
+    about = {
+        "suite": to_json(settings),
+        "step": lines[-1]["step"],
+        "weights": [weights_digest(run.model.path), result_digest(run, folder)],
+        "judge": find_reward("shapes_strict").version,
+    }
     file = folder / "evaluation.json"
     stored = json.loads(file.read_text()) if file.is_file() else {}
     if any(stored.get(name) != value for name, value in about.items()):
@@ -62,6 +79,11 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
         stored = about | {"judged": judged_to_json(judged)}
         file.write_text(json.dumps(stored) + "\n")
     return Finished(folder, run, recipe, judged_from_json(stored["judged"]), lines)
+
+
+def result_digest(run: Run, folder: Path) -> str:
+    """Return a digest of the weights that a run left."""
+    return sha256(lora_file(folder / "lora")) if isinstance(run.tune, LoRA) else weights_digest(str(folder / "model"))
 
 
 @dataclass(frozen=True)
@@ -118,13 +140,70 @@ def pooled(runs: Sequence[Judged]) -> Judged:
 
 def comparison(runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
     """Return what the page shows, as JSON, with one entry for each method in the order given."""
-    methods: dict[str, list[Finished]] = {}
-    for run in runs:
-        methods.setdefault(run.recipe, []).append(run)
     return {
         "suite": to_json(settings),
-        "methods": [method_entry(name, of_method, settings) for name, of_method in methods.items()],
+        "methods": [method_entry(name, of_method, settings) for name, of_method in methods_of(runs).items()],
     }
+
+
+def methods_of(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
+    """Return the runs of each method, by its name: the recipe, and what differs where its runs are not of one kind.
+
+    Two runs of a method differ in their seed alone.  What else separates runs of a recipe is logged.
+    """
+    by_recipe: dict[str, list[Finished]] = {}
+    for run in runs:
+        by_recipe.setdefault(run.recipe, []).append(run)
+    return {name: group for recipe, of_recipe in by_recipe.items() for name, group in variants(recipe, of_recipe)}
+
+
+def variants(recipe: str, runs: Sequence[Finished]) -> list[tuple[str, list[Finished]]]:
+    """Return the methods among the runs of a recipe, each with its name."""
+    rows: dict[str, list[Finished]] = {}
+    for run in runs:
+        rows.setdefault(json.dumps(recorded_settings(run), sort_keys=True), []).append(run)
+    settings = [recorded_settings(group[0]) for group in rows.values()]
+    varied = [
+        name
+        for name in dict.fromkeys(name for of_row in settings for name in of_row)
+        if any(of_row.get(name) != settings[0].get(name) for of_row in settings)
+    ]
+    if varied:
+        _log.info(f"{recipe}: {len(rows)} methods, because their runs differ in {', '.join(varied)}")
+    named = []
+    for of_row, group in zip(settings, rows.values()):
+        stated = [f"{name} = {json.dumps(of_row.get(name))}" for name in varied[:MAX_DIFFERENCES]]
+        more = [f"{len(varied) - MAX_DIFFERENCES} more"] if len(varied) > MAX_DIFFERENCES else []
+        named.append((", ".join([recipe, *stated, *more]), group))
+    return [each for name, group in named for each in distinct(name, group, [other for other, _ in named])]
+
+
+def distinct(name: str, runs: list[Finished], names: Sequence[str]) -> list[tuple[str, list[Finished]]]:
+    """Return the method as it is, or each run by its folder where a seed or the name is there twice."""
+    seeds = [run.run.seed for run in runs]
+    if names.count(name) == 1 and len(set(seeds)) == len(seeds):
+        return [(name, runs)]
+    return [(f"{name}, {run.folder}", [run]) for run in runs]
+
+
+def recorded_settings(finished: Finished) -> dict[str, Any]:
+    """Return all that a run's record says of how it was made, by dotted names, without its name and seed."""
+    record = RunFolder(finished.folder).record()
+    config = {name: value for name, value in to_json(finished.run).items() if name not in ("name", "seed")}
+    about = leaves({name: value for name, value in record.items() if name not in NO_SETTINGS})
+    for part in record.get("resumed", ()):
+        later = leaves({name: value for name, value in part.items() if name != "iteration"})
+        about |= {f"resumed.{name}": value for name, value in later.items() if value != about.get(name)}
+    return leaves(config) | about
+
+
+def leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the values in nested mappings, by dotted names."""
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = isinstance(value, Mapping) and value
+        values |= leaves(value, f"{path}{name}.") if inside else {f"{path}{name}": value}
+    return values
 
 
 def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
@@ -148,7 +227,11 @@ def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) 
             for stage in ("rollout", "update")
             if f"nfe/{stage}" in lines[0]
         },
-        "seconds_per_iteration": median(np.diff([0.0, *(line["seconds_trained"] for line in runs[0].lines)]).tolist()),
+        "seconds_per_iteration": median(
+            seconds
+            for finished in runs
+            for seconds in np.diff([0.0, *(line["seconds_trained"] for line in finished.lines)]).tolist()
+        ),
         "runs": [
             {
                 "folder": str(finished.folder),

@@ -15,6 +15,21 @@ from ..system.atomic_files import sha256
 from . import image_store
 from .suites import Drawing
 
+OF_SOURCE = ("model", "lora", "weights", "prompts")
+"""Settings in which two sets may differ, because the report names them or they are checked to be equal."""
+
+
+def drawing_differences(one: Path, other: Path) -> list[str]:
+    """Return what else than the model differs between two folders of images, a sentence each."""
+    first, second = image_store.drawn_with(one), image_store.drawn_with(other)
+    unknown = [folder for folder, settings in ((one, first), (other, second)) if not settings]
+    if unknown:
+        return [] if len(unknown) == 2 else [f"how {unknown[0]} was drawn is not known; the other set is of afterflow"]
+    names = [name for name in {**first, **second} if name not in OF_SOURCE and first.get(name) != second.get(name)]
+    return [
+        f"the sets differ in {name} too: {first.get(name)} in {one}, {second.get(name)} in {other}" for name in names
+    ]
+
 
 @dataclass(frozen=True)
 class PictureSource:

@@ -146,6 +146,7 @@ def render_report(report: Report) -> Group:
             f"{report.images} pictures a prompt. In brackets: 95 % of {report.draws} bootstrap draws of prompts."
         )
         parts += [f"{name} could not score {count} pictures." for name, count in report.invalid.items() if count]
+        parts += [f"{name}: its mean is without {tags}, where it scored nothing." for name, tags in unscored(report)]
         parts += [f"{name} {value:.4g}" for name, value in report.distances.items()]
         parts += format_notes(report.formats)
     if report.taught:
@@ -155,6 +156,12 @@ def render_report(report: Report) -> Group:
             "Teachers draw the prompts of their own tags; *: above the teacher by more than the 95 % interval."
         )
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
+
+
+def unscored(report: Report) -> list[tuple[str, str]]:
+    """Return every metric that has no score in some tag, with those tags."""
+    tags = {name: [tag for tag, figures in report.tags.items() if name not in figures] for name in report.overall}
+    return [(name, ", ".join(missing)) for name, missing in tags.items() if missing]
 
 
 def headline(report: Report) -> str:

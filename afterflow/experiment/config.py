@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
@@ -35,6 +35,8 @@ from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from ..train.sharding import Sharding
 from .config_checks import check_run
+from .evaluation_fit import TRAINED, fit_evaluation
+from .function_rewards import name_functions
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 AnyAlgorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
@@ -133,6 +135,8 @@ class Evaluation:
 
     held_out: Option[Prompts | None] = None
     """Prompts that are not trained on and whose rewards are measured, with images by the ODE."""
+    held_out_share: Option[float] = 0.0
+    """Share of the run's own prompts that is held out in place of others.  It is the same for every seed."""
     eval_every: Option[int] = 0
     """Iterations between those measurements.  0: never."""
     eval_images: Option[int] = 2
@@ -140,18 +144,25 @@ class Evaluation:
     eval_rewards: Option[tuple[str, ...]] = ()
     """Rewards measured on held-out prompts besides the trained ones."""
     best_by: Option[str | None] = None
-    """Reward whose highest value on held-out prompts decides which weights best/ holds.  None: the first of
-    eval_rewards that is not trained, if there is one."""
+    """Reward whose highest value on held-out prompts decides which weights best/ holds.  trained: the trained reward
+    that counts most.  None: the first of eval_rewards that is not trained, if there is one."""
     inference_steps: Option[int] = 20
     """ODE steps of held-out and sample pictures."""
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "eval_images", "inference_steps")
         check_not_negative(self, "eval_every")
-        if (self.eval_every > 0) != (self.held_out is not None):
+        if not 0 <= self.held_out_share < 1:
+            raise ConfigError(
+                f"held_out_share = {self.held_out_share}: it is a share of the prompts, so 0 <= share < 1"
+            )
+        if self.held_out is not None and self.held_out_share:
+            raise ConfigError("held_out and held_out_share are two sources of held-out prompts; set one of them")
+        measures = self.held_out is not None or self.held_out_share > 0
+        if (self.eval_every > 0) != measures:
             raise ConfigError("held_out and eval_every go together: which prompts to evaluate on, and how often")
         for name in ("eval_rewards", "best_by"):
-            if getattr(self, name) and self.held_out is None:
+            if getattr(self, name) and not measures:
                 raise ConfigError(f"{name} is measured on held-out prompts; set held_out and eval_every as well")
 
 
@@ -255,14 +266,19 @@ class Run:
     """Processes, compiler and threads."""
     logging: Logging = Logging()
     """Tracker and sample pictures."""
+    functions: Suppress[Mapping[str, str]] = field(default_factory=dict)
+    """Rewards that are Python functions, by name, each with a digest of its source.  Written by the run itself."""
 
     def __post_init__(self) -> None:
+        for name, value in name_functions(self).items():
+            object.__setattr__(self, name, value)
         check_run(self)
 
     def with_options(self, **options: Any) -> "Run":
         """Return the run with options replaced, named as on the command line: `run.with_options(iterations=50)`.
 
-        ConfigError for an option that does not exist.
+        Where data or rewards are replaced, held-out prompts and evaluators that are not replaced with them are made to
+        fit (`fit_evaluation`).  ConfigError for an option that does not exist.
         """
         changes: dict[str, Any] = {}
         grouped: dict[str, dict[str, Any]] = {}
@@ -276,7 +292,7 @@ class Run:
                 grouped.setdefault(group, {})[name] = value
         for group, values in grouped.items():
             changes[group] = replace(changes.get(group, getattr(self, group)), **values)
-        return replace(self, **changes)
+        return fit_evaluation(self, replace(self, **changes), options)
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -289,6 +305,14 @@ class Run:
         """The watched rewards that are not trained."""
         trained = self.algorithm.requirements.rewards
         return tuple(name for name in self.watched if name not in trained)
+
+    @property
+    def best_reward(self) -> str | None:
+        """The reward that decides which weights best/ holds; None where nothing does."""
+        if self.evaluation.best_by != TRAINED:
+            return self.evaluation.best_by or next(iter(self.hidden), None)
+        requirements = self.algorithm.requirements
+        return max(requirements.rewards, key=lambda name: requirements.weights.get(name, 0.0))
 
     @property
     def rewards(self) -> tuple[str, ...]:

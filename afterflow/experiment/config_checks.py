@@ -10,6 +10,7 @@ from ..objectives.advantages import Blend
 from ..rewards.registry import find_reward
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
+from .evaluation_fit import TRAINED
 
 if TYPE_CHECKING:
     from .config import Run
@@ -67,8 +68,9 @@ def check_distribution(run: "Run") -> None:
 def check_evaluation(run: "Run") -> None:
     """Check that the best weights are chosen by a reward that is measured."""
     best_by = run.evaluation.best_by
-    if best_by is not None and best_by not in run.watched:
-        raise unknown_name("reward on held-out prompts (best_by)", best_by, run.watched)
+    known = (*run.watched, TRAINED) if run.algorithm.requirements.rewards else run.watched
+    if best_by is not None and best_by not in known:
+        raise unknown_name("reward on held-out prompts (best_by)", best_by, known)
 
 
 def check_supervised(run: "Run") -> None:
@@ -76,6 +78,8 @@ def check_supervised(run: "Run") -> None:
     for name in ("tag_schedule", "offload", "overlap"):
         if getattr(run.batches, name):
             raise ConfigError(f"{name} is of rollouts; leave it out where images teach")
+    if run.evaluation.held_out_share:
+        raise ConfigError("held_out_share is of prompts to explore; where images teach, name held_out")
     if run.batches.updates > 1:
         raise ConfigError(f"updates = {run.batches.updates}: images are learnt from once; leave it at 1")
 

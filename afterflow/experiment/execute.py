@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -14,23 +13,27 @@ from ..algorithms.base import explores
 from ..data.images import ImageSource
 from ..data.prompts import prompt_rows
 from ..models.generate import distinct_prompts, encode_records
+from ..rewards.functions import check_given
 from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError, InputError
+from ..system.messages import show_messages_by_default
 from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
 from ..train.loop import Trainer, TrainOptions
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
+from .function_rewards import check_same_functions
 from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
 from .model_card import write_card
 from .monitor import RunMonitor
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
+from .result import Result
 from .run_folder import RunFolder
 from .scoring import scorer
 from .serialization import to_json
@@ -39,22 +42,31 @@ from .setup import TrainingSetup
 _log = logging.getLogger(__name__)
 
 
-def execute(run: Run, recipe: str, resume: bool = False) -> Path:
-    """Train a run and return its folder, which then holds lora/ or model/.
+def execute(run: Run, recipe: str | None = None, resume: bool = False) -> Result:
+    """Train a run and return its result: the folder, which holds lora/ or model/, the metrics and their plot.
 
     ConfigError, InputError or CheckpointError is raised before anything is trained where the run cannot be trained as
     configured; TrainingStopped where training cannot go on.
+
+    Args:
+        run: The run.
+        recipe: The name that reports give to runs of this kind; None takes the algorithm's.
+        resume: Whether to go on from the last checkpoint.  Rewards that are functions must be the same ones.
     """
+    show_messages_by_default()
+    check_given(run.functions)
+    if resume:
+        check_same_functions(run)
     records, held_out = prompt_records(run), held_out_records(run)
     select_device()
     check_rewards(run.rewards, run.reward_models)
     clock = Clock()
     with explain_out_of_memory(clock):
         setup = TrainingSetup.build(run, resume)
-        start_records(setup, recipe)
+        start_records(setup, recipe or type(run.algorithm).__name__)
         train_setup(setup, records, held_out, clock)
         save_result(setup)
-    return run.folder
+    return Result(run.folder)
 
 
 def start_records(setup: TrainingSetup, recipe: str) -> None:

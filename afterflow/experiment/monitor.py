@@ -161,7 +161,7 @@ class BestKeeper:
     def offer(self, step: int, metrics: Mapping[str, float]) -> None:
         """Save the weights of iteration `step` if their figure is the best."""
         setup, run = self.setup, self.setup.run
-        name = run.evaluation.best_by or next(iter(run.hidden), None)
+        name = run.best_reward
         if name is None or not metrics[f"eval/{name}"] > self.value:
             return
         self.value = metrics[f"eval/{name}"]
@@ -239,7 +239,7 @@ class RunMonitor:
             preempted = signal.SIGTERM in self.signals
             last = self.budget.ends(step) or signal.SIGINT in self.signals
             # A machine that is taken away has no time for evaluation and pictures.
-            if is_due(run.evaluation.eval_every, step, last) and not preempted:
+            if self.evaluator is not None and is_due(run.evaluation.eval_every, step, last) and not preempted:
                 metrics |= self._evaluate(step)
             metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": self.budget.used}
             if self.log is not None:

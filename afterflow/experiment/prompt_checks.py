@@ -8,6 +8,7 @@ from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
 from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
+from ..sampling.seeds import number
 from ..system.errors import InputError
 from .config import Run
 
@@ -22,10 +23,9 @@ def prompt_records(run: Run) -> list[dict]:
     """Return the prompts to explore, each fit for every reward; none where images come with theirs."""
     if isinstance(run.data, ImageSource):
         return []
-    records, route = (
-        run.data.records(run.seed, record_checks(run, run.algorithm.requirements.rewards)),
-        run.algorithm.requirements.route,
-    )
+    records = run.data.records(run.seed, record_checks(run, run.algorithm.requirements.rewards))
+    records, _ = without_share(records, run.evaluation.held_out_share)
+    route = run.algorithm.requirements.route
     check_tag_schedule(records, run.batches.tag_schedule)
     if route is not None:
         check_routes(records, route, run.teachers)
@@ -45,11 +45,23 @@ def check_routes(records: Sequence[dict], route: str, teachers: Sequence[Teacher
 
 def held_out_records(run: Run) -> list[dict]:
     """Return the prompts to evaluate on, each fit for every reward that is measured there."""
-    return (
-        []
-        if run.evaluation.held_out is None
-        else run.evaluation.held_out.records(run.seed, record_checks(run, run.watched))
-    )
+    checks, share = record_checks(run, run.watched), run.evaluation.held_out_share
+    if share and not isinstance(run.data, ImageSource):
+        return without_share(run.data.records(run.seed, checks), share)[1]
+    return [] if run.evaluation.held_out is None else run.evaluation.held_out.records(run.seed, checks)
+
+
+def without_share(records: list[dict], share: float) -> tuple[list[dict], list[dict]]:
+    """Return the records without a share of their different prompts, and one record of each prompt in that share.
+
+    A prompt's text alone decides which come first, so that seeds, and lists that grow, hold out the same ones.
+    """
+    by_text = {record["prompt"]: record for record in records}
+    count = min(round(share * len(by_text)), len(by_text) - 1)
+    held_out = set(sorted(by_text, key=lambda text: number("held out", text))[:count])
+    return [record for record in records if record["prompt"] not in held_out], [
+        by_text[text] for text in sorted(held_out)
+    ]
 
 
 def known_records(run: Run) -> dict[str, dict]:

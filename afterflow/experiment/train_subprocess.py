@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..data.prompts import ShapesPrompts
-from ..system.errors import CheckpointError, InputError, TrainingStopped
+from ..system.errors import CheckpointError, ConfigError, InputError, TrainingStopped
 from .config import Run
 from .run_folder import RunFolder
 from .serialization import to_json
@@ -43,7 +43,15 @@ def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: i
 
 
 def check_same(run: Run) -> None:
-    """Check that the run's folder holds no other run.  CheckpointError where it does."""
+    """Check that the run's folder holds no other run, and that another process can train it.
+
+    CheckpointError where the folder does; ConfigError where a reward is a function of this process.
+    """
+    for name in run.functions:
+        raise ConfigError(
+            f"{run.name} is trained in a process of its own, which has no function {name}; put it into a module, and "
+            f"name it as 'MODULE:{name}'"
+        )
     folder = RunFolder(run.folder)
     # Read back, because a field that is newer than the file has its default there.
     if folder.record_file.is_file() and folder.run() != run:
@@ -76,7 +84,7 @@ def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
 
 def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:
     """Return the run under a budget of seconds, if any, instead of iterations."""
-    if run.evaluation.held_out is None:
+    if run.evaluation.eval_every == 0:
         run = run.with_options(held_out=CURVE_PROMPTS, eval_every=10)
     if budget_seconds is not None:
         # The budget ends it; so many iterations are out of reach.

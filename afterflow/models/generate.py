@@ -11,7 +11,7 @@ from ..sampling.conditioning import Conditioning, Velocity, condition
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
-from ..system.messages import say_once
+from ..system.once import say_once
 from .pipeline import Model
 
 _log = logging.getLogger(__name__)

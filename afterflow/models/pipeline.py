@@ -29,7 +29,7 @@ from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import InputError
-from ..system.messages import say_each_once
+from ..system.once import say_each_once
 from .base import cache_folder, write_cache_file
 from .lora.files import (
     StoredLoRA,

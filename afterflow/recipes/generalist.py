@@ -15,6 +15,7 @@ from ..experiment.config import Run
 from ..experiment.stages import Chain, Merge, Samples
 from ..models.adapters import LoRA, Teacher
 from .shapes import shapes_flow_grpo
+from .shapes_methods import SHAPES_WEIGHTS
 
 TASKS = {
     "counting": ("counting",),
@@ -107,6 +108,7 @@ def shapes_sft_teachers() -> Chain:
         learning_rate=3e-4,
         held_out=ShapesPrompts("test", count=120, tags=TASK_TAGS),
         eval_every=50,
+        eval_rewards=tuple(SHAPES_WEIGHTS),
     )
     return Chain("shapes_sft_teachers", (*_teachers(), samples, student))
 

@@ -84,5 +84,6 @@ def _curated(run: Run, name: str) -> Chain:
     guided = Teacher("guided", None, TAGS[1:], guidance_scale=GUIDANCE)
     samples = Samples(SD3("tiny"), (guided,), ShapesPrompts(count=1500, tags=TAGS[1:]), "shapes_curated")
     data = ImageFolder(str(samples.folder / "images"), caption="caption", min_reward={"shapes_strict": 1.0})
-    student = run.with_options(data=data, name=name, guidance_scale=1.0, learning_rate=1e-3)
+    unguided = {"guidance_scale": 1.0, "learning_rate": 1e-3}
+    student = run.with_options(data=data, evaluation=run.evaluation, name=name, **unguided)
     return Chain(name, (samples, student.with_options(iterations=400, eval_every=100)))

@@ -28,7 +28,7 @@ SHAPES_STEPS = 10
 def _run(algorithm: OnPolicy, name: str, **options: object) -> Run:
     """Less than ten minutes on a laptop; the rate is what so few iterations stand."""
     run = shapes_flow_grpo().with_options(iterations=80, learning_rate=1.5e-3)
-    return run.with_options(algorithm=algorithm, name=name, **options)
+    return run.with_options(algorithm=algorithm, name=name, evaluation=run.evaluation, **options)
 
 
 def shapes_ddpo() -> Run:

@@ -148,6 +148,9 @@ class Reward:
     load: Callable[[RewardModels], Scorer] | None = None
     """Loads a network and returns the function that scores with it."""
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # so that it can be the key of a weight; a canary's record has no hash
+
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         """Score B images.  An image without a score, or with one out of range, has NaN and a reason, never a number.
 

@@ -13,6 +13,7 @@ from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from . import clip, geneval_hf, geneval_mmdet, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
 from .base import Reward, RewardModels, Scorer
+from .functions import GIVEN, is_given, not_given
 from .vlm import rewards as vlm
 
 DEFAULT_REWARD_MODELS = RewardModels()
@@ -30,7 +31,7 @@ ENTRY_POINTS = "afterflow.rewards"
 
 
 def find_reward(name: str) -> Reward:
-    """Return a reward of ours, of an installed package (an entry point), or of a user, `module:function`.
+    """Return a reward of ours, of an installed package (an entry point), or of a user: `module:function`, or given.
 
     Raises ConfigError where there is none of this name.
     """
@@ -38,11 +39,18 @@ def find_reward(name: str) -> Reward:
         return as_reward(name, REWARDS[name])
     if ":" in name:
         return as_reward(name, import_scorer(name))
+    if name in GIVEN:
+        return GIVEN[name][0]
     points = entry_points(group=ENTRY_POINTS)
     for point in points:
         if point.name == name:
             return as_reward(name, point.load())
-    raise unknown_name("reward", name, [*REWARDS, *(point.name for point in points)])
+    raise unknown_name("reward", name, [*REWARDS, *GIVEN, *(point.name for point in points)])
+
+
+def is_taken(name: str) -> bool:
+    """Return whether a reward of ours or of an installed package has that name."""
+    return name in REWARDS or any(point.name == name for point in entry_points(group=ENTRY_POINTS))
 
 
 def as_reward(name: str, score: Scorer) -> Reward:
@@ -69,17 +77,19 @@ def import_scorer(name: str) -> Scorer:
 def load_reward(name: str, models: RewardModels = DEFAULT_REWARD_MODELS) -> Reward:
     """Return a reward that can score; a network is loaded once.  Raises ConfigError where it cannot be loaded."""
     reward = find_reward(name)
+    if reward is GIVEN.get(name, (None,))[0] and not is_given(name):
+        raise not_given(name)
     if reward.load is None and name not in models.servers:
         return reward
     try:
-        return _loaded(name, models)
+        return _loaded(name, models, GIVEN[name][1] if name in GIVEN else "")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         why, option = str(error).partition("\n")[0], f"--reward-models.weights {name} PATH"
         raise ConfigError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
 
 
 @cache
-def _loaded(name: str, models: RewardModels) -> Reward:
+def _loaded(name: str, models: RewardModels, digest: str) -> Reward:
     reward = find_reward(name)
     if name in models.servers:
         return remote_reward(reward, models)

@@ -1,36 +1,26 @@
-"""Messages that are worth saying, and worth saying once."""
+"""Messages of the library on the terminal or in a notebook: what the rooms log, commands and `execute` print."""
 
 import logging
-from collections.abc import Sequence
-
-_SAID: set[tuple[str, str]] = set()
 
 
-def say_once(logger: logging.Logger, kind: str, message: str) -> None:
-    """Log a message at level WARNING, unless one of the same kind has been logged by this process."""
-    if (logger.name, kind) not in _SAID:
-        _SAID.add((logger.name, kind))
-        logger.warning(message)
+class MessageHandler(logging.Handler):
+    """A handler that prints plain messages, to whatever sys.stdout is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a log record."""
+        print(self.format(record), flush=True)
 
 
-def say_each_once(logger: logging.Logger, noise: Sequence[str]) -> None:
-    """Let the handlers of a library's logger pass each message on once, and none that contains one of `noise`."""
-    for handler in logger.handlers:
-        if not any(isinstance(each, OnceFilter) for each in handler.filters):
-            handler.addFilter(OnceFilter(noise))
+def show_messages() -> None:
+    """Print what afterflow logs, from level INFO on; calling it twice changes nothing."""
+    logger = logging.getLogger("afterflow")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, MessageHandler) for handler in logger.handlers):
+        logger.addHandler(MessageHandler())
 
 
-class OnceFilter(logging.Filter):
-    """Passes a message on where it is new and no known noise."""
-
-    def __init__(self, noise: Sequence[str]) -> None:
-        super().__init__()
-        self.noise, self.said = noise, set[str]()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is passed on."""
-        message = record.getMessage()
-        if message in self.said or any(part in message for part in self.noise):
-            return False
-        self.said.add(message)
-        return True
+def show_messages_by_default() -> None:
+    """Print what afterflow logs where nobody has set up logging, as in a script or a notebook."""
+    logger, root = logging.getLogger("afterflow"), logging.getLogger()
+    if logger.level == logging.NOTSET and not logger.handlers and root.level == logging.WARNING:
+        show_messages()

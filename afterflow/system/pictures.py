@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from .errors import ConfigError, InputError
-from .messages import say_once
+from .once import say_once
 
 _log = logging.getLogger(__name__)
 

@@ -44,8 +44,8 @@ def test_a_recipe_is_trained_with_changes(folder):
 
 def test_a_reward_of_ones_own_is_trained(folder, capsys):
     run_example("reward_of_your_own.py", 1, 1)
-    [line] = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert 0 < line["reward/reward_of_your_own:dark"] < 255
+    [line] = [json.loads(line) for line in (folder / "runs/dark/metrics.jsonl").read_text().splitlines()]
+    assert 0 < line["reward/dark"] < 255 and f"[{line['reward']:.8g}" in capsys.readouterr().out
 
 
 def test_a_toy_flow_learns_without_a_pipeline():

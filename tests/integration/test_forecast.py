@@ -110,7 +110,7 @@ def test_checkpointing_keeps_less_and_learns_the_same(tmp_path, name):
 
 def test_checkpointing_computes_again_what_mixed_precision_computed(tmp_path):
     run = run_of(built("flux", tmp_path / "pipeline"), ALGORITHMS[0])
-    folder = execute(run.with_options(gradient_checkpointing=True, mixed_precision="bf16"), "x")
+    folder = execute(run.with_options(gradient_checkpointing=True, mixed_precision="bf16"), "x").folder
     assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["ratio_max"] == 1.0
 
 

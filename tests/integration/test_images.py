@@ -209,7 +209,7 @@ def test_a_run_learns_from_a_folder(algorithm, folder, pipeline, model):
         eval_every=1,
         eval_rewards=("shapes_fidelity",),
     )
-    result = execute(run, "short")
+    result = execute(run, "short").folder
     lines = [json.loads(line) for line in (result / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and (result / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert all({"eval/shapes_fidelity", "eval/diversity", "eval/std"} <= set(line) for line in lines)

@@ -258,7 +258,7 @@ def test_every_method_trains_every_family(tinies, name, method):
     ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, inference_steps=2)
     # Pictures are drawn by every method alike, so one method draws them.
     run = run.with_options(sample_every=2 if method == "flow_grpo" else 0)
-    folder = execute(run, "cell")
+    folder = execute(run, "cell").folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["grad_norm"] > 0
     if "ratio_max" in lines[0]:

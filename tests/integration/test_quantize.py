@@ -62,7 +62,7 @@ def test_a_lora_beside_them_learns_and_comes_back(tinies, name, kind):
         replace(tinies[name], quantize=kind),
         LoRA(rank=2, alpha=4),
     ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, ema_decay=None, sample_every=0)
-    folder = execute(run, "quantized")
+    folder = execute(run, "quantized").folder
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
     again = run.model.load()

@@ -57,7 +57,7 @@ def whole(pipeline, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         patch.setenv("AFTERFLOW_CACHE", str(path / "cache"))
-        return execute(replace(short(pipeline), name="whole"), "short").resolve()
+        return execute(replace(short(pipeline), name="whole"), "short").folder.resolve()
 
 
 def metrics(folder):
@@ -66,7 +66,7 @@ def metrics(folder):
 
 def test_a_run_leaves_what_it_promises(run):
     watched = run.with_options(tracker="tensorboard", held_out=ShapesPrompts("test", count=5), eval_every=2)
-    folder = execute(watched, "short")
+    folder = execute(watched, "short").folder
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
@@ -95,7 +95,7 @@ def at_second_call(monkeypatch, act):
 def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, whole, monkeypatch, caplog):
     at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
     caplog.set_level("INFO", "afterflow")
-    folder = execute(run, "short")
+    folder = execute(run, "short").folder
     assert [line["step"] for line in metrics(folder)] == [0, 1]
     assert f"afterflow train --resume {folder}" in caplog.text
     execute(run, "short", resume=True)
@@ -122,7 +122,7 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
         execute(run.with_options(grace_seconds=grace), "short")
     assert signal.getsignal(signal.SIGTERM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert len(asked) == 2
-    folder = execute(run.with_options(grace_seconds=grace), "short", resume=True)
+    folder = execute(run.with_options(grace_seconds=grace), "short", resume=True).folder
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -170,7 +170,7 @@ def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, mo
         clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
         monkeypatch.setattr(f"afterflow.experiment.{module}.time", clock)
     long = run.with_options(name="long", iterations=1000, sample_every=0, chunk=64, budget_seconds=2.0)
-    folder = execute(long, "short")
+    folder = execute(long, "short").folder
     assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0]
     assert (folder / "lora").is_dir()
     execute(long.with_options(budget_seconds=3.0), "short", resume=True)
@@ -203,12 +203,12 @@ def test_states_that_wait_in_the_memory_of_the_cpu_teach_the_same(run, algorithm
 def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
     pytest.importorskip("bitsandbytes")
     small = run.with_options(optimizer="adamw_8bit", tune=LoRA(rank=64, alpha=64), ema_decay=None)
-    whole = execute(replace(small, name="whole"), "short")
+    whole = execute(replace(small, name="whole"), "short").folder
     state = load_file(whole / "checkpoints/step_000002/optimizer.safetensors")
     assert any(key.endswith("|state1") and value.dtype == torch.uint8 for key, value in state.items())
     execute(small.with_options(name="parts", iterations=2), "short")
-    parts = execute(replace(small, name="parts"), "short", resume=True)
-    precise = execute(small.with_options(name="precise", optimizer="adamw"), "short")
+    parts = execute(replace(small, name="parts"), "short", resume=True).folder
+    precise = execute(small.with_options(name="precise", optimizer="adamw"), "short").folder
     ours, resumed, theirs = (
         load_file(each / "lora/pytorch_lora_weights.safetensors") for each in (whole, parts, precise)
     )
@@ -253,9 +253,9 @@ def test_the_history_of_ddpo_is_part_of_a_checkpoint(run):
     remembering = replace(
         run, algorithm=DDPO(JPEG, steps=4, group=2, history=6, min_count=4), data=ShapesPrompts(count=5)
     )
-    whole = execute(replace(remembering, name="whole"), "short")
+    whole = execute(replace(remembering, name="whole"), "short").folder
     execute(remembering.with_options(name="parts", iterations=2), "short")
-    parts = execute(replace(remembering, name="parts"), "short", resume=True)
+    parts = execute(replace(remembering, name="parts"), "short", resume=True).folder
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(parts / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

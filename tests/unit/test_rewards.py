@@ -122,7 +122,7 @@ def failing(share):
 
 
 def test_images_without_a_score_are_counted_and_not_trained_on(run, capsys, caplog):
-    folder = execute(run, "rewards")
+    folder = execute(run, "rewards").folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["invalid/sometimes"] for line in lines] == [1 / 8, 1 / 8]
     assert lines[0]["nfe/update"] == 2 * 7 / 8  # two trained steps of seven images
@@ -139,7 +139,7 @@ def test_too_many_of_them_stop_the_run_and_lose_nothing(run, monkeypatch):
     history = run.with_options(
         algorithm=DDPO({"sometimes": 1.0}, steps=3, group=4, history=9, min_count=2), max_missing=0.6
     )
-    folder = execute(replace(history, name="history"), "rewards")
+    folder = execute(replace(history, name="history"), "rewards").folder
     [kept] = sorted(folder.glob("checkpoints/step_*"))[-1:]
     memory = json.loads((kept / "state.json").read_text())["memory"]["sometimes"]
     assert sum(map(len, memory.values())) == 2 * 4 and all(np.isfinite(row).all() for row in memory.values())
@@ -171,7 +171,7 @@ def test_images_scored_while_others_are_drawn_have_the_scores_they_would_have(ru
     plain = run.with_options(batch=batch, chunk=chunk, max_missing=0.9, held_out=None, eval_every=0)
     found = []
     for overlap in (False, True):
-        folder = execute(plain.with_options(overlap=overlap, name=f"overlap_{overlap}"), "rewards")
+        folder = execute(plain.with_options(overlap=overlap, name=f"overlap_{overlap}"), "rewards").folder
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         found.append([{name: line[name] for name in line if not name.startswith("seconds")} for line in lines])
     assert "part/sometimes/half" in found[1][0]
@@ -211,7 +211,7 @@ def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, 
     rising = lambda images, records: np.arange(len(images)) % 7 / 100 + looks["count"]
     monkeypatch.setitem(REWARDS, "hidden", hidden)
     monkeypatch.setitem(REWARDS, "sometimes", rising)
-    folder = execute(run.with_options(eval_rewards=("hidden",), iterations=3), "rewards")
+    folder = execute(run.with_options(eval_rewards=("hidden",), iterations=3), "rewards").folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["alarm"] for line in lines] == [0, 0, 1]
     assert "step 2: ALARM: hidden fell by 0.4 while sometimes rose by" in caplog.text

@@ -1,0 +1,36 @@
+"""Messages that are worth saying, and worth saying once."""
+
+import logging
+from collections.abc import Sequence
+
+_SAID: set[tuple[str, str]] = set()
+
+
+def say_once(logger: logging.Logger, kind: str, message: str) -> None:
+    """Log a message at level WARNING, unless one of the same kind has been logged by this process."""
+    if (logger.name, kind) not in _SAID:
+        _SAID.add((logger.name, kind))
+        logger.warning(message)
+
+
+def say_each_once(logger: logging.Logger, noise: Sequence[str]) -> None:
+    """Let the handlers of a library's logger pass each message on once, and none that contains one of `noise`."""
+    for handler in logger.handlers:
+        if not any(isinstance(each, OnceFilter) for each in handler.filters):
+            handler.addFilter(OnceFilter(noise))
+
+
+class OnceFilter(logging.Filter):
+    """Passes a message on where it is new and no known noise."""
+
+    def __init__(self, noise: Sequence[str]) -> None:
+        super().__init__()
+        self.noise, self.said = noise, set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is passed on."""
+        message = record.getMessage()
+        if message in self.said or any(part in message for part in self.noise):
+            return False
+        self.said.add(message)
+        return True
