@@ -17,7 +17,7 @@ from ..evaluation.suites import SUITES, Drawing, suite_records, suite_report
 from ..experiment.serialization import to_json
 from ..rewards.base import RewardModels
 from ..system.checks import check_at_least_one
-from ..system.errors import ConfigError
+from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from .model_options import ModelOptions, check_sources
@@ -121,6 +121,8 @@ class Eval:
             print(json.dumps(to_json(report)))
         elif self.json is not None:
             write_text(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
+        if report.blind:
+            raise InputError(report.blind[0])
 
     def sources(self) -> "tuple[PictureSource, PictureSource | None]":
         """Return what makes the images of MODEL, and of --against."""
@@ -179,7 +181,7 @@ class Eval:
     def judge_by_rewards(self) -> Report:
         """Draw the images that are not there yet into OUT, and judge all of them by rewards."""
         from ..evaluation.clip_distances import clip_distances
-        from ..evaluation.scores import score_images
+        from ..evaluation.scores import blind_rewards, score_images
 
         tuned, base = self.image_sets()
         rewards, parts = self.rewards or SUITES[self.suite].rewards, SUITES[self.suite].parts
@@ -193,6 +195,7 @@ class Eval:
         names = tuned.source.name, None if base is None else base.source.name
         of_base = None if base is None else scores[1]
         report = suite_report(self.suite, tuned.records, scores[0], of_base, names, self.seed, self.draws)
+        report = replace(report, blind=tuple(blind_rewards(both, rewards, self.reward_models)))
         if not self.distances:
             return report
         reference = None if self.reference is None else Path(self.reference)
@@ -254,6 +257,7 @@ class Eval:
         check_scorable(records, rewards)
         if self.distances:
             check_extra("--distances", ["torchmetrics"], "distances")
+            rewards = tuple(dict.fromkeys((*rewards, "clipscore")))  # its CLIP is what distances see by
         to_draw = [source.path for source in sources if not source.is_drawn]
         check_sources(to_draw, [self.lora, self.lora_against])
         check_rewards(rewards, self.reward_models)

@@ -75,6 +75,8 @@ class RewardModels:
     """Addresses by reward, of services that score it (afterflow serve-rewards).  Commas separate several."""
     chat: ChatServer = ChatServer()
     """What the chat server is that the rewards of vision-language models ask."""
+    ignore_canary: tuple[str, ...] = field(default=(), repr=False)
+    """Rewards, or `judge`, that are used even though they do not tell the pictures apart on which they are tried."""
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "batch", prefix="reward_models.")
@@ -133,6 +135,30 @@ class Canary:
 
 
 @dataclass(frozen=True)
+class CanaryCase:
+    """Two pictures of which one must score more than the other."""
+
+    better: np.ndarray
+    """The picture that scores more, uint8 (H, W, 3), or a clip (F, H, W, 3)."""
+    worse: np.ndarray
+    """A picture of the same size that scores less."""
+    record: Mapping
+    """The record for which both are scored."""
+
+
+@dataclass(frozen=True)
+class OrderCanary:
+    """Pictures whose order is known, where their scores are not: a network that mixes them up sees nothing."""
+
+    cases: Callable[[], Sequence[CanaryCase]]
+    """Makes the cases, whose pictures all have one size."""
+    margin: float = 1e-3
+    """The least difference of two scores that counts as one."""
+    local: bool = False
+    """Whether records name files, so that only the process that scores can try it."""
+
+
+@dataclass(frozen=True)
 class Reward:
     """A function that scores images, with what training has to know about it."""
 
@@ -154,8 +180,11 @@ class Reward:
     """The extra of afterflow that installs its libraries."""
     libraries: tuple[str, ...] = ()
     """The libraries that it imports and that afterflow itself does not need."""
-    canary: Canary | None = None
-    """A picture with a known score, on which the reward is tried before training."""
+    canary: Canary | OrderCanary | None = None
+    """A picture with a known score, or pictures in a known order, on which the reward is tried before training."""
+    sees: str | None = None
+    """The part of its scores that counts what it sees in a picture.  Where that is 0 everywhere, its scores say
+    nothing."""
     scale: float = 1.0
     """The factor of its scores: what a published normalisation multiplies by."""
     load: Callable[[RewardModels], Scorer] | None = None

@@ -11,8 +11,10 @@ from typing import Literal
 import numpy as np
 
 from ...system.checks import check_positive
+from ...system.errors import ConfigError
 from ...system.optional_dependencies import check_extra
 from ..base import ImagePairs, Scored, check_address
+from ..canaries import captioned
 from .answers import Unanswered, parse_choice, parse_tag
 from .client import Chat
 from .servers import ChatServer
@@ -20,6 +22,8 @@ from .servers import ChatServer
 MAX_VERDICTS = 50_000
 """Verdicts that a judge remembers, the last ones: a policy's pictures hardly come again, those of the base do."""
 CRITERIA = "how well it shows what the caption says, then how good a picture it is"
+CLEAR = 0.01
+"""How far a judge's mean verdict over both orders is from a tie where it prefers a picture."""
 INJECTION = re.compile(r"(image|picture)\s*(1|2|one|two|a|b)\b|\bbetter\b|\bprefer|\bchoose\b|\bscore\b|\bvote\b", re.I)
 """Words that a picture should not say to its judge."""
 
@@ -74,6 +78,27 @@ class VLMJudge:
             why |= void_pairs(pairs)
         values = np.array([np.nan if pair in why else value for pair, value in enumerate(verdicts)], np.float64)
         return Scored(values, why=why)
+
+    def complaint(self) -> str | None:
+        """Return how the judge mixes up photographs with known captions, in one sentence; None where it does not.
+
+        ConfigError is raised where it has no verdict of most of them.
+        """
+        cases = captioned()
+        images = np.stack([image for case in cases for image in (case.better, case.worse)])
+        first = np.arange(len(images))
+        pairs = ImagePairs(images, [dict(case.record) for case in cases for _ in range(2)], first, first ^ 1, first)
+        scored = self(pairs)
+        right = (scored.values[::2] + 1 - scored.values[1::2]) / 2  # of both orders
+        if np.isnan(right).mean() > 0.5:
+            raise ConfigError(f"the judge does not work here: {scored.why[min(scored.why)]}")
+        for case, share in zip(cases, right):
+            if share < 0.5 + CLEAR:
+                return (
+                    f"the judge is blind: for {case.record['prompt']!r} it gives the right picture {share:.2g} of 1 "
+                    "against a wrong one, over both orders"
+                )
+        return None
 
     def compare(self, chat: Chat, pairs: ImagePairs, pair: int) -> float:
         """Ask about one pair; return in [0, 1] how much its first image is better, or raise Unanswered."""

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 
 from ...system.errors import ConfigError, InputError
-from ..base import Reward, RewardModels, Scored, Scorer, check_address, network_reward
+from ..base import OrderCanary, Reward, RewardModels, Scored, Scorer, check_address, network_reward
+from ..canaries import BEAUTIFUL, CAPTIONED, POINTED
 from .answers import ChatAnswer, Unanswered, parse_final_score
 from .client import Chat
 
@@ -25,7 +26,7 @@ def open_chat(models: RewardModels, reward: str) -> Chat:
 
 
 def vlm_reward(
-    name: str, low: float, high: float, scale: float = 1.0
+    name: str, low: float, high: float, canary: OrderCanary, scale: float = 1.0
 ) -> Callable[[Callable[[Chat, np.ndarray, str], float]], Reward]:
     """Make a reward of the decorated function, which asks about an image and its prompt; no answer is no score."""
 
@@ -41,19 +42,20 @@ def vlm_reward(
 
             return score
 
-        return network_reward(name, low, high, scale=scale, extra="judge", libraries=("httpx",))(load)
+        fields = {"scale": scale, "canary": canary, "extra": "judge", "libraries": ("httpx",)}
+        return network_reward(name, low, high, **fields)(load)
 
     return declare
 
 
-@vlm_reward("vlm_alignment", 0, 1)
+@vlm_reward("vlm_alignment", 0, 1, CAPTIONED)
 def vlm_alignment(chat: Chat, image: np.ndarray, prompt: str) -> float:
     """Return P(yes) against P(no) to whether the image shows the prompt, by any model with log-probabilities."""
     question = f"Does this image show exactly what the caption says? Caption: {prompt}\nAnswer yes or no."
     return chat.ask_first_token([image, question]).probability("yes", "no")
 
 
-@vlm_reward("vlm_quality", 1, 5, scale=1 / 5)
+@vlm_reward("vlm_quality", 1, 5, BEAUTIFUL, scale=1 / 5)
 def vlm_quality(chat: Chat, image: np.ndarray, prompt: str) -> float:
     """Return the mean rating over what a model would call the image's quality, as DeQA (arXiv:2501.11561) does."""
     question = f"How would you rate the quality of this image? Answer with one of {', '.join(RATINGS)}."
@@ -65,7 +67,7 @@ def mean_rating(answer: ChatAnswer) -> float:
     return sum(RATINGS[word] * p for word, p in answer.chances(tuple(RATINGS)).items())
 
 
-@vlm_reward("unified_reward", 1, 5, scale=1 / 5)
+@vlm_reward("unified_reward", 1, 5, CAPTIONED, scale=1 / 5)
 def unified_reward(chat: Chat, image: np.ndarray, prompt: str) -> float:
     """Return UnifiedReward's rating (arXiv:2503.05236), from 1 to 5; what cannot be read has no score, not 0."""
     task = (
@@ -82,7 +84,7 @@ def check_points(record: dict) -> None:
         raise InputError("it has no points, a list of [dimension, what the picture must show]")
 
 
-@network_reward("vlm_points", 0, 1, needs=check_points, extra="judge", libraries=("httpx",))
+@network_reward("vlm_points", 0, 1, needs=check_points, extra="judge", libraries=("httpx",), canary=POINTED)
 def vlm_points(models: RewardModels) -> Scorer:
     """Score the share of UniGenBench's test points that a picture meets (arXiv:2508.20751), a question for each point.
 
