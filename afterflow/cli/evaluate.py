@@ -17,7 +17,7 @@ from ..evaluation.suites import SUITES, Drawing, suite_records, suite_report
 from ..experiment.serialization import to_json
 from ..rewards.base import RewardModels
 from ..system.checks import check_at_least_one
-from ..system.errors import ConfigError
+from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from .model_options import ModelOptions, check_sources
@@ -121,6 +121,8 @@ class Eval:
             print(json.dumps(to_json(report)))
         elif self.json is not None:
             write_text(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
+        if report.blind:
+            raise InputError(report.blind[0])
 
     def sources(self) -> "tuple[PictureSource, PictureSource | None]":
         """Return what makes the images of MODEL, and of --against."""
@@ -181,7 +183,7 @@ class Eval:
         from ..evaluation.clip_distances import clip_distances
         from ..evaluation.image_set import drawing_differences
         from ..evaluation.image_store import picture_formats
-        from ..evaluation.scores import score_images
+        from ..evaluation.scores import blind_rewards, score_images
 
         tuned, base = self.image_sets()
         rewards, parts = self.rewards or SUITES[self.suite].rewards, SUITES[self.suite].parts
@@ -200,6 +202,7 @@ class Eval:
         folders = {"tuned": tuned.folder, "base": base and base.folder, "reference": self.reference}
         formats = {name: picture_formats(Path(folder)) for name, folder in folders.items() if folder is not None}
         report = replace(report, formats=formats)
+        report = replace(report, blind=tuple(blind_rewards(both, rewards, self.reward_models)))
         if not self.distances:
             return report
         reference = None if self.reference is None else Path(self.reference)
@@ -261,6 +264,7 @@ class Eval:
         check_scorable(records, rewards)
         if self.distances:
             check_extra("--distances", ["torchmetrics"], "distances")
+            rewards = tuple(dict.fromkeys((*rewards, "clipscore")))  # its CLIP is what distances see by
         to_draw = [source.path for source in sources if not source.is_drawn]
         check_sources(to_draw, [self.lora, self.lora_against])
         check_rewards(rewards, self.reward_models)

@@ -48,6 +48,8 @@ class Serve:
     """Weights by reward, where they are not the published ones: a hub id, a folder or a file."""
     options: Mapping[str, float] = field(default_factory=dict)
     """Numbers that rewards read.  They are geneval_threshold (.3) and geneval_counting_threshold (.9)."""
+    ignore_canary: tuple[str, ...] = ()
+    """Rewards that are served even though they do not tell the pictures apart on which they are tried."""
 
     def __post_init__(self) -> None:
         if not self.rewards:
@@ -68,7 +70,9 @@ class Serve:
         limits = ServiceLimits(
             self.images, self.pixels, megabytes=self.megabytes, seconds=self.seconds, batch=self.batch
         )
-        models = RewardModels(self.device, self.dtype, self.batch, self.weights, self.options)
+        models = RewardModels(
+            self.device, self.dtype, self.batch, self.weights, self.options, ignore_canary=self.ignore_canary
+        )
         check_rewards(self.rewards, models)
         return build_service([load_reward(name, models) for name in self.rewards], limits, key)
 

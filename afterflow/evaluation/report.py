@@ -86,6 +86,8 @@ class Report:
     """Tag → strict of this model, with the teacher of that tag as `base`.  AVERAGE is their mean."""
     invalid: Mapping[str, int] = field(default_factory=dict)
     """Reward → number of images without a score, of both models together."""
+    blind: tuple[str, ...] = ()
+    """A sentence for each reward that saw nothing in any image."""
     distances: Mapping[str, float] = field(default_factory=dict)
     """Name → distance to other images by features of CLIP."""
     formats: Mapping[str, str] = field(default_factory=dict)
@@ -147,6 +149,7 @@ def render_report(report: Report) -> Group:
         )
         parts += [f"{name} could not score {count} pictures." for name, count in report.invalid.items() if count]
         parts += [f"{name}: its mean is without {tags}, where it scored nothing." for name, tags in unscored(report)]
+        parts += [f"{sentence}." for sentence in report.blind]
         parts += [f"{name} {value:.4g}" for name, value in report.distances.items()]
         parts += format_notes(report.formats)
     if report.taught:

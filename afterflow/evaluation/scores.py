@@ -87,6 +87,24 @@ def score_images(
     return {name: score_matrix(name, rows) for name, rows in columns.items()}
 
 
+def blind_rewards(sets: Sequence[ImageSet], rewards: Sequence[str], models: RewardModels) -> list[str]:
+    """Return a sentence for each reward that saw nothing in any image of the sets, all of which are scored."""
+    sentences = []
+    for name in rewards:
+        part = find_reward(name).sees
+        counts: list[float] = []
+        for images in sets if part is not None else ():
+            rows = ScoreCache(images.folder, models).rows_of(name)
+            folders = prompt_folders(images.folder)
+            digests = [content_digest(folder, record) for folder, record in zip(folders, images.records)]
+            counts += [count for key in digests for count in rows[key].get(f"{name}/{part}", ()) if count is not None]
+        if counts and not any(counts):
+            sentences.append(
+                f"{name} is blind here: it has no {part} in any of {len(counts)} pictures, so its figures say nothing"
+            )
+    return sentences
+
+
 def compute_scores(
     images: ImageSet, indices: Sequence[int], reward: str, models: RewardModels, log: Callable[[str], None]
 ) -> list[ScoreRow]:

@@ -2,8 +2,9 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from ..algorithms.base import explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
+from ..rewards.registry import canary_complaint
+from ..rewards.vlm.judge import VLMJudge
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
+from ..system.errors import ConfigError
 from ..train.clock import Clock
 from ..train.explore import ExploreOptions, Iteration, supervised
 from ..train.loop import gradients
@@ -58,6 +62,7 @@ def examine(run: Run) -> Iterator[Finding]:
         yield from check_training(setup, cond, run)
         if isinstance(run.tune, LoRA):
             yield check_saved_lora(setup, cond, Path(folder) / "lora")
+        yield from check_canaries(run)
         yield from check_reward_values(setup, cond)
         if run.judge is not None:
             yield check_judge(setup, cond)
@@ -255,6 +260,22 @@ def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> 
         f"largest difference of a velocity {difference:.1e}",
         "peft and diffusers may not fit together; take the versions in constraints.txt",
     )
+
+
+def check_canaries(run: Run) -> Iterator[Finding]:
+    """Check that each reward, and a judge that is a network, tells the pictures apart on which it is tried."""
+    tries: dict[str, Callable[[], str | None]] = {
+        name: partial(canary_complaint, name, run.reward_models) for name in run.watched
+    }
+    if isinstance(run.judge, VLMJudge):
+        tries["the judge"] = run.judge.complaint
+    for name, complaint_of in tries.items():
+        try:
+            complaint = complaint_of()
+        except ConfigError as error:
+            complaint = str(error)
+        remedy = "see its weights, its server and the versions in constraints.txt"
+        yield Finding(f"canary of {name}", complaint is None, complaint or "it scores known pictures rightly", remedy)
 
 
 def check_reward_values(setup: TrainingSetup, cond: Conditioning) -> Iterator[Finding]:

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from ..system.checks import check_at_least_one
-from ..system.errors import ConfigError
+from ..system.errors import AfterflowError, ConfigError
 from ..system.names import unknown_name
+from .vlm.servers import ChatServer
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -24,6 +25,10 @@ REWARD_OPTIONS = (
     "video_align_mq",
     "video_align_ta",
 )
+
+
+class NoAnswer(AfterflowError):
+    """A server that a reward asks gave no answer; asking about each image alone would give none either."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class RewardModels:
     frames a second), and video_align_vq, _mq and _ta (1, the weights of VideoReward's three ratings)."""
     servers: Mapping[str, str] = field(default_factory=dict)
     """Addresses by reward, of services that score it (afterflow serve-rewards).  Commas separate several."""
+    chat: ChatServer = ChatServer()
+    """What the chat server is that the rewards of vision-language models ask."""
+    ignore_canary: tuple[str, ...] = field(default=(), repr=False)
+    """Rewards, or `judge`, that are used even though they do not tell the pictures apart on which they are tried."""
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "batch", prefix="reward_models.")
@@ -96,8 +105,14 @@ class RewardModels:
 
 
 def check_address(option: str, address: str) -> None:
-    """Raise ConfigError for an address with a secret in it, because run.json, logs and model cards show addresses."""
-    url = urlsplit(address)
+    """Raise ConfigError for what is no address, or one with a secret: run.json, logs and model cards show addresses."""
+    try:
+        url = urlsplit(address)
+        known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(f"{option} = {address.rpartition('@')[2]!r}: an address is http://HOST:PORT or https://...")
     if url.username or url.password or url.query:
         raise ConfigError(
             f"{option}: the address at {url.scheme}://{url.hostname} holds a name, key or query; set the environment "
@@ -117,6 +132,30 @@ class Canary:
     """The score that the reward had for it when it was written."""
     tolerance: float
     """The largest allowed difference from that score."""
+
+
+@dataclass(frozen=True)
+class CanaryCase:
+    """Two pictures of which one must score more than the other."""
+
+    better: np.ndarray
+    """The picture that scores more, uint8 (H, W, 3), or a clip (F, H, W, 3)."""
+    worse: np.ndarray
+    """A picture of the same size that scores less."""
+    record: Mapping
+    """The record for which both are scored."""
+
+
+@dataclass(frozen=True)
+class OrderCanary:
+    """Pictures whose order is known, where their scores are not: a network that mixes them up sees nothing."""
+
+    cases: Callable[[], Sequence[CanaryCase]]
+    """Makes the cases, whose pictures all have one size."""
+    margin: float = 1e-3
+    """The least difference of two scores that counts as one."""
+    local: bool = False
+    """Whether records name files, so that only the process that scores can try it."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +180,11 @@ class Reward:
     """The extra of afterflow that installs its libraries."""
     libraries: tuple[str, ...] = ()
     """The libraries that it imports and that afterflow itself does not need."""
-    canary: Canary | None = None
-    """A picture with a known score, on which the reward is tried before training."""
+    canary: Canary | OrderCanary | None = None
+    """A picture with a known score, or pictures in a known order, on which the reward is tried before training."""
+    sees: str | None = None
+    """The part of its scores that counts what it sees in a picture.  Where that is 0 everywhere, its scores say
+    nothing."""
     scale: float = 1.0
     """The factor of its scores: what a published normalisation multiplies by."""
     load: Callable[[RewardModels], Scorer] | None = None
@@ -160,8 +202,9 @@ class Reward:
         try:
             scored = self.score(images, records)
         except Exception as error:
-            if len(images) == 1:
-                return Scored(np.array([np.nan]), {}, {0: f"{type(error).__name__}: {error}"})
+            if len(images) == 1 or isinstance(error, NoAnswer):
+                why = dict.fromkeys(range(len(images)), f"{type(error).__name__}: {error}")
+                return Scored(np.full(len(images), np.nan), {}, why)
             # Which of them it was is worth knowing, and the others have their scores.
             message = "reward %s failed on %d images, which are scored one by one: %r"
             _log.warning(message, self.name, len(images), error)

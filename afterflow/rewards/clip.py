@@ -19,6 +19,7 @@ from torch.nn import functional
 from ..system.errors import ConfigError, InputError
 from ..system.pictures import find_file, read_picture
 from .base import RewardModels, Scored, Scorer, network_reward
+from .canaries import BEAUTIFUL, CAPTIONED, SIMILAR
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -119,7 +120,7 @@ def normalize_pixels(x: Tensor) -> Tensor:
     return (x - mean) / std
 
 
-@network_reward("clipscore", -100, 100, scale=1 / 30)
+@network_reward("clipscore", -100, 100, scale=1 / 30, canary=CAPTIONED)
 def clipscore(models: RewardModels) -> Scorer:
     """Score 100 cos(image, prompt) of CLIP ViT-L/14, over 30 as flow_grpo has it.
 
@@ -128,7 +129,7 @@ def clipscore(models: RewardModels) -> Scorer:
     return load_clip_vit_l(models).scorer(crop_square, 100)
 
 
-@network_reward("pickscore", -100, 100, scale=1 / 26)
+@network_reward("pickscore", -100, 100, scale=1 / 26, canary=CAPTIONED)
 def pickscore(models: RewardModels) -> Scorer:
     """Score e^s cos(image, prompt) of PickScore v1 (arXiv:2305.01569), over 26 as flow_grpo has it."""
     path, revision = models.weights_source("pickscore", PICKSCORE_V1)
@@ -136,7 +137,7 @@ def pickscore(models: RewardModels) -> Scorer:
     return clip.scorer(crop_square, clip.length)
 
 
-@network_reward("hpsv2", -1, 1)
+@network_reward("hpsv2", -1, 1, canary=CAPTIONED)
 def hpsv2(models: RewardModels) -> Scorer:
     """Score cos(image, prompt) of HPSv2.1 (arXiv:2306.09341); only images of the same prompt can be compared."""
     path, revision = models.weights_source("hpsv2", HPS_V2_1)
@@ -168,7 +169,7 @@ def read_reference(file: str) -> np.ndarray:
     return read_picture(find_file(Path(), file), file)
 
 
-@network_reward("image_similarity", -1, 1, needs=check_image)
+@network_reward("image_similarity", -1, 1, needs=check_image, canary=SIMILAR)
 def image_similarity(models: RewardModels) -> Scorer:
     """Score the cosine of a picture and the one that its record names under "image", by CLIP ViT-L/14."""
     clip = load_clip_vit_l(models)
@@ -187,7 +188,7 @@ LINEAR_LAYERS = (0, 2, 4, 6, 7)
 """The linear layers of the aesthetic predictor and of ImageReward; their other layers are dropout."""
 
 
-@network_reward("aesthetic")
+@network_reward("aesthetic", canary=BEAUTIFUL)
 def aesthetic(models: RewardModels) -> Scorer:
     """Score by LAION's improved aesthetic predictor, a linear map of CLIP ViT-L/14's image embedding, about 1 to 10.
 

@@ -11,9 +11,12 @@ from torch import Tensor
 from ..envs.geneval_rules import MAX_PER_CLASS, OBJECTS, SOFT_FROM, Box, Detection, score_detections
 from ..envs.shapes.prompts import validate
 from ..envs.shapes.world import COLORS
-from .base import Reward, RewardModels, network_reward, remember_last_batch
+from .base import Reward, RewardModels, Scored, network_reward, remember_last_batch
+from .canaries import DETECTED
 from .clip import Clip, crop_square, load_clip_vit_l, unit_rows
 
+DETECTIONS = "detections"
+"""The part that counts what a detector found."""
 GREY = 153
 """The grey #999, which GenEval puts behind an object before its colour is named."""
 COLOR_PROMPTS = ("a photo of a {color} {cls}", "a photo of a {color}-colored {cls}", "a photo of a {color} object")
@@ -104,13 +107,16 @@ class DetectorReward:
     counting_threshold: float
     """The score from which it counts where the prompt is about a number."""
 
-    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-        """Score uint8 images (B, H, W, 3): (B,)."""
+    def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
+        """Score uint8 images (B, H, W, 3): (B,); part `detections` is the number of those that count."""
         options = {"threshold": self.threshold, "counting_threshold": self.counting_threshold}
-        rows = zip(records, self.detect(images, records))
+        rows = list(zip(records, self.detect(images, records)))
+        least = [self.counting_threshold if record["tag"] == "counting" else self.threshold for record in records]
+        counts = [sum(d.score > score for d in objects) for (_, objects), score in zip(rows, least)]
         if self.mode == "partial":
             rows = [(record, gradable(record, objects, **options)) for record, objects in rows]
-        return np.array([score_detections(record, objects, self.mode, **options) for record, objects in rows])
+        values = np.array([score_detections(record, objects, self.mode, **options) for record, objects in rows])
+        return Scored(values, {DETECTIONS: np.array(counts, np.float64)})
 
 
 def gradable(
@@ -142,7 +148,8 @@ def detector_rewards(name: str, load_detector: LoadDetector, published: tuple[st
         return DetectorReward(detect, mode, *thresholds)
 
     def declare(suffix: str, mode: Mode, low: float) -> Reward:
-        return network_reward(name + suffix, low, 1.0, needs=partial(validate, classes=OBJECTS))(partial(load, mode))
+        fields = {"needs": partial(validate, classes=OBJECTS), "canary": DETECTED, "sees": DETECTIONS}
+        return network_reward(name + suffix, low, 1.0, **fields)(partial(load, mode))
 
     return (
         declare("", "partial", 0.0),

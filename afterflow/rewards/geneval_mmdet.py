@@ -14,9 +14,11 @@ from PIL import Image
 from ..envs.geneval_rules import OBJECTS
 from ..system.errors import ConfigError
 from ..system.optional_dependencies import check_extra
-from .base import RewardModels
+from .base import NoAnswer, RewardModels, check_address
 from .detector_reward import FindObjects, MaskedObjects, detector_rewards
 from .png import encode_png
+from .vlm.answers import error_words
+from .vlm.client import CONNECT_SECONDS
 
 SIDECAR = ("http://127.0.0.1:8110", None)
 
@@ -26,7 +28,8 @@ def connect_sidecar(models: RewardModels, url: str, revision: str | None) -> Fin
     check_extra("a detector in a process of its own", ["httpx"], "judge")
     import httpx
 
-    url, client = url.rstrip("/"), httpx.Client(timeout=300.0)
+    check_address("reward_models.weights: geneval", url)
+    url, client = url.rstrip("/"), httpx.Client(timeout=httpx.Timeout(300.0, connect=CONNECT_SECONDS))
     try:
         health = client.get(f"{url}/health").json()
     except (httpx.HTTPError, ValueError) as error:
@@ -35,8 +38,12 @@ def connect_sidecar(models: RewardModels, url: str, revision: str | None) -> Fin
         raise ConfigError(f"{url} is no detector of GenEval's {len(OBJECTS)} classes")
 
     def find_objects(images: np.ndarray) -> list[MaskedObjects]:
-        reply = client.post(f"{url}/detect", json={"images": [encode_png(image) for image in images]})
-        reply.raise_for_status()
+        try:
+            reply = client.post(f"{url}/detect", json={"images": [encode_png(image) for image in images]})
+        except httpx.TransportError as error:
+            raise NoAnswer(f"{url} does not answer ({type(error).__name__}: {error})") from error
+        if reply.status_code != 200:
+            raise ValueError(f"{url}: status {reply.status_code}: {error_words(reply.text)}")
         answers = reply.json()["detections"]
         if len(answers) != len(images):
             raise ValueError(f"{url} answered about {len(answers)} images of {len(images)}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .base import RewardModels, Scored, Scorer, network_reward
+from .canaries import CAPTIONED
 from .clip import read_weights
 from .qwen2_vl import Qwen2VLReader, WeightSource, fit_size, split_checkpoint
 
@@ -25,7 +26,7 @@ HPSV3_LAYERS = (0, 3, 5)
 """The linear layers of the head; its other layers are ReLU and dropout."""
 
 
-@network_reward("hpsv3")
+@network_reward("hpsv3", canary=CAPTIONED)
 def hpsv3(models: RewardModels) -> Scorer:
     """Score HPSv3's μ, unbounded, good pictures about 10; part `sigma` is how unsure it is.  About 16 GB in bfloat16.
 

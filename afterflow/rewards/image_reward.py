@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..system.errors import InputError
 from .base import RewardModels, Scored, Scorer, network_reward
+from .canaries import CAPTIONED
 from .clip import crop_square, merge_linear_layers, read_weights
 
 IMAGE_REWARD = "THUDM/ImageReward"
@@ -29,7 +30,7 @@ HEAD_WIDTH = 64
 """Width of an attention head, in the ViT and in BERT."""
 
 
-@network_reward("image_reward")
+@network_reward("image_reward", canary=CAPTIONED)
 def image_reward(models: RewardModels) -> Scorer:
     """Score by ImageReward v1, about -2 to 2.  Prompts are cut after 35 tokens; part `cut` counts those."""
     from transformers import AutoTokenizer

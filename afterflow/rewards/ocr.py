@@ -68,6 +68,7 @@ _FIELDS = {
     "extra": "ocr",
     "libraries": ("rapidocr", "onnxruntime", "rapidfuzz"),
     "canary": Canary(_sign, {"prompt": 'a sign that says "Afterflow"'}, 1.0, 0.02),
+    "sees": "lines",
 }
 
 

@@ -1,20 +1,26 @@
 """Rewards by name: ours, those of installed packages, and a user's own."""
 
+import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
+import numpy as np
+
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from . import clip, geneval_hf, geneval_mmdet, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
-from .base import Reward, RewardModels, Scorer
+from .base import Judge, OrderCanary, Reward, RewardModels, Scorer
 from .functions import GIVEN, is_given, not_given
 from .vlm import rewards as vlm
+from .vlm.judge import VLMJudge
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_REWARD_MODELS = RewardModels()
 """Every network on its published weights."""
@@ -26,6 +32,8 @@ MODULES = (
 REWARDS: dict[str, Scorer] = {
     reward.name: reward for module in MODULES for reward in vars(module).values() if isinstance(reward, Reward)
 }
+JUDGE = "judge"
+"""The name of the judge among the names of rewards."""
 ENTRY_POINTS = "afterflow.rewards"
 """The group of entry points under which other packages offer rewards."""
 
@@ -108,8 +116,11 @@ def remote_reward(reward: Reward, models: RewardModels) -> Reward:
 
 
 def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS) -> None:
-    """Load every reward and try it on its canary; raise ConfigError for one that does not work here."""
+    """Load every reward and try it on its canary; raise ConfigError for one that does not work here or sees nothing."""
     names = tuple(names)
+    for name in models.ignore_canary:
+        if name not in (*names, JUDGE):
+            raise unknown_name("reward of this run (reward_models.ignore_canary)", name, (*names, JUDGE))
     for name in models.servers:
         if name not in names:
             raise unknown_name("reward of this run (reward_models.servers)", name, names)
@@ -119,20 +130,67 @@ def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MO
         reward, remote = find_reward(name), name in models.servers
         libraries = ("httpx", "msgpack") if remote else reward.libraries
         check_extra(f"reward {name}", libraries, "serve" if remote else reward.extra)
-        check_canary(load_reward(name, models))
+        report_blindness(name, canary_complaint(name, models), models)
 
 
-def check_canary(reward: Reward) -> None:
-    """Raise ConfigError where the reward has no score for its canary, or another one than when it was written."""
-    canary = reward.canary
-    if canary is None:
+def check_judge(judge: Judge | None, models: RewardModels) -> None:
+    """Try a judge that is a network on photographs in both orders; raise ConfigError where it does not tell them apart.
+
+    Other judges follow rules.
+    """
+    if isinstance(judge, VLMJudge):
+        report_blindness(JUDGE, judge.complaint(), models)
+
+
+def report_blindness(name: str, complaint: str | None, models: RewardModels) -> None:
+    """Raise ConfigError with a complaint about a reward or the judge; warn where the user goes on all the same."""
+    if complaint is None:
         return
-    scored = reward(canary.picture()[None], [dict(canary.record)])
-    if scored.why:
-        raise ConfigError(f"reward {reward.name} does not work here: {scored.why[0]}")
-    score = float(scored.values[0])
-    if abs(score - canary.score) > canary.tolerance:
-        raise ConfigError(
-            f"reward {reward.name} gives its canary {score:.4g} instead of {canary.score:.4g}; a library it uses has "
-            f"changed or is broken (version {reward.version} of the reward)"
-        )
+    if name not in models.ignore_canary:
+        raise ConfigError(f"{complaint}; --reward-models.ignore-canary {name} would go on all the same")
+    _log.warning("%s; it goes on all the same, because ignore_canary names it", complaint)
+
+
+def canary_complaint(name: str, models: RewardModels) -> str | None:
+    """Load a reward; return what is wrong with its scores of its canary, in one sentence, or None where nothing is.
+
+    ConfigError is raised where it has no score for it.
+    """
+    reward, remote = load_reward(name, models), name in models.servers
+    canary = reward.canary
+    if isinstance(canary, OrderCanary):
+        return None if remote and canary.local else order_complaint(reward, canary)
+    if canary is None:
+        if remote or find_reward(name).load is not None:
+            _log.warning("reward %s is a network without a canary, so nobody knows whether it sees anything", name)
+        return None
+    [score] = canary_scores(reward, canary.picture()[None], [dict(canary.record)])
+    if abs(score - canary.score) <= canary.tolerance:
+        return None
+    return (
+        f"reward {reward.name} gives its canary {score:.4g} instead of {canary.score:.4g}; a library it uses has "
+        f"changed or is broken (version {reward.version} of the reward)"
+    )
+
+
+def order_complaint(reward: Reward, canary: OrderCanary) -> str | None:
+    """Return the first two pictures that a reward does not tell apart, in one sentence; None where there are none."""
+    cases = canary.cases()
+    images = np.stack([image for case in cases for image in (case.better, case.worse)])
+    scores = canary_scores(reward, images, [dict(case.record) for case in cases for _ in range(2)])
+    for case, better, worse in zip(cases, scores[::2], scores[1::2]):
+        if better - worse < reward.scale * canary.margin:
+            return (
+                f"reward {reward.name} is blind: for {case.record['prompt'] or 'the same picture'!r} the right picture "
+                f"gets {better:.4g} and a wrong one {worse:.4g}; its weights, its server or a library is not what it "
+                "should be"
+            )
+    return None
+
+
+def canary_scores(reward: Reward, images: np.ndarray, records: Sequence[dict]) -> list[float]:
+    """Return the scores of images (B, H, W, 3), or clips, NaN without one; raise ConfigError where most have none."""
+    scored = reward(images, records)
+    if len(scored.why) > len(images) / 2:
+        raise ConfigError(f"reward {reward.name} does not work here: {scored.why[min(scored.why)]}")
+    return scored.values.tolist()

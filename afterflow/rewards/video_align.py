@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ..system.errors import ConfigError, InputError
 from .base import RewardModels, Scored, Scorer, network_reward
+from .canaries import MOVING
 from .clip import read_weights
 from .qwen2_vl import TOKEN, Qwen2VLReader, WeightSource, fit_size, split_checkpoint
 
@@ -36,7 +37,7 @@ CLIP_FPS = 16.0
 """Frames a second of Wan 2.1's clips."""
 
 
-@network_reward("video_align", clips=True)
+@network_reward("video_align", clips=True, canary=MOVING)
 def video_align(models: RewardModels) -> Scorer:
     """Score VideoReward's overall rating, unbounded, about 0 for the clips of its authors; parts VQ, MQ and TA.
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import struct
 import threading
 import time
@@ -251,6 +252,28 @@ def test_services_take_turns_and_one_that_is_gone_costs_no_score(monkeypatch):
     far.score.deadline = 0.3
     found = far(images[:2], records[:2])
     assert np.isnan(found.values).all() and "no score within 0.3 s" in found.why[0]
+
+
+@pytest.mark.parametrize("how", ["gone", "stuck"])
+def test_a_dead_service_costs_seconds_and_not_a_deadline_for_each_batch(monkeypatch, how):
+    monkeypatch.setattr("afterflow.rewards.remote.client.RESTART_SECONDS", 0.5)
+    monkeypatch.setattr("afterflow.rewards.remote.client.CONNECT_SECONDS", 0.3)
+    monkeypatch.setitem(REWARDS, "bright", Reward("bright", brightness))
+    with served(build_service([Reward("bright", brightness)])) as alive:
+        far = load_reward("bright", RewardModels(servers={"bright": alive}, batch=1))
+        assert not far(IMAGES[:1], RECORDS[:1]).why
+    with socket.create_server(("127.0.0.1", int(alive.rpartition(":")[2]))) as stuck:  # it takes calls and says nothing
+        if how == "gone":
+            stuck.close()
+        start = time.monotonic()
+        for _ in range(3):
+            found = far(IMAGES, RECORDS)
+            assert np.isnan(found.values).all() and "no service is reached" in found.why[0]
+        assert time.monotonic() - start < 5 < far.score.deadline
+    with served(build_service([Reward("bright", brightness)])) as alive:  # one that comes back is used again
+        far.score.urls, far.score.rests_until = [alive], {alive: 0.0}
+        far.score.failures, far.score.unreached_since = {alive: 0}, {alive: 0.0}
+        assert not far(IMAGES[:1], RECORDS[:1]).why
 
 
 def test_a_service_that_is_not_there_or_of_another_version_is_refused(url):

@@ -82,6 +82,20 @@ def test_what_it_cannot_read_is_refused_and_it_lives_on(url, body):
     assert httpx.get(f"{url}/elsewhere").status_code == 404
 
 
+def test_one_that_ends_is_asked_once_for_a_batch(url, tmp_path, monkeypatch):
+    models = RewardModels(weights={"geneval": url, "clipscore": str(tinies.clip(tmp_path))}, batch=3)
+    reward, calls = load_reward("geneval_official", models), []
+
+    def gone(*words, **options):
+        calls.append(words)
+        raise httpx.ReadTimeout("timed out")
+
+    monkeypatch.setattr(httpx.Client, "post", gone)
+    scored = reward(pictures(), [TWO_DOGS] * 3)
+    assert np.isnan(scored.values).all() and len(scored.why) == 3 and len(calls) == 1
+    assert f"{url} does not answer (ReadTimeout: timed out)" in scored.why[2]
+
+
 def test_nobody_there_is_said_before_training(tmp_path):
     models = RewardModels(weights={"geneval": "http://127.0.0.1:9", "clipscore": str(tinies.clip(tmp_path))})
     with pytest.raises(

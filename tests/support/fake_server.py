@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of one model that behaves as it is told."""
+"""An OpenAI-compatible server of one model that behaves as it is told, or as a recorded kind of server does."""
 
 import base64
 import io
@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -29,10 +30,36 @@ def said(text, first=()):
     return json.dumps({"choices": [choice]})
 
 
+def recorded(kind):
+    """The shapes of requests and replies of a kind of server."""
+    return json.loads((Path(__file__).parents[1] / "data" / "chat_servers" / f"{kind}.json").read_text())
+
+
+def behaving(shapes, reply):
+    """An answer of a recorded server: what it refuses is refused in its words, and the rest gets one of its replies."""
+
+    def answer(body, n):
+        for name in body:
+            if name in shapes["refused"]:
+                status, text = shapes["refused"][name]
+                return status, json.dumps(text)
+            if name not in shapes["fields"]:
+                assert "unknown" in shapes, f"it would ignore {name}"
+                status, text = shapes["unknown"]
+                return status, json.dumps(text).replace("{name}", name)
+        return json.dumps(shapes["replies"][reply])
+
+    return answer
+
+
 @contextmanager
-def serving(answer, model="judge", delay=0.0):
-    """answer(body, n) → the reply to the n-th question, a text or (status, text); yields the address and what came."""
+def serving(answer, model="judge", delay=0.0, addresses=None):
+    """answer(body, n) → the reply to the n-th question: a text, (status, text) or (status, text, headers).
+
+    Yields the address and what came.  `addresses` are what it says of itself, by path.
+    """
     seen, lock = [], threading.Lock()
+    addresses = {"/v1/models": {"data": [{"id": model}]}} if addresses is None else addresses
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -40,15 +67,17 @@ def serving(answer, model="judge", delay=0.0):
         def log_message(self, *args):
             pass
 
-        def reply(self, status, text):
+        def reply(self, status, text, headers=()):
             body = text.encode()
             self.send_response(status)
+            for name, value in dict(headers).items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
         def do_GET(self):
-            self.reply(200, json.dumps({"data": [{"id": model}]}) if self.path == "/v1/models" else "{}")
+            self.reply(200 if self.path in addresses else 404, json.dumps(addresses.get(self.path, {})))
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,25 +1,29 @@
 """A reward that runs elsewhere: one or several reward services, with what to do when they do not answer."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import numpy as np
 
-from ...system.errors import AfterflowError, ConfigError
-from ..base import Reward, Scored, concatenate_scored
-from ..vlm.client import REST_SECONDS, TRANSIENT, key_header
+from ...system.errors import ConfigError
+from ..base import NoAnswer, Reward, Scored, concatenate_scored
+from ..vlm.answers import error_words
+from ..vlm.client import CONNECT_SECONDS, REST_SECONDS, TRANSIENT, key_header, retry_after
 from .protocol import MSGPACK, REWARDS_KEY, pack, parse_reply, score_request, unpack
 
 MAX_FAILURES = 3
 """Failures in a row after which a service is left alone for a while."""
 
+RESTART_SECONDS = 5.0
+"""How long a service that cannot be reached may take to come back, before images go without scores."""
 
-class ServiceFailed(AfterflowError):
+
+class ServiceFailed(NoAnswer):
     """No service gave scores; the message says why."""
 
 
@@ -27,13 +31,15 @@ class RemoteScorer:
     """Scores of one reward, by several services in turn.
 
     A batch that one of them fails on goes to the next, until the deadline; then its images have no score, and a reason.
+    Where no service has been reached for `RESTART_SECONDS`, they have none at once.
     """
 
     def __init__(self, reward: Reward, urls: Sequence[str], batch: int, deadline: float = 120.0) -> None:
         self.reward, self.urls, self.batch, self.deadline = reward, [url.rstrip("/") for url in urls], batch, deadline
-        self.client = httpx.Client(headers=key_header(REWARDS_KEY), timeout=deadline)
+        self.client = httpx.Client(headers=key_header(REWARDS_KEY), timeout=self._timeout(deadline))
         self.pool, self.lock, self.turn = ThreadPoolExecutor(2 * len(urls)), threading.Lock(), 0
         self.failures, self.rests_until = dict.fromkeys(self.urls, 0), dict.fromkeys(self.urls, 0.0)
+        self.unreached_since: dict[str, float] = {}
 
     def check(self) -> None:
         """Raise ConfigError where a service is not there, or serves another reward or version."""
@@ -75,27 +81,31 @@ class RemoteScorer:
 
     def _ask_services(self, body: bytes, count: int) -> Scored:
         """Send a request to one service after another, until the deadline."""
-        timeout = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
+        longest = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
         why, deadline = "", time.monotonic() + self.deadline
         while (remaining := deadline - time.monotonic()) > 0:
             url = self._next_service()
+            if self._is_dead() and (why or url is None):
+                raise ServiceFailed(f"no service is reached; {why or ', '.join(self.urls) + ' rest after failures'}")
             if url is None:
                 time.sleep(min(0.2, remaining))
                 continue
             try:
+                self._reach(url)
                 reply = self.client.post(
                     f"{url}/score",
                     content=body,
                     headers={"Content-Type": MSGPACK},
-                    timeout=min(remaining, timeout),
+                    timeout=self._timeout(min(remaining, longest)),
                 )
                 if reply.status_code == 200:
                     scored = self._parse(url, reply.content, count)
                     self._record(url, success=True)
                     return scored
-                why = f"{url}: status {reply.status_code}: {_error(reply)}"
-                if reply.status_code not in (*TRANSIENT, 500):
+                why = f"{url}: status {reply.status_code}: {error_words(reply.text)}"
+                if reply.status_code not in TRANSIENT:
                     raise ServiceFailed(why)  # the request is at fault, and no other service will like it
+                self._rest(url, retry_after(reply.headers.get("retry-after")))
             except httpx.TransportError as error:
                 why = f"{url}: {type(error).__name__}: {error}"
             except ValueError as error:
@@ -110,6 +120,30 @@ class RemoteScorer:
         if reply.get("version") != self.reward.version:
             raise ServiceFailed(f"{url} now has version {reply.get('version')} of {self.reward.name}")
         return scored
+
+    def _reach(self, url: str) -> None:
+        """Raise httpx.TransportError at once where a service does not answer that it is well, before a long wait."""
+        try:
+            self.client.get(f"{url}/health", timeout=CONNECT_SECONDS)
+        except httpx.TransportError:
+            self.unreached_since.setdefault(url, time.monotonic())
+            raise
+        self.unreached_since.pop(url, None)
+
+    def _timeout(self, seconds: float) -> httpx.Timeout:
+        """Return the time that a reply may take, of which little may go by before the service is reached."""
+        return httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+
+    def _is_dead(self) -> bool:
+        """Return whether no service has been reached for longer than a restart takes."""
+        long_ago = time.monotonic() - RESTART_SECONDS
+        return all(self.unreached_since.get(url, math.inf) <= long_ago for url in self.urls)
+
+    def _rest(self, url: str, seconds: float) -> None:
+        """Leave a service alone for some seconds, as it asks."""
+        if seconds:
+            with self.lock:
+                self.rests_until[url] = time.monotonic() + seconds
 
     def _next_service(self) -> str | None:
         """Return the next service that does not rest."""
@@ -128,10 +162,3 @@ class RemoteScorer:
                 self.failures[url], self.rests_until[url] = 0, time.monotonic() + REST_SECONDS
         if not success:
             time.sleep(0.1)
-
-
-def _error(reply: Any) -> str:
-    try:
-        return str(reply.json()["error"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return reply.text[:80]

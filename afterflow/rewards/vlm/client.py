@@ -1,54 +1,47 @@
 """Questions with images to an OpenAI-compatible server, such as vLLM's or SGLang's."""
 
+import email.utils
+import logging
 import math
 import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
-from ...system.errors import AfterflowError, ConfigError
+from ...system.errors import ConfigError
 from ..png import encode_png
+from .answers import ChatAnswer, Unanswered, error_words, read_answer, read_json
+from .servers import ChatServer, ServerKind, kind_of_models, refused_field, request_fields, without_refused
 
 SERVER_KEY = "AFTERFLOW_SERVER_KEY"
 """The environment variable with the server's key, if it wants one; it is written nowhere."""
 REST_SECONDS = 30.0
 """How long a server that does not answer is left alone."""
-TRANSIENT = (429, 502, 503, 504)
+CONNECT_SECONDS = 5.0
+"""Longest time to reach a server; one that takes longer is not there."""
+MAX_RETRY_SECONDS = 60.0
+"""Longest time that a server's Retry-After is waited for."""
+TRANSIENT = (408, 429, 500, 502, 503, 504)
 """The statuses after which the same question may succeed."""
-FIRST_TOKEN = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
-"""The options of a question whose answer is read from the probabilities of its first token."""
 _T = TypeVar("_T")
-
-
-class Unanswered(AfterflowError):
-    """No answer could be had, or none that can be read; the message says why."""
-
-
-@dataclass(frozen=True)
-class ChatAnswer:
-    """The answer of a server."""
-
-    text: str
-    """The text of its message."""
-    first: Mapping[str, float] = field(default_factory=dict)
-    """Log-probabilities of candidates for the first token, where the question asks for them."""
-
-    def probability(self, yes: str, no: str) -> float:
-        """Return the probability of one first token against another; raise Unanswered where neither is a candidate."""
-        of = lambda word: sum(math.exp(p) for token, p in self.first.items() if token.strip().lower() == word)
-        odds = of(yes), of(no)
-        if not any(odds):
-            raise Unanswered(f"neither {yes!r} nor {no!r} is among its first tokens {list(self.first)[:5]}")
-        return odds[0] / sum(odds)
+_log = logging.getLogger(__name__)
 
 
 class Chat:
     """A client of one model, for several threads.  Transient failures are tried again, other failures are not."""
 
-    def __init__(self, url: str, model: str, timeout: float = 60.0, attempts: int = 5, threads: int = 16) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        timeout: float = 60.0,
+        attempts: int = 5,
+        threads: int = 16,
+        server: ChatServer | None = None,
+    ) -> None:
         """Connect nothing yet.
 
         Args:
@@ -57,45 +50,66 @@ class Chat:
             timeout: seconds for an answer.
             attempts: how often a question is asked whose failure may pass.
             threads: number of questions at a time.
+            server: what the server is; `check` finds it out where that is open.
         """
         import httpx
 
-        self.url, self.model, self.attempts = url.rstrip("/"), model, attempts
-        limits = httpx.Limits(max_connections=threads)
+        self.url, self.model, self.attempts, self.timeout = url.rstrip("/"), model, attempts, timeout
+        limits, seconds = httpx.Limits(max_connections=threads), httpx.Timeout(timeout, connect=CONNECT_SECONDS)
         headers = key_header(SERVER_KEY)
-        self.client = httpx.Client(timeout=timeout, headers=headers, limits=limits, follow_redirects=False)
+        self.client = httpx.Client(timeout=seconds, headers=headers, limits=limits, follow_redirects=False)
         self.pool = ThreadPoolExecutor(threads)
         self.patience, self.silent, self.rests_until = threads, 0, 0.0
+        server = server or ChatServer()
+        self.kind: ServerKind = "other" if server.kind == "ask" else server.kind
+        self.template, self.must_ask = server.template_arguments(), server.kind == "ask"
+        self.refused: list[str] = []
 
     def check(self) -> None:
-        """Raise ConfigError where the server is not there, or does not have the model."""
+        """Raise ConfigError where the server is not there, or does not have the model; find out what it is."""
         try:
-            models = [item["id"] for item in self._send(lambda: self.client.get(f"{self.url}/models"))["data"]]
+            reply = self._send(lambda: self.client.get(f"{self.url}/models"))
+            if reply.status_code in (401, 403):
+                raise ConfigError(
+                    f"the server {self.url} wants another key (status {reply.status_code}: "
+                    f"{error_words(reply.text)}); set {SERVER_KEY}"
+                )
+            listed = {} if reply.status_code == 404 else read_json(_body(reply))
+            models = {item["id"]: str(item.get("owned_by")) for item in listed["data"]}
         except Unanswered as error:
             raise ConfigError(f"the server {self.url} does not answer ({error}); start it, or name another") from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{self.url}/models is no list of models; the address ends in /v1 as a rule") from error
         if self.model not in models:
-            raise ConfigError(f"the server {self.url} has no model {self.model!r}, only {', '.join(map(str, models))}")
+            names = ", ".join([*map(str, models)][:10]) or "none"
+            raise ConfigError(f"the server {self.url} has no model {self.model!r}, only {names}")
+        if self.must_ask:
+            self.kind, self.must_ask = self._find_kind(list(models.values())), False
+        if self.kind == "openai" and self.template:
+            raise ConfigError(f"the server {self.url} is OpenAI's, which takes no chat_template_kwargs; leave it out")
 
-    def ask(self, parts: Sequence[Any], **options: Any) -> ChatAnswer:
-        """Ask with texts and uint8 images (H, W, 3), in this order, at temperature 0; raise Unanswered on failure."""
-        content = [_content(part) for part in parts]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "seed": 0,
-            **options,
-        }
-        reply = self._send(lambda: self.client.post(f"{self.url}/chat/completions", json=body))
-        try:
-            choice = reply["choices"][0]
-            tokens = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs", [])
-            first = {token["token"]: float(token["logprob"]) for token in tokens}
-            return ChatAnswer(str(choice["message"]["content"]), first)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise Unanswered(f"an answer of another form ({type(error).__name__}: {error})") from error
+    def ask(
+        self, parts: Sequence[Any], max_tokens: int, with_tokens: bool = False, choices: Sequence[str] = ()
+    ) -> ChatAnswer:
+        """Ask about texts and uint8 images (H, W, 3), in this order, at temperature 0; raise Unanswered on failure.
+
+        Args:
+            parts: texts and images.
+            max_tokens: longest answer, in tokens.
+            with_tokens: whether the probabilities of the first token are wanted.
+            choices: the only answers that are allowed, which only some servers can see to.
+        """
+        messages = [{"role": "user", "content": [_content(part) for part in parts]}]
+        fields = request_fields(self.kind, max_tokens, with_tokens, choices, self.template)
+        return read_answer(self._post({"model": self.model, "messages": messages}, fields), with_tokens)
+
+    def ask_first_token(self, parts: Sequence[Any]) -> ChatAnswer:
+        """Ask what is answered by the probabilities of the first token.
+
+        No grammar holds the model to its answers: most servers give the probabilities before a grammar's mask, and
+        after it a model that says something else could not be told from one that answers.
+        """
+        return self.ask(parts, max_tokens=1, with_tokens=True)
 
     def ask_all(self, questions: Sequence[Callable[[], _T]]) -> list[_T | Unanswered]:
         """Ask questions at the same time; return their answers in order, and the error of one that failed."""
@@ -108,8 +122,43 @@ class Chat:
 
         return list(self.pool.map(answer, questions))
 
+    def _find_kind(self, owners: Sequence[str]) -> ServerKind:
+        """Return what the server is: by its address or its models' owner, or by an address that only its kind has."""
+        kind = kind_of_models(self.url, owners)
+        root = self.url.removesuffix("/v1")
+        if kind is None and "model_path" in self._peek(f"{root}/get_model_info"):
+            kind = "sglang"
+        if kind is None and set(self._peek(f"{root}/version")) == {"version"}:
+            kind = "vllm"
+        _log.info("the server %s is %s", self.url, kind or "of no kind that we know")
+        return kind or "other"
+
+    def _peek(self, url: str) -> Mapping[str, Any]:
+        """Return the object at an address of the server; nothing where there is none."""
+        import httpx
+
+        try:
+            reply = self.client.get(url, timeout=CONNECT_SECONDS)
+            found = reply.json() if reply.status_code == 200 else {}
+        except (httpx.TransportError, ValueError):
+            return {}
+        return found if isinstance(found, Mapping) else {}
+
+    def _post(self, question: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
+        """Return the reply to a question; ask again without a field that the server refuses, if it is dispensable."""
+        while True:
+            refused = tuple(self.refused)
+            body = {**question, **without_refused(fields, refused)}
+            reply = self._send(lambda body=body: self.client.post(f"{self.url}/chat/completions", json=body))
+            name = refused_field(body, reply.text) if reply.status_code in (400, 422) else None
+            if name is None or name in refused:
+                return read_json(_body(reply))
+            if name not in self.refused:  # another thread may have met the same
+                self.refused.append(name)
+                _log.warning("%s takes no %s, and is asked without: %s", self.url, name, error_words(reply.text))
+
     def _send(self, call: Callable[[], Any]) -> Any:
-        """Return the JSON of a reply, after several attempts where that may help."""
+        """Return a reply, after several attempts where that may help."""
         import httpx
 
         if time.monotonic() < self.rests_until:
@@ -117,22 +166,32 @@ class Chat:
                 f"the server left {self.patience} questions in a row unanswered, and is left alone a while"
             )
         for attempt in range(self.attempts):
-            last = attempt + 1 == self.attempts
+            last, wait = attempt + 1 == self.attempts, 0.0
             try:
                 reply = call()
             except httpx.TransportError as error:  # no connection, a broken one, or a time-out
                 if last:
                     self._count_silence()
-                    raise Unanswered(f"{type(error).__name__}: {error}") from error
+                    raise Unanswered(self._silence(error)) from error
             else:
                 self.silent = 0
-                if reply.status_code == 200:
-                    return _json(reply)
-                if last or reply.status_code not in TRANSIENT:
-                    raise Unanswered(f"status {reply.status_code}: {reply.text[:80]!r}")
+                if last or reply.status_code not in TRANSIENT or "insufficient_quota" in reply.text:
+                    return reply
+                wait = retry_after(reply.headers.get("retry-after"))
             # With jitter, so that many workers do not come back at once.
-            time.sleep(min(30.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.5))
+            time.sleep(max(wait, min(30.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.5)))
         raise AssertionError
+
+    def _silence(self, error: Exception) -> str:
+        """Return why no reply came."""
+        import httpx
+
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)):
+            return f"its reply broke off before its end ({what})"
+        if isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
+            return f"no reply within {self.timeout:g} s ({type(error).__name__})"
+        return what
 
     def _count_silence(self) -> None:
         """Leave the server alone after as many questions without an answer as there are threads."""
@@ -147,11 +206,26 @@ def key_header(variable: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _json(reply: Any) -> Any:
+def retry_after(header: str | None) -> float:
+    """Return the seconds that a Retry-After header asks for, in seconds or as a date: 0 to `MAX_RETRY_SECONDS`.
+
+    A header that is missing or cannot be read asks for none.
+    """
     try:
-        return reply.json()
-    except ValueError as error:
-        raise Unanswered(f"it is not JSON: {reply.text[:80]!r}") from error
+        seconds = float(header or 0)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header or "").timestamp() - datetime.now().timestamp()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(max(seconds, 0.0), MAX_RETRY_SECONDS) if math.isfinite(seconds) else 0.0
+
+
+def _body(reply: Any) -> str:
+    """Return the text of a reply; raise Unanswered for one of another status than 200."""
+    if reply.status_code != 200:
+        raise Unanswered(f"status {reply.status_code}: {error_words(reply.text)}")
+    return reply.text
 
 
 def _content(part: Any) -> dict:

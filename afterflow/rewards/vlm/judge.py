@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,13 +11,19 @@ from typing import Literal
 import numpy as np
 
 from ...system.checks import check_positive
+from ...system.errors import ConfigError
 from ...system.optional_dependencies import check_extra
 from ..base import ImagePairs, Scored, check_address
-from .client import Chat, ChatAnswer, Unanswered
+from ..canaries import captioned
+from .answers import Unanswered, parse_choice, parse_tag
+from .client import Chat
+from .servers import ChatServer
 
 MAX_VERDICTS = 50_000
 """Verdicts that a judge remembers, the last ones: a policy's pictures hardly come again, those of the base do."""
 CRITERIA = "how well it shows what the caption says, then how good a picture it is"
+CLEAR = 0.01
+"""How far a judge's mean verdict over both orders is from a tie where it prefers a picture."""
 INJECTION = re.compile(r"(image|picture)\s*(1|2|one|two|a|b)\b|\bbetter\b|\bprefer|\bchoose\b|\bscore\b|\bvote\b", re.I)
 """Words that a picture should not say to its judge."""
 
@@ -37,6 +44,8 @@ class VLMJudge:
     answer: Literal["logprobs", "choice", "tag"] = "logprobs"
     """How the model answers.  logprobs reads the probabilities of 1 and 2, choice reads 1 or 2.  With tag it may think,
     and ends with <answer>Image 1 is better</answer> or the like, a tie included."""
+    server: ChatServer = ChatServer()
+    """What the server is."""
     max_tokens: int = 2048
     """The longest answer with a tag, in tokens."""
     audit: bool = False
@@ -70,6 +79,27 @@ class VLMJudge:
         values = np.array([np.nan if pair in why else value for pair, value in enumerate(verdicts)], np.float64)
         return Scored(values, why=why)
 
+    def complaint(self) -> str | None:
+        """Return how the judge mixes up photographs with known captions, in one sentence; None where it does not.
+
+        ConfigError is raised where it has no verdict of most of them.
+        """
+        cases = captioned()
+        images = np.stack([image for case in cases for image in (case.better, case.worse)])
+        first = np.arange(len(images))
+        pairs = ImagePairs(images, [dict(case.record) for case in cases for _ in range(2)], first, first ^ 1, first)
+        scored = self(pairs)
+        right = (scored.values[::2] + 1 - scored.values[1::2]) / 2  # of both orders
+        if np.isnan(right).mean() > 0.5:
+            raise ConfigError(f"the judge does not work here: {scored.why[min(scored.why)]}")
+        for case, share in zip(cases, right):
+            if share < 0.5 + CLEAR:
+                return (
+                    f"the judge is blind: for {case.record['prompt']!r} it gives the right picture {share:.2g} of 1 "
+                    "against a wrong one, over both orders"
+                )
+        return None
+
     def compare(self, chat: Chat, pairs: ImagePairs, pair: int) -> float:
         """Ask about one pair; return in [0, 1] how much its first image is better, or raise Unanswered."""
         first, second = pairs.first[pair], pairs.second[pair]
@@ -84,16 +114,16 @@ class VLMJudge:
         question = f"Which is better? Go by {self.criteria}. {warning} {ending}"
         parts = [task, "Image 1:", pairs.images[first], "Image 2:", pairs.images[second], question]
         if self.answer == "tag":
-            return parse_tag(chat.ask(parts, max_tokens=self.max_tokens).text)
-        logprobs = {"logprobs": True, "top_logprobs": 20} if self.answer == "logprobs" else {}
-        answer = chat.ask(parts, max_tokens=4, structured_outputs={"choice": ["1", "2"]}, **logprobs)
-        return answer.probability("1", "2") if self.answer == "logprobs" else parse_choice(answer)
+            return parse_tag(chat.ask(parts, self.max_tokens).final_text())
+        if self.answer == "choice":
+            return parse_choice(chat.ask(parts, max_tokens=4, choices=("1", "2")))
+        return chat.ask_first_token(parts).probability("1", "2")
 
 
 @cache
 def connect(judge: VLMJudge) -> Chat:
     """Return a client of the judge's server; raise ConfigError where the server is not there."""
-    chat = Chat(judge.url, judge.model, judge.timeout, judge.attempts, judge.threads)
+    chat = Chat(judge.url, judge.model, judge.timeout, judge.attempts, judge.threads, judge.server)
     chat.check()
     return chat
 
@@ -128,25 +158,7 @@ def find_injections(images: np.ndarray, records: Sequence[dict]) -> frozenset[in
     """Return the images that say something to their judge, where their prompt does not ask for those words."""
     from ..ocr import read_images
 
-    texts = [" ".join(result.lines) for result in read_images(images)]
+    texts = [unicodedata.normalize("NFKC", " ".join(result.lines)) for result in read_images(images)]
     spoken = [{match.group(0).lower() for match in INJECTION.finditer(text)} for text in texts]
     prompts = [record["prompt"].lower() for record in records]
     return frozenset(i for i, words in enumerate(spoken) if any(word not in prompts[i] for word in words))
-
-
-def parse_choice(answer: ChatAnswer) -> float:
-    """Return 1 for the answer 1 and 0 for 2; raise Unanswered for any other."""
-    text = answer.text.strip()
-    if text not in ("1", "2"):
-        raise Unanswered(f"it answered {text[:60]!r} instead of 1 or 2")
-    return float(text == "1")
-
-
-def parse_tag(text: str) -> float:
-    """Return the verdict of the last tag, because a model may quote others while it thinks."""
-    tags = re.findall(r"<answer>(.*?)</answer>", text, re.S | re.I)
-    verdict = tags[-1].strip().lower() if tags else ""
-    for words, value in (("image 1 is better", 1.0), ("image 2 is better", 0.0), ("tie", 0.5)):
-        if words in verdict:
-            return value
-    raise Unanswered(f"no verdict at the end of {text[-60:]!r}")

@@ -1,16 +1,15 @@
 """Vision-language models behind a server as rewards of one image."""
 
-import json
-import math
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from ...system.errors import ConfigError, InputError
-from ..base import Reward, RewardModels, Scored, Scorer, network_reward
-from .client import FIRST_TOKEN, Chat, ChatAnswer, Unanswered
+from ..base import OrderCanary, Reward, RewardModels, Scored, Scorer, check_address, network_reward
+from ..canaries import BEAUTIFUL, CAPTIONED, POINTED
+from .answers import ChatAnswer, Unanswered, parse_final_score
+from .client import Chat
 
 RATINGS = {"excellent": 5, "good": 4, "fair": 3, "poor": 2, "bad": 1}
 
@@ -20,13 +19,14 @@ def open_chat(models: RewardModels, reward: str) -> Chat:
     url, _, model = models.weights.get(reward, "").partition("#")
     if not url.startswith(("http://", "https://")) or not model:
         raise ConfigError(f"it asks a server: --reward-models.weights {reward} http://HOST:8000/v1#MODEL")
-    chat = Chat(url, model, threads=models.batch)
+    check_address(f"reward_models.weights: {reward}", url)
+    chat = Chat(url, model, threads=models.batch, server=models.chat)
     chat.check()
     return chat
 
 
 def vlm_reward(
-    name: str, low: float, high: float, scale: float = 1.0
+    name: str, low: float, high: float, canary: OrderCanary, scale: float = 1.0
 ) -> Callable[[Callable[[Chat, np.ndarray, str], float]], Reward]:
     """Make a reward of the decorated function, which asks about an image and its prompt; no answer is no score."""
 
@@ -42,52 +42,39 @@ def vlm_reward(
 
             return score
 
-        return network_reward(name, low, high, scale=scale, extra="judge", libraries=("httpx",))(load)
+        fields = {"scale": scale, "canary": canary, "extra": "judge", "libraries": ("httpx",)}
+        return network_reward(name, low, high, **fields)(load)
 
     return declare
 
 
-@vlm_reward("vlm_alignment", 0, 1)
+@vlm_reward("vlm_alignment", 0, 1, CAPTIONED)
 def vlm_alignment(chat: Chat, image: np.ndarray, prompt: str) -> float:
     """Return P(yes) against P(no) to whether the image shows the prompt, by any model with log-probabilities."""
     question = f"Does this image show exactly what the caption says? Caption: {prompt}\nAnswer yes or no."
-    return chat.ask([image, question], **FIRST_TOKEN).probability("yes", "no")
+    return chat.ask_first_token([image, question]).probability("yes", "no")
 
 
-@vlm_reward("vlm_quality", 1, 5, scale=1 / 5)
+@vlm_reward("vlm_quality", 1, 5, BEAUTIFUL, scale=1 / 5)
 def vlm_quality(chat: Chat, image: np.ndarray, prompt: str) -> float:
     """Return the mean rating over what a model would call the image's quality, as DeQA (arXiv:2501.11561) does."""
     question = f"How would you rate the quality of this image? Answer with one of {', '.join(RATINGS)}."
-    return mean_rating(chat.ask([image, question], **FIRST_TOKEN))
+    return mean_rating(chat.ask_first_token([image, question]))
 
 
 def mean_rating(answer: ChatAnswer) -> float:
     """Return the mean of the first token's ratings, from 1 to 5, by their probabilities; Unanswered without any."""
-    chance = {word: 0.0 for word in RATINGS}
-    for token, p in answer.first.items():
-        if token.strip().lower() in chance:
-            chance[token.strip().lower()] += math.exp(p)
-    if not any(chance.values()):
-        raise Unanswered(f"no rating is among its first tokens {json.dumps(list(answer.first)[:5])}")
-    return sum(RATINGS[word] * p for word, p in chance.items()) / sum(chance.values())
+    return sum(RATINGS[word] * p for word, p in answer.chances(tuple(RATINGS)).items())
 
 
-@vlm_reward("unified_reward", 1, 5, scale=1 / 5)
+@vlm_reward("unified_reward", 1, 5, CAPTIONED, scale=1 / 5)
 def unified_reward(chat: Chat, image: np.ndarray, prompt: str) -> float:
     """Return UnifiedReward's rating (arXiv:2503.05236), from 1 to 5; what cannot be read has no score, not 0."""
     task = (
         "You are given a caption and an image made from it. Rate how well the image shows the caption and how good "
         f"it looks, from 1 to 5, decimals allowed. Caption: {prompt}\nEnd with: Final Score: X"
     )
-    return parse_final_score(chat.ask([image, task], max_tokens=1024).text)
-
-
-def parse_final_score(text: str) -> float:
-    """Return the number after the last `Final Score:`; raise Unanswered where there is none from 1 to 5."""
-    numbers = re.findall(r"final score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)", text, re.I)
-    if not numbers or not 1 <= float(numbers[-1]) <= 5:
-        raise Unanswered(f"no score from 1 to 5 at the end of {text[-60:]!r}")
-    return float(numbers[-1])
+    return parse_final_score(chat.ask([image, task], max_tokens=1024).final_text())
 
 
 def check_points(record: dict) -> None:
@@ -97,7 +84,7 @@ def check_points(record: dict) -> None:
         raise InputError("it has no points, a list of [dimension, what the picture must show]")
 
 
-@network_reward("vlm_points", 0, 1, needs=check_points, extra="judge", libraries=("httpx",))
+@network_reward("vlm_points", 0, 1, needs=check_points, extra="judge", libraries=("httpx",), canary=POINTED)
 def vlm_points(models: RewardModels) -> Scorer:
     """Score the share of UniGenBench's test points that a picture meets (arXiv:2508.20751), a question for each point.
 
@@ -114,10 +101,9 @@ def vlm_points(models: RewardModels) -> Scorer:
         met: list[list[float]] = [[] for _ in records]
         met_by_part: dict[str, list[list[float]]] = {}
         for (i, dimension, _), answer in answers:
-            if not isinstance(answer, Unanswered):
-                met[i].append(float(answer > 0.5))
-                part = met_by_part.setdefault(dimension.partition(" - ")[0], [[] for _ in records])
-                part[i].append(float(answer > 0.5))
+            is_met = np.nan if isinstance(answer, Unanswered) else float(answer > 0.5)
+            met[i].append(is_met)
+            met_by_part.setdefault(dimension.partition(" - ")[0], [[] for _ in records])[i].append(is_met)
         mean = lambda rows: np.array([np.mean(row) if row else np.nan for row in rows])
         return Scored(mean(met), {name: mean(rows) for name, rows in met_by_part.items()}, why)
 
@@ -130,4 +116,4 @@ def shows_point(chat: Chat, image: np.ndarray, prompt: str, check: str) -> float
         f"This image was made for the caption: {prompt}\nLook at one thing of it alone: {check}\n"
         "Does the image show that? Answer yes or no."
     )
-    return chat.ask([image, question], **FIRST_TOKEN).probability("yes", "no")
+    return chat.ask_first_token([image, question]).probability("yes", "no")
