@@ -83,6 +83,7 @@ class Scores:
     rewards: Mapping[str, Tensor]  # (P, G), higher is better
     judged: Mapping[str, Tensor] = field(default_factory=dict)  # (P, G, G): in [0, 1], whether image i beats image j
     past: Mapping[str, Tensor] = field(default_factory=dict)  # (P, H): earlier rewards of the same prompt, NaN-padded
+    prompt: Tensor | None = None  # (P,) long: equal where two groups have one prompt; None where none have
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # (P, G): what rewards are made of, to be logged
     failures: Mapping[str, Sequence[str]] = field(default_factory=dict)  # prompt and reason of each NaN, by reward
 

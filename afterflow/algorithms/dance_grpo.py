@@ -57,9 +57,9 @@ class DanceGRPO(GroupRelative):
 
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
         """Return the advantages of the images that are trained, at a random share of their steps."""
-        advantage = untied(group_advantages(self, scores.rewards))
+        advantage = group_advantages(self, scores.rewards)
         if self.best_of is not None:
-            trained = extremes(advantage.sum(-1).nan_to_num(), self.best_of // 2)
+            trained = extremes(advantage.sum(-1), self.best_of // 2)
             advantage = advantage.where(trained[..., None], torch.nan)
         return random_steps(advantage, self.steps, self.fraction, generator)
 

@@ -2,7 +2,8 @@
 
 plan    images of each prompt by the SDE, every step but the last trained
 credit  A = (r - mean r) / std r over the whole batch                                   (history = 0)
-        or over the last `history` images of the same prompt, once there are enough of them
+        or over the last `history` images of the same prompt, once there are enough of them: those of earlier
+        iterations and all of this one, in however many rows the prompt stands
 loss    -min(ρA, clip(ρ) A)
 
 DDPO was written for DDIM at η = 1; a rectified flow has Flow-SDE instead (arXiv:2505.05470), and its last step,
@@ -60,7 +61,7 @@ class DDPO(PolicyGradient):
         reward = combine(gated(scores.rewards, self.blend.gate), self.weights)
         if self.history:
             past = combine(scores.past, self.weights)
-            advantage = per_prompt_history(reward, past, self.history, self.min_count, eps=1e-6)
+            advantage = per_prompt_history(reward, past, self.history, self.min_count, 1e-6, scores.prompt)
         else:
             advantage = normalize(reward, Normalize("batch", "batch", ddof=0, eps=1e-8))
         advantage = advantage.clamp(-self.max_advantage, self.max_advantage)

@@ -48,7 +48,6 @@ class Pruning:
 
     def trained(self, reward: Tensor, children: int) -> Tensor:
         """Return which leaves are trained after the last split: rewards (P, G), NaN unknown → (P, G) bool."""
-        reward = reward.nan_to_num(-torch.inf)
         if self.width == "none":
             return torch.ones_like(reward, dtype=torch.bool)
         return best_children(reward, children) if self.width == "parent_top1" else extremes(reward, self.extreme)

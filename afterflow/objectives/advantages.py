@@ -43,8 +43,12 @@ def normalize(reward: Tensor, how: Normalize) -> Tensor:
     return (centred / (std + how.eps)).to(reward.dtype)
 
 
-def per_prompt_history(reward: Tensor, past: Tensor, buffer: int, min_count: int, eps: float) -> Tensor:
+def per_prompt_history(
+    reward: Tensor, past: Tensor, buffer: int, min_count: int, eps: float, prompt: Tensor | None = None
+) -> Tensor:
     """Normalise rewards (P, G) by mean and std of each prompt's last `buffer` rewards, these included (DDPO).
+
+    All rows of a prompt are normalised alike, and a missing reward takes no place among the last.
 
     Args:
         reward: The rewards of this iteration, (P, G).
@@ -52,13 +56,23 @@ def per_prompt_history(reward: Tensor, past: Tensor, buffer: int, min_count: int
         buffer: Number of rewards of a prompt that its statistics are taken over.
         min_count: A prompt with fewer rewards takes the mean and std of the batch.
         eps: Number added to the std.
+        prompt: A number for the prompt of each row, (P,); None where no two rows have the same.
     """
     r = reward.double()
-    recent = torch.cat([past.to(r), r], 1)[:, -buffer:]
+    prompt = torch.arange(len(r)) if prompt is None else prompt
+    recent = torch.stack(
+        [_newest(torch.cat([past[p].to(r), r[prompt == prompt[p]].flatten()]), buffer) for p in range(len(r))]
+    )
     enough = (~recent.isnan()).sum(1, keepdim=True) >= min_count
     centre = torch.where(enough, recent.nanmean(1, keepdim=True), r.nanmean())
     std = torch.where(enough, nanstd(recent, 0), nanstd(r.reshape(1, -1), 0))
     return ((r - centre) / (std + eps)).to(reward.dtype)
+
+
+def _newest(values: Tensor, count: int) -> Tensor:
+    """Return the last `count` of the values that are not NaN, (n,) → (count,), padded with NaN on the left."""
+    known = values[~values.isnan()][-count:]
+    return torch.nn.functional.pad(known, (count - len(known), 0), value=torch.nan)
 
 
 def nanstd(r: Tensor, ddof: int) -> Tensor:
@@ -118,9 +132,9 @@ def gated(rewards: Mapping[str, Tensor], gate: Mapping[str, float]) -> dict[str,
     good = torch.stack(passes).all(0)
     # Whether an image passes may be unknown, and then so is what it is worth.
     unknown = torch.stack([rewards[name].isnan() for name in gate]).any(0)
-    lowest = {name: value.nan_to_num(torch.inf).amin(1, keepdim=True) for name, value in rewards.items()}
-    lowered = {name: torch.where(good | value.isnan(), value, lowest[name]) for name, value in rewards.items()}
-    return {name: value.masked_fill(unknown, torch.nan) for name, value in lowered.items()}
+    known = {name: value.masked_fill(unknown, torch.nan) for name, value in rewards.items()}
+    lowest = {name: value.nan_to_num(torch.inf).amin(1, keepdim=True) for name, value in known.items()}
+    return {name: torch.where(good | value.isnan(), value, lowest[name]) for name, value in known.items()}
 
 
 def combine(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -36,13 +36,19 @@ def fuse(reward: Tensor, log_path: Tensor, width: int, beta: float) -> Tensor:
 
 
 def best_children(reward: Tensor, children: int) -> Tensor:
-    """Return the best of every `children` leaves that stand side by side (Parent-Top1): (P, G) → (P, G) bool."""
-    brood = reward.unflatten(1, (-1, children))
+    """Return the best of every `children` leaves that stand side by side (Parent-Top1): (P, G) → (P, G) bool.
+
+    A leaf without a reward (NaN) is not the best of others.
+    """
+    brood = reward.nan_to_num(-torch.inf).unflatten(1, (-1, children))
     return torch.zeros_like(brood, dtype=torch.bool).scatter(2, brood.argmax(2, keepdim=True), True).flatten(1)
 
 
 def extremes(reward: Tensor, b: int) -> Tensor:
-    """Return the b best and the b worst leaves of each tree (Extreme-b): rewards (P, G) → (P, G) bool."""
-    order = reward.argsort(dim=1, stable=True)
-    chosen = torch.cat([order[:, :b], order[:, order.shape[1] - b :]], 1)
-    return torch.zeros_like(reward, dtype=torch.bool).scatter(1, chosen, True)
+    """Return the b best and the b worst leaves of each tree (Extreme-b): rewards (P, G) → (P, G) bool.
+
+    A leaf without a reward (NaN) is neither, and takes nobody's place.
+    """
+    place = reward.argsort(dim=1, stable=True).argsort(1)  # NaN comes last
+    known = (~reward.isnan()).sum(1, keepdim=True)
+    return (place < known) & ((place < b) | (place >= known - b))

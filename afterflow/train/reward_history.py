@@ -19,9 +19,9 @@ class RewardHistory:
 
     def attach(self, scores: Scores, records: Sequence[dict]) -> Scores:
         """Return the scores of P records with the earlier rewards of their prompts, and remember the new ones."""
-        past = self.recall(list(scores.rewards), records)
+        past, prompts = self.recall(list(scores.rewards), records), [record["prompt"] for record in records]
         self.add(scores.rewards, records)
-        return replace(scores, past=past)
+        return replace(scores, past=past, prompt=torch.tensor([prompts.index(prompt) for prompt in prompts]))
 
     def recall(self, names: Sequence[str], records: Sequence[dict]) -> dict[str, Tensor]:
         """Return the history of each reward, (P, size), padded with NaN on the left."""
@@ -32,10 +32,14 @@ class RewardHistory:
         return torch.tensor([torch.nan] * (self.size - len(values)) + values)
 
     def add(self, rewards: Mapping[str, Tensor], records: Sequence[dict]) -> None:
-        """Remember rewards (P, G) of P records, without those that are NaN."""
+        """Remember rewards (P, G) of P records, of the images that have them all.
+
+        An image without one of them is left out of all, so that rewards of one place are of one image.
+        """
+        missing = torch.stack([value.isnan() for value in rewards.values()]).any(0)
         for name, value in rewards.items():
             by_prompt = self._values.setdefault(name, {})
-            for record, row in zip(records, value.tolist()):
+            for record, row in zip(records, value.masked_fill(missing, torch.nan).tolist()):
                 by_prompt.setdefault(record["prompt"], deque(maxlen=self.size)).extend(v for v in row if v == v)
 
     def state(self) -> dict[str, dict[str, list[float]]]:

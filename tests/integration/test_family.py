@@ -130,6 +130,14 @@ def test_best_of_n_trains_the_extremes_by_the_statistics_of_all():
     torch.testing.assert_close(batch.advantage.unique(), expected[[0, 5]])
 
 
+def test_a_failed_image_takes_no_place_among_the_extremes():
+    algorithm = replace(FAMILY["dance_best_of"], fraction=1.0)  # the two best and the two worst
+    made = rollout(algorithm, MLP())
+    rewards = torch.tensor([[torch.nan, 9.0, 0.0, torch.nan, 0.0, 0.0]] * 4)
+    batch = credited(algorithm, made, Scores({"near": rewards}))
+    assert batch.mass(torch.arange(len(batch))) == 4 * 4 * 5
+
+
 def test_each_reward_has_a_clipped_loss_of_its_own():
     weights = {"near": 1.0, "far": 0.5}
     algorithm = DanceGRPO(weights, steps=5, group=4, fraction=1.0)

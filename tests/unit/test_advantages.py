@@ -99,3 +99,7 @@ def test_an_image_whose_gate_is_unknown_is_unknown():
     rewards = {"a": torch.tensor([[1.0, 2.0, 3.0]]), "gate": torch.tensor([[1.0, NAN, 0.0]])}
     kept = gated(rewards, {"gate": 0.5})
     torch.testing.assert_close(kept["a"], torch.tensor([[1.0, NAN, 1.0]]), equal_nan=True)
+    # Nor is it the least of its group.
+    rewards = {"a": torch.tensor([[-9.0, 2.0, 3.0]]), "gate": torch.tensor([[NAN, 1.0, 0.0]])}
+    kept = gated(rewards, {"gate": 0.5})
+    torch.testing.assert_close(kept["a"], torch.tensor([[NAN, 2.0, 2.0]]), equal_nan=True)

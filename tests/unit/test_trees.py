@@ -51,6 +51,22 @@ def test_pruning_keeps_the_best_of_each_brood_or_the_extremes_of_the_tree():
     assert extremes(rewards, 2).sum(1).tolist() == [4, 4]
 
 
+@pytest.mark.parametrize(
+    "b, kept",
+    [(1, [2, 7]), (2, [2, 3, 6, 7]), (3, [2, 3, 4, 5, 6, 7]), (4, [2, 3, 4, 5, 6, 7])],
+)
+@pytest.mark.parametrize("order", [range(8), (7, 0, 3, 6, 1, 2, 5, 4)])
+def test_a_failed_leaf_is_neither_best_nor_worst(b, kept, order):
+    rewards = torch.tensor([NAN, NAN, 1, 2, 3, 4, 5, 6])[list(order)]
+    found = extremes(torch.stack([rewards, torch.full((8,), NAN)]), b)
+    assert sorted(list(order)[i] for i in found[0].nonzero().flatten()) == kept
+    assert not found[1].any()
+
+
+def test_a_failed_leaf_is_the_best_of_no_brood():
+    assert best_children(torch.tensor([[NAN, -3.0, 2, NAN]]), 2).tolist() == [[False, True, True, False]]
+
+
 @pytest.mark.parametrize("lam", [0.5, 1.0, 4.0])
 def test_siblings_are_standard_normal_and_correlated_as_published(lam):
     draw = torch.Generator().manual_seed(0)
