@@ -52,17 +52,17 @@ class Eval:
     model: Positional[str]
     """Hub id or folder of a pipeline, or `tiny`.  A folder of pictures in GenEval's layout is only judged."""
     lora: str | None = None
-    """Folder of a LoRA to put on MODEL."""
+    """Run, folder or file of a LoRA to put on MODEL."""
     against: str | None = None
     """Compare with this pipeline or folder of pictures.  `base` is MODEL itself, without --lora."""
     lora_against: str | None = None
-    """Folder of a LoRA to put on what --against names."""
+    """Run, folder or file of a LoRA to put on what --against names."""
     suite: Annotated[str, arg(constructor=literal_type_from_choices(SUITES))] = "shapes"
     """The prompts, and what judges images of them: the shapes world's verifier, or rewards."""
     split: Literal["train", "test", "ood"] = "test"
     """Split of the suite `shapes`.  A prompt of test has a held-out fact.  ood is one step beyond training."""
     teachers: tuple[str, ...] = ()
-    """TAG,TAG=FOLDER of LoRAs on MODEL that are best at these tags of `shapes`.  The report compares tag by tag."""
+    """TAG,TAG=LORA: LoRAs on MODEL that are best at these tags of `shapes`.  The report compares tag by tag."""
     grid: str | None = None
     """Draw up to 48 prompts of `shapes` into this .png, base left and tuned right.  Green marks what passed strict."""
     prompts_from: str | None = None
@@ -278,13 +278,15 @@ class Eval:
     def scale(self, tuned: "ImageSet", base: "ImageSet | None") -> float:
         """Return the guidance scale: as given, of the drawn images, of a LoRA's training, or usual for the family."""
         from ..evaluation.image_store import drawn_with
-        from ..experiment.run_folder import trained_guidance
+        from ..experiment.run_folder import run_of_lora
         from ..models.families import FAMILIES, pretrained
+        from ..models.lora.files import lora_file
 
         sources = [tuned.source] if base is None else [tuned.source, base.source]
         scales = [self.guidance]
         scales += [drawn_with(Path(source.path)).get("guidance") for source in sources if source.is_drawn]
-        scales += [trained_guidance(Path(source.lora)) for source in sources if source.lora is not None]
+        runs = [run_of_lora(lora_file(source.lora)) for source in sources if source.lora is not None]
+        scales += [run.batches.guidance_scale for run in runs if run is not None]
         scale = next((scale for scale in scales if scale is not None), None)
         if scale is None:
             path = next(source.path for source in sources if not source.is_drawn)
@@ -294,12 +296,12 @@ class Eval:
 
 
 def teachers_by_tag(words: Sequence[str]) -> dict[str, str]:
-    """Read TAG,TAG=FOLDER ... as tag → folder; raise ConfigError for what is written otherwise."""
+    """Read TAG,TAG=LORA ... as tag → folder; raise ConfigError for what is written otherwise."""
     teachers = {}
     for word in words:
         tags, equals, folder = word.partition("=")
         if not equals or not tags or not folder:
-            raise ConfigError(f"--teachers {word}: write TAG,TAG=FOLDER")
+            raise ConfigError(f"--teachers {word}: write TAG,TAG=LORA")
         for tag in tags.split(","):
             if tag not in TAGS:
                 raise unknown_name("tag", tag, TAGS)

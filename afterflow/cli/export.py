@@ -28,7 +28,7 @@ class Export:
     out: str | None = None
     """A .safetensors file for kohya, a folder for diffusers.  None: beside the LoRA."""
     family: str | None = None
-    """Family of the model that the LoRA adapts, such as SD3 or Flux.  None: the family of its run."""
+    """Family of the model that the LoRA adapts, such as SD3 or Flux.  None: that of its run, or of its layers."""
 
     def __post_init__(self) -> None:
         if self.to == "kohya" and self.out is not None and Path(self.out).suffix != ".safetensors":
@@ -39,33 +39,24 @@ class Export:
     def __call__(self) -> None:
         from safetensors.torch import save_file
 
+        from ..experiment.run_folder import run_of_lora
         from ..models.lora.files import lora_file, read_lora, write_lora
-        from ..models.lora.kohya import BLOCKS, to_kohya
+        from ..models.lora.kohya import to_kohya
+        from ..models.lora.layer_names import BLOCKS
 
         if self.family is not None and self.family not in BLOCKS:
             raise unknown_name("family", self.family, BLOCKS)
-        folder = Path(self.lora) / "lora" if (Path(self.lora) / "lora").is_dir() else Path(self.lora)
-        family = self.family or family_of_run(folder)
-        lora = read_lora(folder, family)
-        beside = lora_file(folder).parent
+        file = lora_file(self.lora)
+        run = None if self.family is not None else run_of_lora(file)
+        lora = read_lora(self.lora, self.family if run is None else type(run.model).__name__)
         if self.to == "diffusers":
-            out = beside / "diffusers" if self.out is None else Path(self.out)
-            write_lora(out, lora.layers)
+            out = file.parent / "diffusers" if self.out is None else Path(self.out)
+            write_lora(out, lora.layers, lora.family, lora.alpha)
         else:
-            if family is None:
-                raise ConfigError(f"{self.lora}: no run.json says which model it adapts; add --family")
-            out = beside / "kohya.safetensors" if self.out is None else Path(self.out)
-            tensors = to_kohya(lora.layers, family)
+            if lora.family is None:
+                raise ConfigError(f"{self.lora}: its layers may be of several families; say which by --family")
+            out = file.parent / "kohya.safetensors" if self.out is None else Path(self.out)
+            tensors = to_kohya(lora.layers, lora.family)
             out.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, out, metadata={"format": "pt"})
         print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")
-
-
-def family_of_run(folder: Path) -> str | None:
-    """Return the family of the model of the run that trained this LoRA; None where no run is recorded above it."""
-    from ..experiment.run_folder import read_run
-
-    for parent in (folder, folder.parent):
-        if (parent / "run.json").is_file():
-            return type(read_run(parent)[0].model).__name__
-    return None

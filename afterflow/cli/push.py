@@ -1,5 +1,6 @@
-"""afterflow push: the result of a run, with its card, on the Hugging Face hub."""
+"""afterflow push: the result of a run with its card, or a LoRA, on the Hugging Face hub."""
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +13,28 @@ from ..system.errors import ConfigError, InputError
 
 
 def push(args: Sequence[str]) -> None:
-    """Put the result of a run on the Hugging Face hub."""
+    """Put the result of a run, or a LoRA, on the Hugging Face hub."""
     tyro.cli(Push, args=args, prog="afterflow push", config=[PositionalMetavarFromFieldName])()
 
 
 @dataclass(frozen=True)
 class Push:
-    """Upload a run's LoRA or pipeline with its model card; the token is HF_TOKEN or that of `hf auth login`."""
+    """Upload a run's LoRA or pipeline with its model card; the token is HF_TOKEN or that of `hf auth login`.
+
+    Of a LoRA's folder everything in it is uploaded, of a file that file alone.
+    """
 
     repo_id: Positional[str]
     """owner/name; the repository is created where there is none."""
     run: Positional[str]
-    """Folder of a run that has ended."""
+    """Folder of a run that has ended, folder of a LoRA, or its file."""
     public: bool = False
     """Whether a new repository can be seen by everybody."""
 
     def __call__(self) -> None:
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ConfigError(f"{self.repo_id!r}: a repository reads owner/name")
-        result = RunFolder(Path(self.run)).result()
-        if result is None:
-            raise InputError(f"{self.run}: there is no lora/ or model/ in it, so no run that has ended")
+        folder, pattern = self.files()
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -41,7 +43,8 @@ class Push:
         api = HfApi()
         try:
             url = api.create_repo(self.repo_id, private=not self.public, exist_ok=True)
-            api.upload_folder(repo_id=self.repo_id, folder_path=result, commit_message="Upload from afterflow")
+            about = {"allow_patterns": pattern, "commit_message": "Upload from afterflow"}
+            api.upload_folder(repo_id=self.repo_id, folder_path=folder, **about)
         # Which library it asks with depends on its version; the errors of that library are the bases of this one.
         except HfHubHTTPError.__bases__ as error:  # type: ignore[misc]
             why = str(error).strip().partition("\n")[0]
@@ -49,3 +52,16 @@ class Push:
                 f"{self.repo_id} could not be pushed: {why}; check the network, the token's rights and the name"
             ) from error
         print(url)
+
+    def files(self) -> tuple[Path, str | None]:
+        """Return a folder and the name of its one file to upload, or None for all.  InputError without a result."""
+        result = RunFolder(Path(self.run)).result()
+        if result is not None:
+            return result, None
+        if (Path(self.run) / "model_index.json").is_file():
+            return Path(self.run), None
+        from ..models.lora.files import NAMES, lora_file
+
+        file = lora_file(self.run)
+        whole = Path(self.run).is_dir() and file.name in NAMES
+        return file.parent, None if whole else glob.escape(file.name)

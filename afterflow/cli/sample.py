@@ -29,7 +29,7 @@ class Sample:
     prompts: Positional[tuple[str, ...]]
     """The prompts, every one in quotes."""
     lora: str | None = None
-    """Folder of a LoRA to put on MODEL."""
+    """Run, folder or file of a LoRA to put on MODEL."""
     images: Annotated[int, arg(aliases=["-n"])] = 8
     """Number of images of each prompt."""
     out: str = "grid.png"

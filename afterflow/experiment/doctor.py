@@ -1,5 +1,6 @@
 """A recipe is examined: its model, method and rewards are tried on a small scale before hours go into it."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -251,12 +252,14 @@ def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> 
     for parameter in setup.weights.parameters.values():
         parameter.zero_()
     model.module.delete_adapters("default")  # type: ignore[operator]
-    model.load_lora(folder)
+    model.pipe.load_lora_weights(folder)  # as a user of the file does
     difference = (field(x, t, cond).float() - trained.float()).abs().max().item()
-    exact = model.module.dtype == torch.float32
+    # Only a power of two goes into the file's weights without rounding.
+    assert isinstance(setup.run.tune, LoRA)
+    exact = 0.0 if math.frexp(setup.run.tune.alpha / setup.run.tune.rank)[0] == 0.5 else 1e-3
     return Finding(
         "a saved LoRA is the same when it is loaded",
-        difference == 0 if exact else difference < 0.05,
+        difference <= (exact if model.module.dtype == torch.float32 else 0.05),
         f"largest difference of a velocity {difference:.1e}",
         "peft and diffusers may not fit together; take the versions in constraints.txt",
     )

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from .. import __version__
 from ..models.adapters import LoRA
 from ..models.families import FAMILIES
+from ..models.lora.files import COMFYUI
 from ..models.pipeline import SHIPPED
 from ..models.wan import Wan
 from .config import Run
@@ -69,7 +70,7 @@ def summary_table(run: Run) -> list[str]:
     weights: Mapping[str, float] = getattr(algorithm, "weights", {})
     rewards = ", ".join(f"{name} × {weight:g}" for name, weight in weights.items())
     rows = {
-        "base model": f"`{run.model.path}`",
+        "base model": base_in_words(run),
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,
         "images": image_counts(RunFolder(run.folder).data()),
@@ -96,6 +97,15 @@ def image_counts(data: Mapping[str, Any]) -> str:
 def cut_counts(data: Mapping[str, Any]) -> str:
     """Write how many prompts were longer than an encoder reads; nothing where all were read whole."""
     return ", ".join(f"{count} by {encoder}" for encoder, count in data.get("cut_prompts", {}).items())
+
+
+def base_in_words(run: Run) -> str:
+    """Write the base and in what its frozen weights were kept while a LoRA was trained beside them."""
+    model = run.model
+    base = f"`{model.path}`" + (f" at `{model.revision}`" if model.revision else "")
+    if model.quantize is None:
+        return f"{base}, in {model.dtype}"
+    return f"{base}, its weights quantised to {model.quantize}, computed in {model.dtype}"
 
 
 def steps_done(run: Run) -> int:
@@ -127,7 +137,14 @@ def usage(run: Run, result: Path) -> list[str]:
         else []
     )
     code = code or [f'pipe = {stock}.from_pretrained("{result}")']
-    return ["## Use", "", "```python", *shipped, f"from diffusers import {stock}", "", *code, "```"]
+    lines = ["## Use", "", "```python", *shipped, f"from diffusers import {stock}", "", *code, "```"]
+    if (result / COMFYUI).is_file():
+        lines += [
+            "",
+            f"For ComfyUI and kohya's trainers, copy `{COMFYUI}` to `models/loras` there. It is the same LoRA with "
+            "their names of layers. In both files alpha is the rank, so a strength of 1 is the strength of training.",
+        ]
+    return lines
 
 
 def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:

@@ -136,11 +136,11 @@ def read_run(path: Path) -> tuple["Run", str]:
         raise InputError(f"{file}: {error}") from None
 
 
-def trained_guidance(lora: Path) -> float | None:
-    """Return the guidance scale of the run that made a LoRA; None where no run is recorded beside or above it."""
-    for file in (lora / "run.json", lora.parent / "run.json"):
-        if file.is_file():
-            return read_run(file)[0].batches.guidance_scale
+def run_of_lora(lora: Path) -> "Run | None":
+    """Return the run that made the LoRA in a file; None where none is recorded beside the file or above its folder."""
+    for folder in (lora.parent, lora.parent.parent):
+        if (folder / "run.json").is_file():
+            return read_run(folder)[0]
     return None
 
 

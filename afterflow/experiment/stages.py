@@ -18,6 +18,7 @@ from ..data.prompts import PromptFile, ShapesPrompts
 from ..models.adapters import LoRA, Teacher
 from ..models.base import default_device
 from ..models.generate import draw_images
+from ..models.lora.files import lora_folder
 from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
 from ..system.errors import CheckpointError, ConfigError
@@ -219,20 +220,21 @@ def inputs_file(stage: Stage) -> Path:
 
 
 def inputs(stage: Stage) -> dict[str, str | None]:
-    """Return the folders that a stage is made from, each with a digest; None where it does not exist."""
-    folders = list(stage.loras) if isinstance(stage, Merge) else []
+    """Return the folders and files that a stage is made from, each with a digest; None where it does not exist."""
+    loras, folders = list(stage.loras) if isinstance(stage, Merge) else [], []
     if isinstance(stage, Run | Samples):
-        folders += [teacher.lora for teacher in stage.teachers if teacher.lora is not None]
+        loras += [teacher.lora for teacher in stage.teachers if teacher.lora is not None]
     if isinstance(stage, Run):
         folders += [stage.model.path] if Path(stage.model.path).parts[:1] == ("runs",) else []
-        folders += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
+        loras += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
         folders += [stage.data.path] if isinstance(stage.data, ImageFolder) else []
-    return {folder: folder_digest(Path(folder)) for folder in folders}
+    paths = {lora: lora_folder(Path(lora)) for lora in loras} | {folder: Path(folder) for folder in folders}
+    return {name: digest_of_path(path) for name, path in paths.items()}
 
 
-def folder_digest(folder: Path) -> str | None:
-    """Return a digest of all files in a folder; None where there are none."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+def digest_of_path(path: Path) -> str | None:
+    """Return a digest of a file, or of all files in a folder; None where there are none."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         return None
     content = hashlib.sha256()

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..sampling.conditioning import Velocity
 from ..system.errors import ConfigError
+from .lora.trained import adapted_layers, restore_training
 from .pipeline import Model
 from .wrappers import identity
 
@@ -30,7 +31,8 @@ class LoRA:
     targets: tuple[str, ...] = ()
     """Names of the layers to adapt.  Empty: those that flow_grpo adapts in this family."""
     start: str | None = None
-    """Folder of a LoRA to train on.  Its layers are adapted, and rank and alpha must be those it has."""
+    """Run, folder or file of a LoRA to train on.  Its layers are adapted; rank and alpha must be those it was trained
+    with.  Of another program's file the scale is part of the weights, so that alpha is the rank."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -56,9 +58,21 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
         targets = list(tune.targets or model.lora_targets)
         config = LoraConfig(r=tune.rank, lora_alpha=tune.alpha, init_lora_weights="gaussian", target_modules=targets)
         model.module.add_adapter(config)  # type: ignore[operator]
+        check_linear(model.module)
     else:
         model.module.requires_grad_(True)
     return trainable_parameters(model.module)
+
+
+def check_linear(module: nn.Module) -> None:
+    """Raise ConfigError where a LoRA adapts another layer than a linear one, which no file of a LoRA could hold."""
+    for layer, adapter in adapted_layers(module, "default"):
+        kind = type(adapter.get_base_layer())
+        if not issubclass(kind, nn.Linear):
+            raise ConfigError(
+                f"tune.targets: {layer} is a {kind.__name__}, and a LoRA adapts linear layers; name more of a target, "
+                "such as net.0.proj for proj"
+            )
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -70,32 +84,18 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return trained
 
 
-def start_from(model: Model, tune: LoRA, folder: str) -> None:
-    """Attach the LoRA of `folder` and train it on.  ConfigError where `tune` has another rank, alpha or layers."""
+def start_from(model: Model, tune: LoRA, source: str) -> None:
+    """Attach a LoRA and train it on.  ConfigError where `tune` has another rank, alpha or layers."""
     from peft.functional import set_adapter
 
-    model.load_lora(folder)
-    stored = model.module.peft_config["default"]  # type: ignore[index]
-    if (stored.r, stored.lora_alpha) != (tune.rank, tune.alpha):
-        its = f"rank {stored.r} and alpha {stored.lora_alpha:g}"
-        raise ConfigError(f"LoRA {folder} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
-    restore_fp32(model, folder, "default")
     if tune.targets:
-        raise ConfigError(f"tune.targets: the layers are those of {folder}; leave targets out")
+        raise ConfigError(f"tune.targets: the layers are those of {source}; leave targets out")
+    lora = model.load_lora(source)
+    if (lora.rank, lora.alpha) != (tune.rank, tune.alpha):
+        its = f"rank {lora.rank} and alpha {lora.alpha:g}"
+        raise ConfigError(f"LoRA {source} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
+    restore_training(model.module, lora, "default")
     set_adapter(model.module, "default")
-
-
-def restore_fp32(model: Model, folder: str, name: str) -> None:
-    """Give a loaded adapter its stored fp32 values again, which peft rounds to the precision of the base."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    stored = model.read_lora(folder).layers
-    scaling = model.module.peft_config[name]  # type: ignore[index]
-    for layer, module in model.module.named_modules():
-        if layer in stored and isinstance(module, BaseTunerLayer):
-            for factor, value in (("A", stored[layer].A), ("B", stored[layer].B * (scaling.r / scaling.lora_alpha))):
-                weight = getattr(module, f"lora_{factor}")[name].weight
-                weight.data = value.to(weight.device)
 
 
 def before_training(model: Model, tune: LoRA | Full, shard: ShardNetwork = identity) -> Wrapped:
@@ -112,14 +112,14 @@ def without_adapters(model: Model, tune: LoRA | Full, shard: ShardNetwork = iden
     return model.velocity(shard(copy.deepcopy(model.module).requires_grad_(False))), nullcontext
 
 
-def frozen(model: Model, folder: str, name: str) -> Wrapped:
-    """Return the velocity field of the base model with the frozen LoRA of a folder, beside the one that is trained."""
+def frozen(model: Model, source: str, name: str) -> Wrapped:
+    """Return the velocity field of the base model with a frozen LoRA, beside the one that is trained."""
     from peft.functional import set_adapter
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
-        model.load_lora(folder, name)
-    restore_fp32(model, folder, name)
+        lora = model.load_lora(source, name)
+    restore_training(model.module, lora, name)
     set_adapter(model.module, "default")
     return model.velocity(model.module), adapter_on(model.module, name)
 
@@ -160,7 +160,7 @@ class Teacher:
     name: str
     """Name of the teacher in options and tables."""
     lora: str | None
-    """Folder of its LoRA, trained on the same base.  None: the base itself, for example under more guidance."""
+    """Run, folder or file of its LoRA, trained on the same base.  None: the base itself, as under more guidance."""
     tasks: tuple[str, ...] = ()
     """Tasks that it teaches.  Empty: it is an anchor only."""
     guidance_scale: float | None = None

@@ -31,15 +31,8 @@ from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import InputError
 from ..system.once import say_each_once
 from .base import cache_folder, write_cache_file
-from .lora.files import (
-    StoredLoRA,
-    check_lora_fits,
-    is_diffusers_lora,
-    layer_shapes,
-    lora_file,
-    lora_state_dict,
-    read_lora,
-)
+from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
+from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
@@ -258,35 +251,21 @@ class Model(ABC):
             digest.update(fingerprint(file))
         return digest.hexdigest()
 
-    def save_lora(self, folder: Path) -> None:
-        """Write the adapter of `module` so that the stock pipeline's load_lora_weights(folder) reads it."""
-        from diffusers.training_utils import _collate_lora_metadata
-        from peft import get_peft_model_state_dict
+    def save_lora(self, folder: str | Path) -> None:
+        """Write the adapter of `module` by `write_lora`, for diffusers and ComfyUI, with its alpha for training on."""
+        layers, alpha = trained_factors(self.module)
+        write_lora(folder, layers, type(self.config).__name__, alpha)
 
-        self.stock_class().save_lora_weights(
-            folder,
-            transformer_lora_layers=get_peft_model_state_dict(self.module),
-            # Without it diffusers loads a LoRA with alpha != rank at the wrong scale, and says nothing.
-            **sort_targets(_collate_lora_metadata({"transformer": self.module})),
-        )
+    def load_lora(self, source: str | Path, name: str = "default") -> StoredLoRA:
+        """Attach and activate an adapter, and return it as it was read.  InputError when it does not fit.
 
-    def load_lora(self, folder: str | Path, name: str = "default") -> None:
-        """Attach and activate an adapter of diffusers, peft or kohya's trainers.  InputError when it does not fit.
-
-        An adapter in another format than diffusers' gets its scale into its weights, so that its alpha is its rank.
+        source: a run's folder, a LoRA's folder or a file, of any program that `read_lora` knows.  The scale is part of
+        the weights, so that alpha is the rank.
         """
-        file = lora_file(folder)
-        if is_diffusers_lora(file):
-            check_lora_fits(file, layer_shapes(file), self.module)
-            self.pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name)
-            return
-        layers = self.read_lora(folder).layers
-        check_lora_fits(file, {layer: (len(f.B), f.A.shape[1]) for layer, f in layers.items()}, self.module)
-        self.pipe.load_lora_weights(lora_state_dict(layers), adapter_name=name)
-
-    def read_lora(self, folder: str | Path) -> StoredLoRA:
-        """Return what an adapter adds to each layer, by this model's names.  InputError when it cannot be read."""
-        return read_lora(folder, type(self.config).__name__)
+        lora = read_lora(source, type(self.config).__name__)
+        check_lora_fits(lora, self.module)
+        self.pipe.load_lora_weights(lora_state_dict(lora.layers), adapter_name=name)
+        return lora
 
     def save_pipeline(self, folder: Path, network: nn.Module) -> None:
         """Write the whole pipeline with the trained network, which is `module` or a copy of it."""
@@ -303,14 +282,6 @@ class GridScheduler(FlowMatchEulerDiscreteScheduler):
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Take the grid's times, whatever number of steps is named."""
         super().set_timesteps(sigmas=self.grid, device=device)
-
-
-def sort_targets(metadata: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Sort the names of adapted layers, which peft has in a set whose order no other process repeats."""
-    return {
-        part: {name: sorted(value) if name == "target_modules" else value for name, value in options.items()}
-        for part, options in metadata.items()
-    }
 
 
 def meta_part(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -13,7 +13,7 @@ from afterflow.cli.main import main
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.model_card import gains
+from afterflow.experiment.model_card import base_in_words, gains
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 
@@ -55,8 +55,23 @@ def test_the_card_tells_what_was_measured(folder):
     row = next(line for line in card.text.splitlines() if line.startswith("| jpeg_compressibility"))
     assert f"{mean:.3f}"[:5] in row
     assert "jpeg_compressibility × 1" in card.text and "load_lora_weights" in card.text
+    assert (folder / "lora" / "comfyui.safetensors").is_file() and "copy `comfyui.safetensors` to" in card.text
     for name in ("first.png", "last.png"):
         assert (folder / "lora" / name).is_file() and f"]({name})" in card.text
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({}, "`a/b`, in float32"),
+        ({"dtype": "bfloat16"}, "`a/b`, in bfloat16"),
+        ({"dtype": "bfloat16", "quantize": "nf4"}, "`a/b`, its weights quantised to nf4, computed in bfloat16"),
+        ({"revision": "v2"}, "`a/b` at `v2`, in float32"),
+    ],
+)
+def test_the_card_says_in_what_the_base_was_kept(options, said):
+    run = Run(FlowGRPO({"jpeg_compressibility": 1.0}), ShapesPrompts(), SD3("a/b", **options), LoRA())
+    assert base_in_words(run) == said
 
 
 def test_a_gain_is_an_interval_of_the_difference():
@@ -127,6 +142,20 @@ def test_a_result_is_pushed_privately_with_all_its_files(folder, hub, capsys):
     assert "/me/mine" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("lora", {"README.md", "pytorch_lora_weights.safetensors", "comfyui.safetensors"}),
+        ("lora/comfyui.safetensors", {"comfyui.safetensors"}),
+    ],
+)
+def test_a_lora_s_folder_or_its_file_is_pushed_alike(folder, hub, source, expected):
+    assert main(["push", "me/mine", str(folder / source)]) == 0
+    commit = next(body for path, _, body in hub.asked if "/commit/" in path)
+    sent = {json.loads(line)["value"].get("path") for line in commit.splitlines()} - {None}
+    assert sent == expected if source != "lora" else sent >= expected
+
+
 def test_a_refusal_of_the_hub_is_one_sentence(folder, hub, monkeypatch, capsys):
     monkeypatch.setattr(hub, "status", 403)
     assert main(["push", "me/mine", str(folder)]) == 2
@@ -149,7 +178,8 @@ def test_without_a_token_nothing_is_asked(folder, hub, monkeypatch, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "repo, run, said", [("mine", ".", "reads owner/name"), ("a/b", "nowhere", "no run that has ended")]
+    "repo, run, said",
+    [("mine", ".", "reads owner/name"), ("a/b", "nowhere", "no pytorch_lora_weights.safetensors there")],
 )
 def test_what_cannot_be_pushed_is_refused(repo, run, said, capsys):
     assert main(["push", repo, run]) == 2

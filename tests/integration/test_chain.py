@@ -117,12 +117,12 @@ def test_a_stage_of_an_older_version_that_lacks_an_option_is_taken():
 def test_a_stage_made_from_what_has_changed_since_is_refused():
     execute_chain(whole())
     for folder, name in (("runs/colors/lora", "runs/merged"), ("runs/merged/lora", "runs/student")):
-        file = Path(folder) / "pytorch_lora_weights.safetensors"
-        before = file.read_bytes()
+        before = {file: file.read_bytes() for file in Path(folder).iterdir()}
         save_lora("pipeline", folder, 7, 2)
         with pytest.raises(ValueError, match=f"{name} was made from another {folder}; delete it"):
             execute_chain(whole())
-        file.write_bytes(before)
+        for file, content in before.items():
+            file.write_bytes(content)
     execute_chain(whole())
 
 

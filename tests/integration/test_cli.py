@@ -233,7 +233,7 @@ def test_a_student_stands_beside_the_teachers_of_its_tags(said, pipeline, tmp_pa
     mean = sum(found[tag]["tuned"]["value"] for tag in ("colors", "counting", "position")) / 3
     assert abs(found["average"]["tuned"]["value"] - mean) < 1e-9
     for words, sentence in (
-        (["colors"], "write TAG,TAG=FOLDER"),
+        (["colors"], "write TAG,TAG=LORA"),
         (["colours=x"], "colours"),
         (["colors=x", "colors=y"], "colors has two teachers, x and y"),
         (["colors=nowhere"], "LoRA nowhere: no pytorch_lora_weights.safetensors"),

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import training_utils
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -14,7 +13,10 @@ from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.doctor import examine
+from afterflow.models import pipeline
 from afterflow.models.adapters import LoRA
+from afterflow.models.lora.factors import LoRAFactors
+from afterflow.models.lora.trained import trained_factors
 from afterflow.models.sd3 import SD3Model
 from afterflow.rewards.registry import REWARDS
 from afterflow.sampling.schedules import LinearShift
@@ -81,8 +83,15 @@ def test_dropout_between_rollout_and_update_is_found(run, monkeypatch):
     assert "the policy replays its own rollout at a ratio of 1" in failed(run)
 
 
+def without_alpha(module):
+    """The factors as they are trained, which is what a file would hold whose scale was forgotten."""
+    layers, alpha = trained_factors(module)
+    rank = len(next(iter(layers.values())).A)
+    return {name: LoRAFactors(f.A, f.B * (rank / alpha)) for name, f in layers.items()}, alpha
+
+
 def test_a_lora_without_its_alpha_is_found(run, monkeypatch):
-    monkeypatch.setattr(training_utils, "_collate_lora_metadata", lambda *_: {})
+    monkeypatch.setattr(pipeline, "trained_factors", without_alpha)
     assert failed(run) == ["a saved LoRA is the same when it is loaded"]
 
 
@@ -99,7 +108,7 @@ def test_a_reward_that_changes_its_mind_is_found(run, monkeypatch):
 
 
 def test_the_command_says_what_failed_and_leaves_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training_utils, "_collate_lora_metadata", lambda *_: {})
+    monkeypatch.setattr(pipeline, "trained_factors", without_alpha)
     code = main(["doctor", "shapes_flow_grpo", "--chunk", "8", "--algorithm.group", "2", "--threads", "1"])
     captured = capsys.readouterr()
     assert code == 2 and "1 of 13 checks failed: a saved LoRA" in captured.err

@@ -10,7 +10,7 @@ from adapters import load, save_lora
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.lora.factors import LoRAFactors, nearest_factors, weighted_sum
-from afterflow.models.lora.files import StoredLoRA, read_lora
+from afterflow.models.lora.files import StoredLoRA, read_lora, write_lora
 from afterflow.models.lora.merge import LoRAMerge
 from afterflow.sampling.conditioning import condition
 
@@ -22,11 +22,11 @@ def factors(rank, out=12, into=10, seed=0):
 
 def lora(seed, rank=3, layers=("a", "b")):
     found = {name: factors(rank, seed=seed + 10 * i) for i, name in enumerate(layers)}
-    return StoredLoRA(f"lora_{seed}", found, rank)
+    return StoredLoRA(f"lora_{seed}", found, rank, alpha=rank)
 
 
 def merge(loras, weights, how, density, rank, seed):
-    folders = tuple(lora.folder for lora in loras)
+    folders = tuple(lora.source for lora in loras)
     return LoRAMerge(folders, tuple(weights), rank, how, density, seed).merged(loras)
 
 
@@ -142,9 +142,7 @@ def test_merges_that_cannot_be_are_refused(deep_pipeline, capsys):
     for name, content in (("wide", other), ("half", half)):
         (Path(name)).mkdir()
         save_file(content, f"{name}/pytorch_lora_weights.safetensors")
-    renamed = {name.replace("transformer_blocks", "blocks"): t for name, t in tensors.items()}
-    Path("other").mkdir()
-    save_file(renamed, "other/pytorch_lora_weights.safetensors")
+    write_lora("other", {"blocks.0.attn1.to_q": factors(2)}, "Wan")
     for words, sentence in (
         (["a"], "a merge of 1 LoRAs: name at least two"),
         (["a", "b"], "LoRA b: no pytorch_lora_weights.safetensors"),
@@ -152,7 +150,7 @@ def test_merges_that_cannot_be_are_refused(deep_pipeline, capsys):
         (["a", "a", "--rank", "0"], "rank = 0"),
         (["a", "a", "--density", "0"], "density = 0"),
         (["a", "wide"], "LoRAs of different bases cannot be merged"),
-        (["a", "half"], "not made of pairs"),
+        (["a", "half"], "only one of its two factors"),
         (["a", "other"], "have no layer in common"),
     ):
         try:

@@ -104,23 +104,26 @@ def test_the_ode_draws_what_the_stock_pipeline_draws(tinies, name, guidance):
     assert (ours != stock).mean() < 0.01
 
 
+@pytest.mark.parametrize("rank, alpha", [(4, 8), (8, 3)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(tinies, name, tmp_path):
-    """alpha is not the rank here: without the adapter's metadata diffusers would load it at half its strength."""
+def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(tinies, name, tmp_path, rank, alpha):
+    """The scale alpha / rank is in the file's weights, exactly if it is a power of two, else rounded once."""
     model = loaded(tinies[name])
-    for parameter in attach(model, LoRA(rank=4, alpha=8)).values():
+    for parameter in attach(model, LoRA(rank, alpha)).values():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
     model.save_lora(tmp_path / "lora")
     ours = our_images(model, noise_for(model), 1.0)
     stock = stock_images(model.folder, tinies[name], noise_for(model), 1.0, tmp_path / "lora")
     trained = stock_images(model.folder, tinies[name], noise_for(model), 1.0, transformer=model.module)
-    assert np.array_equal(trained, stock)
+    exact = alpha == 2 * rank
+    assert np.abs(trained.astype(int) - stock).max() <= (not exact) and (trained != stock).mean() < 1e-3
     untouched = stock_images(model.folder, tinies[name], noise_for(model), 1.0)
     assert np.abs(ours.astype(int) - stock).max() <= 1 and (ours != stock).mean() < 0.01
     assert np.abs(ours.astype(int) - untouched).mean() > 0.5
     again = loaded(tinies[name])
     again.load_lora(tmp_path / "lora")
-    assert np.array_equal(ours, our_images(again, noise_for(model), 1.0))
+    drawn = our_images(again, noise_for(model), 1.0)
+    assert np.abs(ours.astype(int) - drawn).max() <= (not exact) and (ours != drawn).mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sd3"])

@@ -166,7 +166,6 @@ def test_a_lora_of_another_architecture_is_refused(folder, tmp_path):
     model = load(folder, max_sequence_length=0)
     attach(model, LoRA(rank=2, alpha=4, targets=("to_q",)))
     model.save_lora(tmp_path / "lora")
-    file = lora.lora_file(tmp_path / "lora")
     narrow = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(3, 3)})
     with pytest.raises(ValueError, match="another architecture"):
-        lora.check_lora_fits(file, lora.layer_shapes(file), narrow)
+        lora.check_lora_fits(lora.read_lora(tmp_path / "lora"), narrow)

@@ -1,4 +1,4 @@
-"""LoRA files: diffusers', peft's and kohya's layouts read and written, and LoRAs merged.
+"""LoRA files: read in any program's layout, written for diffusers and ComfyUI, and merged.
 
-May import what `models` may.  Read `files.py` first.
+May import what `models` may.  Read `files.py` first: its `write_lora` is the only function that writes a LoRA.
 """

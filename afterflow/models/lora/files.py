@@ -1,98 +1,151 @@
-"""Files of LoRAs: ours and diffusers', peft's, and those of kohya's trainers and ComfyUI."""
+"""Files of LoRAs: found, read whichever program wrote them, and written.  Nothing else of afterflow writes one."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...system.errors import InputError
 from .factors import LoRAFactors, pad_rank
-from .kohya import from_original
+from .kohya import split_layer, to_kohya
+from .layer_names import BLOCKS
+from .parse import check_alpha, check_config, layer_positions, layer_tensors, scaled
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-PEFT, FOREIGN = "base_model.model.", ("lora_unet_", "diffusion_model.")
+"""Names of the file in a LoRA's folder: diffusers' and peft's."""
+COMFYUI = "comfyui.safetensors"
+"""Name of the file beside ours whose layers have the names that ComfyUI and kohya's trainers know."""
+
+ABOUT = "afterflow"
+"""Name of what our files' metadata say of training: alpha and the model's family."""
 
 
 @dataclass(frozen=True)
 class StoredLoRA:
     """A LoRA as it was read from a file."""
 
-    folder: str
-    """Folder or file that it came from."""
+    source: str
+    """Run, folder or file that it came from."""
     layers: dict[str, LoRAFactors]
     """Factors in fp32 by the layers' names in diffusers."""
     rank: int
     """Rank of every layer."""
+    alpha: float
+    """The alpha that it was trained with, if afterflow, diffusers or peft wrote it; else the rank."""
+    family: str | None = None
+    """Name of the family that has these layers.  None: several have them."""
+
+    @property
+    def scale(self) -> float:
+        """The scale that its training had outside of B: alpha / rank."""
+        return self.alpha / self.rank
 
 
-def lora_file(folder: str | Path) -> Path:
-    """Return the file of an adapter.  InputError where there is none."""
-    file = Path(folder)
-    file = next((file / name for name in NAMES if (file / name).is_file()), file / NAMES[0]) if file.is_dir() else file
-    if not file.is_file():
-        raise InputError(f"LoRA {folder}: no {NAMES[0]} there")
-    return file
+def lora_file(source: str | Path) -> Path:
+    """Return the file of a LoRA, by a run's folder, a LoRA's folder or the file itself.  InputError without one."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    folder = lora_folder(path)
+    named = [folder / name for name in NAMES if (folder / name).is_file()]
+    files = named[:1] or sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files[:3])
+        raise InputError(f"LoRA {source}: there are {len(files)} files in it ({names}); name one of them")
+    if (path / "model").is_dir() or (path / "model_index.json").is_file():
+        raise InputError(f"LoRA {source}: it holds a whole pipeline and no LoRA; take it as the model")
+    if (path / "run.json").is_file():
+        raise InputError(f"LoRA {source}: the run has no lora/ yet; let it end, or go on with train --resume")
+    raise InputError(f"LoRA {source}: no {NAMES[0]} there")
 
 
-def is_diffusers_lora(file: Path) -> bool:
-    """Whether the names in a file are those of diffusers' format."""
-    with safe_open(file, "pt") as stored:
-        return any(key.startswith("transformer.") and ".lora_A." in key for key in stored.keys())  # noqa: SIM118
+def lora_folder(path: Path) -> Path:
+    """Return the folder of the LoRA in a run's folder, and any other path as it is."""
+    return path / "lora" if (path / "lora").is_dir() else path
 
 
-def read_lora(folder: str | Path, family: str | None = None) -> StoredLoRA:
+@contextmanager
+def open_file(file: Path, source: str) -> Iterator[Any]:
+    """Open a .safetensors file.  InputError for what is none."""
+    try:
+        with safe_open(file, "pt") as stored:
+            yield stored
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"LoRA {source}: {file.name} is no whole .safetensors file ({error}); other formats must be converted"
+        ) from None
+
+
+def read_lora(source: str | Path, family: str | None = None) -> StoredLoRA:
     """Read a LoRA by diffusers' names.  InputError for a file that is none, or that is more than B A.
 
-    family: name of the model's family, which kohya's names of layers depend on.  Where ranks differ from layer to
-    layer, all become the highest.
+    source: a run's folder, a LoRA's folder or a file.  family: name of the model's family; None: by the names in it.
+    Where ranks differ from layer to layer, all become the highest.
     """
-    file, source = lora_file(folder), str(folder)
-    with safe_open(file, "pt") as stored:
-        metadata = json.loads((stored.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        tensors = {key: stored.get_tensor(key).float() for key in stored.keys()}  # noqa: SIM118
-    if any(key.startswith(FOREIGN) for key in tensors):
-        if family is None:
-            raise InputError(
-                f"LoRA {folder} is in kohya's format, where names depend on the model; make it readable with: "
-                "afterflow export LORA --to diffusers --family FAMILY"
-            )
-        layers = from_original(tensors, family, source)
-        rank = max((len(factors.A) for factors in layers.values()), default=0)
-        return StoredLoRA(source, {layer: pad_rank(factors, rank) for layer, factors in layers.items()}, rank)
-    config = {key.split(".", 1)[1]: value for key, value in metadata.items()}
-    if any(key.startswith(PEFT) for key in tensors):
-        config = peft_config(file)
-        tensors = {key.removeprefix(PEFT): value for key, value in tensors.items()}
-    layers = scaled_pairs({key.removeprefix("transformer."): value for key, value in tensors.items()}, config, source)
-    return StoredLoRA(source, layers, len(next(iter(layers.values())).A))
+    file = lora_file(source)
+    source = str(source)
+    with open_file(file, source) as stored:
+        metadata = stored.metadata() or {}
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    by_name = layer_tensors(tensors, source)
+    about = read_json(metadata.get(ABOUT, "{}"), ABOUT, source)
+    if about.get("family") not in (None, *BLOCKS):
+        raise InputError(f"LoRA {source}: {about['family']!r} is no family of this version of afterflow; update it")
+    config = peft_config(file, tensors, metadata, source)
+    check_config(config, source)
+    check_alpha(about.get("alpha", 1), source)
+    positions, family = layer_positions(by_name, family or about.get("family"), source)
+    layers: dict[str, LoRAFactors] = {}
+    for name, parts in by_name.items():
+        split = split_layer(scaled(name, parts, config), positions[name])
+        twice = split.keys() & layers.keys()
+        if twice:
+            raise InputError(f"LoRA {source}: {min(twice)} is there twice, by two names; it is two LoRAs")
+        layers |= split
+    rank = max(len(factors.A) for factors in layers.values())
+    several = any(config.get(name) for name in ("alpha_pattern", "rank_pattern", "use_rslora"))
+    several |= any(parts.alpha is not None for parts in by_name.values())
+    alpha = about.get("alpha", rank if several else config.get("lora_alpha", rank))
+    return StoredLoRA(source, {name: pad_rank(f, rank) for name, f in layers.items()}, rank, alpha, family)
 
 
-def scaled_pairs(tensors: dict[str, Tensor], config: dict, source: str) -> dict[str, LoRAFactors]:
-    """Pair the tensors lora_A and lora_B of layers, alpha / rank in B.  InputError where they are more than that."""
-    odd = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(name)]
-    if odd:
-        raise InputError(f"LoRA {source}: it has {' and '.join(odd)}; only plain LoRAs of one rank can be read")
-    pairs = {key: key.replace(".lora_A.", ".lora_B.") for key in tensors if ".lora_A." in key}
-    ranks = {len(tensors[key]) for key in pairs}
-    if len(ranks) != 1 or set(tensors) != {*pairs, *pairs.values()}:
-        raise InputError(f"LoRA {source}: it is not made of pairs lora_A and lora_B of one rank")
-    rank = ranks.pop()
-    scale = config.get("lora_alpha", rank) / rank  # without metadata, diffusers takes alpha to be the rank
-    return {a.split(".lora_A.")[0]: LoRAFactors(tensors[a], scale * tensors[b]) for a, b in pairs.items()}
+def peft_config(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, Any]:
+    """Return peft's configuration of the adapter, from the file or from beside it; empty where there is none.
 
-
-def peft_config(file: Path) -> dict:
-    """Read the configuration that peft writes beside its weights.  InputError without it, because it has the scale."""
+    InputError where the names are peft's own and nothing says the scale.
+    """
+    if "lora_adapter_metadata" in metadata:
+        content = read_json(metadata["lora_adapter_metadata"], "lora_adapter_metadata", source)
+        return {key.split(".", 1)[1]: value for key, value in content.items() if key.startswith("transformer.")}
     beside = file.parent / "adapter_config.json"
-    if not beside.is_file():
-        raise InputError(f"LoRA {file}: peft's adapter_config.json is not beside it, and with it its alpha")
-    return json.loads(beside.read_text())
+    if file.name == NAMES[1] and beside.is_file():
+        return read_json(beside.read_text(encoding="utf-8"), beside.name, source)
+    alphas = any(key.endswith(".alpha") for key in tensors)
+    if any(key.startswith("base_model.model.") for key in tensors) and not alphas:
+        raise InputError(f"LoRA {source}: peft's adapter_config.json is not beside it, and with it its alpha")
+    return {}
 
 
-def lora_state_dict(layers: dict[str, LoRAFactors]) -> dict[str, Tensor]:
+def read_json(text: str, name: str, source: str) -> dict[str, Any]:
+    """Read what is written about a LoRA.  InputError where it is no object of JSON."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"LoRA {source}: its {name} is no JSON object; the file is damaged")
+    return content
+
+
+def lora_state_dict(layers: Mapping[str, LoRAFactors]) -> dict[str, Tensor]:
     """Return the tensors of diffusers' format; alpha is the rank."""
     tensors = {}
     for name, factors in layers.items():
@@ -101,40 +154,39 @@ def lora_state_dict(layers: dict[str, LoRAFactors]) -> dict[str, Tensor]:
     return tensors
 
 
-def write_lora(folder: Path, layers: dict[str, LoRAFactors]) -> None:
-    """Write a LoRA in diffusers' format, with rank and alpha in its metadata."""
-    from peft import LoraConfig
+def write_lora(
+    folder: str | Path, layers: Mapping[str, LoRAFactors], family: str | None = None, alpha: float | None = None
+) -> None:
+    """Write a LoRA for diffusers, and beside it for ComfyUI where its family is known.  In both, alpha is the rank.
 
-    rank = len(next(iter(layers.values())).A)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)).to_dict()
-    config["target_modules"] = sorted(config["target_modules"])
-    about = json.dumps({f"transformer.{name}": value for name, value in config.items()}, default=str)
+    Args:
+        folder: where the files go.
+        layers: factors of one rank with their scale in B, by the layers' names in diffusers.
+        family: name of the model's family.
+        alpha: the alpha that it was trained with, which training goes on with.  None: the rank.
+    """
+    folder, rank = Path(folder), len(next(iter(layers.values())).A)
+    # No more than every version of peft knows.
+    config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(layers)}
+    about = {"alpha": rank if alpha is None else alpha, "family": family}
+    metadata = {"format": "pt", ABOUT: json.dumps(about)}
+    adapter = {"lora_adapter_metadata": json.dumps({f"transformer.{name}": value for name, value in config.items()})}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(lora_state_dict(layers), folder / NAMES[0], metadata={"lora_adapter_metadata": about, "format": "pt"})
+    save_file(lora_state_dict(layers), folder / NAMES[0], metadata=metadata | adapter)
+    (folder / COMFYUI).unlink(missing_ok=True)  # of what the folder held before
+    if family is not None:
+        save_file(to_kohya(layers, family), folder / COMFYUI, metadata=metadata)
 
 
-def check_lora_fits(file: Path, shapes: dict[str, tuple[int, int]], module: nn.Module) -> None:
-    """Raise InputError unless every layer, (out, in), meets one of the model.  diffusers would skip it in silence."""
+def check_lora_fits(lora: StoredLoRA, module: nn.Module) -> None:
+    """Raise InputError unless every layer meets one of the model.  diffusers would skip it in silence."""
     # A layer that has an adapter already is kept inside it.
     linear = ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
-    layers = {name.removesuffix(".base_layer"): tuple(m.weight.shape) for name, m in linear}
-    if not shapes:
-        raise InputError(f"LoRA {file}: no lora_A tensors in it, so it is no LoRA in diffusers' format")
-    for name, shape in shapes.items():
-        if layers.get(name) != shape:
+    shapes = {name.removesuffix(".base_layer"): tuple(m.weight.shape) for name, m in linear}
+    for name, factors in lora.layers.items():
+        shape = (len(factors.B), factors.A.shape[1])
+        if shapes.get(name) != shape:
             raise InputError(
-                f"LoRA {file} is of another architecture: its layer {name} {shape} meets no layer of this model; "
-                "take the model it was trained on"
+                f"LoRA {lora.source} is of another architecture: its layer {name} {shape} meets no layer of this "
+                "model; take the model it was trained on"
             )
-
-
-def layer_shapes(file: Path) -> dict[str, tuple[int, int]]:
-    """Read the shape (out, in) of every layer from the head of a file in diffusers' format."""
-    with safe_open(file, "pt") as stored:
-        shapes = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
-    pairs = {key: key.replace(".lora_A.", ".lora_B.") for key in shapes if ".lora_A." in key}
-    return {
-        a.removeprefix("transformer.").split(".lora_A.")[0]: (shapes[b][0], shapes[a][1])
-        for a, b in pairs.items()
-        if b in shapes
-    }

@@ -25,7 +25,7 @@ class LoRAMerge:
     """Merge LoRAs of one base into one, by what they add to its weights."""
 
     loras: tuple[str, ...]
-    """Folders of the LoRAs, at least two."""
+    """Runs, folders or files of the LoRAs, at least two."""
     weights: tuple[float, ...] | None = None
     """Weight of each LoRA.  None: the mean of what they add."""
     rank: int | None = None
@@ -52,8 +52,9 @@ class LoRAMerge:
 
         Raises InputError for LoRAs that cannot be read or merged.
         """
-        layers, error = self.merged([read_lora(source) for source in self.loras])
-        write_lora(folder, layers)
+        loras = [read_lora(source) for source in self.loras]
+        layers, error = self.merged(loras)
+        write_lora(folder, layers, next((lora.family for lora in loras if lora.family is not None), None))
         return layers, error
 
     def merged(self, loras: Sequence[StoredLoRA]) -> tuple[dict[str, LoRAFactors], float]:
@@ -87,11 +88,11 @@ def check_same_base(loras: Sequence[StoredLoRA]) -> None:
     for other in loras[1:]:
         common = first.layers.keys() & other.layers.keys()
         if not common:
-            raise InputError(f"{first.folder} and {other.folder} have no layer in common; they are of different models")
+            raise InputError(f"{first.source} and {other.source} have no layer in common; they are of different models")
         for layer in sorted(common):
             shapes = [(len(lora.layers[layer].B), lora.layers[layer].A.shape[1]) for lora in (first, other)]
             if shapes[0] != shapes[1]:
-                its = f"{shapes[0]} in {first.folder} and {shapes[1]} in {other.folder}"
+                its = f"{shapes[0]} in {first.source} and {shapes[1]} in {other.source}"
                 raise InputError(f"layer {layer} is {its}; LoRAs of different bases cannot be merged")
 
 
