@@ -19,7 +19,7 @@ from afterflow.experiment import stages as chains
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute as train
 from afterflow.experiment.serialization import to_json
-from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute_chain
+from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute_chain, inputs
 from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES, generalist
@@ -182,3 +182,14 @@ def test_the_generalist_s_chains_share_their_teachers():
     taught = {task for teacher in student.teachers for task in teacher.tasks}
     assert taught == set(student.data.tags)
     assert [t.lora for t in student.teachers] == [str(run.folder / "lora") for run in teachers]
+
+
+def test_a_stage_remembers_what_a_run_s_folder_or_a_file_of_a_lora_held():
+    save_lora("pipeline", "runs/a/lora", 0)
+    file = "runs/a/lora/pytorch_lora_weights.safetensors"
+    sources = ("runs/a", "runs/a/lora", file)
+    before = inputs(Merge(sources))
+    Path("runs/a/metrics.jsonl").write_text("{}\n")  # of the run, not of its LoRA
+    assert inputs(Merge(sources)) == before and None not in before.values()
+    save_lora("pipeline", "runs/a/lora", 1)
+    assert not set(inputs(Merge(sources)).values()) & set(before.values())

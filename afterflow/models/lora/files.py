@@ -96,7 +96,7 @@ def read_lora(source: str | Path, family: str | None = None) -> StoredLoRA:
         metadata = stored.metadata() or {}
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     by_name = layer_tensors(tensors, source)
-    about = read_json(metadata.get(ABOUT, "{}"), ABOUT, source)
+    about = read_about(metadata.get(ABOUT, "{}"), ABOUT, source)
     if about.get("family") not in (None, *BLOCKS):
         raise InputError(f"LoRA {source}: {about['family']!r} is no family of this version of afterflow; update it")
     config = peft_config(file, tensors, metadata, source)
@@ -123,18 +123,18 @@ def peft_config(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     InputError where the names are peft's own and nothing says the scale.
     """
     if "lora_adapter_metadata" in metadata:
-        content = read_json(metadata["lora_adapter_metadata"], "lora_adapter_metadata", source)
+        content = read_about(metadata["lora_adapter_metadata"], "lora_adapter_metadata", source)
         return {key.split(".", 1)[1]: value for key, value in content.items() if key.startswith("transformer.")}
     beside = file.parent / "adapter_config.json"
     if file.name == NAMES[1] and beside.is_file():
-        return read_json(beside.read_text(encoding="utf-8"), beside.name, source)
+        return read_about(beside.read_text(encoding="utf-8"), beside.name, source)
     alphas = any(key.endswith(".alpha") for key in tensors)
     if any(key.startswith("base_model.model.") for key in tensors) and not alphas:
         raise InputError(f"LoRA {source}: peft's adapter_config.json is not beside it, and with it its alpha")
     return {}
 
 
-def read_json(text: str, name: str, source: str) -> dict[str, Any]:
+def read_about(text: str, name: str, source: str) -> dict[str, Any]:
     """Read what is written about a LoRA.  InputError where it is no object of JSON."""
     try:
         content = json.loads(text)
