@@ -182,9 +182,7 @@ def captions(ending: str) -> Callable[[Path], Answer]:
         folder = Path(f"images_{file.stem}{ending}")
         folder.mkdir()
         Image.new("RGB", (32, 32)).save(folder / "p.png")
-        (folder / (f"metadata{ending}" if ending in (".jsonl", ".csv") else f"p{ending}")).write_bytes(
-            file.read_bytes()
-        )
+        (folder / ("metadata.jsonl" if ending == ".jsonl" else f"p{ending}")).write_bytes(file.read_bytes())
 
         def noted(parts, *args: object) -> None:
             READ[:] = [picture.record["prompt"] for picture in parts]
