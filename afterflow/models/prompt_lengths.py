@@ -55,8 +55,7 @@ def clip_tokens(folder: Path) -> int:
 @lru_cache(maxsize=8)
 def cut_prompts(limits: tuple[TextLimit, ...], texts: tuple[str, ...]) -> tuple[CutPrompts, ...]:
     """Return for each encoder that cuts one of the texts what it cuts."""
-    found = (cut_by(limit, texts) for limit in limits)
-    return tuple(cut for cut in found if cut is not None)
+    return tuple(cut for limit in limits if (cut := cut_by(limit, texts)) is not None)
 
 
 def cut_by(limit: TextLimit, texts: Sequence[str]) -> CutPrompts | None:

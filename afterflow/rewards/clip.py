@@ -179,7 +179,7 @@ def image_similarity(models: RewardModels) -> Scorer:
         for file in {record["image"] for record in records} - references.keys():
             references[file] = clip.embed_images(read_reference(file)[None], crop_square)[0]
         like = torch.stack([references[record["image"]] for record in records])
-        return (clip.embed_images(images, crop_square) * like).sum(1).numpy()
+        return (clip.embed_images(images, crop_square) * like).sum(1).clamp(-1, 1).numpy()  # 1 may round to 1 + 1e-7
 
     return score
 

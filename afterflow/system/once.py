@@ -25,12 +25,12 @@ class OnceFilter(logging.Filter):
 
     def __init__(self, noise: Sequence[str]) -> None:
         super().__init__()
-        self.noise, self.said = noise, set[str]()
+        self.noise, self.passed = noise, set[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is passed on."""
         message = record.getMessage()
-        if message in self.said or any(part in message for part in self.noise):
+        if message in self.passed or any(part in message for part in self.noise):
             return False
-        self.said.add(message)
+        self.passed.add(message)
         return True

@@ -56,7 +56,7 @@ def read_picture(
     source: Path | bytes,
     name: str,
     background: Color = WHITE,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     max_pixels: int | None = None,
 ) -> np.ndarray:
     """Read a picture as uint8 (H, W, 3), as a viewer shows it.  InputError, with the name, where it cannot be read.
@@ -197,7 +197,8 @@ def in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Convert a picture from the colours of its ICC profile; a profile that does not fit is ignored, as viewers do."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space, description = source.profile.xcolor_space.strip(), source.profile.profile_description or ""
+        about: Any = source.profile
+        space, description = about.xcolor_space.strip(), about.profile_description or ""
         if space != COLOR_SPACES[image.mode] or "sRGB" in description:
             return image
         srgb = ImageCms.createProfile("sRGB")

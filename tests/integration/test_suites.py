@@ -189,9 +189,7 @@ def test_the_format_of_the_files_is_said_and_another_format_is_warned_of(kind, c
     for folder, form in (("one", "PNG"), ("other", kind)):
         for i in range(2):
             gallery.add_images(Path(folder), i, {"prompt": f"{i}"}, np.full((1, 8, 8, 3), i, np.uint8))
-            Image.new("RGB", (8, 8)).save(
-                Path(folder, f"{i:05}", "samples", "0000.png"), form
-            )  # whatever its name says
+            Image.new("RGB", (8, 8)).save(Path(folder, f"{i:05}", "samples", "0000.png"), form)
     words = ["--suite", "drawbench", "--rewards", "jpeg_compressibility", "--draws", 9]
     code, out, err = said(capsys, "eval", "one", "--against", "other", *words)
     assert code == 0, err

@@ -174,5 +174,10 @@ def test_a_picture_is_most_like_itself(folder, tmp_path):
     records = [{"prompt": "x", "image": str(tmp_path / f"{i}.png")} for i in (0, 1, 0)]
     found = load_reward("image_similarity", models(folder, "clipscore"))(images, records).values
     assert found[:2] == pytest.approx(1, abs=1e-5) and found[2] < 1 - 1e-4
+    plain = np.stack([np.full((32, 48, 3), c, np.uint8) for c in range(0, 256, 5)])
+    for i, image in enumerate(plain):
+        Image.fromarray(image).save(tmp_path / f"plain{i}.png")
+    records = [{"prompt": "x", "image": str(tmp_path / f"plain{i}.png")} for i in range(len(plain))]
+    assert load_reward("image_similarity", models(folder, "clipscore"))(plain, records).values.max() <= 1
     with pytest.raises(ValueError, match="is None and not there"):
         find_reward("image_similarity").needs({"prompt": "x"})
