@@ -16,7 +16,7 @@ from ..algorithms.base import explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
-from ..rewards.registry import canary_complaint
+from ..rewards.registry import canary_complaint, find_reward
 from ..rewards.vlm.judge import VLMJudge
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
@@ -266,9 +266,10 @@ def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> 
 
 
 def check_canaries(run: Run) -> Iterator[Finding]:
-    """Check that each reward, and a judge that is a network, tells the pictures apart on which it is tried."""
+    """Check that each reward and judge that is a network tells the pictures apart on which it is tried."""
+    networks = [name for name in run.watched if find_reward(name).load or name in run.reward_models.servers]
     tries: dict[str, Callable[[], str | None]] = {
-        name: partial(canary_complaint, name, run.reward_models) for name in run.watched
+        name: partial(canary_complaint, name, run.reward_models) for name in networks
     }
     if isinstance(run.judge, VLMJudge):
         tries["the judge"] = run.judge.complaint

@@ -15,7 +15,7 @@ from ..data.prompts import prompt_rows
 from ..models.generate import distinct_prompts, encode_records
 from ..rewards.functions import check_given
 from ..rewards.grouped import all_pairs, judge_groups
-from ..rewards.registry import check_judge, check_rewards
+from ..rewards.registry import check_judge_sees, check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError, InputError
@@ -167,7 +167,7 @@ def check_before_sampling(setup: TrainingSetup, prompts: Conditioning) -> None:
         _, failures = judge_groups(setup.run.judge, images, [prompts.prompts[0]], all_pairs(1, 2), streams)
         if failures:
             raise ConfigError(f"the judge does not work here: {failures[0]}")
-        check_judge(setup.run.judge, setup.run.reward_models)
+        check_judge_sees(setup.run.judge, setup.run.reward_models)
     budget = setup.run.batches.budget_seconds
     if budget is not None:
         seconds = rollout_seconds(setup, prompts)

@@ -1,41 +1,82 @@
 """Whether the text that a prompt asks for can be read in the picture, by rapidocr (PP-OCR, in its wheel).
 
-The text is what stands between the prompt's first pair of ".  Spaces and case do not count.
+The text is what stands in the prompt's quotation marks.  Spaces and case do not count.
 """
 
-import re
 import threading
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..system.errors import InputError
+from ..system.optional_dependencies import check_extra
 from .base import Canary, Scored, reward
+from .quotes import quoted_texts
 
+KEYBOARD = str.maketrans(dict(zip("\u2018\u2019\u201a\u201b\u2032\u02bc\u00b4`", "''")))
+KEYBOARD |= str.maketrans(dict(zip("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"""""""')))
+KEYBOARD |= str.maketrans(dict(zip("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2044", "-------/")))
+"""Signs of print → what stands for them on a keyboard, because no reader tells them apart."""
+SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
+"""Variation selectors, which only choose how the character before them looks."""
+MAX_ORDERS = 4
+"""Number of texts of a prompt up to which the picture may show them in any order."""
 PLAIN_CANVAS_BITS = 1.0
 """Bits of colour per pixel beside the text, below which a picture is an empty canvas; a gradient has more than 2."""
 
 
 def check_quotes(record: dict) -> None:
-    """Raise InputError where the prompt asks for no text."""
-    if not target_text(record):
+    """Raise InputError where the prompt asks for no text, or for characters that the reader does not know."""
+    texts = quoted_texts(record["prompt"])
+    if not "".join(map(fold_text, texts)):
         raise InputError(f'prompt {record["prompt"]!r} has no text in "double quotes"')
+    check_extra("reward ocr", _FIELDS["libraries"], _FIELDS["extra"])
+    unknown = dict.fromkeys(c for text in texts for c in fold_known(text, alphabet()) if c not in alphabet())
+    if unknown:
+        names = ", ".join(f"{c!r} ({unicodedata.name(c, f'U+{ord(c):04X}')})" for c in list(unknown)[:5])
+        raise InputError(
+            f"prompt {record['prompt']!r} asks for characters that the reader of texts does not know and no picture "
+            f"could be scored for: {names}; leave them out"
+        )
 
 
-def target_text(record: dict) -> str:
-    """Return the text that the prompt asks for, folded; empty where there is none."""
-    match = re.search('"([^"]*)"', record["prompt"])
-    return fold_text(match.group(1)) if match else ""
+def target_texts(record: Mapping) -> tuple[str, ...]:
+    """Return the texts that the prompt asks for, folded; none where it asks for none."""
+    folded = (fold_known(text, alphabet()) for text in quoted_texts(record["prompt"]))
+    return tuple(text for text in folded if text)
 
 
 def fold_text(text: str) -> str:
-    """Return a text without spaces, in lower case."""
-    return re.sub(r"\s", "", text).lower()
+    """Return a text without spaces and invisible characters, in lower case, in one form of each character.
+
+    Full-width letters become usual ones, and quotation marks and dashes of print those of a keyboard.
+    """
+    text = unicodedata.normalize("NFKC", text).translate(KEYBOARD)
+    text = unicodedata.normalize("NFKC", text.casefold()).translate(KEYBOARD)
+    return "".join(c for c in text if not c.isspace() and unicodedata.category(c) != "Cf" and c not in SELECTORS)
+
+
+def fold_known(text: str, known: frozenset[str]) -> str:
+    """Return a text folded, without accents on letters that are known only without."""
+    letters = []
+    for c in fold_text(text):
+        bare = "".join(part for part in unicodedata.normalize("NFD", c) if not unicodedata.combining(part))
+        letters.append(c if c in known or not set(bare) <= known else bare)
+    return "".join(letters)
+
+
+@cache
+def alphabet() -> frozenset[str]:
+    """Return the characters that the reader knows, folded."""
+    return frozenset(c for known in _engines(1).submit(_characters).result() for c in fold_text(known))
 
 
 @dataclass(frozen=True)
@@ -50,7 +91,7 @@ class OCRResult:
     @property
     def text(self) -> str:
         """Return all lines as one text, folded."""
-        return fold_text("".join(self.lines))
+        return fold_known("".join(self.lines), alphabet())
 
 
 def _sign() -> np.ndarray:
@@ -63,7 +104,7 @@ def _sign() -> np.ndarray:
     return np.asarray(image)
 
 
-_FIELDS = {
+_FIELDS: dict[str, Any] = {
     "needs": check_quotes,
     "extra": "ocr",
     "libraries": ("rapidocr", "onnxruntime", "rapidfuzz"),
@@ -76,35 +117,50 @@ _FIELDS = {
 def ocr_reward(images: np.ndarray, records: Sequence[dict]) -> Scored:
     """Return how near the picture's text is to the prompt's, in [0, 1]: (B, H, W, 3) → (B,).
 
-    Every letter that is wrong, missing or too many costs its share, and so does an empty canvas.
+    Every letter that is wrong, missing or too many costs its share, and so does an empty canvas.  Several texts may
+    stand in any order.
     """
-    from rapidfuzz.distance import Levenshtein
-
-    read, targets = read_images(images), [target_text(record) for record in records]
-    near = [1 - Levenshtein.distance(r.text, t) / max(len(r.text), len(t)) for r, t in zip(read, targets)]
+    read, targets = read_images(images), [target_texts(record) for record in records]
+    near = np.array([nearness(r.text, t) for r, t in zip(read, targets)])
     canvas = np.array([r.canvas for r in read])
     parts = {
-        "read": np.array(near),
-        "exact": np.array([float(r.text == t) for r, t in zip(read, targets)]),
+        "read": near,
+        "exact": np.array([float(r.text in orders(t)) for r, t in zip(read, targets)]),
         "lines": np.array([float(len(r.lines)) for r in read]),
         "canvas": canvas,
     }
     return Scored(parts["read"] * canvas, parts)
 
 
+def orders(texts: Sequence[str]) -> list[str]:
+    """Return the texts as one, in every order; of more than `MAX_ORDERS` in their own alone."""
+    return ["".join(order) for order in (permutations(texts) if len(texts) <= MAX_ORDERS else [texts])]
+
+
+def nearness(read: str, targets: Sequence[str]) -> float:
+    """Return 1 - Levenshtein distance / longer text, of the best order of the targets."""
+    from rapidfuzz.distance import Levenshtein
+
+    return max(1 - Levenshtein.distance(read, t) / max(len(read), len(t)) for t in orders(targets))
+
+
 @reward("ocr_flowgrpo", 0, 1, **_FIELDS)
-def ocr_flowgrpo_reward(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
+def ocr_flowgrpo_reward(images: np.ndarray, records: Sequence[dict]) -> Scored:
     """Return the score of flow_grpo's published formula, for comparability.
 
-    Any picture with the text scores 1, whatever else it says.
+    Any picture with the text scores 1, whatever else it says.  The formula knows prompts with one text; of several it
+    is the mean.
     """
     from rapidfuzz.distance import Levenshtein
 
-    scores = []
-    for read, target in zip(read_images(images), [target_text(record) for record in records]):
-        distance = 0 if target in read.text else Levenshtein.distance(read.text, target)
-        scores.append(1 - min(distance, len(target)) / len(target))
-    return np.array(scores)
+    def score(read: str, target: str) -> float:
+        distance = 0 if target in read else Levenshtein.distance(read, target)
+        return 1 - min(distance, len(target)) / len(target)
+
+    read = read_images(images)
+    scores = [[score(r.text, text) for text in target_texts(record)] for r, record in zip(read, records)]
+    lines = np.array([float(len(r.lines)) for r in read])
+    return Scored(np.array([np.mean(row) for row in scores]), {"lines": lines})
 
 
 def read_images(images: np.ndarray) -> list[OCRResult]:
@@ -127,6 +183,12 @@ def _engines(count: int) -> ThreadPoolExecutor:
         _thread.engine = RapidOCR(params=options)
 
     return ThreadPoolExecutor(count, initializer=begin)
+
+
+def _characters() -> list[str]:
+    """Return the characters of the reader's model, which is loaded with the first picture."""
+    _read(_sign())
+    return list(_thread.engine.text_rec.postprocess_op.character)[1:]  # the first stands for none
 
 
 def _read(image: np.ndarray) -> OCRResult:

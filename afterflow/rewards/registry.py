@@ -133,7 +133,7 @@ def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MO
         report_blindness(name, canary_complaint(name, models), models)
 
 
-def check_judge(judge: Judge | None, models: RewardModels) -> None:
+def check_judge_sees(judge: Judge | None, models: RewardModels) -> None:
     """Try a judge that is a network on photographs in both orders; raise ConfigError where it does not tell them apart.
 
     Other judges follow rules.

@@ -14,7 +14,7 @@ from afterflow.rewards.base import OrderCanary, Reward, RewardModels, Scored, ne
 from afterflow.rewards.canaries import CAPTIONS, captioned, photo
 from afterflow.rewards.detector_reward import Detector
 from afterflow.rewards.geneval_hf import geneval_hf
-from afterflow.rewards.registry import REWARDS, canary_complaint, check_judge, check_rewards, find_reward
+from afterflow.rewards.registry import REWARDS, canary_complaint, check_judge_sees, check_rewards, find_reward
 from afterflow.rewards.vlm.judge import VLMJudge
 from fake_server import said, serving, words
 from tinies import clip, mask2former
@@ -133,7 +133,7 @@ def knows(body, n):
 
 def test_a_judge_is_tried_on_photographs_in_both_orders(caplog):
     with serving(knows) as (url, seen):
-        check_judge(VLMJudge(url), RewardModels())
+        check_judge_sees(VLMJudge(url), RewardModels())
         assert len(seen) == 2 * len(captioned())
     blind = {
         "the first": lambda body, n: said("", {"1": -0.01, "2": -5.0}),
@@ -143,15 +143,15 @@ def test_a_judge_is_tried_on_photographs_in_both_orders(caplog):
     for answer in blind.values():
         with serving(answer) as (url, _):
             with pytest.raises(ValueError, match=r"the judge is blind: for 'a photo of .*ignore-canary judge"):
-                check_judge(VLMJudge(url), RewardModels())
-            check_judge(VLMJudge(url), RewardModels(ignore_canary=("judge",)))
+                check_judge_sees(VLMJudge(url), RewardModels())
+            check_judge_sees(VLMJudge(url), RewardModels(ignore_canary=("judge",)))
     assert "the judge is blind" in caplog.text
     mute = "the judge does not work here: it gave no log-probabilities"
     with serving(lambda body, n: said("?")) as (url, _), pytest.raises(ValueError, match=mute):
-        check_judge(VLMJudge(url, attempts=1), RewardModels(ignore_canary=("judge",)))
+        check_judge_sees(VLMJudge(url, attempts=1), RewardModels(ignore_canary=("judge",)))
     with serving(lambda body, n: said("?") if n == 3 else knows(body, n)) as (url, _):
-        check_judge(VLMJudge(url), RewardModels())  # one question of twelve may go wrong
-    check_judge(None, RewardModels())
+        check_judge_sees(VLMJudge(url), RewardModels())  # one question of twelve may go wrong
+    check_judge_sees(None, RewardModels())
 
 
 # After a suite

@@ -7,7 +7,7 @@ import pytest
 
 from afterflow.data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from afterflow.data.prompts import PromptFile
-from afterflow.rewards.ocr import target_text
+from afterflow.rewards.ocr import target_texts
 from afterflow.rewards.registry import find_reward
 
 OBJECTS = {"geneval_hf": find_reward("geneval_hf").needs}
@@ -80,4 +80,4 @@ def test_several_kinds_are_mixed_and_each_record_has_a_task(tmp_path):
 def test_signs_have_a_text_to_spell():
     records = SignPrompts(count=500).records(0, {"ocr": find_reward("ocr").needs})
     assert len({record["prompt"] for record in records}) == 500
-    assert all(4 <= len(target_text(record)) <= 24 for record in records)
+    assert all(4 <= len(text) <= 24 for record in records for [text] in [target_texts(record)])

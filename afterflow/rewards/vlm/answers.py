@@ -172,10 +172,10 @@ def parse_tag(text: str) -> float:
     tags = re.findall(r"<answer>(.*?)</answer>", text, re.S | re.I)
     verdict = tags[-1].strip().lower() if tags else ""
     verdicts = {r"\bimage 1 is better\b": 1.0, r"\bimage 2 is better\b": 0.0, r"\btie\b": 0.5}
-    said = [value for words, value in verdicts.items() if re.search(words, verdict)]
-    if len(said) != 1:
+    values = [value for words, value in verdicts.items() if re.search(words, verdict)]
+    if len(values) != 1:
         raise Unanswered(f"no verdict at the end of {text[-60:]!r}")
-    return said[0]
+    return values[0]
 
 
 def parse_final_score(text: str) -> float:

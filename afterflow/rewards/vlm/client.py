@@ -139,10 +139,10 @@ class Chat:
 
         try:
             reply = self.client.get(url, timeout=CONNECT_SECONDS)
-            found = reply.json() if reply.status_code == 200 else {}
+            content = reply.json() if reply.status_code == 200 else {}
         except (httpx.TransportError, ValueError):
             return {}
-        return found if isinstance(found, Mapping) else {}
+        return content if isinstance(content, Mapping) else {}
 
     def _post(self, question: Mapping[str, Any], fields: Mapping[str, Any]) -> Any:
         """Return the reply to a question; ask again without a field that the server refuses, if it is dispensable."""

@@ -160,5 +160,5 @@ def find_injections(images: np.ndarray, records: Sequence[dict]) -> frozenset[in
 
     texts = [unicodedata.normalize("NFKC", " ".join(result.lines)) for result in read_images(images)]
     spoken = [{match.group(0).lower() for match in INJECTION.finditer(text)} for text in texts]
-    prompts = [record["prompt"].lower() for record in records]
+    prompts = [unicodedata.normalize("NFKC", record["prompt"]).lower() for record in records]
     return frozenset(i for i, words in enumerate(spoken) if any(word not in prompts[i] for word in words))

@@ -28,7 +28,15 @@ def open_chat(models: RewardModels, reward: str) -> Chat:
 def vlm_reward(
     name: str, low: float, high: float, canary: OrderCanary, scale: float = 1.0
 ) -> Callable[[Callable[[Chat, np.ndarray, str], float]], Reward]:
-    """Make a reward of the decorated function, which asks about an image and its prompt; no answer is no score."""
+    """Make a reward of the decorated function, which asks about an image and its prompt; no answer is no score.
+
+    Args:
+        name: name of the reward.
+        low: lowest score.
+        high: highest score.
+        canary: pictures in a known order.
+        scale: factor of its scores.
+    """
 
     def declare(rate: Callable[[Chat, np.ndarray, str], float]) -> Reward:
         def load(models: RewardModels) -> Scorer:
