@@ -167,6 +167,10 @@ class Supervised(Algorithm[Pairs]):
         return self.regression_losses(models, batch, RowRandom.seeded(batch.seeds))
 
     @abstractmethod
+    def masses(self, batch: Pairs) -> Tensor | None:
+        """Return how much each row counts in its update, (B,) fp64, by its seed; None where all count alike."""
+
+    @abstractmethod
     def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield scalars to descend and scalars to log; both add up to averages over the batch."""
 

@@ -21,7 +21,7 @@ from ..sampling.kernels import KernelName
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages, random_steps, share_of_steps, untied
+from .policy_gradient import GroupRelative, group_advantages, random_steps, share_of_steps
 from .ratios import density_loss, step
 
 

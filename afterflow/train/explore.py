@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..algorithms.base import Algorithm, Models, OnPolicy, Rows, Scores
+from ..algorithms.base import Algorithm, Models, OnPolicy, Rows, Scores, Supervised
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import Plan, Rollout, concatenate, prompt_noise, sample, transitions
 from ..sampling.seeds import generator, number
@@ -50,6 +50,7 @@ def supervised(
         chunk: Rows of a microbatch.
         processes: The processes of the run, of which each has a share of the batch.
     """
+    assert isinstance(algorithm, Supervised)
     metrics = {"nfe/update": algorithm.requirements.evaluations}
     for step in iterations:
         batch = pairs(step)
@@ -57,6 +58,7 @@ def supervised(
         index = torch.cat(partitions)
         seeds = torch.tensor([number(seed, step, "update", 0, row) for row in index.tolist()])
         rows = replace(batch[index.to(batch.x0.device)], seeds=seeds)
+        rows = replace(rows, masses=algorithm.masses(rows))
         update = [(part - index[0]).to(batch.x0.device).split(chunk) for part in partitions]
         yield Iteration(step, rows, [update], dict(metrics), rows[update[0][0][:1]])
 
