@@ -118,6 +118,8 @@ class Requirements:
     """Number of earlier rewards of each prompt."""
     reference: bool = False
     """Whether it needs the velocity of the model before training."""
+    all_rows: bool = False
+    """Whether a row of advantage 0 has a gradient too, of a KL or a teacher; else no forward pass is spent on it."""
     route: str | None = None
     """Key of a record that says which teacher teaches it, if teachers are wanted."""
     anchor: str | None = None
@@ -206,7 +208,10 @@ class OnPolicy(Algorithm[R]):
 
     @abstractmethod
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
-        """Return the advantages of each step, N of (P, W_{k+1}, R); NaN takes a state out of training.
+        """Return the advantages of each step, N of (P, W_{k+1}, R).
+
+        NaN takes a state out of training: it has no reward, or is not chosen.  A state of advantage 0 stays in the mean
+        of the loss.
 
         Args:
             plan: The plan of the rollouts.
@@ -221,7 +226,10 @@ class OnPolicy(Algorithm[R]):
 
     @abstractmethod
     def loss(self, models: Models, batch: R) -> tuple[Tensor, Metrics]:
-        """Return a scalar to descend, averaged over the mass of the batch, and scalars to log."""
+        """Return a scalar to descend, averaged over the mass of the batch, and scalars to log.
+
+        The trainer leaves rows without a gradient out of the batch, and counts them in the mean over an update.
+        """
 
     def losses(self, models: Models, batch: R) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield the one loss."""
