@@ -118,6 +118,8 @@ class Requirements:
     """Number of earlier rewards of each prompt."""
     reference: bool = False
     """Whether it needs the velocity of the model before training."""
+    all_rows: bool = False
+    """Whether a row of advantage 0 has a gradient too, of a KL or a teacher; else no forward pass is spent on it."""
     route: str | None = None
     """Key of a record that says which teacher teaches it, if teachers are wanted."""
     anchor: str | None = None
@@ -167,6 +169,10 @@ class Supervised(Algorithm[Pairs]):
         return self.regression_losses(models, batch, RowRandom.seeded(batch.seeds))
 
     @abstractmethod
+    def masses(self, batch: Pairs) -> Tensor | None:
+        """Return how much each row counts in its update, (B,) fp64, by its seed; None where all count alike."""
+
+    @abstractmethod
     def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield scalars to descend and scalars to log; both add up to averages over the batch."""
 
@@ -202,7 +208,10 @@ class OnPolicy(Algorithm[R]):
 
     @abstractmethod
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
-        """Return the advantages of each step, N of (P, W_{k+1}, R); NaN takes a state out of training.
+        """Return the advantages of each step, N of (P, W_{k+1}, R).
+
+        NaN takes a state out of training: it has no reward, or is not chosen.  A state of advantage 0 stays in the mean
+        of the loss.
 
         Args:
             plan: The plan of the rollouts.
@@ -217,7 +226,10 @@ class OnPolicy(Algorithm[R]):
 
     @abstractmethod
     def loss(self, models: Models, batch: R) -> tuple[Tensor, Metrics]:
-        """Return a scalar to descend, averaged over the mass of the batch, and scalars to log."""
+        """Return a scalar to descend, averaged over the mass of the batch, and scalars to log.
+
+        The trainer leaves rows without a gradient out of the batch, and counts them in the mean over an update.
+        """
 
     def losses(self, models: Models, batch: R) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield the one loss."""

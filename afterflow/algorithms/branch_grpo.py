@@ -23,7 +23,7 @@ from ..sampling.kernels import KernelName
 from ..sampling.rollout import Levels, Plan, Transitions
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import PolicyGradient, untied
+from .policy_gradient import PolicyGradient
 from .pruning import Pruning
 from .ratios import density_loss, step
 from .windows import SlidingWindow
@@ -91,10 +91,6 @@ class BranchGRPO(PolicyGradient):
         )
 
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
-        """Return the advantage of each edge, NaN where it is 0 or width pruning takes it out."""
-        return [untied(level) for level in self.levels(plan, log_prob, scores)]
-
-    def levels(self, plan: Plan, log_prob: Levels, scores: Scores) -> list[Tensor]:
         """Return the advantage of each edge among those of its depth, NaN where width pruning takes it out."""
         leaves, levels = gated(scores.rewards, self.blend.gate), []
         trained = self.prune.trained(combine(leaves, self.weights), self.children)[..., None]

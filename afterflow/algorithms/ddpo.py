@@ -20,7 +20,7 @@ from ..objectives.advantages import Normalize, combine, gated, normalize, per_pr
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import PolicyGradient, untied
+from .policy_gradient import PolicyGradient
 from .ratios import density_loss, step
 
 
@@ -65,7 +65,7 @@ class DDPO(PolicyGradient):
         else:
             advantage = normalize(reward, Normalize("batch", "batch", ddof=0, eps=1e-8))
         advantage = advantage.clamp(-self.max_advantage, self.max_advantage)
-        return [untied(advantage[..., None])] * self.steps
+        return [advantage[..., None]] * self.steps
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss."""

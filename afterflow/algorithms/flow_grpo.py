@@ -6,6 +6,8 @@ credit  A_i = (r_i - mean r) / std r over the group, the same at every step
 loss    -min(ρA, clip(ρ) A) + β KL(π_θ ‖ π_ref),   ρ = π_θ(x_s | x_t) / π_old(x_s | x_t)
         Guard: ρ = exp mean(ε ⊙ (μ_θ - μ_old)), the loss divided by Δt          (arXiv:2510.22319)
 
+The loss is the mean over all steps trained, of tied groups too; without a KL these cost no forward pass.
+
 Where paper and released code disagree we follow the paper: std per group (the code: over the batch), KL
 over 2 g² Δt (the code drops Δt; `kl_scale`).  Window starts come from a generator seeded per iteration
 (the code's are constant for Qwen-Image).
@@ -22,7 +24,7 @@ from ..sampling.kernels import kl
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages, untied
+from .policy_gradient import GroupRelative, group_advantages
 from .ratios import LogDensity, density_loss, guarded_loss, step
 
 
@@ -74,8 +76,8 @@ class FlowGRPO(GroupRelative):
 
     @property
     def requirements(self) -> Requirements:
-        """Return the rewards, and the reference where there is a KL."""
-        return Requirements(self.weights, self.blend, reference=self.beta > 0)
+        """Return the rewards, and where there is a KL the reference; it pulls where no advantage does."""
+        return Requirements(self.weights, self.blend, reference=self.beta > 0, all_rows=self.beta > 0)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts that are stochastic in the window, or in all steps but the last."""
@@ -87,9 +89,8 @@ class FlowGRPO(GroupRelative):
         return chain(grid(self.schedule, self.steps), self.group, self.eta, trained, self.shared_noise)
 
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
-        """Return the advantage of an image at each of its steps; the KL pulls where no advantage does."""
-        advantage = group_advantages(self, scores.rewards)
-        return [untied(advantage) if self.beta == 0 else advantage] * self.steps
+        """Return the advantage of an image at each of its steps."""
+        return [group_advantages(self, scores.rewards)] * self.steps
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss and the KL to the reference."""

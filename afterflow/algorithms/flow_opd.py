@@ -97,7 +97,8 @@ class FlowOPD(OnPolicy[TeacherTargets]):
     @property
     def requirements(self) -> Requirements:
         """Return the rewards to log, the route to the teachers, and the anchor where it has a weight."""
-        return Requirements(self.weights, route=self.route, anchor=self.anchor if self.beta > 0 else None)
+        anchor = self.anchor if self.beta > 0 else None
+        return Requirements(self.weights, route=self.route, anchor=anchor, all_rows=True)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts of the ODE or the SDE whose steps but the last are learnt from."""

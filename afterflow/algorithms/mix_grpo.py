@@ -19,7 +19,7 @@ from ..objectives.advantages import Blend
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages, untied
+from .policy_gradient import GroupRelative, group_advantages
 from .ratios import density_loss, step
 from .windows import SlidingWindow
 
@@ -63,7 +63,7 @@ class MixGRPO(GroupRelative):
 
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
         """Return the advantage of an image at each of its steps."""
-        return [untied(group_advantages(self, scores.rewards))] * plan.steps
+        return [group_advantages(self, scores.rewards)] * plan.steps
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss."""

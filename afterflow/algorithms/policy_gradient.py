@@ -1,4 +1,8 @@
-"""What the policy-gradient methods share: their options, their advantages, and which steps are trained."""
+"""What the policy-gradient methods share: their options, their advantages, and which steps are trained.
+
+Their losses are means over all steps that are trained, as in the papers.  A step of advantage 0, as in a tied group, is
+in the mean and costs no forward pass; one without a reward, or not chosen, is NaN and in no mean.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,11 +60,6 @@ def group_advantages(algorithm: GroupRelative, rewards: Mapping[str, Tensor]) ->
     """Return the advantages (P, G, R) of rewards by name, (P, G) each."""
     a = algorithm
     return advantages(gated(rewards, a.blend.gate), a.weights, a.normalize, a.blend, a.max_advantage)
-
-
-def untied(advantage: Tensor) -> Tensor:
-    """Put NaN into (..., R) where nothing would pull on a step, so that no forward pass is spent on it."""
-    return torch.where((advantage == 0).all(-1, keepdim=True), torch.nan, advantage)
 
 
 def share_of_steps(steps: int, fraction: float) -> int:

@@ -23,7 +23,7 @@ from ..objectives.preferences import consistency, win_rates
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import WIN_RATE, Comparisons, Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages, random_steps, share_of_steps, untied
+from .policy_gradient import GroupRelative, group_advantages, random_steps, share_of_steps
 from .ratios import density_loss, guarded_loss, step
 
 
@@ -70,7 +70,7 @@ class PrefGRPO(GroupRelative):
         judged = scores.judged[WIN_RATE]
         consistent = consistency(judged)[:, None] >= self.min_consistency
         rewards = {**scores.rewards, WIN_RATE: win_rates(judged).where(consistent, torch.nan)}
-        return random_steps(untied(group_advantages(self, rewards)), self.steps, self.fraction, generator)
+        return random_steps(group_advantages(self, rewards), self.steps, self.fraction, generator)
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss, with GRPO-Guard's ratio and divided by Δt where it is on."""

@@ -31,6 +31,9 @@ class SFT(Supervised):
         """Return one evaluation for each noise."""
         return Requirements(evaluations=float(self.num_noises))
 
+    def masses(self, batch: Pairs) -> None:
+        """Return None: all rows count alike."""
+
     def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield the loss at each of the noises."""
         x0 = batch.x0

@@ -4,7 +4,7 @@ base    ℓ ← w(t) ‖v_θ(x_t, t, c) - (ε - x_0)‖²,   u ~ density, t = sh
 roll    x̂ ← x_t - (t - s) sg[v_∅ + g (v_c - v_∅)],   s = shifted(max(u - 1/K, 0)):  a step of a K-step sampler
 noise   x' ← (1 - α) x̂ + α ε,   α = (t' - s) / (1 - s),   N times t' ~ U[max(s, t_min), 1], the same ε
 correct ℓ' ← w(t') ‖v_θ(x', t', c) - (x' - x_0) / t'‖²
-loss    (Σ ℓ + λ Σ ℓ') / (B + λ P),   P points in all, of a microbatch
+loss    (Σ ℓ + λ Σ ℓ') / (B + λ P),   P points in all, of the whole update
 
 v_c is the prediction of the base loss, so the roll-out costs one forward pass, of the empty prompt.  The released code
 gives the network the nearest of 1000 times instead of t', and computes the target in bf16.  There is no t_min in the
@@ -65,23 +65,40 @@ class SOAR(Supervised):
         guided = self.rollout_guidance != 1
         return Requirements(evaluations=1.0 + (guided + self.points * self.paths if self.correction else 0))
 
-    def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
-        """Yield the base loss, then the correction at each point."""
-        n, x0 = len(batch), batch.x0.float()
+    def masses(self, batch: Pairs) -> Tensor | None:
+        """Return 1 + λ times the points of each row; with a single path all rows have as many."""
+        if self.paths == 1 or not self.correction:
+            return None
+        assert batch.seeds is not None
+        _, t, s = self._draw(batch, RowRandom.seeded(batch.seeds))
+        return 1 + self.correction * self.points * (1 + (self.paths - 1) * _stable(t, s)).double()
+
+    def _draw(self, batch: Pairs, random: RowRandom) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the noise of each row, and the times t and s between which its roll-out steps."""
         assert self.shift is not None
-        noise = random.normal(x0.shape[1:]).to(x0)
-        u = DENSITIES[self.density](random).to(x0.device)
-        t, s = shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
+        noise = random.normal(batch.x0.shape[1:]).to(batch.x0.device)
+        u = DENSITIES[self.density](random).to(noise.device)
+        return noise, shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
+
+    def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
+        """Yield the base loss, then the correction at each point.
+
+        The logged losses are means over rows, of which each counts by its mass.
+        """
+        x0 = batch.x0.float()
+        noise, t, s = self._draw(batch, random)
         cond = batch.cond.dropped(random.uniform() < self.dropout)
         x = interpolate(x0, noise, t)
         v = models.policy(x, t, cond)
         base = weighting(self.weighting, t) * flow_matching(v, noise - x0)
-        # A stochastic step onto the image leaves noise in it, and flow_sde's first one from near the noise flies off.
-        stable = ((s > 0) & (t < 0.99)).float()
+        stable = _stable(t, s)
         used = [torch.ones_like(s), *[stable] * (self.paths - 1)] if self.correction else []
         points = self.points * float(sum(rows.sum() for rows in used))
-        mass = n + self.correction * points
-        yield base.sum() / mass, {"base_loss": base.detach().mean()}
+        mass = len(batch) + self.correction * points
+        # The mass of a row in units of that of a row with a single path: 1 exactly where all have one.
+        paths = 1 + (self.paths - 1) * stable
+        unit = 1 + self.correction * self.points * (paths - 1) / (1 + self.correction * self.points)
+        yield base.sum() / mass, {"base_loss": (base.detach() * unit).sum() / unit.sum()}
         v = self._guided(models, x, t, cond, v.detach()) if used else v
         for path, rows in enumerate(used):
             end = self._step(x, v, t, s, random if path else None)
@@ -92,7 +109,8 @@ class SOAR(Supervised):
                 target = (back - x0) / expand(later, back)
                 error = weighting(self.weighting, later) * flow_matching(models.policy(back, later, cond), target)
                 error = error * rows
-                yield self.correction * error.sum() / mass, {"correction_loss": error.detach().sum() / points}
+                mean = (error.detach() * unit / paths).sum() / (self.points * unit.sum())
+                yield self.correction * error.sum() / mass, {"correction_loss": mean}
 
     @torch.no_grad()
     def _guided(self, models: Models, x: Tensor, t: Tensor, cond: Conditioning, v: Tensor) -> Tensor:
@@ -108,3 +126,11 @@ class SOAR(Supervised):
             return x - expand(t - s, x) * v
         p = KERNELS[self.kernel](x, v, t, s, torch.full_like(t, self.eta))
         return p.mean + p.std * random.normal(x.shape[1:]).to(x)
+
+
+def _stable(t: Tensor, s: Tensor) -> Tensor:
+    """Return 1 where a stochastic step from t to s counts, else 0, (B,).
+
+    One onto the image leaves noise in it, and flow_sde's first one from near the noise flies off.
+    """
+    return ((s > 0) & (t < 0.99)).float()

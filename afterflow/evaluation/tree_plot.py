@@ -37,7 +37,8 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     scores = score_latents(
         model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock()
     )
-    levels = [level[0].sum(-1).numpy() for level in algorithm.levels(plan, rollout.log_prob, scores)]
+    advantages = algorithm.credit(plan, rollout.log_prob, scores, generator(seed))
+    levels = [level[0].sum(-1).numpy() for level in advantages]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())
     return plot_tree(rollout, states, levels, np.asarray(rewards)[0], record["prompt"])

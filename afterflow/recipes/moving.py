@@ -1,4 +1,8 @@
-"""The moving world: how the shipped tiny Wan is taught to move what the prompt names."""
+"""The moving world: how the shipped tiny Wan is taught to move what the prompt names.
+
+Losses are means over all steps, those of tied groups included.  AdamW divides by the size of the gradient, so rates are
+those of version 0.1, whose means left tied groups out.
+"""
 
 from ..algorithms.base import OnPolicy
 from ..algorithms.branch_grpo import BranchGRPO

@@ -4,7 +4,8 @@ Each recipe is for one GPU: fewer prompts an iteration than published, 4000 prom
 each, in the CPU's memory), and LoRAs where a paper trained all weights, with the rates that LoRAs take.  `_8gpu` has
 the paper's number of images an iteration, for several processes: torchrun --nproc-per-node 8 -m afterflow train NAME.
 What else differs from the paper is said with each recipe; rewards are the published ones, but OCR's, whose published
-formula pays for text beside what was asked.
+formula pays for text beside what was asked.  Losses are means over all steps, those of tied groups included, as the
+papers' are; rates and betas are theirs, and AdamW's step is the same for any constant share of tied groups.
 
 What is not ours to ship are files of yours: prompts/pickscore.txt, prompts/hpd.txt, prompts/video.txt, GenEval's own
 prompts/evaluation_metadata.jsonl, which are never trained on, and for SOAR the folder images/ with its metadata.jsonl.

@@ -104,14 +104,15 @@ class Pairs:
     x0: Tensor  # (B, ...)
     cond: Conditioning  # B rows
     seeds: Tensor | None = None  # (B,) long: each row draws its random numbers from its seed; the trainer sets them
+    masses: Tensor | None = None  # (B,) fp64: how much each row counts in its update; None: all alike
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def __getitem__(self, rows: Tensor) -> "Pairs":
-        seeds = None if self.seeds is None else self.seeds[rows.to(self.seeds.device)]
-        return Pairs(self.x0[rows], self.cond[rows], seeds)
+        seeds, masses = (None if x is None else x[rows.to(x.device)] for x in (self.seeds, self.masses))
+        return Pairs(self.x0[rows], self.cond[rows], seeds, masses)
 
     def mass(self, rows: Tensor) -> float:
-        """Return how much these rows count beside others of the same update: their number."""
-        return float(len(rows))
+        """Return how much these rows count beside others of the same update: their masses, or their number."""
+        return float(len(rows) if self.masses is None else self.masses[rows.to(self.masses.device)].sum())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..algorithms.base import Algorithm, Models, OnPolicy, Rows, Scores
+from ..algorithms.base import Algorithm, Models, OnPolicy, Rows, Scores, Supervised
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import Plan, Rollout, concatenate, prompt_noise, sample, transitions
 from ..sampling.seeds import generator, number
@@ -29,6 +29,9 @@ class Iteration:
     metrics: dict[str, float] = field(default_factory=dict)
     idle: Rows | None = None
     """One row for forward passes without weight, while other processes still have rows and this one has none."""
+    share: float = 1.0
+    """Share that the rows are of all steps in the mean of the loss.  On the others nothing pulls, because their group
+    is tied: they are averaged as zeros and cost no forward pass."""
 
 
 def supervised(
@@ -50,6 +53,7 @@ def supervised(
         chunk: Rows of a microbatch.
         processes: The processes of the run, of which each has a share of the batch.
     """
+    assert isinstance(algorithm, Supervised)
     metrics = {"nfe/update": algorithm.requirements.evaluations}
     for step in iterations:
         batch = pairs(step)
@@ -57,6 +61,7 @@ def supervised(
         index = torch.cat(partitions)
         seeds = torch.tensor([number(seed, step, "update", 0, row) for row in index.tolist()])
         rows = replace(batch[index.to(batch.x0.device)], seeds=seeds)
+        rows = replace(rows, masses=algorithm.masses(rows))
         update = [(part - index[0]).to(batch.x0.device).split(chunk) for part in partitions]
         yield Iteration(step, rows, [update], dict(metrics), rows[update[0][0][:1]])
 
@@ -120,7 +125,7 @@ class Explorer:
         log_prob = [processes.all_gather_rows(level, len(cond)) for level in rollout.log_prob]
         with self.clock("credit"):
             advantages = self.algorithm.credit(plan, log_prob, scores, generator(seed, step, "credit"))
-            local = local_rows(rollout, advantages, prompts.index)
+            local = local_rows(rollout, advantages, prompts.index, self.algorithm.requirements.all_rows)
             rows = self.algorithm.rows(self.models, local.steps)
         order = torch.randperm(local.global_count, generator=generator(seed, step, "shuffle"))
         updates = [
@@ -130,7 +135,8 @@ class Explorer:
         ]
         work = self._evaluations(plan, local.global_count / (len(cond) * plan.widths[-1]))
         metrics = {**score_metrics(scores, self.algorithm.weights), **work}
-        return Iteration(step, rows, updates, metrics, self._idle_row(rollout, rows) if processes.sharded else None)
+        idle = self._idle_row(rollout, rows) if processes.sharded else None
+        return Iteration(step, rows, updates, metrics, idle, local.share)
 
     def _sample_and_score(self, plan: Plan, prompts: LocalPrompts) -> tuple[Rollout, Scores]:
         """Return the rollout of this process's prompts, and the scores of all prompts."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.conditioning import Conditioning
-from ..sampling.rollout import Levels, Rollout, Transitions, trained_children, transitions
+from ..sampling.rollout import Levels, Plan, Rollout, Transitions, trained_children, transitions
 from ..sampling.seeds import generator
 
 
@@ -41,6 +41,7 @@ class LocalRows:
     steps: Transitions
     global_index: Tensor  # (M,) long: position among the rows of all processes
     global_count: int  # number of the rows of all processes
+    share: float  # of all steps in the mean of the loss, that the rows of all processes are; the others have no pull
     prompt: Tensor  # (M,) long: index among the iteration's prompts
 
     def microbatches(self, chosen: Tensor, partitions: Sequence[Tensor], chunk: int) -> list[Sequence[Tensor]]:
@@ -57,14 +58,28 @@ class LocalRows:
         return [part.split(chunk) if len(part) else () for part in parts]
 
 
-def local_rows(rollout: Rollout, advantages: Levels, prompts: Tensor) -> LocalRows:
+def pulling(advantages: Levels) -> list[Tensor]:
+    """Put NaN into each (..., R) where no advantage pulls on a step, so that no forward pass is spent on it."""
+    return [level.where((level != 0).any(-1, keepdim=True), torch.nan) for level in advantages]
+
+
+def count_children(plan: Plan, advantages: Levels) -> int:
+    """Return the number of states of all prompts that are trained on."""
+    return sum(int(trained.sum()) for _, trained in trained_children(plan, advantages))
+
+
+def local_rows(rollout: Rollout, advantages: Levels, prompts: Tensor, all_rows: bool = False) -> LocalRows:
     """Return the steps of a rollout as rows among those of all processes.
 
     Args:
         rollout: The rollout of the prompts of this process.
         advantages: The advantages of all prompts, N of (P, W_{k+1}, R); NaN takes a state out of training.
         prompts: Which of all prompts this process has, long.
+        all_rows: Whether a state of advantage 0 becomes a row as well; else it only counts in the mean of the loss.
     """
+    averaged = count_children(rollout.plan, advantages)
+    advantages = advantages if all_rows else pulling(advantages)
+    share = count_children(rollout.plan, advantages) / max(1, averaged)
     positions, owners, count = [], [], 0
     for k, trained in trained_children(rollout.plan, advantages):
         parents = trained.unflatten(1, (rollout.plan.widths[k], -1)).any(2)  # (P, W_k)
@@ -75,4 +90,4 @@ def local_rows(rollout: Rollout, advantages: Levels, prompts: Tensor) -> LocalRo
         count += int(parents.sum())
     steps = transitions(rollout, [level[prompts] for level in advantages])
     global_index, prompt = (torch.cat(column).to(steps.x.device) for column in (positions, owners))
-    return LocalRows(steps, global_index, count, prompt)
+    return LocalRows(steps, global_index, count, share, prompt)

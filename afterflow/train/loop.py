@@ -118,7 +118,9 @@ class Microbatch:
 
     rows: Rows
     share: float
-    """Their share of the mass of an update, over all processes."""
+    """Their share of the mass of an update, over all processes, by which what is measured is averaged."""
+    loss_share: float
+    """Their share of all steps that the loss is averaged over, those without pull included."""
     ends_partition: bool = False
     """Whether gradients are moved into the fp64 sums after it."""
 
@@ -137,10 +139,10 @@ def microbatches(
     for partition, partition_masses in zip(update, masses):
         for n, (rows, mass) in enumerate(zip(partition, partition_masses), 1):
             ends = len(update) > 1 and n == len(partition)
-            yield Microbatch(iteration.rows[rows], mass / total, ends)
+            yield Microbatch(iteration.rows[rows], mass / total, iteration.share * (mass / total), ends)
     if processes.sharded:
         assert iteration.idle is not None
-        yield from [Microbatch(iteration.idle, 0.0)] * (passes - len(local))
+        yield from [Microbatch(iteration.idle, 0.0, 0.0)] * (passes - len(local))
 
 
 def gradients(
@@ -152,6 +154,9 @@ def gradients(
     processes: Processes,
 ) -> tuple[dict[str, float], str | None]:
     """Compute the gradients of the mean loss over the microbatches of an update, each counting by its mass.
+
+    The mean is over all steps that a rollout trains, also over those on which nothing pulls and which are no rows.
+    What is measured is averaged over rows.
 
     Returns what was measured, over all processes, and what is not finite about the loss; then gradients are
     unfinished.
@@ -203,7 +208,7 @@ def _backward(
             if not processes.sharded:
                 break
         # The backward pass of shards takes the mean over processes.
-        processes.accelerator.backward(loss * share * (processes.count if processes.sharded else 1))
+        processes.accelerator.backward(loss * microbatch.loss_share * (processes.count if processes.sharded else 1))
         measured += [(name, share, value) for name, value in metrics.items() if share]
     return problem
 

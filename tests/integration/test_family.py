@@ -196,7 +196,8 @@ def test_advantages_by_depth_are_the_published_ones():
     """spec §5.2: depth 4, splits {0, 2}, leaf rewards 1, 3, 2, 6."""
     algorithm = BranchGRPO(NEAR, steps=4, splits=(0, 2), path_weight=0.0)
     made = rollout(algorithm, MLP(), n=1)
-    levels = algorithm.levels(made.plan, made.log_prob, Scores({"near": torch.tensor([[1.0, 3, 2, 6]])}))
+    scores = Scores({"near": torch.tensor([[1.0, 3, 2, 6]])})
+    levels = algorithm.credit(made.plan, made.log_prob, scores, generator())
     for level in levels[:2]:
         torch.testing.assert_close(level.flatten(), torch.tensor([-0.707107, 0.707107]), atol=1e-5, rtol=0)
     for level in levels[2:]:

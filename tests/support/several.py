@@ -31,6 +31,7 @@ ALGORITHMS = {
     "pref_grpo": PrefGRPO(steps=4, group=4),
     "sft": SFT(dropout=0.1),
     "soar": SOAR(points=2),
+    "soar_paths": SOAR(points=2, paths=3, steps=4, density="uniform"),
 }
 
 

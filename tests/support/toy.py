@@ -8,13 +8,14 @@ from afterflow.algorithms.base import Models, Scores, explores
 from afterflow.sampling.conditioning import Embedding, Pairs, condition
 from afterflow.sampling.flow import expand
 from afterflow.sampling.kernels import flow_sde
-from afterflow.sampling.rollout import chain, sample, transitions
+from afterflow.sampling.rollout import chain, sample
 from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
 from afterflow.train.checkpoint import WeightState
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import ExploreOptions, Explorer, supervised
+from afterflow.train.local_rows import local_rows
 from afterflow.train.loop import Trainer, TrainOptions
 from afterflow.train.reward_history import RewardHistory
 
@@ -123,7 +124,8 @@ def learn(
 def credited(algorithm, rollout, scores, models=None, source=None):
     """The rows that the trainer makes of a rollout and its scores."""
     advantages = algorithm.credit(rollout.plan, rollout.log_prob, scores, source or generator())
-    return algorithm.rows(models, transitions(rollout, advantages))
+    prompts = torch.arange(len(rollout.cond))
+    return algorithm.rows(models, local_rows(rollout, advantages, prompts, algorithm.requirements.all_rows).steps)
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from afterflow.algorithms.base import Models
@@ -9,7 +11,10 @@ from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
 from afterflow.sampling.conditioning import Embedding, Pairs, condition
 from afterflow.sampling.flow import expand, interpolate, shifted
-from afterflow.sampling.seeds import generator
+from afterflow.sampling.seeds import generator, number
+from afterflow.train.distributed import Processes
+from afterflow.train.explore import supervised
+from afterflow.train.loop import gradients
 from toy import MLP, OneStream, draws, images, learn
 
 
@@ -127,6 +132,58 @@ def test_stochastic_paths_are_left_out_where_the_step_ends_on_the_image():
     assert loss.item() == pytest.approx(
         (2000 * metrics["base_loss"] + (total - 2000) * metrics["correction_loss"]).item() / total.item(), abs=1e-9
     )
+
+
+PATHS = SOAR(steps=4, points=2, paths=3, correction=0.7, density="uniform")
+PARTS = [(chunk, partitions) for partitions in (1, 2, 3) for chunk in (1, 5, 24)]
+
+
+def update_of(algorithm, chunk, partitions=1, rank=0, count=1):
+    """The gradient of one update on 24 images, by the real loop, and what it measures: the part of one process."""
+    processes = Processes(Accelerator(cpu=True), grad_partitions=partitions)
+    processes.rank, processes.local_partitions = rank, processes.grad_partitions // count
+    batch, model = images(24, generator("update")), MLP()
+    ((iteration),) = supervised(algorithm, lambda step: batch, range(1), seed=0, chunk=chunk, processes=processes)
+    parameters = list(model.parameters())
+    measured, _ = gradients(algorithm, Models(model), iteration, iteration.updates[0], parameters, processes)
+    gradient = torch.cat([p.grad.flatten() for p in parameters])
+    return gradient, measured, sum(iteration.rows.mass(rows) for part in iteration.updates[0] for rows in part)
+
+
+@pytest.mark.parametrize("algorithm", [PATHS, replace(PATHS, paths=1), replace(PATHS, correction=0.0), SFT()])
+def test_an_update_is_the_same_in_parts_of_any_size(algorithm):
+    whole, metrics, _ = update_of(algorithm, 24)
+    for chunk, partitions in PARTS:
+        gradient, measured, _ = update_of(algorithm, chunk, partitions)
+        assert (gradient - whole).norm() < 2e-6 * whole.norm()
+        assert measured == pytest.approx(metrics, rel=1e-5)
+
+
+def test_processes_add_up_to_one_with_several_paths():
+    """Each process normalises by its own rows here, where it does not hear of the others: masses put that right."""
+    whole, _, mass = update_of(PATHS, 24)
+    parts = [update_of(PATHS, 5, 3, rank, 3) for rank in range(3)]
+    assert len({m for _, _, m in parts}) > 1 and sum(m for _, _, m in parts) == pytest.approx(mass)
+    summed = sum(gradient * m / mass for gradient, _, m in parts)
+    assert (summed - whole).norm() < 2e-6 * whole.norm()
+
+
+def test_several_paths_are_averaged_over_all_points_of_an_update():
+    """The page's line, from the terms of every image alone: (Σ ℓ + λ Σ ℓ') / (B + λ P)."""
+    batch, model = images(24, generator("update")), MLP()
+    seeds = torch.tensor([number(0, 0, "update", 0, row) for row in range(24)])
+    terms, points = [], 0.0
+    for row in torch.arange(24).split(1):
+        one = replace(batch[row], seeds=seeds[row])
+        mass = PATHS.masses(one).item()
+        assert mass == pytest.approx(1 + 0.7 * 2) or mass == pytest.approx(1 + 0.7 * 6)
+        terms.append(mass * sum(loss for loss, _ in PATHS.losses(Models(model), one)))
+        points += (mass - 1) / 0.7
+    loss = sum(terms) / (24 + 0.7 * points)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    found, _, _ = update_of(PATHS, 7)
+    assert (found - expected).norm() < 2e-6 * expected.norm()
+    assert 24 * 2 < points < 24 * 6
 
 
 class Linear(nn.Module):
