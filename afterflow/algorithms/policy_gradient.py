@@ -65,9 +65,10 @@ def untied(advantage: Tensor) -> Tensor:
 
 def share_of_steps(steps: int, fraction: float) -> int:
     """Return how many of the steps before the last `fraction` is; raise ValueError where that is none."""
-    count = int((steps - 1) * fraction)
-    holds = 0 < fraction <= 1 and count >= 1
-    require(holds, f"fraction = {fraction}: a share of the {steps - 1} steps before the last, at least one of them")
+    count = int((steps - 1) * fraction) if 0 < fraction <= 1 else 0
+    require(
+        count >= 1, f"fraction = {fraction}: a share of the {steps - 1} steps before the last, at least one of them"
+    )
     return count
 
 

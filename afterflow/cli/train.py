@@ -1,18 +1,16 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
-import tyro
 from tyro.conf import AvoidSubcommands
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ..experiment.run_folder import RunFolder, read_run
 from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
+from .options import parse_options
 from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
@@ -105,9 +103,7 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     from ..experiment.compatibility import refuse_renamed
 
     refuse_renamed(options)
-    changes, rejected = tyro.cli(
-        Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True
-    )
+    changes, rejected = parse_options(Elsewhere, options[1:], "afterflow train --resume RUN", return_unknown_args=True)
     if rejected:
         raise ConfigError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
     if not RunFolder(folder).checkpoints():
@@ -136,11 +132,9 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     refuse_renamed(options)
     asks_for_help = {"-h", "--help"} & set(options)
     if not asks_for_help:
-        parts, options = tyro.cli(Parts, args=options, prog=prog, return_unknown_args=True)
+        parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
         run = parts.put_into(run)
-    return tyro.cli(
-        AvoidSubcommands[Run], default=run, args=options, prog=prog, registry=MAPPINGS, description=PARTS_USAGE
-    )
+    return parse_options(AvoidSubcommands[Run], options, prog, default=run, description=PARTS_USAGE)
 
 
 @dataclass(frozen=True)
@@ -176,28 +170,3 @@ class Parts:
         if self.adapt is not None:
             run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
         return run
-
-
-MAPPINGS = ConstructorRegistry()
-
-
-@MAPPINGS.primitive_rule
-def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Let `--weights a 0.5 b 0.5` replace a mapping; tyro's own rule only changes values of keys that exist."""
-    if info.type_origin is not Mapping:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[NAME NUMBER ...]",
-        instance_from_str=partial(numbers_by_name, kind=get_args(info.type)[1]),
-        is_instance=lambda value: isinstance(value, Mapping),
-        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
-    )
-
-
-def numbers_by_name(words: Sequence[str], kind: Callable[[str], float]) -> dict[str, float]:
-    """NAME NUMBER or NAME=NUMBER, any number of times."""
-    words = [part for word in words for part in word.split("=", 1)]
-    if len(words) % 2:
-        raise ConfigError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
-    return {name: kind(number) for name, number in zip(words[::2], words[1::2])}

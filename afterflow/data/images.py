@@ -18,6 +18,7 @@ from ..envs.shapes.world import TAGS, world_size
 from ..sampling.seeds import number
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
+from ..system.json_text import parse_json
 from ..system.optional_dependencies import check_extra
 from .prompts import check_shapes_options
 
@@ -201,7 +202,7 @@ def read_metadata(folder: Path, caption: str) -> list[tuple[str, dict]]:
             continue
         location = f"{file}:{n}"
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except json.JSONDecodeError as error:
             raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):

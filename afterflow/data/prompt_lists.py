@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..system.errors import InputError
+from ..system.json_text import parse_json
 from ..system.optional_dependencies import check_extra
 from .prompts import PromptFile
 
@@ -48,7 +49,7 @@ def read_prompt_file(file: Path) -> list[dict]:
         return PromptFile(str(file)).records(0)
     try:
         text = file.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(keepends=True))) if file.suffix == ".csv" else json.loads(text)
+        rows = list(csv.DictReader(text.splitlines(keepends=True))) if file.suffix == ".csv" else parse_json(text)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise InputError(f"prompts {file}: it cannot be read ({error})") from None
     if not isinstance(rows, list):
@@ -89,7 +90,7 @@ def read_test_points(row: Mapping[str, Any], location: str) -> dict:
     if column is None:
         return {}
     try:
-        points = json.loads(row[column])
+        points = parse_json(row[column])
         pairs = list(zip(points["Testpoints"], points["Testpoint Description"], strict=True))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"prompts {location}: {column} holds no test points ({error})") from None

@@ -15,6 +15,7 @@ from ..envs.shapes.world import SIZES, TAGS
 from ..sampling.seeds import generator, number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
+from ..system.json_text import parse_json
 from ..system.names import unknown_name
 
 RecordChecks = Mapping[str, Callable[[dict], None]]
@@ -69,7 +70,7 @@ def parse_text_line(line: str, location: str) -> dict:
 def parse_json_line(line: str, location: str) -> dict:
     """Read the record of a .jsonl line; InputError where it is none."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
+from ..system.json_text import read_json
 
 SETTINGS = "settings.json"
 
@@ -24,7 +25,7 @@ SETTINGS = "settings.json"
 def drawn_with(folder: Path) -> dict:
     """Return the settings with which afterflow drew the images; empty for images from elsewhere."""
     file = folder / SETTINGS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def holds_images(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from uuid import uuid4
 import torch
 
 from ..system.atomic_files import write_text_atomically
+from ..system.json_text import read_json
 from .serialization import differences
 
 LIBRARIES = ("afterflow", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
@@ -31,7 +32,7 @@ def write_record(
         processes: Number of processes.
     """
     file = folder / "run.json"
-    begun = json.loads(file.read_text()) if first and file.is_file() else None
+    begun = read_json(file) if first and file.is_file() else None
     record = {
         "recipe": recipe,
         "config": config,
@@ -57,7 +58,7 @@ def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:
     file = folder / "tracker.json"
     if not file.is_file():
         write_text_atomically(file, json.dumps({"id": uuid4().hex}) + "\n")
-    run_id = json.loads(file.read_text())["id"]
+    run_id = read_json(file)["id"]
     return {
         "wandb": {"name": name, "id": run_id, "resume": "allow"},
         "trackio": {"name": f"{name}-{run_id[:8]}", "resume": "allow"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
+from ..system.json_text import read_json
 from ..train.budget import Budget
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class RunFolder:
 
     def best(self) -> dict[str, Any] | None:
         """Return step, reward and value of the weights in best/, if there are any."""
-        return json.loads(self.best_file.read_text(encoding="utf-8")) if self.best_file.is_file() else None
+        return read_json(self.best_file) if self.best_file.is_file() else None
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of the whole checkpoints, oldest first."""
@@ -103,10 +104,7 @@ def read_record(file: Path) -> dict[str, Any]:
     """Return the JSON of a run.json.  InputError names the file and what is wrong with it."""
     if not file.is_file():
         raise InputError(f"{file}: no such file; a run is recorded in runs/NAME/run.json")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: not JSON ({error.msg} at line {error.lineno})") from None
+    record = read_json(file)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise InputError(f'{file}: it has no "config", so afterflow did not write it')
     return record

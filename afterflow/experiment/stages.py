@@ -21,6 +21,7 @@ from ..models.generate import draw_images
 from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
 from ..system.errors import CheckpointError, ConfigError
+from ..system.json_text import read_json
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
@@ -197,7 +198,7 @@ def check_stage(stage: Stage) -> None:
         if isinstance(stage, Samples):
             stage.records()
     if is_done(stage) and inputs_file(stage).is_file():
-        before, now = json.loads(inputs_file(stage).read_text()), inputs(stage)
+        before, now = read_json(inputs_file(stage)), inputs(stage)
         for name in before:
             if before[name] != now[name]:
                 raise CheckpointError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
@@ -244,7 +245,7 @@ def folder_digest(folder: Path) -> str | None:
 def check_same_stage(stage: BuildParts | Merge | Samples) -> None:
     """Check that the stage's folder holds no stage with other settings.  CheckpointError where it does."""
     file = record_of(stage)
-    if file.is_file() and from_json(type(stage), json.loads(file.read_text()), str(file)) != stage:
+    if file.is_file() and from_json(type(stage), read_json(file), str(file)) != stage:
         raise CheckpointError(
             f"{stage.folder} holds a stage with other settings; delete it, or give this one another name"
         )

@@ -28,6 +28,7 @@ from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import InputError
+from ..system.json_text import read_json
 from .base import cache_folder, write_cache_file
 from .lora.files import (
     StoredLoRA,
@@ -170,7 +171,7 @@ class Model(ABC):
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
         """Return the stock pipeline from the folder, some parts given and some left out."""
-        index = json.loads((self.folder / "model_index.json").read_text())
+        index = read_json(self.folder / "model_index.json")
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
@@ -180,7 +181,7 @@ class Model(ABC):
 
     def meta_pipeline(self) -> "DiffusionPipeline":
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
-        index, dtype = json.loads((self.folder / "model_index.json").read_text()), getattr(torch, self.config.dtype)
+        index, dtype = read_json(self.folder / "model_index.json"), getattr(torch, self.config.dtype)
         options = {name: value for name, value in index.items() if not name.startswith("_")}
         for name, (library, kind) in ((n, v) for n, v in options.items() if isinstance(v, list)):
             if library is None or name in self.encoders:
@@ -352,7 +353,7 @@ def weights_digest(path: str) -> str:
 
 def pipeline_class(folder: Path) -> str:
     """Return the name of the pipeline's class in diffusers."""
-    return json.loads((folder / "model_index.json").read_text())["_class_name"]
+    return read_json(folder / "model_index.json")["_class_name"]
 
 
 def check_family(path: str, folder: Path, family: str) -> None:

@@ -1,6 +1,5 @@
 """Stable Diffusion 3 and 3.5 (arXiv:2403.03206) through diffusers."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import SD3Grid
+from ..system.json_text import read_json
 from .packing import latent_sides
 from .pipeline import Model, Pretrained
 
@@ -55,7 +55,7 @@ class SD3Model(Model):
         self.t5_tokens = default if config.max_sequence_length is None else config.max_sequence_length
         left_out = () if self.t5_tokens else THIRD_ENCODER
         self.encoder_key = left_out, f"T5 {self.t5_tokens}"
-        clip = json.loads((self.folder / "text_encoder" / "config.json").read_text())
+        clip = read_json(self.folder / "text_encoder" / "config.json")
         tokens = clip["max_position_embeddings"] + self.t5_tokens
         self.text_shape = tokens, net.joint_attention_dim, net.pooled_projection_dim
         self.schedule = SD3Grid(self.pipe.scheduler.config.shift)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..system.checks import check_at_least_one
+from ..system.checks import check_at_least_one, check_finite
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 
@@ -70,6 +70,7 @@ class RewardModels:
     """Addresses by reward, of services that score it (afterflow serve-rewards).  Commas separate several."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "reward_models")
         check_at_least_one(self, "batch", prefix="reward_models.")
         for name in self.options:
             if name not in REWARD_OPTIONS:

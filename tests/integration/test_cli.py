@@ -305,6 +305,26 @@ def test_evaluations_that_make_no_sense(said, argv, sentence):
     assert (code, out) == (2, "") and sentence in err
 
 
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf", "1e400"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "compare shapes_sft --budget-seconds",
+        "train shapes_flow_grpo --plan --budget-seconds",
+        "train shapes_flow_grpo --plan --algorithm.weights shapes_strict",
+        "train shapes_flow_grpo --plan --tune.alpha",
+        "train shapes_flow_grpo --plan --reward-models.options video_align_fps",
+        "eval tiny --guidance",
+        "sample tiny x --guidance",
+        "serve-rewards jpeg_compressibility --seconds",
+        "merge a b --density",
+    ],
+)
+def test_no_command_takes_a_number_that_is_not_finite(said, argv, word):
+    code, out, err = said(*argv.split(), word)
+    assert (code, out) == (2, "") and ("is not a finite number" in err or "is not a whole number" in err)
+
+
 def with_prompts(monkeypatch, rewards, path):
     """A recipe that explores the prompts of a file."""
     from dataclasses import replace

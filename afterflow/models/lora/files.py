@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...system.errors import InputError
+from ...system.json_text import read_json
 from .factors import LoRAFactors, pad_rank
 from .kohya import from_original
 
@@ -89,7 +90,7 @@ def peft_config(file: Path) -> dict:
     beside = file.parent / "adapter_config.json"
     if not beside.is_file():
         raise InputError(f"LoRA {file}: peft's adapter_config.json is not beside it, and with it its alpha")
-    return json.loads(beside.read_text())
+    return read_json(beside)
 
 
 def lora_state_dict(layers: dict[str, LoRAFactors]) -> dict[str, Tensor]:
