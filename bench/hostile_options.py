@@ -172,6 +172,7 @@ def options_tried() -> dict[str, Any]:
         faults = []
         for case in (*command_cases(), *record_cases(folder), *training_cases()):
             what, words = outcome(case)
+            print(what, case.option, case.value, words[:200], flush=True)
             counts[what] += 1
             if what in ("silent", "traceback"):
                 faults.append({"option": case.option, "value": case.value, "what": what, "words": words})

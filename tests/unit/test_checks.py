@@ -48,7 +48,11 @@ def test_what_is_not_finite_is_found_in_whatever_it_stands(value):
         check_finite({"x": value}, "model")
 
 
-@pytest.mark.parametrize("make", [lambda x: LoRAMerge(("a", "b"), (1.0, x)), lambda x: RewardModels(options={"geneval_threshold": x})])
+def models_with(number):
+    return RewardModels(options={"geneval_threshold": number})
+
+
+@pytest.mark.parametrize("make", [lambda number: LoRAMerge(("a", "b"), (1.0, number)), models_with])
 def test_objects_that_no_run_holds_refuse_it_too(make):
     with pytest.raises(ValueError):
         make(math.nan)
