@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from ..evaluation.report import ShapesSettings
 from ..system.errors import ConfigError
+from ..system.names import check_folder_name
 from ..system.optional_dependencies import check_extra
 from .options import parse_options
 from .output import write_text
@@ -59,6 +60,7 @@ class Compare:
     def __post_init__(self) -> None:
         if not self.recipes:
             raise ConfigError("name at least one recipe to compare: afterflow compare RECIPE...")
+        check_folder_name("--name", self.name)
         if self.seeds < 1 or (self.budget_seconds is not None and self.budget_seconds <= 0):
             raise ConfigError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
 

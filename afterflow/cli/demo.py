@@ -17,6 +17,7 @@ from ..models.generate import picture_size
 from ..models.pipeline import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo
+from ..system.folder_lock import locked_folder
 from .messages import show_messages
 
 SUITE = ShapesSettings(prompts=280, images=4)
@@ -29,7 +30,8 @@ def run_demo() -> None:
     no_progress_bars()
     run = demo()
     if run.folder.exists():
-        print(f"{run.folder} is there already and is replaced.")
+        with locked_folder(run.folder):  # nobody is training in it
+            print(f"{run.folder} is there already and is replaced.")
         shutil.rmtree(run.folder)
     folder = execute(run, "demo")
     model = SD3("tiny").load()

@@ -10,7 +10,7 @@ from ..objectives.advantages import Blend
 from ..rewards.registry import find_reward
 from ..system.checks import check_finite
 from ..system.errors import ConfigError
-from ..system.names import unknown_name
+from ..system.names import check_folder_name, unknown_name
 
 if TYPE_CHECKING:
     from .config import Run
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def check_run(run: "Run") -> None:
     """Check what no group can check alone.  ConfigError names the options that do not fit and what to change."""
     check_finite(run)
+    check_folder_name("name", run.name)
     if run.seed < 0:
         raise ConfigError(f"seed = {run.seed}: 0 or more")
     check_model(run)

@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from ..rewards.registry import check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError
+from ..system.folder_lock import locked_folder
+from ..system.launcher import launched_rank
 from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
@@ -47,7 +50,9 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     select_device()
     check_rewards(run.rewards, run.reward_models)
     clock = Clock()
-    with explain_out_of_memory(clock):
+    # Rank 0 writes the folder; where it is refused, its launcher ends the others.
+    claim = locked_folder(run.folder) if launched_rank() == 0 else nullcontext()
+    with claim, explain_out_of_memory(clock):
         setup = TrainingSetup.build(run, resume)
         start_records(setup, recipe)
         train_setup(setup, records, held_out, clock)

@@ -21,7 +21,9 @@ from ..models.generate import draw_images
 from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
 from ..system.errors import CheckpointError, ConfigError
+from ..system.folder_lock import locked_folder
 from ..system.json_text import read_json
+from ..system.names import check_folder_name
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
@@ -155,6 +157,7 @@ class Chain:
             raise ConfigError(f"chain {self.name}: processes = {self.processes}; at least 1")
         names = [stage.name for stage in self.stages]
         for name in names:
+            check_folder_name(f"chain {self.name}: name", name)
             if names.count(name) > 1:
                 raise ConfigError(f"chain {self.name}: two stages are called {name}; give each a name of its own")
 
@@ -179,7 +182,8 @@ def execute_chain(chain: Chain) -> Path:
             _log.info(title)
             train_in_subprocess(stage, chain.name, processes=chain.processes)
         else:
-            _log.info(f"{title}: {stage()}")
+            with locked_folder(stage.folder):
+                _log.info(f"{title}: {stage()}")
             record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")
     return chain.stages[-1].folder
 

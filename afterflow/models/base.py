@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..system.errors import ConfigError
+
 
 def default_device() -> torch.device:
     """Return the accelerator where there is one, else the CPU."""
@@ -15,8 +17,15 @@ def default_device() -> torch.device:
 
 
 def cache_folder() -> Path:
-    """Return the folder of encoded prompts and images: AFTERFLOW_CACHE, or ~/.cache/afterflow."""
-    return Path(os.environ.get("AFTERFLOW_CACHE", Path.home() / ".cache" / "afterflow"))
+    """Return the folder of encoded prompts and images: AFTERFLOW_CACHE, or ~/.cache/afterflow.
+
+    ConfigError where there is no home to find it in.
+    """
+    path = os.path.expandvars(os.environ.get("AFTERFLOW_CACHE") or "~/.cache/afterflow")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"AFTERFLOW_CACHE: there is no home folder for {path}; set it to a whole path") from None
 
 
 def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:
