@@ -10,6 +10,9 @@ from ..objectives.advantages import Blend, Normalize, advantages, gated
 from ..sampling.rollout import Transitions
 from .base import Models, OnPolicy, check_cps, require
 
+MAX_STEPS = 10_000
+"""Steps of a rollout beyond which its plan alone would fill the memory."""
+
 
 @dataclass(frozen=True)
 class PolicyGradient(OnPolicy[Transitions]):
@@ -29,6 +32,10 @@ class PolicyGradient(OnPolicy[Transitions]):
     def check_policy_gradient(self) -> None:
         """Raise ValueError for a rollout without stochastic steps to train, and for a clip that is not positive."""
         require(self.steps >= 2, f"steps = {self.steps}: the step onto the image is not trained; take at least 2")
+        require(
+            self.steps <= MAX_STEPS,
+            f"steps = {self.steps}: at most {MAX_STEPS}, which is far more than any sampler takes",
+        )
         require(self.eta > 0, f"eta = {self.eta}: a policy gradient needs stochastic steps; take eta > 0")
         check_cps(self.kernel, self.eta)
         positive = self.clip > 0 and self.max_advantage > 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from ..evaluation.report import ShapesSettings
+from ..system.atomic_files import make_folder, writing
 from ..system.errors import ConfigError
 from ..system.names import check_folder_name
 from ..system.optional_dependencies import check_extra
@@ -147,8 +148,9 @@ class Tree:
         names = run.algorithm.requirements.rewards
         check_record(record, f"prompt {self.prompt!r}", record_checks(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
-        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.out, dpi=110)
+        make_folder(Path(self.out).parent)
+        with writing(Path(self.out)):
+            figure.savefig(self.out, dpi=110)
         print(self.out)
 
 
@@ -213,7 +215,8 @@ def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Pat
     for finished in runs:
         if isinstance(finished.run.algorithm, BranchGRPO):
             figure = tree_of(finished.run, finished.folder, prompt_records(finished.run)[0], 0)
-            figure.savefig(finished.folder / "tree.png", dpi=110)
+            with writing(finished.folder / "tree.png"):
+                figure.savefig(finished.folder / "tree.png", dpi=110)
     data = {"command": command, **comparison(runs, settings)}
     write_text(out / "comparison.json", json.dumps(data) + "\n")
     print(write_page(out, data, title, command))

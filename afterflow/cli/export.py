@@ -7,6 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from ..system.atomic_files import apply_umask, make_folder, writing
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from .options import parse_options
@@ -56,8 +57,10 @@ class Export:
                 raise ConfigError(f"{self.lora}: no run.json says which model it adapts; add --family")
             out = beside / "kohya.safetensors" if self.out is None else Path(self.out)
             tensors = to_kohya(lora.layers, family)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, out, metadata={"format": "pt"})
+            make_folder(out.parent)
+            with writing(out):
+                save_file(tensors, out, metadata={"format": "pt"})
+                apply_umask(out)
         print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")
 
 

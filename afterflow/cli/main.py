@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..system.environment import check_environment
-from ..system.errors import ConfigError, TrainingStopped
+from ..system.errors import ConfigError, OutputError, TrainingStopped
 from ..system.launcher import check_launcher, launched_processes, launched_rank
 from ..system.names import unknown_name
 from .messages import show_messages
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_command(argv)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # What is still in the buffer is written when Python ends, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
+        return CLOSED_PIPE if isinstance(error, BrokenPipeError) else complain(f"the output: {error.strerror}", 1)
 
 
 def run_command(argv: Sequence[str] | None) -> int:
@@ -73,6 +73,15 @@ def run_command(argv: Sequence[str] | None) -> int:
         return complain(error, 2)
     except TrainingStopped as error:
         return complain(error, 1)
+    except OutputError as error:
+        return complain(error, 1)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return complain(f"{where}{error.strerror or error}", 1)
+    except MemoryError:
+        return complain("this machine has too little memory for that; ask for less at a time, or for fewer", 1)
     return 0
 
 
@@ -93,7 +102,7 @@ def check_launch(command: str, args: Sequence[str]) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
-def complain(error: Exception, code: int) -> int:
+def complain(error: Exception | str, code: int) -> int:
     """Print an error in one line on stderr, and return the exit code."""
     rank = os.environ.get("RANK", "0")
     print(f"afterflow{f', process {rank}' if rank.isdigit() and int(rank) else ''}: {error}", file=sys.stderr)

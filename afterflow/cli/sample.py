@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from ..system.atomic_files import make_folder
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from .model_options import ModelOptions, check_sources
@@ -56,6 +57,6 @@ class Sample:
         records = [{"prompt": prompt} for prompt in self.prompts]
         images = draw_images(model, records, self.images, self.steps, self.guidance, self.seed)
         captions = [prompt for prompt in self.prompts for _ in range(self.images)]
-        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(self.out).parent)
         save_pictures(Path(self.out), images.reshape(-1, *images.shape[2:]), captions, self.images)
         print(self.out)

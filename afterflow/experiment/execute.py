@@ -18,6 +18,7 @@ from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
+from ..system.atomic_files import writing
 from ..system.errors import ConfigError
 from ..system.folder_lock import locked_folder
 from ..system.launcher import launched_rank
@@ -94,8 +95,9 @@ def save_result(setup: TrainingSetup) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     setup.export(partial)
     if setup.processes.main:
-        shutil.rmtree(result, ignore_errors=True)
-        partial.rename(result)
+        with writing(result):
+            shutil.rmtree(result, ignore_errors=True)
+            partial.rename(result)
         write_card(setup.run, result)
     setup.processes.accelerator.end_training()
 

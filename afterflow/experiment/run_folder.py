@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..system.atomic_files import write_text_atomically
+from ..system.atomic_files import write_text_atomically, writing
 from ..system.errors import InputError
 from ..system.json_text import read_json
 from ..train.budget import Budget
@@ -153,12 +153,15 @@ class MetricsFile:
         """Numbers of the iteration before the first one."""
         self.earliest: dict[str, Any] = lines[0] if lines else {}
         """The first line, if there is one."""
-        self.stream = file.open("a", buffering=1, encoding="utf-8")
+        with writing(file):
+            self.stream = file.open("a", buffering=1, encoding="utf-8", newline="\n")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write the line of an iteration."""
-        self.stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        with writing(Path(self.stream.name)):
+            self.stream.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def close(self) -> None:
         """Close the file."""
-        self.stream.close()
+        with writing(Path(self.stream.name)):
+            self.stream.close()

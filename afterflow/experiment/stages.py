@@ -20,6 +20,7 @@ from ..models.base import default_device
 from ..models.generate import draw_images
 from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
+from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, ConfigError
 from ..system.folder_lock import locked_folder
 from ..system.json_text import read_json
@@ -119,7 +120,7 @@ class Samples(_StageFolder):
     def __call__(self) -> str:
         records = self.records()
         images = self.folder / "images"
-        images.mkdir(parents=True, exist_ok=True)
+        make_folder(images)
         lines = []
         for teacher in self.teachers:
             rows = [i for i, record in enumerate(records) if record[self.route] in teacher.tasks]
@@ -133,9 +134,10 @@ class Samples(_StageFolder):
             for i, of_prompt in zip(rows, drawn):
                 for j, pixels in enumerate(of_prompt):
                     name = f"{i:05d}_{j}.png"
-                    Image.fromarray(pixels).save(images / name)
+                    with writing(images / name):
+                        Image.fromarray(pixels).save(images / name)
                     lines.append({"file_name": name, "caption": records[i]["prompt"], **records[i]})
-        (images / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_text_atomically(images / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         return f"{len(lines)} pictures by {len(self.teachers)} teachers"
 
 
@@ -176,15 +178,15 @@ def execute_chain(chain: Chain) -> Path:
         if is_done(stage):
             _log.info(f"{title}: is there already")
             continue
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        inputs_file(stage).write_text(json.dumps(inputs(stage)) + "\n")
+        make_folder(stage.folder)
+        write_text_atomically(inputs_file(stage), json.dumps(inputs(stage)) + "\n")
         if isinstance(stage, Run):
             _log.info(title)
             train_in_subprocess(stage, chain.name, processes=chain.processes)
         else:
             with locked_folder(stage.folder):
                 _log.info(f"{title}: {stage()}")
-            record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")
+            write_text_atomically(record_of(stage), json.dumps(to_json(stage)) + "\n")
     return chain.stages[-1].folder
 
 

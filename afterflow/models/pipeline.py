@@ -21,7 +21,6 @@ import torch
 import transformers.utils.logging
 from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
@@ -29,7 +28,7 @@ from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import InputError
 from ..system.json_text import read_json
-from .base import cache_folder, write_cache_file
+from .base import cache_folder, read_cache_file, write_cache_file
 from .lora.files import (
     StoredLoRA,
     check_lora_fits,
@@ -196,13 +195,13 @@ class Model(ABC):
 
     def encode(self, prompts: Sequence[str]) -> Embedding:
         """Encode P texts to P rows.  They are cached on disk by content; encoders are loaded only for new texts."""
-        cached = self._cache_file(prompts)
-        if not cached.is_file():
+        file = self._cache_file(prompts)
+        tensors = read_cache_file(file)
+        if tensors is None:
             embedding = self._run_encoders(prompts)
-            write_cache_file(
-                cached, {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None}
-            )
-        return Embedding(**load_file(cached))
+            tensors = {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None}
+            write_cache_file(file, tensors)
+        return Embedding(**tensors)
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
         digest = hashlib.sha256(f"{self.encoder_key} {self.config.dtype}".encode())

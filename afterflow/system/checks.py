@@ -6,14 +6,20 @@ from dataclasses import fields, is_dataclass
 
 from .errors import ConfigError
 
+LARGEST = 2**63 - 1
+"""The largest whole number that torch counts with."""
+
 
 def check_finite(value: object, name: str = "") -> None:
-    """Raise ConfigError for a number that is NaN or infinite, in whatever dataclasses, mappings and tuples it stands.
+    """Raise ConfigError for a number that is NaN, infinite or beyond 64 bits.
 
-    `name` is what the message calls the value; numbers inside it are named after it.
+    Dataclasses, mappings and tuples are looked through.  `name` is what the message calls the value; numbers inside it
+    are named after it.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name} = {value}: it must be a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{name or 'a number'} = {value}: it is larger than any count; take at most {LARGEST}")
     inside = f"{name}." if name else ""
     if is_dataclass(value):
         for field in fields(value):
@@ -40,9 +46,11 @@ def finite_number(text: str) -> float:
 def whole_number(text: str) -> int:
     """Return the whole number that a text says.  ConfigError where it says none."""
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
         raise ConfigError(f"{text!r} is not a whole number") from None
+    check_finite(number)
+    return number
 
 
 def check_at_least_one(options: object, *names: str, prefix: str = "") -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from .atomic_files import make_folder, writing
 from .errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -24,17 +25,18 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
     ConfigError names the process that holds it, where one does.  A disk that knows no locks is warned of.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    with writing(make_folder(folder)):
+        opened = (folder / LOCK).open("ab+", buffering=0)
+    with opened as file:
         try:
             lock(file)
         except (BlockingIOError, PermissionError):
             raise ConfigError(f"{folder} {holder(file)}; wait until it ends, or take another --name") from None
         except OSError as error:
             _log.warning(f"{folder} cannot be locked ({error.strerror}); let no other process write to it")
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
-        file.flush()
+        with writing(folder / LOCK):
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         try:
             yield
         finally:
@@ -44,7 +46,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def lock(file: IO[str]) -> None:
+def lock(file: IO[bytes]) -> None:
     """Lock an open file for this process alone.  BlockingIOError or PermissionError where another has it."""
     if sys.platform == "win32":
         import msvcrt
@@ -57,7 +59,7 @@ def lock(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def holder(file: IO[str]) -> str:
+def holder(file: IO[bytes]) -> str:
     """Return which process holds the lock of a file, as far as the file says so."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         file.seek(0)

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ...system.atomic_files import apply_umask, make_folder, writing
 from ...system.errors import InputError
 from ...system.json_text import read_json
 from .factors import LoRAFactors, pad_rank
@@ -110,8 +111,10 @@ def write_lora(folder: Path, layers: dict[str, LoRAFactors]) -> None:
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers)).to_dict()
     config["target_modules"] = sorted(config["target_modules"])
     about = json.dumps({f"transformer.{name}": value for name, value in config.items()}, default=str)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(lora_state_dict(layers), folder / NAMES[0], metadata={"lora_adapter_metadata": about, "format": "pt"})
+    make_folder(folder)
+    with writing(folder / NAMES[0]):
+        save_file(lora_state_dict(layers), folder / NAMES[0], metadata={"lora_adapter_metadata": about, "format": "pt"})
+        apply_umask(folder / NAMES[0])
 
 
 def check_lora_fits(file: Path, shapes: dict[str, tuple[int, int]], module: nn.Module) -> None:
