@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from ..experiment.config import Run
     from ..experiment.stages import Chain
 
+ACCEPT = "--accept-changed-data"
+"""The option with which a run goes on although something that it is made from has changed."""
 TRAIN_USAGE = """\
 usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
        afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
        afterflow train --resume RUN                   go on from the last checkpoint of a run; on other processes
-                                                      perhaps with another --grad-partitions or --shard
+                                                      perhaps with another --grad-partitions or --shard, and where
+                                                      its prompts, pictures or LoRAs are no longer what they were,
+                                                      with --accept-changed-data
 """
 
 PARTS_USAGE = """\
@@ -43,7 +47,8 @@ def train(args: Sequence[str]) -> None:
     if source in ("--from", "--resume") and not options:
         raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     only_plan = "--plan" in options
-    options = [option for option in options if option != "--plan"]
+    accept = source == "--resume" and ACCEPT in options
+    options = [option for option in options if option != "--plan" and not (accept and option == ACCEPT)]
     # A name or a folder that does not exist is refused first, because what follows takes seconds to import.
     if source == "--resume":
         run, recipe = resumable(options)
@@ -70,7 +75,7 @@ def train(args: Sequence[str]) -> None:
         return
     from ..experiment.execute import execute
 
-    print(f"{execute(run, recipe, resume=source == '--resume')} holds the result")
+    print(f"{execute(run, recipe, source == '--resume', accept)} holds the result")
 
 
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:

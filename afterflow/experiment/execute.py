@@ -21,6 +21,7 @@ from ..sampling.seeds import generator
 from ..system.atomic_files import writing
 from ..system.errors import ConfigError
 from ..system.folder_lock import locked_folder
+from ..system.json_text import read_json
 from ..system.launcher import launched_rank
 from ..train.clock import Clock
 from ..train.distributed import select_device
@@ -28,12 +29,14 @@ from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
 from ..train.loop import Trainer, TrainOptions
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
+from .contents import check_contents, run_contents
 from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
 from .model_card import write_card
 from .monitor import RunMonitor
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
+from .run_folder import RunFolder
 from .scoring import scorer
 from .serialization import to_json
 from .setup import TrainingSetup
@@ -41,8 +44,10 @@ from .setup import TrainingSetup
 _log = logging.getLogger(__name__)
 
 
-def execute(run: Run, recipe: str, resume: bool = False) -> Path:
+def execute(run: Run, recipe: str, resume: bool = False, accept_changed_data: bool = False) -> Path:
     """Train a run and return its folder, which then holds lora/ or model/.
+
+    A run that is resumed must be made from what it began with, unless `accept_changed_data`.
 
     ConfigError, InputError or CheckpointError is raised before anything is trained where the run cannot be trained as
     configured; TrainingStopped where training cannot go on.
@@ -55,17 +60,25 @@ def execute(run: Run, recipe: str, resume: bool = False) -> Path:
     claim = locked_folder(run.folder) if launched_rank() == 0 else nullcontext()
     with claim, explain_out_of_memory(clock):
         setup = TrainingSetup.build(run, resume)
-        start_records(setup, recipe)
+        contents = run_contents(run, records, held_out, setup.model.folder) if setup.processes.main else {}
+        start_records(setup, recipe, contents, accept_changed_data)
         train_setup(setup, records, held_out, clock)
         save_result(setup)
     return run.folder
 
 
-def start_records(setup: TrainingSetup, recipe: str) -> None:
-    """Write run.json, and open the tracker if the run has one."""
+def start_records(setup: TrainingSetup, recipe: str, contents: dict[str, str], accept_changed_data: bool) -> None:
+    """Write run.json with the digests of what the run is made from, and open the tracker if the run has one.
+
+    CheckpointError where the run is resumed and is made from something else, unless `accept_changed_data`.
+    """
     run, processes = setup.run, setup.processes
     if processes.main:
-        for sentence in write_record(run.folder, to_json(run), recipe, run.seed, setup.first, processes.count):
+        file, changes = RunFolder(run.folder).record_file, []
+        if setup.first and file.is_file():
+            changes = check_contents(run.folder, read_json(file), contents, accept_changed_data)
+        changes += write_record(run.folder, to_json(run), recipe, run.seed, setup.first, processes.count, contents)
+        for sentence in changes:
             _log.info(f"resumed at iteration {setup.first}: {sentence}")
     if run.logging.tracker != "none":
         options = tracker_options(run.folder, run.name) if processes.main else {}
