@@ -14,6 +14,9 @@ from ..objectives.advantages import Blend, Normalize, advantages, gated
 from ..sampling.rollout import Transitions
 from .base import Models, OnPolicy, check_cps, require
 
+MAX_STEPS = 10_000
+"""Steps of a rollout beyond which its plan alone would fill the memory."""
+
 
 @dataclass(frozen=True)
 class PolicyGradient(OnPolicy[Transitions]):
@@ -33,6 +36,10 @@ class PolicyGradient(OnPolicy[Transitions]):
     def check_policy_gradient(self) -> None:
         """Raise ValueError for a rollout without stochastic steps to train, and for a clip that is not positive."""
         require(self.steps >= 2, f"steps = {self.steps}: the step onto the image is not trained; take at least 2")
+        require(
+            self.steps <= MAX_STEPS,
+            f"steps = {self.steps}: at most {MAX_STEPS}, which is far more than any sampler takes",
+        )
         require(self.eta > 0, f"eta = {self.eta}: a policy gradient needs stochastic steps; take eta > 0")
         check_cps(self.kernel, self.eta)
         positive = self.clip > 0 and self.max_advantage > 0
@@ -64,9 +71,10 @@ def group_advantages(algorithm: GroupRelative, rewards: Mapping[str, Tensor]) ->
 
 def share_of_steps(steps: int, fraction: float) -> int:
     """Return how many of the steps before the last `fraction` is; raise ValueError where that is none."""
-    count = int((steps - 1) * fraction)
-    holds = 0 < fraction <= 1 and count >= 1
-    require(holds, f"fraction = {fraction}: a share of the {steps - 1} steps before the last, at least one of them")
+    count = int((steps - 1) * fraction) if 0 < fraction <= 1 else 0
+    require(
+        count >= 1, f"fraction = {fraction}: a share of the {steps - 1} steps before the last, at least one of them"
+    )
     return count
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-from tyro.conf import Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional
 
 from ..evaluation.report import ShapesSettings
+from ..system.atomic_files import make_folder, writing
 from ..system.errors import ConfigError
+from ..system.names import check_folder_name
 from ..system.optional_dependencies import check_extra
+from .options import parse_options
 from .output import write_text
 from .recipes import made_by
 
@@ -22,17 +24,17 @@ if TYPE_CHECKING:
 
 def compare_command(args: Sequence[str]) -> None:
     """Train recipes under one budget and write a page that compares them."""
-    tyro.cli(Compare, args=args, prog="afterflow compare", config=[PositionalMetavarFromFieldName])()
+    parse_options(Compare, args, "afterflow compare")()
 
 
 def report_command(args: Sequence[str]) -> None:
     """Write such a page about runs that have ended."""
-    tyro.cli(Page, args=args, prog="afterflow report", config=[PositionalMetavarFromFieldName])()
+    parse_options(Page, args, "afterflow report")()
 
 
 def tree_command(args: Sequence[str]) -> None:
     """Draw a tree of BranchGRPO."""
-    tyro.cli(Tree, args=args, prog="afterflow tree", config=[PositionalMetavarFromFieldName])()
+    parse_options(Tree, args, "afterflow tree")()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Compare:
     def __post_init__(self) -> None:
         if not self.recipes:
             raise ConfigError("name at least one recipe to compare: afterflow compare RECIPE...")
+        check_folder_name("--name", self.name)
         if self.seeds < 1 or (self.budget_seconds is not None and self.budget_seconds <= 0):
             raise ConfigError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
 
@@ -149,8 +152,9 @@ class Tree:
         names = run.algorithm.requirements.rewards
         check_record(record, f"prompt {self.prompt!r}", record_checks(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
-        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.out, dpi=110)
+        make_folder(Path(self.out).parent)
+        with writing(Path(self.out)):
+            figure.savefig(self.out, dpi=110)
         print(self.out)
 
 
@@ -215,7 +219,8 @@ def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Pat
     for finished in runs:
         if isinstance(finished.run.algorithm, BranchGRPO):
             figure = tree_of(finished.run, finished.folder, prompt_records(finished.run)[0], 0)
-            figure.savefig(finished.folder / "tree.png", dpi=110)
+            with writing(finished.folder / "tree.png"):
+                figure.savefig(finished.folder / "tree.png", dpi=110)
     data = {"command": command, **comparison(runs, settings)}
     write_text(out / "comparison.json", json.dumps(data) + "\n")
     print(write_page(out, data, title, command))

@@ -17,7 +17,9 @@ from ..models.generate import picture_size
 from ..models.pipeline import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo
+from ..system.folder_lock import locked_folder
 from ..system.messages import show_messages
+from .output import save_image, write_text
 
 SUITE = ShapesSettings(prompts=280, images=4)
 
@@ -29,7 +31,8 @@ def run_demo() -> None:
     no_progress_bars()
     run = demo()
     if run.folder.exists():
-        print(f"{run.folder} is there already and is replaced.")
+        with locked_folder(run.folder):  # nobody is training in it
+            print(f"{run.folder} is there already and is replaced.")
         shutil.rmtree(run.folder)
     folder = execute(run, "demo").folder
     model = SD3("tiny").load()
@@ -39,9 +42,9 @@ def run_demo() -> None:
     tuned = suite_pictures(model, records, SUITE)
     report, judged, judged_base = compare_pictures(SUITE, records, tuned, base, str(folder / "lora"), "tiny")
     assert judged_base is not None
-    before_after(records, base, tuned, judged_base.strict, judged.strict).save(folder / "before_after.png")
+    save_image(before_after(records, base, tuned, judged_base.strict, judged.strict), folder / "before_after.png")
     summary = {"seconds": round(time.perf_counter() - start, 1), **figures(report)}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     Console().print(render_report(report))
     print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
     print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")

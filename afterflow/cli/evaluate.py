@@ -6,9 +6,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from rich.console import Console
-from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.extras import literal_type_from_choices
 
 from ..envs.shapes.world import TAGS
@@ -21,6 +20,7 @@ from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from .model_options import ModelOptions, check_sources
+from .options import parse_options
 from .output import check_png, print_progress, save_image, write_text
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ DRAWING_OPTIONS = ("prompts_from", "prompts", "images", "steps", "guidance", "se
 
 def eval_command(args: Sequence[str]) -> None:
     """Measure a model, alone or against another, with intervals."""
-    tyro.cli(Eval, args=args, prog="afterflow eval", config=[PositionalMetavarFromFieldName])()
+    parse_options(Eval, args, "afterflow eval")()
 
 
 @dataclass(frozen=True)

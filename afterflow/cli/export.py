@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-from tyro.conf import Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional
 
+from ..system.atomic_files import apply_umask, make_folder, writing
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
+from .options import parse_options
 
 
 def export_command(args: Sequence[str]) -> None:
     """Write a LoRA for ComfyUI and kohya's trainers, or one of theirs for diffusers."""
-    tyro.cli(Export, args=args, prog="afterflow export", config=[PositionalMetavarFromFieldName])()
+    parse_options(Export, args, "afterflow export")()
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Export:
                 raise ConfigError(f"{self.lora}: its layers may be of several families; say which by --family")
             out = file.parent / "kohya.safetensors" if self.out is None else Path(self.out)
             tensors = to_kohya(lora.layers, lora.family)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, out, metadata={"format": "pt"})
+            make_folder(out.parent)
+            with writing(out):
+                save_file(tensors, out, metadata={"format": "pt"})
+                apply_umask(out)
         print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")

@@ -7,8 +7,9 @@ from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
-from ..system.errors import ConfigError, TrainingStopped
-from ..system.launcher import launched_processes, launched_rank
+from ..system.environment import check_environment
+from ..system.errors import ConfigError, OutputError, TrainingStopped
+from ..system.launcher import check_launcher, launched_processes, launched_rank
 from ..system.messages import show_messages
 from ..system.names import unknown_name
 from .recipes import function_summaries
@@ -31,6 +32,8 @@ COMMANDS = {
 """Command → the module beside this one and the function in it, imported when the command is called."""
 
 
+TRAINING = ("train", "doctor", "compare")
+"""Commands that train."""
 CLOSED_PIPE = 128 + 13
 """The exit code where a reader such as `head` closes the pipe: the shell's for a program that SIGPIPE ends."""
 
@@ -42,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_command(argv)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # What is still in the buffer is written when Python ends, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
+        return CLOSED_PIPE if isinstance(error, BrokenPipeError) else complain(f"the output: {error.strerror}", 1)
 
 
 def run_command(argv: Sequence[str] | None) -> int:
@@ -61,7 +64,7 @@ def run_command(argv: Sequence[str] | None) -> int:
         elif command == "--version":
             print(f"afterflow {__version__}")
         elif command in COMMANDS:
-            check_launch(command)
+            check_launch(command, args)
             module, function = COMMANDS[command]
             getattr(import_module(f".{module}", __package__), function)(args)
         else:
@@ -70,11 +73,27 @@ def run_command(argv: Sequence[str] | None) -> int:
         return complain(error, 2)
     except TrainingStopped as error:
         return complain(error, 1)
+    except OutputError as error:
+        return complain(error, 1)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return complain(f"{where}{error.strerror or error}", 1)
+    except MemoryError:
+        return complain("this machine has too little memory for that; ask for less at a time, or for fewer", 1)
     return 0
 
 
-def check_launch(command: str) -> None:
-    """Silence all processes of a launcher but the first; raise ConfigError for a command that one process does."""
+def check_launch(command: str, args: Sequence[str]) -> None:
+    """Silence all processes of a launcher but the first.
+
+    ConfigError is raised for a command that one process does, for half of a launcher's environment, and, before
+    training, for variables that would change it.
+    """
+    if command in TRAINING and not {"-h", "--help"} & set(args):
+        check_launcher()
+        check_environment()
     if launched_processes() == 1:
         return
     if command != "train":
@@ -83,9 +102,10 @@ def check_launch(command: str) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
-def complain(error: Exception, code: int) -> int:
+def complain(error: Exception | str, code: int) -> int:
     """Print an error in one line on stderr, and return the exit code."""
-    print(f"afterflow{f', process {launched_rank()}' if launched_rank() else ''}: {error}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    print(f"afterflow{f', process {rank}' if rank.isdigit() and int(rank) else ''}: {error}", file=sys.stderr)
     return code
 
 

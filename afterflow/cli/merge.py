@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from tyro.conf import OmitArgPrefixes, PositionalMetavarFromFieldName, PositionalRequiredArgs
+from tyro.conf import OmitArgPrefixes, PositionalRequiredArgs
 
 from ..models.lora.merge import LoRAMerge
+from .options import parse_options
 
 
 def merge_command(args: Sequence[str]) -> None:
     """Merge LoRAs of one base into one."""
-    tyro.cli(merge_loras, args=args, prog="afterflow merge", config=[PositionalMetavarFromFieldName])
+    parse_options(merge_loras, args, "afterflow merge")
 
 
 def merge_loras(

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..system.atomic_files import make_folder, writing
 from ..system.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,14 +19,16 @@ def check_png(option: str, file: str | None) -> None:
 
 def save_image(image: "Image", file: Path) -> None:
     """Save an image, and make its folder where there is none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file)
+    make_folder(file.parent)
+    with writing(file):
+        image.save(file)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text as UTF-8, and make its folder where there is none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    make_folder(file.parent)
+    with writing(file):
+        file.write_text(text, encoding="utf-8", newline="\n")
 
 
 def print_progress(line: str) -> None:

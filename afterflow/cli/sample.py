@@ -5,19 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from ..system.atomic_files import make_folder
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.text_files import check_text
 from .model_options import ModelOptions, check_sources
+from .options import parse_options
 from .output import check_png
 
 
 def sample_command(args: Sequence[str]) -> None:
     """Draw pictures of prompts."""
-    tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
+    parse_options(Sample, args, "afterflow sample")()
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,6 @@ class Sample:
         records = [{"prompt": prompt} for prompt in self.prompts]
         images = draw_images(model, records, self.images, self.steps, self.guidance, self.seed)
         captions = [prompt for prompt in self.prompts for _ in range(self.images)]
-        Path(self.out).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(self.out).parent)
         save_pictures(Path(self.out), images.reshape(-1, *images.shape[2:]), captions, self.images)
         print(self.out)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import tyro
-from tyro.conf import Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional
 
 from ..experiment.run_folder import RunFolder
 from ..system.errors import ConfigError, InputError
+from .options import parse_options
 
 RECENT = 20
 """Number of iterations whose time predicts that of the next ones."""
@@ -24,7 +24,7 @@ MetricLines = Sequence[Mapping[str, float]]
 
 def status(args: Sequence[str]) -> None:
     """Show the progress and the health of runs."""
-    tyro.cli(Status, args=args, prog="afterflow status", config=[PositionalMetavarFromFieldName])()
+    parse_options(Status, args, "afterflow status")()
 
 
 @dataclass(frozen=True)

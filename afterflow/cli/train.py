@@ -1,31 +1,33 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
-import tyro
 from tyro.conf import AvoidSubcommands
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ..experiment.run_folder import RunFolder, read_run
 from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
+from .options import parse_options
 from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
     from ..experiment.config import Run
     from ..experiment.stages import Chain
 
+ACCEPT = "--accept-changed-data"
+"""The option with which a run goes on although something that it is made from has changed."""
 TRAIN_USAGE = """\
 usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
        afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
        afterflow train --resume RUN                   go on from the last checkpoint of a run; on other processes
-                                                      perhaps with another --grad-partitions or --shard
+                                                      perhaps with another --grad-partitions or --shard, and where
+                                                      its prompts, pictures or LoRAs are no longer what they were,
+                                                      with --accept-changed-data
 """
 
 PARTS_USAGE = """\
@@ -46,7 +48,8 @@ def train(args: Sequence[str]) -> None:
     if source in ("--from", "--resume") and not options:
         raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     only_plan = "--plan" in options
-    options = [option for option in options if option != "--plan"]
+    accept = source == "--resume" and ACCEPT in options
+    options = [option for option in options if option != "--plan" and not (accept and option == ACCEPT)]
     # A name or a folder that does not exist is refused first, because what follows takes seconds to import.
     if source == "--resume":
         run, recipe = resumable(options)
@@ -73,7 +76,7 @@ def train(args: Sequence[str]) -> None:
         return
     from ..experiment.execute import execute
 
-    print(f"{execute(run, recipe, resume=source == '--resume').folder} holds the result")
+    print(f"{execute(run, recipe, source == '--resume', accept).folder} holds the result")
 
 
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
@@ -106,9 +109,7 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     from ..experiment.compatibility import refuse_renamed
 
     refuse_renamed(options)
-    changes, rejected = tyro.cli(
-        Elsewhere, args=options[1:], prog="afterflow train --resume RUN", return_unknown_args=True
-    )
+    changes, rejected = parse_options(Elsewhere, options[1:], "afterflow train --resume RUN", return_unknown_args=True)
     if rejected:
         raise ConfigError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
     if not RunFolder(folder).checkpoints():
@@ -139,11 +140,9 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     default, given = run, option_names(options)
     asks_for_help = {"-h", "--help"} & set(options)
     if not asks_for_help:
-        parts, options = tyro.cli(Parts, args=options, prog=prog, return_unknown_args=True)
+        parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
         default = parts.put_into(run)
-    changed = tyro.cli(
-        AvoidSubcommands[Run], default=default, args=options, prog=prog, registry=MAPPINGS, description=PARTS_USAGE
-    )
+    changed = parse_options(AvoidSubcommands[Run], options, prog, default=default, description=PARTS_USAGE)
     return fit_evaluation(run, changed, given)
 
 
@@ -186,28 +185,3 @@ class Parts:
         if self.adapt is not None:
             run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
         return run
-
-
-MAPPINGS = ConstructorRegistry()
-
-
-@MAPPINGS.primitive_rule
-def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """Let `--weights a 0.5 b 0.5` replace a mapping; tyro's own rule only changes values of keys that exist."""
-    if info.type_origin is not Mapping:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[NAME NUMBER ...]",
-        instance_from_str=partial(numbers_by_name, kind=get_args(info.type)[1]),
-        is_instance=lambda value: isinstance(value, Mapping),
-        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
-    )
-
-
-def numbers_by_name(words: Sequence[str], kind: Callable[[str], float]) -> dict[str, float]:
-    """NAME NUMBER or NAME=NUMBER, any number of times."""
-    words = [part for word in words for part in word.split("=", 1)]
-    if len(words) % 2:
-        raise ConfigError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
-    return {name: kind(number) for name, number in zip(words[::2], words[1::2])}

@@ -4,12 +4,12 @@ A list is read as records with their locations, so that whoever uses a record ca
 """
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..system.errors import InputError
+from ..system.json_text import parse_strict_json
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text, parse_json, read_json, read_text, read_text_lines, texts_in
 
@@ -173,7 +173,7 @@ def read_test_points(row: Mapping[str, Any], location: str) -> dict:
     if column is None:
         return {}
     try:
-        points = json.loads(row[column])
+        points = parse_strict_json(row[column])
         pairs = list(zip(points["Testpoints"], points["Testpoint Description"], strict=True))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{location}: {column} holds no test points ({error})") from None

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ..experiment.intervals import Estimate, estimate_text
+from ..system.atomic_files import make_folder, write_text_atomically, writing
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS = ("strict", "closed", "partial", "fidelity", "diversity")
@@ -17,9 +18,10 @@ METRICS = ("strict", "closed", "partial", "fidelity", "diversity")
 
 def write_page(folder: Path, data: Mapping[str, Any], title: str, command: str) -> Path:
     """Write index.html, which holds everything it shows, and comparison.png beside it; return the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     figure = curves(data["methods"])
-    figure.savefig(folder / "comparison.png", dpi=110)
+    with writing(folder / "comparison.png"):
+        figure.savefig(folder / "comparison.png", dpi=110)
     loader = jinja2.FileSystemLoader(TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template.filters["estimate"] = lambda figure, sign="": estimate_text(Estimate(**figure), sign)
@@ -31,7 +33,7 @@ def write_page(folder: Path, data: Mapping[str, Any], title: str, command: str) 
         metrics=METRICS,
         curves=embedded((folder / "comparison.png").read_bytes()),
     )
-    (folder / "index.html").write_text(text, encoding="utf-8")
+    write_text_atomically(folder / "index.html", text)
     return folder / "index.html"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..system.atomic_files import write_text_atomically
+from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import InputError
 from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
@@ -51,7 +51,7 @@ def open_store(folder: Path, settings: dict) -> None:
         return
     if holds_images(folder):
         raise InputError(f"{folder} holds pictures that afterflow did not draw; take another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
@@ -66,10 +66,11 @@ def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> No
     for k, image in enumerate(images):
         clip = [(samples / f"{k:04}" / f"{f:04}.png", frame) for f, frame in enumerate(image)]
         for file, frame in [(samples / f"{k:04}.png", image)] if image.ndim == 3 else clip:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
             part = file.with_suffix(".part")
-            Image.fromarray(frame).save(part, format="PNG")
-            os.replace(part, file)
+            with writing(file):
+                Image.fromarray(frame).save(part, format="PNG")
+                os.replace(part, file)
     write_text_atomically(samples.parent / "metadata.jsonl", json.dumps(record) + "\n")
 
 

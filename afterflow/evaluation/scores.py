@@ -12,6 +12,7 @@ from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
 from ..rewards.registry import find_reward
 from ..system.atomic_files import write_text_atomically
+from ..system.text_files import read_json
 from .image_set import ImageSet
 from .image_store import content_digest, prompt_folders, read_prompts_together
 
@@ -29,7 +30,7 @@ class ScoreCache:
         self.file, self.models = folder / "scores.json", models
         self.rows: dict[str, dict[str, ScoreRow]] = {}
         if self.file.is_file():
-            self.rows = json.loads(self.file.read_text(encoding="utf-8"))
+            self.rows = read_json(self.file)
 
     def rows_of(self, reward: str) -> dict[str, ScoreRow]:
         """Return digest → row of a reward, of its present version and models."""

@@ -123,6 +123,8 @@ class Optimization:
     def __post_init__(self) -> None:
         check_positive(self, "learning_rate", "max_grad_norm", "adam_eps")
         check_not_negative(self, "warmup", "weight_decay")
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ConfigError(f"adam_betas = {self.adam_betas}: they are decays, so 0 <= beta < 1")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay = {self.ema_decay}: it is a decay, so 0 <= ema_decay < 1")
         if self.optimizer == "adamw_8bit":

@@ -8,8 +8,9 @@ from ..models.adapters import Full, LoRA
 from ..models.wan import Wan
 from ..objectives.advantages import Blend
 from ..rewards.registry import find_reward
+from ..system.checks import check_finite
 from ..system.errors import ConfigError
-from ..system.names import unknown_name
+from ..system.names import check_folder_name, unknown_name
 from .evaluation_fit import TRAINED
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 def check_run(run: "Run") -> None:
     """Check what no group can check alone.  ConfigError names the options that do not fit and what to change."""
+    check_finite(run)
+    check_folder_name("name", run.name)
     if run.seed < 0:
         raise ConfigError(f"seed = {run.seed}: 0 or more")
     check_model(run)
@@ -107,6 +110,8 @@ def check_rewards_of(run: "Run", algorithm: OnPolicy) -> None:
     requirements = algorithm.requirements
     if not algorithm.weights and requirements.route is None:
         raise ConfigError("algorithm.weights is empty: name at least one reward and its weight")
+    if algorithm.weights and not any(algorithm.weights.values()):
+        raise ConfigError(f"algorithm.weights = {dict(algorithm.weights)}: no reward counts; give one a weight but 0")
     compares = requirements.comparisons is not None
     blend = requirements.blend or Blend()
     if WIN_RATE in {*algorithm.weights, *blend.gate} and not compares:

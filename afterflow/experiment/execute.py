@@ -5,6 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -18,14 +19,19 @@ from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_judge_sees, check_rewards
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
+from ..system.atomic_files import writing
 from ..system.errors import ConfigError, InputError
+from ..system.folder_lock import locked_folder
+from ..system.launcher import launched_rank
 from ..system.messages import show_messages_by_default
+from ..system.text_files import read_json
 from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
 from ..train.loop import Trainer, TrainOptions
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
+from .contents import check_contents, run_contents
 from .function_rewards import check_same_functions
 from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
@@ -42,7 +48,7 @@ from .setup import TrainingSetup
 _log = logging.getLogger(__name__)
 
 
-def execute(run: Run, recipe: str | None = None, resume: bool = False) -> Result:
+def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_changed_data: bool = False) -> Result:
     """Train a run and return its result: the folder, which holds lora/ or model/, the metrics and their plot.
 
     ConfigError, InputError or CheckpointError is raised before anything is trained where the run cannot be trained as
@@ -52,6 +58,7 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False) -> Result
         run: The run.
         recipe: The name that reports give to runs of this kind; None takes the algorithm's.
         resume: Whether to go on from the last checkpoint.  Rewards that are functions must be the same ones.
+        accept_changed_data: Whether a resumed run may be made from other contents than it began with.
     """
     show_messages_by_default()
     check_given(run.functions)
@@ -61,19 +68,29 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False) -> Result
     select_device()
     check_rewards(run.rewards, run.reward_models)
     clock = Clock()
-    with explain_out_of_memory(clock):
+    # Rank 0 writes the folder; where it is refused, its launcher ends the others.
+    claim = locked_folder(run.folder) if launched_rank() == 0 else nullcontext()
+    with claim, explain_out_of_memory(clock):
         setup = TrainingSetup.build(run, resume)
-        start_records(setup, recipe or type(run.algorithm).__name__)
+        contents = run_contents(run, records, held_out, setup.model.folder) if setup.processes.main else {}
+        start_records(setup, recipe or type(run.algorithm).__name__, contents, accept_changed_data)
         train_setup(setup, records, held_out, clock)
         save_result(setup)
     return Result(run.folder)
 
 
-def start_records(setup: TrainingSetup, recipe: str) -> None:
-    """Write run.json, and open the tracker if the run has one."""
+def start_records(setup: TrainingSetup, recipe: str, contents: dict[str, str], accept_changed_data: bool) -> None:
+    """Write run.json with the digests of what the run is made from, and open the tracker if the run has one.
+
+    CheckpointError where the run is resumed and is made from something else, unless `accept_changed_data`.
+    """
     run, processes = setup.run, setup.processes
     if processes.main:
-        for sentence in write_record(run.folder, to_json(run), recipe, run.seed, setup.first, processes.count):
+        file, changes = RunFolder(run.folder).record_file, []
+        if setup.first and file.is_file():
+            changes = check_contents(run.folder, read_json(file), contents, accept_changed_data)
+        changes += write_record(run.folder, to_json(run), recipe, run.seed, setup.first, processes.count, contents)
+        for sentence in changes:
             _log.info(f"resumed at iteration {setup.first}: {sentence}")
     if run.logging.tracker != "none":
         options = tracker_options(run.folder, run.name) if processes.main else {}
@@ -103,8 +120,9 @@ def save_result(setup: TrainingSetup) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     setup.export(partial)
     if setup.processes.main:
-        shutil.rmtree(result, ignore_errors=True)
-        partial.rename(result)
+        with writing(result):
+            shutil.rmtree(result, ignore_errors=True)
+            partial.rename(result)
         write_card(setup.run, result)
     setup.processes.accelerator.end_training()
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..system.atomic_files import writing
+
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 
 
@@ -22,14 +24,17 @@ def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], colum
     """
     scale = max(1, 96 // images.shape[-3])  # tiny pictures are hard to see
     if images.ndim == 4:
-        image_sheet(images, captions, columns, scale).save(file)
+        with writing(file):
+            image_sheet(images, captions, columns, scale).save(file)
         return
     shown = np.linspace(0, images.shape[1] - 1, min(4, images.shape[1])).round().astype(int)
     strips = np.concatenate([images[:, frame] for frame in shown], 2)
-    image_sheet(strips, captions, max(1, columns // len(shown)), scale).save(file)
+    sheet = image_sheet(strips, captions, max(1, columns // len(shown)), scale)
     first, *others = [image_sheet(images[:, frame], captions, columns, scale) for frame in range(images.shape[1])]
     milliseconds = 1000 // FRAMES_PER_SECOND
-    first.save(file.with_suffix(".gif"), save_all=True, append_images=others, duration=milliseconds, loop=0)
+    with writing(file):
+        sheet.save(file)
+        first.save(file.with_suffix(".gif"), save_all=True, append_images=others, duration=milliseconds, loop=0)
 
 
 def image_sheet(images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1) -> Image.Image:

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import __version__
 from ..data.images import UNREADABLE, CaptionedImage, ImageSource, LeftOut, ShapesImages, StoredImages, num_empty_tokens
 from ..data.prompts import batch_rows, bucket_rows, check_record
-from ..models.base import cache_folder, write_cache_file
+from ..models.base import cache_folder, read_cache_file, write_cache_file
 from ..models.generate import picture_size
 from ..models.pipeline import Model
 from ..rewards.base import RewardModels
@@ -129,8 +128,8 @@ def encode_shard(
         models: Where rewards that are networks run.
     """
     file = cache_file(part, model, data, models)
-    if data.cache and file.is_file():
-        stored = load_file(file)
+    stored = read_cache_file(file) if data.cache else None
+    if stored is not None:
         return stored["latents"], stored["kept"].tolist(), 0
     loaded = [picture.pixels() for picture in part]
     readable = [i for i, pixels in enumerate(loaded) if pixels is not None]

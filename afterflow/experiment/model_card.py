@@ -14,6 +14,7 @@ from ..models.families import FAMILIES
 from ..models.lora.files import COMFYUI
 from ..models.pipeline import SHIPPED
 from ..models.wan import Wan
+from ..system.atomic_files import write_text_atomically, writing
 from .config import Run
 from .intervals import Estimate, estimate_text, estimates
 from .run_folder import RunFolder
@@ -43,11 +44,12 @@ def write_card(run: Run, result: Path) -> None:
     if len(sheets) > 1:
         lines += ["## Pictures", "", "From the same noise, at the first iteration and at the last.", ""]
         for name, file in (("first", sheets[0]), ("last", sheets[-1])):
-            shutil.copy(file, result / f"{name}{file.suffix}")
+            with writing(result / f"{name}{file.suffix}"):
+                shutil.copyfile(file, result / f"{name}{file.suffix}")
             lines += [f"![{name} iteration]({name}{file.suffix})", ""]
     lines += ["## Licence", "", licence(run)]
-    shutil.copy(folder.record_file, result / "run.json")
-    (result / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text_atomically(result / "run.json", folder.record_file.read_text(encoding="utf-8"))
+    write_text_atomically(result / "README.md", "\n".join(lines) + "\n")
 
 
 def card_metadata(run: Run) -> ModelCardData:

@@ -19,7 +19,7 @@ from ..objectives.preferences import win_rates
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
-from ..system.atomic_files import write_text_atomically
+from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, TrainingStopped
 from ..train.budget import Budget
 from ..train.clock import Clock
@@ -75,7 +75,8 @@ class HeldOutEvaluator:
         if self.setup.first == 0:
             images = self.sampler.images(self.prompts, self.setup.run.evaluation.eval_images)
             if self.setup.processes.main:
-                np.save(file, images)
+                with writing(file):
+                    np.save(file, images)
             return images
         if not file.is_file():
             raise CheckpointError(f"{file} is gone, and with it the base of the win rate; start the run anew")
@@ -279,7 +280,7 @@ class RunMonitor:
                 return
             captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
             folder = self.setup.run.folder / "samples"
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             save_pictures(folder / f"step_{step:06d}.png", images.reshape(-1, *images.shape[2:]), captions, 8)
 
     def close(self) -> None:

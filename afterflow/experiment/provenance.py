@@ -6,19 +6,28 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
 import torch
 
 from ..system.atomic_files import write_text_atomically
+from ..system.text_files import read_json
 from .serialization import differences
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 LIBRARIES = ("afterflow", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy")
 
 
 def write_record(
-    folder: Path, config: Mapping[str, Any], recipe: str, seed: int, first: int = 0, processes: int = 1
+    folder: Path,
+    config: Mapping[str, Any],
+    recipe: str,
+    seed: int,
+    first: int = 0,
+    processes: int = 1,
+    contents: Mapping[str, str] = NOTHING,
 ) -> list[str]:
     """Write run.json, and return a sentence for each thing that is not as it was when the run began.
 
@@ -29,9 +38,10 @@ def write_record(
         seed: The seed of the run.
         first: The iteration to begin with; above 0 the run is resumed.
         processes: Number of processes.
+        contents: Digests of what the run is made from, by name.
     """
     file = folder / "run.json"
-    begun = json.loads(file.read_text()) if first and file.is_file() else None
+    begun = read_json(file) if first and file.is_file() else None
     record = {
         "recipe": recipe,
         "config": config,
@@ -41,13 +51,14 @@ def write_record(
         "git_commit": git_commit(),
         "hardware": hardware(),
         "processes": processes,
+        "contents": dict(contents),
     }
     if begun is None:
         write_text_atomically(file, json.dumps(record, indent=2) + "\n")
         return []
     about = ("versions", "git_commit", "hardware", "processes")
     then, now = ({name: source[name] for name in about if name in begun} for source in (begun, record))
-    begun.setdefault("resumed", []).append({"iteration": first} | {name: record[name] for name in about})
+    begun.setdefault("resumed", []).append({"iteration": first} | {name: record[name] for name in (*about, "contents")})
     write_text_atomically(file, json.dumps(begun, indent=2) + "\n")
     return differences(then, now)
 
@@ -57,7 +68,7 @@ def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:
     file = folder / "tracker.json"
     if not file.is_file():
         write_text_atomically(file, json.dumps({"id": uuid4().hex}) + "\n")
-    run_id = json.loads(file.read_text())["id"]
+    run_id = read_json(file)["id"]
     return {
         "wandb": {"name": name, "id": run_id, "resume": "allow"},
         "trackio": {"name": f"{name}-{run_id[:8]}", "resume": "allow"},

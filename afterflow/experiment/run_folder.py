@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..system.atomic_files import write_text_atomically
+from ..system.atomic_files import write_text_atomically, writing
 from ..system.errors import InputError
 from ..system.text_files import read_json
 from ..train.budget import Budget
@@ -77,7 +77,7 @@ class RunFolder:
 
     def best(self) -> dict[str, Any] | None:
         """Return step, reward and value of the weights in best/, if there are any."""
-        return json.loads(self.best_file.read_text(encoding="utf-8")) if self.best_file.is_file() else None
+        return read_json(self.best_file) if self.best_file.is_file() else None
 
     def write_data(self, counts: dict[str, Any]) -> None:
         """Write what is learnt from, beside what data.json already says."""
@@ -162,12 +162,15 @@ class MetricsFile:
         """Numbers of the iteration before the first one."""
         self.earliest: dict[str, Any] = lines[0] if lines else {}
         """The first line, if there is one."""
-        self.stream = file.open("a", buffering=1, encoding="utf-8")
+        with writing(file):
+            self.stream = file.open("a", buffering=1, encoding="utf-8", newline="\n")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write the line of an iteration."""
-        self.stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        with writing(Path(self.stream.name)):
+            self.stream.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def close(self) -> None:
         """Close the file."""
-        self.stream.close()
+        with writing(Path(self.stream.name)):
+            self.stream.close()

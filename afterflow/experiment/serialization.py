@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ..system.checks import check_finite
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 
@@ -65,6 +66,7 @@ def _encode(hint: Any, value: Any) -> Any:
 
 
 def _decode(hint: Any, data: Any, path: str) -> Any:
+    check_finite(data, path)
     if isinstance(data, Mapping) and _dataclasses(hint):
         return _decode_dataclass(_dataclasses(hint), data, path)
     if isinstance(data, Mapping) and _alternative(hint, Mapping):

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors import SafetensorError
 from torch import nn
 from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,6 +29,7 @@ from ..models.pipeline import Model
 from ..models.wrappers import guided, identity, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
+from ..system.atomic_files import apply_umask, make_folder, writing
 from ..system.errors import CheckpointError, ConfigError, TrainingStopped
 from ..train.checkpoint import WeightState, load_checkpoint, save_checkpoint
 from ..train.distributed import Processes, make_accelerator
@@ -75,7 +75,7 @@ class TrainingSetup:
         models = VelocityFactory(run, model, processes).models()
         weights = weight_state(run, model, parameters, processes)
         first = load_checkpoint(checkpoints[-1], weights) if resume else 0
-        run.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run.folder)
         weights = replace(weights, optimizer=processes.accelerator.prepare(weights.optimizer))
         return cls(run, algorithm, model, models, weights, first)
 
@@ -94,7 +94,7 @@ class TrainingSetup:
         folder = RunFolder(self.run.folder)
         try:
             save_checkpoint(folder.checkpoint_folder, step, self.weights, self.run.checkpoints.keep_checkpoints)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             checkpoints = folder.checkpoints()
             last = f"{checkpoints[-1].name} is whole" if checkpoints else "there is none before it"
             raise TrainingStopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
@@ -105,11 +105,13 @@ class TrainingSetup:
             network = gather_network(self.model.module) if self.processes.sharded else self.model.module
             if not self.processes.main:
                 return
-            if isinstance(self.run.tune, LoRA):
-                self.model.save_lora(folder)
-            else:
-                assert network is not None
-                self.model.save_pipeline(folder, network)
+            with writing(folder):
+                if isinstance(self.run.tune, LoRA):
+                    self.model.save_lora(folder)
+                else:
+                    assert network is not None
+                    self.model.save_pipeline(folder, network)
+                apply_umask(folder)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -21,7 +21,11 @@ from ..models.generate import draw_images
 from ..models.lora.files import lora_folder
 from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
+from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, ConfigError
+from ..system.folder_lock import locked_folder
+from ..system.names import check_folder_name
+from ..system.text_files import read_json
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
@@ -117,7 +121,7 @@ class Samples(_StageFolder):
     def __call__(self) -> str:
         records = self.records()
         images = self.folder / "images"
-        images.mkdir(parents=True, exist_ok=True)
+        make_folder(images)
         lines = []
         for teacher in self.teachers:
             rows = [i for i, record in enumerate(records) if record[self.route] in teacher.tasks]
@@ -131,9 +135,10 @@ class Samples(_StageFolder):
             for i, of_prompt in zip(rows, drawn):
                 for j, pixels in enumerate(of_prompt):
                     name = f"{i:05d}_{j}.png"
-                    Image.fromarray(pixels).save(images / name)
+                    with writing(images / name):
+                        Image.fromarray(pixels).save(images / name)
                     lines.append({"file_name": name, "caption": records[i]["prompt"], **records[i]})
-        (images / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_text_atomically(images / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         return f"{len(lines)} pictures by {len(self.teachers)} teachers"
 
 
@@ -155,6 +160,7 @@ class Chain:
             raise ConfigError(f"chain {self.name}: processes = {self.processes}; at least 1")
         names = [stage.name for stage in self.stages]
         for name in names:
+            check_folder_name(f"chain {self.name}: name", name)
             if names.count(name) > 1:
                 raise ConfigError(f"chain {self.name}: two stages are called {name}; give each a name of its own")
 
@@ -173,14 +179,15 @@ def execute_chain(chain: Chain) -> Path:
         if is_done(stage):
             _log.info(f"{title}: is there already")
             continue
-        stage.folder.mkdir(parents=True, exist_ok=True)
-        inputs_file(stage).write_text(json.dumps(inputs(stage)) + "\n")
+        make_folder(stage.folder)
+        write_text_atomically(inputs_file(stage), json.dumps(inputs(stage)) + "\n")
         if isinstance(stage, Run):
             _log.info(title)
             train_in_subprocess(stage, chain.name, processes=chain.processes)
         else:
-            _log.info(f"{title}: {stage()}")
-            record_of(stage).write_text(json.dumps(to_json(stage)) + "\n")
+            with locked_folder(stage.folder):
+                _log.info(f"{title}: {stage()}")
+            write_text_atomically(record_of(stage), json.dumps(to_json(stage)) + "\n")
     return chain.stages[-1].folder
 
 
@@ -198,7 +205,7 @@ def check_stage(stage: Stage) -> None:
         if isinstance(stage, Samples):
             stage.records()
     if is_done(stage) and inputs_file(stage).is_file():
-        before, now = json.loads(inputs_file(stage).read_text()), inputs(stage)
+        before, now = read_json(inputs_file(stage)), inputs(stage)
         for name in before:
             if before[name] != now[name]:
                 raise CheckpointError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
@@ -246,7 +253,7 @@ def digest_of_path(path: Path) -> str | None:
 def check_same_stage(stage: BuildParts | Merge | Samples) -> None:
     """Check that the stage's folder holds no stage with other settings.  CheckpointError where it does."""
     file = record_of(stage)
-    if file.is_file() and from_json(type(stage), json.loads(file.read_text()), str(file)) != stage:
+    if file.is_file() and from_json(type(stage), read_json(file), str(file)) != stage:
         raise CheckpointError(
             f"{stage.folder} holds a stage with other settings; delete it, or give this one another name"
         )

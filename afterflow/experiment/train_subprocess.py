@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..data.prompts import ShapesPrompts
+from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.errors import CheckpointError, ConfigError, InputError, TrainingStopped
 from .config import Run
 from .run_folder import RunFolder
@@ -61,8 +62,8 @@ def check_same(run: Run) -> None:
 def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
     """Train a run in a process of its own, or several, so that nothing of one run reaches the next."""
     file = run.folder / "asked.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"recipe": recipe, "config": to_json(run)}))
+    make_folder(file.parent)
+    write_text_atomically(file, json.dumps({"recipe": recipe, "config": to_json(run)}))
     resumes = bool(RunFolder(run.folder).checkpoints())
     what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

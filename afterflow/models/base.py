@@ -1,12 +1,20 @@
 """The device, the cache folder and the blocks of a transformer.  The base classes of families are in pipeline.py."""
 
+import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from ..system.atomic_files import apply_umask, make_folder, writing
+from ..system.errors import ConfigError, OutputError
+
+_log = logging.getLogger(__name__)
 
 
 def default_device() -> torch.device:
@@ -15,16 +23,42 @@ def default_device() -> torch.device:
 
 
 def cache_folder() -> Path:
-    """Return the folder of encoded prompts and images: AFTERFLOW_CACHE, or ~/.cache/afterflow."""
-    return Path(os.environ.get("AFTERFLOW_CACHE", Path.home() / ".cache" / "afterflow"))
+    """Return the folder of encoded prompts and images: AFTERFLOW_CACHE, or ~/.cache/afterflow.
+
+    ConfigError where there is no home to find it in.
+    """
+    path = os.path.expandvars(os.environ.get("AFTERFLOW_CACHE") or "~/.cache/afterflow")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"AFTERFLOW_CACHE: there is no home folder for {path}; set it to a whole path") from None
 
 
 def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file of the cache, so that another process reads all of it or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file of the cache, so that another process reads all of it or none.
+
+    What cannot be written is warned of and computed again another time.
+    """
     partial = file.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors, partial)
-    partial.replace(file)
+    try:
+        with writing(file):
+            make_folder(file.parent)
+            save_file(tensors, partial)
+            apply_umask(partial)
+            partial.replace(file)
+    except OutputError as error:
+        with suppress(OSError):
+            partial.unlink()
+        _log.warning(f"nothing is kept in the cache, see AFTERFLOW_CACHE: {error}")
+
+
+def read_cache_file(file: Path) -> dict[str, Tensor] | None:
+    """Return the tensors in a file of the cache; None where there is none that can be read."""
+    try:
+        return load_file(file) if file.is_file() else None
+    except (OSError, SafetensorError) as error:
+        _log.warning(f"{file} in the cache cannot be read and is made anew: {error}")
+        return None
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

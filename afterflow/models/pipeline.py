@@ -22,7 +22,6 @@ import torch
 import transformers.utils.logging
 from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
@@ -30,7 +29,8 @@ from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import InputError
 from ..system.once import say_each_once
-from .base import cache_folder, write_cache_file
+from ..system.text_files import read_json
+from .base import cache_folder, read_cache_file, write_cache_file
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
@@ -181,7 +181,7 @@ class Model(ABC):
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
         """Return the stock pipeline from the folder, some parts given and some left out."""
-        index = json.loads((self.folder / "model_index.json").read_text())
+        index = read_json(self.folder / "model_index.json")
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
@@ -191,7 +191,7 @@ class Model(ABC):
 
     def meta_pipeline(self) -> "DiffusionPipeline":
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
-        index, dtype = json.loads((self.folder / "model_index.json").read_text()), getattr(torch, self.config.dtype)
+        index, dtype = read_json(self.folder / "model_index.json"), getattr(torch, self.config.dtype)
         options = {name: value for name, value in index.items() if not name.startswith("_")}
         for name, (library, kind) in ((n, v) for n, v in options.items() if isinstance(v, list)):
             if library is None or name in self.encoders:
@@ -206,13 +206,13 @@ class Model(ABC):
 
     def encode(self, prompts: Sequence[str]) -> Embedding:
         """Encode P texts to P rows.  They are cached on disk by content; encoders are loaded only for new texts."""
-        cached = self._cache_file(prompts)
-        if not cached.is_file():
+        file = self._cache_file(prompts)
+        tensors = read_cache_file(file)
+        if tensors is None:
             embedding = self._run_encoders(prompts)
-            write_cache_file(
-                cached, {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None}
-            )
-        return Embedding(**load_file(cached))
+            tensors = {name: tensor for name, tensor in embedding._asdict().items() if tensor is not None}
+            write_cache_file(file, tensors)
+        return Embedding(**tensors)
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
         digest = hashlib.sha256(f"{self.encoder_key} {self.config.dtype}".encode())
@@ -341,7 +341,7 @@ def weights_digest(path: str) -> str:
 
 def pipeline_class(folder: Path) -> str:
     """Return the name of the pipeline's class in diffusers."""
-    return json.loads((folder / "model_index.json").read_text())["_class_name"]
+    return read_json(folder / "model_index.json")["_class_name"]
 
 
 def check_family(path: str, folder: Path, family: str) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..system.checks import check_at_least_one
+from ..system.checks import check_at_least_one, check_finite
 from ..system.errors import AfterflowError, ConfigError
 from ..system.names import unknown_name
 from .vlm.servers import ChatServer
@@ -79,6 +79,7 @@ class RewardModels:
     """Rewards, or `judge`, that are used even though they do not tell the pictures apart on which they are tried."""
 
     def __post_init__(self) -> None:
+        check_finite(self, "reward_models")
         check_at_least_one(self, "batch", prefix="reward_models.")
         for name in self.options:
             if name not in REWARD_OPTIONS:

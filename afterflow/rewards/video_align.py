@@ -7,7 +7,6 @@ read: its instruction is long, and its authors'.  Frames are judged as they were
 stands before theirs.  Never tried on the released weights.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..system.errors import ConfigError, InputError
+from ..system.text_files import read_json
 from .base import RewardModels, Scored, Scorer, network_reward
 from .canaries import MOVING
 from .clip import read_weights
@@ -74,7 +74,7 @@ def video_align(models: RewardModels) -> Scorer:
 
 def read_settings(file: Path) -> tuple[dict, dict, dict]:
     """Return how clips are shown, what the LoRA is, and how ratings are normalised; InputError for other settings."""
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     for part in (parts := ("data_config", "peft_lora_config", "inference_config")):
         if not isinstance(config.get(part), dict):
             raise InputError(f"{file} has no {part}")

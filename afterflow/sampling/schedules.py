@@ -90,6 +90,8 @@ class DynamicShift(Schedule):
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise ValueError(f"schedule.tokens = {self.tokens}: at least 1")
+        if self.low[0] == self.high[0]:
+            raise ValueError(f"schedule.low and high: a line needs two numbers of tokens, and both are {self.low[0]}")
         if not 0 <= self.terminal < 1:
             raise ValueError(f"schedule.terminal = {self.terminal}: a time before the image, so 0 <= terminal < 1")
 

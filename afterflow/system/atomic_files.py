@@ -1,22 +1,84 @@
-"""Atomic files: complete or absent, even if the process or the machine is killed."""
+"""Files that are written: complete or absent, even if the process or the machine is killed, and readable by whom the
+user lets read."""
 
 import hashlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import OutputError
 
 
 def write_text_atomically(file: Path, text: str) -> None:
-    """Write `text` to a file of another name, wait until the disk has it, and rename it to `file`."""
+    """Write `text` to a file of another name, wait until the disk has it, and rename it to `file`.
+
+    OutputError where it cannot be written; then the file is as it was.
+    """
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    flush_to_disk(partial)
-    os.replace(partial, file)
-    flush_to_disk(file.parent)
+    with writing(file):
+        try:
+            partial.write_text(text, encoding="utf-8", newline="\n")
+            flush_to_disk(partial)
+            os.replace(partial, file)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        flush_to_disk(file.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise OutputError, which says what and why, where a disk stops the block from writing `path`."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Return why a file cannot be written, and what to do, in a few words."""
+    if isinstance(error, PermissionError):
+        return f"{error.strerror}; work in a folder that is yours, or change whose it is"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}; make room or take another disk, then repeat the command"
+    return str(error)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder with those above it where they are missing, and return it.  OutputError where that cannot be."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file, or all files in a folder, the permissions that the user's umask gives to new files.
+
+    safetensors makes files that only their owner may read.
+    """
+    folder = path if path.is_dir() else path.parent
+    probe = folder / f".{os.getpid()}.probe"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until the disk has a file, or the names in a folder; Windows writes those by itself."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    # Windows flushes only what is open for writing.
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

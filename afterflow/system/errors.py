@@ -13,6 +13,10 @@ class InputError(AfterflowError, ValueError):
     """A file, a folder or data from outside that cannot be used."""
 
 
+class OutputError(AfterflowError, OSError):
+    """A file or a folder that cannot be written."""
+
+
 class MissingDependencyError(AfterflowError, ValueError):
     """A library that this use needs is not installed."""
 

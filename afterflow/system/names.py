@@ -1,9 +1,13 @@
-"""Names that users type, and the error for a name that does not exist."""
+"""Names that users type: the error for one that does not exist, and whether one can name a folder."""
 
 import difflib
 from collections.abc import Iterable
+from pathlib import PurePosixPath, PureWindowsPath
 
 from .errors import ConfigError
+
+MAX_NAME = 200
+"""Length of the name of a folder in bytes, so that names of files made of it fit into 255."""
 
 
 def unknown_name(kind: str, name: str, names: Iterable[str]) -> ConfigError:
@@ -19,3 +23,24 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> ConfigError:
         nearest = difflib.get_close_matches(name, names, 3, 0.0)
         hint = f"the nearest of {len(names)} are {', '.join(nearest)}"
     return ConfigError(f"no {kind} is called {name!r}; {hint}")
+
+
+def check_folder_name(option: str, name: str) -> None:
+    """Raise ConfigError for a name that is no folder below runs/ on every system; `a/b` is one."""
+    parts = name.split("/")
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("~"):
+        problem = (
+            f"it is a path, and the folder is runs/NAME; go to the folder that should hold runs/, and write {option}"
+        )
+        problem += f" {PureWindowsPath(name).name or 'my_run'}"
+    elif any(part.strip() in ("", ".", "..") for part in parts):
+        problem = "a folder needs a name that is not empty, . or ..; write for instance my_run"
+    elif any(char in '<>:"|?*\\' or not char.isprintable() for char in name):
+        problem = 'leave out control characters and < > : " | ? * \\, which some systems have in no file name'
+    elif any(part[-1] in ". " or part[0] == " " for part in parts):
+        problem = "no part of it may begin with a space or end with a dot or a space"
+    elif any(len(part.encode()) > MAX_NAME for part in parts):
+        problem = f"it is too long; take at most {MAX_NAME} bytes"
+    else:
+        return
+    raise ConfigError(f"{option} {name!r}: {problem}")

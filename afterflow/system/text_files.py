@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .json_text import json_error, parse_strict_json
 
 
 def read_text(file: Path | str) -> str:
@@ -50,12 +51,9 @@ def read_json(file: Path | str) -> Any:
 def parse_json(text: str, location: str) -> Any:
     """Return what a text of JSON holds; InputError, with its location, where it is none or `check_text` refuses it."""
     try:
-        value = json.loads(text)
+        value = parse_strict_json(text)
     except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text else ""
-        raise InputError(f"{location}: not JSON ({error.msg} at {line}column {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets as deep
-        raise InputError(f"{location}: not JSON that can be read ({error})") from None
+        raise InputError(f"{location}: {json_error(error, text)}") from None
     for part in texts_in(value):
         check_text(part, location)
     return value

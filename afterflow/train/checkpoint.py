@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..system.atomic_files import flush_to_disk, sha256
+from ..system.atomic_files import apply_umask, flush_to_disk, make_folder, sha256, write_text_atomically, writing
 from ..system.errors import CheckpointError
 from .distributed import Processes
 from .ema import Ema, copy_values
@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, step: int, weights: WeightState, keep: int) ->
         if processes.main:
             remove_unfinished(folder)
             if not final.is_dir():
-                partial.mkdir(parents=True)
+                make_folder(partial)
         return final.is_dir()
 
     def write() -> dict[str, str]:
@@ -88,8 +88,10 @@ def write_tensors(folder: Path, weights: WeightState) -> dict[str, str]:
     digests = {}
     for name, values in tensors.items():
         file = folder / shard_file_name(name, rank)
-        save_file(values, file)
-        flush_to_disk(file)
+        with writing(file):
+            save_file(values, file)
+            apply_umask(file)
+            flush_to_disk(file)
         digests[file.name] = sha256(file)
     return digests
 
@@ -103,10 +105,8 @@ def write_state(folder: Path, step: int, weights: WeightState, digests: Mapping[
         "scaler": weights.scaler.state_dict() if weights.scaler else None,
         "memory": weights.history.state() if weights.history else None,
     }
-    (folder / "state.json").write_text(json.dumps(state))
-    (folder / MANIFEST).write_text(json.dumps({**digests, "state.json": sha256(folder / "state.json")}))
-    for path in (folder / "state.json", folder / MANIFEST, folder):
-        flush_to_disk(path)
+    write_text_atomically(folder / "state.json", json.dumps(state))
+    write_text_atomically(folder / MANIFEST, json.dumps({**digests, "state.json": sha256(folder / "state.json")}))
 
 
 def shard_file_name(name: str, rank: int | None) -> str:

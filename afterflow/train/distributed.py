@@ -1,7 +1,6 @@
 """Communication among the processes of a run.  With one process nothing is sent."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
@@ -9,11 +8,12 @@ from typing import Any, cast
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from ..system.environment import check_cpu, check_environment, check_precision
 from ..system.errors import ConfigError, TrainingStopped
-from ..system.launcher import launched_processes
+from ..system.launcher import check_launcher, launched_processes, local_rank
 from .sharding import local_shard
 from .signals import Preempted
 
@@ -167,23 +167,27 @@ def parameter_buckets(parameters: Iterable[nn.Parameter], max_size: int) -> Iter
 def select_device() -> None:
     """Give every launched process an accelerator of its own, before anything is loaded onto one."""
     if launched_processes() > 1 and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if local_rank() >= torch.cuda.device_count():
+            seen = f"{torch.cuda.device_count()} GPUs are visible"
+            raise ConfigError(f"LOCAL_RANK = {local_rank()}, and {seen}; launch as many processes a machine as GPUs")
+        torch.cuda.set_device(local_rank())
 
 
 def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
     """Make the accelerator of a run; ConfigError where a launcher was configured for what would not happen."""
-    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(variable, "false").lower() in ("1", "true"):
-            raise ConfigError(
-                f"the launcher's configuration asks for {name}, which afterflow does not read; launch without it, and "
-                "shard the weights with --shard full (or zero2)"
-            )
+    check_environment()
+    check_launcher()
+    check_precision(mixed_precision)
+    check_cpu(torch.cuda.is_available())
     if launched_processes() > 1:
         # Others wait in a message while the first downloads weights or encodes images, or a reward is slow.
         options["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=MESSAGE_TIMEOUT)]
     # Without this flag, accelerate takes a CPU process for a run of its own, whatever the launcher has set.
     cpu = launched_processes() > 1 and not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, **options)
+    # No variable decides on the accumulation of gradients, which accelerate asks the environment about even for 1.
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision, cpu=cpu, gradient_accumulation_plugin=GradientAccumulationPlugin(1), **options
+    )
     if accelerator.num_processes != launched_processes():
         raise ConfigError(
             f"{launched_processes()} processes were launched, and accelerate sees {accelerator.num_processes}; launch "

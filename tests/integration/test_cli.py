@@ -23,7 +23,6 @@ from afterflow.experiment.serialization import to_json
 from afterflow.experiment.stages import Chain
 from afterflow.models.adapters import LoRA
 from afterflow.recipes import RECIPES
-from afterflow.train.distributed import make_accelerator
 
 SCHEMA = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}], "prompt": "a red star"}
 
@@ -305,6 +304,26 @@ def test_evaluations_that_make_no_sense(said, argv, sentence):
     assert (code, out) == (2, "") and sentence in err
 
 
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf", "1e400"])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "compare shapes_sft --budget-seconds",
+        "train shapes_flow_grpo --plan --budget-seconds",
+        "train shapes_flow_grpo --plan --algorithm.weights shapes_strict",
+        "train shapes_flow_grpo --plan --tune.alpha",
+        "train shapes_flow_grpo --plan --reward-models.options video_align_fps",
+        "eval tiny --guidance",
+        "sample tiny x --guidance",
+        "serve-rewards jpeg_compressibility --seconds",
+        "merge a b --density",
+    ],
+)
+def test_no_command_takes_a_number_that_is_not_finite(said, argv, word):
+    code, out, err = said(*argv.split(), word)
+    assert (code, out) == (2, "") and ("is not a finite number" in err or "is not a whole number" in err)
+
+
 def with_prompts(monkeypatch, rewards, path):
     """A recipe that explores the prompts of a file."""
     from dataclasses import replace
@@ -486,7 +505,9 @@ def test_what_does_not_exist_is_refused_before_torch_is_imported(words):
 
 
 def test_processes_of_a_launcher_train_and_do_nothing_else(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     assert main(["recipes"]) == 2
     assert "recipes is done by one process; start it without a launcher" in capsys.readouterr().err
     assert main(["train", "shapes_generalist"]) == 2
@@ -495,9 +516,3 @@ def test_processes_of_a_launcher_train_and_do_nothing_else(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout", sys.stdout)  # put back afterwards
     assert main(["train", "shapes_generalist"]) == 2
     assert capsys.readouterr().err.startswith("afterflow, process 1: ")
-
-
-def test_a_launcher_that_asks_for_what_is_not_done_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="asks for FSDP, which afterflow does not read"):
-        make_accelerator("no")

@@ -20,8 +20,9 @@ from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
+from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
-from afterflow.data.prompts import ShapesPrompts
+from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.envs.shapes.world import TAGS
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
@@ -33,7 +34,7 @@ from afterflow.rewards import registry as rewards
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.rewards.vlm.judge import VLMJudge
-from afterflow.system.errors import TrainingStopped
+from afterflow.system.errors import CheckpointError, TrainingStopped
 
 JPEG = {"jpeg_compressibility": 1.0}
 
@@ -126,6 +127,23 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_run_whose_prompts_have_changed_goes_on_only_where_that_is_accepted(run, tmp_path, monkeypatch):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a star\na ring\n")
+    at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    changed = replace(run, data=PromptFile(str(prompts)))
+    execute(changed, "short")
+    weights = load_file(run.folder / "checkpoints" / "step_000001" / "weights.safetensors")
+    prompts.write_text("a star\na disk\n")
+    with pytest.raises(CheckpointError, match="prompts changed since the run began"):
+        execute(changed, "short", resume=True)
+    assert main(["train", "--resume", "runs/short"]) == 2
+    kept = load_file(run.folder / "checkpoints" / "step_000001" / "weights.safetensors")
+    assert all(torch.equal(weights[name], kept[name]) for name in weights)
+    assert main(["train", "--resume", "runs/short", "--accept-changed-data"]) == 0
+    assert [line["step"] for line in metrics(run.folder)] == [0, 1, 2]
 
 
 def test_a_run_is_not_written_over(run):

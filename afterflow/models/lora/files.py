@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ...system.atomic_files import apply_umask, make_folder, writing
 from ...system.errors import InputError
 from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
@@ -171,11 +172,15 @@ def write_lora(
     about = {"alpha": rank if alpha is None else alpha, "family": family}
     metadata = {"format": "pt", ABOUT: json.dumps(about)}
     adapter = {"lora_adapter_metadata": json.dumps({f"transformer.{name}": value for name, value in config.items()})}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(lora_state_dict(layers), folder / NAMES[0], metadata=metadata | adapter)
+    make_folder(folder)
     (folder / COMFYUI).unlink(missing_ok=True)  # of what the folder held before
+    files = {NAMES[0]: (lora_state_dict(layers), metadata | adapter)}
     if family is not None:
-        save_file(to_kohya(layers, family), folder / COMFYUI, metadata=metadata)
+        files[COMFYUI] = to_kohya(layers, family), metadata
+    for name, (tensors, about_file) in files.items():
+        with writing(folder / name):
+            save_file(tensors, folder / name, metadata=about_file)
+            apply_umask(folder / name)
 
 
 def check_lora_fits(lora: StoredLoRA, module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...system.checks import check_at_least_one
+from ...system.checks import check_at_least_one, check_finite
 from ...system.errors import ConfigError, InputError
 from .factors import LoRAFactors, cut_rank, nearest_factors, pad_rank, weighted_sum
 from .files import StoredLoRA, read_lora, write_lora
@@ -43,6 +43,9 @@ class LoRAMerge:
             raise ConfigError(f"a merge of {count} LoRAs: name at least two")
         if self.weights is not None and len(self.weights) != count:
             raise ConfigError(f"weights: {len(self.weights)} numbers for {count} LoRAs; give one for each")
+        check_finite(self)
+        if self.weights is not None and not any(self.weights):
+            raise ConfigError("weights are all 0, so the merge would be empty; give a LoRA another weight")
         check_at_least_one(self, "rank")
         if not 0 < self.density <= 1:
             raise ConfigError(f"density = {self.density}: a share of the entries, in (0, 1]")

@@ -1,0 +1,40 @@
+"""JSON that comes from outside: strict, so that a number is a number."""
+
+import json
+import math
+import re
+from typing import Any
+
+TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:Infinity|NaN|[\d][\d.eE+-]*)')
+"""A text, a number, or what Python takes for a number and JSON does not."""
+
+
+def parse_strict_json(text: str) -> Any:
+    """Return what a JSON text holds.
+
+    json.JSONDecodeError, with line and column, is raised for what is not JSON, for NaN and Infinity, for numbers too
+    large, and for lists in lists without end.
+    """
+
+    def number(word: str) -> float:
+        value = float(word)
+        if math.isfinite(value):
+            return value
+        place = next((token.start() for token in TOKEN.finditer(text) if token[0] == word), 0)
+        raise json.JSONDecodeError(f"{word} is not a finite number", text, place)
+
+    try:
+        return json.loads(text, parse_constant=number, parse_float=number)
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", text, 0) from None
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError):
+            raise
+        # Python reads no whole number of more than 4300 digits.
+        raise json.JSONDecodeError("a number has too many digits", text, 0) from None
+
+
+def json_error(error: json.JSONDecodeError, text: str) -> str:
+    """Return in one line what is wrong with a text, and where in it."""
+    line = f"line {error.lineno}, " if "\n" in text else ""
+    return f"not JSON ({error.msg} at {line}column {error.colno})"
