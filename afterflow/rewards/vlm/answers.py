@@ -87,7 +87,7 @@ def error_words(text: str) -> str:
     return shorten(reply if isinstance(reply, str) else json.dumps(reply))
 
 
-def read_json(text: str) -> Any:
+def decode_reply(text: str) -> Any:
     """Return the JSON in a reply; raise Unanswered for a stream, for one that breaks off, and for what is no JSON."""
     try:
         return json.loads(text)
@@ -107,7 +107,7 @@ def read_answer(reply: Any, with_tokens: bool) -> ChatAnswer:
     try:
         choice = reply["choices"][0]
         message = choice["message"]
-        text = read_text(message, choice.get("finish_reason"))
+        text = message_text(message, choice.get("finish_reason"))
         first = read_tokens(choice.get("logprobs")) if with_tokens else ()
         return ChatAnswer(text, first, cut=choice.get("finish_reason") == "length")
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
@@ -115,7 +115,7 @@ def read_answer(reply: Any, with_tokens: bool) -> ChatAnswer:
         raise Unanswered(f"an answer of another form ({why}): {shorten(json.dumps(reply))}") from error
 
 
-def read_text(message: Mapping, finish: str | None) -> str:
+def message_text(message: Mapping, finish: str | None) -> str:
     """Return the text of a message; raise Unanswered where it has none, and say what it has instead."""
     content = message["content"] if message.get("refusal") is None else None
     if isinstance(content, str):

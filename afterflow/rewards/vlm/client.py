@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ...system.errors import ConfigError
 from ..png import encode_png
-from .answers import ChatAnswer, Unanswered, error_words, read_answer, read_json
+from .answers import ChatAnswer, Unanswered, decode_reply, error_words, read_answer
 from .servers import ChatServer, ServerKind, kind_of_models, refused_field, request_fields, without_refused
 
 SERVER_KEY = "AFTERFLOW_SERVER_KEY"
@@ -74,7 +74,7 @@ class Chat:
                     f"the server {self.url} wants another key (status {reply.status_code}: "
                     f"{error_words(reply.text)}); set {SERVER_KEY}"
                 )
-            listed = {} if reply.status_code == 404 else read_json(_body(reply))
+            listed = {} if reply.status_code == 404 else decode_reply(_body(reply))
             models = {item["id"]: str(item.get("owned_by")) for item in listed["data"]}
         except Unanswered as error:
             raise ConfigError(f"the server {self.url} does not answer ({error}); start it, or name another") from error
@@ -152,7 +152,7 @@ class Chat:
             reply = self._send(lambda body=body: self.client.post(f"{self.url}/chat/completions", json=body))
             name = refused_field(body, reply.text) if reply.status_code in (400, 422) else None
             if name is None or name in refused:
-                return read_json(_body(reply))
+                return decode_reply(_body(reply))
             if name not in self.refused:  # another thread may have met the same
                 self.refused.append(name)
                 _log.warning("%s takes no %s, and is asked without: %s", self.url, name, error_words(reply.text))
