@@ -51,7 +51,7 @@ def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME NUMBER ...]",
-        instance_from_str=partial(values_by_name, read=READERS[kind] if kind in READERS else kind),
+        instance_from_str=partial(values_by_name, read=READERS.get(kind) or kind),
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
     )

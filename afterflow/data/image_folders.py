@@ -172,7 +172,7 @@ def tar_record(file: Path, members: Mapping[str, tarfile.TarInfo], caption: str)
     row = parse_json(texts[".json"], f"{file}:{members['.json'].name}") if ".json" in texts else {}
     plain = next((one_line(texts[ending]) for ending in SIDECARS if ending in texts), None)
     if plain is None and isinstance(row, dict) and (key := caption_key(row, caption)) is not None:
-        return captioned(row, key)
+        return captioned_record(row, key)
     return {"prompt": plain} if plain else None
 
 
@@ -199,7 +199,7 @@ def list_parquet(files: Sequence[Path], caption: str) -> Listing:
                     continue
                 check_text(row[key], location)
                 read = partial(read_cell, file, column, group, i)
-                entries.append(Entry(location, captioned(row, key), read))
+                entries.append(Entry(location, captioned_record(row, key), read))
     if not entries:
         raise InputError(
             f"images {files[0]}: no row has a caption under {caption!r}; name its column with --data.caption"
@@ -253,7 +253,7 @@ def caption_key(row: Mapping[str, Any], caption: str) -> str | None:
     return key if isinstance(text, str) and text.strip() else None
 
 
-def captioned(row: Mapping[str, Any], key: str) -> dict:
+def captioned_record(row: Mapping[str, Any], key: str) -> dict:
     """Make the record of a row whose caption is under `key`, even where another key is called prompt."""
     return {k: v for k, v in row.items() if k not in ("file_name", key)} | {"prompt": row[key]}
 
@@ -263,4 +263,4 @@ def caption_record(row: Mapping[str, Any], caption: str, location: str) -> dict:
     key = caption_key(row, caption)
     if key is None:
         raise InputError(f"{location}: no caption under {caption!r}; write one, or set --data.caption to another key")
-    return captioned(row, key)
+    return captioned_record(row, key)

@@ -47,8 +47,8 @@ def best_children(reward: Tensor, children: int) -> Tensor:
 def extremes(reward: Tensor, b: int) -> Tensor:
     """Return the b best and the b worst leaves of each tree (Extreme-b): rewards (P, G) → (P, G) bool.
 
-    A leaf without a reward (NaN) is neither, and takes nobody's place.
+    A leaf without a reward (NaN) is neither, and takes no other leaf's rank.
     """
-    place = reward.argsort(dim=1, stable=True).argsort(1)  # NaN comes last
+    rank = reward.argsort(dim=1, stable=True).argsort(1)  # NaN comes last
     known = (~reward.isnan()).sum(1, keepdim=True)
-    return (place < known) & ((place < b) | (place >= known - b))
+    return (rank < known) & ((rank < b) | (rank >= known - b))

@@ -36,7 +36,7 @@ def pan(name: str) -> np.ndarray:
     return np.stack([photo(name)[i : i + 192, i : i + 192] for i in range(FRAMES)])
 
 
-def captioned() -> list[CanaryCase]:
+def captioned_cases() -> list[CanaryCase]:
     """Return each photograph before every other one, for its own caption: neither text nor picture decides alone."""
     pairs = [(name, other) for name in CAPTIONS for other in CAPTIONS if name != other]
     return [CanaryCase(photo(name), photo(other), {"prompt": CAPTIONS[name]}) for name, other in pairs]
@@ -67,7 +67,7 @@ def detected() -> list[CanaryCase]:
 def pointed() -> list[CanaryCase]:
     """Return the captioned photographs with a test point of UniGenBench's form."""
     point = lambda prompt: {"prompt": prompt, "points": [["Entity", f"It is {prompt}."]]}
-    return [CanaryCase(case.better, case.worse, point(case.record["prompt"])) for case in captioned()]
+    return [CanaryCase(case.better, case.worse, point(case.record["prompt"])) for case in captioned_cases()]
 
 
 def moving() -> list[CanaryCase]:
@@ -76,6 +76,6 @@ def moving() -> list[CanaryCase]:
     return [CanaryCase(pan(name), static(), {"prompt": CAPTIONS[name]}) for name in ("cat", "astronaut")]
 
 
-CAPTIONED, BEAUTIFUL, DETECTED = OrderCanary(captioned), OrderCanary(beautiful), OrderCanary(detected)
+CAPTIONED, BEAUTIFUL, DETECTED = OrderCanary(captioned_cases), OrderCanary(beautiful), OrderCanary(detected)
 POINTED, MOVING = OrderCanary(pointed), OrderCanary(moving)
 SIMILAR = OrderCanary(similar, local=True)

@@ -14,7 +14,7 @@ from ...system.checks import check_positive
 from ...system.errors import ConfigError
 from ...system.optional_dependencies import check_extra
 from ..base import ImagePairs, Scored, check_address
-from ..canaries import captioned
+from ..canaries import captioned_cases
 from .answers import Unanswered, parse_choice, parse_tag
 from .client import Chat
 from .servers import ChatServer
@@ -84,7 +84,7 @@ class VLMJudge:
 
         ConfigError is raised where it has no verdict of most of them.
         """
-        cases = captioned()
+        cases = captioned_cases()
         images = np.stack([image for case in cases for image in (case.better, case.worse)])
         first = np.arange(len(images))
         pairs = ImagePairs(images, [dict(case.record) for case in cases for _ in range(2)], first, first ^ 1, first)
