@@ -229,7 +229,9 @@ class SurveyedImage(NamedTuple):
     """An image that is used, looked at but not decoded."""
 
     entry: Entry
+    """Where it lies, and its record."""
     digest: str
+    """Digest of the encoded content."""
     size: tuple[int, int]
     """Height and width that it is brought to."""
 
@@ -239,6 +241,7 @@ class Survey:
     """What all images of a source are like, before the first is decoded."""
 
     images: list[SurveyedImage]
+    """Images that are used."""
     left_out: Counter[str]
     """Reason → number of images left out."""
     remarks: Counter[str]
