@@ -13,7 +13,7 @@ LOWEST_RUN := $(LOWEST_VENV)/bin/python
 LOWEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint docs audit clean
+.PHONY: help demo test test-lowest mutants lint docs audit clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ test: $(VENV)/.installed-dev  ## run the test suite; make test ARGS='-k kernels'
 
 test-lowest: $(LOWEST_VENV)/.installed  ## run the test suite with the lowest versions that pyproject.toml claims
 	OMP_NUM_THREADS=1 $(LOWEST_RUN) -m pytest $(PARALLEL) $(ARGS)
+
+mutants: $(VENV)/.installed-dev  ## change single lines of the maths and see whether tests notice; an hour or more
+	OMP_NUM_THREADS=1 $(RUN) bench/mutants.py $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff check, ruff format --check, basedpyright
 	$(RUN) -m ruff check

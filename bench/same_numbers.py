@@ -4,7 +4,9 @@
 
 Metrics, held-out scores and every tensor that a run leaves are compared with bench/results/same_numbers_0_1.json, which
 the code of version 0.1 wrote on one CPU thread of the machine named there.  Another kind of CPU rounds otherwise, so
-there only --store on both commits is a fair comparison.  The demo's summary is compared too, where runs/demo has one.
+there only --store on both commits is a fair comparison.  Since losses are means over all steps, ddpo, dance_grpo,
+mix_grpo, branch_grpo and pref_grpo differ from 0.1 where groups are tied (bench/results/mean_of_all_steps.json); sft,
+soar, flow_grpo with its KL and flow_opd do not.  The demo's summary is compared too, where runs/demo has one.
 """
 
 import argparse

@@ -4,8 +4,9 @@ What differs is what the papers differ in: how steps are drawn, which are traine
 without guidance, as Flow-GRPO's no-CFG recipes do, and take 10 denoising steps.  Clip ranges are wider than published:
 at one update per rollout the first ratio is 1, and they do not act.
 
-Losses are means over all steps, those of tied groups included.  Here 1 to 5 % of the groups are tied, and the gradient
-is shorter by as much than in version 0.1.  AdamW divides by its size and nothing clips it, so rates are those of 0.1.
+Losses are means over all steps, those of tied groups included.  Here 1 to 5 % of the groups are tied (with Pref-GRPO,
+9 % of the images win half of their comparisons), and the gradient is shorter by as much than in version 0.1.  AdamW
+divides by its size and nothing clips it, so rates are those of 0.1.
 """
 
 from dataclasses import replace

@@ -239,3 +239,85 @@ def test_ten_thousand_random_pictures_are_judged_as_the_rules_say():
         verdicts.append(expected)
     passed, exact, dense = np.array(verdicts).T
     assert 300 < passed.sum() > exact.sum() > 100 and len(np.unique(dense)) > 20  # random, and not all alike
+
+
+# Bounds, one at a time.
+
+
+@pytest.mark.parametrize("mode", ["official", "strict"])
+@pytest.mark.parametrize("score, counts", [(0.5, False), (np.nextafter(0.5, 1), True)])
+def test_a_detection_counts_above_its_threshold_and_not_at_it(mode, score, counts):
+    boxes = [Detection("cat", float(score), LEFT)]
+    assert score_detections(SINGLE, boxes, mode, threshold=0.5) == counts
+    assert score_detections(SINGLE, boxes, mode) == 1
+
+
+def test_soft_credit_rises_in_a_line_from_six_tenths_of_the_threshold_to_it():
+    for threshold in (0.3, 0.5):
+        for share in (0.59, 0.6, 0.7, 0.9, 1.0, 1.5):
+            found_there = score_detections(
+                SINGLE, found("cat", score=share * threshold), "partial", threshold=threshold
+            )
+            assert found_there == pytest.approx(min(1.0, max(0.0, (share - 0.6) / 0.4)), abs=1e-9)
+
+
+def test_partial_is_a_mean_of_terms_for_presence_colour_and_relation():
+    red = record("colors", {"class": "cat", "count": 2, "color": "red"})
+    cats = found("cat", color="red") + found("cat", color="blue")
+    assert score_detections(red, cats, "partial") == pytest.approx((1 + 1 * 1 / 2) / 2)
+    assert score_detections(red, found("cat", color="red"), "partial") == pytest.approx((1 / 2 + 1 / 2 * 1 / 2) / 2)
+    # Of a pair of dogs to the left of which a cat is wanted, one is unsure: its credit is a half.
+    two_dogs = record(
+        "position", {"class": "dog", "count": 2}, {"class": "cat", "count": 1, "position": ["left of", 0]}
+    )
+    dogs = found("dog", box=RIGHT) + found("dog", box=RIGHT, score=0.24)
+    assert score_detections(two_dogs, found("cat") + dogs, "partial") == pytest.approx((0.75 + 1 + 0.75) / 3)
+    # The relation counts as much of it as there is of the cat.
+    unsure = score_detections(two_dogs, found("cat", score=0.24) + dogs, "partial")
+    assert unsure == pytest.approx((0.75 + 0.5 + 0.5 * 0.75) / 3)
+    assert score_detections(two_dogs, found("cat", box=(80, 10, 90, 20)) + dogs, "partial") == pytest.approx(1.75 / 3)
+
+
+def test_surplus_and_clutter_cost_by_their_amount():
+    clutter = lambda n, share: score_detections(SINGLE, found("cat") + found("cup", n), "partial", unexplained=share)
+    for n in (0, 1, 3):
+        for share in (0.0, 0.012, 0.022, 0.112):
+            assert clutter(n, share) == pytest.approx(math.exp(-0.35 * n - max(0.0, share - 0.012) / 0.05))
+    assert score_detections(THREE, found("cat", 4), "partial") == pytest.approx(2 / 3 * math.exp(-0.35))
+    assert score_detections(THREE, found("cat", 2), "partial", unexplained=None) == pytest.approx(2 / 3)
+
+
+def test_closed_allows_unexplained_pixels_below_a_bound():
+    assert score_detections(SINGLE, found("cat"), "closed", unexplained=0.012) == 0
+    assert score_detections(SINGLE, found("cat"), "closed", unexplained=0.012 - 1e-9) == 1
+
+
+def test_a_relation_needs_half_of_the_distance_along_its_axis():
+    """sin 30° is a half: at 30° to an axis only the nearer one holds, beyond it both."""
+    point = lambda degrees: (math.cos(math.radians(degrees)), math.sin(math.radians(degrees)))
+    at = lambda degrees: tuple(100 * c for c in (*point(degrees), *point(degrees)))
+    origin = (0.0, 0.0, 0.0, 0.0)
+    assert relations(at(29.9), origin) == {"right of"}
+    assert relations(at(30.1), origin) == {"right of", "below"}
+    assert relations(at(60.1), origin) == {"below"}
+    assert relations(at(209.9), origin) == {"left of"} and relations(at(210.1), origin) == {"left of", "above"}
+    assert relations((0.0, 5.0, 0.0, 5.0), origin) == {"below"}
+
+
+def test_the_margin_is_a_tenth_of_both_extents_along_each_axis():
+    """A wide box moved along its short side: what counts there is the height."""
+    flat = lambda x, y: (x - 20.0, y - 1.0, x + 20.0, y + 1.0)
+    assert relations(flat(0, 4), flat(0, 0)) == {"below"}  # margin .4
+    assert relations(flat(7.9, 0), flat(0, 0)) == set()  # margin 8
+    assert relations(flat(16.1, 0), flat(0, 0)) == {"right of"}
+    assert relations(flat(15.9, 0), flat(0, 0)) == set()  # what is left of the offset is less than half of it
+    corners = (5.0, 5.0, 1.0, 1.0)  # in any order
+    assert relations(corners, (43.0, 3.0, 43.0, 3.0)) == {"left of"}
+
+
+def test_the_boxes_of_a_clause_are_its_most_confident():
+    rec = record("colors", {"class": "cat", "count": 1, "color": "red"})
+    cats = [Detection("cat", 0.5, LEFT, "blue"), Detection("cat", 0.9, LEFT, "red")]
+    for order in (cats, cats[::-1]):
+        assert score_detections(rec, order, "official") == 1
+        assert score_detections(rec, order, "partial") == pytest.approx(math.exp(-0.35) * (0 + 0) / 2)

@@ -3,15 +3,18 @@
 Small samples of the bars that bench/verifier.py measures.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from afterflow.envs.shapes import verify as verifier
 from afterflow.envs.shapes.detector import detect
 from afterflow.envs.shapes.fidelity import fidelity, fidelity_factors
 from afterflow.envs.shapes.population import diversity, frechet_distance, texture_features
 from afterflow.envs.shapes.prompts import draw, hard_negative
-from afterflow.envs.shapes.reader import read_sign
+from afterflow.envs.shapes.reader import SignReading, read_sign
 from afterflow.envs.shapes.render import (
     PlacedObject,
     background,
@@ -273,3 +276,93 @@ def test_diversity_is_zero_for_copies_and_falls_when_layouts_collapse():
     assert 0 < diversity(backdrops) < diversity(free)
     with pytest.raises(ValueError, match="two images"):
         diversity(free[:1])
+
+
+# Bounds of a sign, one at a time.
+
+CLEAN = dict(text="AB", confidence=0.9, rival=0.2, contrast=60.0, box=(8, 8, 20, 16), scale=1)
+
+
+def judged(monkeypatch, target="AB", around=0.0, size=32, **reading):
+    """The verdicts on a sign that was read so, and beside which this share of the pixels is something else."""
+    other = np.zeros((size, size), bool)
+    other.reshape(-1)[: round(around * size**2)] = True
+    monkeypatch.setattr(verifier, "read_sign", lambda image: SignReading(**(CLEAN | reading)))
+    monkeypatch.setattr(verifier, "segment", lambda image: SimpleNamespace(background=~other))
+    monkeypatch.setattr(verifier, "clutter", lambda pixels: pixels.mean())
+    return verify({"tag": "text", "text": target, "prompt": ""}, np.zeros((size, size, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "name, inside, outside", [("rival", 0.499, 0.5), ("contrast", 45.1, 45.0), ("confidence", 0.801, 0.8)]
+)
+def test_closed_needs_a_clear_sign(monkeypatch, name, inside, outside):
+    assert judged(monkeypatch, **{name: inside})["closed"] == 1
+    assert judged(monkeypatch, **{name: outside})["closed"] == 0
+    assert judged(monkeypatch, **{name: outside})["strict"] == 1
+
+
+def test_closed_needs_nothing_around_the_sign(monkeypatch):
+    assert judged(monkeypatch, around=4 / 32**2)["closed"] == 1  # .0039
+    assert judged(monkeypatch, around=5 / 32**2)["closed"] == 0
+    assert judged(monkeypatch, text="AC")["closed"] == 0
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_plate_and_its_edge_belong_to_the_sign(monkeypatch, scale):
+    edge = 2 * scale + 1
+    x0, y0, x1, y1 = CLEAN["box"]
+    for corner, belongs in [
+        ((y0 - edge, x0 - edge), 1),
+        ((y0 - edge - 1, x0), 0),
+        ((y1 + edge - 1, x1 + edge - 1), 1),
+        ((y1, x1 + edge), 0),
+    ]:
+        background = np.ones((32, 32), bool)
+        background[corner] = False
+        monkeypatch.setattr(verifier, "read_sign", lambda image: SignReading(**(CLEAN | {"scale": scale})))
+        monkeypatch.setattr(verifier, "segment", lambda image, seen=background: SimpleNamespace(background=seen))
+        monkeypatch.setattr(verifier, "clutter", lambda pixels: float(pixels.any()))
+        assert verify({"tag": "text", "text": "AB", "prompt": ""}, np.zeros((32, 32, 3), np.uint8))["closed"] == belongs
+
+
+@pytest.mark.parametrize(
+    "reading, agreement, visible, rivalled",
+    [
+        ({}, 1, 1, 1),
+        (dict(text="AC"), 1 / 2, 1, 1),
+        (dict(text="ABCD"), 1 / 2, 1, 1),
+        (dict(text="A"), 1 / 2, 1, 1),
+        (dict(contrast=15.0), 1, 0, 1),
+        (dict(contrast=5.0), 1, 0, 1),
+        (dict(contrast=30.0), 1, 0.5, 1),
+        (dict(contrast=45.0), 1, 1, 1),
+        (dict(rival=0.3), 1, 1, 1),
+        (dict(rival=0.8), 1, 1, np.exp(-0.5)),
+    ],
+)
+def test_partial_credit_of_a_sign_is_a_product(monkeypatch, reading, agreement, visible, rivalled):
+    assert judged(monkeypatch, **reading)["partial"] == pytest.approx(agreement * visible * rivalled)
+
+
+def test_the_published_rewards_of_a_sign(monkeypatch):
+    longer = judged(monkeypatch, text="XABY")
+    assert (longer["official"], longer["strict"], longer["ocr_flowgrpo"]) == (1, 0, 1)
+    wrong = judged(monkeypatch, text="AXYZ", target="ABC")
+    assert wrong["official"] == 0 and wrong["partial_flowgrpo"] == wrong["ocr_flowgrpo"] == pytest.approx(0.0)
+    near = judged(monkeypatch, text="ABX", target="ABC")
+    assert near["ocr_flowgrpo"] == pytest.approx(2 / 3)
+
+
+@both_sizes
+def test_each_size_has_thresholds_of_its_own(monkeypatch, size):
+    seen = []
+    record = {"tag": "counting", "include": [{"class": "circle", "count": 1}], "prompt": ""}
+    monkeypatch.setattr(verifier, "detect", lambda image: SimpleNamespace(detections=["d"], unexplained=0.25))
+    monkeypatch.setattr(verifier, "score_detections", lambda *words, **options: seen.append((words, options)) or 0.5)
+    verdicts = verify(record, np.zeros((size, size, 3), np.uint8))
+    assert set(verdicts) == set(verifier.MODES) and set(verdicts.values()) == {0.5}
+    detection, counting = {32: (0.66, 0.68), 64: (0.76, 0.78)}[size]
+    for (asked, detections, _), options in seen:
+        assert asked is record and detections == ["d"]
+        assert options == {"threshold": detection, "counting_threshold": counting, "unexplained": 0.25}

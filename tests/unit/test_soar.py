@@ -135,7 +135,7 @@ def test_stochastic_paths_are_left_out_where_the_step_ends_on_the_image():
 
 
 PATHS = SOAR(steps=4, points=2, paths=3, correction=0.7, density="uniform")
-PARTS = [(chunk, partitions) for partitions in (1, 2, 3) for chunk in (1, 5, 24)]
+PARTS = [(5, 1), (24, 2), (7, 3), (1, 24)]
 
 
 def update_of(algorithm, chunk, partitions=1, rank=0, count=1):
