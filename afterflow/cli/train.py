@@ -1,9 +1,9 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from tyro.conf import AvoidSubcommands
 
@@ -137,7 +137,9 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     from ..experiment.evaluation_fit import fit_evaluation
 
     refuse_renamed(options)
-    default, given = run, option_names(options)
+    given = option_names(options)
+    run, options = unset(run, options)
+    default = run
     asks_for_help = {"-h", "--help"} & set(options)
     if not asks_for_help:
         parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
@@ -150,6 +152,52 @@ def option_names(words: Sequence[str]) -> set[str]:
     """Return the options of a run that are typed, without what stands after a dot or an equals sign."""
     names = {word[2:].split("=")[0].split(".")[0].replace("-", "_") for word in words if word.startswith("--")}
     return names | {"held_out"} if "held_out_prompts" in names else names
+
+
+def unset(run: "Run", options: Sequence[str]) -> tuple["Run", list[str]]:
+    """Return the run without the parts that `--PART None` takes out, and the options that are left.
+
+    tyro itself takes None for numbers and texts only.
+    """
+    words, kept = list(options), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        changed = without(run, name, value if equals else next(iter(words), ""))
+        if changed is None:
+            kept.append(word)
+            continue
+        run = changed
+        if not equals:
+            words.pop(0)
+    return run, kept
+
+
+def without(run: "Run", option: str, value: str) -> "Run | None":
+    """Return the run without what an option takes out; None where it takes nothing out.
+
+    Without held-out prompts nothing is measured on them, and the other way about.
+    """
+    name = option.removeprefix("--").replace("-", "_")
+    if not option.startswith("--"):
+        return None
+    if (name, value) in (("held_out", "None"), ("eval_every", "0")):
+        nothing = {"held_out": None, "held_out_share": 0.0, "eval_every": 0, "eval_rewards": (), "best_by": None}
+        return run.with_options(**nothing)
+    return replaced_by_none(run, name.split(".")) if value == "None" else None
+
+
+def replaced_by_none(owner: Any, path: Sequence[str]) -> Any:
+    """Return a dataclass with None at a path of fields where a dataclass stands and None may stand; else None."""
+    name, *further = path
+    part = getattr(owner, name, None) if is_dataclass(owner) else None
+    if not is_dataclass(part):
+        return None
+    if further:
+        inner = replaced_by_none(part, further)
+        return None if inner is None else replace(owner, **{name: inner})  # type: ignore[type-var]
+    may_be_none = type(None) in get_args(get_type_hints(type(owner))[name])
+    return replace(owner, **{name: None}) if may_be_none else None  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
