@@ -47,11 +47,11 @@ def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     """Let `--weights a 0.5 b 0.5` replace a mapping; tyro's own rule only changes values of keys that exist."""
     if info.type_origin is not Mapping:
         return None
-    kind = get_args(info.type)[1]
+    kind: Callable[[str], Any] = get_args(info.type)[1]
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="[NAME NUMBER ...]",
-        instance_from_str=partial(values_by_name, read=READERS[kind] if kind in READERS else kind),
+        instance_from_str=partial(values_by_name, read=READERS.get(kind, kind)),
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
     )

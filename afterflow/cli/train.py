@@ -1,5 +1,6 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ..experiment.config import Run
     from ..experiment.stages import Chain
 
+_log = logging.getLogger(__name__)
+
 ACCEPT = "--accept-changed-data"
 """The option with which a run goes on although something that it is made from has changed."""
 TRAIN_USAGE = """\
@@ -28,6 +31,8 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
                                                       perhaps with another --grad-partitions or --shard, and where
                                                       its prompts, pictures or LoRAs are no longer what they were,
                                                       with --accept-changed-data
+       afterflow train --extend RUN --iterations N    train a run further, as if it had been N iterations long from
+                                                      the start where its learning rate is constant
 """
 
 PARTS_USAGE = """\
@@ -45,14 +50,17 @@ def train(args: Sequence[str]) -> None:
     if source in ("-h", "--help"):
         print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
         return
-    if source in ("--from", "--resume") and not options:
+    if source in ("--from", "--resume", "--extend") and not options:
         raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     only_plan = "--plan" in options
-    accept = source == "--resume" and ACCEPT in options
+    goes_on = source in ("--resume", "--extend")
+    accept = goes_on and ACCEPT in options
     options = [option for option in options if option != "--plan" and not (accept and option == ACCEPT)]
     # A name or a folder that does not exist is refused first, because what follows takes seconds to import.
     if source == "--resume":
         run, recipe = resumable(options)
+    elif source == "--extend":
+        run, recipe = extended(options)
     elif source == "--from":
         recorded, recipe = read_run(Path(options[0]))
         run = overridden(recorded, options[1:], f"afterflow train --from {options[0]}")
@@ -76,7 +84,7 @@ def train(args: Sequence[str]) -> None:
         return
     from ..experiment.execute import execute
 
-    print(f"{execute(run, recipe, source == '--resume', accept).folder} holds the result")
+    print(f"{execute(run, recipe, goes_on, accept).folder} holds the result")
 
 
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
@@ -119,6 +127,37 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
         raise InputError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
     given = {name: value for name, value in vars(changes).items() if value is not None}
     return run.with_options(**given), recipe
+
+
+def extended(options: Sequence[str]) -> tuple["Run", str]:
+    """Return the run of a folder with more iterations, and its recipe.
+
+    ConfigError where the number is missing, or no larger than what is done.  What keeps the result from being that of
+    a run of so many iterations is logged.
+    """
+    asked, others = parse_options(Extension, options, "afterflow train --extend RUN", return_unknown_args=True)
+    run, recipe = resumable(others)
+    before, done = run.batches, RunFolder(run.folder).next_iteration()
+    if asked.iterations is None or asked.iterations <= max(done, 0):
+        raise ConfigError(f"{run.folder} has done {done} iterations; say how many in all, as --iterations {2 * done}")
+    if asked.iterations < before.iterations and before.budget_seconds is None:
+        raise ConfigError(f"{run.folder} has {before.iterations} iterations to do; go on with --resume {run.folder}")
+    schedule = run.optimization.lr_schedule
+    if schedule != "constant":
+        _log.warning(
+            f"lr_schedule = {schedule} has fallen over {before.iterations} iterations and now falls over "
+            f"{asked.iterations}: the result is not that of a run of {asked.iterations} iterations from the start"
+        )
+    if before.budget_seconds is not None:
+        _log.info(f"budget_seconds = {before.budget_seconds:g} no longer ends the run; its iterations do")
+    return run.with_options(iterations=asked.iterations, budget_seconds=None), recipe
+
+
+@dataclass(frozen=True)
+class Extension:
+    """How long a run becomes that is trained further."""
+
+    iterations: int | None = None
 
 
 @dataclass(frozen=True)
