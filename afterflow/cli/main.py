@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -34,15 +34,22 @@ COMMANDS = {
 
 TRAINING = ("train", "doctor", "compare")
 """Commands that train."""
+INTERRUPTED = 128 + 2
+"""The exit code after Ctrl-C: the shell's for a program that SIGINT ends."""
 CLOSED_PIPE = 128 + 13
 """The exit code where a reader such as `head` closes the pipe: the shell's for a program that SIGPIPE ends."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 2 for input that cannot be used, 1 where training cannot go on."""
+    return guarded(lambda: run_command(argv))
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code; an error that a user can mend, and Ctrl-C, is one line on stderr."""
     try:
         try:
-            return run_command(argv)
+            return one_line(command)
         finally:
             sys.stdout.flush()
     except OSError as error:
@@ -51,29 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CLOSED_PIPE if isinstance(error, BrokenPipeError) else complain(f"the output: {error.strerror}", 1)
 
 
-def run_command(argv: Sequence[str] | None) -> int:
-    """Run the command that the arguments name, and return the exit code."""
-    show_messages()
-    command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    for library in ("DIFFUSERS", "TRANSFORMERS"):
-        # They read it when imported, and would warn about libraries that we do not use.
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+def one_line(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code, after one line on stderr where it is not 0."""
     try:
-        if command in ("-h", "--help"):
-            print(overview())
-        elif command == "--version":
-            print(f"afterflow {__version__}")
-        elif command in COMMANDS:
-            check_launch(command, args)
-            module, function = COMMANDS[command]
-            getattr(import_module(f".{module}", __package__), function)(args)
-        else:
-            raise unknown_name("command", command, COMMANDS)
+        return command() or 0
+    except KeyboardInterrupt:
+        return complain("interrupted; checkpoints and results that were written are whole", INTERRUPTED)
     except ValueError as error:
         return complain(error, 2)
-    except TrainingStopped as error:
-        return complain(error, 1)
-    except OutputError as error:
+    except (TrainingStopped, OutputError) as error:
         return complain(error, 1)
     except BrokenPipeError:
         raise
@@ -82,7 +75,25 @@ def run_command(argv: Sequence[str] | None) -> int:
         return complain(f"{where}{error.strerror or error}", 1)
     except MemoryError:
         return complain("this machine has too little memory for that; ask for less at a time, or for fewer", 1)
-    return 0
+
+
+def run_command(argv: Sequence[str] | None) -> None:
+    """Run the command that the arguments name.  ConfigError where there is none of that name."""
+    show_messages()
+    command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        # They read it when imported, and would warn about libraries that we do not use.
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if command in ("-h", "--help"):
+        print(overview())
+    elif command == "--version":
+        print(f"afterflow {__version__}")
+    elif command in COMMANDS:
+        check_launch(command, args)
+        module, function = COMMANDS[command]
+        getattr(import_module(f".{module}", __package__), function)(args)
+    else:
+        raise unknown_name("command", command, COMMANDS)
 
 
 def check_launch(command: str, args: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
 """afterflow train: by a recipe and options, as a run recorded, or on from a checkpoint."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from tyro.conf import AvoidSubcommands
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from ..experiment.config import Run
     from ..experiment.stages import Chain
 
+_log = logging.getLogger(__name__)
+
 ACCEPT = "--accept-changed-data"
 """The option with which a run goes on although something that it is made from has changed."""
 TRAIN_USAGE = """\
@@ -28,6 +31,8 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
                                                       perhaps with another --grad-partitions or --shard, and where
                                                       its prompts, pictures or LoRAs are no longer what they were,
                                                       with --accept-changed-data
+       afterflow train --extend RUN --iterations N    train a run further, as if it had been N iterations long from
+                                                      the start where its learning rate is constant
 """
 
 PARTS_USAGE = """\
@@ -45,14 +50,17 @@ def train(args: Sequence[str]) -> None:
     if source in ("-h", "--help"):
         print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
         return
-    if source in ("--from", "--resume") and not options:
+    if source in ("--from", "--resume", "--extend") and not options:
         raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     only_plan = "--plan" in options
-    accept = source == "--resume" and ACCEPT in options
+    goes_on = source in ("--resume", "--extend")
+    accept = goes_on and ACCEPT in options
     options = [option for option in options if option != "--plan" and not (accept and option == ACCEPT)]
     # A name or a folder that does not exist is refused first, because what follows takes seconds to import.
     if source == "--resume":
         run, recipe = resumable(options)
+    elif source == "--extend":
+        run, recipe = extended(options)
     elif source == "--from":
         recorded, recipe = read_run(Path(options[0]))
         run = overridden(recorded, options[1:], f"afterflow train --from {options[0]}")
@@ -76,7 +84,7 @@ def train(args: Sequence[str]) -> None:
         return
     from ..experiment.execute import execute
 
-    print(f"{execute(run, recipe, source == '--resume', accept).folder} holds the result")
+    print(f"{execute(run, recipe, goes_on, accept).folder} holds the result")
 
 
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
@@ -121,6 +129,37 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     return run.with_options(**given), recipe
 
 
+def extended(options: Sequence[str]) -> tuple["Run", str]:
+    """Return the run of a folder with more iterations, and its recipe.
+
+    ConfigError where the number is missing, or no larger than what is done.  What keeps the result from being that of
+    a run of so many iterations is logged.
+    """
+    asked, others = parse_options(Extension, options, "afterflow train --extend RUN", return_unknown_args=True)
+    run, recipe = resumable(others)
+    before, done = run.batches, RunFolder(run.folder).next_iteration()
+    if asked.iterations is None or asked.iterations <= max(done, 0):
+        raise ConfigError(f"{run.folder} has done {done} iterations; say how many in all, as --iterations {2 * done}")
+    if asked.iterations < before.iterations and before.budget_seconds is None:
+        raise ConfigError(f"{run.folder} has {before.iterations} iterations to do; go on with --resume {run.folder}")
+    schedule = run.optimization.lr_schedule
+    if schedule != "constant":
+        _log.warning(
+            f"lr_schedule = {schedule} has fallen over {before.iterations} iterations and now falls over "
+            f"{asked.iterations}: the result is not that of a run of {asked.iterations} iterations from the start"
+        )
+    if before.budget_seconds is not None:
+        _log.info(f"budget_seconds = {before.budget_seconds:g} no longer ends the run; its iterations do")
+    return run.with_options(iterations=asked.iterations, budget_seconds=None), recipe
+
+
+@dataclass(frozen=True)
+class Extension:
+    """How long a run becomes that is trained further."""
+
+    iterations: int | None = None
+
+
 @dataclass(frozen=True)
 class Elsewhere:
     """What may change where a run goes on with other processes."""
@@ -137,7 +176,9 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     from ..experiment.evaluation_fit import fit_evaluation
 
     refuse_renamed(options)
-    default, given = run, option_names(options)
+    given = option_names(options)
+    run, options = unset(run, options)
+    default = run
     asks_for_help = {"-h", "--help"} & set(options)
     if not asks_for_help:
         parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
@@ -150,6 +191,52 @@ def option_names(words: Sequence[str]) -> set[str]:
     """Return the options of a run that are typed, without what stands after a dot or an equals sign."""
     names = {word[2:].split("=")[0].split(".")[0].replace("-", "_") for word in words if word.startswith("--")}
     return names | {"held_out"} if "held_out_prompts" in names else names
+
+
+def unset(run: "Run", options: Sequence[str]) -> tuple["Run", list[str]]:
+    """Return the run without the parts that `--PART None` takes out, and the options that are left.
+
+    tyro itself takes None for numbers and texts only.
+    """
+    words, kept = list(options), []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        changed = without(run, name, value if equals else next(iter(words), ""))
+        if changed is None:
+            kept.append(word)
+            continue
+        run = changed
+        if not equals:
+            words.pop(0)
+    return run, kept
+
+
+def without(run: "Run", option: str, value: str) -> "Run | None":
+    """Return the run without what an option takes out; None where it takes nothing out.
+
+    Without held-out prompts nothing is measured on them, and the other way about.
+    """
+    name = option.removeprefix("--").replace("-", "_")
+    if not option.startswith("--"):
+        return None
+    if (name, value) in (("held_out", "None"), ("eval_every", "0")):
+        nothing = {"held_out": None, "held_out_share": 0.0, "eval_every": 0, "eval_rewards": (), "best_by": None}
+        return run.with_options(**nothing)
+    return replaced_by_none(run, name.split(".")) if value == "None" else None
+
+
+def replaced_by_none(owner: Any, path: Sequence[str]) -> Any:
+    """Return a dataclass with None at a path of fields where a dataclass stands and None may stand; else None."""
+    name, *further = path
+    part = getattr(owner, name, None) if is_dataclass(owner) else None
+    if not is_dataclass(part):
+        return None
+    if further:
+        inner = replaced_by_none(part, further)
+        return None if inner is None else replace(owner, **{name: inner})  # type: ignore[type-var]
+    may_be_none = type(None) in get_args(get_type_hints(type(owner))[name])
+    return replace(owner, **{name: None}) if may_be_none else None  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

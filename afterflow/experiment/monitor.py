@@ -28,6 +28,7 @@ from ..train.progress import Progress
 from ..train.reward_hacking import reward_hacking_signs
 from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
+from .health import HealthWatch
 from .image_grid import save_pictures
 from .run_folder import MetricsFile, RunFolder
 from .setup import TrainingSetup
@@ -197,6 +198,7 @@ class RunMonitor:
         batches = setup.run.batches
         spent = self.log.before.get("seconds_trained", 0.0) if self.log is not None else 0.0
         self.budget = Budget(batches.iterations, batches.budget_seconds, setup.processes.all_gather_objects(spent)[0])
+        self.health = HealthWatch()
         self.signals: set[int] = set()
         """Signals that all processes know of; a later one is agreed on after the next iteration."""
 
@@ -245,6 +247,8 @@ class RunMonitor:
             metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": self.budget.used}
             if self.log is not None:
                 self.log.write(step, metrics)
+            for sentence in self.health.warnings(metrics):
+                _log.warning(f"step {step}: {sentence}")
             setup.processes.accelerator.log(metrics, step)
             progress.show(step, metrics)
             if is_due(run.logging.sample_every, step, last) and not preempted:

@@ -57,10 +57,25 @@ def write_record(
         write_text_atomically(file, json.dumps(record, indent=2) + "\n")
         return []
     about = ("versions", "git_commit", "hardware", "processes")
+    length = extension(begun["config"], config)
     then, now = ({name: source[name] for name in about if name in begun} for source in (begun, record))
-    begun.setdefault("resumed", []).append({"iteration": first} | {name: record[name] for name in (*about, "contents")})
+    begun.setdefault("resumed", []).append(
+        {"iteration": first} | {name: record[name] for name in (*about, "contents")} | length
+    )
     write_text_atomically(file, json.dumps(begun, indent=2) + "\n")
     return differences(then, now)
+
+
+def extension(begun: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the iterations and the budget of a run that is trained further into its recorded configuration.
+
+    Return what the run had before, empty where it has become no longer.
+    """
+    batches, longer = begun.get("batches", begun), now.get("batches", now)  # version 0.1 had no groups
+    names = [name for name in ("iterations", "budget_seconds") if batches.get(name) != longer.get(name)]
+    before = {name: batches.get(name) for name in names}
+    batches.update({name: longer.get(name) for name in names})
+    return {"extended_from": before} if before else {}
 
 
 def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:

@@ -92,6 +92,10 @@ class RunFolder:
         """Return the folders of the whole checkpoints, oldest first."""
         return sorted(path for path in self.checkpoint_folder.glob("step_*") if not path.suffix)
 
+    def next_iteration(self) -> int:
+        """Return the iteration after the last checkpoint, which is the number of those that are saved."""
+        return max((int(path.name.removeprefix("step_")) + 1 for path in self.checkpoints()), default=0)
+
     def sample_sheets(self) -> list[Path]:
         """Return the sample pictures, oldest first: of clips the GIF, of images the sheet."""
         files = sorted((self.path / "samples").glob("step_*.*"))

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from ..sampling.conditioning import Velocity
 from ..system.errors import ConfigError
-from .lora.trained import adapted_layers, restore_training
+from ..system.names import unknown_name
+from .lora.trained import restore_training
 from .pipeline import Model
 from .wrappers import identity
 
@@ -56,23 +57,37 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
             start_from(model, tune, tune.start)
             return trainable_parameters(model.module)
         targets = list(tune.targets or model.lora_targets)
+        check_targets(model.module, targets)
         config = LoraConfig(r=tune.rank, lora_alpha=tune.alpha, init_lora_weights="gaussian", target_modules=targets)
         model.module.add_adapter(config)  # type: ignore[operator]
-        check_linear(model.module)
     else:
         model.module.requires_grad_(True)
     return trainable_parameters(model.module)
 
 
-def check_linear(module: nn.Module) -> None:
-    """Raise ConfigError where a LoRA adapts another layer than a linear one, which no file of a LoRA could hold."""
-    for layer, adapter in adapted_layers(module, "default"):
-        kind = type(adapter.get_base_layer())
-        if not issubclass(kind, nn.Linear):
+def check_targets(network: nn.Module, targets: Sequence[str]) -> None:
+    """Raise ConfigError for a name that meets no layer, which peft would leave out, or that meets more than layers."""
+    modules = {name: module for name, module in network.named_modules() if name}
+    layers = endings(name for name, module in modules.items() if isinstance(module, nn.Linear))
+    for target in targets:
+        met = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not met:
+            raise unknown_name("layer of this model (tune.targets)", target, layers)
+        other = next((name for name in met if not isinstance(modules[name], nn.Linear)), None)
+        if other is not None:
+            longer = [name for name in layers if target in name.split(".") and name != target]
+            near = sorted(longer, key=lambda name: (len(name), name))[:3]
+            advice = f"write a longer name, such as {' or '.join(near)}" if near else "leave it out"
             raise ConfigError(
-                f"tune.targets: {layer} is a {kind.__name__}, and a LoRA adapts linear layers; name more of a target, "
-                "such as net.0.proj for proj"
+                f"tune.targets: {target!r} names {other}, of the kind {type(modules[other]).__name__}; a LoRA adapts "
+                f"Linear layers, so {advice}"
             )
+
+
+def endings(layers: Iterable[str]) -> set[str]:
+    """Return the names that layers go by: a.to_out.0 is also to_out.0; numbers alone are left out."""
+    names = {".".join(layer.split(".")[i:]) for layer in layers for i in range(layer.count(".") + 1)}
+    return {name for name in names if not name.isdigit()}
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -125,7 +125,12 @@ def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MO
         if name not in names:
             raise unknown_name("reward of this run (reward_models.servers)", name, names)
     for name in models.weights:
-        find_reward(name)
+        # CLIP's weights are those of other rewards too.
+        if name not in (*names, "clipscore"):
+            raise unknown_name("reward of this run (reward_models.weights)", name, names)
+    for name in models.options:
+        if not any(reward.startswith(name.rpartition("_")[0].removesuffix("_counting")) for reward in names):
+            raise ConfigError(f"reward_models.options: no reward of this run reads {name}; leave it out")
     for name in names:
         reward, remote = find_reward(name), name in models.servers
         libraries = ("httpx", "msgpack") if remote else reward.libraries

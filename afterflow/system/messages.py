@@ -2,6 +2,13 @@
 
 import logging
 
+NOISE = {
+    "torchao": "Failed to load ",
+    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
+    "bitsandbytes.cextension": "was compiled without GPU support",
+}
+"""Logger of a library → a message that it has on every import, about parts that we do not use."""
+
 
 class MessageHandler(logging.Handler):
     """A handler that prints plain messages, to whatever sys.stdout is at that moment."""
@@ -11,8 +18,22 @@ class MessageHandler(logging.Handler):
         print(self.format(record), flush=True)
 
 
+class NoiseFilter(logging.Filter):
+    """A filter that leaves out the message of `NOISE`; all other messages of the library pass."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is another message."""
+        return NOISE[record.name] not in record.getMessage()
+
+
+NO_NOISE = NoiseFilter()
+
+
 def show_messages() -> None:
     """Print what afterflow logs, from level INFO on; calling it twice changes nothing."""
+    for name in NOISE:
+        # One object for all, so that a logger that has it already keeps it once.
+        logging.getLogger(name).addFilter(NO_NOISE)
     logger = logging.getLogger("afterflow")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, MessageHandler) for handler in logger.handlers):

@@ -601,7 +601,7 @@ def test_the_family_must_be_known_to_export(tmp_path, capsys):
 
 
 def test_a_target_that_no_file_could_hold_is_refused_before_training(tinies):
-    with pytest.raises(ValueError, match=r"tune\.targets: pos_embed\.proj is a Conv2d"):
+    with pytest.raises(ValueError, match=r"pos_embed\.proj, of the kind Conv2d; a LoRA adapts Linear"):
         attach(tinies["sd3"].load(), LoRA(targets=("pos_embed.proj",)))
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,6 +128,46 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def state_of(folder):
+    """Everything that a run leaves of its state: weights, optimizer, averages, and the result."""
+    last = max((folder / "checkpoints").iterdir())
+    files = [*sorted(last.glob("*.safetensors")), folder / "lora" / "pytorch_lora_weights.safetensors"]
+    return {f"{file.name} {name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("algorithm", ["flow_grpo", "sft"])
+def test_a_run_that_is_trained_further_is_the_longer_run_to_the_last_bit(run, algorithm):
+    if algorithm == "sft":
+        run = replace(run, algorithm=SFT(), data=ShapesImages(count=8)).with_options(batch=4)
+    run = run.with_options(warmup=3)
+    longer = execute(replace(run.with_options(iterations=5), name="longer"), "short")
+    execute(run, "short")
+    assert main(["train", "--extend", "runs/short", "--iterations", "5"]) == 0
+    extended, from_start = state_of(run.folder), state_of(Path(getattr(longer, "folder", longer)))
+    assert extended.keys() == from_start.keys()
+    assert all(torch.equal(extended[name], from_start[name]) for name in extended)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["config"]["batches"]["iterations"] == 5
+    assert record["resumed"][0]["extended_from"] == {"iterations": 3}
+    assert [line["step"] for line in metrics(run.folder)] == [0, 1, 2, 3, 4]
+
+
+def test_an_extension_says_what_it_cannot_be(run, capsys, caplog):
+    execute(run.with_options(lr_schedule="cosine", iterations=2, budget_seconds=1e6), "short")
+    for words, sentence in (
+        (["runs/short"], "has done 2 iterations; say how many in all, as --iterations 4"),
+        (["runs/short", "--iterations", "2"], "has done 2 iterations"),
+        (["runs/nobody", "--iterations", "9"], "no such folder"),
+        (["runs/short", "--iterations", "9", "--seed", "3"], "--seed cannot be set"),
+    ):
+        assert main(["train", "--extend", *words]) == 2 and sentence in capsys.readouterr().err
+    with caplog.at_level("INFO"):
+        assert main(["train", "--extend", "runs/short", "--iterations", "3"]) == 0
+    assert "the result is not that of a run of 3 iterations from the start" in caplog.text
+    assert "budget_seconds = 1e+06 no longer ends the run" in caplog.text
+    assert len(metrics(run.folder)) == 3
 
 
 def test_a_run_whose_prompts_have_changed_goes_on_only_where_that_is_accepted(run, tmp_path, monkeypatch):

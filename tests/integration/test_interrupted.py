@@ -1,0 +1,119 @@
+"""Ctrl-C at any moment, lines of libraries, and parts of a recipe that a user takes out."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, is_dataclass
+from typing import get_args, get_type_hints
+
+import pytest
+
+from afterflow.cli.main import guarded
+from afterflow.cli.train import overridden
+from afterflow.experiment.config import GROUPS
+from afterflow.recipes import RECIPES
+from afterflow.system import messages
+
+
+@pytest.mark.parametrize("delay", [0.05, 1.0, 4.0])
+def test_ctrl_c_ends_a_command_in_one_line_whatever_it_is_doing(tmp_path, delay):
+    words = [
+        sys.executable,
+        "-m",
+        "afterflow",
+        "sample",
+        "tiny",
+        "a star",
+        "--steps",
+        "2000",
+        "--out",
+        str(tmp_path / "a.png"),
+    ]
+    code = "import afterflow.cli.main as m, sys; print('ready', flush=True); sys.exit(m.main(sys.argv[1:]))"
+    words[1:3] = ["-c", code]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == "afterflow: interrupted; checkpoints and results that were written are whole\n"
+
+
+def test_the_demo_and_every_command_share_what_is_done_about_errors(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert guarded(interrupted) == 130 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_libraries_say_on_every_import_is_left_out_and_nothing_else(caplog):
+    messages.show_messages()
+    messages.show_messages()
+    with caplog.at_level(logging.WARNING):
+        for name, noise in messages.NOISE.items():
+            logging.getLogger(name).warning(f"x {noise} y")
+            logging.getLogger(name).warning("something that matters")
+    assert [record.getMessage() for record in caplog.records] == ["something that matters"] * len(messages.NOISE)
+    for name in messages.NOISE:
+        assert logging.getLogger(name).filters.count(messages.NO_NOISE) == 1
+
+
+def test_a_command_says_nothing_of_its_own_accord(tmp_path):
+    words = ["sample", "tiny", "a star", "--steps", "1", "--images", "1", "--out", str(tmp_path / "a.png")]
+    ended = subprocess.run([sys.executable, "-m", "afterflow", *words], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# What a recipe sets can be taken out
+
+
+def test_held_out_prompts_are_taken_out_by_either_of_their_options():
+    run = RECIPES["shapes_flow_grpo"]()
+    assert run.evaluation.held_out is not None
+    for options in (["--held-out", "None"], ["--held-out=None"], ["--eval-every", "0"], ["--eval-every=0"]):
+        changed = overridden(run, [*options, "--iterations", "3"], "x")
+        evaluation = changed.evaluation
+        assert (evaluation.held_out, evaluation.eval_every, evaluation.best_by, evaluation.eval_rewards) == (
+            None,
+            0,
+            None,
+            (),
+        )
+        assert changed.batches.iterations == 3
+
+
+def optional_parts(part, prefix=""):
+    """The options of a run that stand for a dataclass or None and hold the dataclass."""
+    hints = get_type_hints(type(part))
+    for field in fields(part):
+        value = getattr(part, field.name)
+        inside = "" if field.name in GROUPS else f"{prefix}{field.name}."
+        if is_dataclass(value):
+            if type(None) in get_args(hints[field.name]):
+                yield f"--{prefix}{field.name}".replace("_", "-")
+            yield from optional_parts(value, inside)
+
+
+@pytest.mark.parametrize("recipe", ["shapes_pref_grpo", "shapes_branch_grpo", "flux_mix_grpo", "shapes_curated_soar"])
+def test_every_part_that_a_recipe_sets_and_that_may_be_none_can_be_unset(recipe):
+    run = RECIPES[recipe]()
+    for option in optional_parts(run):
+        try:
+            changed = overridden(run, [option, "None"], "x")
+        except ValueError as error:  # the method needs it, and says so
+            assert "needs" in str(error) or "take" in str(error)
+        else:
+            assert changed != run and option not in set(optional_parts(changed))
+
+
+def test_none_is_still_a_name_and_a_number_that_is_not_there(capsys):
+    run = RECIPES["shapes_flow_grpo"]()
+    assert overridden(run, ["--name", "None", "--ema-decay", "None"], "x").name == "None"
+    with pytest.raises(SystemExit):
+        overridden(run, ["--data", "None"], "x")
+    assert "Unrecognized options" in capsys.readouterr().err
