@@ -14,7 +14,7 @@ from afterflow.experiment.execute import execute
 from afterflow.models.adapters import LoRA
 from afterflow.models.generate import encode_records
 from afterflow.models.sd3 import SD3
-from afterflow.system import messages
+from afterflow.system import once
 from afterflow.system.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -52,7 +52,7 @@ def test_every_encoder_of_every_family_is_asked(tinies):
 
 
 def test_cut_prompts_are_told_once_before_they_are_encoded(tinies, caplog, monkeypatch):
-    monkeypatch.setattr(messages, "_SAID", set())
+    monkeypatch.setattr(once, "_SAID", set())
     model = tinies["wan"].load()
     for _ in range(2):
         encode_records(model, [{"prompt": "a red circle"}, {"prompt": "red " * 30}])
@@ -87,8 +87,8 @@ def test_warnings_of_libraries_come_once_and_noise_does_not(capsys):
     stream = logging.StreamHandler()
     logger = logging.getLogger("a library")
     logger.addHandler(stream)
-    messages.say_each_once(logger, ["torchvision"])
-    messages.say_each_once(logger, ["torchvision"])
+    once.say_each_once(logger, ["torchvision"])
+    once.say_each_once(logger, ["torchvision"])
     for text in ("weights are new", "weights are new", "needs torchvision", "other"):
         logger.warning(text)
     assert capsys.readouterr().err.splitlines() == ["weights are new", "other"]

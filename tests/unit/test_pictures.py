@@ -12,7 +12,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from afterflow.evaluation.image_store import read_prompt
 from afterflow.rewards.clip import check_reference
 from afterflow.rewards.png import decode_png
-from afterflow.system import messages
+from afterflow.system import once
 from afterflow.system.errors import InputError
 from afterflow.system.pictures import find_file, is_picture_file, read_header, read_picture
 
@@ -143,7 +143,7 @@ def test_a_photo_is_upright(kind, turn):
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_an_animation_the_first_picture_is_read_and_that_is_said_once(kind, caplog, monkeypatch):
-    monkeypatch.setattr(messages, "_SAID", set())
+    monkeypatch.setattr(once, "_SAID", set())
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     for name in ("first", "second"):
