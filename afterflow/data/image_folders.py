@@ -106,7 +106,7 @@ def list_sidecars(folder: Path, caption: str) -> Listing:
     entries, left_out, endings = [], Counter(), Counter()
     for picture in filter(is_picture_file, files):
         sidecar = next((texts[key] for ending in SIDECARS if (key := picture.with_suffix(ending)) in texts), None)
-        text = "" if sidecar is None else one_line(read_text(sidecar))
+        text = "" if sidecar is None else joined_lines(read_text(sidecar))
         if sidecar is None or not text:
             left_out[NO_CAPTION] += 1
             continue
@@ -120,7 +120,7 @@ def list_sidecars(folder: Path, caption: str) -> Listing:
     return Listing(f"{folder}, captions from {' and '.join(endings)} files beside them", entries, left_out)
 
 
-def one_line(text: str) -> str:
+def joined_lines(text: str) -> str:
     """Join the lines of a caption by spaces."""
     return " ".join(filter(None, (line.strip() for line in text.split("\n"))))
 
@@ -170,7 +170,7 @@ def tar_record(file: Path, members: Mapping[str, tarfile.TarInfo], caption: str)
         if ending in members and (location := f"{file}:{members[ending].name}")
     }
     row = parse_json(texts[".json"], f"{file}:{members['.json'].name}") if ".json" in texts else {}
-    plain = next((one_line(texts[ending]) for ending in SIDECARS if ending in texts), None)
+    plain = next((joined_lines(texts[ending]) for ending in SIDECARS if ending in texts), None)
     if plain is None and isinstance(row, dict) and (key := caption_key(row, caption)) is not None:
         return captioned_record(row, key)
     return {"prompt": plain} if plain else None
