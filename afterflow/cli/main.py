@@ -1,5 +1,6 @@
 """The command line.  torch and diffusers take seconds to import, so commands import them when they need them."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code; an error that a user can mend, and Ctrl-C, is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a pipe on Windows knows few letters
     try:
         try:
             return one_line(command)
@@ -110,7 +114,7 @@ def check_launch(command: str, args: Sequence[str]) -> None:
     if command != "train":
         raise ConfigError(f"{command} is done by one process; start it without a launcher")
     if launched_rank() != 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 
 
 def complain(error: Exception | str, code: int) -> int:
