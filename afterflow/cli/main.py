@@ -53,7 +53,7 @@ def guarded(command: Callable[[], int | None]) -> int:
             stream.reconfigure(errors="replace")  # a pipe on Windows knows few letters
     try:
         try:
-            return one_line(command)
+            return exit_code_of(command)
         finally:
             sys.stdout.flush()
     except OSError as error:
@@ -62,7 +62,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         return CLOSED_PIPE if isinstance(error, BrokenPipeError) else complain(f"the output: {error.strerror}", 1)
 
 
-def one_line(command: Callable[[], int | None]) -> int:
+def exit_code_of(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code, after one line on stderr where it is not 0."""
     try:
         return command() or 0
