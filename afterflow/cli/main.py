@@ -1,5 +1,6 @@
 """The command line.  torch and diffusers take seconds to import, so commands import them when they need them."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,9 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code; an error that a user can mend, and Ctrl-C, is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a pipe on Windows knows few letters
     try:
         try:
-            return one_line(command)
+            return exit_code_of(command)
         finally:
             sys.stdout.flush()
     except OSError as error:
@@ -58,7 +62,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         return CLOSED_PIPE if isinstance(error, BrokenPipeError) else complain(f"the output: {error.strerror}", 1)
 
 
-def one_line(command: Callable[[], int | None]) -> int:
+def exit_code_of(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code, after one line on stderr where it is not 0."""
     try:
         return command() or 0
@@ -110,7 +114,7 @@ def check_launch(command: str, args: Sequence[str]) -> None:
     if command != "train":
         raise ConfigError(f"{command} is done by one process; start it without a launcher")
     if launched_rank() != 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
 
 
 def complain(error: Exception | str, code: int) -> int:

@@ -78,7 +78,7 @@ def recipe_lines(every: bool = False) -> str:
 
     docs/recipes.md says what the labels mean.
     """
-    summaries, evidence = recipe_summaries(), json.loads((FOLDER / "evidence.json").read_text())
+    summaries, evidence = recipe_summaries(), json.loads((FOLDER / "evidence.json").read_text(encoding="utf-8"))
     groups = {heading: names.split() for heading, names in RECIPE_GROUPS.items()}
     rest = [name for name in summaries if not any(name in names for names in groups.values())]
     if every:

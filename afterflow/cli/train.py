@@ -135,22 +135,22 @@ def extended(options: Sequence[str]) -> tuple["Run", str]:
     ConfigError where the number is missing, or no larger than what is done.  What keeps the result from being that of
     a run of so many iterations is logged.
     """
-    asked, others = parse_options(Extension, options, "afterflow train --extend RUN", return_unknown_args=True)
+    extension, others = parse_options(Extension, options, "afterflow train --extend RUN", return_unknown_args=True)
     run, recipe = resumable(others)
     before, done = run.batches, RunFolder(run.folder).next_iteration()
-    if asked.iterations is None or asked.iterations <= max(done, 0):
+    if extension.iterations is None or extension.iterations <= max(done, 0):
         raise ConfigError(f"{run.folder} has done {done} iterations; say how many in all, as --iterations {2 * done}")
-    if asked.iterations < before.iterations and before.budget_seconds is None:
+    if extension.iterations < before.iterations and before.budget_seconds is None:
         raise ConfigError(f"{run.folder} has {before.iterations} iterations to do; go on with --resume {run.folder}")
     schedule = run.optimization.lr_schedule
     if schedule != "constant":
         _log.warning(
             f"lr_schedule = {schedule} has fallen over {before.iterations} iterations and now falls over "
-            f"{asked.iterations}: the result is not that of a run of {asked.iterations} iterations from the start"
+            f"{extension.iterations}: the result is not that of so long a run from the start"
         )
     if before.budget_seconds is not None:
         _log.info(f"budget_seconds = {before.budget_seconds:g} no longer ends the run; its iterations do")
-    return run.with_options(iterations=asked.iterations, budget_seconds=None), recipe
+    return run.with_options(iterations=extension.iterations, budget_seconds=None), recipe
 
 
 @dataclass(frozen=True)
@@ -198,18 +198,18 @@ def unset(run: "Run", options: Sequence[str]) -> tuple["Run", list[str]]:
 
     tyro itself takes None for numbers and texts only.
     """
-    words, kept = list(options), []
+    words, remaining = list(options), []
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")
         changed = without(run, name, value if equals else next(iter(words), ""))
         if changed is None:
-            kept.append(word)
+            remaining.append(word)
             continue
         run = changed
         if not equals:
             words.pop(0)
-    return run, kept
+    return run, remaining
 
 
 def without(run: "Run", option: str, value: str) -> "Run | None":

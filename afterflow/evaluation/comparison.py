@@ -70,7 +70,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
         "judge": find_reward("shapes_strict").version,
     }
     file = folder / "evaluation.json"
-    stored = json.loads(file.read_text()) if file.is_file() else {}
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if any(stored.get(name) != value for name, value in about.items()):
         pictures = suite_pictures(tuned_model(run, folder), base.records, settings)
         judged = judge(pictures, base.records, base.features)

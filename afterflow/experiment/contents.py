@@ -140,5 +140,5 @@ def served_model(judge: VLMJudge) -> str:
     except (httpx.HTTPError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise ConfigError(f"the server {judge.url} does not say which model it has ({error}); start it anew") from error
     # When it was loaded and who may use it says nothing about its answers.
-    identity = {key: value for key, value in model.items() if key not in ("created", "permission")}
-    return digest(json.dumps(identity, sort_keys=True, default=str))
+    description = {key: value for key, value in model.items() if key not in ("created", "permission")}
+    return digest(json.dumps(description, sort_keys=True, default=str))

@@ -12,7 +12,7 @@ NEARLY_ALL = 0.9
 RUNAWAY = 10.0
 """Growth of a number from one window to the next that no healthy run shows after its beginning."""
 
-REMEDIES = {
+HEALTH_REMEDIES = {
     "zero_std_groups": (
         "of the groups have one reward for all their images and teach nothing; take prompts that are met now and then, "
         "a reward with degrees, or more images of a prompt (--algorithm.group)"
@@ -28,9 +28,9 @@ class HealthWatch:
     """Looks at the metrics of iterations as they come, and has a sentence for every sign, once."""
 
     def __init__(self) -> None:
-        self.values: dict[str, deque[float]] = {name: deque(maxlen=2 * WINDOW) for name in REMEDIES}
-        self.seen: dict[str, int] = dict.fromkeys(REMEDIES, 0)
-        self.told: set[str] = set()
+        self.values: dict[str, deque[float]] = {name: deque(maxlen=2 * WINDOW) for name in HEALTH_REMEDIES}
+        self.seen: dict[str, int] = dict.fromkeys(HEALTH_REMEDIES, 0)
+        self.reported: set[str] = set()
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """Return the sentences that the metrics of one more iteration give reason for."""
@@ -40,15 +40,15 @@ class HealthWatch:
                 continue
             values.append(metrics[name])
             self.seen[name] += 1
-            sentence = None if name in self.told else self.sign(name)
+            sentence = None if name in self.reported else self.sign(name)
             if sentence is not None:
-                self.told.add(name)
+                self.reported.add(name)
                 sentences.append(sentence)
         return sentences
 
     def sign(self, name: str) -> str | None:
         """Return what is wrong with a metric's last values; None where nothing is."""
-        values, remedy = list(self.values[name]), REMEDIES[name]
+        values, remedy = list(self.values[name]), HEALTH_REMEDIES[name]
         recent = values[-WINDOW:]
         if len(recent) < WINDOW:
             return None

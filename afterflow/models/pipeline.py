@@ -315,7 +315,7 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
     """
     folder = SHIPPED.get(path, Path(path))
     if not folder.is_dir():
-        if len(Path(path).parts) != 2 or path.startswith((".", "/")):
+        if len(Path(path).parts) != 2 or path.startswith(".") or Path(path).anchor:
             raise InputError(f"model {path!r}: no such folder, and a hub id reads owner/name")
         try:
             configurations = {"allow_patterns": ["*.json", "*.txt"], "revision": revision}

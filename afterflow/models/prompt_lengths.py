@@ -49,7 +49,7 @@ class CutPrompts:
 
 def clip_tokens(folder: Path) -> int:
     """Return the number of tokens that the first encoder of a pipeline, a CLIP, reads."""
-    return json.loads((folder / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
+    return json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
 
 
 @lru_cache(maxsize=8)

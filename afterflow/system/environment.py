@@ -51,7 +51,7 @@ PREFIXES: Mapping[str, str] = {
     "ACCELERATE_DEEPSPEED_": "shard the weights with --shard zero2 or --shard full",
 }
 """Start of the names of further variables → what to do instead."""
-LAUNCHER_PRECISION = "ACCELERATE_MIXED_PRECISION"
+PRECISION_VARIABLE = "ACCELERATE_MIXED_PRECISION"
 """The variable in which `accelerate launch` passes its --mixed_precision."""
 
 
@@ -70,11 +70,11 @@ def check_environment() -> None:
 
 def check_precision(mixed_precision: str) -> None:
     """Raise ConfigError where a launcher was told another precision than the run's `mixed_precision`."""
-    precision = os.environ.get(LAUNCHER_PRECISION, "").strip().lower()
-    if precision not in OFF and precision != mixed_precision:
+    launched = os.environ.get(PRECISION_VARIABLE, "").strip().lower()
+    if launched not in OFF and launched != mixed_precision:
         raise ConfigError(
-            f"the launcher asks for {LAUNCHER_PRECISION} = {precision}, and the run has mixed_precision = "
-            f"{mixed_precision}; set --mixed-precision {precision}, or leave it out of the launcher's configuration"
+            f"the launcher asks for {PRECISION_VARIABLE} = {launched}, and the run has mixed_precision = "
+            f"{mixed_precision}; set --mixed-precision {launched}, or leave it out of the launcher's configuration"
         )
 
 

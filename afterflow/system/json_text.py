@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any
 
-WORD = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:Infinity|NaN|[\d][\d.eE+-]*)')
+JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:Infinity|NaN|[\d][\d.eE+-]*)')
 """A text, a number, or what Python takes for a number and JSON does not."""
 
 
@@ -20,7 +20,7 @@ def parse_strict_json(text: str) -> Any:
         value = float(word)
         if math.isfinite(value):
             return value
-        position = next((token.start() for token in WORD.finditer(text) if token[0] == word), 0)
+        position = next((token.start() for token in JSON_TOKEN.finditer(text) if token[0] == word), 0)
         raise json.JSONDecodeError(f"{word} is not a finite number", text, position)
 
     try:

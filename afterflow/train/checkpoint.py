@@ -164,7 +164,7 @@ def load_checkpoint(folder: Path, weights: WeightState) -> int:
     Raises CheckpointError where it is damaged or belongs to another run.
     """
     check_complete(folder)
-    state = json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     with ExitStack() as stack:
 
         def open_files(name: str) -> list[Any]:

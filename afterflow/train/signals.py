@@ -1,10 +1,15 @@
 """Handlers for Ctrl-C, and for the SIGTERM of a machine that is about to be preempted."""
 
+import logging
 import signal
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .clock import Clock
+
+_log = logging.getLogger(__name__)
 
 INTERRUPTIBLE_STAGES = ("rollout", "decode", "reward")
 """Stages that may be left at once, because they change no weights."""
@@ -24,15 +29,21 @@ def interruptible(clock: Clock, grace: float, interruptible_stages: Collection[s
     """Collect Ctrl-C and SIGTERM in the list that the block gets, instead of stopping the work at once.
 
     A second Ctrl-C stops it.  SIGTERM gives the iteration `grace` seconds to end.  Then Preempted is raised: at once in
-    a stage of `interruptible_stages`, else as soon as the stage, an update for example, has ended.
+    a stage of `interruptible_stages`, else as soon as the stage, an update for example, has ended.  Windows has no
+    alarms, so there the iteration ends whatever its length.
     """
     signals: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        _log.warning("this is not the main thread, so Ctrl-C and SIGTERM end the run without a checkpoint")
+        yield signals
+        return
+    alarms = hasattr(signal, "setitimer")
 
     def record(number: int, frame: object) -> None:
         signals.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, before[signal.SIGINT])
-        else:
+        elif alarms:
             signal.setitimer(signal.ITIMER_REAL, max(grace, RETRY_SECONDS))
 
     def preempt(number: int, frame: object) -> None:
@@ -40,11 +51,13 @@ def interruptible(clock: Clock, grace: float, interruptible_stages: Collection[s
             raise Preempted
         signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
 
-    handlers = {signal.SIGINT: record, signal.SIGTERM: record, signal.SIGALRM: preempt}
+    handlers: dict[int, Any] = {signal.SIGINT: record, signal.SIGTERM: record}
+    handlers |= {signal.SIGALRM: preempt} if alarms else {}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield signals
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if alarms:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,7 +4,6 @@ import errno
 import io
 import logging
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +29,7 @@ from afterflow.system.folder_lock import locked_folder
 from afterflow.train.checkpoint import WeightState, list_checkpoints, save_checkpoint
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
+resource = pytest.importorskip("resource", reason="Windows has no limits of this kind")
 LAYERS = {"a": LoRAFactors(torch.zeros(2, 4), torch.zeros(4, 2))}
 
 

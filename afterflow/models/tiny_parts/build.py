@@ -150,7 +150,7 @@ def measure_text(
 def write_report(folder: Path, report: dict[str, object]) -> None:
     """Write how the parts were made and what they measured: parts.json beside the pipeline."""
     text = json.dumps(report, indent=1)
-    (folder / "parts.json").write_text(text + "\n")
+    (folder / "parts.json").write_text(text + "\n", encoding="utf-8", newline="\n")
     _log.info(text)
 
 

@@ -28,7 +28,7 @@ def silent_t5(width: int, vocabulary: int) -> T5EncoderModel:
 
 def ship(source: Path, target: Path) -> None:
     """Store the transformer and the autoencoder in half precision; the encoders are small and stay as they are."""
-    kind = json.loads((source / "model_index.json").read_text())["_class_name"]
+    kind = json.loads((source / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     if kind == "WanPipeline":
         pipe = WanPipeline.from_pretrained(source)
     else:
@@ -39,10 +39,10 @@ def ship(source: Path, target: Path) -> None:
     pipe.vae.half()
     pipe.save_pretrained(target)
     for file in target.rglob("*.json"):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
             # Where it lay on the machine that made it is nobody's business.
-            file.write_text(json.dumps(content, indent=2) + "\n")
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
