@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError
+from ..system.folder_lock import locked_folder
 from ..train.clock import Clock
 from ..train.explore import ExploreOptions, Iteration, supervised
 from ..train.loop import gradients
@@ -52,11 +54,11 @@ class Finding:
 
 def examine(run: Run) -> Iterator[Finding]:
     """Yield the findings one by one; nothing stays on disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        # An absolute name takes the run's folder out of runs/.
-        small = run.with_options(
-            name=f"{folder}/run", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
-        )
+    small = run.with_options(
+        name=f"doctor_{uuid4().hex}", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
+    )
+    # The lock takes its folder away again, because nothing is written into it.
+    with tempfile.TemporaryDirectory() as folder, locked_folder(small.folder):
         setup = TrainingSetup.build(small, resume=False)
         cond = encode_records(setup.model, (prompt_records(run) or ANYTHING)[:2])
         yield from check_sampler(setup, cond)

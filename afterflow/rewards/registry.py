@@ -125,8 +125,9 @@ def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MO
         if name not in names:
             raise unknown_name("reward of this run (reward_models.servers)", name, names)
     for name in models.weights:
-        # CLIP's weights are those of other rewards too.
-        if name not in (*names, "clipscore"):
+        # CLIP's weights are those of other rewards too, and a detector's those of its kinds: NAME, NAME_strict, ...
+        shared = name == "clipscore" or any(reward.startswith(f"{name}_") for reward in names)
+        if name not in names and not shared:
             raise unknown_name("reward of this run (reward_models.weights)", name, names)
     for name in models.options:
         if not any(reward.startswith(name.rpartition("_")[0].removesuffix("_counting")) for reward in names):

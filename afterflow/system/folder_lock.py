@@ -25,6 +25,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
     ConfigError names the process that holds it, where one does.  A disk that knows no locks is warned of.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(make_folder(folder)):
         opened = (folder / LOCK).open("ab+", buffering=0)
     with opened as file:
@@ -43,7 +44,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
             if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
                 with suppress(OSError):
                     (folder / LOCK).unlink()
-                    folder.rmdir()
+                    for path in missing or [folder]:
+                        path.rmdir()
 
 
 def lock(file: IO[bytes]) -> None:

@@ -17,18 +17,20 @@ def say_each_once(logger: logging.Logger, noise: Sequence[str]) -> None:
     """Let the handlers of a library's logger pass each message on once, and none that contains one of `noise`."""
     for handler in logger.handlers:
         if not any(isinstance(each, OnceFilter) for each in handler.filters):
-            handler.addFilter(OnceFilter(noise))
+            handler.addFilter(OnceFilter(logger.name, noise))
 
 
 class OnceFilter(logging.Filter):
-    """Passes a message on where it is new and no known noise."""
+    """Passes a message of a library on where it is new and no known noise, and all messages of others."""
 
-    def __init__(self, noise: Sequence[str]) -> None:
-        super().__init__()
+    def __init__(self, library: str, noise: Sequence[str]) -> None:
+        super().__init__(library)
         self.noise, self.passed = noise, set[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is passed on."""
+        if not super().filter(record):  # a handler may be shared with other loggers
+            return True
         message = record.getMessage()
         if message in self.passed or any(part in message for part in self.noise):
             return False

@@ -11,7 +11,7 @@ from afterflow.evaluation import image_store
 from afterflow.evaluation.image_set import ImageSet, PictureSource
 from afterflow.evaluation.scores import blind_rewards, score_images
 from afterflow.rewards.base import OrderCanary, Reward, RewardModels, Scored, network_reward
-from afterflow.rewards.canaries import CAPTIONS, captioned, photo
+from afterflow.rewards.canaries import CAPTIONS, captioned_cases, photo
 from afterflow.rewards.detector_reward import Detector
 from afterflow.rewards.geneval_hf import geneval_hf
 from afterflow.rewards.registry import REWARDS, canary_complaint, check_judge_sees, check_rewards, find_reward
@@ -88,9 +88,7 @@ def random_weights(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["clipscore", "pickscore", "hpsv2", "geneval_hf", "geneval_hf_strict"])
 def test_random_weights_are_refused_unless_the_user_goes_on(name, random_weights, caplog):
-    weights = random_weights | {name: random_weights.get(name, random_weights["geneval_hf"])}
-    if name != "geneval_hf_strict":
-        weights = {key: weights[key] for key in (name, "clipscore")}
+    weights = {key: random_weights[key] for key in (name.removesuffix("_strict"), "clipscore")}
     with pytest.raises(ValueError, match=f"reward {name} is blind: for 'a photo of a "):
         check_rewards([name], RewardModels(weights=weights))
     check_rewards([name], RewardModels(weights=weights, ignore_canary=(name,)))
@@ -134,7 +132,7 @@ def knows(body, n):
 def test_a_judge_is_tried_on_photographs_in_both_orders(caplog):
     with serving(knows) as (url, seen):
         check_judge_sees(VLMJudge(url), RewardModels())
-        assert len(seen) == 2 * len(captioned())
+        assert len(seen) == 2 * len(captioned_cases())
     blind = {
         "the first": lambda body, n: said("", {"1": -0.01, "2": -5.0}),
         "a tie": lambda body, n: said("", {"1": np.log(0.5), "2": np.log(0.5)}),

@@ -78,7 +78,7 @@ def other_redness():
 
 
 def test_a_function_is_trained_on_and_the_result_can_be_used(run, capsys):
-    result = execute(run).folder
+    result = execute(run)
     assert result.lora == result.folder / "lora" and result.model is None
     metrics = result.metrics
     assert metrics["step"].tolist() == [0, 1] and np.isfinite(metrics["reward/redness"]).all()

@@ -7,6 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("afterflow", "sidecars", "bench") for path in sorted((ROOT / folder).rglob("*.py"))]
+CHANGES_OUR_SOURCE = ROOT / "bench" / "mutants.py"
+"""Runs lines of our own package that it has changed; what it reads comes with this repository."""
 UNPICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 
 
@@ -42,7 +44,8 @@ def of_call(node):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_that_is_read_is_run(path):
-    assert not list(complaints(path.read_text(encoding="utf-8")))
+    found = {reason for _, reason in complaints(path.read_text(encoding="utf-8"))}
+    assert found == ({"calls exec", "calls compile"} if path == CHANGES_OUR_SOURCE else set())
 
 
 @pytest.mark.parametrize(
