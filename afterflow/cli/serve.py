@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
@@ -75,8 +76,9 @@ class Serve:
             self.device, self.dtype, self.batch, self.weights, self.options, ignore_canary=self.ignore_canary
         )
         check_rewards(self.rewards, models)
-        return build_service([load_reward(name, models) for name in self.rewards], self.limits(), key)
+        return build_service([load_reward(name, models) for name in self.rewards], self.limits, key)
 
+    @cached_property
     def limits(self) -> "ServiceLimits":
         """Return what requests may cost; raise ConfigError for a limit that is none."""
         from ..rewards.remote.connections import allowed_connections
@@ -96,4 +98,4 @@ class Serve:
         from ..rewards.remote.connections import bind, run_service
 
         with bind(self.host, self.port) as listener:
-            run_service(self.app(), listener, self.limits())
+            run_service(self.app(), listener, self.limits)

@@ -33,7 +33,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(f"--host {host} --port {port}: {error}; name another") from None
+        why = error.strerror if isinstance(error, OSError) else "a port is a number below 65536"
+        raise ConfigError(f"--host {host} --port {port}: {why}; name another") from None
     return listener
 
 

@@ -22,7 +22,7 @@ REWARDS_KEY = "AFTERFLOW_REWARDS_KEY"
 MSGPACK, JSON = "application/msgpack", "application/json"
 MAX_REASON = 500
 """Characters of a reason that travel."""
-MAX_NAME = 100
+MAX_PART_NAME = 100
 """Characters of the name of a part."""
 
 
@@ -131,7 +131,7 @@ def parse_row(row: Any, count: int) -> int:
 
 def is_part_name(name: Any) -> bool:
     """Whether a name can be that of a part, which metrics and records are named by."""
-    return isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable()
+    return isinstance(name, str) and 0 < len(name) <= MAX_PART_NAME and name.isprintable()
 
 
 def printable(text: Any) -> str:
