@@ -27,8 +27,33 @@ REWARD_OPTIONS = (
 )
 
 
+PUBLIC_MODULES = ("builtins", "afterflow")
+"""Whose names of exceptions may be shown to anyone."""
+
+
 class NoAnswer(AfterflowError):
     """A server that a reward asks gave no answer; asking about each image alone would give none either."""
+
+
+class ErrorReason(str):
+    """A reason that repeats an exception's words: they may name files, addresses and keys, so no service passes it on.
+
+    `kind` is the name of the exception's class, or of the nearest one that is Python's or ours.
+    """
+
+    kind: str
+
+    @classmethod
+    def of(cls, error: BaseException, text: str) -> "ErrorReason":
+        """Return a text about an exception as a reason."""
+        reason = cls(text)
+        reason.kind = public_kind(error)
+        return reason
+
+
+def public_kind(error: BaseException) -> str:
+    """Return the name of an exception's class, or of the nearest one that is Python's or ours."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__.partition(".")[0] in PUBLIC_MODULES)
 
 
 @dataclass(frozen=True)
@@ -174,7 +199,8 @@ class Reward:
     version: str = "1"
     """A label that changes whenever the same image may get another score."""
     needs: Callable[[dict], None] | None = None
-    """Raises ValueError, in one sentence, where a record lacks what the reward reads besides the prompt."""
+    """Raises ValueError, in one sentence, where a record lacks what the reward reads besides the prompt.  A service
+    tells its clients the sentence of an InputError."""
     clips: bool = False
     """Whether it scores whole clips.  Other rewards score images, and the frames of a clip one by one."""
     extra: str | None = None
@@ -204,8 +230,8 @@ class Reward:
             scored = self.score(images, records)
         except Exception as error:
             if len(images) == 1 or isinstance(error, NoAnswer):
-                why = dict.fromkeys(range(len(images)), f"{type(error).__name__}: {error}")
-                return Scored(np.full(len(images), np.nan), {}, why)
+                reason = ErrorReason.of(error, f"{type(error).__name__}: {error}")
+                return Scored(np.full(len(images), np.nan), {}, dict.fromkeys(range(len(images)), reason))
             # Which of them it was is worth knowing, and the others have their scores.
             message = "reward %s failed on %d images, which are scored one by one: %r"
             _log.warning(message, self.name, len(images), error)

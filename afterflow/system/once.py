@@ -4,11 +4,13 @@ import logging
 from collections.abc import Sequence
 
 _SAID: set[tuple[str, str]] = set()
+MAX_KINDS = 1000
+"""Largest number of kinds that are said and remembered; some are named by what comes from outside."""
 
 
 def say_once(logger: logging.Logger, kind: str, message: str) -> None:
     """Log a message at level WARNING, unless one of the same kind has been logged by this process."""
-    if (logger.name, kind) not in _SAID:
+    if (logger.name, kind) not in _SAID and len(_SAID) < MAX_KINDS:
         _SAID.add((logger.name, kind))
         logger.warning(message)
 

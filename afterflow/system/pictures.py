@@ -209,8 +209,12 @@ def in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 def over(rgb: np.ndarray, alpha: np.ndarray, background: Color) -> np.ndarray:
     """Lay colours (H, W, 3) with alpha (H, W) over a background, all uint8 and rounded to the nearest."""
-    weight = alpha[..., None].astype(np.uint32)
-    return ((rgb * weight + np.array(background, np.uint32) * (255 - weight) + 127) // 255).astype(np.uint8)
+    shown, under = np.empty_like(rgb), np.array(background, np.uint32)
+    for start in range(0, len(rgb), 64):  # rows, because 32 bits for each colour of all would be large
+        rows = slice(start, start + 64)
+        weight = alpha[rows, :, None].astype(np.uint32)
+        shown[rows] = (rgb[rows] * weight + under * (255 - weight) + 127) // 255
+    return shown
 
 
 def check_color(option: str, name: str) -> Color:

@@ -8,7 +8,6 @@ import struct
 import threading
 import time
 import zlib
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -22,25 +21,11 @@ from afterflow.rewards.base import Reward, RewardModels, Scored
 from afterflow.rewards.registry import REWARDS, check_rewards, load_reward
 from afterflow.rewards.remote.protocol import MSGPACK, REWARDS_KEY, encode_image, pack, score_request
 from afterflow.rewards.remote.server import ServiceLimits, build_service
+from served import served
 
 httpx = pytest.importorskip("httpx")
-uvicorn = pytest.importorskip("uvicorn")
 RECORDS = suite("train", 3, 0, tags=("counting", "colors"))
 IMAGES = render_batch(RECORDS, 32, np.random.default_rng(0))
-
-
-@contextmanager
-def served(app):
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +133,7 @@ def test_json_with_png_is_understood_by_anyone(url):
 
 BAD = [
     (b"\x80\x04", "is not JSON"),
-    (b"[" * 100_000, "is not JSON"),
+    (b"[" * 100_000, "nested deeper than 32"),
     ([], "a request is an object"),
     (request(reward="pickscore"), "no reward 'pickscore' is served here"),
     (request(records=[]), "lists of the same length"),

@@ -12,6 +12,7 @@ import tinies
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.detector_reward import Detector
 from afterflow.rewards.geneval_mmdet import connect_sidecar, parse_objects
+from afterflow.rewards.http import HttpClient
 from afterflow.rewards.png import encode_png
 from afterflow.rewards.registry import find_reward, load_reward
 
@@ -71,7 +72,7 @@ def test_its_detections_are_read_by_our_rules(url, tmp_path):
 
 def test_masks_come_through(url):
     reply = httpx.post(f"{url}/detect", json={"images": [encode_png(pictures()[0])]}).json()
-    for _, _, _, mask in parse_objects(reply["detections"][0]):
+    for _, _, _, mask in parse_objects(reply["detections"][0], 12 * 16):
         assert (mask == (pictures()[0][..., 0] > 128)).all()
 
 
@@ -90,7 +91,7 @@ def test_one_that_ends_is_asked_once_for_a_batch(url, tmp_path, monkeypatch):
         calls.append(words)
         raise httpx.ReadTimeout("timed out")
 
-    monkeypatch.setattr(httpx.Client, "post", gone)
+    monkeypatch.setattr(HttpClient, "post", gone)
     scored = reward(pictures(), [TWO_DOGS] * 3)
     assert np.isnan(scored.values).all() and len(scored.why) == 3 and len(calls) == 1
     assert f"{url} does not answer (ReadTimeout: timed out)" in scored.why[2]

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from afterflow.rewards.http import MAX_RETRY_SECONDS, retry_after
 from afterflow.rewards.vlm.answers import MAX_WORDS, MIN_MASS, ChatAnswer, Unanswered, read_answer
-from afterflow.rewards.vlm.client import MAX_RETRY_SECONDS, Chat, retry_after
+from afterflow.rewards.vlm.client import Chat
 from afterflow.rewards.vlm.judge import VLMJudge, connect
 from afterflow.rewards.vlm.servers import ChatServer, refused_field, without_refused
 from fake_server import behaving, recorded, said, serving
@@ -180,7 +181,7 @@ def test_a_server_whose_models_are_someone_elses_is_known_by_its_addresses(addre
 def test_a_server_that_wants_a_key_says_so():
     with serving(lambda body, n: "", addresses={}) as (url, _):
         client = Chat(url, "judge")
-        client.client.get = lambda url: SimpleNamespace(status_code=401, text="who are you?")
+        client.client.get = lambda url, seconds: SimpleNamespace(status_code=401, text="who are you?")
         with pytest.raises(
             ValueError, match=r"wants another key \(status 401: 'who are you\?'\); set AFTERFLOW_SERVER_KEY"
         ):

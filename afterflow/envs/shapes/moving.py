@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...system.errors import InputError
 from ..geneval_rules import Record
 from .render import ImageArray, PlacedObject, background, develop, draw_objects
 from .world import COLORS, SHAPES, SIZES, Array
@@ -59,16 +60,16 @@ def moving_suite(split: Literal["train", "test"], per_tag: int, seed: int, tags:
 
 
 def validate_moving(record: Any) -> None:
-    """Raise ValueError with one sentence that names the wrong field of a record."""
+    """Raise InputError with one sentence that names the wrong field of a record."""
     clauses = record.get("include") if isinstance(record, dict) else None
     if not isinstance(clauses, list) or not clauses:
-        raise ValueError("include must have at least one clause")
+        raise InputError("include must have at least one clause")
     for i, clause in enumerate(clauses):
         for field, allowed in (("class", SHAPES), ("color", COLORS), ("moving", DIRECTIONS)):
             if clause.get(field) not in allowed:
-                raise ValueError(f"include[{i}].{field} must be one of {', '.join(allowed)}, not {clause.get(field)!r}")
+                raise InputError(f"include[{i}].{field} must be one of {', '.join(allowed)}, not {clause.get(field)!r}")
         if not isinstance(clause.get("count"), int) or clause["count"] < 1:
-            raise ValueError(f"include[{i}].count must be a whole number of at least 1, not {clause.get('count')!r}")
+            raise InputError(f"include[{i}].count must be a whole number of at least 1, not {clause.get('count')!r}")
 
 
 def render_clip(record: Record, frames: int, size: int, rng: np.random.Generator) -> ImageArray:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ...system.errors import InputError
 from ..geneval_rules import Record
 from .world import CHARS, COLORS, INVERSE, RELATIONS, SHAPES, TAGS
 
@@ -123,7 +124,7 @@ def hard_negative(record: Record, rng: np.random.Generator) -> Record:
 
 
 def validate(record: Any, classes: Sequence[str] = SHAPES) -> None:
-    """Raise ValueError with one sentence that names the wrong field of a record; it may name only `classes`."""
+    """Raise InputError with one sentence that names the wrong field of a record; it may name only `classes`."""
     _require(isinstance(record, dict), "a record must be a JSON object")
     unknown = sorted(set(record) - {"tag", "include", "exclude", "text", "prompt"})
     _require(not unknown, f"unknown field {', '.join(map(repr, unknown))}")
@@ -178,7 +179,7 @@ def _validate_position(clause: Record, index: int) -> None:
 
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
-        raise ValueError(sentence)
+        raise InputError(sentence)
 
 
 def _check_choice(split: str, tag: str) -> None:

@@ -1,6 +1,5 @@
 """A reward that runs elsewhere: one or several reward services, with what to do when they do not answer."""
 
-import json
 import math
 import threading
 import time
@@ -10,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 
-from ...system.errors import ConfigError
+from ...system.errors import ConfigError, InputError
 from ..base import NoAnswer, Reward, Scored, concatenate_scored
-from ..vlm.answers import error_words
-from ..vlm.client import CONNECT_SECONDS, REST_SECONDS, TRANSIENT, key_header, retry_after
+from ..http import CONNECT_SECONDS, REST_SECONDS, TRANSIENT, HttpClient, retry_after
+from ..vlm.answers import error_words, shorten
 from .protocol import MSGPACK, REWARDS_KEY, pack, parse_reply, score_request, unpack
 
 MAX_FAILURES = 3
@@ -36,7 +35,7 @@ class RemoteScorer:
 
     def __init__(self, reward: Reward, urls: Sequence[str], batch: int, deadline: float = 120.0) -> None:
         self.reward, self.urls, self.batch, self.deadline = reward, [url.rstrip("/") for url in urls], batch, deadline
-        self.client = httpx.Client(headers=key_header(REWARDS_KEY), timeout=self._timeout(deadline))
+        self.client = HttpClient(REWARDS_KEY)
         self.pool, self.lock, self.turn = ThreadPoolExecutor(2 * len(urls)), threading.Lock(), 0
         self.failures, self.rests_until = dict.fromkeys(self.urls, 0), dict.fromkeys(self.urls, 0.0)
         self.unreached_since: dict[str, float] = {}
@@ -47,24 +46,26 @@ class RemoteScorer:
         for url in self.urls:
             versions = self._versions(url)
             if name not in versions:
-                raise ConfigError(f"the service {url} has {', '.join(versions)}, not {name}")
+                raise ConfigError(f"the service {url} has {shorten(', '.join(versions))[1:-1]}, not {name}")
             if versions[name] != expected:
                 raise ConfigError(
-                    f"the service {url} has version {versions[name]} of {name}, and this is {expected}; "
+                    f"the service {url} has version {shorten(versions[name])[1:-1]} of {name}, and this is {expected}; "
                     "run the same afterflow on both sides"
                 )
 
     def _versions(self, url: str) -> dict[str, str]:
         """Return the version of every reward that a service has."""
         try:
-            reply = self.client.get(f"{url}/rewards", timeout=10.0)
+            reply = self.client.get(f"{url}/rewards", 10.0)
             if reply.status_code == 401:
                 raise ConfigError(f"the service {url} wants a key; set {REWARDS_KEY}")
-            return {item["name"]: item["version"] for item in reply.json()}
+            if reply.status_code != 200:
+                raise ConfigError(f"{url} answers with status {reply.status_code}: {error_words(reply.text)}")
+            return {str(item["name"]): str(item["version"]) for item in reply.json()}
         except httpx.TransportError as error:
             start = f"start it: afterflow serve-rewards {self.reward.name}"
             raise ConfigError(f"the service {url} does not answer ({error}); {start}") from None
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, InputError) as error:
             raise ConfigError(f"{url} is no reward service") from error
 
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
@@ -92,14 +93,9 @@ class RemoteScorer:
                 continue
             try:
                 self._reach(url)
-                reply = self.client.post(
-                    f"{url}/score",
-                    content=body,
-                    headers={"Content-Type": MSGPACK},
-                    timeout=self._timeout(min(remaining, longest)),
-                )
+                reply = self.client.post(f"{url}/score", body, MSGPACK, min(remaining, longest))
                 if reply.status_code == 200:
-                    scored = self._parse(url, reply.content, count)
+                    scored = self._parse(url, reply.body, count)
                     self._record(url, success=True)
                     return scored
                 why = f"{url}: status {reply.status_code}: {error_words(reply.text)}"
@@ -118,21 +114,18 @@ class RemoteScorer:
         reply = unpack(content, MSGPACK)
         scored = parse_reply(reply, count)
         if reply.get("version") != self.reward.version:
-            raise ServiceFailed(f"{url} now has version {reply.get('version')} of {self.reward.name}")
+            version = shorten(str(reply.get("version")))[1:-1]
+            raise ServiceFailed(f"{url} now has version {version} of {self.reward.name}")
         return scored
 
     def _reach(self, url: str) -> None:
         """Raise httpx.TransportError at once where a service does not answer that it is well, before a long wait."""
         try:
-            self.client.get(f"{url}/health", timeout=CONNECT_SECONDS)
+            self.client.get(f"{url}/health", CONNECT_SECONDS)
         except httpx.TransportError:
             self.unreached_since.setdefault(url, time.monotonic())
             raise
         self.unreached_since.pop(url, None)
-
-    def _timeout(self, seconds: float) -> httpx.Timeout:
-        """Return the time that a reply may take, of which little may go by before the service is reached."""
-        return httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
 
     def _is_dead(self) -> bool:
         """Return whether no service has been reached for longer than a restart takes."""

@@ -5,8 +5,6 @@ A request is {"reward", "records": [{"prompt", ...}, ...], "images": [image, ...
 {"version", "values": [number or null, ...], "parts": {name: [...]}, "why": {"row": reason}}.
 """
 
-import base64
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,11 +14,16 @@ import numpy as np
 
 from ...system.errors import InputError
 from ..base import Scored
-from ..png import decode_png
+from ..messages import MAX_VALUES, decode_json, decode_msgpack
+from ..png import decode_base64, decode_png, png_pixels
 
 REWARDS_KEY = "AFTERFLOW_REWARDS_KEY"
 """The environment variable with a service's key, on both sides."""
 MSGPACK, JSON = "application/msgpack", "application/json"
+MAX_REASON = 500
+"""Characters of a reason that travel."""
+MAX_PART_NAME = 100
+"""Characters of the name of a part."""
 
 
 def pack(content: Any) -> bytes:
@@ -28,12 +31,9 @@ def pack(content: Any) -> bytes:
     return msgpack.packb(content) or b""
 
 
-def unpack(body: bytes, kind: str) -> Any:
-    """Return the message in a body of this content type; raise InputError for what is neither msgpack nor JSON."""
-    try:
-        return msgpack.unpackb(body) if kind.startswith(MSGPACK) else json.loads(body)
-    except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        raise InputError(f"the body is not {'msgpack' if kind.startswith(MSGPACK) else 'JSON'}") from error
+def unpack(body: bytes | bytearray, kind: str, max_values: int = MAX_VALUES) -> Any:
+    """Return the message in a body of this content type; raise InputError for what is no such, or becomes too much."""
+    return (decode_msgpack if kind == MSGPACK else decode_json)(body, max_values)
 
 
 def encode_image(image: np.ndarray) -> dict[str, Any]:
@@ -41,35 +41,46 @@ def encode_image(image: np.ndarray) -> dict[str, Any]:
     return {"raw": np.ascontiguousarray(image).tobytes(), "shape": list(image.shape)}
 
 
-def decode_image(message: Any, max_pixels: int) -> np.ndarray:
-    """Return the image (H, W, 3) or clip (F, H, W, 3) of a message, uint8; raise InputError where it is not right."""
+def image_pixels(message: Any, max_pixels: int) -> int:
+    """Return how many pixels the image of a message has, by its header; raise InputError where it is not right."""
     if not isinstance(message, dict) or not ({"png", "raw"} & message.keys()):
         raise InputError("an image is an object with png, or with raw and shape")
+    data = message["png"] if "png" in message else message["raw"]
+    if not isinstance(data, str | bytes | memoryview):
+        raise InputError("image data are bytes, or base64 in JSON")
     if "png" in message:
-        return decode_png(decode_bytes(message["png"]), max_pixels)
-    shape = message.get("shape")
+        pixels = png_pixels(decode_base64(data[:32]) if isinstance(data, str) else data)
+    else:
+        pixels = math.prod(raw_shape(message.get("shape"), max_pixels)[:-1])
+    if pixels > max_pixels:
+        raise InputError(f"an image has at most {max_pixels} pixels here, not {pixels}")
+    return pixels
+
+
+def raw_shape(shape: Any, max_pixels: int) -> list[int]:
+    """Return a shape that is one of an image or a clip; raise InputError for any other."""
     if not isinstance(shape, list) or len(shape) not in (3, 4) or shape[-1] != 3:
         raise InputError("shape is [H, W, 3], or [F, H, W, 3] of a clip")
-    if not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= max_pixels for side in shape):
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in shape):
         raise InputError("shape is of positive whole numbers")
-    if math.prod(shape[:-1]) > max_pixels:
-        raise InputError(f"an image has at most {max_pixels} pixels here, not {math.prod(shape[:-1])}")
-    raw = decode_bytes(message["raw"])
+    if max(shape) > max_pixels:
+        raise InputError(f"an image has at most {max_pixels} pixels here")
+    return shape
+
+
+def decode_image(message: dict, max_pixels: int) -> np.ndarray:
+    """Return the image (H, W, 3) or clip (F, H, W, 3), uint8, of a message whose header `image_pixels` has checked."""
+    if "png" in message:
+        return decode_png(decode_bytes(message["png"]), max_pixels)
+    raw, shape = decode_bytes(message["raw"]), message["shape"]
     if len(raw) != math.prod(shape):
         raise InputError(f"raw has {len(raw)} bytes, and its shape has {math.prod(shape)}")
     return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
-def decode_bytes(data: Any) -> bytes:
+def decode_bytes(data: Any) -> bytes | memoryview:
     """Return bytes as they are, or decoded from base64; raise InputError for anything else."""
-    if isinstance(data, bytes):
-        return data
-    if not isinstance(data, str):
-        raise InputError("image data are bytes, or base64 in JSON")
-    try:
-        return base64.b64decode(data, validate=True)
-    except ValueError as error:
-        raise InputError("image data are no base64") from error
+    return decode_base64(data) if isinstance(data, str) else data
 
 
 def score_request(reward: str, images: Sequence[np.ndarray], records: Sequence[Mapping]) -> dict[str, Any]:
@@ -79,21 +90,52 @@ def score_request(reward: str, images: Sequence[np.ndarray], records: Sequence[M
 
 
 def score_reply(scored: Scored, version: str) -> dict[str, Any]:
-    """Return the message with the scores; NaN, which JSON does not have, is null."""
-    column = lambda values: [None if math.isnan(value) else float(value) for value in values]
+    """Return the message with the scores; what is no finite number is null, in JSON and msgpack alike."""
+    column = lambda values: [float(value) if math.isfinite(value) else None for value in values]
     parts = {name: column(values) for name, values in scored.parts.items()}
-    why = {str(row): reason for row, reason in scored.why.items()}
+    why = {str(row): reason[:MAX_REASON] for row, reason in scored.why.items()}
     return {"version": version, "values": column(scored.values), "parts": parts, "why": why}
 
 
 def parse_reply(message: Any, count: int) -> Scored:
     """Return the scores of `count` images from a reply; raise InputError for a reply that is not about them."""
-    column = lambda values: np.array([math.nan if value is None else float(value) for value in values])
-    try:
-        values, why = column(message["values"]), {int(row): str(reason) for row, reason in message["why"].items()}
-        parts = {str(name): column(part) for name, part in message["parts"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError("its reply has another form") from error
-    if any(len(part) != count for part in (values, *parts.values())) or not all(0 <= row < count for row in why):
+    if not isinstance(message, dict):
+        raise InputError("its reply has another form")
+    values, parts, why = (message.get(name) for name in ("values", "parts", "why"))
+    if not isinstance(parts, dict) or not isinstance(why, dict) or not all(map(is_part_name, parts)):
+        raise InputError("its reply has another form")
+    reasons = {parse_row(row, count): printable(reason) for row, reason in why.items()}
+    return Scored(
+        parse_column(values, count), {name: parse_column(part, count) for name, part in parts.items()}, reasons
+    )
+
+
+def parse_column(values: Any, count: int) -> np.ndarray:
+    """Return the numbers of a reply, one for each image, where null is NaN; raise InputError for anything else."""
+    if not isinstance(values, list) or not all(value is None or type(value) in (int, float) for value in values):
+        raise InputError("its reply has another form")
+    if len(values) != count:
         raise InputError(f"its reply has {len(values)} scores for {count} images")
-    return Scored(values, parts, why)
+    try:
+        return np.array([math.nan if value is None else float(value) for value in values])
+    except OverflowError:
+        raise InputError("its reply has a number that is too large") from None
+
+
+def parse_row(row: Any, count: int) -> int:
+    """Return the image that a reason is about; raise InputError where it is none."""
+    if not isinstance(row, str) or not row.isdecimal() or len(row) > 9 or int(row) >= count:
+        raise InputError("its reply has a reason that is about no image")
+    return int(row)
+
+
+def is_part_name(name: Any) -> bool:
+    """Whether a name can be that of a part, which metrics and records are named by."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_PART_NAME and name.isprintable()
+
+
+def printable(text: Any) -> str:
+    """Return a server's text in one short line, without what a terminal would obey."""
+    if not isinstance(text, str):
+        raise InputError("its reply has a reason that is no text")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text[:MAX_REASON])

@@ -5,160 +5,64 @@ reads nothing executable, and tells a client what was wrong with its request and
 """
 
 import asyncio
-import hmac
 import logging
-import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 
-from ...system.checks import check_positive
 from ...system.errors import ConfigError, InputError
-from ..base import Reward, Scored, concatenate_scored
-from .protocol import JSON, MSGPACK, decode_image, pack, score_reply, unpack
+from ..base import Reward
+from ..http import check_key
+from ..messages import VALUE_BYTES, count_values
+from .activity import Activity, bound_logs
+from .batches import BatchQueue, RewardFailed
+from .gate import Gate, content_type
+from .limits import BODY_RATE, BODY_SECONDS, DECODING_BYTES, JSON_MEGABYTES, Busy, MemoryBudget, ServiceLimits, Share
+from .protocol import JSON, MAX_REASON, MSGPACK, REWARDS_KEY, decode_image, image_pixels, pack, score_reply, unpack
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+DEFAULT_LIMITS = ServiceLimits()
+MAX_RECORD = 2**16
+"""Characters of the texts in a record."""
+PARSERS = 2
+"""Number of requests that are parsed at a time."""
 
 
-@dataclass(frozen=True)
-class ServiceLimits:
-    """What a request may cost."""
-
-    images: int = 256
-    """Largest number of images in a request."""
-    pixels: int = 2048 * 2048
-    """Largest number of pixels in an image, or in a clip's frames together."""
-    megabytes: int = 512
-    """Largest size of a request's body, and of its decoded images."""
-    waiting: int = 2048
-    """Largest number of images that may wait, of all requests.  Requests beyond it are refused with status 503."""
-    seconds: float = 300.0
-    """Longest time from a request's arrival to its answer."""
-    batch: int = 64
-    """Largest number of images that are scored together."""
-    wait: float = 0.005
-    """Seconds that a batch waits for more images."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "images", "pixels", "megabytes", "waiting", "seconds", "batch")
+class Left(Exception):
+    """The client has left, and nobody waits for the answer."""
 
 
-@dataclass(frozen=True)
-class PendingRequest:
-    """A request that waits for its scores."""
-
-    images: Sequence[np.ndarray]
-    records: Sequence[dict]
-    scores: asyncio.Future
-
-
-class BatchQueue:
-    """The queue where requests for one reward wait to be scored together."""
-
-    def __init__(self, reward: Reward, limits: ServiceLimits) -> None:
-        self.reward, self.limits = reward, limits
-        self.queue: asyncio.Queue[PendingRequest] = asyncio.Queue()
-        self.waiting = 0
-
-    async def submit(self, images: Sequence[np.ndarray], records: Sequence[dict]) -> Scored:
-        """Return the scores of one request's images; raise HTTPException (503) where too many wait already."""
-        if self.waiting + len(images) > self.limits.waiting:
-            raise HTTPException(503, f"{self.waiting} images wait already; come again")
-        request = PendingRequest(images, records, asyncio.get_running_loop().create_future())
-        self.waiting += len(images)
-        try:
-            await self.queue.put(request)
-            return await request.scores
-        finally:
-            self.waiting -= len(images)
-
-    async def work(self) -> None:
-        """Score batches of requests until cancelled."""
-        while True:
-            group = [await self.queue.get()]
-            deadline = asyncio.get_running_loop().time() + self.limits.wait
-            while sum(len(request.images) for request in group) < self.limits.batch:
-                remaining = deadline - asyncio.get_running_loop().time()
-                try:
-                    group.append(await asyncio.wait_for(self.queue.get(), max(0.0, remaining)))
-                except TimeoutError:
-                    break
-            await self.score([request for request in group if not request.scores.done()])
-
-    async def score(self, group: Sequence[PendingRequest]) -> None:
-        """Score the images of several requests, with one call for all images of a shape."""
-        images = [image for request in group for image in request.images]
-        records = [record for request in group for record in request.records]
-        try:
-            by_row: dict[int, Scored] = {}
-            for rows in self.batches(images):
-                stack = np.stack([images[row] for row in rows])
-                scored = await asyncio.to_thread(self.reward, stack, [records[row] for row in rows])
-                scored = replace(scored, why={i: self.public_reason(why) for i, why in scored.why.items()})
-                by_row |= {row: scored.row(i) for i, row in enumerate(rows)}
-        except Exception as error:
-            _log.exception("reward %s failed", self.reward.name)
-            for request in group:
-                if not request.scores.done():
-                    request.scores.set_exception(HTTPException(500, f"the reward failed: {type(error).__name__}"))
-            return
-        start = 0
-        for request in group:
-            rows = range(start, start + len(request.images))
-            start += len(request.images)
-            if not request.scores.done():
-                request.scores.set_result(concatenate_scored([by_row[row] for row in rows]))
-
-    def batches(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """Yield rows of images of one shape, no more than are scored together."""
-        for shape in dict.fromkeys(image.shape for image in images):
-            rows = [row for row, image in enumerate(images) if image.shape == shape]
-            yield from (rows[i : i + self.limits.batch] for i in range(0, len(rows), self.limits.batch))
-
-    def public_reason(self, why: str) -> str:
-        """Return a reason without the message of an exception, which stays in the log."""
-        kind = re.match(r"\w*(Error|Exception|Unanswered|Failed)(?=: )", why)
-        if kind is None:
-            return why
-        _log.warning("reward %s: %s", self.reward.name, why)
-        return f"{kind.group(0)}; the service's log says more"
-
-
-def build_service(
-    rewards: Sequence[Reward], limits: ServiceLimits = ServiceLimits(), key: str | None = None
-) -> FastAPI:
+def build_service(rewards: Sequence[Reward], limits: ServiceLimits = DEFAULT_LIMITS, key: str | None = None) -> FastAPI:
     """Return a service with GET /health, GET /rewards and POST /score, whose messages `protocol` describes.
 
-    With a key it answers to `Authorization: Bearer KEY` alone.  Raises ConfigError for a reward that is there twice.
+    With a key it answers to `Authorization: Bearer KEY` alone.  Raises ConfigError for a reward that is there twice,
+    and for a key that no header can hold.
     """
-    queues = {reward.name: BatchQueue(reward, limits) for reward in rewards}
+    if key is not None:
+        check_key(REWARDS_KEY, key)
+    activity = Activity()
+    queues = {reward.name: BatchQueue(reward, limits, activity) for reward in rewards}
     if len(queues) < len(rewards):
         raise ConfigError(f"rewards: one of {', '.join(reward.name for reward in rewards)} is there twice")
-
-    @asynccontextmanager
-    async def working(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(queue.work()) for queue in queues.values()]
-        yield
-        for task in tasks:
-            task.cancel()
-
-    app = FastAPI(lifespan=working, docs_url=None, redoc_url=None, openapi_url=None)
-
-    app.middleware("http")(partial(require_key, key))
+    scorer = RequestScorer(queues, limits)
+    app = FastAPI(lifespan=partial(working, queues, activity), docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Gate, key=key, limits=limits, activity=activity)
 
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code)
 
     @app.get("/health")
-    async def health() -> dict:
-        return {"status": "ok", "waiting": {name: queue.waiting for name, queue in queues.items()}}
+    async def health() -> Response:
+        return JSONResponse(*describe_health(queues))
 
     @app.get("/rewards")
     async def served() -> list[dict]:
@@ -166,55 +70,150 @@ def build_service(
 
     @app.post("/score")
     async def score(request: Request) -> Response:
-        return await answer_request(request, queues, limits)
+        return await answer_request(request, scorer)
 
     return app
 
 
-async def require_key(key: str | None, request: Request, call_next: Any) -> Response:
-    """Refuse a request without the key, and answer an exception without saying what it was."""
-    given = request.headers.get("authorization", "").encode()
-    if key is not None and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-        return JSONResponse({"error": "a key is needed: Authorization: Bearer KEY"}, 401)
-    try:
-        return await call_next(request)
-    except Exception:
-        _log.exception("a request failed")
-        return JSONResponse({"error": "the service failed; its log says why"}, 500)
+@asynccontextmanager
+async def working(queues: Mapping[str, BatchQueue], activity: Activity, app: FastAPI) -> AsyncIterator[None]:
+    """Score and report while the service runs."""
+    bound_logs()
+    tasks = [asyncio.create_task(queue.work()) for queue in queues.values()]
+    tasks.append(asyncio.create_task(activity.report()))
+    yield
+    for task in tasks:
+        task.cancel()
+    for queue in queues.values():
+        queue.thread.end()
 
 
-async def answer_request(request: Request, queues: Mapping[str, BatchQueue], limits: ServiceLimits) -> Response:
+def describe_health(queues: Mapping[str, BatchQueue]) -> tuple[dict[str, Any], int]:
+    """Return how the rewards are, and the status: 503 where none of them answers any more."""
+    conditions = {name: queue.condition for name, queue in queues.items()}
+    health = {
+        "status": "ok" if set(conditions.values()) <= {"ok"} else "degraded",
+        "rewards": conditions,
+        "waiting": {name: queue.waiting for name, queue in queues.items()},
+        "busy_seconds": {name: round(queue.busy_seconds, 1) for name, queue in queues.items()},
+    }
+    return health, 503 if queues and all(queue.is_stuck for queue in queues.values()) else 200
+
+
+async def answer_request(request: Request, scorer: "RequestScorer") -> Response:
     """Return the scores that a request asks for, in its own content type."""
-    kind = request.headers.get("content-type", JSON)
+    kind, limits = content_type(request.headers.get("content-type")), scorer.limits
+    if kind not in (MSGPACK, JSON):
+        raise HTTPException(415, f"the content type of a request is {MSGPACK} or {JSON}")
     try:
         async with asyncio.timeout(limits.seconds):
-            body = await read_body(request, limits.megabytes * 2**20)
-            parse = lambda: parse_request(unpack(body, kind), queues, limits)
-            queue, images, records = await asyncio.to_thread(parse)
-            scored = await queue.submit(images, records)
-    except ValueError as error:
-        raise HTTPException(422, str(error)) from None
+            with Share(scorer.budget) as share:
+                body = await read_body(request, kind, scorer.max_megabytes(kind), share)
+                message = await unless_client_leaves(request, scorer.score(body, kind, share))
+    except Left:
+        return Response(status_code=499)
+    except InputError as error:
+        raise HTTPException(422, str(error)[:MAX_REASON]) from None
+    except Busy as error:
+        raise HTTPException(503, str(error)) from None
+    except RewardFailed as error:
+        raise HTTPException(500, str(error)) from None
     except TimeoutError:
         raise HTTPException(504, f"no score within {limits.seconds:g} s") from None
-    message = score_reply(scored, queue.reward.version)
-    return Response(pack(message), media_type=MSGPACK) if kind.startswith(MSGPACK) else JSONResponse(message)
+    return Response(pack(message), media_type=MSGPACK) if kind == MSGPACK else JSONResponse(message)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body of a request, of which no more than is allowed is ever in memory; HTTPException (413) beyond."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise HTTPException(413, f"a request has at most {max_bytes // 2**20} MB here")
-        parts.append(part)
-    return b"".join(parts)
+async def read_body(request: Request, kind: str, max_megabytes: int, share: Share) -> bytearray:
+    """Return the body of a request, of which no more than is allowed is ever in memory.
+
+    HTTPException is raised for one that is too large (413), or comes too slowly (408).
+    """
+    body, start = bytearray(), asyncio.get_running_loop().time()
+    too_large = HTTPException(413, f"a request in {kind} has at most {max_megabytes} MB here")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > max_megabytes * 2**20:
+        raise too_large
+    try:
+        async with asyncio.timeout(BODY_SECONDS) as patience:
+            async for part in request.stream():
+                share.take(len(part))
+                body += part
+                if len(body) > max_megabytes * 2**20:
+                    raise too_large
+                patience.reschedule(start + BODY_SECONDS + len(body) / BODY_RATE)
+    except TimeoutError:
+        raise HTTPException(408, f"the body came more slowly than {BODY_RATE // 1000} kB a second") from None
+    return body
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of some work; cancel it and raise Left where the client of a request leaves before."""
+    task = asyncio.create_task(work)
+    leaving = asyncio.ensure_future(request.receive())  # the body is read, so what comes next is the end
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Left
+        return task.result()
+    finally:
+        for each in (task, leaving):
+            each.cancel()
+        await asyncio.wait({task, leaving})
+
+
+class RequestScorer:
+    """The parts of a service that all its requests share."""
+
+    def __init__(self, queues: Mapping[str, BatchQueue], limits: ServiceLimits) -> None:
+        self.queues, self.limits, self.budget = queues, limits, MemoryBudget(limits.total_bytes)
+        self.parsers = ThreadPoolExecutor(PARSERS, "parser")
+
+    def max_megabytes(self, kind: str) -> int:
+        """Return the largest size of a body of this content type."""
+        return self.limits.megabytes if kind == MSGPACK else min(self.limits.megabytes, JSON_MEGABYTES)
+
+    async def score(self, body: bytearray, kind: str, share: Share) -> dict[str, Any]:
+        """Return the reply to a request; raise InputError for one that is not right, Busy, and RewardFailed."""
+        parse = lambda: self.parse(body, kind, share)
+        queue, images, records = await asyncio.get_running_loop().run_in_executor(self.parsers, parse)
+        return score_reply(await queue.submit(images, records, share), queue.reward.version)
+
+    def parse(self, body: bytearray, kind: str, share: Share) -> tuple[BatchQueue, list[np.ndarray], list[dict]]:
+        """Return the queue, the images and the records of a request, and take the memory for them first."""
+        with share:  # whose client may leave meanwhile
+            if kind == JSON:
+                copies = (
+                    2 if body.isascii() else 5
+                )  # its text, in up to four bytes a character, and what is cut from it
+                self.take(share, copies * len(body))
+            message = unpack(body, kind, self.limits.values)
+            self.take(share, VALUE_BYTES * count_values(message))
+            queue, messages, records = parse_request(message, self.queues, self.limits)
+            self.take(share, self.memory_of_images(messages))
+            images = [decode_image(image, self.limits.pixels) for image in messages]
+            if any(image.ndim != 3 + queue.reward.clips for image in images):
+                raise InputError(f"{queue.reward.name} scores {'clips' if queue.reward.clips else 'images'}")
+            return queue, images, records
+
+    def memory_of_images(self, messages: Sequence[dict]) -> int:
+        """Return the memory that decoding images will take, by their headers; raise InputError where it is too much."""
+        pixels = [image_pixels(image, self.limits.pixels) for image in messages]
+        if 3 * sum(pixels) > self.limits.megabytes * 2**20:
+            raise InputError(f"a request has at most {self.limits.megabytes} MB of decoded images here")
+        decoded = [size for size, image in zip(pixels, messages) if "png" in image]
+        return 3 * sum(decoded) + DECODING_BYTES * max(decoded, default=0)
+
+    def take(self, share: Share, size: int) -> None:
+        """Take memory for a request; raise InputError where it would not fit even alone."""
+        if share.size + size > self.limits.total_bytes:
+            raise InputError(f"it takes more memory than the {4 * self.limits.megabytes} MB of all requests here")
+        share.take(size)
 
 
 def parse_request(
     message: Any, queues: Mapping[str, BatchQueue], limits: ServiceLimits
-) -> tuple[BatchQueue, list[np.ndarray], list[dict]]:
-    """Return the queue, the images and the records of a request; raise InputError that says what it gets wrong."""
+) -> tuple[BatchQueue, list[Any], list[dict]]:
+    """Return the queue, the images' messages and the records of a request; raise InputError where it is not right."""
     if not isinstance(message, dict) or not isinstance(message.get("reward"), str):
         raise InputError("a request is an object with reward, records and images")
     name, records, images = message["reward"], message.get("records"), message.get("images")
@@ -224,18 +223,37 @@ def parse_request(
         raise InputError("records and images are lists of the same length, at least 1")
     if len(images) > limits.images:
         raise InputError(f"a request has at most {limits.images} images here, not {len(images)}")
-    reward = queues[name].reward
     for row, record in enumerate(records):
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise InputError(f'records[{row}] has no "prompt" that is a text')
-        if reward.needs is not None:
-            reward.needs(record)
-    decoded, size = [], 0
-    for image in images:
-        decoded.append(decode_image(image, limits.pixels))
-        size += decoded[-1].nbytes
-        if size > limits.megabytes * 2**20:
-            raise InputError(f"a request has at most {limits.megabytes} MB of decoded images here")
-    if any(image.ndim != 3 + reward.clips for image in decoded):
-        raise InputError(f"{name} scores {'clips' if reward.clips else 'images'}")
-    return queues[name], decoded, records
+        if length_of_texts(record, row) > MAX_RECORD:
+            raise InputError(f"records[{row}] has more than {MAX_RECORD} characters")
+        check_needs(queues[name].reward, record, row)
+    return queues[name], images, records
+
+
+def length_of_texts(value: Any, row: int) -> int:
+    """Return the number of characters of all texts in a record; raise InputError where it holds bytes."""
+    if isinstance(value, memoryview):
+        raise InputError(f"records[{row}] holds bytes, and records are as JSON has them")
+    if isinstance(value, dict):
+        return sum(len(name) + length_of_texts(each, row) for name, each in value.items())
+    if isinstance(value, list):
+        return sum(length_of_texts(each, row) for each in value)
+    return len(value) if isinstance(value, str) else 0
+
+
+def check_needs(reward: Reward, record: dict, row: int) -> None:
+    """Raise InputError where a record lacks what a reward reads.
+
+    Only errors of ours are told in their words, and none that repeats another's.
+    """
+    if reward.needs is None:
+        return
+    try:
+        reward.needs(record)
+    except Exception as error:
+        if isinstance(error, InputError) and error.__context__ is None:
+            raise
+        _log.warning("reward %s: records[%d]: %r", reward.name, row, error)
+        raise InputError(f"records[{row}] is not what {reward.name} reads") from error

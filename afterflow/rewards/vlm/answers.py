@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...system.errors import InputError
 from ..base import NoAnswer
+from ..messages import TooLarge, decode_json
 
 MIN_MASS = 0.5
 """Least probability of the named first tokens together, below which the model says something else."""
@@ -78,8 +80,8 @@ def shorten(text: str) -> str:
 def error_words(text: str) -> str:
     """Return what a server says about an error, shortened: the message in its JSON, or the whole body."""
     try:
-        reply = json.loads(text)
-    except (ValueError, RecursionError):
+        reply = decode_json(text)
+    except InputError:
         return shorten(text)
     for name in ("error", "message", "detail"):
         if isinstance(reply, Mapping) and reply.get(name):
@@ -90,8 +92,10 @@ def error_words(text: str) -> str:
 def decode_reply(text: str) -> Any:
     """Return the JSON in a reply; raise Unanswered for a stream, for one that breaks off, and for what is no JSON."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return decode_json(text)
+    except TooLarge as error:
+        raise Unanswered(f"it is no answer: {error}") from error
+    except InputError as error:
         start = text.lstrip()
         if start.startswith(("data:", "event:", ":")):
             raise Unanswered(f"its reply is a stream, and a whole answer was asked for: {shorten(text)}") from error
@@ -110,7 +114,7 @@ def read_answer(reply: Any, with_tokens: bool) -> ChatAnswer:
         text = message_text(message, choice.get("finish_reason"))
         first = read_tokens(choice.get("logprobs")) if with_tokens else ()
         return ChatAnswer(text, first, cut=choice.get("finish_reason") == "length")
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
         raise Unanswered(f"an answer of another form ({why}): {shorten(json.dumps(reply))}") from error
 
@@ -169,8 +173,8 @@ def parse_tag(text: str) -> float:
 
     Unanswered is raised where the tag is not there, or says more than one thing.
     """
-    tags = re.findall(r"<answer>(.*?)</answer>", text, re.S | re.I)
-    verdict = tags[-1].strip().lower() if tags else ""
+    before, _, _ = text.lower().rpartition("</answer>")
+    verdict = before.rpartition("<answer>")[2].strip() if "<answer>" in before else ""
     verdicts = {r"\bimage 1 is better\b": 1.0, r"\bimage 2 is better\b": 0.0, r"\btie\b": 0.5}
     values = [value for words, value in verdicts.items() if re.search(words, verdict)]
     if len(values) != 1:
@@ -180,7 +184,7 @@ def parse_tag(text: str) -> float:
 
 def parse_final_score(text: str) -> float:
     """Return the number after the last `Final Score:`; raise Unanswered where there is none from 1 to 5."""
-    numbers = re.findall(r"final score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)\s*(?:/\s*([0-9.]+))?", text, re.I)
+    numbers = re.findall(r"final score:\s*+\**+\s*+([0-9]++(?:\.[0-9]++)?)\s*+(?:/\s*+([0-9.]++))?", text, re.I)
     score, out_of = numbers[-1] if numbers else ("", "")
     if not score or not 1 <= float(score) <= 5 or out_of.rstrip(".") not in ("", "5", "5.0"):
         raise Unanswered(f"no score from 1 to 5 at the end of {text[-60:]!r}")

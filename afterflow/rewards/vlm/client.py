@@ -1,31 +1,22 @@
 """Questions with images to an OpenAI-compatible server, such as vLLM's or SGLang's."""
 
-import email.utils
+import json
 import logging
-import math
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from ...system.errors import ConfigError
+from ..http import CONNECT_SECONDS, REST_SECONDS, TRANSIENT, BadReply, HttpClient, Reply, retry_after
 from ..png import encode_png
-from .answers import ChatAnswer, Unanswered, decode_reply, error_words, read_answer
+from .answers import ChatAnswer, Unanswered, decode_reply, error_words, read_answer, shorten
 from .servers import ChatServer, ServerKind, kind_of_models, refused_field, request_fields, without_refused
 
 SERVER_KEY = "AFTERFLOW_SERVER_KEY"
 """The environment variable with the server's key, if it wants one; it is written nowhere."""
-REST_SECONDS = 30.0
-"""How long a server that does not answer is left alone."""
-CONNECT_SECONDS = 5.0
-"""Longest time to reach a server; one that takes longer is not there."""
-MAX_RETRY_SECONDS = 60.0
-"""Longest time that a server's Retry-After is waited for."""
-TRANSIENT = (408, 429, 500, 502, 503, 504)
-"""The statuses after which the same question may succeed."""
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -52,12 +43,8 @@ class Chat:
             threads: number of questions at a time.
             server: what the server is; `check` finds it out where that is open.
         """
-        import httpx
-
         self.url, self.model, self.attempts, self.timeout = url.rstrip("/"), model, attempts, timeout
-        limits, seconds = httpx.Limits(max_connections=threads), httpx.Timeout(timeout, connect=CONNECT_SECONDS)
-        headers = key_header(SERVER_KEY)
-        self.client = httpx.Client(timeout=seconds, headers=headers, limits=limits, follow_redirects=False)
+        self.client = HttpClient(SERVER_KEY, threads)
         self.pool = ThreadPoolExecutor(threads)
         self.patience, self.silent, self.rests_until = threads, 0, 0.0
         server = server or ChatServer()
@@ -68,7 +55,7 @@ class Chat:
     def check(self) -> None:
         """Raise ConfigError where the server is not there, or does not have the model; find out what it is."""
         try:
-            reply = self._send(lambda: self.client.get(f"{self.url}/models"))
+            reply = self._send(lambda: self.client.get(f"{self.url}/models", self.timeout))
             if reply.status_code in (401, 403):
                 raise ConfigError(
                     f"the server {self.url} wants another key (status {reply.status_code}: "
@@ -82,7 +69,7 @@ class Chat:
             raise ConfigError(f"{self.url}/models is no list of models; the address ends in /v1 as a rule") from error
         if self.model not in models:
             names = ", ".join([*map(str, models)][:10]) or "none"
-            raise ConfigError(f"the server {self.url} has no model {self.model!r}, only {names}")
+            raise ConfigError(f"the server {self.url} has no model {self.model!r}, only {shorten(names)[1:-1]}")
         if self.must_ask:
             self.kind, self.must_ask = self._find_kind(list(models.values())), False
         if self.kind == "openai" and self.template:
@@ -138,7 +125,7 @@ class Chat:
         import httpx
 
         try:
-            reply = self.client.get(url, timeout=CONNECT_SECONDS)
+            reply = self.client.get(url, CONNECT_SECONDS)
             content = reply.json() if reply.status_code == 200 else {}
         except (httpx.TransportError, ValueError):
             return {}
@@ -149,7 +136,7 @@ class Chat:
         while True:
             refused = tuple(self.refused)
             body = {**question, **without_refused(fields, refused)}
-            reply = self._send(lambda body=body: self.client.post(f"{self.url}/chat/completions", json=body))
+            reply = self._send(partial(self._ask, json.dumps(body).encode()))
             name = refused_field(body, reply.text) if reply.status_code in (400, 422) else None
             if name is None or name in refused:
                 return decode_reply(_body(reply))
@@ -157,7 +144,10 @@ class Chat:
                 self.refused.append(name)
                 _log.warning("%s takes no %s, and is asked without: %s", self.url, name, error_words(reply.text))
 
-    def _send(self, call: Callable[[], Any]) -> Any:
+    def _ask(self, body: bytes) -> Reply:
+        return self.client.post(f"{self.url}/chat/completions", body, "application/json", self.timeout)
+
+    def _send(self, call: Callable[[], Reply]) -> Reply:
         """Return a reply, after several attempts where that may help."""
         import httpx
 
@@ -173,6 +163,8 @@ class Chat:
                 if last:
                     self._count_silence()
                     raise Unanswered(self._silence(error)) from error
+            except BadReply as error:
+                raise Unanswered(str(error)) from error
             else:
                 self.silent = 0
                 if last or reply.status_code not in TRANSIENT or "insufficient_quota" in reply.text:
@@ -200,28 +192,7 @@ class Chat:
             self.silent, self.rests_until = 0, time.monotonic() + REST_SECONDS
 
 
-def key_header(variable: str) -> dict[str, str]:
-    """Return the HTTP header with the key from an environment variable; none where it is not set."""
-    key = os.environ.get(variable)
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def retry_after(header: str | None) -> float:
-    """Return the seconds that a Retry-After header asks for, in seconds or as a date: 0 to `MAX_RETRY_SECONDS`.
-
-    A header that is missing or cannot be read asks for none.
-    """
-    try:
-        seconds = float(header or 0)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(header or "").timestamp() - datetime.now().timestamp()
-        except (ValueError, OverflowError):
-            return 0.0
-    return min(max(seconds, 0.0), MAX_RETRY_SECONDS) if math.isfinite(seconds) else 0.0
-
-
-def _body(reply: Any) -> str:
+def _body(reply: Reply) -> str:
     """Return the text of a reply; raise Unanswered for one of another status than 200."""
     if reply.status_code != 200:
         raise Unanswered(f"status {reply.status_code}: {error_words(reply.text)}")

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from ...system.errors import ConfigError, InputError
-from ..base import OrderCanary, Reward, RewardModels, Scored, Scorer, check_address, network_reward
+from ..base import ErrorReason, OrderCanary, Reward, RewardModels, Scored, Scorer, check_address, network_reward
 from ..canaries import BEAUTIFUL, CAPTIONED, POINTED
 from .answers import ChatAnswer, Unanswered, parse_final_score
 from .client import Chat
@@ -23,6 +23,11 @@ def open_chat(models: RewardModels, reward: str) -> Chat:
     chat = Chat(url, model, threads=models.batch, server=models.chat)
     chat.check()
     return chat
+
+
+def unanswered(error: Unanswered) -> ErrorReason:
+    """Return why there is no answer, as a reason that repeats the server's words."""
+    return ErrorReason.of(error, str(error))
 
 
 def vlm_reward(
@@ -45,7 +50,7 @@ def vlm_reward(
             def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
                 rows = zip(images, records)
                 answers = chat.ask_all([partial(rate, chat, image, record["prompt"]) for image, record in rows])
-                why = {row: str(error) for row, error in enumerate(answers) if isinstance(error, Unanswered)}
+                why = {row: unanswered(error) for row, error in enumerate(answers) if isinstance(error, Unanswered)}
                 return Scored(np.array([np.nan if i in why else value for i, value in enumerate(answers)]), why=why)
 
             return score
@@ -105,7 +110,7 @@ def vlm_points(models: RewardModels) -> Scorer:
         points = [(i, dimension, check) for i, record in enumerate(records) for dimension, check in record["points"]]
         questions = [partial(shows_point, chat, images[i], records[i]["prompt"], check) for i, _, check in points]
         answers = list(zip(points, chat.ask_all(questions)))
-        why = {i: str(error) for (i, _, _), error in answers if isinstance(error, Unanswered)}
+        why = {i: unanswered(error) for (i, _, _), error in answers if isinstance(error, Unanswered)}
         met: list[list[float]] = [[] for _ in records]
         met_by_part: dict[str, list[list[float]]] = {}
         for (i, dimension, _), answer in answers:

@@ -1,0 +1,89 @@
+"""What a reward service has done, in one line a minute, and a log whose size nobody outside decides."""
+
+import asyncio
+import ctypes
+import logging
+import sys
+import time
+from collections import Counter
+
+_log = logging.getLogger(__name__)
+
+MINUTE = 60.0
+"""Seconds between two lines of what was done."""
+MAX_RECORDS = 100
+"""Messages of a logger in a minute."""
+MAX_CHARACTERS = 2000
+"""Characters of a message, and of its traceback."""
+
+
+class Activity:
+    """Counts of what was done since the last line."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def count(self, what: str, times: int = 1) -> None:
+        """Add to one count."""
+        self.counts[what] += times
+
+    def line(self) -> str:
+        """Return the counts in one line and begin again; empty where nothing was done."""
+        text = ", ".join(f"{what}: {times}" for what, times in sorted(self.counts.items()))
+        self.counts.clear()
+        return text
+
+    async def report(self) -> None:
+        """Log a line for every minute in which something was done, and give memory back that is free."""
+        while True:
+            await asyncio.sleep(MINUTE)
+            if line := self.line():
+                _log.info("in the last minute: %s", line)
+                trim_memory()
+
+
+def trim_memory() -> None:
+    """Give free memory back to the system where the C library is glibc, which keeps it otherwise."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+class BoundedLog(logging.Filter):
+    """Shortens messages, shows control characters as such, and passes on so many a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since, self.count = 0.0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is passed on; it is shortened."""
+        now = time.monotonic()
+        if now - self.since >= MINUTE:
+            self.since, self.count = now, 0
+        self.count += 1
+        if self.count > MAX_RECORDS:
+            return False
+        record.msg, record.args = bounded(record.getMessage()).replace("\n", "\\n"), ()
+        if self.count == MAX_RECORDS:
+            record.msg += " (further messages of this minute are left out)"
+        if record.exc_info and not record.exc_text:
+            record.exc_text = bounded(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+def bounded(text: str) -> str:
+    """Return the end of a text that is too long, without what a terminal would obey."""
+    shown = text if len(text) <= MAX_CHARACTERS else f"[...] {text[-MAX_CHARACTERS:]}"
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in shown)
+
+
+def bound_logs() -> None:
+    """Bound what the service, its server and the event loop log."""
+    for name in ("uvicorn.error", "asyncio", *LOGGERS):
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, BoundedLog) for each in logger.filters):
+            logger.addFilter(BoundedLog())
+
+
+LOGGERS = tuple(f"{__package__}.{name}" for name in ("batches", "gate", "server", "connections"))
+"""The loggers of the service's modules."""
