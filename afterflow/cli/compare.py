@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-from tyro.conf import Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional
 
 from ..evaluation.report import ShapesSettings
 from ..system.errors import ConfigError
 from ..system.optional_dependencies import check_extra
 from .output import write_text
+from .parsing import parse_options
 from .recipes import made_by
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 def compare_command(args: Sequence[str]) -> None:
     """Train recipes under one budget and write a page that compares them."""
-    tyro.cli(Compare, args=args, prog="afterflow compare", config=[PositionalMetavarFromFieldName])()
+    parse_options(Compare, args, "afterflow compare")()
 
 
 def report_command(args: Sequence[str]) -> None:
     """Write such a page about runs that have ended."""
-    tyro.cli(Page, args=args, prog="afterflow report", config=[PositionalMetavarFromFieldName])()
+    parse_options(Page, args, "afterflow report")()
 
 
 def tree_command(args: Sequence[str]) -> None:
     """Draw a tree of BranchGRPO."""
-    tyro.cli(Tree, args=args, prog="afterflow tree", config=[PositionalMetavarFromFieldName])()
+    parse_options(Tree, args, "afterflow tree")()
 
 
 @dataclass(frozen=True)

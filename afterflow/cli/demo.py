@@ -7,8 +7,6 @@ import json
 import shutil
 import time
 
-from rich.console import Console
-
 from ..evaluation.report import Comparison, Report, ShapesSettings, render_report
 from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from ..experiment.execute import execute
@@ -18,6 +16,7 @@ from ..models.pipeline import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo
 from ..system.messages import show_messages
+from .output import result_console
 
 SUITE = ShapesSettings(prompts=280, images=4)
 
@@ -42,7 +41,7 @@ def run_demo() -> None:
     before_after(records, base, tuned, judged_base.strict, judged.strict).save(folder / "before_after.png")
     summary = {"seconds": round(time.perf_counter() - start, 1), **figures(report)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    Console().print(render_report(report))
+    result_console().print(render_report(report))
     print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
     print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")
 

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-from tyro.conf import Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional
 
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
+from .parsing import parse_options
 
 
 def export_command(args: Sequence[str]) -> None:
     """Write a LoRA for ComfyUI and kohya's trainers, or one of theirs for diffusers."""
-    tyro.cli(Export, args=args, prog="afterflow export", config=[PositionalMetavarFromFieldName])()
+    parse_options(Export, args, "afterflow export")()
 
 
 @dataclass(frozen=True)

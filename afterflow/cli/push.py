@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from tyro.conf import Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional
 
 from ..experiment.run_folder import RunFolder
 from ..system.errors import ConfigError, InputError
+from .parsing import parse_options
 
 
 def push(args: Sequence[str]) -> None:
     """Put the result of a run on the Hugging Face hub."""
-    tyro.cli(Push, args=args, prog="afterflow push", config=[PositionalMetavarFromFieldName])()
+    parse_options(Push, args, "afterflow push")()
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from .model_options import ModelOptions, check_sources
 from .output import check_png
+from .parsing import parse_options
 
 
 def sample_command(args: Sequence[str]) -> None:
     """Draw pictures of prompts."""
-    tyro.cli(Sample, args=args, prog="afterflow sample", config=[PositionalMetavarFromFieldName])()
+    parse_options(Sample, args, "afterflow sample")()
 
 
 @dataclass(frozen=True)

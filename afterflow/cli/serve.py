@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-from tyro.conf import Positional, PositionalMetavarFromFieldName
+from tyro.conf import Positional
 
 from ..system.errors import ConfigError
 from ..system.optional_dependencies import check_extra
+from .parsing import parse_options
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def serve_command(args: Sequence[str]) -> None:
     """Score images for runs elsewhere."""
-    tyro.cli(Serve, args=args, prog="afterflow serve-rewards", config=[PositionalMetavarFromFieldName])()
+    parse_options(Serve, args, "afterflow serve-rewards")()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -139,7 +140,10 @@ class HubImages(ImageSource):
     """Whether latents are stored on disk for the next run."""
 
     def __post_init__(self) -> None:
-        check_extra("a data set of the hub", ["datasets"], "data")
+        check_images(self.dataset)
+        there = Path(self.dataset).is_dir()
+        user = self.dataset if there else f"images {self.dataset}: no such folder, and a data set of the hub"
+        check_extra(user, ["datasets"], "data")
 
     def images(self, seed: int, size: tuple[int, int]) -> Iterator[CaptionedImage]:
         """Yield the images in the order of the data set."""
@@ -163,13 +167,19 @@ class HubImages(ImageSource):
         return center_crop(encoded_bytes(rows[i][self.image]), size, f"{self.dataset}[{i}]", self.unreadable)
 
 
+def check_images(path: str) -> None:
+    """Raise InputError for what is no folder and cannot be the id of a data set of the hub, OWNER/NAME."""
+    if Path(path).is_file():
+        raise InputError(f"images {path}: this is a file; name the folder with the images")
+    if not Path(path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        raise InputError(f"images {path}: no such folder, and an id of the hub reads owner/name")
+
+
 def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
     """Load a split of a data set of the hub, or of a folder; InputError where it cannot be loaded."""
     import datasets
     from datasets.exceptions import DatasetsError
 
-    if not Path(dataset).is_dir() and len(Path(dataset).parts) != 2:
-        raise InputError(f"images {dataset}: no such folder, and an id of the hub reads owner/name")
     try:
         return datasets.load_dataset(dataset, split=split, revision=revision)
     except (OSError, ValueError, DatasetsError) as error:
