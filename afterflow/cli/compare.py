@@ -13,8 +13,8 @@ from ..system.atomic_files import make_folder, writing
 from ..system.errors import ConfigError
 from ..system.names import check_folder_name
 from ..system.optional_dependencies import check_extra
-from .options import parse_options
 from .output import write_text
+from .parsing import parse_options
 from .recipes import made_by
 
 if TYPE_CHECKING:

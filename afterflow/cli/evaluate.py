@@ -6,7 +6,6 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.extras import literal_type_from_choices
 
@@ -20,8 +19,8 @@ from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from .model_options import ModelOptions, check_sources
-from .options import parse_options
-from .output import check_png, print_progress, save_image, write_text
+from .output import check_png, print_progress, result_console, save_image, write_text
+from .parsing import parse_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +115,7 @@ class Eval:
 
     def __call__(self) -> None:
         report = self.judge_shapes() if self.suite == "shapes" else self.judge_by_rewards()
-        Console().print(render_report(report))
+        result_console().print(render_report(report))
         if self.json == "-":
             print(json.dumps(to_json(report)))
         elif self.json is not None:

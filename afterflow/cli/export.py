@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from ..system.atomic_files import apply_umask, make_folder, writing
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .options import parse_options
+from .parsing import parse_options
 
 
 def export_command(args: Sequence[str]) -> None:

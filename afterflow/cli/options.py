@@ -1,30 +1,17 @@
-"""How every command reads its options: numbers are finite, and mappings are written NAME VALUE NAME VALUE."""
+"""How a value of an option is read: numbers are finite, and mappings are written NAME VALUE NAME VALUE."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-import tyro
-from tyro.conf import PositionalMetavarFromFieldName
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ..system.checks import finite_number, whole_number
 from ..system.errors import ConfigError
 
-T = TypeVar("T")
 READERS: dict[Any, Callable[[str], Any]] = {float: finite_number, int: whole_number}
 """Type of an option → what reads its text; the other types are read by tyro."""
 OPTIONS = ConstructorRegistry()
-
-
-def parse_options(kind: Callable[..., T], args: Sequence[str], prog: str, **options: Any) -> Any:
-    """Return what the arguments say, as `kind`; further options are those of `tyro.cli`.
-
-    SystemExit is raised, after a message, for arguments that do not fit, and ConfigError for a number of the wrong
-    kind.
-    """
-    config = [PositionalMetavarFromFieldName]
-    return tyro.cli(kind, args=args, prog=prog, config=config, registry=OPTIONS, **options)
 
 
 @OPTIONS.primitive_rule

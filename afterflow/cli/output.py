@@ -9,6 +9,10 @@ from ..system.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from rich.console import Console
+
+PIPE_WIDTH = 10_000
+"""Columns of a stdout that is no terminal."""
 
 
 def check_png(option: str, file: str | None) -> None:
@@ -29,6 +33,13 @@ def write_text(file: Path, text: str) -> None:
     make_folder(file.parent)
     with writing(file):
         file.write_text(text, encoding="utf-8", newline="\n")
+
+
+def result_console() -> "Console":
+    """Return a console for results on stdout; in a pipe or a file it is as wide as they are, so that none is cut."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
 
 
 def print_progress(line: str) -> None:

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from ..experiment.run_folder import RunFolder
 from ..system.errors import ConfigError, InputError
-from .options import parse_options
+from .parsing import parse_options
 
 
 def push(args: Sequence[str]) -> None:

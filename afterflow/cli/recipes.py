@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
+from .parsing import HELP
 
 if TYPE_CHECKING:
     from ..experiment.config import Run
@@ -34,8 +35,19 @@ RECIPE_GROUPS = {
 """Heading → names of the recipes that a user looks for.  Those in no group are controls, ablations and twins."""
 
 
+RECIPES_USAGE = """\
+usage: afterflow recipes [--all]     --all adds controls, ablations and twins for several GPUs
+
+It lists recipes by what they are for: name, what is known of it (docs/recipes.md says what the labels mean), and what
+it does. `afterflow train NAME` trains by one, and `afterflow train NAME --help` lists its options.
+"""
+
+
 def recipes_command(args: Sequence[str]) -> None:
     """List the recipes in groups; with --all also controls, ablations and twins for several GPUs."""
+    if HELP & set(args):
+        print(RECIPES_USAGE)
+        return
     if list(args) not in ([], ["--all"]):
         raise ConfigError(f"afterflow recipes takes no options but --all, so not {' '.join(args)}")
     print(recipe_lines(every="--all" in args))
@@ -45,6 +57,11 @@ def made_by(name: str) -> "Run | Chain":
     """Return what the recipe of that name makes; raise ConfigError where there is none."""
     if name.startswith("-"):
         raise ConfigError(f"the recipe comes first, then options such as {name}: afterflow train RECIPE {name} ...")
+    if "/" in name or Path(name).exists():
+        raise ConfigError(
+            f"{name} is a path, and the first word is a recipe; --resume goes on with a run, --from repeats one, and "
+            "--images or --prompts after a recipe's name takes your data"
+        )
     if name not in recipe_summaries():
         raise unknown_name("recipe", name, recipe_summaries())
     from ..recipes import RECIPES

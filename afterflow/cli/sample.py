@@ -12,8 +12,8 @@ from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.text_files import check_text
 from .model_options import ModelOptions, check_sources
-from .options import parse_options
 from .output import check_png
+from .parsing import parse_options
 
 
 def sample_command(args: Sequence[str]) -> None:

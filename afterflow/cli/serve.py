@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from ..system.errors import ConfigError
 from ..system.optional_dependencies import check_extra
-from .options import parse_options
+from .parsing import parse_options
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

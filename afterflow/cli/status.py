@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ..experiment.run_folder import RunFolder
-from ..system.errors import ConfigError, InputError
-from .options import parse_options
+from ..experiment.run_folder import RESULTS, RunFolder, duration
+from ..system.errors import InputError
+from .parsing import parse_options
 
 RECENT = 20
 """Number of iterations whose time predicts that of the next ones."""
@@ -31,17 +31,36 @@ def status(args: Sequence[str]) -> None:
 class Status:
     """Show the progress and the health of runs, without disturbing them."""
 
-    runs: Positional[tuple[str, ...]]
-    """Folders of runs, as runs/NAME."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("name at least one run: afterflow status runs/NAME...")
+    runs: Positional[tuple[str, ...]] = ()
+    """Folders of runs, as runs/NAME.  None: a line for each run in runs/."""
 
     def __call__(self) -> None:
-        """Print the lines of every run."""
+        """Print the lines of every run, or the first line of each that is in runs/."""
         for path in map(Path, self.runs):
             print("\n".join(status_lines(RunFolder(path), time.time())))
+        if self.runs:
+            return
+        nothing = ["no run is in runs/; afterflow recipes lists what to train"]
+        print("\n".join(run_lines(Path("runs"), time.time()) or nothing))
+
+
+def run_lines(folder: Path, now: float) -> list[str]:
+    """Return a line for each run in a folder and below, the one that wrote last at the end."""
+    runs = [RunFolder(file.parent) for file in folder.rglob("run.json") if file.parent.name not in RESULTS]
+    lines = []
+    for run in sorted(runs, key=last_written):
+        try:
+            first, *others = status_lines(run, now)
+        except InputError as error:
+            first, others = str(error), []
+        alarms = sum(line.startswith("  !") for line in others)
+        lines.append(first + (f"  ({alarms} to look at: afterflow status {run.path})" if alarms else ""))
+    return lines
+
+
+def last_written(run: RunFolder) -> float:
+    """Return the time (seconds) at which a run last wrote its metrics, or its record before."""
+    return (run.metrics_file if run.metrics_file.is_file() else run.record_file).stat().st_mtime
 
 
 def status_lines(folder: RunFolder, now: float) -> list[str]:
@@ -108,11 +127,3 @@ def health_warnings(metrics: MetricLines) -> list[str]:
     if clipped > 0.5:
         sentences.append(f"{clipped:.0%} of the ratios are clipped; lower the learning rate, or widen clip")
     return sentences
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a person says them: 45 s, 12 min, 3.4 h, 2.1 days."""
-    for unit, size, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
-        if seconds / size < limit:
-            return f"{seconds / size:.2g} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.2g} days"

@@ -11,7 +11,8 @@ from tyro.conf import AvoidSubcommands
 from ..experiment.run_folder import RunFolder, read_run
 from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
-from .options import parse_options
+from .output import result_console
+from .parsing import HELP, parse_options
 from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
@@ -76,37 +77,59 @@ def train(args: Sequence[str]) -> None:
 
     no_progress_bars()
     if only_plan:
-        from rich.console import Console
-
-        from ..experiment.cost_estimate import cost_table, estimate_cost
-
-        Console().print(cost_table(run, estimate_cost(run)))
+        print_plan(run)
         return
     from ..experiment.execute import execute
 
     print(f"{execute(run, recipe, goes_on, accept).folder} holds the result")
 
 
+def print_plan(run: "Run") -> None:
+    """Print the memory and the work that a run will take."""
+    from ..experiment.cost_estimate import cost_table, estimate_cost
+
+    result_console().print(cost_table(run, estimate_cost(run)))
+
+
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
-    """Do the stages of a chain that have not ended, and print the folder of the last; --help lists them."""
+    """Do the stages of a chain that have not ended, or count what its runs will take, and print the last folder."""
+    from ..experiment.config import Run
     from ..experiment.stages import execute_chain
     from ..models.pipeline import no_progress_bars
 
-    if {"-h", "--help"} & set(options):
-        print(f"{chain.name} does in order what is not done yet, and takes no options:")
+    if HELP & set(options):
+        print(f"{chain.name} does in order what is not done yet. --plan counts what its runs take, and --iterations N")
+        print("gives N iterations to each of them. Other options belong to its stages:")
         print("\n".join(f"  {stage.name}" for stage in chain.stages))
         return
-    if only_plan:
-        raise ConfigError(f"{chain.name} is a chain of runs; plan its stages one by one")
     if launched_processes() > 1:
         raise ConfigError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
-    if options:
+    given, rejected = parse_options(ChainOptions, options, f"afterflow train {chain.name}", return_unknown_args=True)
+    if rejected:
         raise ConfigError(
-            f"{chain.name} is a chain of runs and takes no options, so not {options[0]}; write a recipe beside it "
-            "with `replace`, or train its stages one by one"
+            f"{chain.name} is a chain of runs and takes no option but --plan and --iterations, so not {rejected[0]}; "
+            "write a recipe beside it with `replace`, or train its stages one by one"
         )
+    if given.iterations is not None:
+        length = {"iterations": given.iterations}
+        stages = [stage.with_options(**length) if isinstance(stage, Run) else stage for stage in chain.stages]
+        chain = replace(chain, stages=tuple(stages))
     no_progress_bars()
-    print(f"{execute_chain(chain)} holds the result")
+    if not only_plan:
+        print(f"{execute_chain(chain)} holds the result")
+        return
+    for stage in chain.stages:
+        try:
+            print_plan(stage) if isinstance(stage, Run) else print(f"{stage.name}: {type(stage).__name__}, not counted")
+        except InputError as error:
+            print(f"{stage.name}: not counted before the stages that it is made from are done ({error})")
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """What may be set of all runs of a chain together."""
+
+    iterations: int | None = None
 
 
 def resumable(options: Sequence[str]) -> tuple["Run", str]:
@@ -179,11 +202,10 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     given = option_names(options)
     run, options = unset(run, options)
     default = run
-    asks_for_help = {"-h", "--help"} & set(options)
-    if not asks_for_help:
+    if not HELP & set(options):
         parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
         default = parts.put_into(run)
-    changed = parse_options(AvoidSubcommands[Run], options, prog, default=default, description=PARTS_USAGE)
+    changed = parse_options(AvoidSubcommands[Run], options, prog, default=default, description=PARTS_USAGE, config=())
     return fit_evaluation(run, changed, given)
 
 
@@ -251,7 +273,7 @@ class Parts:
 
     def put_into(self, run: "Run") -> "Run":
         """Return the run with these parts."""
-        from ..data.images import HubImages, ImageFolder
+        from ..data.images import HubImages, ImageFolder, check_images
         from ..data.prompts import PromptFile
         from ..models.adapters import Full, LoRA
         from ..models.families import pretrained
@@ -263,7 +285,8 @@ class Parts:
         if self.prompts is not None:
             run = replace(run, data=PromptFile(self.prompts))
         if self.images is not None:
-            on_disk = Path(self.images).exists() or Path(self.images).suffix.lower() in (".parquet", ".tar")
+            check_images(self.images)
+            on_disk = Path(self.images).exists()
             run = replace(run, data=ImageFolder(self.images) if on_disk else HubImages(self.images))
         if self.held_out_prompts is not None:
             run = run.with_options(

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -201,8 +202,11 @@ class HubImages(StoredImages):
     """Name of the column of images."""
 
     def __post_init__(self) -> None:
+        check_images(self.dataset)
         check_stored(self)
-        check_extra("a data set of the hub", ["datasets"], "data")
+        there = Path(self.dataset).is_dir()
+        user = self.dataset if there else f"images {self.dataset}: no such folder, and a data set of the hub"
+        check_extra(user, ["datasets"], "data")
 
     def listing(self) -> Listing:
         """List the images of the data set."""
@@ -313,6 +317,17 @@ def bucket_sizes(size: tuple[int, int], unit: int) -> list[tuple[int, int]]:
 def nearest_size(ratio: float, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the shape (H, W) whose H / W is nearest to a ratio; of several alike, the first."""
     return min(sizes, key=lambda size: abs(math.log(ratio * size[1] / size[0])))
+
+
+def check_images(path: str) -> None:
+    """Raise InputError for what is no folder and cannot be the id of a data set of the hub, OWNER/NAME."""
+    archive = Path(path).suffix.lower() in (".parquet", ".tar")
+    if Path(path).is_file() and not archive:
+        raise InputError(f"images {path}: this is a file; name the folder with the images, a .parquet or a .tar")
+    if archive and not Path(path).is_file():
+        raise InputError(f"images {path}: no such file")
+    if not Path(path).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        raise InputError(f"images {path}: no such folder, and an id of the hub reads owner/name")
 
 
 def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":

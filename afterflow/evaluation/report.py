@@ -183,9 +183,9 @@ def model_lines(report: Report) -> list[str]:
 def figure_table(corner: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """Make a table of figures, aligned to the right, whose first column holds the names of the rows."""
     table = Table(box=box.SIMPLE)
-    table.add_column(corner)
+    table.add_column(corner, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

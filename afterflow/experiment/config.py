@@ -220,7 +220,7 @@ class Logging:
     def __post_init__(self) -> None:
         check_not_negative(self, "sample_every")
         if self.tracker != "none":
-            check_extra(f"tracker = {self.tracker}", [self.tracker], "track")
+            check_extra(f"tracker = {self.tracker}", [self.tracker], self.tracker)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def served_model(judge: VLMJudge) -> str:
 
     chat = connect(judge)
     try:
-        models = chat.client.get(f"{chat.url}/models").raise_for_status().json()["data"]
+        models = chat.client.get(f"{chat.url}/models", chat.timeout).json()["data"]
         model = next(item for item in models if item["id"] == judge.model)
     except (httpx.HTTPError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise ConfigError(f"the server {judge.url} does not say which model it has ({error}); start it anew") from error

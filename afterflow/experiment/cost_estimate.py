@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -249,7 +249,11 @@ def prompt_bytes(run: Run, model: Model) -> int:
 
 def cost_table(run: Run, cost: CostEstimate) -> Table:
     """Return the estimate as a table, in GiB and TFLOP."""
-    table = Table("what", "needs", title=f"{run.name}: {type(run.algorithm).__name__}")
+    table = Table(
+        Column("what", overflow="fold"),
+        Column("needs", overflow="fold"),
+        title=f"{run.name}: {type(run.algorithm).__name__}",
+    )
     for name, size in cost.memory.items():
         table.add_row(name, f"{size / 2**30:.3f} GiB")
     table.add_row("together", f"{cost.total_bytes / 2**30:.3f} GiB")

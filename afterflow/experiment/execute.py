@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -32,6 +31,7 @@ from ..train.loop import Trainer, TrainOptions
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
 from .contents import check_contents, run_contents
+from .first_lines import describe_run, expected_words, pass_seconds
 from .function_rewards import check_same_functions
 from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
@@ -72,8 +72,11 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     claim = locked_folder(run.folder) if launched_rank() == 0 else nullcontext()
     with claim, explain_out_of_memory(clock):
         setup = TrainingSetup.build(run, resume)
+        recipe = recipe or type(run.algorithm).__name__
         contents = run_contents(run, records, held_out, setup.model.folder) if setup.processes.main else {}
-        start_records(setup, recipe or type(run.algorithm).__name__, contents, accept_changed_data)
+        start_records(setup, recipe, contents, accept_changed_data)
+        for line in describe_run(setup, recipe, records, held_out):
+            _log.info(line)
         train_setup(setup, records, held_out, clock)
         save_result(setup)
     return Result(run.folder)
@@ -103,7 +106,11 @@ def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequenc
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
         iterations, prompts = training_data(setup, records, clock)
         held_out_prompts = encode_prompts(setup, held_out) if held_out else None
+    if isinstance(setup.run.data, ImageSource):
+        _log.info(f"  data      {len(prompts)} images to learn from")
     check_before_sampling(setup, prompts)
+    if setup.first < setup.run.batches.iterations:
+        _log.info(expected_words(setup, prompts))
     monitor = RunMonitor(setup, prompts, held_out_prompts, clock)
     rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
     trainer = Trainer(
@@ -198,14 +205,8 @@ def check_before_sampling(setup: TrainingSetup, prompts: Conditioning) -> None:
 
 def rollout_seconds(setup: TrainingSetup, prompts: Conditioning) -> float:
     """Return the seconds of one iteration's forward passes, measured on one of them, on the slowest process."""
-    batches, chunk = setup.run.batches, setup.run.batches.chunk
+    batches = setup.run.batches
     assert explores(setup.algorithm)
     plan = setup.algorithm.plan(0, generator(setup.run.seed, 0, "plan"))
-    passes = plan.evaluations * plan.widths[-1] * batches.batch / chunk / setup.processes.count
-    rows = prompts[torch.arange(chunk) % len(prompts)]
-    x = torch.zeros(chunk, *setup.model.latent_shape, device=prompts.index.device)
-    with torch.no_grad():
-        setup.models.policy(x, x.new_ones(chunk), rows)  # the first pass also warms up
-        start = time.perf_counter()
-        setup.models.policy(x, x.new_ones(chunk), rows)
-    return passes * max(setup.processes.all_gather_objects(time.perf_counter() - start))
+    passes = plan.evaluations * plan.widths[-1] * batches.batch / batches.chunk / setup.processes.count
+    return passes * pass_seconds(setup, prompts)

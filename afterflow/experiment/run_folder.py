@@ -178,3 +178,11 @@ class MetricsFile:
         """Close the file."""
         with writing(Path(self.stream.name)):
             self.stream.close()
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: 45 s, 12 min, 3.4 h, 2.1 days."""
+    for unit, size, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds / size < limit:
+            return f"{seconds / size:.2g} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.2g} days"

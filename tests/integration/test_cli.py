@@ -153,9 +153,9 @@ def test_prompts_and_weights_of_another_kind_can_be_put_in():
     assert run.tune == LoRA(rank=4)
 
 
-def test_a_chain_takes_no_options_and_is_compared_by_a_run_at_its_end(said):
-    code, _, err = said("train", "shapes_generalist", "--iterations", "3")
-    assert code == 2 and "takes no options, so not --iterations" in err
+def test_a_chain_takes_few_options_and_is_compared_by_a_run_at_its_end(said):
+    code, _, err = said("train", "shapes_generalist", "--batch", "3")
+    assert code == 2 and "takes no option but --plan and --iterations, so not --batch" in err
     code, _, err = said("compare", "shapes_merge_only")
     assert code == 2 and "ends in shapes_merge, which is not a run" in err
 
@@ -267,8 +267,8 @@ def test_one_sentence_says_what_is_wrong(said, argv, sentence):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ("--lerning-rate 1", "Perhaps you meant: --learning-rate"),
-        ("--algorithm.grup 8", "Perhaps you meant: --algorithm.group"),
+        ("--lerning-rate 1", "did you mean --learning-rate?"),
+        ("--algorithm.grup 8", "did you mean --algorithm.group?"),
         ("--algorithm.group 1", "group = 1: an advantage compares images of one prompt; take at least 2"),
         ("--algorithm.window 12 --algorithm.window-range None", "window_range = (0, 12): with 10 steps windows lie in"),
         ("--algorithm.window 5", "window = 5: between 1 and the 4 steps of window_range"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from afterflow.cli.main import main
-from afterflow.cli.status import duration, status_lines
-from afterflow.experiment.run_folder import RunFolder
+from afterflow.cli.status import status_lines
+from afterflow.experiment.run_folder import RunFolder, duration
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -71,3 +71,16 @@ def test_no_run_is_said(capsys):
 
 def test_lengths_are_in_the_unit_that_reads_best():
     assert [duration(s) for s in (45, 700, 12_000, 200_000)] == ["45 s", "12 min", "3.3 h", "2.3 days"]
+
+
+def test_without_a_run_every_run_is_listed(capsys):
+    assert main(["status"]) == 0
+    assert "no run is in runs/" in capsys.readouterr().out
+    run_of([{"alarm": 1.0}])
+    for name in ("runs/compare/a_0", "runs/it/lora", "runs/broken"):
+        Path(name).mkdir(parents=True)
+        (Path(name) / "run.json").write_text('{"config": {"iterations": 2}}' if name != "runs/broken" else "{}")
+    assert main(["status"]) == 0
+    lines = sorted(capsys.readouterr().out.splitlines())
+    assert [line.split(":")[0] for line in lines] == ["runs/broken", "runs/compare/a_0", "runs/it"]
+    assert "iteration 1 of 10" in lines[2] and "1 to look at" in lines[2]
