@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -41,11 +41,17 @@ def locked_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
-                with suppress(OSError):
-                    (folder / LOCK).unlink()
-                    for path in missing or [folder]:
-                        path.rmdir()
+            remove_unused(folder, missing)
+
+
+def remove_unused(folder: Path, made: Sequence[Path]) -> None:
+    """Remove a folder in which nothing but its lock lies, and those above it that were made for it."""
+    if [path.name for path in folder.iterdir()] != [LOCK]:
+        return
+    with suppress(OSError):
+        (folder / LOCK).unlink()
+        for path in made or [folder]:
+            path.rmdir()
 
 
 def lock(file: IO[bytes]) -> None:

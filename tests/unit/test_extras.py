@@ -87,7 +87,7 @@ def test_an_extra_that_is_named_holds_what_is_missing():
         (lambda: read_prompts("owner/name"), "datasets", "data"),
         (lambda: check_rewards(["ocr"]), "rapidocr", "ocr"),
         (lambda: VLMJudge("http://127.0.0.1/v1"), "httpx", "judge"),
-        (lambda: Serve(("ocr",)).app(), "fastapi", "serve"),
+        (lambda: Serve(("ocr",))(), "fastapi", "serve"),
         (check_libraries, "matplotlib", "report"),
         (lambda: Result(Path("runs/x")).plot(), "matplotlib", "report"),
     ],
