@@ -22,14 +22,15 @@ from ..sampling.kernels import KERNELS, Kernel, KernelName
 from ..sampling.rollout import Levels, Plan, Transitions
 from ..sampling.row_random import RowRandom
 from ..sampling.schedules import ScheduleOption, SD3Grid
+from ..system.errors import ConfigError
 
 Metrics = dict[str, Tensor]
 
 
 def require(holds: bool, message: str) -> None:
-    """Raise ValueError with the message, which says what to change, where an option cannot be."""
+    """Raise ConfigError with the message, which says what to change, where an option cannot be."""
     if not holds:
-        raise ValueError(message)
+        raise ConfigError(message)
 
 
 def check_cps(kernel: KernelName, eta: float) -> None:

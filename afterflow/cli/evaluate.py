@@ -24,6 +24,7 @@ from .parsing import parse_options
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from ..evaluation.image_set import ImageSet, PictureSource
 
@@ -114,12 +115,14 @@ class Eval:
         teachers_by_tag(self.teachers)
 
     def __call__(self) -> None:
-        report = self.judge_shapes() if self.suite == "shapes" else self.judge_by_rewards()
+        report, grid = self.judge_shapes() if self.suite == "shapes" else (self.judge_by_rewards(), None)
         result_console().print(render_report(report))
         if self.json == "-":
             print(json.dumps(to_json(report)))
         elif self.json is not None:
             write_text(Path(self.json), json.dumps(to_json(report), indent=2) + "\n")
+        if self.grid is not None and grid is not None:
+            save_image(grid, Path(self.grid))
         if report.blind:
             raise InputError(report.blind[0])
 
@@ -136,8 +139,8 @@ class Eval:
         default = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
         return ["--" + name.replace("_", "-") for name in names if getattr(self, name) != default[name]]
 
-    def judge_shapes(self) -> Report:
-        """Draw prompts of the shapes world in memory, and judge the images by its verifier."""
+    def judge_shapes(self) -> "tuple[Report, Image.Image | None]":
+        """Draw prompts of the shapes world in memory, judge the images by its verifier, and lay them out for --grid."""
         from ..evaluation.shapes_suite import beside_teachers, compare_pictures, strict_of_teachers
         from ..experiment.image_grid import before_after
 
@@ -162,10 +165,9 @@ class Eval:
                 records, settings, teachers, lambda folder: self.source.load(self.model, folder)
             )
             report = replace(report, taught=beside_teachers(settings, records, judged.strict.mean(1), strict))
-        if self.grid is not None:
-            strict_before = None if judged_base is None else judged_base.strict
-            save_image(before_after(records, before, after, strict_before, judged.strict), Path(self.grid))
-        return report
+        strict_before = None if judged_base is None else judged_base.strict
+        grid = None if self.grid is None else before_after(records, before, after, strict_before, judged.strict)
+        return report, grid
 
     def draw_shapes(self, settings: ShapesSettings, source: "PictureSource") -> tuple[list[dict], "np.ndarray"]:
         """Return the prompts of the suite and their images by one model, which then leaves memory."""

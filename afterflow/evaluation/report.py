@@ -155,9 +155,7 @@ def render_report(report: Report) -> Group:
     if report.taught:
         rows = ([tag, *teacher_cells(comparison)] for tag, comparison in report.taught.items())
         parts.append(figure_table("strict", ("teacher", "student", "delta"), rows))
-        parts.append(
-            "Teachers draw the prompts of their own tags; *: above the teacher by more than the 95 % interval."
-        )
+        parts.append(TEACHERS_NOTE)
     return Group(*(Text(part) if isinstance(part, str) else part for part in parts))
 
 

@@ -213,7 +213,7 @@ def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str,
     needs = estimate_cost(run)
     rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
     algorithm = setup.algorithm
-    guidance = 1 if run.batches.guidance_scale == 1 else 2
+    guidance = 2 if explores(algorithm) and run.batches.guidance_scale != 1 else 1  # images teach without guidance
     images = algorithm.plan(0, generator(0)).widths[-1] if explores(algorithm) else len(iteration.rows)
     rows = {
         "rollout": images * iteration.metrics.get("nfe/rollout", 0.0),

@@ -142,7 +142,10 @@ def other_options(run: Run) -> str:
     folder = RunFolder(run.folder)
     if not folder.record_file.is_file():
         return ""
-    changes = differences(upgrade(folder.record()["config"]), to_json(run))
+    try:
+        changes = differences(upgrade(folder.record()["config"]), to_json(run))
+    except ConfigError:  # of a version that this one cannot read
+        return " of another version of afterflow"
     more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
     return f" with other options ({'; '.join(changes[:3])}{more})" if changes else ""
 

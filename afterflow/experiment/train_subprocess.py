@@ -1,4 +1,4 @@
-"""Runs of a comparison, each trained in a process of its own."""
+"""Training of runs in processes of their own, for comparisons and chains."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def check_same(run: Run) -> None:
 
 def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
     """Train a run in a process of its own, or several, so that nothing of one run reaches the next."""
-    file = run.folder / "asked.json"
+    file = run.folder / "requested_run.json"
     make_folder(file.parent)
     write_text_atomically(file, json.dumps({"recipe": recipe, "config": to_json(run)}))
     resumes = bool(RunFolder(run.folder).checkpoints())

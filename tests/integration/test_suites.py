@@ -248,7 +248,7 @@ def test_the_scale_is_the_loras_own_or_what_is_usual(capsys, pipeline):
     "words, sentence",
     [
         (["--suite", "geneval"], "--suite geneval needs --prompts-from: evaluation_metadata.jsonl"),
-        (["--suite", "genevil"], "invalid choice"),
+        (["--suite", "genevil"], "no choice is 'genevil'"),
         (["--suite=ocr", "--against", "base"], "compares MODEL with itself"),
         (["--suite", "ocr", "--reference", "x"], "--reference is what --distances measures to"),
         (["--suite", "hpd", "--prompts", "0"], "prompts = 0: at least 1"),
