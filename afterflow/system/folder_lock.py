@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
     ConfigError names the process that holds it, where one does.  A disk that knows no locks is warned of.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(make_folder(folder)):
         opened = (folder / LOCK).open("ab+", buffering=0)
     with opened as file:
@@ -41,11 +41,17 @@ def locked_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
-                with suppress(OSError):
-                    (folder / LOCK).unlink()
-                    for path in missing or [folder]:
-                        path.rmdir()
+            remove_unused(folder, new_folders or [folder])
+
+
+def remove_unused(folder: Path, new_folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, where the first holds nothing but its lock."""
+    if [path.name for path in folder.iterdir()] != [LOCK]:
+        return
+    with suppress(OSError):
+        (folder / LOCK).unlink()
+        for path in new_folders:
+            path.rmdir()
 
 
 def lock(file: IO[bytes]) -> None:
