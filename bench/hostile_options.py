@@ -193,5 +193,5 @@ if __name__ == "__main__":
     result = options_tried()
     result["seconds"] = round(time.perf_counter() - start)
     print(json.dumps(result["outcomes"]), *map(json.dumps, result["faults"]), sep="\n")
-    write_json(args.json, {**provenance(), **result})
+    write_json({**provenance(), **result}, args.json, indent=1, show=False)
     raise SystemExit(bool(result["faults"]))

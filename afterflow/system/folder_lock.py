@@ -25,7 +25,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
     ConfigError names the process that holds it, where one does.  A disk that knows no locks is warned of.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     with writing(make_folder(folder)):
         opened = (folder / LOCK).open("ab+", buffering=0)
     with opened as file:
@@ -41,16 +41,16 @@ def locked_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            remove_unused(folder, missing)
+            remove_unused(folder, new_folders or [folder])
 
 
-def remove_unused(folder: Path, made: Sequence[Path]) -> None:
-    """Remove a folder in which nothing but its lock lies, and those above it that were made for it."""
+def remove_unused(folder: Path, new_folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, where the first holds nothing but its lock."""
     if [path.name for path in folder.iterdir()] != [LOCK]:
         return
     with suppress(OSError):
         (folder / LOCK).unlink()
-        for path in made or [folder]:
+        for path in new_folders:
             path.rmdir()
 
 

@@ -98,8 +98,9 @@ def test_a_folder_is_opened_to_whom_the_umask_lets_in(tmp_path):
 
 
 @pytest.fixture
-def full_disk():
+def full_disk(monkeypatch):
     """A disk on which no file may grow: the system refuses every write, whoever writes."""
+    monkeypatch.setattr(logging.getLogger("afterflow"), "handlers", [])  # pytest keeps what they print in a file
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     yield
