@@ -19,8 +19,6 @@ HELP = {"-h", "--help"}
 WIDE = "10000"
 """Columns in which tyro lays a complaint out, so that no sentence of it is broken."""
 REWORDED = {
-    r"invalid literal for int\(\) with base 10: (.*)": r"\1 is no whole number",
-    r"could not convert string to float: (.*)": r"\1 is no number",
     r"invalid choice (.*) for argument '(.*?)'\. Expected one of \((.*?),?\)\.": r"\2: no choice is \1; there are \3",
     r"Missing value for argument '(.*?)'\. Expected (\d+) values\.": r"\1 needs a value after it",
 }

@@ -84,9 +84,9 @@ def test_every_error_is_one_line_of_one_style(words, capsys):
     "words, sentence",
     [
         ("eval tiny --imags 3", "there is no option --imags; did you mean --images? (afterflow eval --help)"),
-        ("eval tiny --images x", "--images: 'x' is no whole number"),
+        ("eval tiny --images x", "--images: 'x' is not a whole number"),
         ("train demo --iterations 0", "iterations = 0: at least 1"),
-        ("train demo --learning-rate x", "--learning-rate: 'x' is no number"),
+        ("train demo --learning-rate x", "--learning-rate: 'x' is not a number"),
         ("train demo --tracker foo", "--tracker: no choice is 'foo'; there are 'none', 'tensorboard'"),
         ("train demo --tune.rank", "--tune.rank needs a value after it"),
         ("train demo 5", "5 is not expected here"),

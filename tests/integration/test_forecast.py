@@ -132,9 +132,11 @@ def test_what_images_teach_is_not_guided_while_it_learns(tmp_path):
     assert estimate_cost(run.with_options(guidance_scale=4.0)).flops == estimate_cost(run).flops
 
 
-def test_a_chain_is_not_planned_as_a_whole(tmp_path, capsys):
-    assert main(["train", "tiny_sd3_pretrain", "--plan"]) == 2
-    assert "plan its stages one by one" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+def test_a_stage_is_not_planned_before_what_it_is_made_from_is_there(tmp_path, capsys):
+    assert main(["train", "tiny_sd3_pretrain", "--plan"]) == 0
+    parts, run = capsys.readouterr().out.splitlines()
+    assert parts == "tiny_sd3_parts: BuildParts, not counted" and not (tmp_path / "runs").exists()
+    assert "not counted before the stages that it is made from are done (model 'runs/tiny_sd3_parts/model'" in run
 
 
 def test_a_pipeline_of_another_family_takes_the_place_of_the_recipes(tmp_path, capsys):
