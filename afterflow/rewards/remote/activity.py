@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import logging
 import sys
 import time
@@ -43,7 +44,8 @@ class Activity:
 
 
 def trim_memory() -> None:
-    """Give free memory back to the system where the C library is glibc, which keeps it otherwise."""
+    """Collect garbage, and give free memory back to the system where the C library is glibc, which keeps it."""
+    gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

@@ -129,17 +129,17 @@ async def read_body(request: Request, kind: str, max_megabytes: int, share: Shar
     HTTPException is raised for one that is too large (413), or comes too slowly (408).
     """
     body, start = bytearray(), asyncio.get_running_loop().time()
-    too_large = HTTPException(413, f"a request in {kind} has at most {max_megabytes} MB here")
+    too_large = f"a request in {kind} has at most {max_megabytes} MB here"
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > max_megabytes * 2**20:
-        raise too_large
+        raise HTTPException(413, too_large)
     try:
         async with asyncio.timeout(BODY_SECONDS) as patience:
             async for part in request.stream():
                 share.take(len(part))
                 body += part
                 if len(body) > max_megabytes * 2**20:
-                    raise too_large
+                    raise HTTPException(413, too_large)
                 patience.reschedule(start + BODY_SECONDS + len(body) / BODY_RATE)
     except TimeoutError:
         raise HTTPException(408, f"the body came more slowly than {BODY_RATE // 1000} kB a second") from None
@@ -159,6 +159,7 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) 
         for each in (task, leaving):
             each.cancel()
         await asyncio.wait({task, leaving})
+        del task  # whose exception would hold this frame, and with it the body
 
 
 class RequestScorer:
