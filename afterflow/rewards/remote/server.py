@@ -53,7 +53,7 @@ def build_service(rewards: Sequence[Reward], limits: ServiceLimits = DEFAULT_LIM
     if len(queues) < len(rewards):
         raise ConfigError(f"rewards: one of {', '.join(reward.name for reward in rewards)} is there twice")
     scorer = RequestScorer(queues, limits)
-    app = FastAPI(lifespan=partial(working, queues, activity), docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=partial(working, scorer, activity), docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Gate, key=key, limits=limits, activity=activity)
 
     @app.exception_handler(HTTPException)
@@ -76,15 +76,15 @@ def build_service(rewards: Sequence[Reward], limits: ServiceLimits = DEFAULT_LIM
 
 
 @asynccontextmanager
-async def working(queues: Mapping[str, BatchQueue], activity: Activity, app: FastAPI) -> AsyncIterator[None]:
+async def working(scorer: "RequestScorer", activity: Activity, app: FastAPI) -> AsyncIterator[None]:
     """Score and report while the service runs."""
     bound_logs()
-    tasks = [asyncio.create_task(queue.work()) for queue in queues.values()]
-    tasks.append(asyncio.create_task(activity.report()))
+    tasks = [asyncio.create_task(queue.work()) for queue in scorer.queues.values()]
+    tasks.append(asyncio.create_task(activity.report(scorer.budget)))
     yield
     for task in tasks:
         task.cancel()
-    for queue in queues.values():
+    for queue in scorer.queues.values():
         queue.thread.end()
 
 
