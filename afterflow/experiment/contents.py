@@ -137,7 +137,7 @@ def served_model(judge: VLMJudge) -> str:
     try:
         models = chat.client.get(f"{chat.url}/models", chat.timeout).json()["data"]
         model = next(item for item in models if item["id"] == judge.model)
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, StopIteration) as error:
+    except (httpx.TransportError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise ConfigError(f"the server {judge.url} does not say which model it has ({error}); start it anew") from error
     # When it was loaded and who may use it says nothing about its answers.
     description = {key: value for key, value in model.items() if key not in ("created", "permission")}

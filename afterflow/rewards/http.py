@@ -25,8 +25,10 @@ MAX_RETRY_SECONDS = 60.0
 """Longest time that a server's Retry-After is waited for."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 """The statuses after which the same question may succeed."""
-MAX_REPLY_MEGABYTES = 16
+MAX_REPLY_MEGABYTES = 4
 """Largest reply that is read; scores, answers and lists of models are far smaller."""
+REPLY_MEMORY_MEGABYTES = 32
+"""Memory that such a reply takes: itself, its text in up to four bytes a character, and what is read from it."""
 _SLICE = 2**20
 
 

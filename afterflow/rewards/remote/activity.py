@@ -7,10 +7,16 @@ import sys
 import time
 from collections import Counter
 
+from .limits import MemoryBudget
+
 _log = logging.getLogger(__name__)
 
 MINUTE = 60.0
 """Seconds between two lines of what was done."""
+TRIM_SECONDS, TRIM_BYTES = 1.0, 4 * 2**20
+"""How often free memory is given back, and how much of it requests must have freed."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Options of glibc's mallopt."""
 MAX_RECORDS = 100
 """Messages of a logger in a minute."""
 MAX_CHARACTERS = 2000
@@ -33,19 +39,37 @@ class Activity:
         self.counts.clear()
         return text
 
-    async def report(self) -> None:
-        """Log a line for every minute in which something was done, and give memory back that is free."""
+    async def report(self, budget: MemoryBudget) -> None:
+        """Log a line for every minute in which something was done, and give memory back that requests have freed."""
+        start = time.monotonic()
         while True:
-            await asyncio.sleep(MINUTE)
-            if line := self.line():
-                _log.info("in the last minute: %s", line)
-                trim_memory()
+            await asyncio.sleep(TRIM_SECONDS)
+            if budget.freed > TRIM_BYTES:
+                budget.freed = 0
+                await asyncio.to_thread(trim_memory)
+            if time.monotonic() - start >= MINUTE:
+                start = time.monotonic()
+                if line := self.line():
+                    _log.info("in the last minute: %s", line)
+
+
+def glibc() -> ctypes.CDLL | None:
+    """Return the C library where it is glibc, which keeps freed memory for itself; None elsewhere."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "malloc_trim") else None
+
+
+def return_large_blocks() -> None:
+    """Let blocks of a megabyte go back to the system when they are freed; for a process that does nothing else."""
+    if library := glibc():
+        for option, value in ((M_MMAP_THRESHOLD, 2**20), (M_TRIM_THRESHOLD, 2**21), (M_ARENA_MAX, 2)):
+            library.mallopt(option, value)
 
 
 def trim_memory() -> None:
-    """Give free memory back to the system where the C library is glibc, which keeps it otherwise."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    """Give free memory between used blocks back to the system."""
+    if library := glibc():
+        library.malloc_trim(0)
 
 
 class BoundedLog(logging.Filter):

@@ -107,6 +107,7 @@ class BatchQueue:
         finally:
             self.waiting -= len(images)
             self.pending.pop(request, None)
+            del request  # whose exception would hold this frame, and with it the images
 
     async def work(self) -> None:
         """Score batches of requests until cancelled."""
@@ -152,7 +153,7 @@ class BatchQueue:
             self.activity.count("failed calls")
             for request in group:
                 if not request.scores.done():
-                    request.scores.set_exception(self.public_error(error))
+                    request.scores.set_exception(self.public_error(error).with_traceback(None))
             return
         for request, answer in zip(group, answers):
             if not request.scores.done():

@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...system.errors import ConfigError
+from .activity import return_large_blocks
 from .limits import ServiceLimits
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run_service(app: Any, listener: socket.socket, limits: ServiceLimits) -> None:
     """Serve until the process is stopped."""
+    return_large_blocks()
     config = uvicorn.Config(
         app,
         loop="asyncio",

@@ -61,7 +61,7 @@ class MemoryBudget:
     """The memory that requests may take together."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.used, self.lock = total, 0, threading.Lock()
+        self.total, self.used, self.freed, self.lock = total, 0, 0, threading.Lock()
 
     def take(self, size: int) -> None:
         """Count memory as used; raise Busy where that is more than there is."""
@@ -74,6 +74,7 @@ class MemoryBudget:
         """Count memory as free again."""
         with self.lock:
             self.used -= size
+            self.freed += size
 
 
 @dataclass

@@ -53,7 +53,7 @@ def build_service(rewards: Sequence[Reward], limits: ServiceLimits = DEFAULT_LIM
     if len(queues) < len(rewards):
         raise ConfigError(f"rewards: one of {', '.join(reward.name for reward in rewards)} is there twice")
     scorer = RequestScorer(queues, limits)
-    app = FastAPI(lifespan=partial(working, queues, activity), docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(lifespan=partial(working, scorer, activity), docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Gate, key=key, limits=limits, activity=activity)
 
     @app.exception_handler(HTTPException)
@@ -76,15 +76,15 @@ def build_service(rewards: Sequence[Reward], limits: ServiceLimits = DEFAULT_LIM
 
 
 @asynccontextmanager
-async def working(queues: Mapping[str, BatchQueue], activity: Activity, app: FastAPI) -> AsyncIterator[None]:
+async def working(scorer: "RequestScorer", activity: Activity, app: FastAPI) -> AsyncIterator[None]:
     """Score and report while the service runs."""
     bound_logs()
-    tasks = [asyncio.create_task(queue.work()) for queue in queues.values()]
-    tasks.append(asyncio.create_task(activity.report()))
+    tasks = [asyncio.create_task(queue.work()) for queue in scorer.queues.values()]
+    tasks.append(asyncio.create_task(activity.report(scorer.budget)))
     yield
     for task in tasks:
         task.cancel()
-    for queue in queues.values():
+    for queue in scorer.queues.values():
         queue.thread.end()
 
 
@@ -129,17 +129,17 @@ async def read_body(request: Request, kind: str, max_megabytes: int, share: Shar
     HTTPException is raised for one that is too large (413), or comes too slowly (408).
     """
     body, start = bytearray(), asyncio.get_running_loop().time()
-    too_large = HTTPException(413, f"a request in {kind} has at most {max_megabytes} MB here")
+    too_large = f"a request in {kind} has at most {max_megabytes} MB here"
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > max_megabytes * 2**20:
-        raise too_large
+        raise HTTPException(413, too_large)
     try:
         async with asyncio.timeout(BODY_SECONDS) as patience:
             async for part in request.stream():
                 share.take(len(part))
                 body += part
                 if len(body) > max_megabytes * 2**20:
-                    raise too_large
+                    raise HTTPException(413, too_large)
                 patience.reschedule(start + BODY_SECONDS + len(body) / BODY_RATE)
     except TimeoutError:
         raise HTTPException(408, f"the body came more slowly than {BODY_RATE // 1000} kB a second") from None
@@ -159,6 +159,7 @@ async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) 
         for each in (task, leaving):
             each.cancel()
         await asyncio.wait({task, leaving})
+        del task  # whose exception would hold this frame, and with it the body
 
 
 class RequestScorer:
