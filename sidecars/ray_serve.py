@@ -40,10 +40,12 @@ def services(options: Options) -> serve.Application:
 
     def build() -> FastAPI:  # on the replica: networks are loaded where they run
         from afterflow.rewards.base import RewardModels
+        from afterflow.rewards.named_code import named_in_process
         from afterflow.rewards.registry import check_rewards, load_reward
         from afterflow.rewards.remote.server import build_service
 
         names, models = options.rewards.split(","), RewardModels(weights=options.weights)
+        named_in_process(names)
         check_rewards(names, models)
         return build_service([load_reward(name, models) for name in names], key=key)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from ..evaluation.report import ShapesSettings
+from ..rewards.named_code import trust_code
 from ..system.atomic_files import make_folder, writing
 from ..system.errors import ConfigError
 from ..system.names import check_folder_name
@@ -99,6 +100,8 @@ class Page:
     """Number of prompts of the test split, shared evenly among the tags."""
     images: int = 4
     """Number of images of each prompt."""
+    trust_code: bool = False
+    """Run the code that records name as module:function, from the working folder too.  Trees are scored by rewards."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -106,6 +109,8 @@ class Page:
 
     def __call__(self) -> None:
         check_libraries()
+        if self.trust_code:
+            trust_code()
         folders = [Path(run).parent if Path(run).name == "run.json" else Path(run) for run in self.runs]
         for folder in folders:
             if [other.resolve() for other in folders].count(folder.resolve()) > 1:
@@ -133,6 +138,8 @@ class Tree:
     """Where the picture goes: .png or .svg."""
     seed: int = 0
     """Seed of the noise."""
+    trust_code: bool = False
+    """Run the code that the record names as module:function, from the working folder too."""
 
     def __post_init__(self) -> None:
         if Path(self.out).suffix.lower() not in (".png", ".svg"):
@@ -140,16 +147,21 @@ class Tree:
 
     def __call__(self) -> None:
         check_libraries()
+        if self.trust_code:
+            trust_code()
         from ..data.prompts import check_record
         from ..evaluation.tree_plot import tree_of
         from ..experiment.prompt_checks import known_records, record_checks
         from ..experiment.run_folder import read_run
         from ..models.pipeline import no_progress_bars
+        from ..rewards.registry import resolve_reward
 
         run, _ = read_run(Path(self.run))
         no_progress_bars()
         record = known_records(run).get(self.prompt, {"prompt": self.prompt})
         names = run.algorithm.requirements.rewards
+        for name in names:
+            resolve_reward(name)
         check_record(record, f"prompt {self.prompt!r}", record_checks(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         make_folder(Path(self.out).parent)

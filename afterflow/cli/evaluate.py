@@ -260,8 +260,10 @@ class Eval:
         from ..evaluation.scores import check_scorable
         from ..models.families import pretrained
         from ..models.wan import Wan
-        from ..rewards.registry import check_rewards, find_reward
+        from ..rewards.registry import check_rewards, find_reward, resolve_reward
 
+        for name in rewards:
+            resolve_reward(name)
         check_scorable(records, rewards)
         if self.distances:
             check_extra("--distances", ["torchmetrics"], "distances")
@@ -279,15 +281,15 @@ class Eval:
     def scale(self, tuned: "ImageSet", base: "ImageSet | None") -> float:
         """Return the guidance scale: as given, of the drawn images, of a LoRA's training, or usual for the family."""
         from ..evaluation.image_store import drawn_with
-        from ..experiment.run_folder import run_of_lora
+        from ..experiment.run_folder import folder_of_lora
         from ..models.families import FAMILIES, pretrained
         from ..models.lora.files import lora_file
 
         sources = [tuned.source] if base is None else [tuned.source, base.source]
         scales = [self.guidance]
         scales += [drawn_with(Path(source.path)).get("guidance") for source in sources if source.is_drawn]
-        runs = [run_of_lora(lora_file(source.lora)) for source in sources if source.lora is not None]
-        scales += [run.batches.guidance_scale for run in runs if run is not None]
+        runs = [folder_of_lora(lora_file(source.lora)) for source in sources if source.lora is not None]
+        scales += [run.guidance_scale() for run in runs if run is not None]
         scale = next((scale for scale in scales if scale is not None), None)
         if scale is None:
             path = next(source.path for source in sources if not source.is_drawn)

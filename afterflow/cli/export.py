@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from ..system.atomic_files import apply_umask, make_folder, writing
-from ..system.errors import ConfigError
+from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from .parsing import parse_options
+
+if TYPE_CHECKING:
+    from ..experiment.run_folder import RunFolder
 
 
 def export_command(args: Sequence[str]) -> None:
@@ -40,7 +43,7 @@ class Export:
     def __call__(self) -> None:
         from safetensors.torch import save_file
 
-        from ..experiment.run_folder import run_of_lora
+        from ..experiment.run_folder import folder_of_lora
         from ..models.lora.files import lora_file, read_lora, write_lora
         from ..models.lora.kohya import to_kohya
         from ..models.lora.layer_names import BLOCKS
@@ -48,8 +51,8 @@ class Export:
         if self.family is not None and self.family not in BLOCKS:
             raise unknown_name("family", self.family, BLOCKS)
         file = lora_file(self.lora)
-        run = None if self.family is not None else run_of_lora(file)
-        lora = read_lora(self.lora, self.family if run is None else type(run.model).__name__)
+        run = None if self.family is not None else folder_of_lora(file)
+        lora = read_lora(self.lora, self.family if run is None else family_of(run))
         if self.to == "diffusers":
             out = file.parent / "diffusers" if self.out is None else Path(self.out)
             write_lora(out, lora.layers, lora.family, lora.alpha)
@@ -63,3 +66,17 @@ class Export:
                 save_file(tensors, out, metadata={"format": "pt"})
                 apply_umask(out)
         print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")
+
+
+def family_of(folder: "RunFolder") -> str | None:
+    """Return the family of a record's model; InputError for one that this version does not know."""
+    from ..experiment.compatibility import BUILT_MODELS
+    from ..models.lora.layer_names import BLOCKS
+
+    recorded = folder.family()
+    if recorded is None:
+        return None
+    family = BUILT_MODELS.get(recorded, {}).get("type", recorded)
+    if family not in BLOCKS:
+        raise InputError(f"{folder.record_file}: {family!r} is no family of this version of afterflow; update it")
+    return family

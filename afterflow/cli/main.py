@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .. import __version__
+from ..rewards.named_code import names_of_command
 from ..system.environment import check_environment
 from ..system.errors import ConfigError, OutputError, TrainingStopped
 from ..system.launcher import check_launcher, launched_processes, launched_rank
@@ -95,7 +96,8 @@ def run_command(argv: Sequence[str] | None) -> None:
     elif command in COMMANDS:
         check_launch(command, args)
         module, function = COMMANDS[command]
-        getattr(import_module(f".{module}", __package__), function)(args)
+        with names_of_command(args):
+            getattr(import_module(f".{module}", __package__), function)(args)
     else:
         raise unknown_name("command", command, COMMANDS)
 

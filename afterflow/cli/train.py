@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 from tyro.conf import AvoidSubcommands
 
 from ..experiment.run_folder import RunFolder, read_run
+from ..rewards.named_code import trust_code
 from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
 from .output import result_console
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 ACCEPT = "--accept-changed-data"
 """The option with which a run goes on although something that it is made from has changed."""
+TRUST = "--trust-code"
+"""The option with which rewards that a record names as module:function are imported, from the working folder too."""
 TRAIN_USAGE = """\
 usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
        afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
@@ -34,6 +37,7 @@ usage: afterflow train RECIPE [--options]             train by a recipe; options
                                                       with --accept-changed-data
        afterflow train --extend RUN --iterations N    train a run further, as if it had been N iterations long from
                                                       the start where its learning rate is constant
+       They run no code that run.json names as module:function, unless --trust-code says that they may.
 """
 
 PARTS_USAGE = """\
@@ -56,7 +60,11 @@ def train(args: Sequence[str]) -> None:
     only_plan = "--plan" in options
     goes_on = source in ("--resume", "--extend")
     accept = goes_on and ACCEPT in options
-    options = [option for option in options if option != "--plan" and not (accept and option == ACCEPT)]
+    flags = ["--plan"] + [ACCEPT] * accept
+    if source in ("--from", "--resume", "--extend") and TRUST in options:
+        trust_code()
+        flags.append(TRUST)
+    options = [option for option in options if option not in flags]
     # A name or a folder that does not exist is refused first, because what follows takes seconds to import.
     if source == "--resume":
         run, recipe = resumable(options)

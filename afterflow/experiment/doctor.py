@@ -17,7 +17,7 @@ from ..algorithms.base import explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
-from ..rewards.registry import canary_complaint, find_reward
+from ..rewards.registry import canary_complaint, find_reward, resolve_reward
 from ..rewards.vlm.judge import VLMJudge
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
@@ -54,6 +54,8 @@ class Finding:
 
 def examine(run: Run) -> Iterator[Finding]:
     """Yield the findings one by one; nothing stays on disk."""
+    for name in run.rewards:
+        resolve_reward(name)
     small = run.with_options(
         name=f"doctor_{uuid4().hex}", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
     )

@@ -15,7 +15,7 @@ from ..data.prompts import prompt_rows
 from ..models.generate import distinct_prompts, encode_records
 from ..rewards.functions import check_given
 from ..rewards.grouped import all_pairs, judge_groups
-from ..rewards.registry import check_judge_sees, check_rewards
+from ..rewards.registry import check_judge_sees, check_rewards, resolve_reward
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.atomic_files import writing
@@ -30,6 +30,7 @@ from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
 from ..train.loop import Trainer, TrainOptions
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
+from .config_checks import check_model
 from .contents import check_contents, run_contents
 from .first_lines import describe_run, expected_words, pass_seconds
 from .function_rewards import check_same_functions
@@ -64,6 +65,7 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     check_given(run.functions)
     if resume:
         check_same_functions(run)
+    resolve_rewards(run)
     records, held_out = prompt_records(run), held_out_records(run)
     select_device()
     check_rewards(run.rewards, run.reward_models)
@@ -80,6 +82,16 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
         train_setup(setup, records, held_out, clock)
         save_result(setup)
     return Result(run.folder)
+
+
+def resolve_rewards(run: Run) -> None:
+    """Import the rewards of a run that are code by name, and check the model against what they judge.
+
+    ConfigError where nobody but a file named one of them.
+    """
+    for name in run.rewards:
+        resolve_reward(name)
+    check_model(run)
 
 
 def start_records(setup: TrainingSetup, recipe: str, contents: dict[str, str], accept_changed_data: bool) -> None:

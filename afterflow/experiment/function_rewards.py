@@ -8,6 +8,7 @@ from ..algorithms.base import WIN_RATE
 from ..data.images import ImageSource
 from ..rewards.base import Reward
 from ..rewards.functions import expect_function, function_name, give_function
+from ..rewards.named_code import named_in_process
 from ..rewards.registry import REWARDS, is_taken
 from ..system.errors import ConfigError, InputError
 from .evaluation_fit import TRAINED
@@ -38,6 +39,7 @@ def name_functions(run: "Run") -> dict[str, Any]:
         changes = {"algorithm": algorithm, "evaluation": evaluation, "data": data}
     functions = {**run.functions, **names.digests}
     used = {*algorithm.requirements.rewards, *evaluation.eval_rewards, *getattr(data, "min_reward", ())}
+    named_in_process(used)
     used_functions = {name: digest for name, digest in functions.items() if name in used}
     for name in used_functions:
         if not is_taken(name):

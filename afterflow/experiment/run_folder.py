@@ -4,15 +4,16 @@ Reading needs no torch, and a run may be writing meanwhile.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..system.atomic_files import write_text_atomically, writing
+from ..system.checks import LARGEST
 from ..system.errors import InputError
-from ..system.text_files import read_json
+from ..system.text_files import read_json, read_text
 from ..train.budget import Budget
 
 if TYPE_CHECKING:
@@ -63,21 +64,48 @@ class RunFolder:
 
     def limits(self) -> tuple[int, float | None]:
         """Return the record's iterations and seconds of training, without reading the rest of it."""
+        budget = self.number_of("batches", "budget_seconds")
+        return int(self.number_of("batches", "iterations") or 1), budget
+
+    def guidance_scale(self) -> float | None:
+        """Return the record's guidance scale, without reading the rest of it; None where it has none."""
+        return self.number_of("batches", "guidance_scale")
+
+    def family(self) -> str | None:
+        """Return the type of the record's model, without reading the rest of it; None where it has none."""
+        model = self.record()["config"].get("model")
+        kind = model.get("type") if isinstance(model, dict) else None
+        if kind is not None and not isinstance(kind, str):
+            raise InputError(f"{self.record_file}: model.type = {kind!r}: it must be a name")
+        return kind
+
+    def number_of(self, group: str, name: str) -> float | None:
+        """Return a positive number of the record, or None where it is null or absent.  InputError for anything else."""
         config = self.record()["config"]
-        batches = config.get("batches", config)  # version 0.1 had no groups
-        return batches["iterations"], batches.get("budget_seconds")
+        options = config.get(group, config)  # version 0.1 had no groups
+        value = options.get(name) if isinstance(options, dict) else options
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+            raise InputError(f"{self.record_file}: {group}.{name} = {value!r}: it must be a positive number")
+        return value
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the whole lines of metrics.jsonl, oldest first."""
-        return read_lines(self.metrics_file)
+        return read_lines(self.metrics_file, ("step", "seconds_trained"))
 
     def held_out(self) -> list[dict[str, Any]]:
         """Return the measurements on held-out prompts, oldest first."""
-        return read_lines(self.held_out_file)
+        lines = read_lines(self.held_out_file, ("step",))
+        for line in lines:
+            for name, values in line.items():
+                if name != "step" and not (isinstance(values, list) and values and all(map(is_number, values))):
+                    raise InputError(f"{self.held_out_file}: {name!r} is no list of numbers; the file is damaged")
+        return lines
 
     def best(self) -> dict[str, Any] | None:
         """Return step, reward and value of the weights in best/, if there are any."""
-        return read_json(self.best_file) if self.best_file.is_file() else None
+        return read_object(self.best_file) if self.best_file.is_file() else None
 
     def write_data(self, counts: dict[str, Any]) -> None:
         """Write what is learnt from, beside what data.json already says."""
@@ -86,7 +114,7 @@ class RunFolder:
     def data(self) -> dict[str, Any]:
         """Return what the run learns from: counts of images, of those left out, and of prompts that are cut."""
         file = self.path / "data.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_object(file) if file.is_file() else {}
 
     def checkpoints(self) -> list[Path]:
         """Return the folders of the whole checkpoints, oldest first."""
@@ -140,19 +168,50 @@ def read_run(path: Path) -> tuple["Run", str]:
         raise InputError(f"{file}: {error}") from None
 
 
-def run_of_lora(lora: Path) -> "Run | None":
-    """Return the run that made the LoRA in a file; None where none is recorded beside the file or above its folder."""
-    for folder in (lora.parent, lora.parent.parent):
-        if (folder / "run.json").is_file():
-            return read_run(folder)[0]
-    return None
+def folder_of_lora(lora: Path) -> RunFolder | None:
+    """Return the folder with the record of a LoRA's file: the file's own, or the one above; None without a record."""
+    folders = [RunFolder(folder) for folder in (lora.parent, lora.parent.parent)]
+    return next((folder for folder in folders if folder.record_file.is_file()), None)
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a .jsonl file; the last may be half written, and no file has no lines."""
+def read_object(file: Path) -> dict[str, Any]:
+    """Return what a file of JSON holds.  InputError where that is no object."""
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: it holds no JSON object, so afterflow did not write it")
+    return value
+
+
+def read_lines(file: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the whole lines of a .jsonl file; the last may be half written, and no file has no lines.
+
+    InputError names the first line that is no object of JSON, or in which one of `numbers` is none.
+    """
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
+    lines = []
+    for n, text in enumerate(read_text(file).split("\n"), 1):
+        if not text.endswith("}"):
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not all(is_count(line.get(name)) for name in numbers):
+            named = f" with numbers as {' and '.join(numbers)}" if numbers else ""
+            raise InputError(f"{file}:{n}: no JSON object{named}; the file is damaged, or afterflow did not write it")
+        lines.append(line)
+    return lines
+
+
+def is_count(value: object) -> bool:
+    """Return whether a value of JSON is a number from 0 to the largest count."""
+    return is_number(value) and 0 <= value <= LARGEST  # type: ignore[operator]
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of JSON is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class MetricsFile:
@@ -160,7 +219,7 @@ class MetricsFile:
 
     def __init__(self, file: Path, first: int) -> None:
         """Open the file for iterations from `first` on; lines of later ones, which are repeated, are removed."""
-        lines = list(takewhile(lambda line: line["step"] < first, read_lines(file)))
+        lines = list(takewhile(lambda line: line["step"] < first, read_lines(file, ("step",))))
         write_text_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
         self.before: dict[str, float] = lines[-1] if lines else {}
         """Numbers of the iteration before the first one."""

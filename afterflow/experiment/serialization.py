@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from ..rewards.named_code import read_from_file
 from ..system.checks import check_finite
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
@@ -29,6 +30,8 @@ def from_json(kind: type[D], data: Mapping[str, Any], path: str = "") -> D:
     `path` says in messages where `data` stands in the whole.  ConfigError is raised for a field or type that does not
     exist, and for a value of the wrong type.
     """
+    if not path:
+        read_from_file(data)
     declared = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for name in data:
         if name not in declared:

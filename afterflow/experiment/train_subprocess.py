@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..data.prompts import ShapesPrompts
+from ..rewards.named_code import may_import
 from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.errors import CheckpointError, ConfigError, InputError, TrainingStopped
 from .config import Run
@@ -66,6 +67,9 @@ def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
     write_text_atomically(file, json.dumps({"recipe": recipe, "config": to_json(run)}))
     resumes = bool(RunFolder(run.folder).checkpoints())
     what = ["--resume", str(run.folder)] if resumes else ["--from", str(file)]
+    code = [name for name in run.rewards if ":" in name]
+    if code and all(map(may_import, code)):  # a person named them here, and the other process reads them from a file
+        what.append("--trust-code")
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = several if processes > 1 else []
     trained = subprocess.Popen([sys.executable, *launcher, "-m", "afterflow", "train", *what])

@@ -1,12 +1,9 @@
 """Rewards by name: ours, those of installed packages, and a user's own."""
 
 import logging
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
 
 import numpy as np
@@ -17,6 +14,7 @@ from ..system.optional_dependencies import check_extra
 from . import clip, geneval_hf, geneval_mmdet, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
 from .base import Judge, OrderCanary, Reward, RewardModels, Scorer
 from .functions import GIVEN, is_given, not_given
+from .named_code import check_code_name, import_named
 from .vlm import rewards as vlm
 from .vlm.judge import VLMJudge
 
@@ -36,24 +34,44 @@ JUDGE = "judge"
 """The name of the judge among the names of rewards."""
 ENTRY_POINTS = "afterflow.rewards"
 """The group of entry points under which other packages offer rewards."""
+RESOLVED: dict[str, Reward] = {}
+"""Name → reward, of what was imported: `module:function`, and rewards of other packages."""
 
 
 def find_reward(name: str) -> Reward:
     """Return a reward of ours, of an installed package (an entry point), or of a user: `module:function`, or given.
 
-    Raises ConfigError where there is none of this name.
+    Nothing is imported for it: of what `resolve_reward` has not imported, the name alone is known.  Raises ConfigError
+    where there is none of this name.
     """
     if name in REWARDS:
         return as_reward(name, REWARDS[name])
+    if name in RESOLVED:
+        return RESOLVED[name]
     if ":" in name:
-        return as_reward(name, import_scorer(name))
+        check_code_name(name)
+        return Reward(name, None)
     if name in GIVEN:
         return GIVEN[name][0]
-    points = entry_points(group=ENTRY_POINTS)
-    for point in points:
-        if point.name == name:
-            return as_reward(name, point.load())
-    raise unknown_name("reward", name, [*REWARDS, *GIVEN, *(point.name for point in points)])
+    points = [point.name for point in entry_points(group=ENTRY_POINTS)]
+    if name in points:
+        return Reward(name, None)
+    raise unknown_name("reward", name, [*REWARDS, *GIVEN, *points])
+
+
+def resolve_reward(name: str) -> Reward:
+    """Return a reward that is about to be called; its module is imported where a person named it.
+
+    Raises ConfigError where nobody did, or where there is none of this name.
+    """
+    if name in REWARDS or (name in GIVEN and ":" not in name):
+        return find_reward(name)
+    if ":" in name:
+        RESOLVED[name] = as_reward(name, import_named(name))
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == name and name not in RESOLVED:
+            RESOLVED[name] = as_reward(name, point.load())
+    return find_reward(name)
 
 
 def is_taken(name: str) -> bool:
@@ -66,25 +84,9 @@ def as_reward(name: str, score: Scorer) -> Reward:
     return replace(score, name=name) if isinstance(score, Reward) else Reward(name, score)
 
 
-def import_scorer(name: str) -> Scorer:
-    """Return what `module:function` names; raise ConfigError where it is not there or no function."""
-    module, _, attribute = name.partition(":")
-    if (folder := os.getcwd()) not in sys.path:  # a console script's path does not have it
-        sys.path.append(folder)
-    try:
-        scorer = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"reward {name}: {error}; it reads module:function, of a module that Python finds from this folder"
-        ) from error
-    if not callable(scorer):
-        raise ConfigError(f"reward {name} is no function of (images, records)")
-    return scorer  # type: ignore[return-value]
-
-
 def load_reward(name: str, models: RewardModels = DEFAULT_REWARD_MODELS) -> Reward:
     """Return a reward that can score; a network is loaded once.  Raises ConfigError where it cannot be loaded."""
-    reward = find_reward(name)
+    reward = resolve_reward(name)
     if reward is GIVEN.get(name, (None,))[0] and not is_given(name):
         raise not_given(name)
     if reward.load is None and name not in models.servers:
@@ -133,7 +135,7 @@ def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MO
         if not any(reward.startswith(name.rpartition("_")[0].removesuffix("_counting")) for reward in names):
             raise ConfigError(f"reward_models.options: no reward of this run reads {name}; leave it out")
     for name in names:
-        reward, remote = find_reward(name), name in models.servers
+        reward, remote = resolve_reward(name), name in models.servers
         libraries = ("httpx", "msgpack") if remote else reward.libraries
         check_extra(f"reward {name}", libraries, "serve" if remote else reward.extra)
         report_blindness(name, canary_complaint(name, models), models)

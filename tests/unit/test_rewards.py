@@ -14,10 +14,11 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
+from afterflow.rewards import named_code
 from afterflow.rewards import registry as rewards
 from afterflow.rewards.base import Canary, Reward, Scored, reward
 from afterflow.rewards.grouped import score_groups
-from afterflow.rewards.registry import REWARDS, check_rewards, find_reward
+from afterflow.rewards.registry import REWARDS, check_rewards, find_reward, load_reward
 from afterflow.system.errors import TrainingStopped
 from afterflow.train.reward_hacking import paired_change, reward_hacking_signs
 
@@ -69,13 +70,17 @@ def test_a_users_own_reward_is_found_by_its_path(tmp_path, monkeypatch):
         "def bright(images, records):\n    return images.mean((1, 2, 3))\n\nnone = 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert find_reward("my_rewards:bright")(IMAGES, RECORDS).values.tolist() == [0, 1, 2, 3]
+    monkeypatch.setattr(rewards, "RESOLVED", {})
+    monkeypatch.setattr(named_code, "NAMED", {f"my_rewards:{name}": False for name in ("bright", "none", "nothing")})
+    assert find_reward("my_rewards:bright").score is None
+    assert load_reward("my_rewards:bright")(IMAGES, RECORDS).values.tolist() == [0, 1, 2, 3]
     unknown = "did you mean|there are|the nearest of"
     for wrong, said in [("bright", unknown), ("none", "is no function"), ("nothing", "no attribute")]:
         with pytest.raises(ValueError, match=said):
-            find_reward(f"my_rewards:{wrong}" if wrong != "bright" else "bright")
+            load_reward(f"my_rewards:{wrong}" if wrong != "bright" else "bright")
+    named_code.named_in_process(["my_reward:bright"])
     with pytest.raises(ValueError, match="No module named 'my_reward'"):
-        find_reward("my_reward:bright")
+        load_reward("my_reward:bright")
     sys.modules.pop("my_rewards")
 
 
@@ -85,7 +90,9 @@ def test_a_reward_of_another_package_is_found_by_its_entry_point(monkeypatch):
         load = staticmethod(lambda: reward("theirs", 0, 9)(brightness))
 
     monkeypatch.setattr(rewards, "entry_points", lambda group: [Point] if group == "afterflow.rewards" else [])
-    assert find_reward("theirs").high == 9
+    monkeypatch.setattr(rewards, "RESOLVED", {})
+    assert find_reward("theirs").score is None  # reading a run imports no package
+    assert load_reward("theirs").high == find_reward("theirs").high == 9
     with pytest.raises(ValueError, match="did you mean theirs"):
         find_reward("their")
 
