@@ -192,6 +192,10 @@ def recorded_settings(finished: Finished) -> dict[str, Any]:
     record = RunFolder(finished.folder).record()
     config = {name: value for name, value in to_json(finished.run).items() if name not in ("name", "seed")}
     about = leaves({name: value for name, value in record.items() if name not in NO_SETTINGS})
+    # What is drawn from the seed differs with it.
+    for name, prompts in (("prompts", finished.run.data), ("held-out prompts", finished.run.evaluation.held_out)):
+        if not hasattr(prompts, "path"):
+            about.pop(f"contents.{name}", None)
     for part in record.get("resumed", ()):
         later = leaves({name: value for name, value in part.items() if name != "iteration"})
         about |= {f"resumed.{name}": value for name, value in later.items() if value != about.get(name)}

@@ -90,14 +90,14 @@ def import_named(name: str) -> Any:
     if NAMED.get(name, ANY in NAMED) and folder not in sys.path:  # a console script's path does not have it
         sys.path.append(folder)
     try:
-        found = getattr(import_module(module), attribute)
+        reward_function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"reward {name}: {error}; it reads module:function, of a module that Python finds from this folder"
         ) from error
-    if not callable(found):
+    if not callable(reward_function):
         raise ConfigError(f"reward {name} is no function of (images, records)")
-    return found
+    return reward_function
 
 
 def module_file(module: str) -> str:

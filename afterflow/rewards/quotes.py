@@ -62,7 +62,7 @@ def continued(prompt: str, i: int, reading: Reading) -> Iterator[Reading]:
     if reading.opened is None:
         yield Reading(reading.cost + (0.0 if inch else IMPOSSIBLE), reading.texts)
         if mark in CLOSERS:
-            odd = (is_word(before) + is_number(before)) + (not after.strip()) + 2 * (mark in UNUSUAL_OPENERS)
+            odd = (is_word(before) + is_digit(before)) + (not after.strip()) + 2 * (mark in UNUSUAL_OPENERS)
             yield Reading(reading.cost + UNLIKELY * odd, reading.texts, i)
         return
     opener = prompt[reading.opened]
@@ -79,10 +79,10 @@ def is_inch_mark(prompt: str, i: int) -> bool:
     before, after = prompt[:i], prompt[i + 1 : i + 2]
     if prompt[i] not in INCH_MARKS:
         return False
-    return is_number(before[-1:]) or (before[-1:].isspace() and is_number(before[-2:-1]) and not after.strip())
+    return is_digit(before[-1:]) or (before[-1:].isspace() and is_digit(before[-2:-1]) and not after.strip())
 
 
-def is_number(letter: str) -> bool:
+def is_digit(letter: str) -> bool:
     """Return whether a character is a digit or a fraction."""
     return bool(letter) and unicodedata.category(letter)[0] == "N"
 

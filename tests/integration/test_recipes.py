@@ -59,5 +59,5 @@ def test_the_student_of_sd35_has_a_teacher_for_every_task_of_its_prompts(own_fol
     tasks = {task for teacher in student.teachers for task in teacher.tasks}
     *made, file = student.data.parts
     Path("prompts").mkdir()
-    Path("prompts/evaluation_metadata.jsonl").touch()
+    Path("prompts/evaluation_metadata.jsonl").write_text('{"prompt": "a photo of a bench"}\n')
     assert {record["tag"] for part in made for record in part.records(0)} | {file.tag} == tasks

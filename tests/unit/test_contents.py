@@ -132,7 +132,7 @@ def test_the_model_that_a_judges_server_has_is_known_by_what_the_server_says(mon
     def digest_of(item):
         reply = SimpleNamespace(json=lambda: {"data": [{"id": "other"}, item]})
         reply.raise_for_status = lambda: reply
-        chat = SimpleNamespace(url="http://x/v1", client=SimpleNamespace(get=lambda url: reply))
+        chat = SimpleNamespace(url="http://x/v1", timeout=1.0, client=SimpleNamespace(get=lambda url, seconds: reply))
         monkeypatch.setattr(module, "connect", lambda judge: chat)
         return module.served_model(VLMJudge())
 

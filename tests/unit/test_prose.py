@@ -123,6 +123,8 @@ def source():
     files = [path for folder in ("afterflow", "bench", "sidecars") for path in (ROOT / folder).rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.name != "compatibility.py")
     others = [ROOT / "pyproject.toml", ROOT / "afterflow" / "recipes" / "evidence.json"]
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    text += " ".join(re.findall(r"def (test_\w+)", tests))
     return set(re.findall(r"\w+", text + "".join(path.read_text(encoding="utf-8") for path in others)))
 
 
