@@ -6,8 +6,8 @@
 
 A mutant is a module of MODULES with one operator, comparison, constant, call, argument or statement changed.  Each runs
 in a process forked after torch has been imported, in which the module's source is the mutant's; nothing is written into
-the package.  It is caught where a test fails, or does not end.  EQUIVALENT lists mutants that change nothing anybody
-could see, with the reason; they are drawn like the others and left out of the share.  Results are stored as they come
+the package.  It is caught where a test fails, or does not end.  equivalent_mutants.json lists mutants that change
+nothing anybody could see, with the reason; they are drawn like the others and left out of the share.  Results are stored as they come
 in bench/results/mutants.json.  What was caught there is not run again, nor what survived the tests as they are; delete
 the file to run everything.
 """
@@ -44,7 +44,7 @@ MODULES: dict[str, str] = {
     "sampling/conditioning": "rollout loop train",
     "sampling/flow": "flow loop soar",
     "sampling/kernels": "kernels",
-    "sampling/rollout": "rollout trees loop all_rows",
+    "sampling/rollout": "rollout solvers trees loop all_rows",
     "sampling/row_random": "rollout flow loop",
     "sampling/schedules": "kernels flow solvers credit family",
     "sampling/seeds": "rollout train",
@@ -67,9 +67,9 @@ MODULES: dict[str, str] = {
     "algorithms/ratios": "flow_grpo credit",
     "algorithms/sft": "loop credit soar",
     "algorithms/soar": "loop credit soar",
-    "algorithms/windows": "windows",
+    "algorithms/windows": "windows credit",
     "train/ema": "loop train",
-    "train/explore": "loop all_rows train",
+    "train/explore": "loop all_rows train soar",
     "train/local_rows": "all_rows train",
     "train/loop": "loop all_rows train",
     "train/reward_hacking": "scoring loop",
@@ -82,7 +82,7 @@ MODULES: dict[str, str] = {
 }
 """Modules and the names of the test files that are theirs."""
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = json.loads((ROOT / "bench" / "equivalent_mutants.json").read_text())
 """Reasons, by the name of a mutant, for which it changes nothing."""
 
 

@@ -4,7 +4,6 @@ run.json names paths, whose contents may change; these digests say whether they 
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..data.images import HubImages, ImageFolder, load_hub_dataset
 from ..models.adapters import LoRA
 from ..models.lora.files import lora_file
 from ..models.pipeline import fingerprint
+from ..rewards.named_code import module_file
 from ..rewards.registry import find_reward
 from ..rewards.vlm.judge import VLMJudge, connect
 from ..system.errors import CheckpointError, ConfigError
@@ -122,10 +122,9 @@ def reward_contents(name: str, run: Run) -> str:
     weights = run.reward_models.weights.get(name)
     if weights is not None and Path(weights).exists():
         parts.append(folder_contents(Path(weights)))
-    made_by = reward.score or reward.load
-    if ":" in name and made_by is not None:
-        file = inspect.getsourcefile(made_by if inspect.isroutine(made_by) else type(made_by))
-        parts += [] if file is None else [folder_contents(Path(file), whole=True)]
+    file = Path(module_file(name.split(":")[0]))
+    if ":" in name and file.is_file():
+        parts.append(folder_contents(file, whole=True))
     return " ".join(parts)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from adapters import load, save_lora
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
-from afterflow.models.lora.factors import LoRAFactors, nearest_factors, weighted_sum
+from afterflow.models.lora.factors import LoRAFactors, fuse_factors, nearest_factors, weighted_sum
 from afterflow.models.lora.files import StoredLoRA, read_lora, write_lora
 from afterflow.models.lora.merge import LoRAMerge
 from afterflow.sampling.conditioning import condition
@@ -158,3 +158,11 @@ def test_merges_that_cannot_be_are_refused(deep_pipeline, capsys):
         except SystemExit as stop:  # tyro's, for an option that cannot be
             code = stop.code
         assert code == 2 and sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_layers_below_each_other_become_one_lora_in_blocks():
+    """The second of three is missing, and the last is twice as wide."""
+    parts = {0: factors(2, out=4, seed=1), 2: factors(3, out=8, seed=2)}
+    fused = fuse_factors(parts, (1, 1, 2))
+    assert fused.A.shape == (5, 10) and fused.B.shape == (16, 5)
+    torch.testing.assert_close(fused.delta, torch.cat([parts[0].delta, torch.zeros(4, 10), parts[2].delta]))

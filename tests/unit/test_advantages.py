@@ -103,3 +103,9 @@ def test_an_image_whose_gate_is_unknown_is_unknown():
     rewards = {"a": torch.tensor([[-9.0, 2.0, 3.0]]), "gate": torch.tensor([[NAN, 1.0, 0.0]])}
     kept = gated(rewards, {"gate": 0.5})
     torch.testing.assert_close(kept["a"], torch.tensor([[NAN, 2.0, 2.0]]), equal_nan=True)
+
+
+def test_of_several_gates_each_must_be_known():
+    rewards = {"a": torch.tensor([[4.0, 2, 3]]), "x": torch.tensor([[NAN, 1, 1]]), "y": torch.tensor([[1.0, 1, 0]])}
+    kept = gated(rewards, {"x": 0.5, "y": 0.5})
+    torch.testing.assert_close(kept["a"], torch.tensor([[NAN, 2, 2]]), equal_nan=True)

@@ -14,6 +14,7 @@ from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.policy_gradient import random_steps
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.ratios import step
@@ -415,3 +416,43 @@ def test_the_image_of_every_method_comes_by_a_step_without_noise():
         plan = algorithm.plan(0, generator())
         assert plan.eta[-1] == 0 and plan.times[-1] == 0 and not plan.train[-1].any()
         assert torch.equal(plan.eta > 0, plan.train.any(1)) and plan.widths[-1] == algorithm.group
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_every_step_has_the_same_chance_to_be_trained(group):
+    advantage = torch.ones(3000, group, 1)
+    levels = random_steps(advantage, 11, 0.6, generator("steps"))
+    chosen = torch.stack([level.isfinite().all(-1) for level in levels[:10]]).float()
+    assert chosen.sum(0).eq(6).all() and (chosen.mean((1, 2)) - 0.6).abs().max() < 0.04
+    pairs = (chosen[:, None] * chosen).mean((2, 3))  # of two steps, both: 6/10 · 5/9
+    assert (pairs - 1 / 3)[~torch.eye(10, dtype=torch.bool)].abs().max() < 0.05
+
+
+def test_flow_opd_samples_by_the_ode_or_the_sde():
+    assert FlowOPD().plan(0, generator()).eta.eq(0).all()
+    assert FlowOPD(sampler="sde", eta=0.4).plan(0, generator()).eta.tolist() == pytest.approx([0.4] * 9 + [0])
+
+
+def test_the_rewards_of_flow_opds_steps_are_what_they_are_called():
+    """Of state_kl minus the cost there, of full minus that of the states after it, of sampled_logratio log π_T - log π."""
+    policy, teacher, anchor = MLP(), MLP(seed=1), MLP(seed=2)
+    models = Models(policy, teachers={"left": teacher, "right": teacher}, anchor=anchor)
+    options = dict(steps=4, group=2, sampler="sde", weight="kl", route="prompt", beta=0.3)
+    rows = {}
+    for gradient in ("state_kl", "full", "sampled_logratio"):
+        algorithm = FlowOPD(gradient=gradient, **options)
+        rows[gradient] = credited(algorithm, rollout(algorithm, policy), Scores({}), models)
+    batch = rows["state_kl"].steps
+    normal = {
+        name: torch.distributions.Normal(*step(v, algorithm.step_kernel, batch))
+        for name, v in (("p", policy), ("t", teacher), ("a", anchor))
+    }
+    kl = lambda name: torch.distributions.kl_divergence(normal["p"], normal[name]).mean(1)
+    cost = (kl("t") + 0.3 * kl("a")).detach()
+    torch.testing.assert_close(rows["state_kl"].score, -cost, rtol=2e-3, atol=1e-5)
+    by_step = cost.view(3, -1)
+    later = torch.stack([by_step[1] + by_step[2], by_step[2], torch.zeros_like(by_step[0])])
+    torch.testing.assert_close(rows["full"].score, -later.flatten(), rtol=2e-3, atol=1e-5)
+    log = {name: q.log_prob(batch.x_next).mean(1) for name, q in normal.items()}
+    gain = (log["t"] - log["p"] + 0.3 * (log["a"] - log["p"])).detach()
+    torch.testing.assert_close(rows["sampled_logratio"].score, gain, rtol=2e-3, atol=1e-4)

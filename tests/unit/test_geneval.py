@@ -321,3 +321,13 @@ def test_the_boxes_of_a_clause_are_its_most_confident():
     for order in (cats, cats[::-1]):
         assert score_detections(rec, order, "official") == 1
         assert score_detections(rec, order, "partial") == pytest.approx(math.exp(-0.35) * (0 + 0) / 2)
+
+
+def test_a_relation_does_not_hold_at_its_bound():
+    """An offset of (3, 4) has length 5; a margin of .5 leaves 2.5 of the 3, which is half of it and not more."""
+    wide = lambda x, y: (x - 1.25, y, x + 1.25, y)
+    for x, y, held in [(3, 4, "below"), (-3, 4, "below"), (3, -4, "above")]:
+        assert relations(wide(x, y), wide(0, 0)) == {held}
+    tall = lambda x, y: (x, y - 1.25, x, y + 1.25)
+    for x, y, held in [(4, 3, "right of"), (4, -3, "right of"), (-4, 3, "left of")]:
+        assert relations(tall(x, y), tall(0, 0)) == {held}

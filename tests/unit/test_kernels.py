@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from afterflow.sampling.flow import expand
-from afterflow.sampling.kernels import KERNELS, cps, dance_sde, flow_sde, kl, log_prob, variance_free, wan_sde
+from afterflow.sampling.kernels import (
+    KERNELS,
+    cps,
+    dance_sde,
+    flow_sde,
+    kl,
+    log_prob,
+    variance_free,
+    velocity_of,
+    velocity_slope,
+    wan_sde,
+)
 from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from toy import exact
 
@@ -186,3 +197,13 @@ def test_variance_free_log_ratios_are_true_ones_times_twice_the_variance():
     p, q = cps(x, v, t, s, eta), cps(x, other, t, s, eta)
     true = log_prob(p, x) - log_prob(q, x)
     torch.testing.assert_close(variance_free(p, x) - variance_free(q, x), true * 2 * p.std.flatten() ** 2)
+
+
+@every_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_velocity_of_a_step_is_read_off_its_mean(kernel, dtype):
+    x, v, _, t, s, eta = random_step()
+    x = x.to(dtype)
+    torch.testing.assert_close(velocity_of(kernel, kernel(x, v, t, s, eta).mean, x, t, s, eta), v, rtol=1e-3, atol=1e-4)
+    slope = sensitivity(kernel, t, s, eta)
+    torch.testing.assert_close(velocity_slope(kernel, t, s, eta), slope, rtol=1e-4, atol=1e-5)

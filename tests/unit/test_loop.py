@@ -1,5 +1,6 @@
 """The trainer's own choices: seeds, shuffling, sums in fp64, updates that are left out, and what is logged."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -24,9 +25,16 @@ from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import ExploreOptions, Explorer, Iteration, supervised
-from afterflow.train.loop import MAX_SKIPPED, SkipPolicy, gradients
+from afterflow.train.loop import MAX_SKIPPED, SkipPolicy, TrainOptions, gradients, microbatches
 from afterflow.train.reward_hacking import Z_THRESHOLD, paired_change, reward_hacking_signs
-from afterflow.train.scores import check_scores, concatenate_scores, score_metrics, scores_from_json, scores_to_json
+from afterflow.train.scores import (
+    check_scores,
+    concatenate_scores,
+    gather_scores,
+    score_metrics,
+    scores_from_json,
+    scores_to_json,
+)
 from toy import MLP, draws, images, learn, optimize, prompts, score
 
 NEAR = {"near": 1.0}
@@ -432,3 +440,79 @@ def test_hacking_is_a_trained_reward_that_rises_while_a_hidden_one_falls():
     assert reward_hacking_signs(before, now, ["other", "steady"], ["hidden"]) == []
     assert reward_hacking_signs(before, now, ["trained", "unknown"], ["steady", "trained"]) == []
     assert Z_THRESHOLD == 3.0
+
+
+# Other processes, of which this one hears through a stand-in
+
+
+def test_shards_get_the_same_rows_and_one_idle_row_each():
+    for scores in (score, lambda leaves, *asked: Scores({"near": torch.ones(leaves.shape[:2])})):
+        plain = iteration_of(GRPO, scores=scores)
+        processes = Processes(Accelerator(cpu=True))
+        processes.sharded = True
+        options = ExploreOptions(seed=0, latent_shape=(2,), chunk=64)
+        explorer = Explorer(GRPO, Models(MLP()), lambda step: prompts(4), scores, options, processes, Clock())
+        made = explorer.iteration(0)
+        assert torch.equal(made.rows.x, plain.rows.x) and plain.idle is None
+        assert len(made.idle) == 1 and len(made.rows) == (48 if scores is score else 0)
+        assert made.idle.x.shape == (1, 2) and made.idle.advantage.isfinite().all()
+
+
+def test_a_process_with_fewer_rows_makes_idle_passes_without_weight():
+    rows, idle = Pairs(torch.arange(4.0), prompts(4)), Pairs(torch.zeros(1), prompts(1))
+    several = SimpleNamespace(sharded=True, all_gather_objects=lambda mine: [mine, [12.0, 5]])
+    made = list(
+        microbatches(
+            Iteration(0, rows, [], idle=idle, share=0.5), [[torch.tensor([0, 1, 2]), torch.tensor([3])]], several
+        )
+    )
+    assert [len(part.rows) for part in made] == [3, 1, 1, 1, 1]
+    assert [part.share for part in made] == [3 / 16, 1 / 16, 0, 0, 0]
+    assert [part.loss_share for part in made] == [3 / 32, 1 / 32, 0, 0, 0]
+
+
+def test_scores_of_all_processes_are_joined_and_the_rollout_stays():
+    mine, theirs = (Scores({"near": torch.full((1, 2), value)}) for value in (1.0, 2.0))
+    several = SimpleNamespace(count=2, run_on_all=lambda work: [work(), scores_to_json(theirs)])
+    rollout, scores = gather_scores(lambda: ("rollout", mine), several)
+    assert rollout == "rollout" and scores.rewards["near"].tolist() == [[1, 1], [2, 2]]
+
+
+def test_images_are_scored_one_part_at_a_time_while_the_next_are_drawn():
+    """Rewards need not be safe for threads."""
+    inside, most = [], []
+
+    def slow(leaves, records, generators, clock):
+        inside.append(len(leaves))
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return score(leaves, records)
+
+    made = iteration_of(GRPO, scores=slow, n=8, overlap=True, updates=1)
+    assert len(most) == 1  # chunks of 64 hold all
+    options = ExploreOptions(seed=0, latent_shape=(2,), chunk=8, overlap=True)
+    explorer = Explorer(
+        GRPO, Models(MLP()), lambda step: prompts(8), slow, options, Processes(Accelerator(cpu=True)), Clock()
+    )
+    parts = explorer.iteration(0)
+    assert most == [1] * 5
+    torch.testing.assert_close(parts.rows.advantage, made.rows.advantage, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_several_paths_count_by_their_points():
+    algorithm = SOAR(steps=4, points=2, paths=3, density="uniform")
+    (made,) = supervised(
+        algorithm, lambda _: images(64, generator()), range(1), seed=0, chunk=64, processes=Processes()
+    )
+    assert set(made.rows.masses.tolist()) == {3.0, 7.0}
+    assert made.rows.mass(torch.tensor([0, 5])) == made.rows.masses[[0, 5]].sum()
+    (made,) = supervised(
+        replace(algorithm, paths=1), lambda _: images(9, generator()), range(1), seed=0, chunk=64, processes=Processes()
+    )
+    assert made.rows.masses is None and made.rows.mass(torch.arange(5)) == 5
+
+
+def test_a_loss_that_is_not_finite_stops_a_run_unless_it_says_otherwise():
+    assert not TrainOptions(lambda step: 1.0, 1.0).skip_nonfinite
+    assert ExploreOptions(0, (1,), 1) == ExploreOptions(0, (1,), 1, updates=1, max_missing=0.0, overlap=False)

@@ -88,3 +88,10 @@ def test_rewards_of_one_place_are_of_one_image():
     memory.add({"a": torch.tensor([[1.0, NAN, 3.0]]), "b": torch.tensor([[10.0, 20.0, 30.0]])}, RECORDS[:1])
     past = memory.recall(["a", "b"], RECORDS[:1])
     assert past["a"][0, 1:].tolist() == [1, 3] and past["b"][0, 1:].tolist() == [10, 30]
+
+
+def test_rewards_of_a_history_that_differ_in_the_last_digits_of_fp32_still_rank():
+    past, rewards = torch.tensor([[1000.0, 1000.0001]]), torch.tensor([[1000.0002, 1000.0005]])
+    known = torch.cat([past, rewards], 1).double()
+    expected = ((rewards.double() - known.mean()) / known.std(correction=0)).float()
+    torch.testing.assert_close(per_prompt_history(rewards, past, 4, 2, eps=0.0), expected, rtol=1e-6, atol=0)

@@ -67,3 +67,10 @@ def test_orders_are_averaged_ties_are_halves_and_what_was_not_shown_is_left_out(
     assert consistency(judged).item() == 0
     tie = torch.tensor([[[NAN, 0.5], [1.0, NAN]]])
     assert consistency(tie).item() == 1
+
+
+def test_which_of_a_pair_is_shown_first_is_drawn_for_each_pair():
+    """Of three independent coins a quarter of the throws makes a circle; an order of the images makes none."""
+    draws = [pairs(3, None, False, torch.Generator().manual_seed(seed)) for seed in range(800)]
+    circles = sum(bool(shown.sum(0).eq(1).all()) for shown in draws) / 800
+    assert circles == pytest.approx(0.25, abs=0.05)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from afterflow.models.wrappers import guided, in_chunks, in_context
 from afterflow.sampling.conditioning import Embedding, condition, move_rows
 from afterflow.sampling.kernels import KERNELS, Gaussian, dance_sde, flow_sde, log_prob
 from afterflow.sampling.rollout import Plan, chain, prompt_noise, sample, transitions
+from afterflow.sampling.row_random import RowRandom
 from afterflow.sampling.schedules import LinearShift
 from toy import MLP, exact, prompts
 
@@ -269,3 +271,28 @@ def test_states_wait_on_another_device_and_leaves_stay():
     there = move_rows(rows, "meta")
     assert {there.x.device.type, there.count.device.type, there.x_next.device.type} == {"meta"}
     assert there.cond is rows.cond and torch.equal(move_rows(rows, "cpu").x, rows.x)
+
+
+def test_random_numbers_of_a_row_come_from_its_own_generator():
+    draws = lambda seeds: RowRandom.seeded(torch.tensor(seeds))
+    assert torch.equal(draws([5, 6]).uniform(), draws([5, 6]).uniform())
+    assert torch.equal(draws([5, 6, 7]).normal((3,))[1:2], draws([6]).normal((3,)))
+    assert torch.equal(draws([5, 6, 7]).uniform()[1:2], draws([6]).uniform())
+    assert len({*draws([5, 6]).uniform().tolist()}) == 2
+
+
+def test_where_no_state_branches_the_noise_is_what_it_is_without_splits():
+    times, ones = torch.linspace(1, 0, 4), torch.ones(3)
+    plan = Plan(times, 0.5 * ones, (2, 2, 2, 2), torch.ones(3, 2, dtype=torch.bool))
+    alone, split = (
+        sample(exact, flow_sde, each, prompts(3), noise(3, 2), sources(3))
+        for each in (plan, replace(plan, split_noise=4.0))
+    )
+    assert torch.equal(alone.leaves, split.leaves)
+
+
+def test_a_plan_may_have_steps_of_second_order_where_it_is_the_ode():
+    times, train = torch.linspace(1, 0, 4), torch.zeros(3, 2, dtype=torch.bool)
+    Plan(times, torch.tensor([0.5, 0, 0]), (2, 2, 2, 2), train, second_order=(1, 2))
+    with pytest.raises(ValueError, match="step 0 is stochastic, so it cannot be of second order"):
+        Plan(times, torch.tensor([0.5, 0, 0]), (2, 2, 2, 2), train, second_order=(0, 1))

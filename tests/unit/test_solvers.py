@@ -63,3 +63,17 @@ def test_the_rest_of_a_schedule_goes_from_t_to_the_image_in_even_unshifted_steps
     torch.testing.assert_close(even.diff(), even.diff()[:1].expand(4))
     full = LinearShift(3.0).times(10)
     torch.testing.assert_close(LinearShift(3.0).rest(float(full[4]), 6), full[4:])
+
+
+def test_second_order_goes_on_from_the_states_parent():
+    """Where a state has just branched, the image predicted before it is its parent's."""
+    plan = replace(chain(torch.linspace(0.9, 0.1, 5), 6, 0.4, (1,), shared_noise=True), second_order=(2, 3))
+    noise = torch.randn(2, 1, 2, generator=torch.Generator().manual_seed(0))
+    made = sample(exact, flow_sde, plan, prompts(2), noise, [torch.Generator().manual_seed(p) for p in range(2)])
+    x0 = lambda k: made.x[k] - plan.times[k] * exact(made.x[k].flatten(0, 1), plan.times[[k]]).view_as(made.x[k])
+    for k in (2, 3):
+        before, t, s = (plan.times[[j]] for j in (k - 1, k, k + 1))
+        euler = made.x[k] - (t - s) * (made.x[k] - x0(k)) / t
+        extra = second_order(x0(k).flatten(0, 1), x0(k - 1).expand(2, 6, 2).flatten(0, 1), before, t, s)
+        torch.testing.assert_close(made.x[k + 1], euler + extra.view_as(euler), rtol=1e-4, atol=1e-5)
+        assert extra.abs().max() > 1e-3
