@@ -577,9 +577,10 @@ def attack_for(seconds: float) -> dict:
     rng, bodies, bad, count = random.Random(2), hostile_bodies(), [], 0
     with service() as served:
         fresh = served.megabytes()
-        for _, kind, body in bodies:  # what every part of it needs once is there before the memory is compared
-            post(served.url, body, kind)
-        attack_clients(served)
+        with ThreadPoolExecutor(4) as pool:  # what it needs once is there before its memory is compared
+            for _ in range(3):
+                list(pool.map(lambda body: post(served.url, body[2], body[1]), bodies))
+                attack_clients(served)
         time.sleep(5)
         start, end, idle = served.megabytes(), time.monotonic() + seconds, []
         with watched(served) as figures, ThreadPoolExecutor(4) as pool:

@@ -23,8 +23,10 @@ MIN_SCORE = 0.1
 """No rule asks for a detection of a lower score."""
 MAX_PER_CLASS = 16
 """Largest number of detections of a class."""
-MAX_MEGABYTES = 512
-"""Largest size of a request."""
+MAX_MEGABYTES, MAX_IMAGES, MAX_PIXELS = 512, 256, 2048 * 2048
+"""Largest size of a request, number of its images, and of the pixels of one."""
+SECONDS = 60
+"""Longest time that a client may say nothing in the middle of a request."""
 
 
 def detections(model, image):
@@ -50,6 +52,8 @@ def encode_mask(mask):
 def decode_image(text):
     """Return uint8 (H, W, 3) from a PNG in base64."""
     with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError("an image is too large")
         return np.asarray(image.convert("RGB"))
 
 
@@ -58,6 +62,8 @@ def handler(model, classes):
     lock = Lock()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = SECONDS
+
         def log_message(self, *args):
             pass
 
@@ -76,12 +82,26 @@ def handler(model, classes):
                 self.reply(404, {"error": "no such page"})
 
         def do_POST(self):
-            length = int(self.headers.get("Content-Length", 0))
+            if self.headers.get("Origin"):
+                return self.reply(403, {"error": "no web page may ask"})
+            text = self.headers.get("Content-Length", "0")
+            length = int(text) if text.isdigit() and len(text) < 12 else 0
             if self.path != "/detect" or not 0 < length <= MAX_MEGABYTES * 2**20:
                 return self.reply(404 if self.path != "/detect" else 413, {"error": "POST /detect takes images"})
             try:
-                images = [decode_image(text) for text in json.loads(self.rfile.read(length))["images"]]
-            except (ValueError, KeyError, TypeError, OSError, SyntaxError, Image.DecompressionBombError):
+                texts = json.loads(self.rfile.read(length))["images"]
+                if not isinstance(texts, list) or len(texts) > MAX_IMAGES:
+                    raise ValueError("images are a list")
+                images = [decode_image(text) for text in texts]
+            except (
+                ValueError,
+                RecursionError,
+                KeyError,
+                TypeError,
+                OSError,
+                SyntaxError,
+                Image.DecompressionBombError,
+            ):
                 return self.reply(422, {"error": "images are a list of PNGs in base64"})
             with lock:
                 self.reply(200, {"detections": [detections(model, image) for image in images]})

@@ -1,5 +1,6 @@
 """GenEval's own detector as a process: the script runs with a stand-in of mmdet, whose answers are known."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -76,11 +77,15 @@ def test_masks_come_through(url):
         assert (mask == (pictures()[0][..., 0] > 128)).all()
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"images": [1]}', b'{"images": ["AAAA"]}', b"[]"])
+MANY = json.dumps({"images": [""] * 257}).encode()
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"images": [1]}', b'{"images": ["AAAA"]}', b"[]", b"[" * 9999, MANY])
 def test_what_it_cannot_read_is_refused_and_it_lives_on(url, body):
     assert httpx.post(f"{url}/detect", content=body).status_code in (413, 422)
     assert httpx.get(f"{url}/health").json() == {"status": "ok", "classes": 80}
     assert httpx.get(f"{url}/elsewhere").status_code == 404
+    assert httpx.post(f"{url}/detect", json={"images": []}, headers={"Origin": "null"}).status_code == 403
 
 
 def test_one_that_ends_is_asked_once_for_a_batch(url, tmp_path, monkeypatch):

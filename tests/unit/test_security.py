@@ -1,6 +1,7 @@
 """What no file of ours may do: run what it reads."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,11 @@ def test_the_search_finds_what_it_looks_for(line):
 @pytest.mark.parametrize("line", ["block.compile()", "re.compile(x)", "torch.load(f, weights_only=True)", "np.load(f)"])
 def test_and_nothing_else(line):
     assert not list(complaints(line))
+
+
+def test_every_promise_names_a_test_that_is_there():
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
+    assert len(named) >= 20
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"docs/security.md: {path} has no {name}"
