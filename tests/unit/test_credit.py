@@ -434,7 +434,7 @@ def test_flow_opd_samples_by_the_ode_or_the_sde():
 
 
 def test_the_rewards_of_flow_opds_steps_are_what_they_are_called():
-    """Of state_kl minus the cost there, of full minus that of the states after it, of sampled_logratio log π_T - log π."""
+    """Of state_kl minus the cost there, of full that of the states after it, of sampled_logratio log π_T - log π."""
     policy, teacher, anchor = MLP(), MLP(seed=1), MLP(seed=2)
     models = Models(policy, teachers={"left": teacher, "right": teacher}, anchor=anchor)
     options = dict(steps=4, group=2, sampler="sde", weight="kl", route="prompt", beta=0.3)
