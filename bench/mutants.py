@@ -8,8 +8,8 @@ A mutant is a module of MODULES with one operator, comparison, constant, call, a
 in a process forked after torch has been imported, in which the module's source is the mutant's; nothing is written into
 the package.  It is caught where a test fails, or does not end.  equivalent_mutants.json lists mutants that change
 nothing anybody could see, with the reason; they are drawn like the others and left out of the share.  Results
-are stored as they come in bench/results/mutants.json.  What was caught there is not run again, nor what survived the tests as they are; delete
-the file to run everything.
+are stored as they come in bench/results/mutants.json.  What was caught there is not run again, nor what
+survived the tests as they are; delete the file to run everything.
 """
 
 import argparse
