@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from ..system.errors import ConfigError
+from .help_words import HELP
 from .output import result_console
-from .parsing import HELP
 from .recipes import made_by
 
 DOCTOR_USAGE = """\

@@ -14,6 +14,7 @@ from ..system.errors import ConfigError, OutputError, TrainingStopped
 from ..system.launcher import check_launcher, launched_processes, launched_rank
 from ..system.messages import show_messages
 from ..system.names import unknown_name
+from .help_words import HELP, asks_for_help
 from .recipes import function_summaries
 
 COMMANDS = {
@@ -89,7 +90,7 @@ def run_command(argv: Sequence[str] | None) -> None:
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         # They read it when imported, and would warn about libraries that we do not use.
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    if command in ("-h", "--help"):
+    if command in HELP:
         print(overview())
     elif command == "--version":
         print(f"afterflow {__version__}")
@@ -108,7 +109,7 @@ def check_launch(command: str, args: Sequence[str]) -> None:
     ConfigError is raised for a command that one process does, for half of a launcher's environment, and, before
     training, for variables that would change it.
     """
-    if command in TRAINING and not {"-h", "--help"} & set(args):
+    if command in TRAINING and not asks_for_help(args):
         check_launcher()
         check_environment()
     if launched_processes() == 1:

@@ -13,9 +13,9 @@ import tyro
 from tyro.conf import PositionalMetavarFromFieldName
 
 from ..system.errors import ConfigError
+from .help_words import asks_for_help
 from .options import OPTIONS
 
-HELP = {"-h", "--help"}
 WIDE = "10000"
 """Columns in which tyro lays a complaint out, so that no sentence of it is broken."""
 REWORDED = {
@@ -37,7 +37,7 @@ def parse_options(kind: Callable[..., Any], args: Sequence[str], prog: str, **op
         options: Further arguments of `tyro.cli`.
     """
     options = {"config": [PositionalMetavarFromFieldName], "registry": OPTIONS} | options
-    if HELP & set(args):
+    if asks_for_help(args):
         return tyro.cli(kind, args=args, prog=prog, **options)
     complaint = io.StringIO()
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .parsing import HELP
+from .help_words import asks_for_help
 
 if TYPE_CHECKING:
     from ..experiment.config import Run
@@ -45,7 +45,7 @@ it does. `afterflow train NAME` trains by one, and `afterflow train NAME --help`
 
 def recipes_command(args: Sequence[str]) -> None:
     """List the recipes in groups; with --all also controls, ablations and twins for several GPUs."""
-    if HELP & set(args):
+    if asks_for_help(args):
         print(RECIPES_USAGE)
         return
     if list(args) not in ([], ["--all"]):

@@ -12,8 +12,9 @@ from ..experiment.run_folder import RunFolder, read_run
 from ..rewards.named_code import trust_code
 from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.launcher import launched_processes
+from .help_words import HELP, asks_for_help
 from .output import result_console
-from .parsing import HELP, parse_options
+from .parsing import parse_options
 from .recipes import made_by, recipe_lines
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ webdataset .tar files, or OWNER/NAME of the hub.  --adapt lora or --adapt full s
 def train(args: Sequence[str]) -> None:
     """Train a model by a recipe, repeat a recorded run, or go on with one."""
     source, *options = [*args[0].split("=", 1), *args[1:]] if args else ["--help"]
-    if source in ("-h", "--help"):
+    if source in HELP:
         print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
         return
     if source in ("--from", "--resume", "--extend") and not options:
@@ -105,14 +106,14 @@ def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None
     from ..experiment.stages import execute_chain
     from ..models.pipeline import no_progress_bars
 
-    if HELP & set(options):
+    if asks_for_help(options):
         print(f"{chain.name} does in order what is not done yet. --plan counts what its runs take, and --iterations N")
         print("gives N iterations to each of them. Other options belong to its stages:")
         print("\n".join(f"  {stage.name}" for stage in chain.stages))
         return
     if launched_processes() > 1:
         raise ConfigError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
-    given, rejected = parse_options(ChainOptions, options, f"afterflow train {chain.name}", return_unknown_args=True)
+    given, rejected = parse_options(Length, options, f"afterflow train {chain.name}", return_unknown_args=True)
     if rejected:
         raise ConfigError(
             f"{chain.name} is a chain of runs and takes no option but --plan and --iterations, so not {rejected[0]}; "
@@ -131,13 +132,6 @@ def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None
             print_plan(stage) if isinstance(stage, Run) else print(f"{stage.name}: {type(stage).__name__}, not counted")
         except InputError as error:
             print(f"{stage.name}: not counted before the stages that it is made from are done ({error})")
-
-
-@dataclass(frozen=True)
-class ChainOptions:
-    """What may be set of all runs of a chain together."""
-
-    iterations: int | None = None
 
 
 def resumable(options: Sequence[str]) -> tuple["Run", str]:
@@ -166,7 +160,7 @@ def extended(options: Sequence[str]) -> tuple["Run", str]:
     ConfigError where the number is missing, or no larger than what is done.  What keeps the result from being that of
     a run of so many iterations is logged.
     """
-    extension, others = parse_options(Extension, options, "afterflow train --extend RUN", return_unknown_args=True)
+    extension, others = parse_options(Length, options, "afterflow train --extend RUN", return_unknown_args=True)
     run, recipe = resumable(others)
     before, done = run.batches, RunFolder(run.folder).next_iteration()
     if extension.iterations is None or extension.iterations <= max(done, 0):
@@ -185,8 +179,8 @@ def extended(options: Sequence[str]) -> tuple["Run", str]:
 
 
 @dataclass(frozen=True)
-class Extension:
-    """How long a run becomes that is trained further."""
+class Length:
+    """How long a run becomes that is trained further, or each run of a chain."""
 
     iterations: int | None = None
 
@@ -210,7 +204,7 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     given = option_names(options)
     run, options = unset(run, options)
     default = run
-    if not HELP & set(options):
+    if not asks_for_help(options):
         parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
         default = parts.put_into(run)
     changed = parse_options(AvoidSubcommands[Run], options, prog, default=default, description=PARTS_USAGE, config=())
@@ -251,8 +245,9 @@ def without(run: "Run", option: str, value: str) -> "Run | None":
     if not option.startswith("--"):
         return None
     if (name, value) in (("held_out", "None"), ("eval_every", "0")):
-        nothing = {"held_out": None, "held_out_share": 0.0, "eval_every": 0, "eval_rewards": (), "best_by": None}
-        return run.with_options(**nothing)
+        from ..experiment.evaluation_fit import NO_EVALUATION
+
+        return run.with_options(**NO_EVALUATION)
     return replaced_by_none(run, name.split(".")) if value == "None" else None
 
 

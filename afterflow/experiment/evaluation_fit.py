@@ -1,6 +1,6 @@
 """What a changed run measures: held-out prompts and evaluators of a recipe do not fit the data of a user."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,14 @@ TRAINED = "trained"
 """The value of best_by that stands for the trained reward which counts most."""
 OWN_SHARE = 0.1
 """Share of a user's prompts that is held out in place of a recipe's held-out prompts."""
+NO_EVALUATION: Mapping[str, Any] = {
+    "held_out": None,
+    "held_out_share": 0.0,
+    "eval_every": 0,
+    "eval_rewards": (),
+    "best_by": None,
+}
+"""The options with which nothing is measured while a run trains."""
 WORLDS = {"shapes": (ShapesPrompts, ShapesImages), "moving": (MovingPrompts, MovingClips)}
 """World → its data.  Its rewards have its name before theirs, and judge nothing but its own prompts."""
 
@@ -42,8 +50,7 @@ def fit_evaluation(before: "Run", after: "Run", given: Collection[str]) -> "Run"
     changes: dict[str, Any] = {}
     if own_data and not {"held_out", "held_out_share"} & set(given):
         if not explores(after.algorithm):
-            nothing = {"held_out": None, "held_out_share": 0.0, "eval_every": 0, "eval_rewards": (), "best_by": None}
-            changes = {name: value for name, value in nothing.items() if name not in given}
+            changes = {name: value for name, value in NO_EVALUATION.items() if name not in given}
             return replace(after, evaluation=replace(after.evaluation, **changes))
         changes |= {"held_out": None, "held_out_share": OWN_SHARE}
     rewards = after.evaluation.eval_rewards

@@ -116,7 +116,9 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_quietly(words):
 
 def test_help_and_recipes_import_neither_torch_nor_diffusers():
     code = (
-        "import sys; from afterflow.cli.main import main; main(['recipes']); main([]); main(['train', '-h'])\n"
+        "import sys; from afterflow.cli.main import main; main(['recipes']); main([])\n"
+        "assert 'tyro' not in sys.modules\n"
+        "main(['train', '-h'])\n"
         "try: main(['eval', '-h'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
