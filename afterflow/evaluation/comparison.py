@@ -160,10 +160,11 @@ def methods_of(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
 
 def variants(recipe: str, runs: Sequence[Finished]) -> list[tuple[str, list[Finished]]]:
     """Return the methods among the runs of a recipe, each with its name."""
-    rows: dict[str, list[Finished]] = {}
+    rows: dict[str, tuple[dict[str, Any], list[Finished]]] = {}
     for run in runs:
-        rows.setdefault(json.dumps(recorded_settings(run), sort_keys=True), []).append(run)
-    settings = [recorded_settings(group[0]) for group in rows.values()]
+        recorded = recorded_settings(run)
+        rows.setdefault(json.dumps(recorded, sort_keys=True), (recorded, []))[1].append(run)
+    settings = [of_row for of_row, _ in rows.values()]
     varied = [
         name
         for name in dict.fromkeys(name for of_row in settings for name in of_row)
@@ -172,7 +173,7 @@ def variants(recipe: str, runs: Sequence[Finished]) -> list[tuple[str, list[Fini
     if varied:
         _log.info(f"{recipe}: {len(rows)} methods, because their runs differ in {', '.join(varied)}")
     named = []
-    for of_row, group in zip(settings, rows.values()):
+    for of_row, group in rows.values():
         stated = [f"{name} = {json.dumps(of_row.get(name))}" for name in varied[:MAX_DIFFERENCES]]
         more = [f"{len(varied) - MAX_DIFFERENCES} more"] if len(varied) > MAX_DIFFERENCES else []
         named.append((", ".join([recipe, *stated, *more]), group))

@@ -71,8 +71,7 @@ def score_images(
         parts: Whether the parts of a score are returned as well, as reward/part.
     """
     cache = ScoreCache(images.folder, models)
-    folders = prompt_folders(images.folder)
-    digests = [content_digest(folder, record) for folder, record in zip(folders, images.records)]
+    digests = content_digests(images)
     # Some prompts at a time, so that a detector looks at an image once for all its rewards.
     for first in range(0, len(digests), SCORED_TOGETHER):
         for reward in rewards:
@@ -82,23 +81,28 @@ def score_images(
                 rows = compute_scores(images, indices, reward, models, log)
                 cache.put(reward, dict(zip((digests[i] for i in indices), rows)))
     by_reward = {reward: cache.get(reward, digests) for reward in rewards}
-    columns = {reward: rows for reward, rows in by_reward.items()}
+    columns = dict(by_reward)
     if parts:
         columns |= {name: rows for rows in by_reward.values() for row in rows for name in row if "/" in name}
     return {name: score_matrix(name, rows) for name, rows in columns.items()}
 
 
+def content_digests(images: ImageSet) -> list[str]:
+    """Return the digest of every prompt's record and images."""
+    folders = prompt_folders(images.folder)
+    return [content_digest(folder, record) for folder, record in zip(folders, images.records)]
+
+
 def blind_rewards(sets: Sequence[ImageSet], rewards: Sequence[str], models: RewardModels) -> list[str]:
     """Return a sentence for each reward that saw nothing in any image of the sets, all of which are scored."""
+    seeing = {name: part for name in rewards if (part := find_reward(name).sees) is not None}
+    caches = [(ScoreCache(images.folder, models), content_digests(images)) for images in sets] if seeing else []
     sentences = []
-    for name in rewards:
-        part = find_reward(name).sees
+    for name, part in seeing.items():
         counts: list[float] = []
-        for images in sets if part is not None else ():
-            rows = ScoreCache(images.folder, models).rows_of(name)
-            folders = prompt_folders(images.folder)
-            digests = [content_digest(folder, record) for folder, record in zip(folders, images.records)]
-            counts += [count for key in digests for count in rows[key].get(f"{name}/{part}", ()) if count is not None]
+        for cache, digests in caches:
+            rows = cache.get(name, digests)
+            counts += [count for row in rows for count in row.get(f"{name}/{part}", ()) if count is not None]
         if counts and not any(counts):
             sentences.append(
                 f"{name} is blind here: it has no {part} in any of {len(counts)} pictures, so its figures say nothing"

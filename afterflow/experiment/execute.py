@@ -120,9 +120,10 @@ def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequenc
         held_out_prompts = encode_prompts(setup, held_out) if held_out else None
     if isinstance(setup.run.data, ImageSource):
         _log.info(f"  data      {len(prompts)} images to learn from")
-    check_before_sampling(setup, prompts)
+    seconds = pass_seconds(setup, prompts)
+    check_before_sampling(setup, prompts, seconds)
     if setup.first < setup.run.batches.iterations:
-        _log.info(expected_words(setup, prompts))
+        _log.info(expected_words(setup, seconds))
     monitor = RunMonitor(setup, prompts, held_out_prompts, clock)
     rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
     trainer = Trainer(
@@ -194,7 +195,7 @@ def encode_prompts(setup: TrainingSetup, records: Sequence[dict]) -> Conditionin
     return encode_records(setup.model, records)
 
 
-def check_before_sampling(setup: TrainingSetup, prompts: Conditioning) -> None:
+def check_before_sampling(setup: TrainingSetup, prompts: Conditioning, seconds_per_pass: float) -> None:
     """Check that the judge answers sensibly and the budget lasts for one rollout.  ConfigError says what to change."""
     if not explores(setup.algorithm):
         return
@@ -207,7 +208,7 @@ def check_before_sampling(setup: TrainingSetup, prompts: Conditioning) -> None:
         check_judge_sees(setup.run.judge, setup.run.reward_models)
     budget = setup.run.batches.budget_seconds
     if budget is not None:
-        seconds = rollout_seconds(setup, prompts)
+        seconds = rollout_seconds(setup, seconds_per_pass)
         if seconds > budget:
             raise ConfigError(
                 f"budget_seconds = {budget:g}: the rollout of one iteration takes about {seconds:.2g} s; raise it, or "
@@ -215,10 +216,10 @@ def check_before_sampling(setup: TrainingSetup, prompts: Conditioning) -> None:
             )
 
 
-def rollout_seconds(setup: TrainingSetup, prompts: Conditioning) -> float:
-    """Return the seconds of one iteration's forward passes, measured on one of them, on the slowest process."""
+def rollout_seconds(setup: TrainingSetup, seconds_per_pass: float) -> float:
+    """Return the seconds of one iteration's forward passes, from those of one."""
     batches = setup.run.batches
     assert explores(setup.algorithm)
     plan = setup.algorithm.plan(0, generator(setup.run.seed, 0, "plan"))
     passes = plan.evaluations * plan.widths[-1] * batches.batch / batches.chunk / setup.processes.count
-    return passes * pass_seconds(setup, prompts)
+    return passes * seconds_per_pass

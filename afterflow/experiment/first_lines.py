@@ -87,12 +87,12 @@ def held_out_words(setup: TrainingSetup, records: Sequence[dict], held_out: Sequ
     return f"{len(held_out)} prompts {origin}{overlap if records else ''}; {every} {measured}; {best}"
 
 
-def expected_words(setup: TrainingSetup, prompts: Conditioning) -> str:
-    """Return how long the run will take at the speed of a forward pass that is measured here."""
-    run, chunk, seconds = setup.run, setup.run.batches.chunk, pass_seconds(setup, prompts)
+def expected_words(setup: TrainingSetup, seconds_per_pass: float) -> str:
+    """Return how long the run will take, from the seconds of a forward pass."""
+    run, chunk = setup.run, setup.run.batches.chunk
     rows = count_rows(run.with_options(algorithm=setup.algorithm))
     cost = sum(count * (BACKWARD if name == "update" else 1) for name, count in rows.items())
-    iteration = seconds * cost / chunk / setup.processes.count
+    iteration = seconds_per_pass * cost / chunk / setup.processes.count
     left, budget = (run.batches.iterations - setup.first) * iteration, run.batches.budget_seconds
     if budget is not None and budget < left:
         return f"  takes     {duration(budget)} at the most, which is its budget, without evaluation and pictures"

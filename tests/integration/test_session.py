@@ -225,8 +225,9 @@ def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkey
 
 def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, monkeypatch):
     ticks = itertools.count()  # a clock on which an iteration takes a second
-    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
-    monkeypatch.setattr("afterflow.experiment.monitor.time", clock)
+    for module in ("first_lines", "monitor"):
+        clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
+        monkeypatch.setattr(f"afterflow.experiment.{module}.time", clock)
     long = run.with_options(name="long", iterations=1000, sample_every=0, chunk=64, budget_seconds=2.0)
     folder = execute(long, "short").folder
     assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0]

@@ -70,9 +70,9 @@ class VLMJudge:
         questions = question_keys(pairs)
         unanswered = {question: pair for pair, question in enumerate(questions) if question not in memory}
         answers = chat.ask_all([partial(self.compare, chat, pairs, pair) for pair in unanswered.values()])
-        answered = memory | dict(zip(unanswered, answers))
-        verdicts = [answered[question] for question in questions]
-        remember(memory, dict(zip(unanswered, answers)))
+        new = dict(zip(unanswered, answers))
+        verdicts = [new[question] if question in new else memory[question] for question in questions]
+        remember(memory, new)
         why = {pair: str(error) for pair, error in enumerate(verdicts) if isinstance(error, Unanswered)}
         if self.audit:
             why |= void_pairs(pairs)
