@@ -86,7 +86,7 @@ class RunFolder:
         value = options.get(name) if isinstance(options, dict) else options
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+        if not (is_count(value) and value > 0):
             raise InputError(f"{self.record_file}: {group}.{name} = {value!r}: it must be a positive number")
         return value
 

@@ -8,8 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from ..system.pictures import read_picture
 from .base import CanaryCase, OrderCanary
 
 PHOTOS = Path(__file__).parent / "photos"
@@ -22,8 +22,7 @@ FRAMES = 16
 @cache
 def photo(name: str) -> np.ndarray:
     """Return a photograph, uint8 (224, 224, 3)."""
-    with Image.open(PHOTOS / f"{name}.jpg") as image:
-        return np.asarray(image.convert("RGB"))
+    return read_picture(PHOTOS / f"{name}.jpg", name)
 
 
 def noise(*shape: int) -> np.ndarray:

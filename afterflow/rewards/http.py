@@ -114,10 +114,8 @@ class HttpClient:
 
         if body:
             headers["Content-Length"] = str(len(body))
-        content, patience = (
-            slices(body) if body else None,
-            httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS)),
-        )
+        content = slices(body) if body else None
+        patience = httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
         try:
             async with (
                 asyncio.timeout(seconds),

@@ -183,10 +183,8 @@ class RequestScorer:
         """Return the queue, the images and the records of a request, and take the memory for them first."""
         with share:  # whose client may leave meanwhile
             if kind == JSON:
-                copies = (
-                    2 if body.isascii() else 5
-                )  # its text, in up to four bytes a character, and what is cut from it
-                self.take(share, copies * len(body))
+                # Its text, in up to four bytes a character, and what is cut from it.
+                self.take(share, (2 if body.isascii() else 5) * len(body))
             message = unpack(body, kind, self.limits.values)
             self.take(share, VALUE_BYTES * count_values(message))
             queue, messages, records = parse_request(message, self.queues, self.limits)
