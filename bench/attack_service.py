@@ -8,19 +8,16 @@ and all attacks on the service by turns for --seconds.  Every section says what 
 """
 
 import argparse
-import base64
 import json
 import os
 import random
 import resource
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,15 +27,18 @@ from pathlib import Path
 import httpx
 import msgpack
 import numpy as np
+from hostile_messages import MB, hostile_bodies, hostile_replies, picture, request
 
 from afterflow.rewards.base import Reward
-from afterflow.rewards.http import MAX_REPLY_MEGABYTES, REPLY_MEMORY_MEGABYTES
+from afterflow.rewards.http import REPLY_MEMORY_MEGABYTES
 from afterflow.rewards.remote.client import RemoteScorer
 from afterflow.rewards.remote.limits import ServiceLimits
-from afterflow.rewards.remote.protocol import JSON, MSGPACK
+from afterflow.rewards.remote.protocol import MSGPACK
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from raw_server import sending
 
 SECRET = "/home/someone/hunter2"
-MB = 2**20
 LIMITS = ServiceLimits(images=64, pixels=1024 * 1024, megabytes=16, seconds=5.0, connections=400)
 DECLARED_MB = LIMITS.total_bytes / MB
 LEAKS = (SECRET, "hunter2", "Traceback", 'File "', "0x7f")
@@ -165,7 +165,7 @@ def watch(url: str) -> None:
         waits.append(time.monotonic() - start)
     waits = waits or [0.0]
     longest, p99 = round(max(waits), 3), round(float(np.percentile(waits, 99)), 3)
-    print(json.dumps({"asked": len(waits), "longest": longest, "p99": p99, "failed": failed}))
+    print(json.dumps({"requests": len(waits), "longest": longest, "p99": p99, "failed": failed}))
 
 
 def exchange(port: int, data: bytes, seconds: float = 10.0) -> bytes:
@@ -181,102 +181,6 @@ def exchange(port: int, data: bytes, seconds: float = 10.0) -> bytes:
 
 
 # Hostile bodies
-
-
-def picture(side: int = 8, level: int = 60) -> dict:
-    return {"raw": bytes([level]) * (side * side * 3), "shape": [side, side, 3]}
-
-
-def request(images: list, records: list | None = None, reward: str = "bright", **fields) -> dict:
-    return {"reward": reward, "records": records or [{"prompt": "a"}] * len(images), "images": images, **fields}
-
-
-def png(width: int, height: int, colour: int, rows: bytes, *chunks: bytes) -> bytes:
-    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
-    others = b"".join(chunk(data[:4], data[4:]) for data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + header + others + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def solid(side: int, colour: int = 2) -> bytes:
-    """A real PNG of zeros, small as a file and large once decoded."""
-    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
-    return png(side, side, colour, b"\0" * (side * (side * channels + 1)))
-
-
-def in_json(message: dict) -> bytes:
-    encode = lambda data: base64.b64encode(data).decode()
-    return json.dumps(message, default=encode).encode()
-
-
-def counted(lists: int, byte: bytes = b"\x90") -> bytes:
-    return b"\xdd" + lists.to_bytes(4) + byte * lists
-
-
-def hostile_bodies() -> list[tuple[str, str, bytes]]:
-    """Name, content type and body of 100 requests that should cost little and be refused, or be scored."""
-    pack, bodies = msgpack.packb, []
-
-    def add(name: str, kind: str, body: bytes) -> None:
-        bodies.append((name, kind, body))
-
-    for size in (1, 4, 15):
-        add(f"{size} M empty lists", MSGPACK, counted(size * MB))
-        add(f"{size} M empty maps", MSGPACK, counted(size * MB, b"\x80"))
-        add(f"{size} MB of nested lists", MSGPACK, b"\x91" * size * MB)
-        add(f"{size} MB of nested maps", MSGPACK, b"\x81\xa1a" * (size * MB // 3))
-        add(f"{size} MB of lists of lists", MSGPACK, b"\xdc\xff\xff" + (b"\x9f" + b"\x90" * 15) * (size * MB // 16))
-        add(f"{size} MB of maps of one", MSGPACK, counted(size * MB // 4, b"\x81\xa1a\x01"))
-        add(f"{size} MB of numbers", MSGPACK, counted(size * MB // 9, b"\xcb" + b"\1" * 8))
-        add(f"{size} MB of short texts", MSGPACK, counted(size * MB // 2, b"\xa1a"))
-        add(f"{size} MB of [] in JSON", JSON, b"[" + b"[]," * (size * MB // 3) + b"1]")
-        add(f"{size} MB of {{}} in JSON", JSON, b"[" + b"{}," * (size * MB // 3) + b"1]")
-        add(f"{size} MB of numbers in JSON", JSON, b"[" + b"1," * (size * MB // 2) + b"1]")
-        add(f"{size} MB of [ in JSON", JSON, b"[" * size * MB)
-        add(f"{size} MB of quotes in JSON", JSON, b'"' * size * MB)
-        add(f"{size} MB of escapes in JSON", JSON, b'"' + b'\\"' * (size * MB // 2 - 1) + b'"')
-        add(f"{size} MB of spaces", JSON, b" " * size * MB)
-        add(f"{size} MB of digits", JSON, b"1" * size * MB)
-        add(f"{size} MB text with one wide letter", JSON, ('["\U0001f600' + "a" * (size * MB - 10) + '"]').encode())
-        add(f"{size} MB in UTF-16", JSON, ("[" + "[]," * (size * MB // 6)).encode("utf-16"))
-        add(f"{size} MB prompt", MSGPACK, pack(request([picture()], [{"prompt": "x" * (size * MB - 2000)}])))
-        add(f"{size} MB record", MSGPACK, pack(request([picture()], [{"prompt": "x", "y": [[]] * (size * MB - 2000)}])))
-        add(
-            f"{size} MB of bytes in a record",
-            MSGPACK,
-            pack(request([picture()], [{"prompt": "", "y": bytes(size * MB - 2000)}])),
-        )
-        add(f"{size} MB of a name", MSGPACK, pack(request([picture()], reward="b" * (size * MB - 2000))))
-    for side in (1000, 1024, 2000, 30_000, 2**31 - 1):
-        add(f"PNG that claims {side}", MSGPACK, pack(request([{"png": png(side, side, 2, b"\0" * 99)}])))
-    for colour in (0, 2, 4, 6):
-        add(f"64 PNGs of zeros, colour {colour}", MSGPACK, pack(request([{"png": solid(1000, colour)}] * 64)))
-        add(f"5 PNGs of zeros, colour {colour}", JSON, in_json(request([{"png": solid(1000, colour)}] * 5)))
-    text = b"zTXta\0\0" + zlib.compress(bytes(50 * MB))
-    profile = b"iCCPa\0\0" + zlib.compress(bytes(50 * MB))
-    for name, chunk in (("text", text), ("profile", profile)):
-        add(f"PNG with a {name} of 50 MB", MSGPACK, pack(request([{"png": png(8, 8, 2, b"\0" * 200, chunk)}])))
-    add("raw of 64 images that are not there", MSGPACK, pack(request([{"raw": b"", "shape": [1024, 1024, 3]}] * 64)))
-    add("5 MB of raw for a small shape", MSGPACK, pack(request([{"raw": bytes(5 * MB), "shape": [8, 8, 3]}])))
-    add("shape of large numbers", MSGPACK, pack(request([{"raw": b"", "shape": [2**63, 2**63, 3]}])))
-    add("shape of many sides", MSGPACK, pack(request([{"raw": b"", "shape": [1] * 40_000}])))
-    add("65 images", MSGPACK, pack(request([picture()] * 65)))
-    add("promises", MSGPACK, b"\xdd\xff\xff\xff\xff")
-    add("promised bytes", MSGPACK, b"\xc6\xff\xff\xff\xff")
-    add("extension", MSGPACK, b"\xc9\xff\xff\xff\xff\1")
-    add("pickle", "application/x-python-pickle", b"\x80\x04cos\nsystem\n(S'echo'\ntR.")
-    add("form", "application/x-www-form-urlencoded", b"reward=bright")
-    add("20 MB", MSGPACK, bytes(20 * MB))
-    add("20 MB in JSON", JSON, b" " * 20 * MB)
-    rng = random.Random(0)
-    whole = pack(request([picture()]))
-    while len(bodies) < 100:
-        body = bytearray(whole)
-        for _ in range(rng.randrange(1, 9)):
-            body[rng.randrange(len(body))] = rng.randrange(256)
-        add("mutated", MSGPACK, bytes(body[: rng.randrange(1, len(body))] if rng.random() < 0.3 else body))
-    assert len(bodies) == 100, len(bodies)
-    return bodies
 
 
 def post(url: str, body: bytes, kind: str, seconds: float = 30.0) -> tuple[int, str]:
@@ -422,118 +326,29 @@ def attack_idle(seconds: float = 15.0) -> dict:
 # Hostile replies
 
 
-def hostile_replies() -> list[tuple[str, Callable[[socket.socket], None]]]:
-    """Name and behaviour of 60 servers; what they send is bounded by the client's leaving."""
-    replies: list[tuple[str, Callable[[socket.socket], None]]] = []
-    good = {"version": "1", "values": [1.0], "parts": {}, "why": {}}
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: "
-
-    def once(name: str, data: bytes) -> None:
-        replies.append((name, lambda connection: connection.sendall(data)))
-
-    def body(name: str, content: bytes, extra: bytes = b"") -> None:
-        once(name, head + b"%d\r\n" % len(content) + extra + b"\r\n" + content)
-
-    def forever(name: str, start: bytes, part: bytes, pause: float = 0.0) -> None:
-        def behave(connection: socket.socket) -> None:
-            connection.sendall(start)
-            while True:
-                connection.sendall(part)
-                time.sleep(pause)
-
-        replies.append((name, behave))
-
-    for pause in (0.0, 0.01, 0.2):
-        forever(f"endless body, {pause} s", head + b"100000000000\r\n\r\n", b"x" * (MB if not pause else 1), pause)
-        forever(
-            f"endless chunks, {pause} s", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", pause
-        )
-        forever(f"endless header, {pause} s", b"HTTP/1.1 200 OK\r\nX: ", b"x", pause)
-        forever(f"endless headers, {pause} s", b"HTTP/1.1 200 OK\r\n", b"X: y\r\n", pause)
-        forever(f"endless interim replies, {pause} s", b"", b"HTTP/1.1 103 Early Hints\r\n\r\n", pause)
-        forever(f"endless body without length, {pause} s", b"HTTP/1.1 200 OK\r\n\r\n", b"x", pause)
-    replies.append(("silence", lambda connection: time.sleep(10)))
-    for coding in (b"gzip", b"deflate", b"br", b"zstd", b"gzip, gzip"):
-        packed = zlib.compressobj(wbits=31)
-        bomb = packed.compress(bytes(50 * MB)) + packed.flush()
-        body(f"{coding.decode()} of 50 MB", bomb, b"Content-Encoding: " + coding + b"\r\n")
-    full = MAX_REPLY_MEGABYTES * MB
-    for size in (full - 100, full + 100):
-        body(f"{size} bytes of lists", counted(size - 5))
-        body(f"{size} bytes of maps", counted(size - 5, b"\x80"))
-        body(f"{size} bytes of nesting", b"\x91" * size)
-        body(f"{size} bytes of JSON lists", b"[" + b"[]," * (size // 3))
-        body(f"{size} bytes with a wide letter", b'["' + "\U0001f600".encode() + b"a" * (size - 8) + b'"]')
-        body(f"{size} bytes of zeros", bytes(size))
-    pack = msgpack.packb
-    for name, changes in {
-        "no values": {"values": None},
-        "many values": {"values": [1.0] * 90_000},
-        "texts": {"values": ["1"]},
-        "infinite": {"values": [float("inf")]},
-        "nan": {"values": [float("nan")]},
-        "many parts": {"parts": {str(n): [1.0] for n in range(30_000)}},
-        "terminal codes": {"why": {"0": "\x1b]0;x\x07\x1b[2J"}, "values": [None]},
-        "long reason": {"why": {"0": "x" * (full - 200)}, "values": [None]},
-        "row": {"why": {"9" * 5000: "x"}},
-        "version": {"version": "2" * 100_000},
-    }.items():
-        body(name, pack(good | changes))
-    once("redirect", b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
-    once("no HTTP", b"\0" * 1000)
-    once("nothing", b"")
-    once("negative length", head + b"-1\r\n\r\nx")
-    once("two lengths", head + b"3\r\nContent-Length: 4\r\n\r\nabcd")
-    once("cut", head + b"1000\r\n\r\nabc")
-    once("error with a long text", b"HTTP/1.1 422 No\r\nContent-Length: 3000000\r\n\r\n" + b"\x1b[2J" * 750_000)
-    once("come again in a century", b"HTTP/1.1 503 No\r\nRetry-After: 3155760000\r\nContent-Length: 0\r\n\r\n")
-    once("come again at no time", b"HTTP/1.1 503 No\r\nRetry-After: nan\r\nContent-Length: 0\r\n\r\n")
-    once("100 kB of cookies", b"HTTP/1.1 200 OK\r\nSet-Cookie: " + b"a" * 60_000 + b"=1\r\nContent-Length: 0\r\n\r\n")
-    return cut_to(replies, 60)
-
-
-def cut_to(replies: list, count: int) -> list:
-    """Exactly so many, with the first again where there are too few."""
-    assert len(replies) >= count - 8, len(replies)
-    return [*replies, *replies][:count]
-
-
 def attack_replies() -> dict:
     """60 hostile replies to a client of reward services and to a client of chat servers, in a process of their own."""
     replies, failures = hostile_replies(), []
     number = [0]
-    listener = socket.create_server(("127.0.0.1", 0))
 
-    def answer(connection: socket.socket) -> None:
-        with connection:
-            connection.settimeout(15)
-            try:
-                asked = connection.recv(65536)
-                if asked.startswith(b"GET"):
-                    return connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
-                replies[number[0]][1](connection)
-            except OSError:
-                pass
+    def behave(connection: socket.socket, path: str) -> None:
+        if path == "/health":
+            return connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        replies[number[0]][1](connection)
 
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=answer, args=(connection,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    command = [sys.executable, __file__, "--client", f"http://127.0.0.1:{listener.getsockname()[1]}"]
     rows = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+    with (
+        sending(behave) as url,
+        subprocess.Popen(
+            [sys.executable, __file__, "--client", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as client,
+    ):
         assert client.stdin is not None and client.stdout is not None
         for number[0] in range(len(replies)):
             client.stdin.write("next\n")
             client.stdin.flush()
             rows.append(json.loads(client.stdout.readline()) | {"name": replies[number[0]][0]})
         client.stdin.close()
-    listener.close()
     for row in rows:
         if row["error"] or row["seconds"] > 5 or row["grown_mb"] > 2 * REPLY_MEMORY_MEGABYTES or not row["printable"]:
             failures.append(row)

@@ -148,13 +148,13 @@ def outcome(case: Case) -> tuple[str, str]:
         code = error.code
     except BaseException:
         return "traceback", traceback.format_exc()[-600:]
-    said = " ".join(err.getvalue().split())
-    assert "Unrecognized options" not in said, case.argv  # else nothing was tried
-    if code in (1, 2) and said:
-        return "refused", said[:300]
+    message = " ".join(err.getvalue().split())
+    assert "there is no option" not in message, case.argv  # else nothing was tried
+    if code in (1, 2) and message:
+        return "refused", message[:300]
     if code == 0:
         return ("silent" if case.value.lower() in ("nan", "inf", "-inf", "1e400", "-infinity") else "taken"), ""
-    return "silent", f"exit code {code}: {said[:200]}"
+    return "silent", f"exit code {code}: {message[:200]}"
 
 
 def options_tried() -> dict[str, Any]:

@@ -194,13 +194,13 @@ def pictures(count: int, seed: int) -> tuple[dict[str, Counter], list[str]]:
     outcomes, wrong = together(cases)
     table = {"train --images, all with --data.unreadable skip": outcomes}
     damaged = {i: case for i, case in enumerate(cases) if case.shown is None}
-    for command, ask, asked in (
+    for command, ask, tried in (
         ("eval", in_suite, dict(enumerate(cases))),
         ("eval, image_similarity", as_reference, dict(enumerate(cases))),
         ("train --images", in_folder, damaged),
     ):
         table[command] = Counter()
-        for i, case in asked.items():
+        for i, case in tried.items():
             SEEN.clear()
             answer, name = ask(i, case)
             if answer.code == 0 and not answer.traceback and ("similarity" in command or is_right(case, "x", 1)):
@@ -229,10 +229,10 @@ def in_suite(i: int, case: Case):
 
 def as_reference(i: int, case: Case):
     file = put(Path(f"reference{i}/00000/samples"), i, Case("", png(), None))
-    asked = put(Path(f"asked{i}"), i, case)
-    Path(f"reference{i}/00000/metadata.jsonl").write_text(f'{{"prompt": "x", "image": "{asked}"}}\n')
+    reference = put(Path(f"asked{i}"), i, case)
+    Path(f"reference{i}/00000/metadata.jsonl").write_text(f'{{"prompt": "x", "image": "{reference}"}}\n')
     words = ["--suite", "drawbench", "--rewards", "image_similarity", "--draws", 2]
-    return run("eval", file.parents[2], *words, "--reward-models.weights", "clipscore", "clip"), asked.name
+    return run("eval", file.parents[2], *words, "--reward-models.weights", "clipscore", "clip"), reference.name
 
 
 def in_folder(i: int, case: Case):

@@ -85,13 +85,13 @@ def damaged(rng: np.random.Generator, ending: str, prompts: list[str]) -> tuple[
     """A file that cannot be read as it is meant."""
     data = FORMS[ending](prompts).encode()
     cut = data[: data.rfind(b'"') + (0 if ending in (".json", ".csv") else -1)]
-    place = int(rng.integers(1, len(data)))
-    while data[place - 1] >= 0x80 or data[place] >= 0x80:  # between whole characters
-        place = int(rng.integers(1, len(data)))
+    position = int(rng.integers(1, len(data)))
+    while data[position - 1] >= 0x80 or data[position] >= 0x80:  # between whole characters
+        position = int(rng.integers(1, len(data)))
     kinds = {
-        "a NUL": data[:place] + b"\0" + data[place:],
-        "a byte of Latin-1": data[:place] + b"\xe9" + data[place:],
-        "half a surrogate pair": data[:place] + b"\xed\xa0\x80" + data[place:],
+        "a NUL": data[:position] + b"\0" + data[position:],
+        "a byte of Latin-1": data[:position] + b"\xe9" + data[position:],
+        "half a surrogate pair": data[:position] + b"\xed\xa0\x80" + data[position:],
         "UTF-16": FORMS[ending](prompts).encode("utf-16"),
         "empty": b"",
         "blank": b"\xef\xbb\xbf \r\n\t\n",
@@ -204,8 +204,8 @@ def as_metadata(case: Case) -> bytes:
 def texts(count: int, seed: int) -> tuple[dict[str, Counter], list[str]]:
     """Every list to train on, to evaluate on and as a suite; and its text as captions and as a suite's records."""
     cases, table, wrong = make_cases(count, seed), {}, []
-    asked = {"train --prompts": train("--prompts"), "train --held-out-prompts": train("--held-out-prompts")}
-    for command, ask in (asked | {"eval --prompts-from": suite}).items():
+    trainers = {"train --prompts": train("--prompts"), "train --held-out-prompts": train("--held-out-prompts")}
+    for command, ask in (trainers | {"eval --prompts-from": suite}).items():
         table[command] = Counter()
         for case in cases:
             Path(case.name).write_bytes(case.data)

@@ -225,7 +225,7 @@ def negated(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
 def mutants_of(module: str) -> list[Mutant]:
     """Return all mutants of a module."""
     source = (ROOT / "afterflow" / f"{module}.py").read_text()
-    found = []
+    mutants = []
     for node in nodes_of(ast.parse(source)):
         pairs = list(negated(node))
         if isinstance(node, ast.expr):
@@ -235,8 +235,8 @@ def mutants_of(module: str) -> list[Mutant]:
         for old, new in pairs:
             mutated = with_change(module, source, old, new)
             if mutated is not None:
-                found.append(mutated)
-    return list({mutant.source: mutant for mutant in found}.values())
+                mutants.append(mutated)
+    return list({mutant.source: mutant for mutant in mutants}.values())
 
 
 def with_change(module: str, source: str, old: ast.AST, new: ast.AST) -> Mutant | None:
@@ -326,7 +326,7 @@ def warm() -> None:
 def tests_of(module: str) -> list[str]:
     """Return the test files of a module, below tests/."""
     files = [sorted((ROOT / "tests").glob(f"*/test_{name}.py")) for name in MODULES[module].split()]
-    return [str(file.relative_to(ROOT / "tests")) for found in files for file in found]
+    return [str(file.relative_to(ROOT / "tests")) for of_name in files for file in of_name]
 
 
 def digest(*texts: str) -> str:
