@@ -344,6 +344,7 @@ EDGES = [
     (FlowOPD, "steps", [2], [1]),
     (FlowOPD, "group", [1], [0]),
     (FlowOPD, "eta", [1e-3], [0.0]),
+    (lambda eta: FlowOPD(kernel="cps", eta=eta), "eta", [0.999], [1.0]),
     (FlowOPD, "beta", [0.0], [-1e-9]),
     (FlowOPD, "clip", [1e-9], [0.0]),
     (lambda kernel: FlowOPD(weight="flow_grpo", kernel=kernel, eta=0.5), "kernel", ["flow_sde"], ["cps"]),
@@ -456,3 +457,25 @@ def test_the_rewards_of_flow_opds_steps_are_what_they_are_called():
     log = {name: q.log_prob(batch.x_next).mean(1) for name, q in normal.items()}
     gain = (log["t"] - log["p"] + 0.3 * (log["a"] - log["p"])).detach()
     torch.testing.assert_close(rows["sampled_logratio"].score, gain, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "algorithm, eps",
+    [
+        (DDPO({"near": 1.0}, steps=3, group=4), 1e-8),
+        (DDPO({"near": 1.0}, steps=3, group=4, history=4, min_count=4), 1e-6),
+        (FlowGRPO({"near": 1.0}, steps=3, group=4), 1e-4),
+        (MixGRPO({"near": 1.0}, steps=4, group=4, window=SlidingWindow(width=1)), 1e-8),
+        (DanceGRPO({"near": 1.0}, steps=3, group=4, fraction=1.0), 1e-8),
+        (PrefGRPO({"win_rate": 0.0, "near": 1.0}, steps=3, group=4, fraction=1.0, blend=Z), 1e-8),
+        (BranchGRPO({"near": 1.0}, steps=3, splits=(0, 1), path_weight=0.0), 1e-8),
+    ],
+)
+def test_a_spread_as_small_as_the_published_eps_halves_the_advantage(algorithm, eps):
+    ddof = 0 if isinstance(algorithm, DDPO | FlowGRPO) else 1
+    away = eps * (1.0 if ddof == 0 else 0.75**0.5)  # so that the std is eps
+    rewards = torch.tensor([[-away, away, -away, away]])
+    judged = torch.full((1, 4, 4), 0.5).masked_fill(torch.eye(4, dtype=torch.bool), NAN)
+    scores = Scores({"near": rewards}, {"win_rate": judged}, {"near": torch.full((1, 4), NAN)})
+    _, levels = advantages_of(algorithm, scores, 1)
+    np.testing.assert_allclose(levels[1][0, :, 0], rewards[0] / (2 * eps), rtol=1e-5)
