@@ -23,7 +23,7 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.objectives.advantages import Blend, Normalize
 from afterflow.sampling.rollout import sample
-from afterflow.sampling.schedules import LinearShift, SD3Grid
+from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from afterflow.sampling.seeds import generator
 from toy import MLP, credited, prompts
 
@@ -321,6 +321,9 @@ EDGES = [
     (lambda width: MixGRPO(steps=8, window=SlidingWindow(width=width)), "width", [1, 6], [0, 7]),
     (lambda idle: MixGRPO(steps=8, window=SlidingWindow(width=1, idle=idle)), "idle", [1, 7], [0, 8]),
     (SlidingWindow, "every", [1], [0]),
+    (DynamicShift, "terminal", [0.0, 0.999], [1.0, -1e-9]),
+    (DynamicShift, "tokens", [1], [0]),
+    (LinearShift, "shift", [1e-6], [0.0]),
     (SlidingWindow, "stride", [1], [0]),
     (SlidingWindow, "decay_rate", [0.0], [-1e-9]),
     (SlidingWindow, "decay_from", [0], [-1]),
@@ -479,3 +482,23 @@ def test_a_spread_as_small_as_the_published_eps_halves_the_advantage(algorithm, 
     scores = Scores({"near": rewards}, {"win_rate": judged}, {"near": torch.full((1, 4), NAN)})
     _, levels = advantages_of(algorithm, scores, 1)
     np.testing.assert_allclose(levels[1][0, :, 0], rewards[0] / (2 * eps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [DDPO, FlowGRPO, DanceGRPO, PrefGRPO, BranchGRPO, FlowOPD])
+def test_every_step_but_the_last_is_trained(method):
+    plan = method().plan(0, generator())
+    assert plan.train.any(1).tolist() == [True] * (plan.steps - 1) + [False]
+
+
+def test_what_flow_opd_logs_holds_no_graph():
+    algorithm = FlowOPD(steps=4, group=2, route="prompt", beta=0.3)
+    models = Models(MLP(), teachers={"left": MLP(1), "right": MLP(1)}, anchor=MLP(2))
+    batch = credited(algorithm, rollout(algorithm, models.policy), Scores({}), models)
+    loss, metrics = algorithm.loss(models, batch)
+    assert loss.requires_grad and not any(value.requires_grad for value in metrics.values())
+    square = lambda target: (
+        ((models.policy(batch.steps.x, batch.steps.t, batch.steps.cond) - target) ** 2).mean().item()
+    )
+    assert metrics["teacher_distance"].item() == pytest.approx(square(batch.teacher), rel=1e-4)
+    assert metrics["anchor_distance"].item() == pytest.approx(square(batch.anchor), rel=1e-4)
+    assert metrics["cost"].item() == pytest.approx(loss.item())

@@ -555,3 +555,25 @@ def test_the_mean_that_shards_take_of_gradients_is_undone():
 def test_where_others_wait_in_a_pass_a_broken_loss_does_not_end_it():
     _, problem, asked = of_shards([torch.inf, 2, 3, 10], [[0], [1], [2, 3]])
     assert problem.startswith("the loss is nan") and asked == [1, 1, 2]
+
+
+def test_a_broken_loss_ends_an_update_where_nobody_waits():
+    asked = []
+
+    def losses(models, batch):
+        for value in batch.x0:
+            asked.append(value.item())
+            yield value * model.net[0].weight.sum(), {}
+
+    model, processes = MLP(), Processes(Accelerator(cpu=True))
+    rows = Pairs(torch.tensor([1.0, torch.nan, 3, 4]), prompts(4))
+    update = [[torch.tensor([0, 1, 2]), torch.tensor([3])]]
+    arguments = (Models(model), Iteration(0, rows, []), update, list(model.parameters()), processes)
+    _, problem = gradients(SimpleNamespace(losses=losses), *arguments)
+    assert problem.startswith("the loss is nan") and len(asked) == 2
+
+
+def test_a_partition_has_its_own_rows_in_their_order():
+    processes = Processes(Accelerator(cpu=True), grad_partitions=3)
+    (made,) = supervised(SFT(), lambda _: images(8, generator()), range(1), seed=0, chunk=2, processes=processes)
+    assert [torch.cat(list(part)).tolist() for part in made.updates[0]] == [[0, 1, 2], [3, 4, 5], [6, 7]]
