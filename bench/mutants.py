@@ -7,9 +7,9 @@
 A mutant is a module of MODULES with one operator, comparison, constant, call, argument or statement changed.  Each runs
 in a process forked after torch has been imported, in which the module's source is the mutant's; nothing is written into
 the package.  It is caught where a test fails, or does not end.  equivalent_mutants.json lists mutants that change
-nothing anybody could see, with the reason; they are drawn like the others and left out of the share.  Results
-are stored as they come in bench/results/mutants.json.  What was caught there is not run again, nor what
-survived the tests as they are; delete the file to run everything.
+nothing anybody could see, with the reason; they are drawn like the others and left out of the share.  Results are
+stored as they come in bench/results/mutants.json.  What was caught there is not run again, nor what survived the tests
+as they are; delete the file to run everything.  Other seeds draw others, and store nothing.
 """
 
 import argparse
@@ -339,10 +339,10 @@ def digest_of_tests(module: str) -> str:
     return digest(*((ROOT / "tests" / name).read_text() for name in tests_of(module)))
 
 
-def drawn(count: int) -> list[Mutant]:
+def drawn(count: int, seed: int = SEED) -> list[Mutant]:
     """Return the mutants of all modules in an order that the seed decides, or the first `count` of them."""
     everything = [mutant for module in MODULES for mutant in mutants_of(module)]
-    random.Random(SEED).shuffle(everything)
+    random.Random(seed).shuffle(everything)
     return everything[:count]
 
 
@@ -372,10 +372,11 @@ def store(results: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--only", help="modules with one of these, between commas, in their names; nothing is stored")
     parser.add_argument("--show", type=int, help="print a mutant instead of running any")
     options = parser.parse_args()
-    mutants = drawn(options.count)
+    mutants = drawn(options.count, options.seed)
     if options.show is not None:
         print(mutants[options.show].name)
         return
@@ -396,7 +397,7 @@ def main() -> None:
             if unexplained or number % 25 == 0:
                 print(f"{number} {outcome} {seconds:.0f} s  {mutant.name}", flush=True)
         results[key] = known[key] = {**result, "line": mutant.line}
-        if not options.only:
+        if not options.only and options.seed == SEED:
             store([known[key] for key in keys if key in known])
     print(json.dumps(summary(list(results.values()))))
 

@@ -166,3 +166,9 @@ def test_layers_below_each_other_become_one_lora_in_blocks():
     fused = fuse_factors(parts, (1, 1, 2))
     assert fused.A.shape == (5, 10) and fused.B.shape == (16, 5)
     torch.testing.assert_close(fused.delta, torch.cat([parts[0].delta, torch.zeros(4, 10), parts[2].delta]))
+
+
+def test_each_seed_leaves_out_other_entries():
+    two = [lora(1, layers=("a",)), lora(2, layers=("a",))]
+    found = [merge(two, [0.5, 0.5], "dare_linear", 0.5, 10, seed)[0]["a"].delta for seed in range(80)]
+    assert len(torch.stack(found).flatten(1).unique(dim=0)) == 80

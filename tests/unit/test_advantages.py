@@ -91,6 +91,7 @@ def test_an_image_below_a_gate_gets_the_least_of_its_group_in_every_reward():
     found = gated(TWO, {"b": 15.0})
     assert found["a"].tolist() == [[0, 0, 0, 5]] and found["b"].tolist() == [[30, 0, 0, 20]]
     assert gated(TWO, {})["a"] is TWO["a"]
+    assert gated(TWO, {"b": 10.0})["b"].tolist() == [[30, 10, 0, 20]]  # to reach the bound is enough
     unknown = gated({"a": torch.tensor([[NAN, 1.0, 2.0]])}, {"a": 1.5})["a"]
     assert unknown[0, 0].isnan() and unknown[0, 1:].tolist() == [1, 2]
 

@@ -15,11 +15,15 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
+from afterflow.sampling.kernels import flow_sde
+from afterflow.sampling.rollout import sample
+from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import ExploreOptions, Explorer
+from afterflow.train.local_rows import local_rows
 from afterflow.train.loop import gradients
-from toy import MLP, prompts, score
+from toy import MLP, exact, prompts, score
 
 NEAR = {"near": 1.0}
 METHODS = {
@@ -133,3 +137,17 @@ def test_updates_share_the_rows_that_pull_and_the_mean():
 def test_where_every_group_is_tied_there_is_no_update():
     found, iteration = update_of(METHODS["guard"], with_ties(0, 1, 2, 3))
     assert len(found) == 0 and len(iteration.rows) == 0
+
+
+def test_rows_of_tied_groups_are_left_out_unless_all_are_asked_for():
+    made = sample(
+        exact,
+        flow_sde,
+        METHODS["guard"].plan(0, generator()),
+        prompts(2),
+        torch.zeros(2, 4, 2),
+        [generator(p) for p in range(2)],
+    )
+    advantages = [torch.tensor([[1.0, -1, 0, 0], [0, 0, 0, torch.nan]])[..., None]] * 4
+    some, every = local_rows(made, advantages, torch.arange(2)), local_rows(made, advantages, torch.arange(2), True)
+    assert (len(some.steps), some.share) == (3 * 2, 2 / 7) and (len(every.steps), every.share) == (3 * 7, 1.0)

@@ -23,7 +23,7 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.objectives.advantages import Blend, Normalize
 from afterflow.sampling.rollout import sample
-from afterflow.sampling.schedules import LinearShift, SD3Grid
+from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from afterflow.sampling.seeds import generator
 from toy import MLP, credited, prompts
 
@@ -321,6 +321,9 @@ EDGES = [
     (lambda width: MixGRPO(steps=8, window=SlidingWindow(width=width)), "width", [1, 6], [0, 7]),
     (lambda idle: MixGRPO(steps=8, window=SlidingWindow(width=1, idle=idle)), "idle", [1, 7], [0, 8]),
     (SlidingWindow, "every", [1], [0]),
+    (DynamicShift, "terminal", [0.0, 0.999], [1.0, -1e-9]),
+    (DynamicShift, "tokens", [1], [0]),
+    (LinearShift, "shift", [1e-6], [0.0]),
     (SlidingWindow, "stride", [1], [0]),
     (SlidingWindow, "decay_rate", [0.0], [-1e-9]),
     (SlidingWindow, "decay_from", [0], [-1]),
@@ -344,6 +347,7 @@ EDGES = [
     (FlowOPD, "steps", [2], [1]),
     (FlowOPD, "group", [1], [0]),
     (FlowOPD, "eta", [1e-3], [0.0]),
+    (lambda eta: FlowOPD(kernel="cps", eta=eta), "eta", [0.999], [1.0]),
     (FlowOPD, "beta", [0.0], [-1e-9]),
     (FlowOPD, "clip", [1e-9], [0.0]),
     (lambda kernel: FlowOPD(weight="flow_grpo", kernel=kernel, eta=0.5), "kernel", ["flow_sde"], ["cps"]),
@@ -456,3 +460,45 @@ def test_the_rewards_of_flow_opds_steps_are_what_they_are_called():
     log = {name: q.log_prob(batch.x_next).mean(1) for name, q in normal.items()}
     gain = (log["t"] - log["p"] + 0.3 * (log["a"] - log["p"])).detach()
     torch.testing.assert_close(rows["sampled_logratio"].score, gain, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "algorithm, eps",
+    [
+        (DDPO({"near": 1.0}, steps=3, group=4), 1e-8),
+        (DDPO({"near": 1.0}, steps=3, group=4, history=4, min_count=4), 1e-6),
+        (FlowGRPO({"near": 1.0}, steps=3, group=4), 1e-4),
+        (MixGRPO({"near": 1.0}, steps=4, group=4, window=SlidingWindow(width=1)), 1e-8),
+        (DanceGRPO({"near": 1.0}, steps=3, group=4, fraction=1.0), 1e-8),
+        (PrefGRPO({"win_rate": 0.0, "near": 1.0}, steps=3, group=4, fraction=1.0, blend=Z), 1e-8),
+        (BranchGRPO({"near": 1.0}, steps=3, splits=(0, 1), path_weight=0.0), 1e-8),
+    ],
+)
+def test_a_spread_as_small_as_the_published_eps_halves_the_advantage(algorithm, eps):
+    ddof = 0 if isinstance(algorithm, DDPO | FlowGRPO) else 1
+    away = eps * (1.0 if ddof == 0 else 0.75**0.5)  # so that the std is eps
+    rewards = torch.tensor([[-away, away, -away, away]])
+    judged = torch.full((1, 4, 4), 0.5).masked_fill(torch.eye(4, dtype=torch.bool), NAN)
+    scores = Scores({"near": rewards}, {"win_rate": judged}, {"near": torch.full((1, 4), NAN)})
+    _, levels = advantages_of(algorithm, scores, 1)
+    np.testing.assert_allclose(levels[1][0, :, 0], rewards[0] / (2 * eps), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [DDPO, FlowGRPO, DanceGRPO, PrefGRPO, BranchGRPO, FlowOPD])
+def test_every_step_but_the_last_is_trained(method):
+    plan = method().plan(0, generator())
+    assert plan.train.any(1).tolist() == [True] * (plan.steps - 1) + [False]
+
+
+def test_what_flow_opd_logs_holds_no_graph():
+    algorithm = FlowOPD(steps=4, group=2, route="prompt", beta=0.3)
+    models = Models(MLP(), teachers={"left": MLP(1), "right": MLP(1)}, anchor=MLP(2))
+    batch = credited(algorithm, rollout(algorithm, models.policy), Scores({}), models)
+    loss, metrics = algorithm.loss(models, batch)
+    assert loss.requires_grad and not any(value.requires_grad for value in metrics.values())
+    square = lambda target: (
+        ((models.policy(batch.steps.x, batch.steps.t, batch.steps.cond) - target) ** 2).mean().item()
+    )
+    assert metrics["teacher_distance"].item() == pytest.approx(square(batch.teacher), rel=1e-4)
+    assert metrics["anchor_distance"].item() == pytest.approx(square(batch.anchor), rel=1e-4)
+    assert metrics["cost"].item() == pytest.approx(loss.item())

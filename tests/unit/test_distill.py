@@ -99,3 +99,11 @@ def test_self_normalised_distances_pull_alike_from_near_and_far():
         moved = (v + away).requires_grad_()
         gradients.append(torch.autograd.grad(self_normalised(moved, v).sum(), moved)[0])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+def test_errors_of_both_signs_have_their_mean_size_divided_out():
+    v, other = torch.tensor([[3.0, 0.0], [0.1, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 0.1]])
+    assert self_normalised(v, other).tolist() == pytest.approx([(9 + 1) / 2 / 2, 0.01 / 0.1])
+    assert self_normalised(v, v).eq(0).all()
+    tiny = torch.full((1, 4), 1e-7)
+    assert self_normalised(tiny, 0 * tiny).item() == pytest.approx(1e-14 / 1e-6)  # no smaller divisor

@@ -516,3 +516,64 @@ def test_rows_of_several_paths_count_by_their_points():
 def test_a_loss_that_is_not_finite_stops_a_run_unless_it_says_otherwise():
     assert not TrainOptions(lambda step: 1.0, 1.0).skip_nonfinite
     assert ExploreOptions(0, (1,), 1) == ExploreOptions(0, (1,), 1, updates=1, max_missing=0.0, overlap=False)
+
+
+def test_parts_that_are_scored_are_as_small_as_one_prompt():
+    parts = []
+    counted = lambda leaves, *asked: parts.append(len(leaves)) or score(leaves, asked[0])
+    options = ExploreOptions(seed=0, latent_shape=(2,), chunk=1, overlap=True)
+    Explorer(
+        GRPO, Models(MLP()), lambda step: prompts(3), counted, options, Processes(Accelerator(cpu=True)), Clock()
+    ).iteration(0)
+    assert parts == [1, 1, 1]
+
+
+def of_shards(values, parts):
+    """Gradient and problem where weights are sharded over two processes, and how many losses were asked for."""
+    w, asked = torch.nn.Parameter(torch.tensor(0.0)), []
+    rows = Pairs(torch.tensor(values), prompts(len(values)))
+    terms = Terms(w)
+    counted = SimpleNamespace(losses=lambda models, batch: asked.append(len(batch)) or terms.losses(models, batch))
+    accelerator = Accelerator(cpu=True)
+    processes = SimpleNamespace(
+        sharded=True,
+        count=2,
+        accelerator=accelerator,
+        all_gather_objects=lambda mine: [mine, mine],
+        add_gradients=lambda *_: None,
+    )
+    iteration = Iteration(0, rows, [], idle=rows[torch.tensor([0])])
+    _, problem = gradients(counted, Models(MLP()), iteration, [[torch.tensor(part) for part in parts]], [w], processes)
+    return w.grad, problem, asked
+
+
+def test_the_mean_that_shards_take_of_gradients_is_undone():
+    gradient, problem, _ = of_shards([1.0, 2, 3, 10], [[0], [1, 2, 3]])
+    assert problem is None and gradient.item() == 2 * 4.0 / 2  # twice, of half of the rows of both
+
+
+def test_where_others_wait_in_a_pass_a_broken_loss_does_not_end_it():
+    _, problem, asked = of_shards([torch.inf, 2, 3, 10], [[0], [1], [2, 3]])
+    assert problem.startswith("the loss is nan") and asked == [1, 1, 2]
+
+
+def test_a_broken_loss_ends_an_update_where_nobody_waits():
+    asked = []
+
+    def losses(models, batch):
+        for value in batch.x0:
+            asked.append(value.item())
+            yield value * model.net[0].weight.sum(), {}
+
+    model, processes = MLP(), Processes(Accelerator(cpu=True))
+    rows = Pairs(torch.tensor([1.0, torch.nan, 3, 4]), prompts(4))
+    update = [[torch.tensor([0, 1, 2]), torch.tensor([3])]]
+    arguments = (Models(model), Iteration(0, rows, []), update, list(model.parameters()), processes)
+    _, problem = gradients(SimpleNamespace(losses=losses), *arguments)
+    assert problem.startswith("the loss is nan") and len(asked) == 2
+
+
+def test_a_partition_has_its_own_rows_in_their_order():
+    processes = Processes(Accelerator(cpu=True), grad_partitions=3)
+    (made,) = supervised(SFT(), lambda _: images(8, generator()), range(1), seed=0, chunk=2, processes=processes)
+    assert [torch.cat(list(part)).tolist() for part in made.updates[0]] == [[0, 1, 2], [3, 4, 5], [6, 7]]

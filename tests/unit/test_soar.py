@@ -107,10 +107,14 @@ def test_every_point_counts_lambda_times_an_image():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_no_gradient_flows_through_the_roll_out():
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("paths", [1, 2])
+def test_no_gradient_flows_through_the_roll_out(guidance, paths):
     first, later = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
-    velocity = Recorder(lambda x, t: first * x, lambda x, t: first * x + 1, lambda x, t: later * x)
-    _, *corrections = list(SOAR().regression_losses(Models(velocity), images(64, generator()), draws(64)))
+    empty = [lambda x, t: first * x + 1] if guidance != 1 else []
+    velocity = Recorder(lambda x, t: first * x, *empty, lambda x, t: later * x)
+    algorithm = SOAR(rollout_guidance=guidance, paths=paths)
+    _, *corrections = list(algorithm.regression_losses(Models(velocity), images(64, generator()), draws(64)))
     for loss, _ in corrections:
         loss.backward()
     assert first.grad is None and later.grad is not None
@@ -172,16 +176,22 @@ def test_several_paths_are_averaged_over_all_points_of_an_update():
     """The page's line, from the terms of every image alone: (Σ ℓ + λ Σ ℓ') / (B + λ P)."""
     batch, model = images(24, generator("update")), MLP()
     seeds = torch.tensor([number(0, 0, "update", 0, row) for row in range(24)])
-    terms, points = [], 0.0
+    terms, points, masses, corrections, bases = [], 0.0, [], [], []
     for row in torch.arange(24).split(1):
         one = replace(batch[row], seeds=seeds[row])
         mass = PATHS.masses(one).item()
         assert mass == pytest.approx(1 + 0.7 * 2) or mass == pytest.approx(1 + 0.7 * 6)
-        terms.append(mass * sum(loss for loss, _ in PATHS.losses(Models(model), one)))
+        own = list(PATHS.losses(Models(model), one))
+        terms.append(mass * sum(loss for loss, _ in own))
+        masses.append(mass)
+        bases.append(own[0][0].item() * mass)
+        corrections.append(sum(loss.item() for loss, _ in own[1:]) * mass / 0.7 / ((mass - 1) / 0.7))
         points += (mass - 1) / 0.7
     loss = sum(terms) / (24 + 0.7 * points)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-    found, _, _ = update_of(PATHS, 7)
+    found, measured, _ = update_of(PATHS, 7)
+    weighted = lambda values: sum(m * value for m, value in zip(masses, values)) / sum(masses)
+    assert measured == pytest.approx({"base_loss": weighted(bases), "correction_loss": weighted(corrections)}, rel=1e-4)
     assert (found - expected).norm() < 2e-6 * expected.norm()
     assert 24 * 2 < points < 24 * 6
 

@@ -57,7 +57,6 @@ def fuse_factors(parts: Mapping[int, LoRAFactors], widths: Sequence[int]) -> LoR
     """
     unit = next(len(factors.B) // widths[i] for i, factors in parts.items())
     present = next(iter(parts.values()))
-    absent = LoRAFactors(present.A[:0], present.B.new_zeros(0, 0))
-    A = torch.cat([parts.get(i, absent).A for i in range(len(widths))])
+    A = torch.cat([parts[i].A for i in range(len(widths)) if i in parts])
     rows = [parts[i].B if i in parts else present.B.new_zeros(unit * width, 0) for i, width in enumerate(widths)]
     return LoRAFactors(A, torch.block_diag(*rows))
