@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from ..experiment.run_folder import RunFolder
 from ..system.errors import ConfigError, InputError
+from ..system.own_folders import check_links
 from .parsing import parse_options
 
 
@@ -55,6 +56,8 @@ class Push:
 
     def files(self) -> tuple[Path, str | None]:
         """Return a folder and the name of its one file to upload, or None for all.  InputError without a result."""
+        if Path(self.run).is_dir():
+            check_links(Path(self.run))
         result = RunFolder(Path(self.run)).result()
         if result is not None:
             return result, None

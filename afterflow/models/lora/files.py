@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...system.atomic_files import apply_umask, make_folder, writing
-from ...system.errors import InputError
+from ...system.errors import InputError, OutputError
 from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
 from .layer_names import BLOCKS
@@ -69,8 +69,16 @@ def lora_file(source: str | Path) -> Path:
 
 
 def lora_folder(path: Path) -> Path:
-    """Return the folder of the LoRA in a run's folder, and any other path as it is."""
-    return path / "lora" if (path / "lora").is_dir() else path
+    """Return the folder of the LoRA in a run's folder, and any other path as it is.
+
+    InputError where a link leads out of a run's folder.
+    """
+    if not (path / "lora").is_dir():
+        return path
+    for link in (path / "lora", *(path / "lora").iterdir()):
+        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{link} is a symbolic link that leads out of {path}; name what it points to")
+    return path / "lora"
 
 
 @contextmanager
@@ -173,6 +181,8 @@ def write_lora(
     metadata = {"format": "pt", ABOUT: json.dumps(about)}
     adapter = {"lora_adapter_metadata": json.dumps({f"transformer.{name}": value for name, value in config.items()})}
     make_folder(folder)
+    for name in (NAMES[0], COMFYUI):
+        check_own_file(folder / name)
     (folder / COMFYUI).unlink(missing_ok=True)  # of what the folder held before
     files = {NAMES[0]: (lora_state_dict(layers), metadata | adapter)}
     if family is not None:
@@ -181,6 +191,19 @@ def write_lora(
         with writing(folder / name):
             save_file(tensors, folder / name, metadata=about_file)
             apply_umask(folder / name)
+
+
+def check_own_file(file: Path) -> None:
+    """Raise OutputError for a file that would be replaced and that afterflow did not write."""
+    if not file.exists() and not file.is_symlink():
+        return
+    try:
+        with writing(file), safe_open(file, "pt") as stored:
+            own = ABOUT in (stored.metadata() or {})
+    except OutputError as error:
+        raise OutputError(f"{file} is no LoRA of afterflow and is not replaced; move it away ({error})") from error
+    if not own:
+        raise OutputError(f"{file} was written by another program and is not replaced; move it away")
 
 
 def check_lora_fits(lora: StoredLoRA, module: nn.Module) -> None:
