@@ -80,6 +80,7 @@ def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> No
 def read_records(folder: Path) -> list[dict]:
     """Read the record of every prompt, in order; raise InputError where one cannot be read."""
     records = []
+    check_links(folder)
     for prompt_dir in prompt_folders(folder):
         file = prompt_dir / "metadata.jsonl"
         lines = read_text_lines(file)

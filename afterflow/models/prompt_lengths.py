@@ -1,12 +1,13 @@
 """Prompts that are longer than what a text encoder reads: how many, by which encoder, and what it reads of one."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import transformers
+
+from ..system.text_files import read_json
 
 EXAMPLE = 160
 """Largest number of characters of an example."""
@@ -49,7 +50,7 @@ class CutPrompts:
 
 def clip_tokens(folder: Path) -> int:
     """Return the number of tokens that the first encoder of a pipeline, a CLIP, reads."""
-    return json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    return read_json(folder / "text_encoder" / "config.json")["max_position_embeddings"]
 
 
 @lru_cache(maxsize=8)
