@@ -16,6 +16,7 @@ from ..models.generate import encode_records
 from ..sampling.rollout import Rollout, prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError
+from ..system.escapes import plot_text
 from ..train.clock import Clock
 from .comparison import tuned_model
 
@@ -81,7 +82,11 @@ def plot_tree(
     for i, reward in enumerate(rewards):
         axis.text(steps + 0.5, i + 0.5, f"{reward:.2f}", va="center", fontsize=8)
     axis.set(
-        xlim=(-0.6, steps + 1.3), ylim=(G, 0), yticks=[], title=title, xlabel="denoising step; reward at the right"
+        xlim=(-0.6, steps + 1.3),
+        ylim=(G, 0),
+        yticks=[],
+        title=plot_text(title),
+        xlabel="denoising step; reward at the right",
     )
     axis.set_xticks(range(steps + 1))
     axis.set_aspect("equal")
