@@ -46,7 +46,7 @@ def result_console() -> "Console":
 
         def render_str(self, text: str, **options: Any) -> "Text":
             """Render a text as it is, whatever it holds."""
-            return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+            return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})  # type: ignore[arg-type]
 
     return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=PIPE_WIDTH)
 

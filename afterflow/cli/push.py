@@ -83,8 +83,8 @@ TOLD = ("run.json", "adapter_config.json", "model_index.json", "config.json")
 @contextmanager
 def without_paths(folder: Path) -> Iterator[Path]:
     """Make a folder with the files of another one, in whose texts no path of this machine is left."""
-    with tempfile.TemporaryDirectory() as place:
-        copy, paths = Path(place), []
+    with tempfile.TemporaryDirectory() as temporary:
+        copy, paths = Path(temporary), []
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for file in files:
             target = copy / file.relative_to(folder)

@@ -353,11 +353,11 @@ def encoded_bytes(image: Mapping | None, dataset: str) -> bytes:
         return b""
     if image["bytes"] is not None:
         return image["bytes"]
-    import datasets
+    from datasets.config import HF_DATASETS_CACHE
     from huggingface_hub.constants import HF_HUB_CACHE
 
     file = Path(image["path"]).resolve()
-    folders = [datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE, *([dataset] if Path(dataset).is_dir() else [])]
+    folders = [HF_DATASETS_CACHE, HF_HUB_CACHE, *([dataset] if Path(dataset).is_dir() else [])]
     if not any(file.is_relative_to(Path(folder).resolve()) for folder in folders):
         raise InputError(f"{dataset}: the path {image['path']!r} of an image leads out of the data set")
     return file.read_bytes()

@@ -42,7 +42,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     levels = [level[0].sum(-1).numpy() for level in advantages]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())
-    return plot_tree(rollout, states, levels, np.asarray(rewards)[0], record["prompt"])
+    return plot_tree(rollout, states, levels, np.asarray(rewards)[0], plot_text(record["prompt"]))
 
 
 def plot_tree(
@@ -82,11 +82,7 @@ def plot_tree(
     for i, reward in enumerate(rewards):
         axis.text(steps + 0.5, i + 0.5, f"{reward:.2f}", va="center", fontsize=8)
     axis.set(
-        xlim=(-0.6, steps + 1.3),
-        ylim=(G, 0),
-        yticks=[],
-        title=plot_text(title),
-        xlabel="denoising step; reward at the right",
+        xlim=(-0.6, steps + 1.3), ylim=(G, 0), yticks=[], title=title, xlabel="denoising step; reward at the right"
     )
     axis.set_xticks(range(steps + 1))
     axis.set_aspect("equal")

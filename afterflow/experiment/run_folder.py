@@ -100,7 +100,7 @@ class RunFolder:
         lines = read_lines(self.held_out_file, ("step",))
         for line in lines:
             for name, values in line.items():
-                if name != "step" and not (isinstance(values, list) and values and all(map(is_number, values))):
+                if name != "step" and not (isinstance(values, list) and values and all(map(is_json_number, values))):
                     raise InputError(f"{self.held_out_file}: {name!r} is no list of numbers; the file is damaged")
         return lines
 
@@ -232,10 +232,10 @@ def read_lines(file: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def is_count(value: object) -> bool:
     """Return whether a value of JSON is a number from 0 to the largest count."""
-    return is_number(value) and 0 <= value <= LARGEST  # type: ignore[operator]
+    return is_json_number(value) and 0 <= value <= LARGEST  # type: ignore[operator]
 
 
-def is_number(value: object) -> bool:
+def is_json_number(value: object) -> bool:
     """Return whether a value of JSON is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -12,8 +12,8 @@ from .errors import InputError, OutputError
 def check_links(folder: Path) -> None:
     """Raise InputError for a symbolic link inside a folder that leads out of it; the folder itself may be one."""
     home = folder.resolve()
-    for place, folders, files in os.walk(home):
-        for path in (Path(place) / name for name in (*folders, *files)):
+    for parent, folders, files in os.walk(home):
+        for path in (Path(parent) / name for name in (*folders, *files)):
             if path.is_symlink() and not path.resolve().is_relative_to(home):
                 shown = folder / path.relative_to(home)
                 raise InputError(
