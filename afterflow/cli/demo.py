@@ -4,7 +4,6 @@ python -m afterflow.cli.demo
 """
 
 import json
-import shutil
 import sys
 import time
 
@@ -12,12 +11,14 @@ from ..evaluation.report import Comparison, Report, ShapesSettings, render_repor
 from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from ..experiment.execute import execute
 from ..experiment.image_grid import before_after
+from ..experiment.run_folder import RECORD_MARK, is_of_run
 from ..models.generate import picture_size
 from ..models.pipeline import no_progress_bars
 from ..models.sd3 import SD3
 from ..recipes.shapes import demo
 from ..system.folder_lock import locked_folder
 from ..system.messages import show_messages
+from ..system.own_folders import check_own, remove_own
 from .main import guarded
 from .output import result_console, save_image, write_text
 
@@ -31,9 +32,10 @@ def run_demo() -> None:
     no_progress_bars()
     run = demo()
     if run.folder.exists():
+        check_own(run.folder, is_of_run, RECORD_MARK)
         with locked_folder(run.folder):  # nobody is training in it
             print(f"{run.folder} is there already and is replaced.")
-        shutil.rmtree(run.folder)
+        remove_own(run.folder, is_of_run, RECORD_MARK)
     folder = execute(run, "demo").folder
     model = SD3("tiny").load()
     records = suite_prompts(SUITE, picture_size(model))

@@ -22,6 +22,8 @@ def doctor(args: Sequence[str]) -> None:
         print(DOCTOR_USAGE)
         return
     made = made_by(args[0])
+    from rich.text import Text
+
     from ..experiment.config import Run
     from ..experiment.doctor import examine, finding_text
     from ..models.pipeline import no_progress_bars
@@ -32,7 +34,7 @@ def doctor(args: Sequence[str]) -> None:
         raise ConfigError(f"{args[0]} is a chain of runs; ask for its stages one by one")
     findings, console = [], result_console()
     for finding in examine(overridden(made, args[1:], f"afterflow doctor {args[0]}")):
-        console.print(finding_text(finding))
+        console.print(Text.from_markup(finding_text(finding), emoji=False))
         findings.append(finding)
     failed = [finding.check for finding in findings if finding.passed is False]
     if failed:

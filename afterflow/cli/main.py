@@ -9,8 +9,10 @@ from pathlib import Path
 
 from .. import __version__
 from ..rewards.named_code import names_of_command
+from ..system.addresses import check_no_secrets
 from ..system.environment import check_environment
 from ..system.errors import ConfigError, OutputError, TrainingStopped
+from ..system.escapes import one_line
 from ..system.launcher import check_launcher, launched_processes, launched_rank
 from ..system.messages import show_messages
 from ..system.names import unknown_name
@@ -97,6 +99,8 @@ def run_command(argv: Sequence[str] | None) -> None:
     elif command in COMMANDS:
         check_launch(command, args)
         module, function = COMMANDS[command]
+        for word in args:
+            check_no_secrets([word, word.partition("=")[2]], "an option")
         with names_of_command(args):
             getattr(import_module(f".{module}", __package__), function)(args)
     else:
@@ -123,7 +127,8 @@ def check_launch(command: str, args: Sequence[str]) -> None:
 def complain(error: Exception | str, code: int) -> int:
     """Print an error in one line on stderr, and return the exit code."""
     rank = os.environ.get("RANK", "0")
-    print(f"afterflow{f', process {rank}' if rank.isdigit() and int(rank) else ''}: {error}", file=sys.stderr)
+    process = f", process {rank}" if rank.isdigit() and int(rank) else ""
+    print(f"afterflow{process}: {one_line(str(error))}", file=sys.stderr)
     return code
 
 

@@ -2,14 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..system.atomic_files import make_folder, writing
 from ..system.errors import ConfigError
+from ..system.escapes import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.console import Console
+    from rich.text import Text
 
 PIPE_WIDTH = 10_000
 """Columns of a stdout that is no terminal."""
@@ -39,9 +41,16 @@ def result_console() -> "Console":
     """Return a console for results on stdout; in a pipe or a file it is as wide as they are, so that none is cut."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+    class PlainConsole(Console):
+        """A console on which texts are no markup and hold no codes for the terminal."""
+
+        def render_str(self, text: str, **options: Any) -> "Text":
+            """Render a text as it is, whatever it holds."""
+            return super().render_str(printable(text), **{**options, "markup": False, "emoji": False})  # type: ignore[arg-type]
+
+    return PlainConsole() if sys.stdout.isatty() else PlainConsole(width=PIPE_WIDTH)
 
 
 def print_progress(line: str) -> None:
     """Print a line on stderr, so that stdout holds results alone."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)

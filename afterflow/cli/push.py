@@ -1,7 +1,10 @@
 """afterflow push: the result of a run with its card, or a LoRA, on the Hugging Face hub."""
 
 import glob
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +12,9 @@ from tyro.conf import Positional
 
 from ..experiment.run_folder import RunFolder
 from ..system.errors import ConfigError, InputError
+from ..system.escapes import last_part, local_paths, markdown_text, without_local_paths
+from ..system.own_folders import check_links
+from ..system.text_files import read_json, read_text
 from .parsing import parse_options
 
 
@@ -44,7 +50,8 @@ class Push:
         try:
             url = api.create_repo(self.repo_id, private=not self.public, exist_ok=True)
             about = {"allow_patterns": pattern, "commit_message": "Upload from afterflow"}
-            api.upload_folder(repo_id=self.repo_id, folder_path=folder, **about)
+            with without_paths(folder) as copy:
+                api.upload_folder(repo_id=self.repo_id, folder_path=copy, **about)
         # Which library it asks with depends on its version; the errors of that library are the bases of this one.
         except HfHubHTTPError.__bases__ as error:  # type: ignore[misc]
             why = str(error).strip().partition("\n")[0]
@@ -55,6 +62,8 @@ class Push:
 
     def files(self) -> tuple[Path, str | None]:
         """Return a folder and the name of its one file to upload, or None for all.  InputError without a result."""
+        if Path(self.run).is_dir():
+            check_links(Path(self.run))
         result = RunFolder(Path(self.run)).result()
         if result is not None:
             return result, None
@@ -65,3 +74,33 @@ class Push:
         file = lora_file(self.run)
         whole = Path(self.run).is_dir() and file.name in NAMES
         return file.parent, None if whole else glob.escape(file.name)
+
+
+TOLD = ("run.json", "adapter_config.json", "model_index.json", "config.json")
+"""Files of JSON that may name where something lies on this machine."""
+
+
+@contextmanager
+def without_paths(folder: Path) -> Iterator[Path]:
+    """Make a folder with the files of another one, in whose texts no path of this machine is left."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy, paths = Path(temporary), []
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for file in files:
+            target = copy / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if file.name in TOLD:
+                content = read_json(file)
+                paths += local_paths(content)
+                text = json.dumps(without_local_paths(content), indent=2) + "\n"
+                target.write_text(text, encoding="utf-8", newline="\n")
+            elif file.suffix != ".md":
+                target.symlink_to(file.resolve())
+        for file in (file for file in files if file.suffix == ".md"):
+            text = read_text(file)
+            for path in sorted(paths, key=len, reverse=True):
+                for written in (path, json.dumps(path)[1:-1], markdown_text(path)):
+                    text = text.replace(written, last_part(path))
+            target = copy / file.relative_to(folder)
+            target.write_text(without_local_paths(text), encoding="utf-8", newline="\n")
+        yield copy

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from ..experiment.run_folder import RESULTS, RunFolder, duration
 from ..system.errors import InputError
+from ..system.escapes import printable
 from .parsing import parse_options
 
 RECENT = 20
@@ -37,11 +38,11 @@ class Status:
     def __call__(self) -> None:
         """Print the lines of every run, or the first line of each that is in runs/."""
         for path in map(Path, self.runs):
-            print("\n".join(status_lines(RunFolder(path), time.time())))
+            print("\n".join(map(printable, status_lines(RunFolder(path), time.time()))))
         if self.runs:
             return
         nothing = ["no run is in runs/; afterflow recipes lists what to train"]
-        print("\n".join(run_lines(Path("runs"), time.time()) or nothing))
+        print("\n".join(map(printable, run_lines(Path("runs"), time.time()) or nothing)))
 
 
 def run_lines(folder: Path, now: float) -> list[str]:

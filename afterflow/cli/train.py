@@ -145,6 +145,7 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     changes, rejected = parse_options(Elsewhere, options[1:], "afterflow train --resume RUN", return_unknown_args=True)
     if rejected:
         raise ConfigError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
+    RunFolder(folder).check_safe()
     if not RunFolder(folder).checkpoints():
         raise CheckpointError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
     run, recipe = read_run(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..system.errors import InputError
 from ..system.optional_dependencies import check_extra
+from ..system.own_folders import check_links
 from ..system.pictures import find_file, is_picture_file, picture_endings
 from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
 from .prompt_lists import csv_rows, prompt_column
@@ -58,6 +59,7 @@ def list_images(path: Path, caption: str) -> Listing:
         if path.suffix.lower() not in readers:
             raise InputError(f"images {path}: no folder, and of files only .parquet and .tar are read")
         return readers[path.suffix.lower()]([path], caption)
+    check_links(path)
     for name, rows in (("metadata.jsonl", json_rows), ("metadata.csv", csv_rows)):
         if (path / name).is_file():
             return list_metadata(path / name, rows(path / name), caption)
@@ -89,6 +91,8 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
         record = caption_record(line, caption, location)
         try:
             picture = find_file(folder, line["file_name"])
+            if not picture.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"{line['file_name']!r} leads out of {folder}")
         except InputError as error:
             raise InputError(f"{location}: {error}; correct file_name") from None
         named.add(picture.resolve())

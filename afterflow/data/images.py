@@ -225,7 +225,7 @@ class HubImages(StoredImages):
             location = f"{self.dataset}[{i}]"
             record = caption_record(dict(row), self.caption, location)
             check_text(record["prompt"], location)
-            entries.append(Entry(location, record, lambda i=i: encoded_bytes(encoded[i][self.image])))
+            entries.append(Entry(location, record, lambda i=i: encoded_bytes(encoded[i][self.image], self.dataset)))
         return Listing(f"{self.dataset} of the hub", entries, {})
 
 
@@ -344,11 +344,23 @@ def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "dataset
         raise InputError(f"{dataset}: split {split!r} could not be loaded; {why}") from None
 
 
-def encoded_bytes(image: Mapping | None) -> bytes:
-    """Return the encoded bytes of an image that `datasets` has not decoded; empty where there is none."""
+def encoded_bytes(image: Mapping | None, dataset: str) -> bytes:
+    """Return the encoded bytes of an image that `datasets` has not decoded; empty where there is none.
+
+    InputError for a path that leads out of the data set's folder and of the cache of `datasets`.
+    """
     if image is None or (image["bytes"] is None and not Path(str(image["path"])).is_file()):
         return b""
-    return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    if image["bytes"] is not None:
+        return image["bytes"]
+    from datasets.config import HF_DATASETS_CACHE
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    file = Path(image["path"]).resolve()
+    folders = [HF_DATASETS_CACHE, HF_HUB_CACHE, *([dataset] if Path(dataset).is_dir() else [])]
+    if not any(file.is_relative_to(Path(folder).resolve()) for folder in folders):
+        raise InputError(f"{dataset}: the path {image['path']!r} of an image leads out of the data set")
+    return file.read_bytes()
 
 
 def num_empty_tokens(maximum: int, step: int, seed: int) -> int:

@@ -20,7 +20,7 @@ from ..algorithms.base import explores
 from ..envs.shapes import population
 from ..experiment.config import Run
 from ..experiment.image_grid import before_after
-from ..experiment.run_folder import RunFolder
+from ..experiment.run_folder import RunFolder, read_object
 from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
@@ -30,6 +30,7 @@ from ..models.lora.files import lora_file
 from ..models.pipeline import Model, Pretrained, weights_digest
 from ..rewards.registry import find_reward
 from ..system.atomic_files import sha256, write_text_atomically, writing
+from ..system.errors import InputError
 from .report import ShapesSettings
 from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
 
@@ -70,7 +71,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
         "judge": find_reward("shapes_strict").version,
     }
     file = folder / "evaluation.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    stored = read_object(file) if file.is_file() else {}
     if any(stored.get(name) != value for name, value in about.items()):
         pictures = suite_pictures(tuned_model(run, folder), base.records, settings)
         judged = judge(pictures, base.records, base.features)
@@ -128,9 +129,12 @@ def judged_to_json(judged: Judged) -> dict[str, Any]:
 
 
 def judged_from_json(data: dict[str, Any]) -> Judged:
-    """Read what `judged_to_json` returned."""
-    figures = {name: np.array(values) for name, values in data["figures"].items()}
-    return Judged(figures, np.array(data["strict"]), data["frechet"])
+    """Read what `judged_to_json` returned.  InputError for anything else."""
+    try:
+        figures = {name: np.array(values, float) for name, values in data["figures"].items()}
+        return Judged(figures, np.array(data["strict"]), float(data["frechet"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"evaluation.json of a run holds no figures ({error}); delete it, to judge anew") from error
 
 
 def pooled(runs: Sequence[Judged]) -> Judged:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ..experiment.intervals import Estimate, estimate_text
 from ..system.atomic_files import make_folder, write_text_atomically, writing
+from ..system.escapes import plot_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 METRICS = ("strict", "closed", "partial", "fidelity", "diversity")
@@ -63,8 +64,13 @@ def curves(methods: Sequence[Mapping[str, Any]]) -> Figure:
             for i, method in enumerate(methods):
                 for j, run in enumerate(method["runs"]):
                     points = [(point[x] / unit, point[name]) for point in run["curve"] if name in point]
-                    axis.plot(*zip(*points), color=colors[i % 10], alpha=0.8, label=method["name"] if j == 0 else None)
-            axis.set(xlabel=label, title=name.removeprefix("eval/") + ", held-out prompts")
+                    axis.plot(
+                        *zip(*points),
+                        color=colors[i % 10],
+                        alpha=0.8,
+                        label=plot_text(method["name"]) if j == 0 else None,
+                    )
+            axis.set(xlabel=label, title=plot_text(name.removeprefix("eval/")) + ", held-out prompts")
             axis.grid(alpha=0.3)
         row[0].legend(fontsize=8)
     return figure

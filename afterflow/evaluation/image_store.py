@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import InputError
+from ..system.own_folders import check_links
 from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
 
@@ -42,6 +43,8 @@ def holds_images(folder: Path) -> bool:
 
 def open_store(folder: Path, settings: dict) -> None:
     """Make the folder, or continue in it; raise InputError where it holds images that were drawn otherwise."""
+    if folder.is_dir():
+        check_links(folder)
     file, settings = folder / SETTINGS, json.loads(json.dumps(settings))
     if before := drawn_with(folder):
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
@@ -77,6 +80,7 @@ def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> No
 def read_records(folder: Path) -> list[dict]:
     """Read the record of every prompt, in order; raise InputError where one cannot be read."""
     records = []
+    check_links(folder)
     for prompt_dir in prompt_folders(folder):
         file = prompt_dir / "metadata.jsonl"
         lines = read_text_lines(file)

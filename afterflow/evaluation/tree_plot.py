@@ -16,6 +16,7 @@ from ..models.generate import encode_records
 from ..sampling.rollout import Rollout, prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError
+from ..system.escapes import plot_text
 from ..train.clock import Clock
 from .comparison import tuned_model
 
@@ -41,7 +42,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     levels = [level[0].sum(-1).numpy() for level in advantages]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())
-    return plot_tree(rollout, states, levels, np.asarray(rewards)[0], record["prompt"])
+    return plot_tree(rollout, states, levels, np.asarray(rewards)[0], plot_text(record["prompt"]))
 
 
 def plot_tree(

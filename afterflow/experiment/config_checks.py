@@ -8,6 +8,7 @@ from ..models.adapters import Full, LoRA
 from ..models.wan import Wan
 from ..objectives.advantages import Blend
 from ..rewards.registry import find_reward
+from ..system.addresses import check_no_secrets
 from ..system.checks import check_finite
 from ..system.errors import ConfigError
 from ..system.names import check_folder_name, unknown_name
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 def check_run(run: "Run") -> None:
     """Check what no group can check alone.  ConfigError names the options that do not fit and what to change."""
     check_finite(run)
+    check_no_secrets(run)
     check_folder_name("name", run.name)
     if run.seed < 0:
         raise ConfigError(f"seed = {run.seed}: 0 or more")

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..system.escapes import plot_text
+
 
 class Curves(Figure):
     """A figure with one curve for each metric, over the iterations."""
@@ -18,7 +20,7 @@ class Curves(Figure):
         for panel, name in zip(panels, names):
             measured = np.isfinite(columns[name])
             panel.plot(columns["step"][measured], columns[name][measured])
-            panel.set(title=name, xlabel="iteration")
+            panel.set(title=plot_text(name), xlabel="iteration")
             panel.grid(alpha=0.3)
         for panel in panels[len(names) :]:
             panel.remove()

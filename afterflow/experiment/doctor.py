@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from ..algorithms.base import explores
@@ -23,6 +24,7 @@ from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError
+from ..system.escapes import one_line
 from ..system.folder_lock import locked_folder
 from ..train.clock import Clock
 from ..train.explore import ExploreOptions, Iteration, supervised
@@ -335,6 +337,5 @@ def relative(a: Tensor, b: Tensor) -> float:
 def finding_text(finding: Finding) -> str:
     """Return a line for the console, and a second one where something is to be done."""
     mark = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "    "}[finding.passed]
-    return f"{mark}  {finding.check}: {finding.detail}" + (
-        f"\n      [red]{finding.remedy}[/]" if finding.passed is False else ""
-    )
+    check, detail, remedy = (escape(one_line(text)) for text in (finding.check, finding.detail, finding.remedy))
+    return f"{mark}  {check}: {detail}" + (f"\n      [red]{remedy}[/]" if finding.passed is False else "")

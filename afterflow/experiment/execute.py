@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -18,12 +17,12 @@ from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_judge_sees, check_rewards, resolve_reward
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
-from ..system.atomic_files import writing
+from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import ConfigError, InputError
 from ..system.folder_lock import locked_folder
 from ..system.launcher import launched_rank
 from ..system.messages import show_messages_by_default
-from ..system.text_files import read_json
+from ..system.own_folders import remove_own
 from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
@@ -41,7 +40,7 @@ from .monitor import RunMonitor
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
 from .result import Result
-from .run_folder import RunFolder
+from .run_folder import RECORD_MARK, RunFolder, is_of_run, read_record
 from .scoring import scorer
 from .serialization import to_json
 from .setup import TrainingSetup
@@ -65,6 +64,7 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     check_given(run.functions)
     if resume:
         check_same_functions(run)
+    RunFolder(run.folder).check_safe()
     resolve_rewards(run)
     records, held_out = prompt_records(run), held_out_records(run)
     select_device()
@@ -103,7 +103,7 @@ def start_records(setup: TrainingSetup, recipe: str, contents: dict[str, str], a
     if processes.main:
         file, changes = RunFolder(run.folder).record_file, []
         if setup.first and file.is_file():
-            changes = check_contents(run.folder, read_json(file), contents, accept_changed_data)
+            changes = check_contents(run.folder, read_record(file), contents, accept_changed_data)
         changes += write_record(run.folder, to_json(run), recipe, run.seed, setup.first, processes.count, contents)
         for sentence in changes:
             _log.info(f"resumed at iteration {setup.first}: {sentence}")
@@ -137,11 +137,15 @@ def save_result(setup: TrainingSetup) -> None:
     result = setup.run.folder / setup.result_name
     partial = result.with_suffix(".partial")
     if setup.processes.main:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_own(partial, is_of_run, RECORD_MARK)
+        make_folder(partial)
+        # First, so that a folder that is never finished says whose it is.
+        record = RunFolder(setup.run.folder).record_file.read_text(encoding="utf-8")
+        write_text_atomically(partial / RECORD_MARK, record)
     setup.export(partial)
     if setup.processes.main:
         with writing(result):
-            shutil.rmtree(result, ignore_errors=True)
+            remove_own(result, is_of_run, RECORD_MARK)
             partial.rename(result)
         write_card(setup.run, result)
     setup.processes.accelerator.end_training()

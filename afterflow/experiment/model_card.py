@@ -1,5 +1,6 @@
 """The model card of a run: what was trained, how, and its scores on held-out prompts."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..models.lora.files import COMFYUI
 from ..models.pipeline import SHIPPED
 from ..models.wan import Wan
 from ..system.atomic_files import write_text_atomically, writing
+from ..system.escapes import code_span, markdown_text, python_text
 from .config import Run
 from .intervals import Estimate, estimate_text, estimates
 from .run_folder import RunFolder
@@ -62,7 +64,7 @@ def card_metadata(run: Run) -> ModelCardData:
 def on_hub(run: Run) -> str | None:
     """Return the base's id on the hub, if it comes from there."""
     path = run.model.path
-    return path if len(Path(path).parts) == 2 and not Path(path).exists() else None
+    return path if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) and not Path(path).exists() else None
 
 
 def summary_table(run: Run) -> list[str]:
@@ -72,7 +74,6 @@ def summary_table(run: Run) -> list[str]:
     weights: Mapping[str, float] = getattr(algorithm, "weights", {})
     rewards = ", ".join(f"{name} × {weight:g}" for name, weight in weights.items())
     rows = {
-        "base model": base_in_words(run),
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,
         "images": image_counts(RunFolder(run.folder).data()),
@@ -83,7 +84,13 @@ def summary_table(run: Run) -> list[str]:
         "guidance scale": f"{run.batches.guidance_scale:g}",
         "seed": str(run.seed),
     }
-    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items() if value)]
+    base = f"| base model | {base_in_words(run)} |"
+    table = [
+        "| | |",
+        "|---|---|",
+        base,
+        *(f"| {name} | {markdown_text(value)} |" for name, value in rows.items() if value),
+    ]
     sentence = f"{tuned}, trained with afterflow {__version__}; run.json beside it repeats it."
     return [sentence, "", *table]
 
@@ -104,7 +111,7 @@ def cut_counts(data: Mapping[str, Any]) -> str:
 def base_in_words(run: Run) -> str:
     """Write the base and in what its frozen weights were kept while a LoRA was trained beside them."""
     model = run.model
-    base = f"`{model.path}`" + (f" at `{model.revision}`" if model.revision else "")
+    base = code_span(model.path) + (f" at {code_span(model.revision)}" if model.revision else "")
     if model.quantize is None:
         return f"{base}, in {model.dtype}"
     return f"{base}, its weights quantised to {model.quantize}, computed in {model.dtype}"
@@ -119,8 +126,8 @@ def base_in_code(run: Run) -> str:
     """Return the base as a user names it in code."""
     if run.model.path in SHIPPED:
         return run.model.path.upper()
-    revision = f', revision="{run.model.revision}"' if run.model.revision else ""
-    return f'"{run.model.path}"{revision}'
+    revision = f", revision={python_text(run.model.revision)}" if run.model.revision else ""
+    return f"{python_text(run.model.path)}{revision}"
 
 
 def stock_of(run: Run) -> str:
@@ -134,11 +141,11 @@ def usage(run: Run, result: Path) -> list[str]:
     shipped = [f"from afterflow.models.pipeline import {base_in_code(run)}"] if run.model.path in SHIPPED else []
     start = f"pipe = {stock}.from_pretrained({base_in_code(run)})"
     code = (
-        [start, f'pipe.load_lora_weights("{result}")  # or the id of this repository']
+        [start, f"pipe.load_lora_weights({python_text(str(result))})  # or the id of this repository"]
         if isinstance(run.tune, LoRA)
         else []
     )
-    code = code or [f'pipe = {stock}.from_pretrained("{result}")']
+    code = code or [f"pipe = {stock}.from_pretrained({python_text(str(result))})"]
     lines = ["## Use", "", "```python", *shipped, f"from diffusers import {stock}", "", *code, "```"]
     if (result / COMFYUI).is_file():
         lines += [
@@ -153,10 +160,8 @@ def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:
     """Return a table of the rewards on held-out prompts, first and last, with intervals over prompts."""
     first, last = measurements[0], measurements[-1]
     rows = {name: gains(np.array(first[name]), np.array(values)) for name, values in last.items() if name != "step"}
-    lines = [
-        f"| {name} | {estimate_text(before)} | {estimate_text(after)} | {estimate_text(difference, '+')} |"
-        for name, (before, after, difference) in rows.items()
-    ]
+    cells = lambda before, after, gain: f"{estimate_text(before)} | {estimate_text(after)} | {estimate_text(gain, '+')}"
+    lines = [f"| {markdown_text(name)} | {cells(*gain)} |" for name, gain in rows.items()]
     prompts = len(next(values for name, values in last.items() if name != "step"))
     about = (
         f"Means over {prompts} held-out prompts of {run.evaluation.eval_images} images each, "
@@ -175,5 +180,5 @@ def gains(before: np.ndarray, after: np.ndarray) -> list[Estimate]:
 
 def licence(run: Run) -> str:
     """Return the sentence about the licence of the base's weights."""
-    where = f"[{on_hub(run)}](https://huggingface.co/{on_hub(run)})" if on_hub(run) else f"`{run.model.path}`"
+    where = f"[{on_hub(run)}](https://huggingface.co/{on_hub(run)})" if on_hub(run) else code_span(run.model.path)
     return f"These weights are derived from {where}, whose licence applies to them."

@@ -13,7 +13,7 @@ from uuid import uuid4
 import torch
 
 from ..system.atomic_files import write_text_atomically
-from ..system.text_files import read_json
+from .run_folder import read_object, read_record
 from .serialization import differences
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -41,7 +41,7 @@ def write_record(
         contents: Digests of what the run is made from, by name.
     """
     file = folder / "run.json"
-    begun = read_json(file) if first and file.is_file() else None
+    begun = read_record(file) if first and file.is_file() else None
     record = {
         "recipe": recipe,
         "config": config,
@@ -83,7 +83,7 @@ def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:
     file = folder / "tracker.json"
     if not file.is_file():
         write_text_atomically(file, json.dumps({"id": uuid4().hex}) + "\n")
-    run_id = read_json(file)["id"]
+    run_id = str(read_object(file).get("id", ""))
     return {
         "wandb": {"name": name, "id": run_id, "resume": "allow"},
         "trackio": {"name": f"{name}-{run_id[:8]}", "resume": "allow"},

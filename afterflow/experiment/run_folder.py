@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..system.atomic_files import write_text_atomically, writing
 from ..system.checks import LARGEST
 from ..system.errors import InputError
+from ..system.own_folders import check_links, check_own, holds_object
 from ..system.text_files import read_json, read_text
 from ..train.budget import Budget
 
@@ -99,7 +100,7 @@ class RunFolder:
         lines = read_lines(self.held_out_file, ("step",))
         for line in lines:
             for name, values in line.items():
-                if name != "step" and not (isinstance(values, list) and values and all(map(is_number, values))):
+                if name != "step" and not (isinstance(values, list) and values and all(map(is_json_number, values))):
                     raise InputError(f"{self.held_out_file}: {name!r} is no list of numbers; the file is damaged")
         return lines
 
@@ -133,12 +134,33 @@ class RunFolder:
         """Return the folder of the LoRA or pipeline that the run left at its end; None while there is none."""
         return next((self.path / name for name in RESULTS if (self.path / name).is_dir()), None)
 
+    def check_safe(self) -> None:
+        """Check that no link leads out of the folder, and that what the run will replace is of a run.
+
+        InputError or OutputError says what is not.
+        """
+        check_links(self.path)
+        if self.record_file.exists() and not is_of_run(self.path):
+            raise InputError(f"{self.record_file} is not what afterflow writes and is not replaced; move it away")
+        for name in RESULTS:
+            for path in (self.path / name, self.path / f"{name}.partial"):
+                check_own(path, is_of_run, RECORD_MARK)
+
     def has_ended(self, iterations: int, budget_seconds: float | None) -> bool:
         """Return whether the run left a result and did so many iterations, or used up so many seconds."""
         lines = self.metrics() if self.result() is not None else []
         if not lines:
             return False
         return Budget(iterations, budget_seconds, lines[-1]["seconds_trained"]).ends(lines[-1]["step"])
+
+
+RECORD_MARK = "run.json"
+"""The file that says of a folder that a run left it."""
+
+
+def is_of_run(folder: Path) -> bool:
+    """Return whether a folder carries the record of a run."""
+    return holds_object(folder / RECORD_MARK, "config")
 
 
 def read_record(file: Path) -> dict[str, Any]:
@@ -148,6 +170,10 @@ def read_record(file: Path) -> dict[str, Any]:
     record = read_json(file)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise InputError(f'{file}: it has no "config", so afterflow did not write it')
+    resumed = record.get("resumed", [])
+    entries = resumed if isinstance(resumed, list) else [None]
+    if not all(isinstance(part, dict) and isinstance(part.get("contents", {}), dict) for part in (record, *entries)):
+        raise InputError(f"{file}: its contents or resumed are not what afterflow writes; the file is damaged")
     return record
 
 
@@ -206,10 +232,10 @@ def read_lines(file: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
 
 def is_count(value: object) -> bool:
     """Return whether a value of JSON is a number from 0 to the largest count."""
-    return is_number(value) and 0 <= value <= LARGEST  # type: ignore[operator]
+    return is_json_number(value) and 0 <= value <= LARGEST  # type: ignore[operator]
 
 
-def is_number(value: object) -> bool:
+def is_json_number(value: object) -> bool:
     """Return whether a value of JSON is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

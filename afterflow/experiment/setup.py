@@ -31,14 +31,14 @@ from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
 from ..system.atomic_files import apply_umask, make_folder, writing
 from ..system.errors import CheckpointError, ConfigError, TrainingStopped
-from ..train.checkpoint import WeightState, load_checkpoint, save_checkpoint
+from ..train.checkpoint import WeightState, check_own_checkpoints, load_checkpoint, save_checkpoint
 from ..train.distributed import Processes, make_accelerator
 from ..train.ema import Ema
 from ..train.reward_history import RewardHistory
 from ..train.sharding import gather_network, reshard, shard_network
 from .compatibility import upgrade
 from .config import AnyAlgorithm, Run
-from .run_folder import RunFolder
+from .run_folder import RunFolder, is_of_run
 from .serialization import differences, to_json
 
 
@@ -128,7 +128,13 @@ def check_folder(run: Run, resume: bool) -> list[Path]:
 
     CheckpointError is raised where there are none to resume from, or some that would be written over.
     """
-    checkpoints = RunFolder(run.folder).checkpoints()
+    folder = RunFolder(run.folder)
+    folder.check_safe()
+    check_own_checkpoints(folder.checkpoint_folder)
+    for above in run.folder.parents[:-2]:
+        if is_of_run(above):
+            raise ConfigError(f"{run.folder} would lie in the folder of the run {above}; take another --name")
+    checkpoints = folder.checkpoints()
     if resume and not checkpoints:
         raise CheckpointError(f"{run.folder}: no checkpoint to resume from; start the run anew")
     if checkpoints and not resume:

@@ -104,5 +104,6 @@ def has_ended(folder: Path, run: Run) -> bool:
 
 def check_ended(folder: Path, run: Run) -> None:
     """Check that a run has ended.  InputError says how to go on with it."""
+    RunFolder(folder).check_safe()
     if not has_ended(folder, run):
         raise InputError(f"{folder}: the run has not ended; go on with: afterflow train --resume {folder}")

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,12 +23,13 @@ import torch
 import transformers.utils.logging
 from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
-from ..system.errors import InputError
+from ..system.errors import AfterflowError, InputError
 from ..system.once import say_each_once
 from ..system.text_files import read_json
 from .base import cache_folder, read_cache_file, write_cache_file
@@ -46,6 +48,23 @@ ASSETS = Path(__file__).parent / "assets"
 TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
 SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN}
 """Names that a model's path may have instead of a folder."""
+PARTS = {
+    "diffusers": {
+        *("SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"),
+        *("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderKLWan"),
+        *("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"),
+    },
+    "transformers": {
+        *("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
+        *("Qwen2_5_VLForConditionalGeneration", "CLIPVisionModel", "CLIPVisionModelWithProjection"),
+        *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "Qwen2Tokenizer"),
+        *("Qwen2TokenizerFast", "CLIPImageProcessor", "CLIPImageProcessorFast", "SiglipVisionModel"),
+        *("SiglipImageProcessor", "PreTrainedTokenizerFast", "TokenizersBackend"),
+    },
+}
+"""Library → the classes that a part of a pipeline may have; a class of any other name is never imported."""
+MOST_LAYERS, LARGEST_SIZE = 1000, 10**8
+"""Largest number of layers, and of anything else, in the configuration of a part."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +137,17 @@ class Model(ABC):
         self.config, self.device = config, torch.device(device)
         self.folder = locate(config.path, config.revision, weights=False)
         check_family(config.path, self.folder, self.stock)
-        self.pipe = self.meta_pipeline()
-        self.configure()  # what cannot be drawn is refused before weights are fetched
+        with reading_parts(config.path):
+            self.pipe = self.meta_pipeline()
+            self.configure()  # what cannot be drawn is refused before weights are fetched
         if self.device.type != "meta":
             self.folder = locate(config.path, config.revision)
-            self.pipe = self.pipeline(without=self.encoders)
+            with reading_parts(config.path):
+                self.pipe = self.pipeline(without=self.encoders)
             if config.quantize is not None:
                 quantize(self.pipe.transformer, config.quantize, self.device)
-            self.pipe.to(self.device)
+            with reading_parts(config.path):
+                self.pipe.to(self.device)  # which fails where a file lacks weights
             self.configure()  # again: only weights tell whether SD3's T5 says anything
         self.pipe.set_progress_bar_config(disable=True)
         self.module = self.pipe.transformer
@@ -181,7 +203,7 @@ class Model(ABC):
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
         """Return the stock pipeline from the folder, some parts given and some left out."""
-        index = read_json(self.folder / "model_index.json")
+        index = read_index(self.folder)
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
@@ -191,7 +213,7 @@ class Model(ABC):
 
     def meta_pipeline(self) -> "DiffusionPipeline":
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
-        index, dtype = read_json(self.folder / "model_index.json"), getattr(torch, self.config.dtype)
+        index, dtype = read_index(self.folder), getattr(torch, self.config.dtype)
         options = {name: value for name, value in index.items() if not name.startswith("_")}
         for name, (library, kind) in ((n, v) for n, v in options.items() if isinstance(v, list)):
             if library is None or name in self.encoders:
@@ -223,7 +245,8 @@ class Model(ABC):
 
     @torch.no_grad()
     def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
-        pipe = self.pipeline(("vae", *self.encoder_key[0]), transformer=self.module).to(self.device)
+        with reading_parts(self.config.path):
+            pipe = self.pipeline(("vae", *self.encoder_key[0]), transformer=self.module).to(self.device)
         parts = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
         return concatenate_embeddings([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
 
@@ -328,6 +351,7 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
             ) from error
     if not (folder / "model_index.json").is_file():
         raise InputError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
+    check_parts(path, folder)
     return folder
 
 
@@ -339,9 +363,68 @@ def weights_digest(path: str) -> str:
     return digest.hexdigest()[:32]
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return what a pipeline's model_index.json holds.  InputError where it names no class of a pipeline."""
+    file = folder / "model_index.json"
+    index = read_json(file)
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise InputError(f"{file}: it names no class of a pipeline, so diffusers did not write it")
+    return index
+
+
+def check_parts(path: str, folder: Path) -> None:
+    """Raise InputError for a pipeline with a part of a class that is not known, which is then never imported.
+
+    Also for a part whose configuration is none, or has numbers beyond all networks.
+    """
+    for name, value in read_index(folder).items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        if value == [None, None]:
+            continue
+        if len(value) != 2 or value[1] not in PARTS.get(str(value[0]), ()):
+            raise InputError(f"model {path!r}: its part {name} is a {value!r}, which afterflow does not know or import")
+        if Path(name).name != name:
+            raise InputError(f"model {path!r}: its part {name!r} is no folder in it")
+        for file in (folder / name / "config.json", folder / name / "scheduler_config.json"):
+            if file.is_file():
+                check_part(file)
+
+
+def check_part(file: Path) -> None:
+    """Raise InputError for the configuration of a part that is none, or has numbers beyond all networks."""
+    config = read_json(file)
+    values = [("", config)]
+    while values:
+        name, value = values.pop()
+        if isinstance(value, dict | list):
+            inside = value.items() if isinstance(value, dict) else ((name, item) for item in value)
+            values += inside
+        most = MOST_LAYERS if "layers" in name else LARGEST_SIZE
+        if isinstance(value, int | float) and abs(value) > most:
+            raise InputError(f"{file}: {name} = {value}, and no network has more than {most}; the file is damaged")
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: it is no configuration of a network; the file is damaged")
+
+
+@contextmanager
+def reading_parts(path: str) -> Iterator[None]:
+    """Raise InputError, which names the pipeline, where diffusers or transformers cannot make a part of its files."""
+    try:
+        yield
+    except (AfterflowError, torch.OutOfMemoryError):
+        raise
+    except (
+        *(ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError, ArithmeticError),
+        *(AssertionError, ImportError, SafetensorError),
+    ) as error:
+        why = " ".join(str(error).split())[:300]
+        raise InputError(f"model {path!r} cannot be read ({type(error).__name__}: {why}); download it again") from error
+
+
 def pipeline_class(folder: Path) -> str:
     """Return the name of the pipeline's class in diffusers."""
-    return read_json(folder / "model_index.json")["_class_name"]
+    return read_index(folder)["_class_name"]
 
 
 def check_family(path: str, folder: Path, family: str) -> None:

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from ..system.addresses import check_address, check_no_secrets
 from ..system.checks import check_at_least_one, check_finite
 from ..system.errors import AfterflowError, ConfigError
 from ..system.names import unknown_name
@@ -106,6 +106,7 @@ class RewardModels:
     def __post_init__(self) -> None:
         check_finite(self, "reward_models")
         check_at_least_one(self, "batch", prefix="reward_models.")
+        check_no_secrets(self, "reward_models")
         for name in self.options:
             if name not in REWARD_OPTIONS:
                 raise unknown_name("option of reward_models", name, REWARD_OPTIONS)
@@ -128,22 +129,6 @@ class RewardModels:
     def weights_source(self, reward: str, published: tuple[str, str | None]) -> tuple[str, str | None]:
         """Return the hub id or folder of a reward's weights, and the revision: those given, or the published ones."""
         return (self.weights[reward], None) if reward in self.weights else published
-
-
-def check_address(option: str, address: str) -> None:
-    """Raise ConfigError for what is no address, or one with a secret: run.json, logs and model cards show addresses."""
-    try:
-        url = urlsplit(address)
-        known = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        known = False
-    if not known:
-        raise ConfigError(f"{option} = {address.rpartition('@')[2]!r}: an address is http://HOST:PORT or https://...")
-    if url.username or url.password or url.query:
-        raise ConfigError(
-            f"{option}: the address at {url.scheme}://{url.hostname} holds a name, key or query; set the environment "
-            "variable instead"
-        )
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,12 @@ def write_text_atomically(file: Path, text: str) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise OutputError, which says what and why, where a disk stops the block from writing `path`."""
+    """Raise OutputError, which says what and why, where a disk stops the block from writing `path`.
+
+    A symbolic link is not written through, because what it leads to may be anybody's; devices are.
+    """
+    if path.is_symlink() and not path.is_relative_to("/dev"):
+        raise OutputError(f"{path} is a symbolic link, which is not written through; delete it or take another name")
     try:
         yield
     except OutputError:

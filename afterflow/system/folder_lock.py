@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from .atomic_files import make_folder, writing
-from .errors import ConfigError
+from .errors import ConfigError, OutputError
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     ConfigError names the process that holds it, where one does.  A disk that knows no locks is warned of.
     """
     new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    with writing(make_folder(folder)):
+    make_folder(folder)
+    with writing(folder / LOCK):
         opened = (folder / LOCK).open("ab+", buffering=0)
     with opened as file:
         try:
@@ -36,12 +37,21 @@ def locked_folder(folder: Path) -> Iterator[None]:
         except OSError as error:
             _log.warning(f"{folder} cannot be locked ({error.strerror}); let no other process write to it")
         with writing(folder / LOCK):
+            check_own_lock(folder, file)
             file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         try:
             yield
         finally:
             remove_unused(folder, new_folders or [folder])
+
+
+def check_own_lock(folder: Path, file: IO[bytes]) -> None:
+    """Raise OutputError for a file that has the lock's name and holds something else, which would be lost."""
+    file.seek(0)
+    content = file.read(4096)
+    if content and not (content.startswith(b'{"pid"') and content.endswith(b"}")):
+        raise OutputError(f"{folder / LOCK} is no lock of afterflow's; move it away, or take another --name")
 
 
 def remove_unused(folder: Path, new_folders: Sequence[Path]) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 
+from .escapes import printable
+
 NOISE = {
     "torchao": "Failed to load ",
     "torch.utils._pytree": "is an Enum subclass and is now natively supported",
@@ -15,7 +17,7 @@ class MessageHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message of a log record."""
-        print(self.format(record), flush=True)
+        print(printable(self.format(record)), flush=True)
 
 
 class NoiseFilter(logging.Filter):

@@ -1,6 +1,7 @@
 """Names that users type: the error for one that does not exist, and whether one can name a folder."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -35,10 +36,10 @@ def check_folder_name(option: str, name: str) -> None:
         problem += f" {PureWindowsPath(name).name or 'my_run'}"
     elif any(part.strip() in ("", ".", "..") for part in parts):
         problem = "a folder needs a name that is not empty, . or ..; write for instance my_run"
-    elif any(char in '<>:"|?*\\' or not char.isprintable() for char in name):
-        problem = 'leave out control characters and < > : " | ? * \\, which some systems have in no file name'
-    elif any(part[-1] in ". " or part[0] == " " for part in parts):
-        problem = "no part of it may begin with a space or end with a dot or a space"
+    elif not all(re.fullmatch(r"[\w.-]+", part) for part in parts):
+        problem = "a name is words of letters, digits, . _ and -, joined by /"
+    elif any(part[-1] == "." for part in parts):
+        problem = "no part of it may end with a dot"
     elif any(len(part.encode()) > MAX_NAME for part in parts):
         problem = f"it is too long; take at most {MAX_NAME} bytes"
     else:

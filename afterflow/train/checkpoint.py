@@ -1,7 +1,6 @@
 """Checkpoints of a run, as safetensors and JSON files: complete or absent."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..system.atomic_files import apply_umask, flush_to_disk, make_folder, sha256, write_text_atomically, writing
+from ..system.checks import LARGEST
 from ..system.errors import CheckpointError
+from ..system.own_folders import check_own, holds_object, remove_own
 from .distributed import Processes
 from .ema import Ema, copy_values
 from .reward_history import RewardHistory
 from .sharding import local_shard, shard_like
 
+STATE = "state.json"
+"""The file with what is no tensor."""
+MOST_SHARDS = 65536
+"""Largest number of processes that a checkpoint may be of."""
 MANIFEST = "manifest.json"
 """File with the names and digests of a checkpoint's other files."""
 
@@ -59,6 +64,7 @@ def save_checkpoint(folder: Path, step: int, weights: WeightState, keep: int) ->
             remove_unfinished(folder)
             if not final.is_dir():
                 make_folder(partial)
+                write_text_atomically(partial / MANIFEST, "{}")  # says whose it is, from the start
         return final.is_dir()
 
     def write() -> dict[str, str]:
@@ -115,16 +121,31 @@ def shard_file_name(name: str, rank: int | None) -> str:
 
 
 def delete_checkpoint(folder: Path) -> None:
-    """Rename the checkpoint, then delete it: a process killed in the middle leaves none that lacks files."""
+    """Rename the checkpoint, then delete it: a process killed in the middle leaves none that lacks files.
+
+    OutputError for a folder that is none of ours, which stays.
+    """
+    check_own(folder, is_checkpoint, MANIFEST)
     gone = folder.with_suffix(".gone")
     folder.rename(gone)
-    shutil.rmtree(gone)
+    remove_own(gone, is_checkpoint, MANIFEST)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Delete the unfinished folders of processes that were killed while they wrote or deleted."""
     for unfinished in (*folder.glob("step_*.gone"), *folder.glob("step_*.partial")):
-        shutil.rmtree(unfinished)
+        remove_own(unfinished, is_checkpoint, MANIFEST)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder carries the manifest of a checkpoint, whole or not."""
+    return (folder / MANIFEST).is_file() and not (folder / MANIFEST).is_symlink()
+
+
+def check_own_checkpoints(folder: Path) -> None:
+    """Raise OutputError where a folder has the name of a checkpoint, which is deleted in its turn, and is none."""
+    for path in folder.glob("step_*"):
+        check_own(path, is_checkpoint, MANIFEST)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -136,9 +157,13 @@ def find_damage(folder: Path) -> str | None:
     """Describe what is wrong with a checkpoint's files; None means that they are as they were written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"{MANIFEST} is missing or cannot be read"
+    if not isinstance(manifest, dict) or STATE not in manifest:
+        return f"{MANIFEST} does not say what was written"
     for name, digest in manifest.items():
+        if Path(name).name != name or (folder / name).is_symlink():
+            return f"{name!r} is no file of the checkpoint"
         if not (folder / name).is_file():
             return f"{name} is missing"
         if sha256(folder / name) != digest:
@@ -164,7 +189,28 @@ def load_checkpoint(folder: Path, weights: WeightState) -> int:
     Raises CheckpointError where it is damaged or belongs to another run.
     """
     check_complete(folder)
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = read_state(folder / STATE)
+    try:
+        restore(folder, state, weights)
+    except (SafetensorError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        # The digests fit, so whoever wrote the checkpoint put into it what is none of this run's.
+        raise CheckpointError(f"{folder} is no checkpoint of this run ({type(error).__name__}: {error})") from error
+    return state["step"] + 1
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """Read what a checkpoint says beside its tensors.  CheckpointError where that is not what afterflow writes."""
+    state = json.loads(file.read_bytes()) if holds_object(file, "step") else {}
+    whole = lambda name, most: type(state.get(name)) is int and 0 <= state[name] <= most
+    sharded = state.get("shards") is None or whole("shards", MOST_SHARDS)
+    objects = all(isinstance(state.get(name), dict | None) for name in ("scaler", "memory"))
+    if not (whole("step", LARGEST) and whole("ema_updates", LARGEST) and sharded and objects):
+        raise CheckpointError(f"{file}: it is not what afterflow writes into a checkpoint; the file is damaged")
+    return state
+
+
+def restore(folder: Path, state: Mapping[str, Any], weights: WeightState) -> None:
+    """Copy the tensors of a checkpoint, and what its state says, into `weights`."""
     with ExitStack() as stack:
 
         def open_files(name: str) -> list[Any]:
@@ -180,11 +226,10 @@ def load_checkpoint(folder: Path, weights: WeightState) -> int:
             files, averages = open_files("ema"), weights.ema.values
             weights.ema.values = {name: shard_like(value, join_shards(files, name)) for name, value in averages.items()}
             weights.ema.updates = state["ema_updates"]
-    if weights.scaler is not None and state["scaler"] is not None:
+    if weights.scaler is not None and state.get("scaler") is not None:
         weights.scaler.load_state_dict(state["scaler"])
-    if weights.history is not None and state["memory"] is not None:
+    if weights.history is not None and state.get("memory") is not None:
         weights.history.load(state["memory"])
-    return state["step"] + 1
 
 
 def shard_files(folder: Path, name: str, state: Mapping[str, Any]) -> list[Path]:

@@ -262,8 +262,8 @@ def test_bytes_of_a_data_set_are_read_where_they_are(tmp_path):
     buffer = io.BytesIO()
     picture("red").save(buffer, "PNG")
     (tmp_path / "red.png").write_bytes(buffer.getvalue())
-    assert encoded_bytes({"bytes": buffer.getvalue(), "path": None}) == buffer.getvalue()
-    assert encoded_bytes({"bytes": None, "path": str(tmp_path / "red.png")}) == buffer.getvalue()
+    assert encoded_bytes({"bytes": buffer.getvalue(), "path": None}, "x/y") == buffer.getvalue()
+    assert encoded_bytes({"bytes": None, "path": str(tmp_path / "red.png")}, str(tmp_path)) == buffer.getvalue()
     assert (
-        encoded_bytes(None) == encoded_bytes({"bytes": None, "path": "gone.png"}) == b""
+        encoded_bytes(None, "x/y") == encoded_bytes({"bytes": None, "path": "gone.png"}, "x/y") == b""
     )  # which `cut` calls unreadable

@@ -84,6 +84,7 @@ def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
 
 
 BAD_NAMES = ["", " ", ".", "..", "../x", "a/../b", "a//b", "a/", "/tmp/x", "C:x", "C:\\x", "\\\\host\\x", "~/x", "~x"]
+BAD_NAMES += ["lr=3e-4, seed 1", "a b", "$(x)", "`x`", "a;b", "<b>", "a%2e", "a&b", "a'b"]
 BAD_NAMES += ["a\nb", "a\0b", "a\u202eb", 'a"b', "a|b", "a:b", "a*", "con.", "a ", " a", "x" * 201, "é" * 101]
 
 
@@ -101,7 +102,7 @@ def test_a_name_that_leaves_runs_or_that_a_system_cannot_hold_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "compare/shapes_sft_0", "lr=3e-4, seed 1", "прогон", "試", "v1.2", "-a", "é" * 100]
+    "name", ["run", "compare/shapes_sft_0", "lr_3e-4.seed_1", "прогон", "試", "v1.2", "-a", "é" * 100]
 )
 def test_other_names_are_taken(name):
     check_folder_name("name", name)

@@ -12,17 +12,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...system.atomic_files import apply_umask, make_folder, writing
-from ...system.errors import InputError
+from ...system.errors import InputError, OutputError
+from ...system.text_files import read_text
 from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
 from .layer_names import BLOCKS
-from .parse import check_alpha, check_config, layer_positions, layer_tensors, scaled
+from .parse import check_alpha, check_config, check_factors, check_tensors, layer_positions, layer_tensors, scaled
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """Names of the file in a LoRA's folder: diffusers' and peft's."""
 COMFYUI = "comfyui.safetensors"
 """Name of the file beside ours whose layers have the names that ComfyUI and kohya's trainers know."""
 
+MOST_PADDING = 64
+"""How many times the numbers in a file may become where all layers get the highest rank."""
 ABOUT = "afterflow"
 """Name of what our files' metadata say of training: alpha and the model's family."""
 
@@ -69,8 +72,16 @@ def lora_file(source: str | Path) -> Path:
 
 
 def lora_folder(path: Path) -> Path:
-    """Return the folder of the LoRA in a run's folder, and any other path as it is."""
-    return path / "lora" if (path / "lora").is_dir() else path
+    """Return the folder of the LoRA in a run's folder, and any other path as it is.
+
+    InputError where a link leads out of a run's folder.
+    """
+    if not (path / "lora").is_dir():
+        return path
+    for link in (path / "lora", *(path / "lora").iterdir()):
+        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{link} is a symbolic link that leads out of {path}; name what it points to")
+    return path / "lora"
 
 
 @contextmanager
@@ -96,6 +107,7 @@ def read_lora(source: str | Path, family: str | None = None) -> StoredLoRA:
     with open_file(file, source) as stored:
         metadata = stored.metadata() or {}
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    check_tensors(tensors, source)
     by_name = layer_tensors(tensors, source)
     about = read_about(metadata.get(ABOUT, "{}"), ABOUT, source)
     if about.get("family") not in (None, *BLOCKS):
@@ -106,16 +118,30 @@ def read_lora(source: str | Path, family: str | None = None) -> StoredLoRA:
     positions, family = layer_positions(by_name, family or about.get("family"), source)
     layers: dict[str, LoRAFactors] = {}
     for name, parts in by_name.items():
-        split = split_layer(scaled(name, parts, config), positions[name])
+        factors = scaled(name, parts, config)
+        check_factors(factors, positions[name], f"LoRA {source}: {name}")
+        split = split_layer(factors, positions[name])
         twice = split.keys() & layers.keys()
         if twice:
             raise InputError(f"LoRA {source}: {min(twice)} is there twice, by two names; it is two LoRAs")
         layers |= split
-    rank = max(len(factors.A) for factors in layers.values())
+    rank = common_rank(layers, source)
     several = any(config.get(name) for name in ("alpha_pattern", "rank_pattern", "use_rslora"))
     several |= any(parts.alpha is not None for parts in by_name.values())
     alpha = about.get("alpha", rank if several else config.get("lora_alpha", rank))
     return StoredLoRA(source, {name: pad_rank(f, rank) for name, f in layers.items()}, rank, alpha, family)
+
+
+def common_rank(layers: Mapping[str, LoRAFactors], source: str) -> int:
+    """Return the highest rank of the layers.  InputError where all of that rank would be too large for their file."""
+    rank = max((len(factors.A) for factors in layers.values()), default=0)
+    stored = sum(factors.A.numel() + factors.B.numel() for factors in layers.values())
+    padded = rank * sum(factors.A.shape[1] + len(factors.B) for factors in layers.values())
+    if rank == 0:
+        raise InputError(f"LoRA {source}: it changes no layer; the file is empty or damaged")
+    if padded > MOST_PADDING * stored:
+        raise InputError(f"LoRA {source}: one layer has rank {rank}, and the others next to none; the file is damaged")
+    return rank
 
 
 def peft_config(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> dict[str, Any]:
@@ -128,7 +154,7 @@ def peft_config(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         return {key.split(".", 1)[1]: value for key, value in content.items() if key.startswith("transformer.")}
     beside = file.parent / "adapter_config.json"
     if file.name == NAMES[1] and beside.is_file():
-        return read_about(beside.read_text(encoding="utf-8"), beside.name, source)
+        return read_about(read_text(beside), beside.name, source)
     alphas = any(key.endswith(".alpha") for key in tensors)
     if any(key.startswith("base_model.model.") for key in tensors) and not alphas:
         raise InputError(f"LoRA {source}: peft's adapter_config.json is not beside it, and with it its alpha")
@@ -139,7 +165,7 @@ def read_about(text: str, name: str, source: str) -> dict[str, Any]:
     """Read what is written about a LoRA.  InputError where it is no object of JSON."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise InputError(f"LoRA {source}: its {name} is no JSON object; the file is damaged")
@@ -173,6 +199,8 @@ def write_lora(
     metadata = {"format": "pt", ABOUT: json.dumps(about)}
     adapter = {"lora_adapter_metadata": json.dumps({f"transformer.{name}": value for name, value in config.items()})}
     make_folder(folder)
+    for name in (NAMES[0], COMFYUI):
+        check_own_file(folder / name)
     (folder / COMFYUI).unlink(missing_ok=True)  # of what the folder held before
     files = {NAMES[0]: (lora_state_dict(layers), metadata | adapter)}
     if family is not None:
@@ -180,7 +208,33 @@ def write_lora(
     for name, (tensors, about_file) in files.items():
         with writing(folder / name):
             save_file(tensors, folder / name, metadata=about_file)
+            sort_metadata(folder / name)
             apply_umask(folder / name)
+
+
+def sort_metadata(file: Path) -> None:
+    """Put the metadata of a .safetensors file in the order of their names; safetensors writes them in any order."""
+    with file.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(text) == length, "safetensors writes compact JSON, as this is"
+        stream.seek(8)
+        stream.write(text)
+
+
+def check_own_file(file: Path) -> None:
+    """Raise OutputError for a file that would be replaced and that afterflow did not write."""
+    if not file.exists() and not file.is_symlink():
+        return
+    try:
+        with writing(file), safe_open(file, "pt") as stored:
+            own = ABOUT in (stored.metadata() or {})
+    except OutputError as error:
+        raise OutputError(f"{file} is no LoRA of afterflow and is not replaced; move it away ({error})") from error
+    if not own:
+        raise OutputError(f"{file} was written by another program and is not replaced; move it away")
 
 
 def check_lora_fits(lora: StoredLoRA, module: nn.Module) -> None:

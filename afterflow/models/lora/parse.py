@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...system.errors import InputError
@@ -30,6 +31,8 @@ KINDS = {
     r"bias$": "a LoRA with biases",
 }
 """Names that plain LoRAs do not have, and what has them."""
+MOST_RANK = 65536
+"""Highest rank that a layer of a file may have."""
 BASE_CHANGES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts of peft's that change the frozen weights as well."""
 
@@ -65,6 +68,17 @@ def layer_tensors(tensors: Mapping[str, Tensor], source: str) -> dict[str, Layer
     return {layer: whole_layer(layer, parts, source) for layer, parts in by_layer.items()}
 
 
+def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise InputError for a tensor that is not of finite floating-point numbers; an alpha may be a whole number."""
+    for key, tensor in tensors.items():
+        whole = key.endswith(".alpha") and tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+        if not (tensor.is_floating_point() or whole):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise InputError(f"LoRA {source}: {key} is of {kind}, and weights are of floating point; it is damaged")
+        if not key.endswith(".alpha") and not tensor.float().isfinite().all():
+            raise InputError(f"LoRA {source}: {key} holds NaN or infinity; the file is damaged, or its training failed")
+
+
 def check_plain(keys: Iterable[str], source: str) -> None:
     """Raise InputError for what adapts text encoders, or is more than B A."""
     keys = list(keys)
@@ -95,11 +109,24 @@ def whole_layer(layer: str, parts: Mapping[str, Tensor], source: str) -> LayerTe
     A, B, alpha = parts["A"], parts["B"], parts.get("alpha")
     if A.ndim != 2 or B.ndim != 2:
         raise InputError(f"LoRA {source}: {layer} is a convolution; only LoRAs of linear layers can be read")
+    if min(*A.shape, *B.shape) == 0 or len(A) > MOST_RANK:
+        raise InputError(
+            f"LoRA {source}: the factors of {layer} are {tuple(A.shape)} and {tuple(B.shape)}; it is damaged"
+        )
     if len(A) != B.shape[1]:
         raise InputError(f"LoRA {source}: the factors of {layer} have ranks {len(A)} and {B.shape[1]}; it is damaged")
-    if alpha is not None and (alpha.numel() != 1 or not math.isfinite(alpha.item())):
+    if alpha is not None and (alpha.is_complex() or alpha.numel() != 1 or not math.isfinite(alpha.item())):
         raise InputError(f"LoRA {source}: the alpha of {layer} is not one finite number; the file is damaged")
     return LayerTensors(A, B, None if alpha is None else alpha.item())
+
+
+def check_factors(factors: LoRAFactors, positions: Mapping[str, OriginalLayer], layer: str) -> None:
+    """Raise InputError for a scale beyond all numbers, and for rows that are not those of the layers in one."""
+    if not factors.B.isfinite().all():
+        raise InputError(f"{layer} is infinite with its alpha; the file is damaged")
+    widths = sum(next(iter(positions.values())).widths)
+    if len(factors.B) % widths:
+        raise InputError(f"{layer} has {len(factors.B)} rows for {widths} layers of one width; the file is damaged")
 
 
 def scaled(layer: str, tensors: LayerTensors, config: Mapping[str, Any]) -> LoRAFactors:
@@ -129,13 +156,18 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
     odd += [f"init_lora_weights {start}"] if isinstance(start, str) and start.startswith(BASE_CHANGES) else []
     if odd:
         raise InputError(f"LoRA {source}: it has {' and '.join(odd)}; only plain LoRAs, W + B A, can be read")
+    for name in ("alpha_pattern", "rank_pattern"):
+        pattern = config.get(name) or {}
+        # peft reads the names as regular expressions, which could take for ever.
+        if not isinstance(pattern, dict) or not all(re.fullmatch(r"\^?[\w.\\]{1,500}\$?", key) for key in pattern):
+            raise InputError(f"LoRA {source}: its {name} does not give layers by their names; write it by plain names")
     for alpha in (config.get("lora_alpha", 1), *(config.get("alpha_pattern") or {}).values()):
         check_alpha(alpha, source)
 
 
 def check_alpha(alpha: Any, source: str) -> None:
     """Raise InputError for an alpha that is no positive, finite number."""
-    if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
         raise InputError(f"LoRA {source}: its alpha is {alpha!r}, and must be a number above 0; the file is damaged")
 
 

@@ -104,7 +104,7 @@ def parse_reply(message: Any, count: int) -> Scored:
     values, parts, why = (message.get(name) for name in ("values", "parts", "why"))
     if not isinstance(parts, dict) or not isinstance(why, dict) or not all(map(is_part_name, parts)):
         raise InputError("its reply has another form")
-    reasons = {parse_row(row, count): printable(reason) for row, reason in why.items()}
+    reasons = {parse_row(row, count): short_reason(reason) for row, reason in why.items()}
     return Scored(
         parse_column(values, count), {name: parse_column(part, count) for name, part in parts.items()}, reasons
     )
@@ -134,7 +134,7 @@ def is_part_name(name: Any) -> bool:
     return isinstance(name, str) and 0 < len(name) <= MAX_PART_NAME and name.isprintable()
 
 
-def printable(text: Any) -> str:
+def short_reason(text: Any) -> str:
     """Return a server's text in one short line, without what a terminal would obey."""
     if not isinstance(text, str):
         raise InputError("its reply has a reason that is no text")

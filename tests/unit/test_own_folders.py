@@ -1,0 +1,185 @@
+"""Nothing is deleted or replaced that afterflow did not write, and no symbolic link is followed out of a folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.cli.main import main
+from afterflow.cli.output import write_text
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.evaluation.image_store import open_store
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
+from afterflow.experiment.run_folder import RECORD_MARK, is_of_run
+from afterflow.experiment.serialization import to_json
+from afterflow.models.adapters import LoRA
+from afterflow.models.lora.files import check_own_file, lora_file
+from afterflow.models.sd3 import SD3
+from afterflow.system.atomic_files import write_text_atomically, writing
+from afterflow.system.errors import AfterflowError, InputError, OutputError
+from afterflow.system.folder_lock import LOCK, locked_folder
+from afterflow.system.own_folders import check_links, check_own, remove_own
+from afterflow.train.checkpoint import check_own_checkpoints, remove_unfinished
+
+KEPT = "a neighbour's only copy"
+
+
+@pytest.fixture
+def neighbour(own_folder, tmp_path):
+    """A folder beside runs/, with a file that must stay."""
+    folder = tmp_path / "neighbour"
+    folder.mkdir()
+    (folder / "kept.txt").write_text(KEPT)
+    yield folder
+    assert [path.name for path in folder.iterdir()] == ["kept.txt"]
+    assert (folder / "kept.txt").read_text() == KEPT
+
+
+@pytest.fixture
+def run(pipeline, own_folder):
+    options = {"iterations": 1, "batch": 2, "chunk": 8, "sample_every": 0, "name": "mine"}
+    algorithm = FlowGRPO({"jpeg_compressibility": 1.0}, steps=2, group=2, beta=0.0)
+    return Run(algorithm, ShapesPrompts(count=4), SD3(pipeline, max_sequence_length=0), LoRA(2, 2)).with_options(
+        **options
+    )
+
+
+def link(path, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target, target_is_directory=target.is_dir())
+
+
+def write(path, text=KEPT):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+FOREIGN = {
+    "lora is a link": lambda folder, other: link(folder / "lora", other),
+    "model is a link": lambda folder, other: link(folder / "model", other),
+    "lora.partial is a link": lambda folder, other: link(folder / "lora.partial", other),
+    "checkpoints is a link": lambda folder, other: link(folder / "checkpoints", other),
+    "a checkpoint is a link": lambda folder, other: link(folder / "checkpoints" / "step_000000", other),
+    "samples is a link": lambda folder, other: link(folder / "samples", other),
+    "metrics.jsonl is a link": lambda folder, other: link(folder / "metrics.jsonl", other / "kept.txt"),
+    "the lock is a link": lambda folder, other: link(folder / LOCK, other / "kept.txt"),
+    "a chain of links": lambda folder, other: (link(folder / "a", other), link(folder / "b", folder / "a")),
+    "lora is somebody's": lambda folder, other: write(folder / "lora" / "thesis.tex"),
+    "lora has a foreign run.json": lambda folder, other: write(folder / "lora" / "run.json", '{"laps": 3}'),
+    "lora is a file": lambda folder, other: write(folder / "lora"),
+    "lora.partial is somebody's": lambda folder, other: write(folder / "lora.partial" / "thesis.tex"),
+    "a checkpoint is somebody's": lambda folder, other: write(folder / "checkpoints" / "step_000000" / "thesis.tex"),
+    "an unfinished one too": lambda folder, other: write(folder / "checkpoints" / "step_9.partial" / "thesis.tex"),
+    "the lock is somebody's": lambda folder, other: write(folder / LOCK),
+    "a checkpoint without a state": lambda folder, other: write(folder / "checkpoints/step_1/manifest.json", "{}"),
+    "run.json is somebody's": lambda folder, other: write(folder / "run.json", '{"laps": 3}'),
+    "it lies in another run": lambda folder, other: write(folder.parent / "run.json", '{"config": {}}'),
+}
+
+
+def contents(folder):
+    paths = sorted(Path(folder).rglob("*"))
+    return {str(p): os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else None for p in paths}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_folder_with_what_is_not_ours_is_refused_before_training_and_stays_as_it_is(case, run, neighbour):
+    run = run.with_options(name="above/mine")
+    FOREIGN[case](run.folder, neighbour)
+    before = contents("runs")
+    with pytest.raises(AfterflowError) as told:
+        execute(run)
+    assert "\n" not in str(told.value) and "runs/above" in str(told.value)
+    assert {path: content for path, content in contents("runs").items() if path in before} == before
+
+
+def test_a_run_whose_folder_is_its_own_is_trained_twice_over_its_own_result(run):
+    folder = execute(run).folder
+    assert is_of_run(folder / "lora") and not (folder / "lora.partial").exists()
+    for path in (folder / "checkpoints").iterdir():
+        remove_own(path, lambda _: True, "")
+    assert is_of_run(execute(run).folder / "lora")
+
+
+LINKED = {
+    "push": "push owner/name runs/theirs",
+    "report": "report runs/theirs",
+    "resume": "train --resume runs/theirs",
+    "export": "export runs/theirs",
+    "eval": "eval tiny --lora runs/theirs",
+    "merge": "merge runs/theirs runs/theirs --out runs/merged",
+}
+
+
+@pytest.mark.parametrize("command", LINKED)
+def test_no_command_follows_a_link_out_of_a_run(command, run, neighbour, capsys):
+    folder = Path("runs/theirs")
+    write(folder / "run.json", json.dumps({"config": to_json(run.with_options(name="theirs"))}))
+    write(folder / "metrics.jsonl", '{"step": 0, "seconds_trained": 1.0}\n')
+    (folder / "checkpoints" / "step_000000").mkdir(parents=True)
+    link(folder / "lora" / "pytorch_lora_weights.safetensors", neighbour / "kept.txt")
+    assert main(LINKED[command].split()) in (1, 2)
+    assert "symbolic link" in capsys.readouterr().err
+
+
+WRITERS = {
+    "write_text": lambda file: write_text(file, "x"),
+    "write_text_atomically": lambda file: write_text_atomically(file, "x"),
+    "check_own_file": check_own_file,
+    "lock": lambda file: locked_folder(file.rename(file.with_name(LOCK)).parent).__enter__(),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_nothing_is_written_through_a_link(writer, neighbour, tmp_path):
+    link(tmp_path / "out" / "file", neighbour / "kept.txt")
+    with pytest.raises(OutputError, match="symbolic link"):
+        WRITERS[writer](tmp_path / "out" / "file")
+
+
+def test_devices_are_written_though_they_are_links():
+    with writing(Path("/dev/stdout")):
+        pass
+
+
+def test_pictures_are_not_drawn_through_a_link(neighbour, tmp_path):
+    link(tmp_path / "evals" / "00000", neighbour)
+    with pytest.raises(InputError, match="symbolic link"):
+        open_store(tmp_path / "evals", {})
+
+
+def test_links_that_stay_inside_are_followed(tmp_path):
+    (tmp_path / "wandb" / "run-1").mkdir(parents=True)
+    link(tmp_path / "wandb" / "latest-run", tmp_path / "wandb" / "run-1")
+    check_links(tmp_path)
+
+
+def test_an_empty_folder_is_nobodys(tmp_path):
+    remove_own(tmp_path / "absent", is_of_run, RECORD_MARK)
+    (tmp_path / "empty").mkdir()
+    remove_own(tmp_path / "empty", is_of_run, RECORD_MARK)
+    assert not (tmp_path / "empty").exists()
+
+
+def test_what_is_unfinished_and_not_ours_stays(tmp_path):
+    write(tmp_path / "step_3.gone" / "thesis.tex")
+    with pytest.raises(OutputError, match="afterflow did not write it"):
+        remove_unfinished(tmp_path)
+    with pytest.raises(OutputError, match="afterflow did not write it"):
+        check_own_checkpoints(tmp_path)
+    assert (tmp_path / "step_3.gone" / "thesis.tex").read_text() == KEPT
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '"config"', "[" * 100_000, "\xff"])
+def test_a_folder_is_ours_only_by_a_record_of_ours(text, tmp_path):
+    (tmp_path / RECORD_MARK).write_text(text, encoding="latin-1")
+    with pytest.raises(OutputError, match=r"no run\.json"):
+        check_own(tmp_path, is_of_run, RECORD_MARK)
+
+
+def test_a_lora_of_a_run_is_found_where_no_link_leads_out(tmp_path):
+    write(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    assert lora_file(tmp_path) == tmp_path / "lora" / "pytorch_lora_weights.safetensors"
