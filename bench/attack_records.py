@@ -3,7 +3,8 @@
     python bench/attack_records.py --json bench/results/attack_records.json
 
 Beside each lies a module that leaves a mark when it is imported, and a neighbour's folder.  A case is as designed where
-no code ran, the neighbour is as it was, and the command ended without a traceback.
+no code ran, the neighbour is as it was, and the command ended well or with one sentence; for a LoRA or a pipeline, with
+one sentence.
 """
 
 import json
@@ -11,12 +12,12 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import make_parser, provenance, write_json
-from hostile import run
+from hostile import Answer, run
 
 from afterflow.experiment.serialization import to_json
 from afterflow.models.pipeline import TINY
@@ -31,13 +32,13 @@ NAMES = ("../neighbour", "/tmp/x", "a/../../neighbour", "~/x", "a\nb", "$(touch 
 Change = Callable[[dict[str, Any]], object]
 
 
-def named(name: str, place: str) -> Change:
-    """Return the change that writes the name of code into a place of the record."""
+def named(name: str, group: str) -> Change:
+    """Return the change that writes the name of code into a group of the record."""
 
     def change(config: dict[str, Any]) -> None:
-        if place == "weights":
+        if group == "weights":
             config["algorithm"]["weights"] = {name: 1.0}
-        elif place == "functions":
+        elif group == "functions":
             config["functions"] = {name: "0" * 32}
         else:
             config["evaluation"] |= {"eval_rewards": [name], "best_by": name}
@@ -49,7 +50,7 @@ def records() -> dict[str, Change]:
     """Return the changes of a record."""
     spellings = ("stranger:f", "runs.stranger.evil:f", "os:system", "builtins:exec", "stranger")
     cases = {
-        f"{name} as {place}": named(name, place) for name in spellings for place in ("weights", "functions", "eval")
+        f"{name} as {group}": named(name, group) for name in spellings for group in ("weights", "functions", "eval")
     }
     cases |= {f"name {name!r}": lambda config, name=name: config.update(name=name) for name in NAMES}
     for i, group in enumerate(GROUPS):
@@ -72,7 +73,7 @@ def folders() -> dict[str, Callable[[Path], object]]:
     cases = {f"{name} is a link": lambda other, name=name: link(FOLDER / name, other) for name in links}
     files = ("run.json", "metrics.jsonl", "held_out.jsonl", ".lock", "lora/pytorch_lora_weights.safetensors")
     for name in files:
-        cases[f"{name} is a link"] = lambda other, name=name: link(FOLDER / name, other / "kept.txt")
+        cases[f"{name} is a link"] = lambda other, name=name: link(FOLDER / name, other / "only_copy.txt")
     for text in ("[]", "{", "[" * 50_000, '{"step": "x"}', "{}\n" * 3):
         cases[f"metrics.jsonl is {text[:10]!r}"] = lambda _, text=text: (FOLDER / "metrics.jsonl").write_text(text)
         manifest = FOLDER / "checkpoints" / "step_000000" / "manifest.json"
@@ -92,50 +93,64 @@ COMMANDS = (
 )
 
 
-def make_place(place: Path) -> Path:
+def make_folders(folder: Path) -> Path:
     """Fill a folder with code that leaves a mark and a neighbour's folder; return the neighbour's."""
-    neighbour = place / "neighbour"
+    neighbour = folder / "neighbour"
     neighbour.mkdir()
-    (neighbour / "kept.txt").write_text("kept")
-    (place / "stranger.py").write_text(CODE.format(mark=str(place / "mark")))
+    (neighbour / "only_copy.txt").write_text("precious")
+    (folder / "stranger.py").write_text(CODE.format(mark=str(folder / "mark")))
     return neighbour
 
 
-def make_run(place: Path) -> dict[str, Any]:
+def make_run(folder: Path) -> dict[str, Any]:
     """Write a stranger's run with a LoRA and a checkpoint that is none, and return its configuration."""
-    shutil.rmtree(place / "runs", ignore_errors=True)
-    for folder in ("lora", "checkpoints/step_000000", "samples"):
-        (FOLDER / folder).mkdir(parents=True)
-    (FOLDER / "evil.py").write_text(CODE.format(mark=str(place / "mark")))
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+    for name in ("lora", "checkpoints/step_000000", "samples"):
+        (FOLDER / name).mkdir(parents=True)
+    (FOLDER / "evil.py").write_text(CODE.format(mark=str(folder / "mark")))
     (FOLDER / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+    (FOLDER / "lora" / "run.json").write_text('{"config": {}}')  # as if a run had left it, so that no check stops there
     (FOLDER / "checkpoints" / "step_000000" / "manifest.json").write_text("{}")
     (FOLDER / "metrics.jsonl").write_text('{"step": 0, "seconds_trained": 1.0}\n')
     return to_json(RECIPES["shapes_branch_grpo"]().with_options(name="stranger"))
 
 
-def problems(case: str, commands: list[list[object]], place: Path, neighbour: Path, counts: Counter) -> list[str]:
-    """Run the commands on a case and return what was not as designed."""
+def outcome(answer: Answer, folder: Path, neighbour: Path) -> str:
+    """Return what a command did to the folders and said."""
+    files = [(path.name, path.read_text()) for path in neighbour.iterdir()]
+    sentences = [line for line in answer.err.splitlines() if line.startswith("afterflow: ")]
+    if (folder / "mark").exists():
+        return "code ran"
+    if files != [("only_copy.txt", "precious")]:
+        return "neighbour touched"
+    if answer.traceback:
+        return "traceback"
+    if answer.code == 0:
+        return "ended"
+    return "one sentence" if answer.code in (1, 2) and len(sentences) == 1 else "no sentence"
+
+
+def problems(
+    case: str, commands: list[list[object]], folder: Path, neighbour: Path, counts: Counter, designed: Sequence[str]
+) -> list[str]:
+    """Run the commands on a case, and return which had another outcome than the designed ones."""
     wrong = []
     for words in commands:
         answer = run(*words)
-        kept = [path.name for path in neighbour.iterdir()] == ["kept.txt"]
-        kept = kept and (neighbour / "kept.txt").read_text() == "kept"
-        ran = (place / "mark").exists()
-        counts[
-            "code ran" if ran else "neighbour touched" if not kept else "traceback" if answer.traceback else "held"
-        ] += 1
-        if ran or not kept or answer.traceback:
-            wrong.append(answer.problem(f"{case}: {' '.join(map(str, words))}"))
-            (place / "mark").unlink(missing_ok=True)
+        result = outcome(answer, folder, neighbour)
+        counts[result] += 1
+        if result not in designed:
+            wrong.append(f"{result}: " + answer.problem(f"{case}: {' '.join(map(str, words))}"))
+            (folder / "mark").unlink(missing_ok=True)
     return wrong
 
 
-def attack_records(place: Path) -> tuple[Counter, list[str], int]:
+def attack_records(folder: Path) -> tuple[Counter, list[str], int]:
     """Send records and folders through the commands; return outcomes, what was wrong, and the number of cases."""
-    neighbour, counts, wrong = make_place(place), Counter(), []
+    neighbour, counts, wrong = make_folders(folder), Counter(), []
     cases = [*records().items(), *folders().items()]
     for i, (case, change) in enumerate(cases):
-        config = make_run(place)
+        config = make_run(folder)
         if i < len(records()):
             change(config)
         (FOLDER / "run.json").write_text(json.dumps({"recipe": "x", "seed": 0, "config": config}))
@@ -144,22 +159,24 @@ def attack_records(place: Path) -> tuple[Counter, list[str], int]:
         commands: list[list[object]] = [[*command.split(), FOLDER] for command in COMMANDS]
         commands[4].append("a prompt")
         commands[6] += ["--plan"]
-        wrong += problems(case, commands, place, neighbour, counts)
+        wrong += problems(case, commands, folder, neighbour, counts, ("ended", "one sentence"))
     return counts, wrong, len(cases)
 
 
-def attack_models(place: Path) -> tuple[Counter, list[str], int]:
+def attack_models(folder: Path) -> tuple[Counter, list[str], int]:
     """Send LoRAs and pipelines through the commands; return outcomes, what was wrong, and the number of cases."""
-    neighbour, counts, wrong = place / "neighbour", Counter(), []
+    neighbour, counts, wrong = folder / "neighbour", Counter(), []
     for i, (case, make) in enumerate(LORAS.items()):
         file = Path(f"lora{i}.safetensors")
         make(file)
-        wrong += problems(case, [["export", file], ["sample", "tiny", "x", "--lora", file]], place, neighbour, counts)
+        commands: list[list[object]] = [["export", file], ["sample", "tiny", "x", "--lora", file]]
+        wrong += problems(case, commands, folder, neighbour, counts, ("one sentence",))
     for i, (case, make) in enumerate(PIPELINES.items()):
-        folder = Path(f"model{i}")
-        shutil.copytree(TINY, folder)
-        make(folder)
-        wrong += problems(case, [["sample", folder, "x", "-n", 1, "--steps", 1]], place, neighbour, counts)
+        pipeline = Path(f"model{i}")
+        shutil.copytree(TINY, pipeline)
+        make(pipeline)
+        commands = [["sample", pipeline, "x", "-n", 1, "--steps", 1]]
+        wrong += problems(case, commands, folder, neighbour, counts, ("one sentence",))
     return counts, wrong, len(LORAS) + len(PIPELINES)
 
 
@@ -168,18 +185,18 @@ def main() -> None:
     args = make_parser(__doc__).parse_args()
     result: dict[str, Any] = provenance()
     here, wrong = Path.cwd(), []
-    with tempfile.TemporaryDirectory() as place:
-        os.environ |= {"AFTERFLOW_CACHE": f"{place}/cache", "HF_HUB_OFFLINE": "1"}
-        os.chdir(place)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"AFTERFLOW_CACHE": f"{folder}/cache", "HF_HUB_OFFLINE": "1"}
+        os.chdir(folder)
         for name, attack in (("records and folders", attack_records), ("LoRAs and pipelines", attack_models)):
-            counts, found, cases = attack(Path(place))
+            counts, complaints, cases = attack(Path(folder))
             result[name] = {"cases": cases, "commands": dict(counts)}
-            wrong += found
+            wrong += complaints
             print(name, cases, dict(counts))
         os.chdir(here)
     print("\n".join(wrong))
     if args.json:
-        write_json(result | {"wrong": [text.replace(place, "") for text in wrong]}, args.json, indent=1)
+        write_json(result | {"wrong": [text.replace(folder, "") for text in wrong]}, args.json, indent=1)
 
 
 if __name__ == "__main__":

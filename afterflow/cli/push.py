@@ -76,7 +76,7 @@ class Push:
         return file.parent, None if whole else glob.escape(file.name)
 
 
-TOLD = ("run.json", "adapter_config.json", "model_index.json", "config.json")
+WITH_PATHS = ("run.json", "adapter_config.json", "model_index.json", "config.json")
 """Files of JSON that may name where something lies on this machine."""
 
 
@@ -89,7 +89,7 @@ def without_paths(folder: Path) -> Iterator[Path]:
         for file in files:
             target = copy / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if file.name in TOLD:
+            if file.name in WITH_PATHS:
                 content = read_json(file)
                 paths += local_paths(content)
                 text = json.dumps(without_local_paths(content), indent=2) + "\n"

@@ -386,6 +386,8 @@ def check_parts(path: str, folder: Path) -> None:
             raise InputError(f"model {path!r}: its part {name} is a {value!r}, which afterflow does not know or import")
         if Path(name).name != name:
             raise InputError(f"model {path!r}: its part {name!r} is no folder in it")
+        if not (folder / name).is_dir():
+            raise InputError(f"model {path!r}: {folder / name} is absent; download the pipeline again")
         for file in (folder / name / "config.json", folder / name / "scheduler_config.json"):
             if file.is_file():
                 check_part(file)
@@ -419,7 +421,8 @@ def reading_parts(path: str) -> Iterator[None]:
         *(AssertionError, ImportError, SafetensorError),
     ) as error:
         why = " ".join(str(error).split())[:300]
-        raise InputError(f"model {path!r} cannot be read ({type(error).__name__}: {why}); download it again") from error
+        remedy = "install what it asks for" if isinstance(error, ImportError) else "download it again"
+        raise InputError(f"model {path!r} cannot be read ({type(error).__name__}: {why}); {remedy}") from error
 
 
 def pipeline_class(folder: Path) -> str:

@@ -8,8 +8,9 @@ NOISE = {
     "torchao": "Failed to load ",
     "torch.utils._pytree": "is an Enum subclass and is now natively supported",
     "bitsandbytes.cextension": "was compiled without GPU support",
+    "diffusers.loaders.lora_base": "No LoRA keys associated to NoneType",  # text encoders that are not loaded
 }
-"""Logger of a library → a message that it has on every import, about parts that we do not use."""
+"""Logger of a library → a message that it has at every start, about parts that we do not use."""
 
 
 class MessageHandler(logging.Handler):

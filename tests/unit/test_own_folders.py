@@ -104,6 +104,14 @@ def test_a_run_whose_folder_is_its_own_is_trained_twice_over_its_own_result(run)
     assert is_of_run(execute(run).folder / "lora")
 
 
+def test_runs_may_lie_on_another_disk(run, tmp_path):
+    (tmp_path / "disk").mkdir()
+    Path("runs").symlink_to(tmp_path / "disk", target_is_directory=True)
+    folder = execute(run).folder
+    assert is_of_run(tmp_path / "disk" / folder.name / "lora") and lora_file(folder).is_file()
+    assert main(["export", str(folder)]) == 0
+
+
 LINKED = {
     "push": "push owner/name runs/theirs",
     "report": "report runs/theirs",
