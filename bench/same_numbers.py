@@ -6,7 +6,8 @@ Metrics, held-out scores and every tensor that a run leaves are compared with be
 the code of version 0.1 wrote on one CPU thread of the machine named there.  Another kind of CPU rounds otherwise, so
 there only --store on both commits is a fair comparison.  Since losses are means over all steps, ddpo, dance_grpo,
 mix_grpo, branch_grpo and pref_grpo differ from 0.1 where groups are tied (bench/results/mean_of_all_steps.json); sft,
-soar, flow_grpo with its KL and flow_opd do not.  The demo's summary is compared too, where runs/demo has one.
+soar, flow_grpo with its KL and flow_opd do not.  The demo's summary is compared too, where runs/demo has one.  Files of
+LoRAs hold alpha = rank since 0.2, so B is compared without its factor, and comfyui.safetensors is left out.
 """
 
 import argparse
@@ -17,6 +18,9 @@ import tempfile
 from pathlib import Path
 
 from small import METHODS, metrics_of, run_of, tensors_of, work
+
+from afterflow.models.adapters import LoRA
+from afterflow.models.lora.files import COMFYUI
 
 STORED = Path(__file__).parent / "results" / "same_numbers_0_1.json"
 DEMO = Path(__file__).parents[1] / "tests" / "data" / "demo_0_1.json"
@@ -34,9 +38,12 @@ def numbers(method: str) -> dict:
     """Train a method for four iterations in the working folder and return what it measured and left."""
     run = run_of(method, 4, keep_checkpoints=10)
     work(run)
+    scale = run.tune.alpha / run.tune.rank if isinstance(run.tune, LoRA) else 1.0
+    undone = lambda tensors: {name: x / scale if "lora_B" in name else x for name, x in tensors.items()}
+    files = {file: tensors for file, tensors in tensors_of(run.folder).items() if not file.endswith(COMFYUI)}
     return {
         "metrics": metrics_of(run.folder),
-        "tensors": {file: digest(tensors) for file, tensors in tensors_of(run.folder).items()},
+        "tensors": {file: digest(undone(tensors)) for file, tensors in files.items()},
         "held_out": (run.folder / "held_out.jsonl").read_text().splitlines(),
     }
 
