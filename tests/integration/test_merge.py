@@ -10,7 +10,7 @@ from adapters import load, save_lora
 from afterflow.cli.main import main
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.lora.factors import LoRAFactors, fuse_factors, nearest_factors, weighted_sum
-from afterflow.models.lora.files import StoredLoRA, read_lora, write_lora
+from afterflow.models.lora.files import COMFYUI, StoredLoRA, read_lora, write_lora
 from afterflow.models.lora.merge import LoRAMerge
 from afterflow.sampling.conditioning import condition
 
@@ -113,6 +113,7 @@ def test_the_merged_file_draws_what_both_adapters_together_draw(deep_pipeline, c
         stock.load_lora(name, name)
     stock.pipe.set_adapters(["a", "b"], [0.7, 0.4])
     torch.testing.assert_close(velocity(ours), velocity(stock), atol=1e-4, rtol=1e-4)
+    assert read_lora("both").family == read_lora("a").family == "SD3" and Path("both", COMFYUI).is_file()
     assert not torch.allclose(velocity(ours), velocity(load(deep_pipeline)), atol=1e-2)
 
 

@@ -74,3 +74,12 @@ def test_which_of_a_pair_is_shown_first_is_drawn_for_each_pair():
     draws = [pairs(3, None, False, torch.Generator().manual_seed(seed)) for seed in range(800)]
     circles = sum(bool(shown.sum(0).eq(1).all()) for shown in draws) / 800
     assert circles == pytest.approx(0.25, abs=0.05)
+
+
+def test_who_meets_whom_is_drawn_from_the_generator_alone():
+    drawn = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        drawn.append(pairs(8, 2, False, torch.Generator().manual_seed(5)))
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0], pairs(8, 2, False, torch.Generator().manual_seed(6)))

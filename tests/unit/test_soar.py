@@ -179,6 +179,7 @@ def test_several_paths_are_averaged_over_all_points_of_an_update():
     terms, points, masses, corrections, bases = [], 0.0, [], [], []
     for row in torch.arange(24).split(1):
         one = replace(batch[row], seeds=seeds[row])
+        assert PATHS.masses(one).dtype == torch.float64  # summed over processes, it must add up
         mass = PATHS.masses(one).item()
         assert mass == pytest.approx(1 + 0.7 * 2) or mass == pytest.approx(1 + 0.7 * 6)
         own = list(PATHS.losses(Models(model), one))

@@ -77,3 +77,9 @@ def test_second_order_goes_on_from_the_states_parent():
         extra = second_order(x0(k).flatten(0, 1), x0(k - 1).expand(2, 6, 2).flatten(0, 1), before, t, s)
         torch.testing.assert_close(made.x[k + 1], euler + extra.view_as(euler), rtol=1e-4, atol=1e-5)
         assert extra.abs().max() > 1e-3
+
+
+def test_a_line_through_one_number_of_tokens_is_refused():
+    with pytest.raises(ValueError, match="both are 256"):
+        DynamicShift(low=(256, 0.5), high=(256, 1.15))
+    assert DynamicShift(low=(256, 0.5), high=(4096, 256.0)).warp > 0
