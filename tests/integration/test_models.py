@@ -41,9 +41,16 @@ STEPS = 4
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def loaded(config):
-    """The model, on the grid that its stock pipeline takes with Euler's steps."""
+@cache
+def untouched(config):
+    """The model before any training, to be copied and not changed, and what it is asked for."""
     model = config.load()
+    return model, encode_records(model, [{"prompt": prompt} for prompt in PROMPTS])
+
+
+def loaded(config):
+    """A copy of the model, on the grid that its stock pipeline takes with Euler's steps."""
+    model = copy.deepcopy(untouched(config)[0])
     if type(config).__name__ == "Wan":
         model.schedule = SD3Grid(3.0)
     return model
@@ -236,13 +243,6 @@ METHODS = {
     "pref_grpo": PrefGRPO(steps=STEPS, group=4),
     "flow_opd": FlowOPD(steps=STEPS, group=2),
 }
-
-
-@cache
-def untouched(config):
-    """The model before any training, to be copied and not changed, and what it is asked for."""
-    model = config.load()
-    return model, encode_records(model, [{"prompt": prompt} for prompt in PROMPTS])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 
 class Forked:
-    """A process that runs a function and ends with the exit code it returns, or with 1 and a traceback where it raises."""
+    """A process that runs a function, and ends with the exit code it returns or with a traceback and 1."""
 
     def __init__(self, function, *arguments):
         self.process = get_context("fork").Process(target=lambda: sys.exit(function(*arguments)))
