@@ -23,14 +23,24 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def base():
-    """The toy after supervised training; to be copied, not changed."""
+def base(tmp_path_factory):
+    """The toy after supervised training; to be copied, not changed.  What one worker has trained the others read."""
+    from safetensors.torch import load_model, save_model
+
     from afterflow.algorithms.sft import SFT
     from toy import MLP, learn
 
-    model = MLP()
-    for _ in learn(SFT(shift=1.0), model, 500, lr=3e-3):
-        pass
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    model, file = MLP(), shared / "base.safetensors"
+    if file.is_file():
+        load_model(model, file)
+    else:
+        for _ in learn(SFT(shift=1.0), model, 500, lr=3e-3):
+            pass
+        own = folder / file.name
+        save_model(model, own)
+        own.replace(file)
     return model.requires_grad_(False)
 
 

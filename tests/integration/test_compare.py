@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.build import untrained_tiny_sd3
 from afterflow.recipes import RECIPES
+from forked import forked_command
 
 SMALL = {"jpeg_compressibility": 1.0}
 
@@ -54,8 +56,10 @@ def place(tmp_path_factory):
             eval_every=1,
         )
         chain = replace(run, algorithm=FlowGRPO(SMALL, steps=4, group=4, beta=0.0))
+        starts = SimpleNamespace(Popen=forked_command)
+        patch.setattr("afterflow.experiment.train_subprocess.subprocess", starts)
         train_all({"branch": run}, None, 1, "pair")
-        # A process of its own takes seconds to start, so one of the two is enough.
+        # One of the two in a process of its own is enough.
         patch.setattr("afterflow.experiment.train_subprocess.train_in_subprocess", execute)
         train_all({"chain": chain}, None, 1, "pair")
         yield path, {"branch": run, "chain": chain}

@@ -72,7 +72,7 @@ def test_the_reward_rises(base, name):
     looser = dict(eta=0.7) if "dance" in name or "branch" in name else {}
     algorithm = replace(FAMILY[name], clip=0.2, **looser)
     model = copy.deepcopy(base).requires_grad_(True)
-    for _ in learn(algorithm, model, 60, lr=1e-3 if "flash" in name else 2e-3, chunk=256):
+    for _ in learn(algorithm, model, 30, lr=1e-3 if "flash" in name else 2e-3, chunk=256):
         pass
     print(f"{name}: {reward(base):.2f} -> {reward(model):.2f}")
     assert reward(model) > reward(base) + 0.3

@@ -1,7 +1,6 @@
 """Ctrl-C at any moment, lines of libraries, and parts of a recipe that a user takes out."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -21,26 +20,20 @@ from afterflow.system.errors import ConfigError
 
 @pytest.mark.parametrize("delay", [0.05, 1.0, 4.0])
 def test_ctrl_c_ends_a_command_in_one_line_whatever_it_is_doing(tmp_path, delay):
-    words = [
-        sys.executable,
-        "-m",
-        "afterflow",
-        "sample",
-        "tiny",
-        "a star",
-        "--steps",
-        "2000",
-        "--out",
-        str(tmp_path / "a.png"),
-    ]
-    code = "import afterflow.cli.main as m, sys; print('ready', flush=True); sys.exit(m.main(sys.argv[1:]))"
-    words[1:3] = ["-c", code]
+    # A shell that starts the tests in the background has SIGINT ignored, and a process inherits that.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "import afterflow.cli.main as m, sys; print('ready', flush=True); sys.exit(m.main(sys.argv[1:]))"
+    words = ["sample", "tiny", "a star", "--steps", "2000", "--out", str(tmp_path / "a.png")]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=pipe, stderr=pipe, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert said == "afterflow: interrupted; checkpoints and results that were written are whole\n"
 

@@ -1,5 +1,6 @@
 """Every family: what we draw is what the stock pipeline draws, and every method trains it."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import cache
@@ -40,9 +41,16 @@ STEPS = 4
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
-def loaded(config):
-    """The model, on the grid that its stock pipeline takes with Euler's steps."""
+@cache
+def untouched(config):
+    """The model before any training, to be copied and not changed, and what it is asked for."""
     model = config.load()
+    return model, encode_records(model, [{"prompt": prompt} for prompt in PROMPTS])
+
+
+def loaded(config):
+    """A copy of the model, on the grid that its stock pipeline takes with Euler's steps."""
+    model = copy.deepcopy(untouched(config)[0])
     if type(config).__name__ == "Wan":
         model.schedule = SD3Grid(3.0)
     return model
@@ -237,12 +245,6 @@ METHODS = {
 }
 
 
-@cache
-def untouched(config):
-    """The model before any training, for tests that only compare with it."""
-    return config.load()
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_method_trains_every_family(tinies, name, method):
@@ -268,9 +270,9 @@ def test_every_method_trains_every_family(tinies, name, method):
         assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
     else:
         assert method in ("sft", "soar", "flow_opd")
-    trained, before = config.load(), untouched(config)
+    before, cond = untouched(config)
+    trained = copy.deepcopy(before)
     trained.load_lora(folder / "lora")
-    cond = encode_records(trained, [{"prompt": prompt} for prompt in PROMPTS])
     x, t = noise_for(trained), torch.full((2,), 0.5)
     with torch.no_grad():
         moved = trained.velocity(trained.module)(x, t, cond) - before.velocity(before.module)(x, t, cond)

@@ -1,36 +1,29 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from afterflow.train.checkpoint import WeightState, load_checkpoint
 from afterflow.train.ema import Ema
+from forked import Forked
 from several import ALGORITHMS, main, named
 from toy import MLP, optimize
-
-ROOT = Path(__file__).parents[2]
-SUPPORT = ROOT / "tests" / "support"
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What one process and two found, by rank."""
+    """What one process and two found, by rank; the two are started as torchrun starts them, by forking."""
     folder = tmp_path_factory.mktemp("several")
     for place in ("one", "two"):
         (folder / place).mkdir()
     AcceleratorState._reset_state(reset_partial_state=True)  # of the tests before
     main(folder / "one")  # one process is this one: another takes seconds to start
     AcceleratorState._reset_state(reset_partial_state=True)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(SUPPORT), str(ROOT)])}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, str(SUPPORT / "several.py"), str(folder / "two")]
-    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    launched = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    launch = elastic_launch(launched, main)
+    assert Forked(lambda: launch(folder / "two") and None).wait(300) == 0
     read = lambda place, rank, count: json.loads((folder / place / f"{rank}_of_{count}.json").read_text())
     return folder, read("one", 0, 1), [read("two", rank, 2) for rank in (0, 1)]
 

@@ -21,7 +21,7 @@ from afterflow.models.wan import Wan
 PARTS = BuildParts("Wan", "parts", pictures=32, autoencoder_steps=2, text_steps=2)
 MODEL = Wan(str(PARTS.model), height=32, width=32, frames=9, max_sequence_length=16)
 RUN = Run(SFT(), MovingClips(count=4), MODEL, Full(), name="pretrained").with_options(
-    iterations=1, batch=4, chunk=4, inference_steps=2
+    iterations=1, batch=4, chunk=4, inference_steps=2, sample_every=0
 )
 
 

@@ -184,7 +184,7 @@ def test_two_specialists_make_a_generalist_in_the_plane(options):
     """By the ODE, without a reward: each task's prompts end where its own teacher's do."""
     model, algorithm = MLP(), replace(PLANE, steps=8, **options)
     teachers = {"left": LEFT, "right": RIGHT}
-    for _ in learn(algorithm, model, 150, teachers=teachers, score=silent, lr=3e-3):
+    for _ in learn(algorithm, model, 100, teachers=teachers, score=silent, lr=3e-3):
         pass
     cond, draws = prompts(64), [generator(1, p) for p in range(64)]
     noise = rollout.prompt_noise(draws, 1, torch.empty(64, 1, 2))

@@ -1,6 +1,7 @@
 """Signs that are read, attacks that do not pay, and prompts that ask for no text."""
 
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from afterflow.data.prompts import PromptFile
+from afterflow.rewards import ocr
 from afterflow.rewards.ocr import alphabet, canvas_score, fold_known, fold_text, target_texts
 from afterflow.rewards.quotes import quoted_texts
 from afterflow.rewards.registry import check_rewards, find_reward
@@ -28,6 +30,16 @@ def on(background, *lines):
 def gradient():
     y, x = np.mgrid[:256, :256]
     return np.stack([x // 3, y // 3, 60 + 0 * x], -1).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """A picture that two rewards score is read once: most of a second, and they differ in what they make of it."""
+    reading = ocr._read
+    read = cache(lambda content, shape: reading(np.frombuffer(content, np.uint8).reshape(shape)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ocr, "_read", lambda image: read(image.tobytes(), image.shape))
+        yield
 
 
 def scores(name, *images, prompt=RECORD["prompt"]):

@@ -3,6 +3,7 @@
 Small samples of the bars that bench/verifier.py measures.
 """
 
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,10 +31,14 @@ from afterflow.envs.shapes.world import COLORS, SHAPES, TAGS
 both_sizes = pytest.mark.parametrize("size", [32, 64])
 
 
+@cache
 def shown(tag, size, count=40, split="train", seed=0):
     rng = np.random.default_rng([seed, size, TAGS.index(tag)])
     records = [draw(split, tag, rng, size) for _ in range(count)]
-    return [(record, render_image(record, size, rng)) for record in records]
+    pictures = tuple((record, render_image(record, size, rng)) for record in records)
+    for _, image in pictures:
+        image.setflags(write=False)  # other tests see it too
+    return pictures
 
 
 def scene(size, *objects, seed=0):

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -97,19 +98,25 @@ def test_a_folder_is_opened_to_whom_the_umask_lets_in(tmp_path):
     assert {path.stat().st_mode & 0o777 for path in files(tmp_path)} == {0o644} and len(files(tmp_path)) == 2
 
 
-@pytest.fixture
-def full_disk(monkeypatch):
-    """A disk on which no file may grow: the system refuses every write, whoever writes."""
-    monkeypatch.setattr(logging.getLogger("afterflow"), "handlers", [])  # pytest keeps what they print in a file
+@contextmanager
+def full_disk(room=0):
+    """A disk on which no file may grow beyond its room: the system refuses every write, whoever writes.
+
+    The test's own part alone is inside, for what pytest prints of it may go into a file too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("afterflow"), "handlers", [])  # pytest keeps what they print in a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("what", WRITERS)
-def test_a_full_disk_is_told_with_the_file_that_it_refuses(tmp_path, what, full_disk):
-    with pytest.raises(OutputError, match=rf"{tmp_path}.* cannot be written: "):
+def test_a_full_disk_is_told_with_the_file_that_it_refuses(tmp_path, what):
+    with full_disk(), pytest.raises(OutputError, match=rf"{tmp_path}.* cannot be written: "):
         WRITERS[what](tmp_path / "out")
 
 
@@ -140,20 +147,17 @@ def test_whatever_the_system_refuses_is_a_sentence(tmp_path, monkeypatch, what, 
         assert not refused
 
 
-def test_a_text_that_could_not_be_written_leaves_the_old_one_and_no_rest(tmp_path, full_disk):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def test_a_text_that_could_not_be_written_leaves_the_old_one_and_no_rest(tmp_path):
     write_text_atomically(tmp_path / "a", "old")
-    with pytest.raises(OutputError):
+    with full_disk(100), pytest.raises(OutputError):
         write_text_atomically(tmp_path / "a", "new" * 1000)
     assert (tmp_path / "a").read_text() == "old" and len(files(tmp_path)) == 1
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_those_before_it(tmp_path, full_disk):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+def test_a_checkpoint_that_does_not_fit_leaves_those_before_it(tmp_path):
     checkpoint(tmp_path)
     (tmp_path / "step_000003").rename(tmp_path / "step_000001")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    with pytest.raises(OutputError):
+    with full_disk(1000), pytest.raises(OutputError):
         checkpoint(tmp_path)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000001"]
 
@@ -161,8 +165,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_those_before_it(tmp_path, full_di
 # The cache
 
 
-def test_a_cache_that_cannot_be_written_costs_no_more_than_the_cache(tmp_path, full_disk, caplog):
-    with caplog.at_level(logging.WARNING):
+def test_a_cache_that_cannot_be_written_costs_no_more_than_the_cache(tmp_path, caplog):
+    with full_disk(), caplog.at_level(logging.WARNING):
         write_cache_file(tmp_path / "cache" / "a.safetensors", {"a": torch.zeros(9)})
     assert "nothing is kept in the cache, see AFTERFLOW_CACHE" in caplog.text
     assert not files(tmp_path) and read_cache_file(tmp_path / "cache" / "a.safetensors") is None

@@ -1,0 +1,33 @@
+"""Processes forked from this one, which has imported what takes a new one ten seconds to import.
+
+Tests about starting, importing, signals and the console start a process of Python instead.
+"""
+
+import sys
+from multiprocessing import get_context
+
+
+class Forked:
+    """A process that runs a function, and ends with the exit code it returns or with a traceback and 1."""
+
+    def __init__(self, function, *arguments):
+        self.process = get_context("fork").Process(target=lambda: sys.exit(function(*arguments)))
+        self.process.start()
+
+    def wait(self, timeout=None):
+        """Return the exit code; a process that has not ended in time is killed."""
+        self.process.join(timeout)
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode
+
+    def terminate(self):
+        self.process.terminate()
+
+
+def forked_command(command):
+    """Stand in for subprocess.Popen where that starts `python -m afterflow WORDS`."""
+    from afterflow.cli.main import main
+
+    assert command[:3] == [sys.executable, "-m", "afterflow"], command
+    return Forked(main, command[3:])
