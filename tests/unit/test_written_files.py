@@ -49,6 +49,8 @@ def metrics(folder):
     file = MetricsFile(make_folder(folder) / "metrics.jsonl", 0)
     try:
         file.write(0, {"reward": 1.0})
+        if file.failure is not None:  # a run keeps its lines and goes on until the next checkpoint
+            raise file.failure
     finally:
         file.close()
 
@@ -212,4 +214,4 @@ def test_a_full_disk_under_the_output_is_one_line(tmp_path):
         ended = subprocess.run(
             [sys.executable, "-m", "afterflow", "recipes"], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert ended.returncode == 1 and ended.stderr == "afterflow: No space left on device\n"
+    assert ended.returncode == 1 and ended.stderr == "afterflow: the output: No space left on device\n"
