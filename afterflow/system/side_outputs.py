@@ -1,6 +1,7 @@
 """What is made beside checkpoints and results: pictures, curves of trackers, cards.  Its failures end nothing."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class SideOutputs:
     """
 
     def __init__(self) -> None:
+        self.hook = threading.excepthook
         self.missing: dict[str, Missing] = {}
 
     @contextmanager
@@ -63,9 +65,16 @@ class SideOutputs:
         return lines
 
     def __enter__(self) -> Self:
+        self.hook, threading.excepthook = threading.excepthook, self._thread_failed
         return self
 
+    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        """Note the end of a thread of a library, such as a tracker's that writes; our own pass their errors on."""
+        if failed.exc_value is not None:
+            self._note("a thread of a library", None, failure_words(failed.exc_value))
+
     def __exit__(self, *error: object) -> None:
+        threading.excepthook = self.hook
         for line in self.summary():
             _log.warning(line)
 
