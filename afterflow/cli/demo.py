@@ -5,7 +5,7 @@ python -m afterflow.cli.demo
 
 import json
 import sys
-import time
+from pathlib import Path
 
 from ..evaluation.report import Comparison, Report, ShapesSettings, render_report
 from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
@@ -19,6 +19,7 @@ from ..recipes.shapes import demo
 from ..system.folder_lock import locked_folder
 from ..system.messages import show_messages
 from ..system.own_folders import check_own, remove_own
+from ..system.running_time import running_seconds
 from .main import guarded
 from .output import result_console, save_image, write_text
 
@@ -27,7 +28,7 @@ SUITE = ShapesSettings(prompts=280, images=4)
 
 def run_demo() -> None:
     """Train by the demo's recipe, judge base and result on held-out prompts, and print both."""
-    start = time.perf_counter()
+    start = running_seconds()
     show_messages()
     no_progress_bars()
     run = demo()
@@ -37,6 +38,12 @@ def run_demo() -> None:
             print(f"{run.folder} is there already and is replaced.")
         remove_own(run.folder, is_of_run, RECORD_MARK)
     folder = execute(run, "demo").folder
+    with locked_folder(folder):  # so that nobody replaces it meanwhile
+        judge_demo(folder, start)
+
+
+def judge_demo(folder: Path, start: float) -> None:
+    """Judge base and result on held-out prompts, print both, and write them beside the LoRA."""
     model = SD3("tiny").load()
     records = suite_prompts(SUITE, picture_size(model))
     base = suite_pictures(model, records, SUITE)
@@ -45,7 +52,7 @@ def run_demo() -> None:
     report, judged, judged_base = compare_pictures(SUITE, records, tuned, base, str(folder / "lora"), "tiny")
     assert judged_base is not None
     save_image(before_after(records, base, tuned, judged_base.strict, judged.strict), folder / "before_after.png")
-    summary = {"seconds": round(time.perf_counter() - start, 1), **figures(report)}
+    summary = {"seconds": round(running_seconds() - start, 1), **figures(report)}
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     result_console().print(render_report(report))
     print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
@@ -71,4 +78,4 @@ def comparison_figures(comparison: Comparison) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(run_demo))
+    sys.exit(guarded(run_demo, prints_result=False))

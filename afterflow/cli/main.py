@@ -10,12 +10,14 @@ from pathlib import Path
 from .. import __version__
 from ..rewards.named_code import names_of_command
 from ..system.addresses import check_no_secrets
+from ..system.ended import Ended, terminations_raised
 from ..system.environment import check_environment
 from ..system.errors import ConfigError, OutputError, TrainingStopped
 from ..system.escapes import one_line
 from ..system.launcher import check_launcher, launched_processes, launched_rank
 from ..system.messages import show_messages
 from ..system.names import unknown_name
+from ..system.streams import discard_buffer, lasting_streams, open_standard_files
 from .help_words import HELP, asks_for_help
 from .recipes import function_summaries
 
@@ -39,6 +41,8 @@ COMMANDS = {
 
 TRAINING = ("train", "doctor", "compare")
 """Commands that train."""
+LASTING = ("train", "compare", "serve-rewards")
+"""Commands whose result is a folder or a service: what they print are messages, which may be lost."""
 INTERRUPTED = 128 + 2
 """The exit code after Ctrl-C: the shell's for a program that SIGINT ends."""
 CLOSED_PIPE = 128 + 13
@@ -47,37 +51,49 @@ CLOSED_PIPE = 128 + 13
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 2 for input that cannot be used, 1 where training cannot go on."""
-    return guarded(lambda: run_command(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    messages_alone = words[:1] and words[0] in LASTING and not ({"--plan", *HELP} & set(words[1:])) and len(words) > 1
+    return guarded(lambda: run_command(words), prints_result=not messages_alone)
 
 
-def guarded(command: Callable[[], int | None]) -> int:
-    """Run a command and return its exit code; an error that a user can mend, and Ctrl-C, is one line on stderr."""
+def guarded(command: Callable[[], int | None], prints_result: bool = True) -> int:
+    """Run a command and return its exit code; an error that a user can mend, and a signal, is one line on stderr.
+
+    A stdout that is closed or full ends no command early.  Where it took no result, the exit code says so.
+    """
+    open_standard_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe on Windows knows few letters
-    try:
-        try:
-            return exit_code_of(command)
-        finally:
-            sys.stdout.flush()
-    except OSError as error:
-        # What is still in the buffer is written when Python ends, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE if isinstance(error, BrokenPipeError) else complain(f"the output: {error.strerror}", 1)
+    with lasting_streams(announces=not prints_result) as (out, err):
+        with terminations_raised():
+            code = exit_code_of(command)
+        out.flush()
+        failure = out.failure
+    for stream in (out, err):
+        if stream.failure is not None:
+            discard_buffer(stream.stream)
+    if code != 0 or failure is None or not prints_result:
+        return code
+    if isinstance(failure, BrokenPipeError):
+        return CLOSED_PIPE
+    return complain(f"the output: {getattr(failure, 'strerror', None) or failure}", 1)
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code, after one line on stderr where it is not 0."""
     try:
         return command() or 0
+    except SystemExit as end:  # tyro's way
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Ended as signal:
+        return complain(f"{signal}: ended; checkpoints and results that were written are whole", 128 + signal.number)
     except KeyboardInterrupt:
         return complain("interrupted; checkpoints and results that were written are whole", INTERRUPTED)
     except ValueError as error:
         return complain(error, 2)
     except (TrainingStopped, OutputError) as error:
         return complain(error, 1)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return complain(f"{where}{error.strerror or error}", 1)

@@ -11,7 +11,8 @@ from tyro.conf import AvoidSubcommands
 from ..experiment.run_folder import RunFolder, read_run
 from ..rewards.named_code import trust_code
 from ..system.errors import CheckpointError, ConfigError, InputError
-from ..system.launcher import launched_processes
+from ..system.folder_lock import check_unlocked
+from ..system.launcher import launched_processes, launched_rank
 from .help_words import HELP, asks_for_help
 from .output import result_console
 from .parsing import parse_options
@@ -139,6 +140,8 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
     folder = Path(options[0])
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; runs are kept in runs/NAME")
+    if launched_rank() == 0:  # before what takes seconds to import
+        check_unlocked(folder)
     from ..experiment.compatibility import refuse_renamed
 
     refuse_renamed(options)

@@ -12,6 +12,7 @@ from ..models.generate import decode_groups, draw_latents, encode_records
 from ..models.lora.files import lora_file
 from ..models.pipeline import Model, weights_digest
 from ..system.atomic_files import sha256
+from ..system.folder_lock import locked_folder
 from . import image_store
 from .suites import Drawing
 
@@ -67,10 +68,22 @@ class ImageSet:
         """Draw the images that the folder lacks; a source that holds its images already is left as it is.
 
         The noise depends on the seed and the index of a prompt alone, so an interruption changes nothing.
-        InputError is raised where the folder holds images that were drawn otherwise.
+        InputError is raised where the folder holds images that were drawn otherwise, ConfigError where another process
+        draws into it.
         """
         if self.source.is_drawn:
             return
+        with locked_folder(self.folder):
+            self._draw_missing(drawing, load, settings, log)
+
+    def _draw_missing(
+        self,
+        drawing: Drawing,
+        load: Callable[[str, str | None], Model],
+        settings: Mapping[str, Any],
+        log: Callable[[str], None],
+    ) -> None:
+        """Draw the images that the folder lacks; nobody else writes to it meanwhile."""
         path, lora = self.source.path, self.source.lora
         weights = weights_digest(path) + ("" if lora is None else " " + sha256(lora_file(lora)))
         drawn_with = {"model": path, "lora": lora, **to_json(drawing), **settings, "weights": weights}

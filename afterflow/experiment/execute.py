@@ -17,12 +17,12 @@ from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_judge_sees, check_rewards, resolve_reward
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
-from ..system.atomic_files import make_folder, write_text_atomically, writing
-from ..system.errors import ConfigError, InputError
+from ..system.errors import ConfigError, InputError, TrainingStopped
 from ..system.folder_lock import locked_folder
 from ..system.launcher import launched_rank
 from ..system.messages import show_messages_by_default
-from ..system.own_folders import remove_own
+from ..system.side_outputs import SideOutputs, failure_words
+from ..system.streams import lasting_streams
 from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
@@ -40,7 +40,7 @@ from .monitor import RunMonitor
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
 from .result import Result
-from .run_folder import RECORD_MARK, RunFolder, is_of_run, read_record
+from .run_folder import RunFolder, read_record
 from .scoring import scorer
 from .serialization import to_json
 from .setup import TrainingSetup
@@ -65,22 +65,23 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     if resume:
         check_same_functions(run)
     RunFolder(run.folder).check_safe()
-    resolve_rewards(run)
-    records, held_out = prompt_records(run), held_out_records(run)
-    select_device()
-    check_rewards(run.rewards, run.reward_models)
     clock = Clock()
     # Rank 0 writes the folder; where it is refused, its launcher ends the others.
     claim = locked_folder(run.folder) if launched_rank() == 0 else nullcontext()
-    with claim, explain_out_of_memory(clock):
+    with lasting_streams(announces=True), claim, SideOutputs() as side, explain_out_of_memory(clock):
+        resolve_rewards(run)
+        records, held_out = prompt_records(run), held_out_records(run)
+        select_device()
+        check_rewards(run.rewards, run.reward_models)
         setup = TrainingSetup.build(run, resume)
         recipe = recipe or type(run.algorithm).__name__
         contents = run_contents(run, records, held_out, setup.model.folder) if setup.processes.main else {}
         start_records(setup, recipe, contents, accept_changed_data)
+        start_tracker(setup, side)
         for line in describe_run(setup, recipe, records, held_out):
             _log.info(line)
-        train_setup(setup, records, held_out, clock)
-        save_result(setup)
+        train_setup(setup, records, held_out, clock, side)
+        save_result(setup, side)
     return Result(run.folder)
 
 
@@ -95,7 +96,7 @@ def resolve_rewards(run: Run) -> None:
 
 
 def start_records(setup: TrainingSetup, recipe: str, contents: dict[str, str], accept_changed_data: bool) -> None:
-    """Write run.json with the digests of what the run is made from, and open the tracker if the run has one.
+    """Write run.json with the digests of what the run is made from.
 
     CheckpointError where the run is resumed and is made from something else, unless `accept_changed_data`.
     """
@@ -107,13 +108,32 @@ def start_records(setup: TrainingSetup, recipe: str, contents: dict[str, str], a
         changes += write_record(run.folder, to_json(run), recipe, run.seed, setup.first, processes.count, contents)
         for sentence in changes:
             _log.info(f"resumed at iteration {setup.first}: {sentence}")
-    if run.logging.tracker != "none":
-        options = tracker_options(run.folder, run.name) if processes.main else {}
-        processes.accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))}, options)
 
 
-def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequence[dict], clock: Clock) -> None:
-    """Train from the first iteration to the last, and watch it."""
+def start_tracker(setup: TrainingSetup, side: SideOutputs) -> None:
+    """Open the tracker if the run has one; where that fails, the run goes on without."""
+    run, accelerator = setup.run, setup.processes.accelerator
+    if run.logging.tracker == "none":
+        return
+    options = tracker_options(run.folder, run.name) if setup.processes.main else {}
+    with side.making(f"start of {run.logging.tracker}"):
+        accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))}, options)
+        return
+    accelerator.trackers = []  # perhaps half open
+
+
+def train_setup(
+    setup: TrainingSetup, records: Sequence[dict], held_out: Sequence[dict], clock: Clock, side: SideOutputs
+) -> None:
+    """Train from the first iteration to the last, and watch it.
+
+    Args:
+        setup: The run, loaded.
+        records: The prompts to explore; none where images come with theirs.
+        held_out: The held-out prompts.
+        clock: The clock that the stages of an iteration are timed by.
+        side: What may fail without ending the run.
+    """
     optimization = setup.run.optimization
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
         iterations, prompts = training_data(setup, records, clock)
@@ -124,7 +144,7 @@ def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequenc
     check_before_sampling(setup, prompts, seconds)
     if setup.first < setup.run.batches.iterations:
         _log.info(expected_words(setup, seconds))
-    monitor = RunMonitor(setup, prompts, held_out_prompts, clock)
+    monitor = RunMonitor(setup, prompts, held_out_prompts, clock, side)
     rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
     trainer = Trainer(
         setup.algorithm, setup.models, setup.weights, clock, TrainOptions(rate, optimization.max_grad_norm, skip)
@@ -132,23 +152,25 @@ def train_setup(setup: TrainingSetup, records: Sequence[dict], held_out: Sequenc
     monitor.follow(trainer.train(iterations))
 
 
-def save_result(setup: TrainingSetup) -> None:
-    """Write the LoRA or pipeline with its model card; a result that exists is whole, and its run has ended."""
-    result = setup.run.folder / setup.result_name
-    partial = result.with_suffix(".partial")
+def save_result(setup: TrainingSetup, side: SideOutputs) -> None:
+    """Write the LoRA or pipeline with its model card; a result that exists is whole, and its run has ended.
+
+    TrainingStopped is raised where the disk does not take it.
+    """
+    run, accelerator = setup.run, setup.processes.accelerator
+    result = run.folder / setup.result_name
+    try:
+        setup.replace_export(result)
+    except OSError as error:
+        raise TrainingStopped(f"trained, and {failure_words(error)}; {RunFolder(run.folder).advice()}") from error
     if setup.processes.main:
-        remove_own(partial, is_of_run, RECORD_MARK)
-        make_folder(partial)
-        # First, so that a folder that is never finished says whose it is.
-        record = RunFolder(setup.run.folder).record_file.read_text(encoding="utf-8")
-        write_text_atomically(partial / RECORD_MARK, record)
-    setup.export(partial)
-    if setup.processes.main:
-        with writing(result):
-            remove_own(result, is_of_run, RECORD_MARK)
-            partial.rename(result)
-        write_card(setup.run, result)
-    setup.processes.accelerator.end_training()
+        with side.making("the model card"):
+            write_card(run, result)
+    for tracker in accelerator.trackers:
+        with side.making(f"end of {tracker.name}"):
+            tracker.finish()
+    accelerator.trackers = []
+    accelerator.end_training()
 
 
 def training_data(

@@ -1,6 +1,5 @@
 """The first lines of a run: where it is, what it trains on what, what is measured, and how long it will take."""
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from ..algorithms.base import explores
 from ..data.images import ImageSource
 from ..models.adapters import LoRA
 from ..sampling.conditioning import Conditioning
+from ..system.running_time import running_seconds
 from .cost_estimate import count_rows
 from .run_folder import duration
 from .setup import TrainingSetup
@@ -108,8 +108,8 @@ def pass_seconds(setup: TrainingSetup, prompts: Conditioning) -> float:
     x = torch.zeros(chunk, *setup.model.latent_shape, device=prompts.index.device)
     with torch.no_grad():
         setup.models.policy(x, x.new_ones(chunk), rows)  # the first pass also warms up
-        start = time.perf_counter()
+        start = running_seconds()
         setup.models.policy(x, x.new_ones(chunk), rows)
         if x.is_cuda:
             torch.cuda.synchronize()
-    return max(setup.processes.all_gather_objects(time.perf_counter() - start))
+    return max(setup.processes.all_gather_objects(running_seconds() - start))

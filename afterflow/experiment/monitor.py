@@ -4,9 +4,9 @@ import json
 import logging
 import math
 import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,10 @@ from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
 from ..system.atomic_files import make_folder, write_text_atomically, writing
+from ..system.ended import TERMINATIONS, signal_name
 from ..system.errors import CheckpointError, TrainingStopped
+from ..system.running_time import RUNNING_TIME, running_seconds
+from ..system.side_outputs import SideOutputs, failure_words
 from ..train.budget import Budget
 from ..train.clock import Clock
 from ..train.distributed import Processes
@@ -64,8 +67,7 @@ class HeldOutEvaluator:
 
     def __init__(self, setup: TrainingSetup, sampler: PolicySampler, prompts: Conditioning) -> None:
         self.setup, self.sampler, self.prompts = setup, sampler, prompts
-        file = RunFolder(setup.run.folder).held_out_file
-        self.file = MetricsFile(file, setup.first) if setup.processes.main else None
+        self.file = metrics_file(setup, RunFolder(setup.run.folder).held_out_file)
         earliest = self.file.earliest if self.file is not None else {}
         self.earliest = {name: values for name, values in earliest.items() if name != "step"}
         self.base_images = self._base_images() if setup.run.judge is not None else None
@@ -155,8 +157,8 @@ class HeldOutEvaluator:
 class BestKeeper:
     """Saves the averaged weights in best/ whenever the chosen held-out reward is the highest so far."""
 
-    def __init__(self, setup: TrainingSetup) -> None:
-        self.setup = setup
+    def __init__(self, setup: TrainingSetup, side: SideOutputs) -> None:
+        self.setup, self.side = setup, side
         best = RunFolder(setup.run.folder).best()
         self.value = best["value"] if best is not None and best["step"] < setup.first else -math.inf
 
@@ -167,17 +169,23 @@ class BestKeeper:
         if name is None or not metrics[f"eval/{name}"] > self.value:
             return
         self.value = metrics[f"eval/{name}"]
-        setup.export(run.folder / "best" / setup.result_name)
-        if setup.processes.main:
-            text = json.dumps({"step": step, "reward": name, "value": self.value}) + "\n"
-            write_text_atomically(RunFolder(run.folder).best_file, text)
+        with self.side.making("best/", step):
+            setup.replace_export(run.folder / "best" / setup.result_name)
+            if setup.processes.main:
+                text = json.dumps({"step": step, "reward": name, "value": self.value}) + "\n"
+                write_text_atomically(RunFolder(run.folder).best_file, text)
 
 
 class RunMonitor:
     """Follows the iterations of a run: what is logged, drawn, measured and saved after each."""
 
     def __init__(
-        self, setup: TrainingSetup, prompts: Conditioning, held_out: Conditioning | None, clock: Clock
+        self,
+        setup: TrainingSetup,
+        prompts: Conditioning,
+        held_out: Conditioning | None,
+        clock: Clock,
+        side: SideOutputs,
     ) -> None:
         """Watch a run from its first iteration on.
 
@@ -186,15 +194,17 @@ class RunMonitor:
             prompts: The prompts of the run; sample pictures show some of them.
             held_out: Prompts to measure on, if any.
             clock: The clock that the stages of an iteration are timed by.
+            side: What may fail without ending the run.
         """
-        self.setup, self.clock = setup, clock
+        self.setup, self.clock, self.side = setup, clock, side
         self.sampler = PolicySampler(setup)
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SAMPLE_PROMPTS, len(prompts))).long()]
-        self.best = BestKeeper(setup)
+        self.best = BestKeeper(setup, side)
         self.evaluator = HeldOutEvaluator(setup, self.sampler, held_out) if held_out is not None else None
-        file = RunFolder(setup.run.folder).metrics_file
-        self.log = MetricsFile(file, setup.first) if setup.processes.main else None
+        folder = RunFolder(setup.run.folder)
+        self.log = metrics_file(setup, folder.metrics_file)
+        self.record = folder.record_file.read_text(encoding="utf-8") if setup.processes.main else ""
         batches = setup.run.batches
         spent = self.log.before.get("seconds_trained", 0.0) if self.log is not None else 0.0
         self.budget = Budget(batches.iterations, batches.budget_seconds, setup.processes.all_gather_objects(spent)[0])
@@ -203,10 +213,10 @@ class RunMonitor:
         """Signals that all processes know of; a later one is agreed on after the next iteration."""
 
     def follow(self, steps: Iterator[tuple[int, dict[str, float]]]) -> None:
-        """Log, draw and save while the iterations go by; Ctrl-C ends after the current one.
+        """Log, save and draw while the iterations go by; Ctrl-C ends after the current one.
 
-        TrainingStopped is raised after SIGTERM, when the current iteration is saved, or the one before it where the
-        grace was too short.
+        TrainingStopped is raised after SIGTERM and SIGHUP, when the current iteration is saved, or the one before it
+        where the grace was too short, and where a checkpoint or metrics.jsonl cannot be written.
         """
         setup, run = self.setup, self.setup.run
         if setup.first and self.budget.ends(setup.first - 1):
@@ -216,49 +226,91 @@ class RunMonitor:
         try:
             bar = Progress(run.name, self.budget, setup.first)
             grace, stages = run.checkpoints.grace_seconds, breakable_stages(setup.processes)
-            with interruptible(self.clock, grace, stages) as signals, bar as progress:
+            watched = interruptible(self.clock, grace, stages, lambda: last + 1)
+            with RUNNING_TIME.watched(), watched as signals, bar as progress:
                 try:
                     for step in self._watch(steps, progress, signals):
                         last = step
                 except Preempted:  # before the update of an iteration, which is left out
                     if last >= setup.first:
-                        setup.save(last)
-                    raise TrainingStopped(f"SIGTERM in iteration {last + 1}; {resume_advice(run, last)}") from None
+                        self._save(last)
+                    name = termination_name(signals)
+                    raise TrainingStopped(f"{name} in iteration {last + 1}; {resume_advice(run, last)}") from None
         finally:
             self.close()
-        if signal.SIGTERM in self.signals and not self.budget.ends(last):
-            raise TrainingStopped(f"SIGTERM; {resume_advice(run, last)}")
+        if self.signals & set(TERMINATIONS) and not self.budget.ends(last):
+            raise TrainingStopped(f"{termination_name(self.signals)}; {resume_advice(run, last)}")
         if self.signals and not self.budget.ends(last):
             _log.info(f"Stopped after iteration {last}; go on with: afterflow train --resume {run.folder}")
 
     def _watch(
         self, steps: Iterator[tuple[int, dict[str, float]]], progress: Progress, signals: Sequence[int]
     ) -> Iterator[int]:
-        """Yield each iteration when it is logged and, where it should be, drawn and saved."""
-        setup, run = self.setup, self.setup.run
-        start = before = time.perf_counter()
+        """Yield each iteration when it is logged and, where it should be, saved and drawn.
+
+        The checkpoint comes before all that may fail: trackers, the progress line, pictures.
+        """
+        run = self.setup.run
+        start = before = running_seconds()
         for step, metrics in steps:
-            self._agree(time.perf_counter() - before, signals)
-            preempted = signal.SIGTERM in self.signals
+            self._agree(running_seconds() - before, signals)
+            preempted = bool(self.signals & set(TERMINATIONS))
             last = self.budget.ends(step) or signal.SIGINT in self.signals
             # A machine that is taken away has no time for evaluation and pictures.
-            if self.evaluator is not None and is_due(run.evaluation.eval_every, step, last) and not preempted:
-                metrics |= self._evaluate(step)
-            metrics |= {"seconds": time.perf_counter() - start, "seconds_trained": self.budget.used}
-            if self.log is not None:
-                self.log.write(step, metrics)
-            for sentence in self.health.warnings(metrics):
-                _log.warning(f"step {step}: {sentence}")
-            setup.processes.accelerator.log(metrics, step)
-            progress.show(step, metrics)
+            try:
+                if self.evaluator is not None and is_due(run.evaluation.eval_every, step, last) and not preempted:
+                    metrics |= self._evaluate(step)
+            except Exception:
+                if self.setup.processes.count == 1:  # several would wait for each other in a checkpoint
+                    self._keep(step, metrics, start, saves=True)
+                raise
+            self._keep(step, metrics, start, last or preempted or (step + 1) % run.checkpoints.save_every == 0)
+            self._show(step, metrics, progress)
             if is_due(run.logging.sample_every, step, last) and not preempted:
                 self._save_samples(step)
-            if last or preempted or (step + 1) % run.checkpoints.save_every == 0:
-                setup.save(step)
             yield step
             if last or preempted:
                 return
-            before = time.perf_counter()
+            before = running_seconds()
+
+    def _keep(self, step: int, metrics: dict[str, float], start: float, saves: bool) -> None:
+        """Write the metrics of an iteration, with the seconds since `start`, and a checkpoint where it is due."""
+        metrics |= {"seconds": running_seconds() - start, "seconds_trained": self.budget.used}
+        if self.log is not None:
+            self.log.write(step, metrics)
+        if saves:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        """Save a checkpoint, with what is the record of the run where the disk does not take that elsewhere.
+
+        TrainingStopped is raised where the checkpoint cannot be written, and after it where metrics.jsonl cannot.
+        """
+        setup, main = self.setup, self.setup.processes.main
+        files = [self.log, self.evaluator.file if self.evaluator is not None else None]
+        failed = [file for file in files if file is not None and file.failure is not None]
+        record = RunFolder(setup.run.folder).record_file
+        if main and not record.is_file():
+            _log.warning(f"{record} is gone and is written again")
+            make_folder(record.parent)
+            write_text_atomically(record, self.record)
+        setup.save(step, {name: text for file in failed for name, text in file.unwritten().items()})
+        why = [failure_words(file.failure) for file in failed if file.failure is not None]
+        why = [sentence for sentences in setup.processes.all_gather_objects(why) for sentence in sentences]
+        if why:
+            saved = f"iteration {step} is saved with the lines that are missing there"
+            advice = f"make room, then go on with: afterflow train --resume {setup.run.folder}"
+            raise TrainingStopped(f"step {step}: {why[0]}; {saved}; {advice}")
+
+    def _show(self, step: int, metrics: Mapping[str, float], progress: Progress) -> None:
+        """Say what should be looked at, and give the metrics to the tracker and the progress line."""
+        for sentence in self.health.warnings(metrics):
+            _log.warning(f"step {step}: {sentence}")
+        for tracker in self.setup.processes.accelerator.trackers:
+            with self.side.making(f"curves of {tracker.name}", step):
+                tracker.log(metrics, step=step)
+        with self.side.making("the progress line", step):
+            progress.show(step, metrics)
 
     def _agree(self, seconds: float, signals: Sequence[int]) -> None:
         """Share clock and signals: processes would wait for each other in vain if only some went on."""
@@ -269,19 +321,22 @@ class RunMonitor:
     def _evaluate(self, step: int) -> dict[str, float]:
         """Return the metrics of held-out prompts; none where SIGTERM breaks the measurement off."""
         assert self.evaluator is not None
+        start, metrics = running_seconds(), {}
         with suppress(Preempted), self.clock.within("evaluation"):
-            start = time.perf_counter()
             metrics = self.evaluator.measure(step)
+        if metrics:
             self.best.offer(step, metrics)
-            return metrics | {"seconds/eval": time.perf_counter() - start}
-        return {}
+            metrics |= {"seconds/eval": running_seconds() - start}
+        return metrics
 
     def _save_samples(self, step: int) -> None:
         """Save a sheet of sample pictures, from the same noise every time."""
+        images = None
         with suppress(Preempted), self.clock.within("pictures"):
             images = self.sampler.images(self.shown, 4)
-            if not self.setup.processes.main:
-                return
+        if images is None or not self.setup.processes.main:
+            return
+        with self.side.making("sample pictures", step):
             captions = [record["prompt"] for record in self.shown.records() for _ in range(4)]
             folder = self.setup.run.folder / "samples"
             make_folder(folder)
@@ -292,6 +347,19 @@ class RunMonitor:
         for file in (self.log, self.evaluator.file if self.evaluator is not None else None):
             if file is not None:
                 file.close()
+
+
+def metrics_file(setup: TrainingSetup, file: Path) -> MetricsFile | None:
+    """Open a file of metrics where this process writes it, with the lines that the last checkpoint kept for it."""
+    if not setup.processes.main:
+        return None
+    checkpoints = RunFolder(setup.run.folder).checkpoints()
+    return MetricsFile(file, setup.first, checkpoints[-1] if setup.first and checkpoints else None)
+
+
+def termination_name(signals: Collection[int]) -> str:
+    """Return the name of the signal that ends the run."""
+    return next((signal_name(number) for number in TERMINATIONS if number in signals), signal_name(signal.SIGTERM))
 
 
 def resume_advice(run: Run, last: int) -> str:

@@ -29,8 +29,10 @@ from ..models.pipeline import Model
 from ..models.wrappers import guided, identity, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
-from ..system.atomic_files import apply_umask, make_folder, writing
+from ..system.atomic_files import apply_umask, make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, ConfigError, TrainingStopped
+from ..system.own_folders import remove_own
+from ..system.side_outputs import failure_words
 from ..train.checkpoint import WeightState, check_own_checkpoints, load_checkpoint, save_checkpoint
 from ..train.distributed import Processes, make_accelerator
 from ..train.ema import Ema
@@ -38,7 +40,7 @@ from ..train.reward_history import RewardHistory
 from ..train.sharding import gather_network, reshard, shard_network
 from .compatibility import upgrade
 from .config import AnyAlgorithm, Run
-from .run_folder import RunFolder, is_of_run
+from .run_folder import RECORD_MARK, RunFolder, is_of_run
 from .serialization import differences, to_json
 
 
@@ -89,15 +91,17 @@ class TrainingSetup:
         """The name of the result's folder: lora, or model for a pipeline."""
         return "lora" if isinstance(self.run.tune, LoRA) else "model"
 
-    def save(self, step: int) -> None:
-        """Save a checkpoint after iteration `step`.  TrainingStopped is raised where it cannot be written."""
-        folder = RunFolder(self.run.folder)
+    def save(self, step: int, texts: Mapping[str, str] | None = None) -> None:
+        """Save a checkpoint after iteration `step`, with more files in it by name.
+
+        TrainingStopped is raised where it cannot be written.
+        """
+        folder, keep = RunFolder(self.run.folder), self.run.checkpoints.keep_checkpoints
         try:
-            save_checkpoint(folder.checkpoint_folder, step, self.weights, self.run.checkpoints.keep_checkpoints)
+            save_checkpoint(folder.checkpoint_folder, step, self.weights, keep, texts)
         except OSError as error:
-            checkpoints = folder.checkpoints()
-            last = f"{checkpoints[-1].name} is whole" if checkpoints else "there is none before it"
-            raise TrainingStopped(f"step {step}: the checkpoint could not be written ({error}); {last}") from error
+            why = f"step {step}: the checkpoint could not be written ({failure_words(error)})"
+            raise TrainingStopped(f"{why}; {folder.advice()}") from error
 
     def export(self, folder: Path) -> None:
         """Write what is trained, averaged, as diffusers loads it: a LoRA's folder, or a pipeline's."""
@@ -112,6 +116,24 @@ class TrainingSetup:
                     assert network is not None
                     self.model.save_pipeline(folder, network)
                 apply_umask(folder)
+
+    def replace_export(self, result: Path) -> None:
+        """Write what is trained to a folder of a run's results: whole, or what was there before stays.
+
+        OutputError where it cannot be written, and where a folder of that name is not of a run.
+        """
+        partial = result.with_suffix(".partial")
+        if self.processes.main:
+            remove_own(partial, is_of_run, RECORD_MARK)
+            make_folder(partial)
+            # First, so that a folder that is never finished says whose it is.
+            record = RunFolder(self.run.folder).record_file.read_text(encoding="utf-8")
+            write_text_atomically(partial / RECORD_MARK, record)
+        self.export(partial)
+        if self.processes.main:
+            with writing(result):
+                remove_own(result, is_of_run, RECORD_MARK)
+                partial.rename(result)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

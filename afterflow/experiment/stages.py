@@ -23,7 +23,7 @@ from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
 from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, ConfigError
-from ..system.folder_lock import locked_folder
+from ..system.folder_lock import check_unlocked, locked_folder
 from ..system.names import check_folder_name
 from ..system.text_files import read_json
 from .config import Run
@@ -173,12 +173,15 @@ def execute_chain(chain: Chain) -> Path:
     finished.
     """
     for stage in chain.stages:
+        check_unlocked(stage.folder)
+    for stage in chain.stages:
         check_stage(stage)
     for i, stage in enumerate(chain.stages, 1):
         title = f"{chain.name}, stage {i} of {len(chain.stages)}, {stage.name}"
         if is_done(stage):
             _log.info(f"{title}: is there already")
             continue
+        check_unlocked(stage.folder)
         make_folder(stage.folder)
         write_text_atomically(inputs_file(stage), json.dumps(inputs(stage)) + "\n")
         if isinstance(stage, Run):

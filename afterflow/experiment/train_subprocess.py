@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 from ..data.prompts import ShapesPrompts
 from ..rewards.named_code import may_import
 from ..system.atomic_files import make_folder, write_text_atomically
+from ..system.ended import TERMINATIONS, handlers, signal_name
 from ..system.errors import CheckpointError, ConfigError, InputError, TrainingStopped
+from ..system.folder_lock import check_unlocked
 from .config import Run
 from .run_folder import RunFolder
 from .serialization import to_json
@@ -36,6 +39,7 @@ def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: i
     ]
     for _, run in runs:
         check_same(run)
+        check_unlocked(run.folder)
     for recipe, run in runs:
         if has_ended(run.folder, run):
             _log.info(f"{run.folder} is there already")
@@ -62,6 +66,7 @@ def check_same(run: Run) -> None:
 
 def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
     """Train a run in a process of its own, or several, so that nothing of one run reaches the next."""
+    check_unlocked(run.folder)
     file = run.folder / "requested_run.json"
     make_folder(file.parent)
     write_text_atomically(file, json.dumps({"recipe": recipe, "config": to_json(run)}))
@@ -70,17 +75,17 @@ def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
     code = [name for name in run.rewards if ":" in name]
     if code and all(map(may_import, code)):  # a person named them here, and the other process reads them from a file
         what.append("--trust-code")
+    # torchrun would end its processes on a signal that `nohup` ignores.
+    ignored = {number for number in TERMINATIONS if signal.getsignal(number) is signal.SIG_IGN}
+    caught = [signal_name(number) for number in (signal.SIGINT, *TERMINATIONS) if number not in ignored]
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = several if processes > 1 else []
-    trained = subprocess.Popen([sys.executable, *launcher, "-m", "afterflow", "train", *what])
-    # Ctrl-C reaches both processes, SIGTERM this one alone; the other one saves, and this one waits for it.
-    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: trained.terminate()}
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
+    env = os.environ | {"TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(caught)}
+    trained = subprocess.Popen([sys.executable, *launcher, "-m", "afterflow", "train", *what], env=env)
+    # Ctrl-C reaches both processes, another signal perhaps this one alone; the other one saves, and this one waits.
+    pass_on = dict.fromkeys(TERMINATIONS, lambda number, frame: trained.send_signal(number))
+    with handlers({signal.SIGINT: lambda number, frame: None, **pass_on}):
         code = trained.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if code != 0:
         raise TrainingStopped(f"{run.folder} could not be trained, see above; the runs before it are kept")
     if not has_ended(run.folder, run):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..system.atomic_files import apply_umask, make_folder, writing
 from ..system.errors import ConfigError, OutputError
+from ..system.once import say_once
+from ..system.side_outputs import failure_words
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:
     except OutputError as error:
         with suppress(OSError):
             partial.unlink()
-        _log.warning(f"nothing is kept in the cache, see AFTERFLOW_CACHE: {error}")
+        what = f"cache {file.parent}"
+        say_once(_log, what, f"nothing is kept in the cache {file.parent}, see AFTERFLOW_CACHE: {failure_words(error)}")
 
 
 def read_cache_file(file: Path) -> dict[str, Tensor] | None:

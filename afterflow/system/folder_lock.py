@@ -33,7 +33,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         try:
             lock(file)
         except (BlockingIOError, PermissionError):
-            raise ConfigError(f"{folder} {holder(file)}; wait until it ends, or take another --name") from None
+            raise ConfigError(f"{folder} {holder(file)}; wait until it ends, or take another --name or --out") from None
         except OSError as error:
             _log.warning(f"{folder} cannot be locked ({error.strerror}); let no other process write to it")
         with writing(folder / LOCK):
@@ -46,6 +46,13 @@ def locked_folder(folder: Path) -> Iterator[None]:
             remove_unused(folder, new_folders or [folder])
 
 
+def check_unlocked(folder: Path) -> None:
+    """Raise ConfigError, which names the process, where another one holds a folder; nothing is made."""
+    if (folder / LOCK).is_file():
+        with locked_folder(folder):
+            pass
+
+
 def check_own_lock(folder: Path, file: IO[bytes]) -> None:
     """Raise OutputError for a file that has the lock's name and holds something else, which would be lost."""
     file.seek(0)
@@ -56,9 +63,9 @@ def check_own_lock(folder: Path, file: IO[bytes]) -> None:
 
 def remove_unused(folder: Path, new_folders: Sequence[Path]) -> None:
     """Remove folders, innermost first, where the first holds nothing but its lock."""
-    if [path.name for path in folder.iterdir()] != [LOCK]:
-        return
-    with suppress(OSError):
+    with suppress(OSError):  # somebody may have deleted it
+        if [path.name for path in folder.iterdir()] != [LOCK]:
+            return
         (folder / LOCK).unlink()
         for path in new_folders:
             path.rmdir()

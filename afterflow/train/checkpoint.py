@@ -47,7 +47,9 @@ class WeightState:
     """Processes that hold the parameters, each a shard of them or all."""
 
 
-def save_checkpoint(folder: Path, step: int, weights: WeightState, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, weights: WeightState, keep: int, texts: Mapping[str, str] | None = None
+) -> Path:
     """Write the state after iteration `step`, delete all checkpoints but the newest `keep`, and return the new one.
 
     The files are written to a folder of another name, with a digest of every file.  It is renamed when the disk has
@@ -55,6 +57,13 @@ def save_checkpoint(folder: Path, step: int, weights: WeightState, keep: int) ->
     writes; of sharded weights every process writes its shards.
 
     Raises OSError where the disk is full; earlier checkpoints then stay as they were.
+
+    Args:
+        folder: The folder of the checkpoints.
+        step: The iteration that has ended.
+        weights: What training changes.
+        keep: Number of checkpoints that stay.
+        texts: Contents of more files of the checkpoint, by name.
     """
     processes = weights.processes
     final, partial = folder / f"step_{step:06d}", folder / f"step_{step:06d}.partial"
@@ -72,7 +81,7 @@ def save_checkpoint(folder: Path, step: int, weights: WeightState, keep: int) ->
 
     def end() -> None:
         if processes.main:
-            write_state(partial, step, weights, digests)
+            write_state(partial, step, weights, digests | write_texts(partial, texts or {}))
             partial.rename(final)
             flush_to_disk(folder)
             for old in list_checkpoints(folder)[:-keep]:
@@ -100,6 +109,13 @@ def write_tensors(folder: Path, weights: WeightState) -> dict[str, str]:
             flush_to_disk(file)
         digests[file.name] = sha256(file)
     return digests
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> dict[str, str]:
+    """Write files by name to the disk, and return the digest of each."""
+    for name, text in texts.items():
+        write_text_atomically(folder / name, text)
+    return {name: sha256(folder / name) for name in texts}
 
 
 def write_state(folder: Path, step: int, weights: WeightState, digests: Mapping[str, str]) -> None:

@@ -1,11 +1,12 @@
 """Seconds that the stages of an iteration take."""
 
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from ..system.running_time import running_seconds
 
 
 class Clock:
@@ -44,7 +45,7 @@ class Clock:
     def _now() -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # kernels run asynchronously
-        return time.perf_counter()
+        return running_seconds()
 
     def read(self) -> dict[str, float]:
         """Return the seconds by stage, as `seconds/STAGE`, and start again from zero."""

@@ -8,6 +8,7 @@ from typing import Self
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from ..system.running_time import running_seconds
 from .budget import Budget
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,12 @@ class Progress:
             TextColumn("{task.fields[step]} {task.fields[health]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            get_time=running_seconds,
         )
         self.task = self.bar.add_task(name, total=1.0, step=first, health="")
         self.bar.update(self.task, completed=budget.fraction_done(first))
         self.name, self.budget, self.logged_fiftieths = name, budget, -1
+        self.on_terminal = self.bar.console.is_terminal  # which may go meanwhile
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that iteration `step` is finished, with its metrics."""
@@ -47,17 +50,17 @@ class Progress:
         done = self.budget.fraction_done(step + 1)
         self.bar.update(self.task, completed=done, step=step + 1, health=health)
         fiftieths = int(50 * done)
-        if not self.bar.console.is_terminal and fiftieths > self.logged_fiftieths:
+        if not self.on_terminal and fiftieths > self.logged_fiftieths:
             self.logged_fiftieths = fiftieths
             logger.info(f"{self.name} {step + 1} ({done:.0%}) {health} ({metrics['seconds']:.0f} s)")
 
     def __enter__(self) -> Self:
-        if self.bar.console.is_terminal:
+        if self.on_terminal:
             self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar.console.is_terminal:
+        if self.on_terminal:
             self.bar.stop()

@@ -1,12 +1,15 @@
-"""Handlers for Ctrl-C, and for the SIGTERM of a machine that is about to be preempted."""
+"""Handlers for Ctrl-C, for the SIGTERM of a machine that is about to be preempted, and for a terminal that closes."""
 
 import logging
+import os
 import signal
+import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from ..system.ended import TERMINATIONS, Handler, handlers, signal_name
+from ..system.launcher import launched_rank
 from .clock import Clock
 
 _log = logging.getLogger(__name__)
@@ -18,19 +21,22 @@ RETRY_SECONDS = 0.1
 
 
 class Preempted(BaseException):
-    """The machine is about to be preempted: the grace period after SIGTERM is over.
+    """The grace period after SIGTERM or SIGHUP is over.
 
     It is no Exception, so that a reward which handles its own failures does not swallow it.
     """
 
 
 @contextmanager
-def interruptible(clock: Clock, grace: float, interruptible_stages: Collection[str]) -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in the list that the block gets, instead of stopping the work at once.
+def interruptible(
+    clock: Clock, grace: float, interruptible_stages: Collection[str], iteration: Callable[[], int]
+) -> Iterator[list[int]]:
+    """Collect Ctrl-C, SIGTERM and SIGHUP in the list that the block gets, instead of stopping the work at once.
 
-    A second Ctrl-C stops it.  SIGTERM gives the iteration `grace` seconds to end.  Then Preempted is raised: at once in
-    a stage of `interruptible_stages`, else as soon as the stage, an update for example, has ended.  Windows has no
-    alarms, so there the iteration ends whatever its length.
+    What happens now is said at once, with the number of the iteration under way.  A second Ctrl-C stops the work.  The
+    others give the iteration `grace` seconds to end.  Then Preempted is raised: at once in a stage of
+    `interruptible_stages`, else as soon as the stage, an update for example, has ended.  Windows has no alarms, so
+    there the iteration ends whatever its length.
     """
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -39,11 +45,16 @@ def interruptible(clock: Clock, grace: float, interruptible_stages: Collection[s
         return
     alarms = hasattr(signal, "setitimer")
 
-    def record(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: object) -> None:
         signals.append(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
-        elif alarms:
+        answer(f"finishing iteration {iteration()} and saving it; Ctrl-C again to stop now")
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    def terminate(number: int, frame: object) -> None:
+        again = bool(set(TERMINATIONS) & set(signals))
+        signals.append(number)
+        answer(f"{signal_name(number)}: finishing iteration {iteration()} and saving it")
+        if alarms and not again:
             signal.setitimer(signal.ITIMER_REAL, max(grace, RETRY_SECONDS))
 
     def preempt(number: int, frame: object) -> None:
@@ -51,13 +62,20 @@ def interruptible(clock: Clock, grace: float, interruptible_stages: Collection[s
             raise Preempted
         signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
 
-    handlers: dict[int, Any] = {signal.SIGINT: record, signal.SIGTERM: record}
-    handlers |= {signal.SIGALRM: preempt} if alarms else {}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    new: dict[int, Handler] = {signal.SIGINT: interrupt, **dict.fromkeys(TERMINATIONS, terminate)}
+    with handlers(new) as before, handlers({signal.SIGALRM: preempt} if alarms else {}):
+        try:
+            yield signals
+        finally:
+            if alarms:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def answer(sentence: str) -> None:
+    """Say on stderr, from a signal's handler, what a signal does; the first process alone speaks."""
+    if launched_rank() != 0:
+        return
     try:
-        yield signals
-    finally:
-        if alarms:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        print(f"afterflow: {sentence}", file=sys.stderr, flush=True)
+    except RuntimeError:  # the signal came in the middle of another line
+        os.write(2, f"\nafterflow: {sentence}\n".encode())

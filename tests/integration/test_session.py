@@ -7,7 +7,6 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,8 +228,7 @@ def test_a_win_rate_against_the_base_is_logged_and_survives_resuming(run, monkey
 def test_a_run_ends_when_its_budget_is_used_up_and_refuses_one_too_short(run, monkeypatch):
     ticks = itertools.count()  # a clock on which an iteration takes a second
     for module in ("first_lines", "monitor"):
-        clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)))
-        monkeypatch.setattr(f"afterflow.experiment.{module}.time", clock)
+        monkeypatch.setattr(f"afterflow.experiment.{module}.running_seconds", lambda: float(next(ticks)))
     long = run.with_options(name="long", iterations=1000, sample_every=0, chunk=64, budget_seconds=2.0)
     folder = execute(long, "short").folder
     assert [line["seconds_trained"] for line in metrics(folder)] == [1.0, 2.0]

@@ -25,8 +25,9 @@ KINDS = {"vllm": "vllm", "sglang": "sglang", "openai": "openai", "openai_newer":
 def slept(monkeypatch):
     """The seconds that the client has slept, which no test waits for."""
     seconds, clock = [], [0.0]
-    fake = SimpleNamespace(sleep=seconds.append, monotonic=lambda: clock[0])
+    fake = SimpleNamespace(sleep=seconds.append)
     monkeypatch.setattr("afterflow.rewards.vlm.client.time", fake)
+    monkeypatch.setattr("afterflow.rewards.vlm.client.running_seconds", lambda: clock[0])
     return seconds
 
 

@@ -82,7 +82,7 @@ def test_without_alarms_sigterm_waits_for_the_iteration_and_stops_after_it(monke
     for name in ("SIGALRM", "setitimer", "ITIMER_REAL"):
         monkeypatch.delattr(signal, name)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with interruptible(Clock(), 0.0, ("rollout",)) as signals:
+    with interruptible(Clock(), 0.0, ("rollout",), lambda: 0) as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
         assert signals == [signal.SIGTERM]
@@ -92,7 +92,7 @@ def test_without_alarms_sigterm_waits_for_the_iteration_and_stops_after_it(monke
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no alarms on Windows")
 def test_with_alarms_the_grace_ends_a_stage(monkeypatch):
     clock = Clock()
-    with pytest.raises(Preempted), interruptible(clock, 0.0, ("rollout",)), clock("rollout"):
+    with pytest.raises(Preempted), interruptible(clock, 0.0, ("rollout",), lambda: 0), clock("rollout"):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(2)
 
@@ -101,7 +101,7 @@ def test_a_thread_that_may_not_handle_signals_trains_without(caplog):
     seen = []
 
     def work():
-        with interruptible(Clock(), 0.0, ()) as signals:
+        with interruptible(Clock(), 0.0, (), lambda: 0) as signals:
             seen.append(signals)
 
     with caplog.at_level(logging.WARNING):

@@ -31,7 +31,7 @@ LEVELS = np.array([[10, 60, 120], [200, 90, 30]])
 def quick(monkeypatch):
     monkeypatch.setattr(
         "afterflow.rewards.vlm.client.time",
-        SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic),
+        SimpleNamespace(sleep=lambda seconds: None),
     )
 
 

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 
 from ...system.errors import ConfigError, InputError
+from ...system.running_time import running_seconds
 from ..base import NoAnswer, Reward, Scored, concatenate_scored
 from ..http import CONNECT_SECONDS, REST_SECONDS, TRANSIENT, HttpClient, retry_after
 from ..vlm.answers import error_words, shorten
@@ -83,8 +84,8 @@ class RemoteScorer:
     def _ask_services(self, body: bytes, count: int) -> Scored:
         """Send a request to one service after another, until the deadline."""
         longest = self.deadline / (1 + len(self.urls))  # one that hangs must leave time for another
-        why, deadline = "", time.monotonic() + self.deadline
-        while (remaining := deadline - time.monotonic()) > 0:
+        why, deadline = "", running_seconds() + self.deadline
+        while (remaining := deadline - running_seconds()) > 0:
             url = self._next_service()
             if self._is_dead() and (why or url is None):
                 raise ServiceFailed(f"no service is reached; {why or ', '.join(self.urls) + ' rest after failures'}")
@@ -123,27 +124,27 @@ class RemoteScorer:
         try:
             self.client.get(f"{url}/health", CONNECT_SECONDS)
         except httpx.TransportError:
-            self.unreached_since.setdefault(url, time.monotonic())
+            self.unreached_since.setdefault(url, running_seconds())
             raise
         self.unreached_since.pop(url, None)
 
     def _is_dead(self) -> bool:
         """Return whether no service has been reached for longer than a restart takes."""
-        long_ago = time.monotonic() - RESTART_SECONDS
+        long_ago = running_seconds() - RESTART_SECONDS
         return all(self.unreached_since.get(url, math.inf) <= long_ago for url in self.urls)
 
     def _rest(self, url: str, seconds: float) -> None:
         """Leave a service alone for some seconds, as it asks."""
         if seconds:
             with self.lock:
-                self.rests_until[url] = time.monotonic() + seconds
+                self.rests_until[url] = running_seconds() + seconds
 
     def _next_service(self) -> str | None:
         """Return the next service that does not rest."""
         with self.lock:
             for _ in self.urls:
                 self.turn = (self.turn + 1) % len(self.urls)
-                if self.rests_until[self.urls[self.turn]] <= time.monotonic():
+                if self.rests_until[self.urls[self.turn]] <= running_seconds():
                     return self.urls[self.turn]
         return None
 
@@ -152,6 +153,6 @@ class RemoteScorer:
         with self.lock:
             self.failures[url] = 0 if success else self.failures[url] + 1
             if self.failures[url] >= MAX_FAILURES:
-                self.failures[url], self.rests_until[url] = 0, time.monotonic() + REST_SECONDS
+                self.failures[url], self.rests_until[url] = 0, running_seconds() + REST_SECONDS
         if not success:
             time.sleep(0.1)

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import signal
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...system.ended import TERMINATIONS, handlers
 from ...system.errors import ConfigError
 from .activity import return_large_blocks
 from .limits import ServiceLimits
@@ -55,12 +58,17 @@ def run_service(app: Any, listener: socket.socket, limits: ServiceLimits) -> Non
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    with suppress(KeyboardInterrupt):  # how it is stopped
-        Service(config).run([listener])
+    Service(config).run([listener])
 
 
 class Service(uvicorn.Server):
-    """A server that says where it listens when it is ready."""
+    """A server that says where it listens when it is ready, and that a closing terminal stops as Ctrl-C does."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on Ctrl-C, SIGTERM and SIGHUP, after the requests that are being answered."""
+        with handlers(dict.fromkeys((signal.SIGINT, *TERMINATIONS), self.handle_exit)):
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""

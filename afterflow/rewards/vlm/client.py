@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ...system.errors import ConfigError
+from ...system.running_time import running_seconds
 from ..http import CONNECT_SECONDS, REST_SECONDS, TRANSIENT, BadReply, HttpClient, Reply, retry_after
 from ..png import encode_png
 from .answers import ChatAnswer, Unanswered, decode_reply, error_words, read_answer, shorten
@@ -151,7 +152,7 @@ class Chat:
         """Return a reply, after several attempts where that may help."""
         import httpx
 
-        if time.monotonic() < self.rests_until:
+        if running_seconds() < self.rests_until:
             raise Unanswered(
                 f"the server left {self.patience} questions in a row unanswered, and is left alone a while"
             )
@@ -189,7 +190,7 @@ class Chat:
         """Leave the server alone after as many questions without an answer as there are threads."""
         self.silent += 1
         if self.silent >= self.patience:
-            self.silent, self.rests_until = 0, time.monotonic() + REST_SECONDS
+            self.silent, self.rests_until = 0, running_seconds() + REST_SECONDS
 
 
 def _body(reply: Reply) -> str:
