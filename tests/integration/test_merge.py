@@ -113,7 +113,6 @@ def test_the_merged_file_draws_what_both_adapters_together_draw(deep_pipeline, c
         stock.load_lora(name, name)
     stock.pipe.set_adapters(["a", "b"], [0.7, 0.4])
     torch.testing.assert_close(velocity(ours), velocity(stock), atol=1e-4, rtol=1e-4)
-    assert read_lora("both").family == read_lora("a").family == "SD3" and Path("both", COMFYUI).is_file()
     assert not torch.allclose(velocity(ours), velocity(load(deep_pipeline)), atol=1e-2)
 
 
@@ -122,6 +121,7 @@ def test_by_default_a_lora_merged_with_itself_stays_what_it_is(deep_pipeline, ho
     save_lora(deep_pipeline, "a", 1, 4)
     LoRAMerge(("a", "a"), how=how, density=1.0).write(Path("twice"))
     one, twice = read_lora("a"), read_lora("twice")
+    assert one.family == twice.family == "SD3" and Path("twice", COMFYUI).is_file()
     for name, factors in one.layers.items():
         torch.testing.assert_close(twice.layers[name].delta, factors.delta, atol=1e-4, rtol=1e-3)
 

@@ -15,11 +15,9 @@ from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
-from afterflow.objectives.advantages import Blend
 from afterflow.sampling.kernels import flow_sde
 from afterflow.sampling.rollout import sample
 from afterflow.sampling.seeds import generator
-from afterflow.system.errors import ConfigError
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import ExploreOptions, Explorer
@@ -155,19 +153,7 @@ def test_rows_of_tied_groups_are_left_out_unless_all_are_asked_for():
     assert (len(some.steps), some.share) == (3 * 2, 2 / 7) and (len(every.steps), every.share) == (3 * 7, 1.0)
 
 
-@pytest.mark.parametrize("method", [FlowGRPO, DanceGRPO, MixGRPO, BranchGRPO])
-def test_rewards_and_their_blend_are_what_a_method_requires(method):
-    algorithm = method(NEAR, blend=Blend(gate={"strict": 0.5}))
-    assert algorithm.requirements.weights == NEAR and algorithm.requirements.blend == algorithm.blend
-    assert set(algorithm.requirements.rewards) == {"near", "strict"}
-
-
 def test_rows_of_other_processes_are_no_rows_of_this_one():
     rows = LocalRows(torch.arange(2), torch.tensor([1, 2]), 4, 1.0, torch.tensor([0, 0]))
     parts = rows.microbatches(torch.tensor([0, 3, 2]), [torch.tensor([0])], 4)
     assert [part.tolist() for part in parts[0]] == [[1]]
-
-
-def test_a_window_beside_the_splits_must_fit_the_steps():
-    with pytest.raises(ConfigError, match=r"window\.width = 9"):
-        BranchGRPO(NEAR, steps=5, splits=(0, 1), mix=SlidingWindow(width=9))

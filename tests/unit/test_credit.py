@@ -25,6 +25,7 @@ from afterflow.objectives.advantages import Blend, Normalize
 from afterflow.sampling.rollout import sample
 from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from afterflow.sampling.seeds import generator
+from afterflow.system.errors import ConfigError
 from toy import MLP, credited, prompts
 
 NAN = torch.nan
@@ -502,3 +503,15 @@ def test_what_flow_opd_logs_holds_no_graph():
     assert metrics["teacher_distance"].item() == pytest.approx(square(batch.teacher), rel=1e-4)
     assert metrics["anchor_distance"].item() == pytest.approx(square(batch.anchor), rel=1e-4)
     assert metrics["cost"].item() == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("method", [FlowGRPO, DanceGRPO, MixGRPO, BranchGRPO])
+def test_rewards_and_their_blend_are_what_a_method_requires(method):
+    algorithm = method({"near": 1.0}, blend=Blend(gate={"strict": 0.5}))
+    assert algorithm.requirements.weights == {"near": 1.0} and algorithm.requirements.blend == algorithm.blend
+    assert set(algorithm.requirements.rewards) == {"near", "strict"}
+
+
+def test_a_window_beside_the_splits_must_fit_the_steps():
+    with pytest.raises(ConfigError, match=r"window\.width = 9"):
+        BranchGRPO({"near": 1.0}, steps=5, splits=(0, 1), mix=SlidingWindow(width=9))
