@@ -3,7 +3,9 @@
 Heavy libraries are imported by the fixtures that need them: the process that hands tests out would wait for them too.
 """
 
+import copy
 import os
+import sys
 
 import pytest
 
@@ -11,6 +13,42 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the toys' tensors are so small that threa
 
 
 NO_GPU = pytest.mark.skip(reason="no CUDA GPU here; make test ARGS='-m gpu' runs these where there is one")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_cache(tmp_path_factory):
+    """What is encoded in one test, by content, need not be in the next; a user's cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTERFLOW_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pipelines_read_once():
+    """What a pipeline's folder holds is read once while its files stay as they are, and copied."""
+    module = sys.modules.get("afterflow.models.pipeline")  # absent where no test that was collected needs it
+    if module is None:
+        yield
+        return
+    kept, kind = {}, module.Model
+
+    def once(read):
+        def copied(self, without=(), **parts):
+            if parts:  # of somebody else, and not to be kept
+                return read(self, without, **parts)
+            files = [(file, file.stat()) for file in sorted(self.folder.rglob("*")) if file.is_file()]
+            stamps = tuple((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in files)
+            key = read, type(self), self.config.dtype, tuple(without), stamps
+            if key not in kept:
+                kept[key] = read(self, without) if without else read(self)
+            return copy.deepcopy(kept[key])
+
+        return copied
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("pipeline", "meta_pipeline"):
+            patch.setattr(kind, name, once(getattr(kind, name)))
+        yield
 
 
 def pytest_collection_modifyitems(items):
@@ -54,9 +92,8 @@ def tinies(tmp_path_factory):
 
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
-    """The test runs in a folder of its own, with a cache of its own."""
+    """The test runs in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,6 @@ def folder(pipeline, tmp_path_factory):
     place = tmp_path_factory.mktemp("card")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setenv("AFTERFLOW_CACHE", str(place / "cache"))
         run = Run(
             FlowGRPO({"jpeg_compressibility": 1.0}, steps=3, group=2),
             ShapesPrompts(count=4),

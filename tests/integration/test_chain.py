@@ -32,7 +32,6 @@ TEACHERS = tuple(Teacher(tag, f"runs/{tag}/lora", (tag,)) for tag in ("colors", 
 def elsewhere(pipeline, tmp_path, monkeypatch):
     """In a folder of its own; stages are trained in this process, which is quicker."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(chains, "train_in_subprocess", lambda run, recipe, processes: train(run, recipe))
     Path("pipeline").symlink_to(pipeline)
 

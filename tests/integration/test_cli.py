@@ -30,7 +30,6 @@ SCHEMA = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "r
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -39,7 +39,6 @@ def place(tmp_path_factory):
     untrained_tiny_sd3().save_pretrained(path / "pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setenv("AFTERFLOW_CACHE", str(path / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
         run = Run(
             BranchGRPO(SMALL, steps=4, splits=(0, 1), path_weight=0.0),
@@ -68,7 +67,6 @@ def place(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def there(place, monkeypatch):
     monkeypatch.chdir(place[0])
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(place[0] / "cache"))
 
 
 def test_runs_that_have_ended_are_not_repeated(place, capfd):

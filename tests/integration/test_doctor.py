@@ -28,7 +28,6 @@ JPEG = {"jpeg_compressibility": 1.0}
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

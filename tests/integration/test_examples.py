@@ -25,7 +25,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setenv("AFTERFLOW_CACHE", str(path / "cache"))
         run_example("train_a_recipe.py", 1, 1)
     return path
 
@@ -33,7 +32,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def inside(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(folder / "cache"))
 
 
 def test_a_recipe_is_trained_with_changes(folder):

@@ -36,7 +36,6 @@ ALGORITHMS = [
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 def run_of(config, algorithm):

@@ -34,8 +34,8 @@ def test_ctrl_c_ends_a_command_in_one_line_whatever_it_is_doing(tmp_path, delay)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == 130
-    assert said == "afterflow: interrupted; checkpoints and results that were written are whole\n"
+    said_of_it = "afterflow: interrupted; checkpoints and results that were written are whole\n"
+    assert (process.returncode, said) == (130, said_of_it)
 
 
 def test_the_demo_and_every_command_share_what_is_done_about_errors(capsys):

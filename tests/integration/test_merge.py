@@ -91,7 +91,6 @@ def test_pruning_merges_keep_everything_at_density_one_and_repeat_by_their_seed(
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 def velocity(model):

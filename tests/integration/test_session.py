@@ -57,7 +57,6 @@ def whole(pipeline, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setenv("AFTERFLOW_CACHE", str(path / "cache"))
         return execute(replace(short(pipeline), name="whole"), "short").folder.resolve()
 
 

@@ -24,7 +24,6 @@ SMALL = LoRA(rank=4, alpha=8)
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
 
 
 def asked(model, velocity):

@@ -31,7 +31,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scratch")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("AFTERFLOW_CACHE", str(folder / "cache"))
         patch.setattr(stages, "train_in_subprocess", lambda run, recipe, processes: execute(run, recipe))
         execute_chain(Chain("scratch", (PARTS, RUN)))
     return folder

@@ -234,7 +234,6 @@ def test_what_cannot_be_read_has_no_score(text, value):
 
 def test_a_run_goes_on_where_a_few_verdicts_are_missing(pipeline, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
     (tmp_path / "prompts.txt").write_text("a red heart\na sign\n")  # no records of the shapes world
     sometimes = lambda body, n: said("?") if n % 9 == 8 else brighter(body, n)
     with serving(sometimes) as (url, _):
