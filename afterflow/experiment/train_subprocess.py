@@ -75,13 +75,10 @@ def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
     code = [name for name in run.rewards if ":" in name]
     if code and all(map(may_import, code)):  # a person named them here, and the other process reads them from a file
         what.append("--trust-code")
-    # torchrun would end its processes on a signal that `nohup` ignores.
-    ignored = {number for number in TERMINATIONS if signal.getsignal(number) is signal.SIG_IGN}
-    caught = [signal_name(number) for number in (signal.SIGINT, *TERMINATIONS) if number not in ignored]
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     launcher = several if processes > 1 else []
-    env = os.environ | {"TORCHELASTIC_SIGNALS_TO_HANDLE": ",".join(caught)}
-    trained = subprocess.Popen([sys.executable, *launcher, "-m", "afterflow", "train", *what], env=env)
+    command = [sys.executable, *launcher, "-m", "afterflow", "train", *what]
+    trained = subprocess.Popen(command, env=os.environ | signals_of_torchrun())
     # Ctrl-C reaches both processes, another signal perhaps this one alone; the other one saves, and this one waits.
     pass_on = dict.fromkeys(TERMINATIONS, lambda number, frame: trained.send_signal(number))
     with handlers({signal.SIGINT: lambda number, frame: None, **pass_on}):
@@ -90,6 +87,13 @@ def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
         raise TrainingStopped(f"{run.folder} could not be trained, see above; the runs before it are kept")
     if not has_ended(run.folder, run):
         raise TrainingStopped(f"{run.folder} was interrupted; the same command goes on with it")
+
+
+def signals_of_torchrun() -> dict[str, str]:
+    """Return the variable that keeps torchrun from ending its processes on a signal that was ignored at the start."""
+    numbers = (signal.SIGINT, *TERMINATIONS)
+    handled = [signal_name(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {"PET_SIGNALS_TO_HANDLE": ",".join(handled)} if len(handled) < len(numbers) else {}
 
 
 def budgeted(run: Run, budget_seconds: float | None, seed: int, name: str) -> Run:

@@ -128,13 +128,13 @@ def test_metrics_that_cannot_be_written_stop_the_run_after_a_checkpoint_that_has
     assert len((run.folder / "held_out.jsonl").read_text().splitlines()) == 2
 
 
-def at_second(monkeypatch, module, name, act):
-    """Do something before the second call of a function."""
+def at_call(monkeypatch, call, module, name, act):
+    """Do something before a call of a function."""
     original, calls = getattr(module, name), []
 
     def acting(*args, **options):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == call:
             act()
         return original(*args, **options)
 
@@ -144,14 +144,14 @@ def at_second(monkeypatch, module, name, act):
 @pytest.mark.parametrize("gone", ["", "samples", "run.json"])
 def test_files_that_are_deleted_meanwhile_are_written_again(run, expected, monkeypatch, gone):
     path = run.folder / gone
-    at_second(monkeypatch, loop, "gradients", lambda: shutil.rmtree(path) if path.is_dir() else path.unlink())
+    at_call(monkeypatch, 2, loop, "gradients", lambda: shutil.rmtree(path) if path.is_dir() else path.unlink())
     assert result(execute(run).folder) == expected
     assert json.loads((run.folder / "run.json").read_text())["config"]
 
 
 def test_a_terminal_that_closes_leaves_a_checkpoint(run, expected, monkeypatch):
-    at_second(monkeypatch, loop, "gradients", lambda: os.kill(os.getpid(), signal.SIGHUP))
-    with pytest.raises(TrainingStopped, match=r"SIGHUP; iteration 1 is saved, go on with: .*--resume"):
+    at_call(monkeypatch, 1, loop, "gradients", lambda: os.kill(os.getpid(), signal.SIGHUP))
+    with pytest.raises(TrainingStopped, match=r"SIGHUP; iteration 0 is saved, go on with: .*--resume"):
         execute(run)
     assert result(execute(run, resume=True).folder) == expected
 
@@ -167,7 +167,7 @@ def test_a_lora_that_cannot_be_written_is_written_by_resume(run, expected, monke
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(run, expected, monkeypatch):
     with monkeypatch.context() as patch:
-        at_second(patch, checkpoint, "write_tensors", raising(DISK))
+        at_call(patch, 2, checkpoint, "write_tensors", raising(DISK))
         with pytest.raises(TrainingStopped, match=r"No space left.*step_000000 is whole; .*--resume"):
             execute(run)
     assert result(execute(run, resume=True).folder) == expected
