@@ -5,10 +5,16 @@ Heavy libraries are imported by the fixtures that need them: the process that ha
 
 import copy
 import os
+import signal
 import sys
 
 import pytest
 
+# A shell that starts the tests in the background, or `nohup`, has signals ignored, and all processes inherit that.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGTERM", signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # Windows has no SIGHUP
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 os.environ["OMP_NUM_THREADS"] = "1"  # the toys' tensors are so small that threads cost more than they bring
 
 

@@ -20,9 +20,7 @@ from afterflow.system.errors import ConfigError
 
 @pytest.mark.parametrize("delay", [0.05, 1.0, 4.0])
 def test_ctrl_c_ends_a_command_in_one_line_whatever_it_is_doing(tmp_path, delay):
-    # A shell that starts the tests in the background has SIGINT ignored, and a process inherits that.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "import afterflow.cli.main as m, sys; print('ready', flush=True); sys.exit(m.main(sys.argv[1:]))"
+    code = "import afterflow.cli.main as m, sys; print('ready', flush=True); sys.exit(m.main(sys.argv[1:]))"
     words = ["sample", "tiny", "a star", "--steps", "2000", "--out", str(tmp_path / "a.png")]
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=pipe, stderr=pipe, text=True)

@@ -112,7 +112,7 @@ def generalist(pipeline, tmp_path):
         SMALL,
         teachers=teachers,
         name="short",
-    ).with_options(iterations=4, batch=3, chunk=4, learning_rate=3e-3, inference_steps=2, sample_every=0, save_every=2)
+    ).with_options(iterations=4, batch=3, chunk=16, learning_rate=3e-3, inference_steps=2, sample_every=0, save_every=2)
 
 
 def metrics(folder):

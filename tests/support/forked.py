@@ -3,6 +3,7 @@
 Tests about starting, importing, signals and the console start a process of Python instead.
 """
 
+import os
 import sys
 from multiprocessing import get_context
 
@@ -21,13 +22,19 @@ class Forked:
         self.process.join()
         return self.process.exitcode
 
-    def terminate(self):
-        self.process.terminate()
+    def send_signal(self, number):
+        os.kill(self.process.pid, number)
 
 
-def forked_command(command):
+def forked_command(command, env):
     """Stand in for subprocess.Popen where that starts `python -m afterflow WORDS`."""
     from afterflow.cli.main import main
 
     assert command[:3] == [sys.executable, "-m", "afterflow"], command
-    return Forked(main, command[3:])
+
+    def started():
+        os.environ.clear()
+        os.environ.update(env)
+        return main(command[3:])
+
+    return Forked(started)
