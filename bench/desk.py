@@ -120,6 +120,10 @@ class Desk:
         code = 99
         try:
             os.setpgid(0, 0)
+            # As in a terminal, however this benchmark was started.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             for name, value in variables.items():
                 os.environ.pop(name, None)
                 if value is not None:
