@@ -116,7 +116,7 @@ def run_command(argv: Sequence[str] | None) -> None:
         check_launch(command, args)
         module, function = COMMANDS[command]
         for word in args:
-            check_no_secrets([word, word.partition("=")[2]], "an option")
+            check_no_secrets([word, word.partition("=")[2]], "a word of the command")
         with names_of_command(args):
             getattr(import_module(f".{module}", __package__), function)(args)
     else:

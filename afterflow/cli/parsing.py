@@ -20,6 +20,7 @@ WIDE = "10000"
 """Columns in which tyro lays a complaint out, so that no sentence of it is broken."""
 REWORDED = {
     r"invalid choice (.*) for argument '(.*?)'\. Expected one of \((.*?),?\)\.": r"\2: no choice is \1; there are \3",
+    r"no type matching .* could be instantiated from .* Got errors: .*<class '(?:int|float)'>: (.* is not .*)": r"\1",
     r"no type matching (.*?) could be instantiated from \[(.*?)\]\. Got errors: .*": r"\2 cannot be read; it takes \1",
     r"Missing value for argument '(.*?)'\. Expected (\d+) values\.": r"\1 needs a value after it",
 }

@@ -85,7 +85,7 @@ def test_every_error_is_one_line_of_one_style(words, capsys):
     [
         ("eval tiny --imags 3", "there is no option --imags; did you mean --images? (afterflow eval --help)"),
         ("eval tiny --images x", "--images: 'x' is not a whole number"),
-        ("train shapes_flow_grpo --budget-seconds 1h", "--budget-seconds: '1h' cannot be read; it takes {None}|FLOAT"),
+        ("train shapes_flow_grpo --budget-seconds 1h", "--budget-seconds: '1h' is not a number"),
         ("train demo --iterations 0", "iterations = 0: at least 1"),
         ("train demo --learning-rate x", "--learning-rate: 'x' is not a number"),
         ("train demo --tracker foo", "--tracker: no choice is 'foo'; there are 'none', 'tensorboard'"),

@@ -331,6 +331,6 @@ def test_secrets_are_written_nowhere(run, monkeypatch):
 @pytest.mark.parametrize("address", ["https://me:secret@host:8000", "https://host/v1?key=secret"])
 def test_an_address_with_a_secret_in_it_is_refused_without_repeating_it(address):
     for made in (lambda: RewardModels(servers={"ocr": address}), lambda: VLMJudge(url=address)):
-        with pytest.raises(ValueError, match="set the environment variable instead") as refused:
+        with pytest.raises(ValueError, match="set the environment variable with the key instead") as refused:
             made()
         assert "secret" not in str(refused.value)
