@@ -45,7 +45,11 @@ def check_no_secret(option: str, value: str) -> None:
         raise ConfigError(f"{option}: it begins as an address and is none; correct it") from None
     held = [name for name, part in (("a user", "@" in url.netloc), ("a query", url.query)) if part]
     held += ["a fragment"] if url.fragment and not option.startswith(NAMES_MODELS) else []
-    held += ["what looks like a key"] if any(KEY.fullmatch(segment) for segment in (*url.path.split("/"), url.fragment)) else []
+    held += (
+        ["what looks like a key"]
+        if any(KEY.fullmatch(segment) for segment in (*url.path.split("/"), url.fragment))
+        else []
+    )
     if held:
         raise ConfigError(
             f"{option}: the address at {url.scheme}://{url.hostname} holds {' and '.join(held)}, and records show "

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,7 @@ SECRETS = [
     "http://user@host",
     "https://host/v1?key=abc",
     "https://host/v1#token",
+    "https://host/v1#sk-abcdefgh12345678",
     "https://host/sk-abcdefgh12345678/v1",
     "https://host/v1/hf_abcdefghij",
     "https://host/4f3c2b1a-0000-1111-2222-333344445555/v1",
@@ -177,8 +179,11 @@ SINKS = {
 }
 
 
-@pytest.mark.parametrize("address", SECRETS)
-@pytest.mark.parametrize("sink", SINKS)
+MODEL = ("weights", "https://host/v1#token")
+"""There the name of a model stands behind #, unless it looks like a key."""
+
+
+@pytest.mark.parametrize("sink, address", [pair for pair in product(SINKS, SECRETS) if pair != MODEL])
 def test_no_option_takes_an_address_with_a_secret(sink, address):
     with pytest.raises(ConfigError) as told:
         SINKS[sink](address)
