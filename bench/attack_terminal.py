@@ -682,7 +682,7 @@ def second(
     """Start a command while another holds the folder; it must be refused in good time, and the first one go on."""
     began = time.monotonic()
     child = desk.start(first, at("update", 1, lambda: time.sleep(2.5)))
-    while not (RUN / LOCK).is_file() or not (RUN / LOCK).read_text():
+    while not (RUN / LOCK).is_file() or f'"pid": {child},' not in (RUN / LOCK).read_text():
         time.sleep(0.02)
     other = desk.run(*words)
     desk.ended(other, code, sentence)
@@ -741,25 +741,31 @@ def _(desk: Desk) -> None:
 
 @case("a chain of two processes ends, SIGHUP to all, and its run is saved")
 def _(desk: Desk) -> None:
-    pair(desk, None, 1, "SIGHUP; iteration")
+    pair(desk, None, os.killpg, 1, "SIGHUP; iteration")
+    desk.ended(desk.run("train", "short_pair"), 0)
+
+
+@case("a chain of two processes ends, SIGHUP to it alone, and its run is saved")
+def _(desk: Desk) -> None:
+    pair(desk, None, os.kill, 1, "SIGHUP; iteration")
     desk.ended(desk.run("train", "short_pair"), 0)
 
 
 @case("a chain of two processes goes on, SIGHUP to all under nohup")
 def _(desk: Desk) -> None:
-    pair(desk, lambda: signal.signal(HUP, signal.SIG_IGN), 0, "")
+    pair(desk, lambda: signal.signal(HUP, signal.SIG_IGN), os.killpg, 0, "")
 
 
-def pair(desk: Desk, arm: Any, code: int, sentence: str) -> None:
-    """Train by torchrun in a chain, and send SIGHUP to all as a terminal does."""
+def pair(desk: Desk, arm: Any, kill: Callable[[int, int], None], code: int, sentence: str) -> None:
+    """Train by torchrun in a chain, and send SIGHUP to it or, as a terminal does, to all."""
     began = time.monotonic()
     child = desk.start(["train", "short_pair"], arm)
     while not (RUN / "metrics.jsonl").is_file() or not (RUN / "metrics.jsonl").read_text():
         time.sleep(0.005)
-    os.killpg(child, HUP)
+    kill(child, HUP)
     answer = desk.end(child, began)
     desk.wrong = []  # torchrun tells a signal in a traceback of its own
-    desk.check(answer.code == code and sentence in answer.text, f"code {answer.code}: {answer.text[-300:]}")
+    desk.check(answer.code == code and sentence in answer.text, f"code {answer.code}: {answer.text[-3000:]}")
 
 
 @case("two evals into one folder at once")

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from ..data.prompts import ShapesPrompts
 from ..rewards.named_code import may_import
@@ -79,14 +81,31 @@ def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:
     launcher = several if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "afterflow", "train", *what]
     trained = subprocess.Popen(command, env=os.environ | signals_of_torchrun())
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in training_processes(trained.pid, processes):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
     # Ctrl-C reaches both processes, another signal perhaps this one alone; the other one saves, and this one waits.
-    pass_on = dict.fromkeys(TERMINATIONS, lambda number, frame: trained.send_signal(number))
-    with handlers({signal.SIGINT: lambda number, frame: None, **pass_on}):
+    with handlers({signal.SIGINT: lambda number, frame: None, **dict.fromkeys(TERMINATIONS, pass_on)}):
         code = trained.wait()
     if code != 0:
         raise TrainingStopped(f"{run.folder} could not be trained, see above; the runs before it are kept")
     if not has_ended(run.folder, run):
         raise TrainingStopped(f"{run.folder} was interrupted; the same command goes on with it")
+
+
+def training_processes(started: int, processes: int) -> list[int]:
+    """Return the processes that train: the one that was started, or those that torchrun has started there.
+
+    torchrun waits for nobody after a second signal, and a terminal that closes may have sent it one already.  Where
+    its processes are not known it is torchrun itself.
+    """
+    children = Path(f"/proc/{started}/task/{started}/children")
+    if processes == 1 or not children.is_file():
+        return [started]
+    return [int(child) for child in children.read_text().split()] or [started]
 
 
 def signals_of_torchrun() -> dict[str, str]:

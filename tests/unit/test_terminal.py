@@ -14,6 +14,7 @@ import pytest
 
 from afterflow.cli.main import guarded
 from afterflow.experiment.run_folder import MetricsFile, read_lines
+from afterflow.experiment.train_subprocess import training_processes
 from afterflow.system import running_time
 from afterflow.system.ended import TERMINATIONS, Ended, handlers, terminations_raised
 from afterflow.system.errors import ConfigError, OutputError
@@ -187,6 +188,15 @@ def test_a_closing_terminal_is_answered_as_a_machine_that_is_taken_away(capsys, 
         time.sleep(0.02)
         assert signals == [number] * 2 and signal.getitimer(signal.ITIMER_REAL)[0] < left - 0.15
     assert capsys.readouterr().err.count(f"afterflow: {number.name}: finishing iteration 3 and saving it") == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="as Linux lists processes")
+def test_a_chain_passes_signals_on_to_those_that_train_and_not_to_their_launcher():
+    assert training_processes(os.getpid(), processes=1) == [os.getpid()]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        assert worker.pid in training_processes(os.getpid(), processes=2)
+        assert training_processes(worker.pid, processes=2) == [worker.pid]  # it has started nobody yet
+        worker.communicate(b"\n")
 
 
 # Clocks
