@@ -105,7 +105,7 @@ def training_processes(started: int, processes: int) -> list[int]:
     children = Path(f"/proc/{started}/task/{started}/children")
     if processes == 1 or not children.is_file():
         return [started]
-    return [int(child) for child in children.read_text().split()] or [started]
+    return [int(child) for child in children.read_text(encoding="ascii").split()] or [started]
 
 
 def signals_of_torchrun() -> dict[str, str]:
