@@ -28,7 +28,7 @@ CODE = "from pathlib import Path\nPath({mark!r}).touch()\ndef f(images, records)
 FOLDER = Path("runs/stranger")
 JUNK: list[Any] = [None, [], {}, "x", -1, 10**30, True, {"type": "os.system"}, [[[[]]]], "\x1b[2J"]
 GROUPS = ("algorithm", "data", "model", "tune", "batches", "evaluation", "checkpoints", "logging", "functions", "name")
-NAMES = ("../neighbour", "/tmp/x", "a/../../neighbour", "~/x", "a\nb", "$(touch mark)", "..", "C:\\x", "a b", "<b>")
+NAMES = ("../neighbour", "/x", "a/../../neighbour", "~/x", "a\nb", "$(touch mark)", "..", "C:\\x", "a b", "<b>")
 Change = Callable[[dict[str, Any]], object]
 
 

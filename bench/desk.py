@@ -180,10 +180,10 @@ class Desk:
 
     def ended(self, answer: Answer, code: int, sentence: str = "") -> None:
         """Check the exit code, and that a sentence was said exactly once."""
-        said = answer.text.count(sentence) if sentence else 1
+        times = answer.text.count(sentence) if sentence else 1
         last = answer.text.strip().splitlines()[-1:] or ["no word"]
         self.check(answer.code == code, f"code {answer.code} instead of {code}: {last[0][:300]}")
-        self.check(said == 1, f"{sentence!r} is said {said} times: {last[0][:300]}")
+        self.check(times == 1, f"{sentence!r} is said {times} times: {last[0][:300]}")
 
     def is_whole(self) -> None:
         """Check that the run is there as if nobody had disturbed it: metrics of every iteration, and equal bytes."""
@@ -252,3 +252,36 @@ def fill(folder: Path) -> None:
                     pass
             except OSError:
                 continue
+
+
+CASES: dict[str, tuple[Callable[[Desk], None], bool]] = {}
+"""Name of a case → what it does, and whether it mounts disks."""
+HUP, TERM, INT, KILL = signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+CHANGED = "its lines are lost, and the work goes on"
+
+
+def case(name: str, mounts: bool = False) -> Callable[[Callable[[Desk], None]], Callable[[Desk], None]]:
+    """Add a function to the cases, by a name of its own."""
+
+    def add(do: Callable[[Desk], None]) -> Callable[[Desk], None]:
+        assert name not in CASES, name
+        CASES[name] = do, mounts
+        return do
+
+    return add
+
+
+def refuses(code: int) -> Callable[..., Any]:
+    """Return a function that fails as a disk does."""
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+def closed_reader() -> int:
+    """Return a pipe whose reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    return write

@@ -59,8 +59,8 @@ def hostile_bodies() -> list[Body]:
         body = bytearray(whole)
         for _ in range(rng.randrange(1, 9)):
             body[rng.randrange(len(body))] = rng.randrange(256)
-        kept = bytes(body[: rng.randrange(1, len(body))] if rng.random() < 0.3 else body)
-        bodies.append(("mutated", MSGPACK, kept))
+        changed = bytes(body[: rng.randrange(1, len(body))] if rng.random() < 0.3 else body)
+        bodies.append(("mutated", MSGPACK, changed))
     assert len(bodies) == 100, len(bodies)
     return bodies
 

@@ -52,7 +52,8 @@ CLOSED_PIPE = 128 + 13
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code: 2 for input that cannot be used, 1 where training cannot go on."""
     words = list(sys.argv[1:] if argv is None else argv)
-    messages_alone = words[:1] and words[0] in LASTING and not ({"--plan", *HELP} & set(words[1:])) and len(words) > 1
+    command, args = words[0] if words else "", words[1:]
+    messages_alone = command in LASTING and args and "--plan" not in args and not asks_for_help(args)
     return guarded(lambda: run_command(words), prints_result=not messages_alone)
 
 
@@ -115,12 +116,21 @@ def run_command(argv: Sequence[str] | None) -> None:
     elif command in COMMANDS:
         check_launch(command, args)
         module, function = COMMANDS[command]
-        for word in args:
-            check_no_secrets([word, word.partition("=")[2]], "a word of the command")
+        check_words(args)
         with names_of_command(args):
             getattr(import_module(f".{module}", __package__), function)(args)
     else:
         raise unknown_name("command", command, COMMANDS)
+
+
+def check_words(args: Sequence[str]) -> None:
+    """Raise ConfigError, which names the option, for an address with a secret among the words of a command."""
+    option = "an argument"
+    for word in args:
+        if word.startswith("--"):
+            name, _, word = word.removeprefix("--").partition("=")
+            option = name.replace("-", "_")
+        check_no_secrets([word, word.partition("=")[2]], option)
 
 
 def check_launch(command: str, args: Sequence[str]) -> None:

@@ -74,30 +74,20 @@ class ImageSet:
         if self.source.is_drawn:
             return
         with locked_folder(self.folder):
-            self._draw_missing(drawing, load, settings, log)
-
-    def _draw_missing(
-        self,
-        drawing: Drawing,
-        load: Callable[[str, str | None], Model],
-        settings: Mapping[str, Any],
-        log: Callable[[str], None],
-    ) -> None:
-        """Draw the images that the folder lacks; nobody else writes to it meanwhile."""
-        path, lora = self.source.path, self.source.lora
-        weights = weights_digest(path) + ("" if lora is None else " " + sha256(lora_file(lora)))
-        drawn_with = {"model": path, "lora": lora, **to_json(drawing), **settings, "weights": weights}
-        image_store.open_store(self.folder, drawn_with | {"prompts": [record["prompt"] for record in self.records]})
-        image_store.update_records(self.folder, self.records)
-        missing = image_store.missing_prompts(self.folder, len(self.records))
-        if not missing:
-            return
-        model = load(path, lora)
-        cond, d = encode_records(model, self.records), drawing
-        velocity = model.guided_velocity(d.guidance, d.chunk)
-        for rows in torch.tensor(missing).split(max(1, d.chunk // d.images)):
-            latents = draw_latents(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
-            for i, images in zip(rows.tolist(), decode_groups(model, latents)):
-                image_store.add_images(self.folder, i, self.records[i], images)
-            remaining = len(image_store.missing_prompts(self.folder, len(self.records)))
-            log(f"{self.folder}: {len(self.records) - remaining} of {len(self.records)} prompts")
+            path, lora = self.source.path, self.source.lora
+            weights = weights_digest(path) + ("" if lora is None else " " + sha256(lora_file(lora)))
+            drawn_with = {"model": path, "lora": lora, **to_json(drawing), **settings, "weights": weights}
+            image_store.open_store(self.folder, drawn_with | {"prompts": [record["prompt"] for record in self.records]})
+            image_store.update_records(self.folder, self.records)
+            missing = image_store.missing_prompts(self.folder, len(self.records))
+            if not missing:
+                return
+            model = load(path, lora)
+            cond, d = encode_records(model, self.records), drawing
+            velocity = model.guided_velocity(d.guidance, d.chunk)
+            for rows in torch.tensor(missing).split(max(1, d.chunk // d.images)):
+                latents = draw_latents(velocity, model, cond[rows], d.images, d.steps, d.seed, d.chunk)
+                for i, images in zip(rows.tolist(), decode_groups(model, latents)):
+                    image_store.add_images(self.folder, i, self.records[i], images)
+                remaining = len(image_store.missing_prompts(self.folder, len(self.records)))
+                log(f"{self.folder}: {len(self.records) - remaining} of {len(self.records)} prompts")

@@ -16,8 +16,8 @@ KEY = re.compile(
 )
 """A segment of a path that looks like a key: a known beginning, a UUID, or 20 letters and digits in one word."""
 
-NAMES_MODELS = ("reward_models.weights", "a word")
-"""Options whose addresses name a model behind #; a word of the command line may be of any option."""
+NAMES_MODELS = "reward_models.weights"
+"""Option whose addresses name a model behind #."""
 
 
 def check_address(option: str, address: str) -> None:
@@ -45,11 +45,8 @@ def check_no_secret(option: str, value: str) -> None:
         raise ConfigError(f"{option}: it begins as an address and is none; correct it") from None
     held = [name for name, part in (("a user", "@" in url.netloc), ("a query", url.query)) if part]
     held += ["a fragment"] if url.fragment and not option.startswith(NAMES_MODELS) else []
-    held += (
-        ["what looks like a key"]
-        if any(KEY.fullmatch(segment) for segment in (*url.path.split("/"), url.fragment))
-        else []
-    )
+    segments = (*url.path.split("/"), url.fragment)
+    held += ["what looks like a key"] if any(map(KEY.fullmatch, segments)) else []
     if held:
         raise ConfigError(
             f"{option}: the address at {url.scheme}://{url.hostname} holds {' and '.join(held)}, and records show "

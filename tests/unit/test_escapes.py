@@ -215,3 +215,11 @@ def test_addresses_without_secrets_are_taken(address):
 def test_an_error_is_one_line():
     assert one_line("a\n\tb\x1b") == "a b\\x1b"
     assert output.printable("a\tb\n") == "a\tb\n"
+
+
+def test_a_model_behind_an_address_is_named_in_one_option_alone():
+    address = "http://host:8000/v1#org/judge-7B"
+    check_words(["shapes_flow_grpo", "--reward-models.weights", "vlm_quality", address])
+    for words in (["--model.path", address], [f"--lora={address}"], [address]):
+        with pytest.raises(ConfigError, match="holds a fragment"):
+            check_words(words)
