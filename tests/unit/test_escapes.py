@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 
 from afterflow.cli import output
-from afterflow.cli.main import complain, main
+from afterflow.cli.main import check_words, complain, main
 from afterflow.cli.output import print_progress, result_console
 from afterflow.cli.push import without_paths
 from afterflow.data.prompts import PromptFile
