@@ -157,8 +157,9 @@ def train(option: str) -> Callable[[Path], Answer]:
         name = "prompt_records" if option == "--prompts" else "held_out_records"
         noted = mock.patch.object(execute, name, reads(getattr(execute, name)))
         with noted, mock.patch.object(execute.TrainingSetup, "build", enough):
-            # Rewards that judge any prompt.
-            words = ["--algorithm.weights", "jpeg_compressibility", "1", "--eval-rewards", "--best-by", "None"]
+            # Rewards that judge any prompt; all prompts are trained on, and none of them held out.
+            measured = ["--held-out", "None"] if option == "--prompts" else ["--eval-rewards", "--best-by", "None"]
+            words = ["--algorithm.weights", "jpeg_compressibility", "1", *measured]
             return run("train", "jpeg_ddpo", option, file, *words)
 
     return ask
