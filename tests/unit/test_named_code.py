@@ -32,6 +32,8 @@ def clean(monkeypatch, own_folder):
         monkeypatch.setattr(named_code, name, value)
     monkeypatch.setattr(registry, "RESOLVED", {})
     before, path = set(sys.modules), list(sys.path)
+    # Where the demo was run in the repository, `runs` there would be found before that of the test.
+    sys.path[:] = [folder for folder in path if not Path(folder, "runs").is_dir()]
     yield
     sys.path[:] = path
     for name in set(sys.modules) - before:
