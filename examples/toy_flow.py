@@ -26,7 +26,7 @@ def main(iterations: int = 60) -> list[float]:
         with torch.no_grad():
             rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, [generator] * PROMPTS)
         scores = Scores({"near": -(rollout.leaves - TARGET).norm(dim=-1)})
-        advantages = algorithm.credit(plan, rollout.log_prob, scores, generator)
+        advantages = algorithm.credit(plan, rollout.log_prob, scores)
         models = Models(velocity)
         rows = algorithm.rows(models, transitions(rollout, advantages))
         loss, _ = algorithm.loss(models, rows)

@@ -121,6 +121,10 @@ class Requirements:
     """Whether it needs the velocity of the model before training."""
     all_rows: bool = False
     """Whether a row of advantage 0 has a gradient too, of a KL or a teacher; else no forward pass is spent on it."""
+    whole_batch: bool = False
+    """Whether the advantages of a prompt depend on the rewards of other prompts."""
+    pruned: float = 0.0
+    """Share of the selected steps that rewards take out of training."""
     route: str | None = None
     """Key of a record that says which teacher teaches it, if teachers are wanted."""
     anchor: str | None = None
@@ -207,18 +211,27 @@ class OnPolicy(Algorithm[R]):
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return the plan of the rollouts of iteration `step`."""
 
+    def select(self, plan: Plan, prompts: int, generator: torch.Generator) -> Levels:
+        """Return which states of P prompts may be trained, N of (P, W_{k+1}) bool, before a reward is known.
+
+        Args:
+            plan: The plan of the rollouts.
+            prompts: P.
+            generator: The source of what is random in the choice.
+        """
+        return [plan.trained(k).expand(prompts, -1) for k in range(plan.steps)]
+
     @abstractmethod
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return the advantages of each step, N of (P, W_{k+1}, R).
 
-        NaN takes a state out of training: it has no reward, or is not chosen.  A state of advantage 0 stays in the mean
-        of the loss.
+        NaN takes a state out of training: it has no reward, or its reward takes it out.  A state of advantage 0 stays
+        in the mean of the loss.
 
         Args:
             plan: The plan of the rollouts.
             log_prob: The log-probability of each step, N of (P, W_{k+1}).
             scores: The scores of the finished images.
-            generator: The source of what is random in credit.
         """
 
     @abstractmethod

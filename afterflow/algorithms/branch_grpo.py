@@ -23,7 +23,7 @@ from ..sampling.kernels import KernelName
 from ..sampling.rollout import Levels, Plan, Transitions
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import PolicyGradient
+from .policy_gradient import PolicyGradient, compares_prompts
 from .pruning import Pruning
 from .ratios import density_loss, step
 from .windows import SlidingWindow
@@ -73,7 +73,9 @@ class BranchGRPO(PolicyGradient):
     @property
     def requirements(self) -> Requirements:
         """Return the rewards."""
-        return Requirements(self.weights, self.blend)
+        whole_batch = compares_prompts(self.normalize, self.blend)
+        pruned = self.prune.share(self.steps, self.splits, self.children)
+        return Requirements(self.weights, self.blend, whole_batch=whole_batch, pruned=pruned)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return the tree of the splits."""
@@ -90,7 +92,7 @@ class BranchGRPO(PolicyGradient):
             split_noise=self.split_noise,
         )
 
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return the advantage of each edge among those of its depth, NaN where width pruning takes it out."""
         leaves, levels = gated(scores.rewards, self.blend.gate), []
         trained = self.prune.trained(combine(leaves, self.weights), self.children)[..., None]

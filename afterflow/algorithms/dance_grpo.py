@@ -21,7 +21,7 @@ from ..sampling.kernels import KernelName
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages, random_steps, share_of_steps
+from .policy_gradient import GroupRelative, compares_prompts, group_advantages, random_steps, share_of_steps
 from .ratios import density_loss, step
 
 
@@ -49,19 +49,25 @@ class DanceGRPO(GroupRelative):
     @property
     def requirements(self) -> Requirements:
         """Return the rewards."""
-        return Requirements(self.weights, self.blend)
+        whole_batch = compares_prompts(self.normalize, self.blend)
+        pruned = 0.0 if self.best_of is None else 1 - self.best_of / self.group
+        return Requirements(self.weights, self.blend, whole_batch=whole_batch, pruned=pruned)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts whose steps but the last are stochastic."""
         return chain(grid(self.schedule, self.steps), self.group, self.eta, range(self.steps - 1), self.shared_noise)
 
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
-        """Return the advantages of the images that are trained, at a random share of their steps."""
+    def select(self, plan: Plan, prompts: int, generator: torch.Generator) -> Levels:
+        """Return a random share of each image's steps."""
+        return random_steps(prompts, self.group, self.steps, self.fraction, generator)
+
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
+        """Return the advantages of the images that are trained."""
         advantage = group_advantages(self, scores.rewards)
         if self.best_of is not None:
             trained = extremes(advantage.sum(-1), self.best_of // 2)
             advantage = advantage.where(trained[..., None], torch.nan)
-        return random_steps(advantage, self.steps, self.fraction, generator)
+        return [advantage] * self.steps
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss, summed over the rewards."""

@@ -50,13 +50,13 @@ class DDPO(PolicyGradient):
     @property
     def requirements(self) -> Requirements:
         """Return the rewards, and their history if it counts."""
-        return Requirements(self.weights, self.blend, history=self.history)
+        return Requirements(self.weights, self.blend, history=self.history, whole_batch=True)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts whose steps but the last are stochastic and trained."""
         return chain(grid(self.schedule, self.steps), self.group, self.eta, range(self.steps - 1))
 
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return the normalised reward of an image at each of its steps."""
         reward = combine(gated(scores.rewards, self.blend.gate), self.weights)
         if self.history:

@@ -24,7 +24,7 @@ from ..sampling.kernels import kl
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages
+from .policy_gradient import GroupRelative, compares_prompts, group_advantages
 from .ratios import LogDensity, density_loss, guarded_loss, step
 
 
@@ -77,7 +77,8 @@ class FlowGRPO(GroupRelative):
     @property
     def requirements(self) -> Requirements:
         """Return the rewards, and where there is a KL the reference; it pulls where no advantage does."""
-        return Requirements(self.weights, self.blend, reference=self.beta > 0, all_rows=self.beta > 0)
+        kl, whole_batch = self.beta > 0, compares_prompts(self.normalize, self.blend)
+        return Requirements(self.weights, self.blend, reference=kl, all_rows=kl, whole_batch=whole_batch)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts that are stochastic in the window, or in all steps but the last."""
@@ -88,7 +89,7 @@ class FlowGRPO(GroupRelative):
         trained = range(start, start + width)
         return chain(grid(self.schedule, self.steps), self.group, self.eta, trained, self.shared_noise)
 
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return the advantage of an image at each of its steps."""
         return [group_advantages(self, scores.rewards)] * self.steps
 

@@ -105,7 +105,7 @@ class FlowOPD(OnPolicy[TeacherTargets]):
         eta = self.eta if self.sampler == "sde" else 0.0
         return chain(grid(self.schedule, self.steps), self.group, eta, range(self.steps - 1), density=False)
 
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return zeros: every state is learnt from, and no score counts."""
         return [torch.zeros(len(log_prob[0]), self.group, 1)] * self.steps
 

@@ -19,7 +19,7 @@ from ..objectives.advantages import Blend
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages
+from .policy_gradient import GroupRelative, compares_prompts, group_advantages
 from .ratios import density_loss, step
 from .windows import SlidingWindow
 
@@ -46,7 +46,7 @@ class MixGRPO(GroupRelative):
     @property
     def requirements(self) -> Requirements:
         """Return the rewards."""
-        return Requirements(self.weights, self.blend)
+        return Requirements(self.weights, self.blend, whole_batch=compares_prompts(self.normalize, self.blend))
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts that are stochastic in the window, and faster after it in Flash."""
@@ -61,7 +61,7 @@ class MixGRPO(GroupRelative):
         plan = chain(times, self.group, self.eta, trained, self.shared_noise)
         return replace(plan, second_order=tuple(range(last + 1, plan.steps)))
 
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return the advantage of an image at each of its steps."""
         return [group_advantages(self, scores.rewards)] * plan.steps
 

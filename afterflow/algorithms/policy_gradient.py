@@ -78,8 +78,13 @@ def share_of_steps(steps: int, fraction: float) -> int:
     return count
 
 
-def random_steps(advantage: Tensor, steps: int, fraction: float, generator: torch.Generator) -> list[Tensor]:
-    """Return `steps` advantages (P, G, R): each image keeps a random `fraction` of those before the last, else NaN."""
-    order = torch.rand(*advantage.shape[:2], steps - 1, generator=generator).argsort(-1).argsort(-1)
-    chosen = (order < share_of_steps(steps, fraction)).to(advantage.device)[..., None].unbind(2)
-    return [*(advantage.where(mask, torch.nan) for mask in chosen), advantage]
+def random_steps(prompts: int, group: int, steps: int, fraction: float, generator: torch.Generator) -> list[Tensor]:
+    """Return N masks (P, G) bool: a random `fraction` of the steps before the last for each image, never the last."""
+    order = torch.rand(prompts, group, steps - 1, generator=generator).argsort(-1).argsort(-1)
+    chosen = order < share_of_steps(steps, fraction)
+    return [*chosen.unbind(2), torch.zeros(prompts, group, dtype=torch.bool)]
+
+
+def compares_prompts(normalize: Normalize, blend: Blend) -> bool:
+    """Return whether an advantage depends on the rewards of other prompts."""
+    return "batch" in (normalize.centre, normalize.scale) or blend.again

@@ -23,7 +23,7 @@ from ..objectives.preferences import consistency, win_rates
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import WIN_RATE, Comparisons, Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, group_advantages, random_steps, share_of_steps
+from .policy_gradient import GroupRelative, compares_prompts, group_advantages, random_steps, share_of_steps
 from .ratios import density_loss, guarded_loss, step
 
 
@@ -59,18 +59,23 @@ class PrefGRPO(GroupRelative):
     @property
     def requirements(self) -> Requirements:
         """Return the rewards and the pairs to compare."""
-        return Requirements(self.weights, self.blend, self.compare)
+        whole_batch = compares_prompts(self.normalize, self.blend)
+        return Requirements(self.weights, self.blend, self.compare, whole_batch=whole_batch)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts whose steps but the last are stochastic."""
         return chain(grid(self.schedule, self.steps), self.group, self.eta, range(self.steps - 1), self.shared_noise)
 
-    def credit(self, plan: Plan, log_prob: Levels, scores: Scores, generator: torch.Generator) -> Levels:
-        """Return the advantages of win rates, at a random share of each image's steps."""
+    def select(self, plan: Plan, prompts: int, generator: torch.Generator) -> Levels:
+        """Return a random share of each image's steps."""
+        return random_steps(prompts, self.group, self.steps, self.fraction, generator)
+
+    def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
+        """Return the advantages of win rates."""
         judged = scores.judged[WIN_RATE]
         consistent = consistency(judged)[:, None] >= self.min_consistency
         rewards = {**scores.rewards, WIN_RATE: win_rates(judged).where(consistent, torch.nan)}
-        return random_steps(group_advantages(self, rewards), self.steps, self.fraction, generator)
+        return [group_advantages(self, rewards)] * self.steps
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss, with GRPO-Guard's ratio and divided by Δt where it is on."""

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..objectives.tree_credit import best_children, extremes
+from ..objectives.tree_credit import best_children, extremes, widths
 from .base import require
 
 
@@ -45,6 +45,14 @@ class Pruning:
         else:
             first += moved % (steps - first - self.depth)
         return range(first, first + self.depth)
+
+    def share(self, steps: int, splits: Sequence[int], children: int) -> float:
+        """Return the share of the tree's edges that rewards take out of training."""
+        leaves = children ** len(splits)
+        trained = {"none": leaves, "parent_top1": leaves // children, "extreme": 2 * self.extreme}[self.width]
+        states = widths(steps, splits, children)[:-2]  # parents of all edges but the last step's
+        pruned = sum(width - trained for k, width in enumerate(states) if k > splits[-1])
+        return pruned / sum(states)
 
     def trained(self, reward: Tensor, children: int) -> Tensor:
         """Return which leaves are trained after the last split: rewards (P, G), NaN unknown → (P, G) bool."""

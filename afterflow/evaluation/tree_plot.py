@@ -38,8 +38,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     scores = score_latents(
         model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock()
     )
-    advantages = algorithm.credit(plan, rollout.log_prob, scores, generator(seed))
-    levels = [level[0].sum(-1).numpy() for level in advantages]
+    levels = [level[0].sum(-1).numpy() for level in algorithm.credit(plan, rollout.log_prob, scores)]
     states = [model.decode(x[0]) for x in rollout.x]
     rewards = sum(weight * scores.rewards[name] for name, weight in algorithm.weights.items())
     return plot_tree(rollout, states, levels, np.asarray(rewards)[0], plot_text(record["prompt"]))

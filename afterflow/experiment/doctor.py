@@ -28,7 +28,7 @@ from ..system.escapes import one_line
 from ..system.folder_lock import locked_folder
 from ..train.clock import Clock
 from ..train.explore import ExploreOptions, Iteration, supervised
-from ..train.loop import gradients
+from ..train.gradients import gradients
 from .config import Run
 from .cost_estimate import estimate_cost, trial_iteration
 from .prompt_checks import prompt_records

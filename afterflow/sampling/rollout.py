@@ -9,6 +9,7 @@ parents, K of their children, R rewards that keep advantages of their own.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,6 +82,13 @@ def chain(
     return Plan(times, eta * trained, widths, trained[:, None].expand(steps, group), density=density)
 
 
+class Retained(NamedTuple):
+    """Velocities of a step that kept their graph, so that a loss can be differentiated without another pass."""
+
+    velocity: Tensor  # (M, ...), with a graph
+    row: Tensor  # (P, W_k) long: which of them is a state's, -1 where the state has none
+
+
 @dataclass(frozen=True)
 class Rollout:
     """A rollout holds the states that a sampler passed on its way from noise to the images of P prompts."""
@@ -90,11 +98,28 @@ class Rollout:
     x: list[Tensor]  # N+1 of (P, W_k, ...); child j of level k+1 comes from parent j // (W_{k+1} / W_k)
     mean: list[Tensor]  # N of (P, W_k, ...): where each step's Gaussian had its mean
     log_prob: list[Tensor]  # N of (P, W_{k+1}), of the step into x[k+1]; 0 where the step was the ODE
+    retained: Sequence[Retained | None] = ()  # N, where graphs are retained; None for a step without any
 
     @property
     def leaves(self) -> Tensor:
         """Return the finished latents (P, G, ...)."""
         return self.x[-1]
+
+
+@dataclass(frozen=True)
+class Retain:
+    """The states of a rollout whose velocities keep their graph."""
+
+    states: Levels  # N of (P, W_k) bool
+    chunk: int  # rows of a forward pass, which has graphs for all of its rows or for none
+
+    @classmethod
+    def parents(cls, plan: Plan, children: Levels, chunk: int) -> "Retain":
+        """Retain the states that lead to any of the `children`, N of (P, W_{k+1}) bool."""
+        return cls([level.unflatten(1, (plan.widths[k], -1)).any(2) for k, level in enumerate(children)], chunk)
+
+    def __getitem__(self, prompts: Tensor) -> "Retain":
+        return Retain([level[prompts] for level in self.states], self.chunk)
 
 
 @torch.no_grad()
@@ -106,6 +131,7 @@ def sample(
     noise: Tensor,
     generators: Sequence[torch.Generator],
     states_device: torch.device | str | None = None,
+    retain: Retain | None = None,
 ) -> Rollout:
     """Denoise noise (P, W_0, ...) as the plan says.  Siblings share one forward pass.
 
@@ -121,12 +147,15 @@ def sample(
         generators: One for each prompt, so that its images depend neither on the other prompts nor on how many
             processes share them.
         states_device: Where states wait for the update, None: where they are made.  The leaves stay, to be decoded.
+        retain: The states whose velocities keep their graph; None: no one's.
     """
-    x, xs, means, log_probs = noise, [], [], []
+    x, xs, means, log_probs, retained = noise, [], [], [], []
     predicted = None  # the images that the last step's velocities pointed at, (P, W, ...)
     for k in range(plan.steps):
         xs.append(x.to(states_device))
-        p, predicted = _step(velocity, kernel, plan, k, cond, x, predicted)
+        v, graph = _velocity(velocity, plan, k, cond, x, retain)
+        retained.append(graph)
+        p, predicted = _step(v, kernel, plan, k, x, predicted)
         mean = p.mean.unflatten(0, x.shape[:2])
         means.append(mean.to(states_device))
         if plan.eta[k] == 0:
@@ -139,22 +168,43 @@ def sample(
             flat = (p.mean + p.std * fresh.flatten(0, 1)).to(noise.dtype)
             x = flat.unflatten(0, (-1, W_next))
             log_probs.append(log_prob(p, flat).unflatten(0, (-1, W_next)))
-    return Rollout(plan, cond, [*xs, x], means, log_probs)
+    return Rollout(plan, cond, [*xs, x], means, log_probs, () if retain is None else retained)
+
+
+def _velocity(
+    velocity: Velocity, plan: Plan, k: int, cond: Conditioning, x: Tensor, retain: Retain | None
+) -> tuple[Tensor, Retained | None]:
+    """Return the velocity at the states x (P, W, ...) of step k, P·W rows, and those that kept their graph."""
+    P, W = x.shape[:2]
+    prompt = torch.arange(P, device=x.device).repeat_interleave(W)
+    flat, t = x.flatten(0, 1), plan.times.to(x.device)[k].expand(P * W)
+    chosen = torch.zeros(P * W, dtype=torch.bool) if retain is None else retain.states[k].flatten()
+    if retain is None or not bool(chosen.any()):
+        return velocity(flat, t, cond[prompt]), None
+    # The chosen come first and fill whole passes with the first of the others, so that no pass is added.
+    order = torch.argsort(~chosen, stable=True).to(x.device)
+    count = min(P * W, -(-int(chosen.sum()) // retain.chunk) * retain.chunk)
+    first, rest = order[:count], order[count:]
+    with torch.enable_grad():
+        graph = velocity(flat[first], t[first], cond[prompt[first]])
+    parts = [graph.detach()]
+    if len(rest):
+        parts.append(velocity(flat[rest], t[rest], cond[prompt[rest]]))
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(P * W, device=x.device))
+    return torch.cat(parts)[place], Retained(graph, place.masked_fill(place >= count, -1).view(P, W))
 
 
 def _step(
-    velocity: Velocity, kernel: Kernel, plan: Plan, k: int, cond: Conditioning, x: Tensor, predicted: Tensor | None
+    v: Tensor, kernel: Kernel, plan: Plan, k: int, x: Tensor, predicted: Tensor | None
 ) -> tuple[Gaussian, Tensor | None]:
     """Return the Gaussian of step k from the states x (P, W, ...), P·W rows, and the images they point at.
 
     Images are predicted, (P, W, ...), only where the plan has steps of second order.
     """
     P, W = x.shape[:2]
-    rows = torch.arange(P, device=x.device).repeat_interleave(W)
     times = plan.times.to(x.device)
     t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], plan.eta.to(x.device)[k]))
     flat = x.flatten(0, 1)
-    v = velocity(flat, t, cond[rows])
     p = kernel(flat, v, t, s, eta)
     if not plan.second_order:
         return p, None

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..algorithms.base import Algorithm, Models, OnPolicy, Rows, Scores, Supervised
 from ..sampling.conditioning import Conditioning, Pairs
-from ..sampling.rollout import Plan, Rollout, concatenate, prompt_noise, sample, transitions
+from ..sampling.rollout import Plan, Retain, Rollout, concatenate, prompt_noise, sample, transitions
 from ..sampling.seeds import generator, number
 from .clock import Clock
 from .distributed import Processes
-from .local_rows import LocalPrompts, local_prompts, local_rows
+from .local_rows import LocalPrompts, credited, local_prompts, local_rows
 from .reward_history import RewardHistory
 from .scores import Score, check_scores, concatenate_scores, gather_scores, score_metrics
 
@@ -124,7 +124,8 @@ class Explorer:
             scores = self.history.attach(scores, cond.records())
         log_prob = [processes.all_gather_rows(level, len(cond)) for level in rollout.log_prob]
         with self.clock("credit"):
-            advantages = self.algorithm.credit(plan, log_prob, scores, generator(seed, step, "credit"))
+            selected = self.algorithm.select(plan, len(cond), generator(seed, step, "credit"))
+            advantages = credited(self.algorithm, plan, log_prob, scores, selected)
             local = local_rows(rollout, advantages, prompts.index, self.algorithm.requirements.all_rows)
             rows = self.algorithm.rows(self.models, local.steps)
         order = torch.randperm(local.global_count, generator=generator(seed, step, "shuffle"))
@@ -133,7 +134,7 @@ class Explorer:
             for part in order.tensor_split(self.options.updates)
             if len(part)
         ]
-        work = self._evaluations(plan, local.global_count / (len(cond) * plan.widths[-1]))
+        work = self.evaluations(plan, local.global_count / (len(cond) * plan.widths[-1]))
         metrics = {**score_metrics(scores, self.algorithm.weights), **work}
         idle = self._idle_row(rollout, rows) if processes.sharded else None
         return Iteration(step, rows, updates, metrics, idle, local.share)
@@ -143,14 +144,14 @@ class Explorer:
         work = self._overlapped if self.options.overlap else self._in_turn
         if self.processes.sharded:
             # A process that fails in a pass leaves the others waiting in it, so they could not be told here.
-            rollout = self._sample(plan, prompts)
-            return gather_scores(lambda: (rollout, self._scores(rollout, prompts, self.clock)), self.processes)
+            rollout = self.rollout(plan, prompts)
+            return gather_scores(lambda: (rollout, self.scores(rollout, prompts, self.clock)), self.processes)
         return gather_scores(lambda: work(plan, prompts), self.processes)
 
     def _in_turn(self, plan: Plan, prompts: LocalPrompts) -> tuple[Rollout, Scores]:
         """Draw all images, then score them."""
-        rollout = self._sample(plan, prompts)
-        return rollout, self._scores(rollout, prompts, self.clock)
+        rollout = self.rollout(plan, prompts)
+        return rollout, self.scores(rollout, prompts, self.clock)
 
     def _overlapped(self, plan: Plan, prompts: LocalPrompts) -> tuple[Rollout, Scores]:
         """Draw images part by part; a thread scores each part while the next is drawn.
@@ -159,30 +160,28 @@ class Explorer:
         decoder may round otherwise in a batch of another size.
         """
         rollouts, pending = [], []
-        # A thread begins on the first accelerator, whichever is this process's.
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
-        with ThreadPoolExecutor(1, initializer=_set_device, initargs=(device,)) as executor:
+        with scoring_thread() as executor:
             for rows in torch.arange(len(prompts)).split(max(1, self.options.chunk // plan.widths[-1])):
                 part = prompts[rows]
-                rollouts.append(self._sample(plan, part))
-                pending.append(executor.submit(self._scores, rollouts[-1], part, Clock()))
+                rollouts.append(self.rollout(plan, part))
+                pending.append(executor.submit(self.scores, rollouts[-1], part, Clock()))
             with self.clock("reward"):  # what is left to wait for
                 scores = [future.result() for future in pending]
         return concatenate(rollouts), concatenate_scores(scores)
 
-    def _sample(self, plan: Plan, prompts: LocalPrompts) -> Rollout:
-        """Return the rollout of these prompts."""
+    def rollout(self, plan: Plan, prompts: LocalPrompts, retain: Retain | None = None) -> Rollout:
+        """Return the rollout of these prompts, with the graphs of the states to retain."""
         like = torch.empty(len(prompts), 1, *self.options.latent_shape, device=prompts.cond.index.device)
         with self.clock("rollout"):
             noise = prompt_noise(prompts.noise, plan.widths[0], like)
             kernel, device = self.algorithm.step_kernel, self.options.states_device
-            return sample(self.models.policy, kernel, plan, prompts.cond, noise, prompts.noise, device)
+            return sample(self.models.policy, kernel, plan, prompts.cond, noise, prompts.noise, device, retain)
 
-    def _scores(self, rollout: Rollout, prompts: LocalPrompts, clock: Clock) -> Scores:
+    def scores(self, rollout: Rollout, prompts: LocalPrompts, clock: Clock) -> Scores:
         """Return the scores of the images of these prompts."""
         return self.score(rollout.leaves, prompts.cond.records(), prompts.judge, clock)
 
-    def _evaluations(self, plan: Plan, rows: float) -> dict[str, float]:
+    def evaluations(self, plan: Plan, rows: float) -> dict[str, float]:
         """Return the evaluations of networks per image, of which `rows` are of the update."""
         beside = {
             "reference": self.algorithm.requirements.reference or self.models.anchor is not None,
@@ -197,6 +196,12 @@ class Explorer:
             ones = [torch.ones(*level.shape, 1) for level in rollout.log_prob]
             rows = self.algorithm.rows(self.models, transitions(rollout, ones))
         return rows[torch.zeros(1, dtype=torch.long)]
+
+
+def scoring_thread() -> ThreadPoolExecutor:
+    """Return an executor of one thread on this process's accelerator; a thread begins on the first, whichever that is."""
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    return ThreadPoolExecutor(1, initializer=_set_device, initargs=(device,))
 
 
 def _set_device(device: int | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..algorithms.base import OnPolicy, Scores
 from ..sampling.conditioning import Conditioning
 from ..sampling.rollout import Levels, Plan, Rollout, Transitions, trained_children, transitions
 from ..sampling.seeds import generator
@@ -56,6 +57,12 @@ class LocalRows:
         prompt = self.prompt[rows]
         parts = [rows[(prompt >= prompts[0].item()) & (prompt <= prompts[-1].item())] for prompts in partitions]
         return [part.split(chunk) if len(part) else () for part in parts]
+
+
+def credited(algorithm: OnPolicy, plan: Plan, log_prob: Levels, scores: Scores, selected: Levels) -> list[Tensor]:
+    """Return the advantages of each step, N of (P, W_{k+1}, R), NaN where a state is not selected for training."""
+    levels = algorithm.credit(plan, log_prob, scores)
+    return [level.where(chosen[..., None].to(level.device), torch.nan) for level, chosen in zip(levels, selected)]
 
 
 def pulling(advantages: Levels) -> list[Tensor]:

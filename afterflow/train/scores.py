@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from ..algorithms.base import Scores
 from ..objectives.advantages import combine, nanstd
 from ..objectives.preferences import consistency, win_rates
-from ..sampling.rollout import Rollout
 from ..system.errors import TrainingStopped
 from .clock import Clock
 from .distributed import Processes
@@ -24,23 +23,26 @@ It returns scores on the CPU, with NaN where one failed.
 """
 
 
-def gather_scores(work: Callable[[], tuple[Rollout, Scores]], processes: Processes) -> tuple[Rollout, Scores]:
-    """Run `work` on every process; return the rollout of this one and the scores of all prompts.
+T = TypeVar("T")
+
+
+def gather_scores(work: Callable[[], tuple[T, Scores]], processes: Processes) -> tuple[T, Scores]:
+    """Run `work` on every process; return what it made on this one and the scores of all prompts.
 
     Where `work` fails on one process, all stop, as `Processes.run_on_all` does.
     """
     if processes.count == 1:
-        rollout, scores = work()
-        return rollout, concatenate_scores([scores])  # contiguous, as those of several processes are
-    rollouts = []
+        made, scores = work()
+        return made, concatenate_scores([scores])  # contiguous, as those of several processes are
+    products = []
 
     def scores_for_json() -> dict[str, Any]:
-        rollout, scores = work()
-        rollouts.append(rollout)
+        made, scores = work()
+        products.append(made)
         return scores_to_json(scores)
 
     scores = concatenate_scores([scores_from_json(data) for data in processes.run_on_all(scores_for_json)])
-    return rollouts[0], scores
+    return products[0], scores
 
 
 def scores_to_json(scores: Scores) -> dict[str, Any]:

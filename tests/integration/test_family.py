@@ -197,7 +197,7 @@ def test_advantages_by_depth_are_the_published_ones():
     algorithm = BranchGRPO(NEAR, steps=4, splits=(0, 2), path_weight=0.0)
     made = rollout(algorithm, MLP(), n=1)
     scores = Scores({"near": torch.tensor([[1.0, 3, 2, 6]])})
-    levels = algorithm.credit(made.plan, made.log_prob, scores, generator())
+    levels = algorithm.credit(made.plan, made.log_prob, scores)
     for level in levels[:2]:
         torch.testing.assert_close(level.flatten(), torch.tensor([-0.707107, 0.707107]), atol=1e-5, rtol=0)
     for level in levels[2:]:

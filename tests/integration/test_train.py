@@ -20,8 +20,9 @@ from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import Iteration
+from afterflow.train.gradients import gradients
 from afterflow.train.local_rows import local_rows
-from afterflow.train.loop import MAX_SKIPPED, gradients
+from afterflow.train.loop import MAX_SKIPPED
 from afterflow.train.out_of_memory import explain_out_of_memory
 from toy import MLP, draws, exact, images, learn, optimize, prompts, score
 

@@ -15,8 +15,10 @@ from afterflow.train.checkpoint import WeightState
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import ExploreOptions, Explorer, supervised
+from afterflow.train.local_rows import credited as credit_of
 from afterflow.train.local_rows import local_rows
 from afterflow.train.loop import Trainer, TrainOptions
+from afterflow.train.one_pass import OnePass
 from afterflow.train.reward_history import RewardHistory
 
 TASKS = ["left", "right"]
@@ -100,6 +102,7 @@ def learn(
     updates=2,
     processes=None,
     skip=False,
+    retained_rows=0,
     **explore_options,
 ):
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
@@ -110,7 +113,9 @@ def learn(
         size = algorithm.requirements.history
         history = RewardHistory(size) if size else None
         explorer = Explorer(algorithm, models, lambda step: prompts(8), score, options, processes, clock, history)
-        source = explorer.iterations(steps)
+        source = (
+            (OnePass(explorer, step, retained_rows) for step in steps) if retained_rows else explorer.iterations(steps)
+        )
     else:
         pairs = lambda step: images(256, torch.Generator().manual_seed(step))
         source = supervised(algorithm, pairs, steps, seed=0, chunk=256, processes=processes)
@@ -123,7 +128,8 @@ def learn(
 
 def credited(algorithm, rollout, scores, models=None, source=None):
     """The rows that the trainer makes of a rollout and its scores."""
-    advantages = algorithm.credit(rollout.plan, rollout.log_prob, scores, source or generator())
+    selected = algorithm.select(rollout.plan, len(rollout.cond), source or generator())
+    advantages = credit_of(algorithm, rollout.plan, rollout.log_prob, scores, selected)
     prompts = torch.arange(len(rollout.cond))
     return algorithm.rows(models, local_rows(rollout, advantages, prompts, algorithm.requirements.all_rows).steps)
 

@@ -21,8 +21,8 @@ from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import ExploreOptions, Explorer
+from afterflow.train.gradients import gradients
 from afterflow.train.local_rows import LocalRows, local_rows
-from afterflow.train.loop import gradients
 from toy import MLP, exact, prompts, score
 
 NEAR = {"near": 1.0}

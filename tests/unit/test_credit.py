@@ -26,6 +26,7 @@ from afterflow.sampling.rollout import sample
 from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from afterflow.sampling.seeds import generator
 from afterflow.system.errors import ConfigError
+from afterflow.train.local_rows import credited as selected_credit
 from toy import MLP, credited, prompts
 
 NAN = torch.nan
@@ -56,7 +57,8 @@ def z(values, ddof=1, eps=1e-8):
 def advantages_of(algorithm, scores, n=4):
     """Of each step, (P, G, R); the shares of steps are all of them."""
     made = rollout(algorithm, MLP(), n)
-    return made, algorithm.credit(made.plan, made.log_prob, scores, generator("credit"))
+    selected = algorithm.select(made.plan, n, generator("credit"))
+    return made, selected_credit(algorithm, made.plan, made.log_prob, scores, selected)
 
 
 def wins(judged):
@@ -425,9 +427,9 @@ def test_the_image_of_every_method_comes_by_a_step_without_noise():
 
 @pytest.mark.parametrize("group", [1, 2])
 def test_every_step_has_the_same_chance_to_be_trained(group):
-    advantage = torch.ones(3000, group, 1)
-    levels = random_steps(advantage, 11, 0.6, generator("steps"))
-    chosen = torch.stack([level.isfinite().all(-1) for level in levels[:10]]).float()
+    levels = random_steps(3000, group, 11, 0.6, generator("steps"))
+    assert not levels[10].any()
+    chosen = torch.stack(levels[:10]).float()
     assert chosen.sum(0).eq(6).all() and (chosen.mean((1, 2)) - 0.6).abs().max() < 0.04
     pairs = (chosen[:, None] * chosen).mean((2, 3))  # of two steps, both: 6/10 · 5/9
     assert (pairs - 1 / 3)[~torch.eye(10, dtype=torch.bool)].abs().max() < 0.05

@@ -25,7 +25,8 @@ from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import ExploreOptions, Explorer, Iteration, supervised
-from afterflow.train.loop import MAX_SKIPPED, SkipPolicy, TrainOptions, gradients, microbatches
+from afterflow.train.gradients import gradients, microbatches
+from afterflow.train.loop import MAX_SKIPPED, SkipPolicy, TrainOptions
 from afterflow.train.reward_hacking import Z_THRESHOLD, paired_change, reward_hacking_signs
 from afterflow.train.scores import (
     check_scores,
@@ -76,23 +77,23 @@ def test_noise_differs_by_seed_iteration_and_prompt_and_by_nothing_else():
     assert len(set(numbers)) == 3 * 4
 
 
-def test_plans_credit_and_order_have_random_numbers_of_their_own():
+def test_plans_selection_and_order_have_random_numbers_of_their_own():
     """Each depends on seed and iteration."""
-    asked = {"plan": [], "credit": []}
+    asked = {"plan": [], "select": []}
 
     class Asked(FlowGRPO):
         def plan(self, step, generator):
             asked["plan"].append(torch.rand((), generator=generator).item())
             return super().plan(step, generator)
 
-        def credit(self, plan, log_prob, scores, generator):
-            asked["credit"].append(torch.rand((), generator=generator).item())
-            return super().credit(plan, log_prob, scores, generator)
+        def select(self, plan, prompts, generator):
+            asked["select"].append(torch.rand((), generator=generator).item())
+            return super().select(plan, prompts, generator)
 
     algorithm, orders = Asked(NEAR, steps=4, group=4, beta=0.0), []
     for seed, step in [(0, 0), (0, 1), (1, 0)]:
         orders.append(torch.cat(iteration_of(algorithm, step, seed).updates[0][0]).tolist())
-    assert len({*asked["plan"], *asked["credit"]}) == 6
+    assert len({*asked["plan"], *asked["select"]}) == 6
     assert all(sorted(order) == list(range(48)) for order in orders)
     assert len({tuple(order) for order in orders}) == 3
 

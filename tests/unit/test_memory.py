@@ -32,7 +32,7 @@ def credit(memory, rewards, prompts, min_count=2):
     records = [{"prompt": prompt} for prompt in prompts]
     scores = memory.attach(Scores({"r": torch.tensor(rewards)}), records)
     algorithm = DDPO({"r": 1.0}, steps=2, group=len(rewards[0]), history=memory.size, min_count=min_count)
-    return algorithm.credit(algorithm.plan(0, generator()), (), scores, generator())[0][..., 0]
+    return algorithm.credit(algorithm.plan(0, generator()), (), scores)[0][..., 0]
 
 
 def z(rewards, known):

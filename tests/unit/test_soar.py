@@ -14,7 +14,7 @@ from afterflow.sampling.flow import expand, interpolate, shifted
 from afterflow.sampling.seeds import generator, number
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import supervised
-from afterflow.train.loop import gradients
+from afterflow.train.gradients import gradients
 from toy import MLP, OneStream, draws, images, learn
 
 
