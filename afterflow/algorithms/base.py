@@ -214,12 +214,14 @@ class OnPolicy(Algorithm[R]):
     def select(self, plan: Plan, prompts: int, generator: torch.Generator) -> Levels:
         """Return which states of P prompts may be trained, N of (P, W_{k+1}) bool, before a reward is known.
 
+        The plan and the credit take others out.
+
         Args:
             plan: The plan of the rollouts.
             prompts: P.
             generator: The source of what is random in the choice.
         """
-        return [plan.trained(k).expand(prompts, -1) for k in range(plan.steps)]
+        return [torch.ones(prompts, width, dtype=torch.bool) for width in plan.widths[1:]]
 
     @abstractmethod
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:

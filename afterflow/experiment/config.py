@@ -63,6 +63,9 @@ class Batches:
     chunk: Option[int] = 64
     """Rows of one forward pass, the same in rollout and update, so that ratios are exactly 1 at first.  Guidance
     doubles them."""
+    retained_rows: Option[int | None] = None
+    """Rows whose graphs may wait for their rewards, so that an update need not compute the rollout again.  None: as
+    many as fit into an accelerator, and into 2 GB on a CPU.  0: the update computes every row again."""
     guidance_scale: Option[float] = 1.0
     """Scale of classifier-free guidance in rollouts, updates and sample pictures.  Where images teach, only pictures
     have it.  1 is no guidance, and half the work."""
@@ -81,7 +84,7 @@ class Batches:
     def __post_init__(self) -> None:
         check_at_least_one(self, "iterations", "batch", "updates", "chunk")
         check_positive(self, "budget_seconds")
-        check_not_negative(self, "guidance_scale")
+        check_not_negative(self, "guidance_scale", "retained_rows")
         if any(count < 1 for count in self.tag_schedule.values()):
             raise ConfigError(
                 f"tag_schedule = {dict(self.tag_schedule)}: give each tag at least one iteration or leave it out"

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
 from ..data.images import ImageSource
 from ..models.adapters import Full, attach
+from ..models.base import default_device
 from ..models.pipeline import Model
 from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
@@ -27,6 +28,7 @@ from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
 from .config import Run
+from .passes import Passes, choose_passes, graph_bytes, graph_memory
 from .prompt_checks import held_out_records, prompt_records
 from .setup import on_model_schedule
 
@@ -45,6 +47,8 @@ class CostEstimate:
     """FLOPs of an iteration: of forward passes alone, and of the update's forward and backward passes."""
     prompts: int
     """Bytes of encoded prompts, which stay in CPU memory."""
+    passes: Passes | None
+    """Whether the update computes the rollout again; None where images teach."""
 
     @property
     def total_bytes(self) -> int:
@@ -69,25 +73,31 @@ def estimate_cost(run: Run) -> CostEstimate:
     # What images teach is not guided while it learns.
     guided = 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
     saved, forward, backward = count_passes(model, run.batches.chunk * guided)
-    rows = count_rows(run)
+    rows, chunk = count_rows(run), run.batches.chunk
+    passes, waiting = None, chunk
+    if explores(run.algorithm):
+        limit = graph_memory(run, default_device(), model.module, trained)
+        passes = choose_passes(run, run.algorithm, saved / chunk, limit)
+        waiting = max(waiting, passes.retained_rows)
     memory = {
         "frozen and trained weights": weights,
         "gradients, Adam and EMA": trained
         * (4 + (8 if run.optimization.optimizer == "adamw" else 2) + 4 * (run.optimization.ema_decay is not None)),
         "reference, teachers, anchor": copy_bytes(run, frozen, trained),
         "weights in the mixed precision": cast_bytes(run, frozen),
-        "activations of one chunk": saved,
+        "graphs until their backward pass": saved * waiting // chunk,
         "states of a rollout": rollout_bytes(run, model),
     }
     per_row = lambda flops: flops / (run.batches.chunk * guided)
     update = rows["update"]
-    explored = sum(rows.values()) - update
+    computed_again = 0 if passes is not None and passes.retained_rows else update
+    explored = sum(rows.values()) - 2 * update + computed_again
     flops = {
         "forward only": guided * explored * per_row(forward),
         "forward and backward": guided * update * per_row(forward + backward),
     }
     rows = {name: guided * count for name, count in rows.items()}
-    return CostEstimate(memory, rows, flops, prompt_bytes(run, model))
+    return CostEstimate(memory, rows, flops, prompt_bytes(run, model), passes)
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
@@ -99,22 +109,18 @@ def count_passes(model: Model, rows: int) -> tuple[int, int, int]:
     """Return the bytes that autograd saves in a forward pass of so many rows, its FLOPs, and the backward pass's."""
     x = torch.zeros(rows, *model.latent_shape, device="meta")
     cond = blank_prompt(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
-    weights = {parameter.untyped_storage()._cdata for parameter in model.module.parameters()}
-    saved_sizes: dict[int, int] = {}
+    velocities: list[Tensor] = []
 
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            saved_sizes[storage._cdata] = storage.nbytes()
-        return tensor
+    def compute() -> Tensor:
+        velocities.append(model.velocity(model.module)(x, torch.ones(rows, device="meta"), cond))
+        return velocities[0]
 
-    counter, hooks = FlopCounterMode(display=False), torch.autograd.graph.saved_tensors_hooks(save, lambda x: x)
-    with fused_attention(), counter as forward, hooks:
-        v = model.velocity(model.module)(x, torch.ones(rows, device="meta"), cond)
+    with fused_attention(), FlopCounterMode(display=False) as forward:
+        saved = graph_bytes(compute, model.module)
     # Where activations are computed again, they are here.
     with fused_attention(), FlopCounterMode(display=False) as backward:
-        v.sum().backward()
-    return sum(saved_sizes.values()), forward.get_total_flops(), backward.get_total_flops()
+        velocities[0].sum().backward()
+    return saved, forward.get_total_flops(), backward.get_total_flops()
 
 
 @contextmanager
@@ -258,6 +264,8 @@ def cost_table(run: Run, cost: CostEstimate) -> Table:
         table.add_row(name, f"{size / 2**30:.3f} GiB")
     table.add_row("together", f"{cost.total_bytes / 2**30:.3f} GiB")
     table.add_row("encoded prompts, in the CPU's memory", f"{cost.prompts / 2**30:.3f} GiB", end_section=True)
+    if cost.passes is not None:
+        table.add_row("passes", cost.passes.words)
     for name, rows in cost.rows.items():
         table.add_row(f"rows an iteration, {name}", f"{rows:.0f}")
     for name, flops in cost.flops.items():

@@ -27,6 +27,7 @@ from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
 from ..train.loop import Trainer, TrainOptions
+from ..train.one_pass import OnePass
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
 from .config_checks import check_model
@@ -37,6 +38,7 @@ from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
 from .model_card import write_card
 from .monitor import RunMonitor
+from .passes import Passes, setup_passes
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
 from .result import Result
@@ -136,14 +138,14 @@ def train_setup(
     """
     optimization = setup.run.optimization
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
-        iterations, prompts = training_data(setup, records, clock)
+        iterations, prompts, passes = training_data(setup, records, clock)
         held_out_prompts = encode_prompts(setup, held_out) if held_out else None
     if isinstance(setup.run.data, ImageSource):
         _log.info(f"  data      {len(prompts)} images to learn from")
     seconds = pass_seconds(setup, prompts)
     check_before_sampling(setup, prompts, seconds)
     if setup.first < setup.run.batches.iterations:
-        _log.info(expected_words(setup, seconds))
+        _log.info(expected_words(setup, seconds, passes))
     monitor = RunMonitor(setup, prompts, held_out_prompts, clock, side)
     rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
     trainer = Trainer(
@@ -175,8 +177,8 @@ def save_result(setup: TrainingSetup, side: SideOutputs) -> None:
 
 def training_data(
     setup: TrainingSetup, records: Sequence[dict], clock: Clock
-) -> tuple[Iterator[Iteration], Conditioning]:
-    """Return the iterations to train on, and the encoded prompts they are about."""
+) -> tuple[Iterator[Iteration | OnePass], Conditioning, Passes | None]:
+    """Return the iterations to train on, the encoded prompts they are about, and their passes where it explores."""
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
@@ -184,7 +186,7 @@ def training_data(
         if setup.processes.main:
             RunFolder(run.folder).write_data({"images": len(prompts), "left_out": left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}
-        return supervised(setup.algorithm, pairs, steps, **options), prompts
+        return supervised(setup.algorithm, pairs, steps, **options), prompts, None
     assert explores(setup.algorithm)
     prompts = encode_prompts(setup, records)
     explorer = Explorer(
@@ -205,7 +207,11 @@ def training_data(
         clock,
         setup.weights.history,
     )
-    return explorer.iterations(steps), prompts
+    passes = setup_passes(setup, prompts)
+    _log.info(f"  passes    {passes.words}")
+    if passes.retained_rows:
+        return (OnePass(explorer, step, passes.retained_rows) for step in steps), prompts, passes
+    return explorer.iterations(steps), prompts, passes
 
 
 def encode_prompts(setup: TrainingSetup, records: Sequence[dict]) -> Conditioning:

@@ -10,11 +10,12 @@ from ..models.adapters import LoRA
 from ..sampling.conditioning import Conditioning
 from ..system.running_time import running_seconds
 from .cost_estimate import count_rows
+from .passes import Passes
 from .run_folder import duration
 from .setup import TrainingSetup
 
-BACKWARD = 3
-"""Seconds of a forward and a backward pass, in those of a forward pass."""
+BACKWARD = 2
+"""Seconds of a backward pass, in those of a forward pass."""
 
 
 def describe_run(setup: TrainingSetup, recipe: str, records: Sequence[dict], held_out: Sequence[dict]) -> list[str]:
@@ -87,11 +88,12 @@ def held_out_words(setup: TrainingSetup, records: Sequence[dict], held_out: Sequ
     return f"{len(held_out)} prompts {origin}{overlap if records else ''}; {every} {measured}; {best}"
 
 
-def expected_words(setup: TrainingSetup, seconds_per_pass: float) -> str:
+def expected_words(setup: TrainingSetup, seconds_per_pass: float, passes: Passes | None) -> str:
     """Return how long the run will take, from the seconds of a forward pass."""
     run, chunk = setup.run, setup.run.batches.chunk
     rows = count_rows(run.with_options(algorithm=setup.algorithm))
-    cost = sum(count * (BACKWARD if name == "update" else 1) for name, count in rows.items())
+    update = BACKWARD if passes is not None and passes.retained_rows else 1 + BACKWARD
+    cost = sum(count * (update if name == "update" else 1) for name, count in rows.items())
     iteration = seconds_per_pass * cost / chunk / setup.processes.count
     left, budget = (run.batches.iterations - setup.first) * iteration, run.batches.budget_seconds
     if budget is not None and budget < left:

@@ -2,8 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import nn
@@ -34,6 +34,8 @@ class LoRA:
     start: str | None = None
     """Run, folder or file of a LoRA to train on.  Its layers are adapted; rank and alpha must be those it was trained
     with.  Of another program's file the scale is part of the weights, so that alpha is the rank."""
+    lean: bool = True
+    """Whether the layers compute with fewer operations than peft's, to the same numbers.  False: peft's own."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -55,11 +57,15 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
         model.module.requires_grad_(False)
         if tune.start is not None:
             start_from(model, tune, tune.start)
-            return trainable_parameters(model.module)
-        targets = list(tune.targets or model.lora_targets)
-        check_targets(model.module, targets)
-        config = LoraConfig(r=tune.rank, lora_alpha=tune.alpha, init_lora_weights="gaussian", target_modules=targets)
-        model.module.add_adapter(config)  # type: ignore[operator]
+        else:
+            targets = list(tune.targets or model.lora_targets)
+            check_targets(model.module, targets)
+            options = {"lora_alpha": tune.alpha, "init_lora_weights": "gaussian", "target_modules": targets}
+            model.module.add_adapter(LoraConfig(r=tune.rank, **options))  # type: ignore[operator]
+        if tune.lean:
+            from .lora.lean import make_lean
+
+            make_lean(model.module)
     else:
         model.module.requires_grad_(True)
     return trainable_parameters(model.module)
@@ -123,7 +129,9 @@ def before_training(model: Model, tune: LoRA | Full, shard: ShardNetwork = ident
 def without_adapters(model: Model, tune: LoRA | Full, shard: ShardNetwork = identity) -> Wrapped:
     """Return the velocity field of the base model, of a frozen copy where all weights are trained."""
     if isinstance(tune, LoRA):
-        return model.velocity(model.module), adapter_off(model.module)
+        from .lora.lean import adapters_switched
+
+        return model.velocity(model.module), adapters_switched(model.module, None)
     return model.velocity(shard(copy.deepcopy(model.module).requires_grad_(False))), nullcontext
 
 
@@ -131,41 +139,14 @@ def frozen(model: Model, source: str, name: str) -> Wrapped:
     """Return the velocity field of the base model with a frozen LoRA, beside the one that is trained."""
     from peft.functional import set_adapter
 
+    from .lora.lean import adapters_switched
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
         lora = model.load_lora(source, name)
     restore_training(model.module, lora, name)
     set_adapter(model.module, "default")
-    return model.velocity(model.module), adapter_on(model.module, name)
-
-
-def adapter_on(module: nn.Module, name: str) -> Callable:
-    """Return a context in which another adapter than the trained one acts, and none has gradients."""
-    from peft.functional import set_adapter
-
-    @contextmanager
-    def on() -> Iterator[None]:
-        set_adapter(module, name, inference_mode=True)
-        try:
-            yield
-        finally:
-            set_adapter(module, "default")
-
-    return on
-
-
-def adapter_off(module: nn.Module) -> Callable:
-    """Return a context in which no adapter acts."""
-
-    @contextmanager
-    def off() -> Iterator[None]:
-        module.disable_adapters()  # type: ignore[operator]
-        try:
-            yield
-        finally:
-            module.enable_adapters()  # type: ignore[operator]
-
-    return off
+    return model.velocity(model.module), adapters_switched(model.module, name)
 
 
 @dataclass(frozen=True)

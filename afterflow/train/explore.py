@@ -199,7 +199,7 @@ class Explorer:
 
 
 def scoring_thread() -> ThreadPoolExecutor:
-    """Return an executor of one thread on this process's accelerator; a thread begins on the first, whichever that is."""
+    """Return an executor of one thread, on the accelerator of this process and not on the first."""
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     return ThreadPoolExecutor(1, initializer=_set_device, initargs=(device,))
 

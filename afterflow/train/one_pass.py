@@ -127,7 +127,7 @@ class OnePass:
         per_prompt = torch.stack([level.sum(1) for level in retain.states]).sum(0).max().item()
         # With overlap a second part is explored while the first waits.
         size = max(1, self.retained_rows // (1 + e.options.overlap) // max(1, int(per_prompt)))
-        full = e.options.chunk // math.gcd(e.options.chunk, plan.widths[-1])  # prompts that fill whole passes
+        full = full_prompts(e.options.chunk, plan.widths[-1])
         return size - size % full if size > full else size
 
     def _explore(
@@ -186,6 +186,11 @@ class OnePass:
                 totals.problem = backward(e.algorithm, models, microbatch, e.processes, totals.measured)
             if e.processes.local_partitions > 1 and part.ends_partition:
                 move_gradients(totals.parameters, totals.sums)
+
+
+def full_prompts(chunk: int, width: int) -> int:
+    """Return the least number of prompts, of `width` images each, that fill whole forward passes of `chunk` rows."""
+    return chunk // math.gcd(chunk, width)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dance_grpo import DanceGRPO
@@ -12,7 +13,6 @@ from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.mix_grpo import MixGRPO
-from afterflow.algorithms.policy_gradient import GroupRelative
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
 from afterflow.algorithms.windows import SlidingWindow
