@@ -46,7 +46,11 @@ class SD3Model(Model):
     stock = "StableDiffusion3Pipeline"
     encoders = FIRST_ENCODERS + THIRD_ENCODER
     usual_guidance = 4.5
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    # Those of the joint attention alone: SD3.5 Medium's second attention, attn2, has layers of the same names.
+    lora_targets = (
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    )
 
     def configure(self) -> None:
         """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""

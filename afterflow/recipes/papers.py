@@ -1,6 +1,6 @@
 """The papers' settings on the models that they are about.
 
-Each recipe is for one GPU: fewer prompts an iteration than published, 4000 prompts of a kind (those of T5 take 2.6 MB
+Each recipe is for one GPU: fewer prompts an iteration than published, 4000 prompts of a kind (those of T5 take 1.6 MB
 each, in the CPU's memory), and LoRAs where a paper trained all weights, with the rates that LoRAs take.  `_8gpu` has
 the paper's number of images an iteration, for several processes: torchrun --nproc-per-node 8 -m afterflow train NAME.
 What else differs from the paper is said with each recipe; rewards are the published ones, but OCR's, whose published
@@ -35,7 +35,7 @@ from ..models.sd3 import SD3
 from ..models.wan import Wan
 from ..rewards.vlm.judge import VLMJudge
 
-SD35 = SD3("stabilityai/stable-diffusion-3.5-medium", dtype="float16", size=512)
+SD35 = SD3("stabilityai/stable-diffusion-3.5-medium", dtype="float16", size=512, max_sequence_length=128)
 FLUX = Flux("black-forest-labs/FLUX.1-dev", dtype="bfloat16", size=720)
 WAN21 = Wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", dtype="bfloat16", height=240, width=416, frames=33)
 HPD_PROMPTS = PromptFile("prompts/hpd.txt")

@@ -51,6 +51,23 @@ class Conditioning:
         """Return the conditioning without the prompts of the rows where mask (B,) is true."""
         return replace(self, index=self.index.masked_fill(mask.to(self.index.device), -1))
 
+    def on_device(self) -> "Conditioning":
+        """Return the same rows, the embeddings of whose texts were copied to their device once, from pinned memory."""
+        device = self.index.device
+        if self.positive.sequence.device == device:
+            return self
+        needed = self.needed()
+        columns = [None if x is None else x.pin_memory().to(device, non_blocking=True) for x in needed.positive]
+        return replace(needed, positive=Embedding(*columns))  # type: ignore[arg-type]
+
+    def needed(self) -> "Conditioning":
+        """Return the same rows, with the embeddings of their own texts alone."""
+        used = self.texts[self.index.clamp(min=0)].unique()
+        place = torch.zeros(len(self.positive.sequence), dtype=torch.long, device=used.device)
+        place[used] = torch.arange(len(used), device=used.device)
+        positive = self.positive.rows(used.to(self.positive.sequence.device))
+        return replace(self, positive=positive, texts=place[self.texts])
+
     def embedding(self) -> Embedding:
         """Gather the embeddings of the B rows."""
         chosen, empty = self.texts[self.index.clamp(min=0)], self.index < 0

@@ -114,7 +114,7 @@ class Explorer:
 
         TrainingStopped is raised where too many images have no score, or where another process failed.
         """
-        seed, processes, cond = self.options.seed, self.processes, self.prompts(step)
+        seed, processes, cond = self.options.seed, self.processes, self.prompts(step).on_device()
         plan = self.algorithm.plan(step, generator(seed, step, "plan"))
         partitions = processes.partition_rows(len(cond))
         prompts = local_prompts(cond, torch.cat(partitions), seed, step)

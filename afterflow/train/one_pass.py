@@ -69,7 +69,7 @@ class OnePass:
         unfinished.  TrainingStopped is raised where too many images have no score, or where another process failed.
         """
         e, processes, seed = self.explorer, self.explorer.processes, self.explorer.options.seed
-        cond = e.prompts(self.step)
+        cond = e.prompts(self.step).on_device()
         plan = e.algorithm.plan(self.step, generator(seed, self.step, "plan"))
         selected = e.algorithm.select(plan, len(cond), generator(seed, self.step, "credit"))
         selected = [level & plan.trained(k) for k, level in enumerate(selected)]

@@ -1,8 +1,12 @@
 """Names that a library would leave out without a word: each meets something, or the nearest are named."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from afterflow.models.adapters import LoRA, attach, check_targets
+from afterflow.models.sd3 import SD3Model
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.registry import check_rewards
 from afterflow.system.errors import ConfigError
@@ -58,3 +62,17 @@ def test_weights_and_options_of_rewards_that_a_run_has_not_are_refused(models, s
     with pytest.raises(ConfigError) as refused:
         check_rewards(["jpeg_compressibility"], models)
     assert sentence in str(refused.value)
+
+
+def test_sd35_medium_adapts_the_191_layers_that_flow_grpo_adapts():
+    """The layers of attn2, which 13 of its 24 blocks have, are adapted where they are asked for."""
+    from diffusers import SD3Transformer2DModel
+
+    sizes = dict(num_layers=24, attention_head_dim=4, num_attention_heads=2, caption_projection_dim=8)
+    counts = {}
+    for targets in ((), tuple(target.removeprefix("attn.") for target in SD3Model.lora_targets)):
+        with torch.device("meta"):
+            network = SD3Transformer2DModel(**sizes, dual_attention_layers=tuple(range(13)), qk_norm="rms_norm")
+        parameters = attach(SimpleNamespace(module=network, lora_targets=SD3Model.lora_targets), LoRA(targets=targets))
+        counts[targets] = len(parameters) // 2
+    assert list(counts.values()) == [191, 243]
