@@ -17,7 +17,7 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from harness import provenance, seconds_of, write_json
+from harness import make_parser, provenance, seconds_of, write_json
 from timing import bare_forward, pass_seconds, rl_iterations, setting, timing_options
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -50,7 +50,7 @@ METHODS = {
 
 
 def main() -> None:
-    options = timing_options(__doc__, rounds=5, prompts=16, chunk=16)
+    options = timing_options(make_parser(__doc__), rounds=5, prompts=16, chunk=16)
     write_json(measure(options), options.json)
 
 

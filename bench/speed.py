@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from harness import provenance, write_json
+from harness import make_parser, provenance, read_json, write_json
 from timing import setting, timing_options, trained_iterations
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,18 +52,14 @@ VARIANTS = {
 
 
 def main() -> None:
-    options = timing_options(__doc__, rounds=3, prompts=4, chunk=64)
-    write_json(measure(options), options.json)
-
-
-def measure(options: argparse.Namespace) -> dict:
-    """Return the figures of every setting."""
-    return {
-        "settings": {name: measure_setting(options, name, batches) for name, batches in SETTINGS.items()},
-        "images": options.prompts * ALGORITHM.group,
-        **setting(options),
-        **provenance(),
-    }
+    parser = make_parser(__doc__)
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    options = timing_options(parser, rounds=3, prompts=4, chunk=64)
+    settings = read_json(options.json).get("settings", {})
+    for name in options.settings:
+        settings[name] = measure_setting(options, name, SETTINGS[name]) | provenance()
+        about = {"images": options.prompts * ALGORITHM.group, **setting(options)}
+        write_json({"settings": settings, **about}, options.json, indent=1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from harness import provenance, seconds_of, write_json
+from harness import make_parser, provenance, seconds_of, write_json
 from timing import bare_forward, explored_iterations, pass_seconds, setting, timing_options, trained_iterations
 
 from afterflow.algorithms.base import Models, Scores
@@ -50,7 +50,7 @@ METHODS = {
 
 
 def main() -> None:
-    options = timing_options(__doc__, rounds=5, prompts=16, chunk=32)
+    options = timing_options(make_parser(__doc__), rounds=5, prompts=16, chunk=32)
     write_json(measure(options), options.json)
 
 

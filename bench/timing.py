@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from harness import make_parser, seconds_of
+from harness import seconds_of
 
 from afterflow.algorithms.base import Models, Scores
 from afterflow.data.prompts import batch_rows
@@ -21,9 +21,8 @@ from afterflow.train.explore import ExploreOptions, Explorer, Iteration
 from afterflow.train.loop import Trainer, TrainOptions
 
 
-def timing_options(doc: str | None, rounds: int, prompts: int, chunk: int) -> argparse.Namespace:
+def timing_options(parser: argparse.ArgumentParser, rounds: int, prompts: int, chunk: int) -> argparse.Namespace:
     """Read the options of a benchmark that times iterations, with these defaults, and set torch's threads."""
-    parser = make_parser(doc)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--prompts", type=int, default=prompts)
