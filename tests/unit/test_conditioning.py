@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from afterflow.sampling.conditioning import Embedding, condition
 
 
