@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from ..experiment.run_folder import RunFolder
 from ..system.errors import ConfigError, InputError
 from ..system.escapes import last_part, local_paths, markdown_text, without_local_paths
-from ..system.own_folders import check_links
+from ..system.own_folders import check_inside, check_links
 from ..system.text_files import read_json, read_text
 from .parsing import parse_options
 
@@ -62,8 +62,8 @@ class Push:
 
     def files(self) -> tuple[Path, str | None]:
         """Return a folder and the name of its one file to upload, or None for all.  InputError without a result."""
-        if Path(self.run).is_dir():
-            check_links(Path(self.run))
+        check_inside(Path(self.run))
+        check_links(Path(self.run))
         result = RunFolder(Path(self.run)).result()
         if result is not None:
             return result, None

@@ -8,18 +8,53 @@ from pathlib import Path
 
 from .errors import InputError, OutputError
 
+MARKS = ("run.json", "stage.json", "inputs.json")
+"""Files that say of a folder that a run or a stage of a chain left it."""
 
-def check_links(folder: Path) -> None:
-    """Raise InputError for a symbolic link inside a folder that leads out of it; the folder itself may be one."""
-    home = folder.resolve()
-    for parent, folders, files in os.walk(home):
+
+def check_links(folder: Path, home: Path | None = None) -> None:
+    """Raise InputError for a symbolic link inside a folder that leads out of `home`, which is the folder itself if None.
+
+    The folder itself may be one.
+    """
+    home = home or folder
+    for parent, folders, files in os.walk(folder):
         for path in (Path(parent) / name for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
-                shown = folder / path.relative_to(home)
+            if path.is_symlink() and not path.resolve().is_relative_to(home.resolve()):
                 raise InputError(
-                    f"{shown} is a symbolic link that leads out of {folder}; put what it points to in its place, or "
+                    f"{path} is a symbolic link that leads out of {home}; put what it points to in its place, or "
                     "delete the link"
                 )
+
+
+def check_inside(path: Path, home: Path | None = None) -> None:
+    """Raise InputError for a part of a run or of a stage that a symbolic link takes out of its folder.
+
+    Args:
+        path: A file, or a folder whose files are read.
+        home: Folder of the run or stage.  None: the one that `path` lies in by its name; outside of one it may be a link.
+    """
+    home = home or next((above for above in reversed((path, *list(path.parents)[:2])) if holds_mark(above)), None)
+    if home is None:
+        return
+    if not path.resolve().is_relative_to(home.resolve()):
+        link = next(part for part in (path, *path.parents) if part.is_symlink())
+        raise InputError(f"{link} is a symbolic link that leads out of {home}; name what it points to")
+    check_links(path, home)
+
+
+def check_place(folder: Path) -> None:
+    """Raise OutputError where a folder below runs/ would be written through a symbolic link; runs/ may be one."""
+    for path in (folder, *folder.parents[:-2]):
+        if path.is_symlink():
+            raise OutputError(
+                f"{path} is a symbolic link, which is not written through; delete it or take another name"
+            )
+
+
+def holds_mark(folder: Path) -> bool:
+    """Return whether a folder carries a file by which a run or a stage of a chain is known."""
+    return any((folder / name).is_file() for name in MARKS)
 
 
 def check_own(path: Path, is_own: Callable[[Path], bool], mark: str) -> None:

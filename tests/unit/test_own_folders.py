@@ -9,19 +9,21 @@ import pytest
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.cli.main import main
 from afterflow.cli.output import write_text
+from afterflow.data.image_folders import list_images
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.evaluation.image_store import open_store
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.run_folder import RECORD_MARK, is_of_run
 from afterflow.experiment.serialization import to_json
+from afterflow.experiment.stages import BuildParts, Chain, Merge, Samples, execute_chain
 from afterflow.models.adapters import LoRA
 from afterflow.models.lora.files import check_own_file, lora_file
 from afterflow.models.sd3 import SD3
 from afterflow.system.atomic_files import write_text_atomically, writing
 from afterflow.system.errors import AfterflowError, InputError, OutputError
 from afterflow.system.folder_lock import LOCK, locked_folder
-from afterflow.system.own_folders import check_links, check_own, remove_own
+from afterflow.system.own_folders import check_inside, check_links, check_own, remove_own
 from afterflow.train.checkpoint import check_own_checkpoints, remove_unfinished
 
 KEPT = "a neighbour's only copy"
@@ -131,6 +133,83 @@ def test_no_command_follows_a_link_out_of_a_run(command, run, neighbour, capsys)
     link(folder / "lora" / "pytorch_lora_weights.safetensors", neighbour / "kept.txt")
     assert main(LINKED[command].split()) in (1, 2)
     assert "symbolic link" in capsys.readouterr().err
+
+
+CHAINED = {
+    "export": "export runs/theirs/stage/lora",
+    "export of the stage": "export runs/theirs/stage",
+    "eval": "eval tiny --lora runs/theirs/stage/lora",
+    "merge": "merge runs/theirs/stage/lora runs/theirs/stage/lora --out runs/merged",
+    "push": "push owner/name runs/theirs/stage/lora",
+    "sample a model": "sample runs/theirs/stage/model x",
+    "eval a model": "eval runs/theirs/stage/model",
+    "start from it": "train shapes_flow_grpo --tune.start runs/theirs/stage/lora --plan",
+}
+OUT = {
+    "the folder": lambda stage, other: link(stage, other),
+    "its file": lambda stage, other: link(stage / FILES.get(stage.name, "x.png"), other / "kept.txt"),
+}
+FILES = {"lora": "pytorch_lora_weights.safetensors", "model": "model_index.json"}
+
+
+@pytest.mark.parametrize("mark", ["run.json", "stage.json", "inputs.json"])
+@pytest.mark.parametrize("what", OUT)
+@pytest.mark.parametrize("command", CHAINED)
+def test_no_command_follows_a_link_out_of_a_stage(command, what, mark, neighbour, capsys):
+    stage = Path("runs/theirs/stage")
+    write(stage / mark, "{}")
+    for name in ("lora", "model"):
+        OUT[what](stage / name, neighbour)
+    assert main(CHAINED[command].split()) in (1, 2)
+    assert "symbolic link that leads out of runs/theirs/stage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", OUT)
+def test_no_picture_outside_of_a_stage_is_learnt_from(what, neighbour):
+    stage = Path("runs/theirs/stage")
+    write(stage / "stage.json", "{}")
+    OUT[what](stage / "images", neighbour)
+    with pytest.raises(InputError, match="symbolic link that leads out of runs/theirs/stage"):
+        list_images(stage / "images", "caption")
+
+
+STAGES = {
+    "a stage is a link": lambda stage, other: link(stage, other),
+    "the folder above is": lambda stage, other: link(stage.parent, other),
+    "its result is": lambda stage, other: link(stage / "lora", other),
+    "its images are": lambda stage, other: link(stage / "images", other),
+    "its pipeline is": lambda stage, other: link(stage / "model", other),
+    "a file of it is": lambda stage, other: link(stage / "model" / "config.json", other / "kept.txt"),
+    "its record is": lambda stage, other: link(stage / "stage.json", other / "kept.txt"),
+    "what it is made from is": lambda stage, other: link(stage / "inputs.json", other / "kept.txt"),
+    "its lock is": lambda stage, other: link(stage / LOCK, other / "kept.txt"),
+    "its lora.partial is somebody's": lambda stage, other: write(stage / "lora.partial" / "thesis.tex"),
+}
+
+
+@pytest.mark.parametrize("case", STAGES)
+@pytest.mark.parametrize("kind", ["run", "parts", "merge", "samples"])
+def test_a_chain_writes_through_no_link_and_into_nobodys_folder(kind, case, run, neighbour):
+    model, data = SD3(run.model.path), ShapesPrompts(count=4)
+    stage = {
+        "run": run.with_options(name="above/mine"),
+        "parts": BuildParts("SD3", "above/mine"),
+        "merge": Merge(("a", "b"), name="above/mine"),
+        "samples": Samples(model, (), data, name="above/mine"),
+    }[kind]
+    STAGES[case](stage.folder, neighbour)
+    before = contents("runs")
+    with pytest.raises(AfterflowError, match=r"symbolic link|afterflow did not write it") as told:
+        execute_chain(Chain("chain", (stage,)))
+    assert "\n" not in str(told.value) and "runs/above" in str(told.value)
+    assert contents("runs") == before
+
+
+def test_what_is_named_outside_of_a_run_may_be_a_link(tmp_path):
+    write(tmp_path / "blobs" / "1")
+    link(tmp_path / "snapshot" / "pytorch_lora_weights.safetensors", tmp_path / "blobs" / "1")
+    assert lora_file(tmp_path / "snapshot").is_file()
+    check_inside(tmp_path / "snapshot")
 
 
 WRITERS = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...system.atomic_files import apply_umask, make_folder, writing
 from ...system.errors import InputError, OutputError
+from ...system.own_folders import check_inside
 from ...system.text_files import read_text
 from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
@@ -55,6 +56,7 @@ def lora_file(source: str | Path) -> Path:
     """Return the file of a LoRA, by a run's folder, a LoRA's folder or the file itself.  InputError without one."""
     path = Path(source)
     if path.is_file():
+        check_inside(path)
         return path
     folder = lora_folder(path)
     named = [folder / name for name in NAMES if (folder / name).is_file()]
@@ -77,10 +79,9 @@ def lora_folder(path: Path) -> Path:
     InputError where a link leads out of a run's folder.
     """
     if not (path / "lora").is_dir():
+        check_inside(path)
         return path
-    for link in (path / "lora", *(path / "lora").iterdir()):
-        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{link} is a symbolic link that leads out of {path}; name what it points to")
+    check_inside(path / "lora", path)
     return path / "lora"
 
 
