@@ -24,10 +24,12 @@ def check_png(option: str, file: str | None) -> None:
 
 
 def save_image(image: "Image", file: Path) -> None:
-    """Save an image, and make its folder where there is none."""
+    """Save an image as .png, and make its folder where there is none."""
+    from ..experiment.image_grid import save_sheet
+
     make_folder(file.parent)
     with writing(file):
-        image.save(file)
+        save_sheet(image, file)
 
 
 def write_text(file: Path, text: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from ..algorithms.base import explores
 from ..envs.shapes import population
 from ..experiment.config import Run
-from ..experiment.image_grid import before_after
+from ..experiment.image_grid import before_after, save_sheet
 from ..experiment.run_folder import RunFolder, read_object
 from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
@@ -77,7 +77,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
         judged = judge(pictures, base.records, base.features)
         grid = before_after(base.records, base.pictures, pictures, base.judged.strict, judged.strict)
         with writing(folder / "before_after.png"):
-            grid.save(folder / "before_after.png")
+            save_sheet(grid, folder / "before_after.png")
         stored = about | {"judged": judged_to_json(judged)}
         write_text_atomically(file, json.dumps(stored) + "\n")
     return Finished(folder, run, recipe, judged_from_json(stored["judged"]), lines)

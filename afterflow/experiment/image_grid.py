@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from ..system.atomic_files import writing
+from ..system.own_folders import MAKER
 
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 
@@ -25,7 +27,7 @@ def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], colum
     scale = max(1, 96 // images.shape[-3])  # tiny pictures are hard to see
     if images.ndim == 4:
         with writing(file):
-            image_sheet(images, captions, columns, scale).save(file)
+            save_sheet(image_sheet(images, captions, columns, scale), file)
         return
     shown = np.linspace(0, images.shape[1] - 1, min(4, images.shape[1])).round().astype(int)
     strips = np.concatenate([images[:, frame] for frame in shown], 2)
@@ -33,8 +35,16 @@ def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], colum
     first, *others = [image_sheet(images[:, frame], captions, columns, scale) for frame in range(images.shape[1])]
     milliseconds = 1000 // FRAMES_PER_SECOND
     with writing(file):
-        sheet.save(file)
-        first.save(file.with_suffix(".gif"), save_all=True, append_images=others, duration=milliseconds, loop=0)
+        save_sheet(sheet, file)
+        animation = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
+        first.save(file.with_suffix(".gif"), comment=MAKER, **animation)
+
+
+def save_sheet(image: Image.Image, file: Path) -> None:
+    """Save a picture as .png, which says that afterflow made it."""
+    about = PngInfo()
+    about.add_text("Software", MAKER)
+    image.save(file, format="PNG", pnginfo=about)
 
 
 def image_sheet(images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1) -> Image.Image:

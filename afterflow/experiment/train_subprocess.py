@@ -54,7 +54,8 @@ def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: i
 def check_same(run: Run) -> None:
     """Check that the run's folder holds no other run, and that another process can train it.
 
-    CheckpointError where the folder does, InputError or OutputError where it is not a run's alone; ConfigError where a reward is a function of this process.
+    CheckpointError where the folder does, InputError or OutputError where it is not a run's alone, and ConfigError
+    where a reward is a function of this process.
     """
     for name in run.functions:
         raise ConfigError(

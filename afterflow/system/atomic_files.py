@@ -51,6 +51,8 @@ def reason(error: Exception) -> str:
     """Return why a file cannot be written, and what to do, in a few words."""
     if isinstance(error, PermissionError):
         return f"{error.strerror}; work in a folder that is yours, or change whose it is"
+    if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
+        return f"{error.strerror}; a file stands where a folder should, or the other way about; take another name"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}; make room or take another disk, then repeat the command"
     return str(error)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from .errors import InputError, OutputError
 
+MAKER = "afterflow"
+"""What the pictures that afterflow makes say of their maker."""
 MARKS = ("run.json", "stage.json", "inputs.json")
 """Files that say of a folder that a run or a stage of a chain left it."""
 
 
 def check_links(folder: Path, home: Path | None = None) -> None:
-    """Raise InputError for a symbolic link inside a folder that leads out of `home`, which is the folder itself if None.
+    """Raise InputError for a symbolic link inside a folder that leads out of `home`; None is the folder itself.
 
-    The folder itself may be one.
+    The folder may be a link.
     """
     home = home or folder
     for parent, folders, files in os.walk(folder):
@@ -32,7 +34,7 @@ def check_inside(path: Path, home: Path | None = None) -> None:
 
     Args:
         path: A file, or a folder whose files are read.
-        home: Folder of the run or stage.  None: the one that `path` lies in by its name; outside of one it may be a link.
+        home: Folder of the run or stage.  None: that in which `path` lies by its name; outside of one it may be a link.
     """
     home = home or next((above for above in reversed((path, *list(path.parents)[:2])) if holds_mark(above)), None)
     if home is None:
@@ -69,6 +71,25 @@ def check_own(path: Path, is_own: Callable[[Path], bool], mark: str) -> None:
         raise OutputError(f"{path} is no folder but a file or a symbolic link, which is not replaced; move it away")
     if path.is_dir() and any(path.iterdir()) and not is_own(path):
         raise OutputError(f"{path} holds files and no {mark}, so afterflow did not write it; move it away")
+
+
+def check_own_file(file: Path, is_own: Callable[[Path], bool]) -> None:
+    """Raise OutputError for a file that would be replaced and that afterflow did not write.
+
+    Nothing is lost where it is empty, or no file but a device.
+    """
+    if file.is_symlink() and not file.is_relative_to("/dev"):
+        raise OutputError(f"{file} is a symbolic link, which is not written through; delete it or take another name")
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder, and a file is written; name a file in it")
+    if file.is_file() and file.stat().st_size and not is_own(file):
+        raise OutputError(f"{file} was not written by afterflow and is not replaced; move it away or take another name")
+
+
+def is_own_picture(file: Path) -> bool:
+    """Return whether a picture says that afterflow made it: PNG and GIF do at their beginning, SVG in its title."""
+    with file.open("rb") as stream:
+        return MAKER.encode() in stream.read(4096)
 
 
 def remove_own(path: Path, is_own: Callable[[Path], bool], mark: str) -> None:
