@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from ..evaluation.report import ShapesSettings
 from ..rewards.named_code import trust_code
-from ..system.atomic_files import make_folder, writing
+from ..system.atomic_files import make_folder, replacing
 from ..system.errors import ConfigError, OutputError
 from ..system.names import check_folder_name
 from ..system.optional_dependencies import check_extra
@@ -172,9 +172,10 @@ class Tree:
         check_record(record, f"prompt {self.prompt!r}", record_checks(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         make_folder(Path(self.out).parent)
-        with writing(Path(self.out)):
-            of_svg = Path(self.out).suffix.lower() == ".svg"
-            figure.savefig(self.out, dpi=110, metadata={"Title" if of_svg else "Software": MAKER})
+        ending = Path(self.out).suffix.lower()[1:]
+        with replacing(Path(self.out)) as partial:
+            about = {"Title" if ending == "svg" else "Software": MAKER}
+            figure.savefig(partial, dpi=110, format=ending, metadata=about)
         print(self.out)
 
 
@@ -247,8 +248,8 @@ def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Pat
     for finished in runs:
         if isinstance(finished.run.algorithm, BranchGRPO):
             figure = tree_of(finished.run, finished.folder, prompt_records(finished.run)[0], 0)
-            with writing(finished.folder / "tree.png"):
-                figure.savefig(finished.folder / "tree.png", dpi=110)
+            with replacing(finished.folder / "tree.png") as partial:
+                figure.savefig(partial, dpi=110, format="png")
     data = {"command": command, **comparison(runs, settings)}
     write_text(out / "comparison.json", json.dumps(data) + "\n")
     print(write_page(out, data, title, command))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...system.atomic_files import apply_umask, make_folder, writing
+from ...system.atomic_files import apply_umask, make_folder, replacing
 from ...system.errors import InputError
 from ...system.own_folders import check_inside, check_own_file
 from ...system.text_files import read_text
@@ -222,10 +222,10 @@ def write_kohya(file: Path, lora: StoredLoRA) -> None:
 
 def write_file(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a .safetensors file of equal bytes for equal contents, which others may read as the umask says."""
-    with writing(file):
-        save_file(dict(tensors), file, metadata=dict(metadata))
-        sort_metadata(file)
-        apply_umask(file)
+    with replacing(file) as partial:
+        save_file(dict(tensors), partial, metadata=dict(metadata))
+        sort_metadata(partial)
+        apply_umask(partial)
 
 
 def sort_metadata(file: Path) -> None:
