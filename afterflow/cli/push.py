@@ -96,7 +96,7 @@ PICTURES = ("first.png", "last.png", "first.gif", "last.gif")
 """Pictures of a card.  PNG loses its texts, and GIF is afterflow's own."""
 METADATA = ("format", "afterflow", "lora_adapter_metadata")
 """What the header of a file of weights may say beside its tensors."""
-KEY = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}")
+ACCESS_KEY = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|xox[abp]-|AKIA)[A-Za-z0-9_-]{16,}")
 """What looks like a key of the hub, of a judge or of a cloud."""
 
 
@@ -172,7 +172,7 @@ def check_addresses(content: Any, file: Path) -> None:
 
 def write_checked(target: Path, text: str, file: Path) -> None:
     """Write a text that is uploaded in place of a file.  ConfigError where it holds what looks like a key."""
-    if KEY.search(text):
+    if ACCESS_KEY.search(text):
         raise ConfigError(f"{file} holds what looks like a key; take it out, and nobody else will read it")
     target.write_text(text, encoding="utf-8", newline="\n")
 

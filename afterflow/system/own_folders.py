@@ -10,7 +10,7 @@ from .errors import InputError, OutputError
 
 MAKER = "afterflow"
 """What the pictures that afterflow makes say of their maker."""
-MARKS = ("run.json", "stage.json", "inputs.json")
+MARK_FILES = ("run.json", "stage.json", "inputs.json")
 """Files that say of a folder that a run or a stage of a chain left it."""
 
 
@@ -56,7 +56,7 @@ def check_place(folder: Path) -> None:
 
 def holds_mark(folder: Path) -> bool:
     """Return whether a folder carries a file by which a run or a stage of a chain is known."""
-    return any((folder / name).is_file() for name in MARKS)
+    return any((folder / name).is_file() for name in MARK_FILES)
 
 
 def check_own(path: Path, is_own: Callable[[Path], bool], mark: str) -> None:
