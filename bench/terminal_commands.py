@@ -214,6 +214,7 @@ for number in (HUP, TERM, INT):
             threading.Thread(target=act, daemon=True).start()
 
         answer = do(desk, "compare", interrupt)
-        desk.ended(answer, 1, "was interrupted; the same command goes on with it")
+        sentence = "was interrupted; the same command goes on with it" if number == INT else f"{number.name}; iteration"
+        desk.ended(answer, 1, sentence)
         desk.ended(do(desk, "compare"), 0)
         desk.check(Path("runs/out/index.html").is_file(), "no page")
