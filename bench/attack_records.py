@@ -197,6 +197,7 @@ def main() -> None:
     print("\n".join(wrong))
     if args.json:
         write_json(result | {"wrong": [text.replace(folder, "") for text in wrong]}, args.json, indent=1)
+    raise SystemExit(bool(wrong))
 
 
 if __name__ == "__main__":

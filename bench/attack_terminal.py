@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import terminal_disks  # noqa: F401  which adds its cases
+import terminal_commands  # noqa: F401  which adds its cases
+import terminal_disks  # noqa: F401
 from desk import (
     CASES,
     HUP,
@@ -38,9 +39,11 @@ from desk import (
     send,
 )
 from harness import make_parser, provenance, write_json
+from terminal_commands import TREE
 from terminal_signals import MOMENTS
 from terminal_streams import finished_run, piped_words
 
+from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.cli import recipes
 from afterflow.data.prompts import ShapesPrompts
@@ -277,6 +280,8 @@ def main() -> None:
         if not child:
             try:
                 execute(replace(run), "short")
+                tree = BranchGRPO({"jpeg_compressibility": 1.0}, steps=4, splits=(0, 1), path_weight=0.0)
+                execute(replace(run, algorithm=tree).with_options(name=TREE.name, iterations=1), "short_tree")
             finally:
                 os._exit(0)
         os.waitpid(child, 0)

@@ -10,10 +10,13 @@ from pathlib import Path
 from afterflow.experiment.provenance import git_commit, hardware
 
 
-def make_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Make the parser of a benchmark, described by its docstring, with the option --json."""
+def make_parser(doc: str | None, stores: bool = True) -> argparse.ArgumentParser:
+    """Make the parser of a benchmark, described by its docstring, with the option --json where it `stores` a result."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", default="-", help="file of the result, whose other entries stay; - prints it only")
+    if stores:
+        parser.add_argument(
+            "--json", default="-", help="file of the result, whose other entries stay; - prints it only"
+        )
     return parser
 
 

@@ -10,10 +10,11 @@ from tyro.conf import Positional
 
 from ..evaluation.report import ShapesSettings
 from ..rewards.named_code import trust_code
-from ..system.atomic_files import make_folder, writing
-from ..system.errors import ConfigError
+from ..system.atomic_files import make_folder, replacing
+from ..system.errors import ConfigError, OutputError
 from ..system.names import check_folder_name
 from ..system.optional_dependencies import check_extra
+from ..system.own_folders import MAKER, check_own_file, holds_object, is_own_picture
 from .output import write_text
 from .parsing import parse_options
 from .recipes import made_by
@@ -21,6 +22,9 @@ from .recipes import made_by
 if TYPE_CHECKING:
     from ..experiment.config import Run
     from ..experiment.stages import Chain
+
+PAGE_FILES = ("comparison.json", "comparison.png", "index.html")
+"""Files of a page.  The first is written first and says that the others are afterflow's."""
 
 
 def compare_command(args: Sequence[str]) -> None:
@@ -67,6 +71,7 @@ class Compare:
             raise ConfigError(f"budget_seconds = {self.budget_seconds}, seeds = {self.seeds}: give some of each")
 
     def __call__(self) -> None:
+        check_page(Path("runs") / self.name)
         chains = {name: as_chain(name) for name in self.recipes}
         runs = {name: last_run(chain) for name, chain in chains.items()}
         check_comparable(list(runs.values()))
@@ -109,6 +114,7 @@ class Page:
 
     def __call__(self) -> None:
         check_libraries()
+        check_page(Path(self.out))
         if self.trust_code:
             trust_code()
         folders = [Path(run).parent if Path(run).name == "run.json" else Path(run) for run in self.runs]
@@ -144,6 +150,7 @@ class Tree:
     def __post_init__(self) -> None:
         if Path(self.out).suffix.lower() not in (".png", ".svg"):
             raise ConfigError(f"--out {self.out}: it must end in .png or .svg")
+        check_own_file(Path(self.out), is_own_picture)
 
     def __call__(self) -> None:
         check_libraries()
@@ -165,8 +172,10 @@ class Tree:
         check_record(record, f"prompt {self.prompt!r}", record_checks(run, names))
         figure = tree_of(run, Path(self.run), record, self.seed)
         make_folder(Path(self.out).parent)
-        with writing(Path(self.out)):
-            figure.savefig(self.out, dpi=110)
+        ending = Path(self.out).suffix.lower()[1:]
+        with replacing(Path(self.out)) as partial:
+            about = {"Title" if ending == "svg" else "Software": MAKER}
+            figure.savefig(partial, dpi=110, format=ending, metadata=about)
         print(self.out)
 
 
@@ -194,6 +203,14 @@ def last_run(chain: "Chain") -> "Run":
 def check_libraries() -> None:
     """Raise MissingDependencyError where what draws pages and trees is not installed."""
     check_extra("a page or a tree", ["matplotlib", "jinja2"], "report")
+
+
+def check_page(folder: Path) -> None:
+    """Raise OutputError where a page would replace files of a folder that holds no page of afterflow's."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file, and a page is a folder; take another name")
+    for name in PAGE_FILES:
+        check_own_file(folder / name, lambda _: holds_object(folder / PAGE_FILES[0], "methods"))
 
 
 def check_comparable(runs: Sequence["Run"]) -> None:
@@ -231,8 +248,8 @@ def write_comparison(folders: Sequence[Path], settings: ShapesSettings, out: Pat
     for finished in runs:
         if isinstance(finished.run.algorithm, BranchGRPO):
             figure = tree_of(finished.run, finished.folder, prompt_records(finished.run)[0], 0)
-            with writing(finished.folder / "tree.png"):
-                figure.savefig(finished.folder / "tree.png", dpi=110)
+            with replacing(finished.folder / "tree.png") as partial:
+                figure.savefig(partial, dpi=110, format="png")
     data = {"command": command, **comparison(runs, settings)}
     write_text(out / "comparison.json", json.dumps(data) + "\n")
     print(write_page(out, data, title, command))

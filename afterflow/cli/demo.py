@@ -3,79 +3,17 @@
 python -m afterflow.cli.demo
 """
 
-import json
 import sys
-from pathlib import Path
 
-from ..evaluation.report import Comparison, Report, ShapesSettings, render_report
-from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
-from ..experiment.execute import execute
-from ..experiment.image_grid import before_after
-from ..experiment.run_folder import RECORD_MARK, is_of_run
-from ..models.generate import picture_size
-from ..models.pipeline import no_progress_bars
-from ..models.sd3 import SD3
-from ..recipes.shapes import demo
-from ..system.folder_lock import locked_folder
-from ..system.messages import show_messages
-from ..system.own_folders import check_own, remove_own
-from ..system.running_time import running_seconds
 from .main import guarded
-from .output import result_console, save_image, write_text
-
-SUITE = ShapesSettings(prompts=280, images=4)
 
 
-def run_demo() -> None:
-    """Train by the demo's recipe, judge base and result on held-out prompts, and print both."""
-    start = running_seconds()
-    show_messages()
-    no_progress_bars()
-    run = demo()
-    if run.folder.exists():
-        check_own(run.folder, is_of_run, RECORD_MARK)
-        with locked_folder(run.folder):  # nobody is training in it
-            print(f"{run.folder} is there already and is replaced.")
-        remove_own(run.folder, is_of_run, RECORD_MARK)
-    folder = execute(run, "demo").folder
-    with locked_folder(folder):  # so that nobody replaces it meanwhile
-        judge_demo(folder, start)
+def demo_command() -> None:
+    """Run the demo; what it imports takes seconds, in which Ctrl-C is answered as later."""
+    from .demo_run import run_demo
 
-
-def judge_demo(folder: Path, start: float) -> None:
-    """Judge base and result on held-out prompts, print both, and write them beside the LoRA."""
-    model = SD3("tiny").load()
-    records = suite_prompts(SUITE, picture_size(model))
-    base = suite_pictures(model, records, SUITE)
-    model.load_lora(folder / "lora")
-    tuned = suite_pictures(model, records, SUITE)
-    report, judged, judged_base = compare_pictures(SUITE, records, tuned, base, str(folder / "lora"), "tiny")
-    assert judged_base is not None
-    save_image(before_after(records, base, tuned, judged_base.strict, judged.strict), folder / "before_after.png")
-    summary = {"seconds": round(running_seconds() - start, 1), **figures(report)}
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    result_console().print(render_report(report))
-    print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
-    print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")
-
-
-def figures(report: Report) -> dict:
-    """Return the trained metric first, then those that training never saw."""
-    assert report.frechet is not None
-    chosen = {name: report.overall[name] for name in ("strict", "closed", "fidelity", "diversity")}
-    return {name: comparison_figures(comparison) for name, comparison in chosen.items()} | {
-        "frechet": comparison_figures(report.frechet)
-    }
-
-
-def comparison_figures(comparison: Comparison) -> dict:
-    """Return before, after and the interval of the difference."""
-    assert comparison.base is not None and comparison.delta is not None
-    entry = {"before": comparison.base.value, "after": comparison.tuned.value}
-    if comparison.delta.low is None:
-        return entry
-    return entry | {"delta_ci": [comparison.delta.low, comparison.delta.high]}
+    run_demo()
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(run_demo, prints_result=False))
+    sys.exit(guarded(demo_command, prints_result=False))

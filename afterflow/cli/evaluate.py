@@ -18,6 +18,7 @@ from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
+from ..system.own_folders import check_own_file, holds_object, is_own_picture
 from .model_options import ModelOptions, check_sources
 from .output import check_png, print_progress, result_console, save_image, write_text
 from .parsing import parse_options
@@ -112,6 +113,10 @@ class Eval:
         if self.distances and self.against is None and self.reference is None:
             raise ConfigError("--distances needs --against or --reference: other pictures to compare with")
         check_png("--grid", self.grid)
+        if self.grid is not None:
+            check_own_file(Path(self.grid), is_own_picture)
+        if self.json is not None and self.json != "-":
+            check_own_file(Path(self.json), lambda file: holds_object(file, "overall"))
         teachers_by_tag(self.teachers)
 
     def __call__(self) -> None:

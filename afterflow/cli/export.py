@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from ..system.atomic_files import apply_umask, make_folder, writing
 from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from .parsing import parse_options
@@ -41,11 +40,8 @@ class Export:
             raise ConfigError(f"--out {self.out}: diffusers' format is a folder; leave the .safetensors away")
 
     def __call__(self) -> None:
-        from safetensors.torch import save_file
-
         from ..experiment.run_folder import folder_of_lora
-        from ..models.lora.files import lora_file, read_lora, write_lora
-        from ..models.lora.kohya import to_kohya
+        from ..models.lora.files import lora_file, read_lora, write_kohya, write_lora
         from ..models.lora.layer_names import BLOCKS
 
         if self.family is not None and self.family not in BLOCKS:
@@ -60,11 +56,7 @@ class Export:
             if lora.family is None:
                 raise ConfigError(f"{self.lora}: its layers may be of several families; say which by --family")
             out = file.parent / "kohya.safetensors" if self.out is None else Path(self.out)
-            tensors = to_kohya(lora.layers, lora.family)
-            make_folder(out.parent)
-            with writing(out):
-                save_file(tensors, out, metadata={"format": "pt"})
-                apply_umask(out)
+            write_kohya(out, lora)
         print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")
 
 

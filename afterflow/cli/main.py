@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -67,8 +68,8 @@ def guarded(command: Callable[[], int | None], prints_result: bool = True) -> in
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe on Windows knows few letters
     with lasting_streams(announces=not prints_result) as (out, err):
-        with terminations_raised():
-            code = exit_code_of(command)
+        with terminations_raised() as came:
+            code = exit_code_of(command, came)
         out.flush()
         failure = out.failure
     for stream in (out, err):
@@ -81,14 +82,22 @@ def guarded(command: Callable[[], int | None], prints_result: bool = True) -> in
     return complain(f"the output: {getattr(failure, 'strerror', None) or failure}", 1)
 
 
-def exit_code_of(command: Callable[[], int | None]) -> int:
-    """Run a command and return its exit code, after one line on stderr where it is not 0."""
+def exit_code_of(command: Callable[[], int | None], came: Sequence[int]) -> int:
+    """Run a command and return its exit code, after one line on stderr where it is not 0.
+
+    Any error after a signal that came is taken for the signal's: libraries that are half imported raise their own.
+    """
     try:
-        return command() or 0
+        try:
+            return command() or 0
+        except BaseException:
+            if not came:
+                raise
+            raise (KeyboardInterrupt() if came[0] == signal.SIGINT else Ended(came[0])) from None
     except SystemExit as end:  # tyro's way
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Ended as signal:
-        return complain(f"{signal}: ended; checkpoints and results that were written are whole", 128 + signal.number)
+    except Ended as ended:
+        return complain(f"{ended}: ended; checkpoints and results that were written are whole", 128 + ended.number)
     except KeyboardInterrupt:
         return complain("interrupted; checkpoints and results that were written are whole", INTERRUPTED)
     except ValueError as error:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..system.atomic_files import make_folder, writing
+from ..system.atomic_files import make_folder, replacing
 from ..system.errors import ConfigError
 from ..system.escapes import printable
 
@@ -24,17 +24,19 @@ def check_png(option: str, file: str | None) -> None:
 
 
 def save_image(image: "Image", file: Path) -> None:
-    """Save an image, and make its folder where there is none."""
+    """Save an image as .png, and make its folder where there is none."""
+    from ..experiment.image_grid import save_sheet
+
     make_folder(file.parent)
-    with writing(file):
-        image.save(file)
+    with replacing(file) as partial:
+        save_sheet(image, partial)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a text as UTF-8, and make its folder where there is none."""
     make_folder(file.parent)
-    with writing(file):
-        file.write_text(text, encoding="utf-8", newline="\n")
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def result_console() -> "Console":

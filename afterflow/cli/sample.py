@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from ..system.atomic_files import make_folder
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
+from ..system.own_folders import check_own_file, is_own_picture
 from ..system.text_files import check_text
 from .model_options import ModelOptions, check_sources
 from .output import check_png
@@ -50,6 +51,8 @@ class Sample:
             check_text(prompt, "prompt")
         check_at_least_one(self, "images", "steps")
         check_png("--out", self.out)
+        for file in (Path(self.out), Path(self.out).with_suffix(".gif")):  # the second of clips
+            check_own_file(file, is_own_picture)
 
     def __call__(self) -> None:
         check_sources([self.model], [self.lora])

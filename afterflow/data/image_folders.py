@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..system.errors import InputError
 from ..system.optional_dependencies import check_extra
-from ..system.own_folders import check_links
+from ..system.own_folders import check_inside, check_links
 from ..system.pictures import find_file, is_picture_file, picture_endings
 from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
 from .prompt_lists import csv_rows, prompt_column
@@ -54,6 +54,7 @@ def list_images(path: Path, caption: str) -> Listing:
     They are metadata.jsonl, metadata.csv, .parquet files, .tar files of webdataset, and .txt or .caption files beside
     pictures.  InputError where it holds none of them, or what cannot be used.
     """
+    check_inside(path)
     if path.is_file():
         readers = {".parquet": list_parquet, ".tar": list_tars}
         if path.suffix.lower() not in readers:

@@ -19,7 +19,7 @@ import numpy as np
 from ..algorithms.base import explores
 from ..envs.shapes import population
 from ..experiment.config import Run
-from ..experiment.image_grid import before_after
+from ..experiment.image_grid import before_after, save_sheet
 from ..experiment.run_folder import RunFolder, read_object
 from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
@@ -29,7 +29,7 @@ from ..models.generate import picture_size
 from ..models.lora.files import lora_file
 from ..models.pipeline import Model, Pretrained, weights_digest
 from ..rewards.registry import find_reward
-from ..system.atomic_files import sha256, write_text_atomically, writing
+from ..system.atomic_files import replacing, sha256, write_text_atomically
 from ..system.errors import InputError
 from .report import ShapesSettings
 from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
@@ -76,8 +76,8 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
         pictures = suite_pictures(tuned_model(run, folder), base.records, settings)
         judged = judge(pictures, base.records, base.features)
         grid = before_after(base.records, base.pictures, pictures, base.judged.strict, judged.strict)
-        with writing(folder / "before_after.png"):
-            grid.save(folder / "before_after.png")
+        with replacing(folder / "before_after.png") as partial:
+            save_sheet(grid, partial)
         stored = about | {"judged": judged_to_json(judged)}
         write_text_atomically(file, json.dumps(stored) + "\n")
     return Finished(folder, run, recipe, judged_from_json(stored["judged"]), lines)

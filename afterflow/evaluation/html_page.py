@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ..experiment.intervals import Estimate, estimate_text
-from ..system.atomic_files import make_folder, write_text_atomically, writing
+from ..system.atomic_files import make_folder, replacing, write_text_atomically
 from ..system.escapes import plot_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -21,8 +21,8 @@ def write_page(folder: Path, data: Mapping[str, Any], title: str, command: str) 
     """Write index.html, which holds everything it shows, and comparison.png beside it; return the page's path."""
     make_folder(folder)
     figure = curves(data["methods"])
-    with writing(folder / "comparison.png"):
-        figure.savefig(folder / "comparison.png", dpi=110)
+    with replacing(folder / "comparison.png") as partial:
+        figure.savefig(partial, dpi=110, format="png")
     loader = jinja2.FileSystemLoader(TEMPLATES)
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template.filters["estimate"] = lambda figure, sign="": estimate_text(Estimate(**figure), sign)

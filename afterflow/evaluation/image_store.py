@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import InputError
+from ..system.folder_lock import LOCK
 from ..system.own_folders import check_links
 from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
@@ -54,6 +55,9 @@ def open_store(folder: Path, settings: dict) -> None:
         return
     if holds_images(folder):
         raise InputError(f"{folder} holds pictures that afterflow did not draw; take another --out")
+    others = [path.name for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
+    if others:
+        raise InputError(f"{folder} holds {others[0]} and no {SETTINGS} of afterflow's; take another --out")
     make_folder(folder)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 

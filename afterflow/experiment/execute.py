@@ -21,6 +21,7 @@ from ..system.errors import ConfigError, InputError, TrainingStopped
 from ..system.folder_lock import locked_folder
 from ..system.launcher import launched_rank
 from ..system.messages import show_messages_by_default
+from ..system.own_folders import check_place
 from ..system.side_outputs import SideOutputs, failure_words
 from ..system.streams import lasting_streams
 from ..train.clock import Clock
@@ -66,6 +67,7 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     check_given(run.functions)
     if resume:
         check_same_functions(run)
+    check_place(run.folder)
     RunFolder(run.folder).check_safe()
     clock = Clock()
     # Rank 0 writes the folder; where it is refused, its launcher ends the others.

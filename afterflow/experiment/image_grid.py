@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
-from ..system.atomic_files import writing
+from ..system.atomic_files import replacing
+from ..system.own_folders import MAKER
 
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
 
@@ -24,17 +26,26 @@ def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], colum
     """
     scale = max(1, 96 // images.shape[-3])  # tiny pictures are hard to see
     if images.ndim == 4:
-        with writing(file):
-            image_sheet(images, captions, columns, scale).save(file)
+        with replacing(file) as partial:
+            save_sheet(image_sheet(images, captions, columns, scale), partial)
         return
     shown = np.linspace(0, images.shape[1] - 1, min(4, images.shape[1])).round().astype(int)
     strips = np.concatenate([images[:, frame] for frame in shown], 2)
     sheet = image_sheet(strips, captions, max(1, columns // len(shown)), scale)
     first, *others = [image_sheet(images[:, frame], captions, columns, scale) for frame in range(images.shape[1])]
     milliseconds = 1000 // FRAMES_PER_SECOND
-    with writing(file):
-        sheet.save(file)
-        first.save(file.with_suffix(".gif"), save_all=True, append_images=others, duration=milliseconds, loop=0)
+    with replacing(file) as partial:
+        save_sheet(sheet, partial)
+    animation = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
+    with replacing(file.with_suffix(".gif")) as partial:
+        first.save(partial, format="GIF", comment=MAKER, **animation)
+
+
+def save_sheet(image: Image.Image, file: Path) -> None:
+    """Save a picture as .png, which says that afterflow made it."""
+    about = PngInfo()
+    about.add_text("Software", MAKER)
+    image.save(file, format="PNG", pnginfo=about)
 
 
 def image_sheet(images: np.ndarray, captions: Sequence[str], columns: int, scale: int = 1) -> Image.Image:

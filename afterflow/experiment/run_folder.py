@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.checks import LARGEST
 from ..system.errors import InputError, OutputError
-from ..system.own_folders import check_links, check_own, holds_object
+from ..system.own_folders import check_links, check_own, check_own_file, holds_object
 from ..system.side_outputs import failure_words
 from ..system.text_files import read_json, read_text
 from ..train.budget import Budget
@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 RESULTS = ("lora", "model")
 """Folders that a run that has ended leaves: a LoRA, or a pipeline."""
+WRITTEN = ("metrics.jsonl", "held_out.jsonl", "data.json", "best.json")
+"""Files that a run writes after its record, so that without one they are somebody else's."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,9 @@ class RunFolder:
         check_links(self.path)
         if self.record_file.exists() and not is_of_run(self.path):
             raise InputError(f"{self.record_file} is not what afterflow writes and is not replaced; move it away")
+        written = [*(self.path / name for name in WRITTEN), *(self.path / "samples").glob("step_*")]
+        for path in written if not self.record_file.exists() else ():
+            check_own_file(path, lambda _: False)
         for name in RESULTS:
             for path in (self.path / name, self.path / f"{name}.partial"):
                 check_own(path, is_of_run, RECORD_MARK)

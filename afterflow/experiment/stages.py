@@ -25,6 +25,7 @@ from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, ConfigError
 from ..system.folder_lock import check_unlocked, locked_folder
 from ..system.names import check_folder_name
+from ..system.own_folders import check_links, check_own, check_place
 from ..system.text_files import read_json
 from .config import Run
 from .prompt_checks import check_routes, held_out_records, prompt_records
@@ -173,6 +174,7 @@ def execute_chain(chain: Chain) -> Path:
     finished.
     """
     for stage in chain.stages:
+        check_place(stage.folder)
         check_unlocked(stage.folder)
     for stage in chain.stages:
         check_stage(stage)
@@ -254,7 +256,12 @@ def digest_of_path(path: Path) -> str | None:
 
 
 def check_same_stage(stage: BuildParts | Merge | Samples) -> None:
-    """Check that the stage's folder holds no stage with other settings.  CheckpointError where it does."""
+    """Check that the stage's folder holds no stage with other settings.  CheckpointError where it does.
+
+    InputError or OutputError where it is not a stage's alone.
+    """
+    check_links(stage.folder)
+    check_own(stage.folder, lambda folder: inputs_file(stage).is_file() or record_of(stage).is_file(), "stage.json")
     file = record_of(stage)
     if file.is_file() and from_json(type(stage), read_json(file), str(file)) != stage:
         raise CheckpointError(

@@ -17,6 +17,7 @@ from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.ended import TERMINATIONS, handlers, signal_name
 from ..system.errors import CheckpointError, ConfigError, InputError, TrainingStopped
 from ..system.folder_lock import check_unlocked
+from ..system.own_folders import check_place
 from .config import Run
 from .run_folder import RunFolder
 from .serialization import to_json
@@ -53,7 +54,8 @@ def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: i
 def check_same(run: Run) -> None:
     """Check that the run's folder holds no other run, and that another process can train it.
 
-    CheckpointError where the folder does; ConfigError where a reward is a function of this process.
+    CheckpointError where the folder does, InputError or OutputError where it is not a run's alone, and ConfigError
+    where a reward is a function of this process.
     """
     for name in run.functions:
         raise ConfigError(
@@ -61,6 +63,8 @@ def check_same(run: Run) -> None:
             f"name it as 'MODULE:{name}'"
         )
     folder = RunFolder(run.folder)
+    check_place(run.folder)
+    folder.check_safe()
     # Read back, because a field that is newer than the file has its default there.
     if folder.record_file.is_file() and folder.run() != run:
         raise CheckpointError(f"{run.folder} holds a run with other settings; take another --name, or delete it")

@@ -31,6 +31,7 @@ from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import AfterflowError, InputError
 from ..system.once import say_each_once
+from ..system.own_folders import check_inside
 from ..system.text_files import read_json
 from .base import cache_folder, read_cache_file, write_cache_file
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
@@ -349,6 +350,7 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
                 f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "
                 "network and, for a gated model, your token"
             ) from error
+    check_inside(folder)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
     check_parts(path, folder)

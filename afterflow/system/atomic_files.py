@@ -3,6 +3,7 @@ user lets read."""
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,17 +19,32 @@ def write_text_atomically(file: Path, text: str) -> None:
 
     OutputError where it cannot be written; then the file is as it was.
     """
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    with replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        flush_to_disk(partial)
     with writing(file):
+        flush_to_disk(file.parent)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield the file of another name that the block writes, and rename it to `file` when the block ends.
+
+    Where the block fails, or a signal ends it, the file is as it was.  OutputError as of `writing`.  A device is
+    written itself.
+    """
+    with writing(file):
+        if file.exists() and not file.is_file():
+            yield file
+            return
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
         try:
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            flush_to_disk(partial)
+            yield partial
             os.replace(partial, file)
-        except OSError:
+        except BaseException:
             with suppress(OSError):
                 partial.unlink()
             raise
-        flush_to_disk(file.parent)
 
 
 @contextmanager
@@ -51,6 +67,11 @@ def reason(error: Exception) -> str:
     """Return why a file cannot be written, and what to do, in a few words."""
     if isinstance(error, PermissionError):
         return f"{error.strerror}; work in a folder that is yours, or change whose it is"
+    if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
+        return f"{error.strerror}; a file stands where a folder should, or the other way about; take another name"
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    if isinstance(error, SafetensorError) and code is not None:
+        return reason(OSError(int(code[1]), os.strerror(int(code[1]))))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}; make room or take another disk, then repeat the command"
     return str(error)

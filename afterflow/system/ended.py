@@ -48,11 +48,16 @@ def handlers(new: Mapping[int, Handler]) -> Iterator[Mapping[int, Any]]:
 
 
 @contextmanager
-def terminations_raised() -> Iterator[None]:
-    """Raise Ended in the block where a signal would end the process at once."""
+def terminations_raised() -> Iterator[list[int]]:
+    """Raise Ended in the block where a signal would end the process at once, and KeyboardInterrupt for Ctrl-C.
+
+    The block gets the list of those that came: a library that is half imported may turn one into another error.
+    """
+    came: list[int] = []
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Ended(number)
+        came.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)
 
-    with handlers(dict.fromkeys(TERMINATIONS, end)):
-        yield
+    with handlers(dict.fromkeys((signal.SIGINT, *TERMINATIONS), end)):
+        yield came

@@ -12,6 +12,9 @@ MARKDOWN = re.compile(r"[\\`*\[\]|~$]")
 LOCAL_PATH = re.compile(r"""(?<![\w/.:~-])(?:~|[A-Za-z]:)?(?:[/\\]+[^\s/\\"'`<>|)\]]+){2,}""")
 """A path from the root, a home folder or a drive, in a text; not the path of an address."""
 
+WHOLE_PATH = re.compile(r"(?:~|[A-Za-z]:|file:)?(?:[/\\]+[^/\\\n]+){2,}[/\\]?")
+"""A text that is such a path from its beginning to its end."""
+
 
 def printable(text: str) -> str:
     """Return a text for a terminal: escape codes, other controls and changes of direction are shown as \\x1b.
@@ -54,14 +57,19 @@ def plot_text(text: str) -> str:
     return one_line(text).replace("$", r"\$")
 
 
-def without_local_paths(value: Any) -> Any:
-    """Return a value of JSON with the last part of every local path alone, in texts and in keys."""
+def without_local_paths(value: Any, inside: bool = True) -> Any:
+    """Return a value of JSON with the last part of every local path alone, in texts and in keys.
+
+    Without `inside` only texts that are a path of several parts as a whole change, and none that merely hold one.
+    """
     if isinstance(value, str):
+        if not inside:
+            return last_part(value) if WHOLE_PATH.fullmatch(value) else value
         whole = re.match(r"[/~\\]|[A-Za-z]:[/\\]|file:", value) and len(value) > 1
         return last_part(value) if whole else LOCAL_PATH.sub(lambda match: last_part(match[0]), value)
     if isinstance(value, dict):
-        return {without_local_paths(key): without_local_paths(item) for key, item in value.items()}
-    return [without_local_paths(item) for item in value] if isinstance(value, list) else value
+        return {without_local_paths(key, inside): without_local_paths(item, inside) for key, item in value.items()}
+    return [without_local_paths(item, inside) for item in value] if isinstance(value, list) else value
 
 
 def last_part(path: str) -> str:

@@ -8,18 +8,55 @@ from pathlib import Path
 
 from .errors import InputError, OutputError
 
+MAKER = "afterflow"
+"""What the pictures that afterflow makes say of their maker."""
+MARK_FILES = ("run.json", "stage.json", "inputs.json")
+"""Files that say of a folder that a run or a stage of a chain left it."""
 
-def check_links(folder: Path) -> None:
-    """Raise InputError for a symbolic link inside a folder that leads out of it; the folder itself may be one."""
-    home = folder.resolve()
-    for parent, folders, files in os.walk(home):
+
+def check_links(folder: Path, home: Path | None = None) -> None:
+    """Raise InputError for a symbolic link inside a folder that leads out of `home`; None is the folder itself.
+
+    The folder may be a link.
+    """
+    home = home or folder
+    for parent, folders, files in os.walk(folder):
         for path in (Path(parent) / name for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
-                shown = folder / path.relative_to(home)
+            if path.is_symlink() and not path.resolve().is_relative_to(home.resolve()):
                 raise InputError(
-                    f"{shown} is a symbolic link that leads out of {folder}; put what it points to in its place, or "
+                    f"{path} is a symbolic link that leads out of {home}; put what it points to in its place, or "
                     "delete the link"
                 )
+
+
+def check_inside(path: Path, home: Path | None = None) -> None:
+    """Raise InputError for a part of a run or of a stage that a symbolic link takes out of its folder.
+
+    Args:
+        path: A file, or a folder whose files are read.
+        home: Folder of the run or stage.  None: that in which `path` lies by its name; outside of one it may be a link.
+    """
+    home = home or next((above for above in reversed((path, *list(path.parents)[:2])) if holds_mark(above)), None)
+    if home is None:
+        return
+    if not path.resolve().is_relative_to(home.resolve()):
+        link = next(part for part in (path, *path.parents) if part.is_symlink())
+        raise InputError(f"{link} is a symbolic link that leads out of {home}; name what it points to")
+    check_links(path, home)
+
+
+def check_place(folder: Path) -> None:
+    """Raise OutputError where a folder below runs/ would be written through a symbolic link; runs/ may be one."""
+    for path in (folder, *folder.parents[:-2]):
+        if path.is_symlink():
+            raise OutputError(
+                f"{path} is a symbolic link, which is not written through; delete it or take another name"
+            )
+
+
+def holds_mark(folder: Path) -> bool:
+    """Return whether a folder carries a file by which a run or a stage of a chain is known."""
+    return any((folder / name).is_file() for name in MARK_FILES)
 
 
 def check_own(path: Path, is_own: Callable[[Path], bool], mark: str) -> None:
@@ -34,6 +71,25 @@ def check_own(path: Path, is_own: Callable[[Path], bool], mark: str) -> None:
         raise OutputError(f"{path} is no folder but a file or a symbolic link, which is not replaced; move it away")
     if path.is_dir() and any(path.iterdir()) and not is_own(path):
         raise OutputError(f"{path} holds files and no {mark}, so afterflow did not write it; move it away")
+
+
+def check_own_file(file: Path, is_own: Callable[[Path], bool]) -> None:
+    """Raise OutputError for a file that would be replaced and that afterflow did not write.
+
+    Nothing is lost where it is empty, or no file but a device.
+    """
+    if file.is_symlink() and not file.is_relative_to("/dev"):
+        raise OutputError(f"{file} is a symbolic link, which is not written through; delete it or take another name")
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder, and a file is written; name a file in it")
+    if file.is_file() and file.stat().st_size and not is_own(file):
+        raise OutputError(f"{file} was not written by afterflow and is not replaced; move it away or take another name")
+
+
+def is_own_picture(file: Path) -> bool:
+    """Return whether a picture says that afterflow made it: PNG and GIF do at their beginning, SVG in its title."""
+    with file.open("rb") as stream:
+        return MAKER.encode() in stream.read(4096)
 
 
 def remove_own(path: Path, is_own: Callable[[Path], bool], mark: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from afterflow.cli import demo as command
+from afterflow.cli import demo_run as command
 from afterflow.cli.main import guarded
 from afterflow.evaluation.report import ShapesSettings
 from afterflow.recipes.shapes import demo

@@ -36,6 +36,23 @@ def test_ctrl_c_ends_a_command_in_one_line_whatever_it_is_doing(tmp_path, delay)
     assert (process.returncode, said) == (130, said_of_it)
 
 
+@pytest.mark.parametrize("delay", [0.7, 2.0])
+def test_ctrl_c_ends_the_demo_in_one_line_while_it_imports_libraries(tmp_path, delay):
+    start = "runpy.run_module('afterflow.cli.demo', None, '__main__')"
+    code = f"import afterflow.cli.main, runpy; print('ready', flush=True); {start}"
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, said.count("\n"), said[:23]) == (130, 1, "afterflow: interrupted;")
+
+
 def test_the_demo_and_every_command_share_what_is_done_about_errors(capsys):
     def interrupted():
         raise KeyboardInterrupt

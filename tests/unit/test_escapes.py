@@ -9,14 +9,18 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.text import Text
+from safetensors.torch import load_file, save
 
 from afterflow.cli import output
 from afterflow.cli.main import check_words, complain, main
 from afterflow.cli.output import print_progress, result_console
-from afterflow.cli.push import without_paths
+from afterflow.cli.push import CONFIGURATIONS, without_paths
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.doctor import Finding, finding_text
 from afterflow.experiment.model_card import base_in_code, base_in_words, card_metadata, licence
@@ -134,22 +138,96 @@ def test_a_plot_shows_dollars_as_dollars(text):
 LOCAL = ["/home/me/models/sd3", "~/models/sd3", "C:\\Users\\me\\sd3", "/home/My Name/sd3", "file:///home/me/sd3"]
 
 
-@pytest.mark.parametrize("path", LOCAL)
-def test_no_local_path_leaves_with_push(path, tmp_path):
-    folder = tmp_path / "lora"
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"config": {"model": {"path": path}, "servers": {path: [path]}}}))
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": path}))
-    (folder / "README.md").write_text(
+def in_json(path):
+    return json.dumps({"model": {"path": path}, "servers": {path: [path]}}).encode()
+
+
+def in_weights(path):
+    metadata = {"format": "pt", "ss_dataset_dirs": path, "lora_adapter_metadata": json.dumps({"base": path})}
+    return save({"a": torch.ones(3)}, metadata)
+
+
+def in_png(path):
+    stream, about = io.BytesIO(), PngInfo()
+    about.add_text("parameters", path)
+    Image.new("RGB", (8, 8)).save(stream, "PNG", pnginfo=about)
+    return stream.getvalue()
+
+
+def in_card(path):
+    return (
         f"# x\n\n{path} and `{path}` and {json.dumps(path)} and {markdown_text(path)}\n\nhttps://huggingface.co/a/b/c\n"
-    )
-    (folder / "weights.safetensors").write_bytes(b"weights")
+    ).encode()
+
+
+UPLOADED = {
+    **{name: in_json for name in CONFIGURATIONS},
+    **{f"{part}/{name}": in_json for part in ("vae", "tokenizer") for name in CONFIGURATIONS[3:]},
+    "README.md": in_card,
+    "LICENSE": in_card,
+    "pytorch_lora_weights.safetensors": in_weights,
+    "transformer/diffusion_pytorch_model.safetensors": in_weights,
+    "first.png": in_png,
+    "last.png": in_png,
+}
+STAYS = (
+    *(".env", ".git/config", ".cache/x.json", "notes.txt", "train.log", "optimizer.pt", "weights.bin", "pickle.pkl"),
+    *("metrics.jsonl", "metadata.csv", "config.yaml", "train.py", "photo.jpg", "sheet.png", "first.gif", "me.json"),
+)
+
+
+def written(folder, files, path):
+    for name, make in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(make(path))
+    return folder
+
+
+@pytest.mark.parametrize("path", LOCAL)
+def test_no_local_path_leaves_with_push(path, tmp_path, capsys):
+    stays = {name: lambda path: in_json(path) for name in STAYS}
+    folder = written(tmp_path / "lora", UPLOADED | stays, path)
     with without_paths(folder) as copy:
-        texts = [(copy / name).read_text() for name in ("run.json", "adapter_config.json", "README.md")]
-        assert (copy / "weights.safetensors").read_bytes() == b"weights"
-    for text in texts:
-        assert "sd3" in text and "me/" not in text and "Name" not in text and "Users" not in text
-    assert "https://huggingface.co/a/b/c" in texts[2]
+        sent = {str(file.relative_to(copy)): file.read_bytes() for file in copy.rglob("*") if file.is_file()}
+        weights = load_file(copy / "pytorch_lora_weights.safetensors")
+    assert set(sent) == set(UPLOADED)
+    for name, content in sent.items():
+        text = content.decode("latin-1")
+        assert not any(part in text for part in ("me/", "me\\", "Name", "Users")), name
+        assert "sd3" in text or name.endswith(".png")
+    assert torch.equal(weights["a"], torch.ones(3))
+    assert b"https://huggingface.co/a/b/c" in sent["README.md"]
+    told = capsys.readouterr().err
+    assert all(f"{name} is not uploaded" in told for name in STAYS)
+
+
+def test_weights_and_vocabularies_without_paths_are_uploaded_byte_for_byte(tmp_path):
+    weights = save({"a": torch.ones(3)}, {"format": "pt", "afterflow": '{"alpha": 4, "family": "SD3"}'})
+    template = json.dumps({"chat_template": "{{ '\\n\\n# Tools' }}</tool_call>", "unk": "//", "eos": "</s>"})
+    made = {"x.safetensors": lambda _: weights, "tokenizer.json": lambda _: b'{"/a/b": 1}'}
+    folder = written(tmp_path, made | {"tokenizer_config.json": lambda _: template.encode()}, "")
+    with without_paths(folder) as copy:
+        assert (copy / "x.safetensors").read_bytes() == weights
+        assert (copy / "tokenizer.json").read_bytes() == b'{"/a/b": 1}'
+        assert json.loads((copy / "tokenizer_config.json").read_text()) == json.loads(template)
+
+
+@pytest.mark.parametrize("file", ["run.json", "README.md", "adapter_config.json", "LICENSE"])
+@pytest.mark.parametrize("secret", ["hf_abcdefghijklmnopqrst", "sk-proj-abcdefghijklmnop", "https://me:word@host/v1"])
+def test_no_key_leaves_with_push(file, secret, tmp_path):
+    if secret.startswith("https") and not file.endswith(".json"):
+        secret = "ghp_abcdefghijklmnopqrst"
+    (tmp_path / file).write_text(json.dumps({"config": {"reward_models": {"servers": {"x": secret}}}}))
+    with pytest.raises(ConfigError, match=file) as told, without_paths(tmp_path):
+        pass
+    assert secret not in str(told.value)
+
+
+def test_a_model_behind_an_address_may_leave_with_push(tmp_path):
+    address = "http://host:8000/v1#org/judge-7B"
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"reward_models": {"weights": {"vlm_quality": address}}}}))
+    with without_paths(tmp_path) as copy:
+        assert address in (copy / "run.json").read_text()
 
 
 @pytest.mark.parametrize("text", ["owner/name", "runs/x/lora", "a / b", "https://x.org/a/b", "1/2", "", "/"])

@@ -135,6 +135,29 @@ def test_a_command_ends_in_one_line_and_unwinds(capsys, number):
     assert said == f"afterflow: {number.name}: ended; checkpoints and results that were written are whole\n"
 
 
+OTHERS = [ImportError("half"), ValueError("x"), RuntimeError("x"), SystemExit(1), MemoryError(), OSError(5, "x")]
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("number", [signal.SIGINT, *TERMINATIONS])
+def test_an_error_that_a_library_makes_of_a_signal_is_taken_for_the_signal(capsys, number, error):
+    def command():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException:
+            raise error from None  # as numpy does, half imported
+
+    assert guarded(command) == 128 + number
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "checkpoints and results that were written are whole" in said
+
+
+def test_an_error_without_a_signal_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="ours"):
+        guarded(lambda: (_ for _ in ()).throw(RuntimeError("ours")))
+
+
 @pytest.fixture
 def ignored():
     """SIGHUP and SIGINT are ignored, as under nohup and in the background of a script."""

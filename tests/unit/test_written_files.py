@@ -23,8 +23,8 @@ from afterflow.experiment.provenance import tracker_options, write_record
 from afterflow.experiment.run_folder import MetricsFile
 from afterflow.models.base import read_cache_file, write_cache_file
 from afterflow.models.lora.factors import LoRAFactors
-from afterflow.models.lora.files import write_lora
-from afterflow.system.atomic_files import apply_umask, make_folder, write_text_atomically
+from afterflow.models.lora.files import write_file, write_lora
+from afterflow.system.atomic_files import apply_umask, make_folder, replacing, write_text_atomically
 from afterflow.system.errors import OutputError
 from afterflow.system.folder_lock import locked_folder
 from afterflow.train.checkpoint import WeightState, list_checkpoints, save_checkpoint
@@ -149,10 +149,31 @@ def test_whatever_the_system_refuses_is_a_sentence(tmp_path, monkeypatch, what, 
         assert not refused
 
 
-def test_a_text_that_could_not_be_written_leaves_the_old_one_and_no_rest(tmp_path):
-    write_text_atomically(tmp_path / "a", "old")
-    with full_disk(100), pytest.raises(OutputError):
-        write_text_atomically(tmp_path / "a", "new" * 1000)
+NOISE = np.random.default_rng(0).integers(0, 256, (1, 2, 64, 64, 3), np.uint8)
+REPLACED = {
+    "a flushed text": lambda file: write_text_atomically(file, "new" * 1000),
+    "a text": lambda file: write_text(file, "new" * 1000),
+    "a picture": lambda file: save_image(Image.fromarray(NOISE[0, 0]), file),
+    "a sheet": lambda file: save_pictures(file, NOISE[:, 0], ["x"], 1),
+    "a sheet of clips": lambda file: save_pictures(file, NOISE, ["x"], 1),
+    "kohya's LoRA": lambda file: write_file(file, {"a": torch.zeros(999)}, {"format": "pt"}),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_what_could_not_be_written_leaves_the_old_file_and_no_rest(tmp_path, what):
+    (tmp_path / "a.png").write_text("old")
+    with full_disk(100), pytest.raises(OutputError, match=rf"{tmp_path}/a.png cannot be written: File too large; make"):
+        REPLACED[what](tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_text() == "old" and len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_is_interrupted_leaves_the_old_file_and_no_rest(tmp_path, error):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(error), replacing(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise error
     assert (tmp_path / "a").read_text() == "old" and len(files(tmp_path)) == 1
 
 

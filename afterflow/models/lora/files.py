@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...system.atomic_files import apply_umask, make_folder, writing
-from ...system.errors import InputError, OutputError
+from ...system.atomic_files import apply_umask, make_folder, replacing
+from ...system.errors import InputError
+from ...system.own_folders import check_inside, check_own_file
 from ...system.text_files import read_text
 from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
@@ -55,6 +56,7 @@ def lora_file(source: str | Path) -> Path:
     """Return the file of a LoRA, by a run's folder, a LoRA's folder or the file itself.  InputError without one."""
     path = Path(source)
     if path.is_file():
+        check_inside(path)
         return path
     folder = lora_folder(path)
     named = [folder / name for name in NAMES if (folder / name).is_file()]
@@ -77,10 +79,9 @@ def lora_folder(path: Path) -> Path:
     InputError where a link leads out of a run's folder.
     """
     if not (path / "lora").is_dir():
+        check_inside(path)
         return path
-    for link in (path / "lora", *(path / "lora").iterdir()):
-        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{link} is a symbolic link that leads out of {path}; name what it points to")
+    check_inside(path / "lora", path)
     return path / "lora"
 
 
@@ -200,16 +201,31 @@ def write_lora(
     adapter = {"lora_adapter_metadata": json.dumps({f"transformer.{name}": value for name, value in config.items()})}
     make_folder(folder)
     for name in (NAMES[0], COMFYUI):
-        check_own_file(folder / name)
+        check_own_file(folder / name, is_own_lora)
     (folder / COMFYUI).unlink(missing_ok=True)  # of what the folder held before
-    files = {NAMES[0]: (lora_state_dict(layers), metadata | adapter)}
+    write_file(folder / NAMES[0], lora_state_dict(layers), metadata | adapter)
     if family is not None:
-        files[COMFYUI] = to_kohya(layers, family), metadata
-    for name, (tensors, about_file) in files.items():
-        with writing(folder / name):
-            save_file(tensors, folder / name, metadata=about_file)
-            sort_metadata(folder / name)
-            apply_umask(folder / name)
+        write_file(folder / COMFYUI, to_kohya(layers, family), metadata)
+
+
+def write_kohya(file: Path, lora: StoredLoRA) -> None:
+    """Write a LoRA, whose family is known, by the names of ComfyUI and kohya's trainers; alpha is the rank.
+
+    OutputError where that would replace a file that afterflow did not write.
+    """
+    assert lora.family is not None
+    make_folder(file.parent)
+    check_own_file(file, is_own_lora)
+    about = json.dumps({"alpha": lora.rank, "family": lora.family})
+    write_file(file, to_kohya(lora.layers, lora.family), {"format": "pt", ABOUT: about})
+
+
+def write_file(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file of equal bytes for equal contents, which others may read as the umask says."""
+    with replacing(file) as partial:
+        save_file(dict(tensors), partial, metadata=dict(metadata))
+        sort_metadata(partial)
+        apply_umask(partial)
 
 
 def sort_metadata(file: Path) -> None:
@@ -224,17 +240,13 @@ def sort_metadata(file: Path) -> None:
         stream.write(text)
 
 
-def check_own_file(file: Path) -> None:
-    """Raise OutputError for a file that would be replaced and that afterflow did not write."""
-    if not file.exists() and not file.is_symlink():
-        return
+def is_own_lora(file: Path) -> bool:
+    """Return whether a file is a LoRA that afterflow wrote."""
     try:
-        with writing(file), safe_open(file, "pt") as stored:
-            own = ABOUT in (stored.metadata() or {})
-    except OutputError as error:
-        raise OutputError(f"{file} is no LoRA of afterflow and is not replaced; move it away ({error})") from error
-    if not own:
-        raise OutputError(f"{file} was written by another program and is not replaced; move it away")
+        with safe_open(file, "pt") as stored:
+            return ABOUT in (stored.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def check_lora_fits(lora: StoredLoRA, module: nn.Module) -> None:
