@@ -6,7 +6,8 @@ Iterations are real ones (rollout, credit, loss, optimizer, EMA, metrics file) o
 and rewards, which are the same for all, are left out.  Every round times each method once, in turn; a ratio is of
 the sums over all rounds, because windows move and iterations differ in length.
 
-    predicted = (nfe_old + nfe_new (1 + b)) / (the same of DanceGRPO)
+    predicted = (nfe_old + nfe_new (1 + b)) / (the same of DanceGRPO)          in two passes
+    predicted = (nfe_old + nfe_new b) / (the same of DanceGRPO)                in one pass, with --retained-rows
 
 nfe_old: velocity evaluations per image of the rollout; nfe_new: those per image that are also differentiated, where
 children of one state share one; b: seconds of a backward pass over those of a forward pass, measured on the bare
@@ -75,7 +76,8 @@ def measure(options: argparse.Namespace) -> dict:
         forward.append(f), both.append(b)
     backward_over_forward = statistics.median(b / f for b, f in zip(both, forward)) - 1
     counted = {name: [sum(column) / len(pairs) for column in zip(*pairs)] for name, pairs in nfe.items()}
-    cost = {name: old + new * (1 + backward_over_forward) for name, (old, new) in counted.items()}
+    again = 0 if options.retained_rows else 1
+    cost = {name: old + new * (again + backward_over_forward) for name, (old, new) in counted.items()}
     over = lambda name, other: sum(seconds[name]) / sum(seconds[other])
     return {
         "methods": {
@@ -93,6 +95,7 @@ def measure(options: argparse.Namespace) -> dict:
         "backward_over_forward": round(backward_over_forward, 4),
         "T": T,
         "images": options.prompts * 16,
+        "retained_rows": options.retained_rows,
         **setting(options),
         **provenance(),
     }

@@ -19,6 +19,7 @@ from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import ExploreOptions, Explorer, Iteration
 from afterflow.train.loop import Trainer, TrainOptions
+from afterflow.train.one_pass import OnePass
 
 
 def timing_options(parser: argparse.ArgumentParser, rounds: int, prompts: int, chunk: int) -> argparse.Namespace:
@@ -27,6 +28,7 @@ def timing_options(parser: argparse.ArgumentParser, rounds: int, prompts: int, c
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--prompts", type=int, default=prompts)
     parser.add_argument("--chunk", type=int, default=chunk)
+    parser.add_argument("--retained-rows", type=int, default=0, help="rows whose graphs may wait; 0: two passes")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -51,8 +53,11 @@ def rl_iterations(options, algorithm, model, parameters, velocity, prompts) -> I
 def explored_iterations(options, algorithm, model, parameters, models, batch, score) -> Iterator[dict[str, float]]:
     """Explore the prompts that `batch` gives and train on them; yield the metrics of every iteration."""
     clock, exploring = Clock(), ExploreOptions(0, model.latent_shape, options.chunk)
-    explorer = Explorer(algorithm, models, batch, score, exploring, Processes(), clock)
-    return trained_iterations(algorithm, models, parameters, explorer.iterations(range(1000)), clock)
+    explorer = Explorer(algorithm, models, batch, score, exploring, Processes(Accelerator(cpu=True)), clock)
+    source = explorer.iterations(range(1000))
+    if options.retained_rows:
+        source = (OnePass(explorer, step, options.retained_rows) for step in range(1000))
+    return trained_iterations(algorithm, models, parameters, source, clock)
 
 
 def trained_iterations(

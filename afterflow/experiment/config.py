@@ -118,6 +118,9 @@ class Optimization:
     """Decay per update of the average of the weights that is evaluated and saved.  None: the last weights are."""
     mixed_precision: Option[Literal["no", "fp16", "bf16"]] = "no"
     """Precision of forward passes.  Kernels, log-probabilities and trained weights stay fp32."""
+    fp32_streams: Option[bool | None] = None
+    """Whether residual streams and the last layer stay fp32 in mixed precision, so that ratios are less of rounding.
+    None: where an iteration has several updates; after the first, ratios are not 1."""
     gradient_checkpointing: Option[bool] = False
     """Compute activations again in the backward pass.  It needs much less memory and about a third more time."""
     nonfinite: Option[Literal["stop", "skip"]] = "stop"

@@ -4,9 +4,11 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -14,13 +16,13 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from ..algorithms.base import explores
+from ..algorithms.base import Algorithm, explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..rewards.registry import canary_complaint, find_reward, resolve_reward
 from ..rewards.vlm.judge import VLMJudge
-from ..sampling.conditioning import Conditioning, Pairs
+from ..sampling.conditioning import Conditioning, Pairs, move_rows
 from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.errors import ConfigError
@@ -32,13 +34,15 @@ from ..train.gradients import gradients
 from .config import Run
 from .cost_estimate import estimate_cost, trial_iteration
 from .prompt_checks import prompt_records
-from .setup import TrainingSetup
+from .setup import TrainingSetup, fp32_streams
 
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
 """FLOP/s of dense bf16 matrix products, as the makers state them."""
 ANYTHING = [{"prompt": "a photo of a red cube on a wooden table"}, {"prompt": "a dog"}]
 """Prompts, where images bring theirs."""
 TRIAL_STEPS = 4
+MOST_CLIPPED = 0.05
+"""Share of the rows that rounding may clip."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,13 @@ def examine(run: Run) -> Iterator[Finding]:
     for name in run.rewards:
         resolve_reward(name)
     small = run.with_options(
-        name=f"doctor_{uuid4().hex}", tracker="none", batch=1, grad_partitions=1, shard="none", updates=1
+        name=f"doctor_{uuid4().hex}",
+        tracker="none",
+        batch=1,
+        grad_partitions=1,
+        shard="none",
+        updates=1,
+        fp32_streams=fp32_streams(run),
     )
     # The lock takes its folder away again, because nothing is written into it.
     with tempfile.TemporaryDirectory() as folder, locked_folder(small.folder):
@@ -157,6 +167,7 @@ def check_training(setup: TrainingSetup, cond: Conditioning, run: Run) -> Iterat
             f"precision {run.optimization.mixed_precision}",
             "rollout and update differ by dropout, a compiled part, or a kernel that is not deterministic",
         )
+        yield check_ratio_noise(setup, cond, run)
     yield Finding(
         "gradients arrive at what is trained",
         0 < gradient < float("inf"),
@@ -166,6 +177,46 @@ def check_training(setup: TrainingSetup, cond: Conditioning, run: Run) -> Iterat
     if algorithm.requirements.reference:
         yield check_kl(setup, cond)
     yield from expected_time(setup, iteration, seconds, run)
+
+
+@torch.no_grad()
+def check_ratio_noise(setup: TrainingSetup, cond: Conditioning, run: Run) -> Finding:
+    """Check that rounding alone does not clip ratios where an iteration has several updates.
+
+    A little away from the start, the trained weights are moved by 1e-5, which should hardly move a ratio.
+    """
+    algorithm = cast(Algorithm[Any], setup.algorithm)
+    with moved(setup, 0.01):
+        iteration = small_iteration(setup, cond, Clock())
+        rows = iteration.rows[torch.arange(min(len(iteration.rows), run.batches.chunk))]
+        rows = move_rows(rows, setup.processes.accelerator.device)
+        with moved(setup, 1e-5):
+            measured = [metrics for _, metrics in algorithm.losses(setup.models, rows)]
+    clipped = sum(float(metrics["clip_fraction"]) for metrics in measured) / len(measured)
+    noise = max(float(metrics["ratio_max"]) - 1 for metrics in measured)
+    precision = run.optimization.mixed_precision if run.optimization.mixed_precision != "no" else run.model.dtype
+    return Finding(
+        "ratios are of learning and not of rounding",
+        None if run.batches.updates == 1 else clipped < MOST_CLIPPED,
+        f"ratio noise of {precision}: up to {noise:.0e}, clip {getattr(algorithm, 'clip', 0.0):.0e}: "
+        f"rounding would clip {clipped:.0%} of the rows after a first update",
+        "take updates = 1, mixed_precision = no, fp32_streams = True, or a wider algorithm.clip",
+    )
+
+
+@contextmanager
+def moved(setup: TrainingSetup, size: float) -> Iterator[None]:
+    """Add noise of a size to what is trained, inside the context."""
+    parameters = list(setup.weights.parameters.values())
+    originals = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for i, parameter in enumerate(parameters):
+            draws = torch.Generator().manual_seed(i)
+            parameter.add_(size * torch.randn(parameter.shape, generator=draws).to(parameter))
+    yield
+    with torch.no_grad():
+        for parameter, original in zip(parameters, originals):
+            parameter.copy_(original)
 
 
 def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> Iteration:
@@ -189,21 +240,14 @@ def gradient_norm(setup: TrainingSetup) -> float:
 
 def check_kl(setup: TrainingSetup, cond: Conditioning) -> Finding:
     """Check that the KL has a gradient a little away from the start, where it is 0 and flat."""
-    models, parameters = setup.models, setup.weights.parameters
+    models = setup.models
     assert models.reference is not None
-    originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     x, t = noise_for(setup, len(cond), "kl")[:, 0], torch.full((len(cond),), 0.7, device=cond.index.device)
-    with torch.no_grad():
-        for i, parameter in enumerate(parameters.values()):
-            parameter.add_(
-                0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)).to(parameter)
-            )
-        reference = models.reference(x, t, cond)
-    (models.policy(x, t, cond).float() - reference.float()).square().mean().backward()
-    gradient = gradient_norm(setup)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(originals[name])
+    with moved(setup, 0.01):
+        with torch.no_grad():
+            reference = models.reference(x, t, cond)
+        (models.policy(x, t, cond).float() - reference.float()).square().mean().backward()
+        gradient = gradient_norm(setup)
     return Finding(
         "the KL to the reference pulls the policy back",
         gradient > 0,

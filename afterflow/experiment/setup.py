@@ -25,6 +25,7 @@ from ..models.adapters import (
     without_adapters,
 )
 from ..models.base import blocks
+from ..models.fp32_streams import keep_streams_in_fp32
 from ..models.pipeline import Model
 from ..models.wrappers import guided, identity, in_chunks, in_context
 from ..sampling.conditioning import Velocity
@@ -228,9 +229,17 @@ def load_model(run: Run, processes: Processes) -> Model:
         model = run.model.load(accelerator.device)
     if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
+    if fp32_streams(run):
+        keep_streams_in_fp32(model.module, model.streams)
     if run.distribution.compile:
         compile_blocks(model.module)
     return model
+
+
+def fp32_streams(run: Run) -> bool:
+    """Return whether residual streams stay fp32 in the run's mixed precision."""
+    asked = run.optimization.fp32_streams
+    return run.optimization.mixed_precision != "no" and (run.batches.updates > 1 if asked is None else asked)
 
 
 def compile_blocks(network: nn.Module) -> None:

@@ -45,6 +45,7 @@ class FluxModel(Model):
     stock = "FluxPipeline"
     encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     packed = True
+    streams = ("x_embedder", "context_embedder")
     usual_guidance = 1.0
     # Attention, and feed-forward layers of the double blocks, as flow_grpo adapts FLUX.
     lora_targets = (

@@ -104,6 +104,8 @@ class Model(ABC):
     """Names of the pipeline's parts that read prompts."""
     usual_guidance: float
     """The guidance scale of its authors.  1 where the network takes another one as input, or needs none."""
+    streams: tuple[str, ...]
+    """Names of the layers that the network's residual streams begin with."""
     lora_targets: tuple[str, ...]
     """The layers that the family's LoRAs adapt by default."""
     combine: Combine = staticmethod(linear_guidance)

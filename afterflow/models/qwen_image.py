@@ -39,6 +39,7 @@ class QwenImageModel(Model):
     stock = "QwenImagePipeline"
     encoders = ("text_encoder", "tokenizer")
     packed, vae_encode, vae_decode = True, staticmethod(encode_frames), staticmethod(decode_frames)
+    streams = ("img_in", "txt_in")
     usual_guidance = 4.0
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),

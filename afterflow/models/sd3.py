@@ -45,6 +45,7 @@ class SD3Model(Model):
 
     stock = "StableDiffusion3Pipeline"
     encoders = FIRST_ENCODERS + THIRD_ENCODER
+    streams = ("pos_embed", "context_embedder")
     usual_guidance = 4.5
     # Those of the joint attention alone: SD3.5 Medium's second attention, attn2, has layers of the same names.
     lora_targets = (

@@ -48,6 +48,7 @@ class WanModel(Model):
     stock = "WanPipeline"
     encoders = ("text_encoder", "tokenizer")
     vae_encode, vae_decode = staticmethod(encode_clips), staticmethod(decode_clips)
+    streams = ("patch_embedding",)
     usual_guidance = 5.0
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 

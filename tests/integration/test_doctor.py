@@ -56,8 +56,28 @@ def test_a_sound_set_up_passes(run, name, tmp_path):
 def test_other_methods_are_asked_what_concerns_them(run, algorithm):
     data = ShapesImages(count=4) if isinstance(algorithm, SFT) else run.data
     checks = [each.check for each in examine(replace(run, algorithm=algorithm, data=data))]
-    assert any("ratio" in check for check in checks) == isinstance(algorithm, BranchGRPO)
+    assert any("ratio of 1" in check for check in checks) == isinstance(algorithm, BranchGRPO)
     assert not any("KL" in check for check in checks)
+
+
+@pytest.mark.parametrize(
+    "options, passed",
+    [
+        ({"updates": 2}, True),
+        ({"updates": 2, "mixed_precision": "bf16", "fp32_streams": False, "clip": 1e-6}, False),
+        ({"updates": 2, "mixed_precision": "bf16", "clip": 1e-6}, True),  # streams are fp32
+        ({"updates": 1, "mixed_precision": "bf16", "clip": 1e-6}, None),  # ratios are 1
+        ({"updates": 2, "mixed_precision": "bf16", "clip": 0.5}, True),
+    ],
+)
+def test_a_clip_that_rounding_reaches_is_found(run, options, passed):
+    """It is that of a second update alone."""
+    options = dict(options)
+    run = replace(run, algorithm=replace(run.algorithm, clip=options.pop("clip", 1e-4)))
+    (noise,) = [each for each in examine(run.with_options(**options)) if "rounding" in each.check]
+    assert noise.passed is passed and f"clip {run.algorithm.clip:.0e}" in noise.detail
+    share = int(noise.detail.split("would clip ")[1].split("%")[0])
+    assert share > 5 if options.get("mixed_precision") and passed in (False, None) else share < 5
 
 
 def test_another_grid_than_the_pipelines_is_found(run, monkeypatch):
@@ -110,5 +130,5 @@ def test_the_command_says_what_failed_and_leaves_nothing(tmp_path, capsys, monke
     monkeypatch.setattr(pipeline, "trained_factors", without_alpha)
     code = main(["doctor", "shapes_flow_grpo", "--chunk", "8", "--algorithm.group", "2", "--threads", "1"])
     captured = capsys.readouterr()
-    assert code == 2 and "1 of 13 checks failed: a saved LoRA" in captured.err
+    assert code == 2 and "1 of 14 checks failed: a saved LoRA" in captured.err
     assert "gradients arrive" in captured.out and not (tmp_path / "runs").exists()

@@ -129,3 +129,10 @@ def test_the_trained_adapter_is_back_after_a_failure():
         raise ZeroDivisionError
     made = layers(x)
     assert torch.equal(made, expected) and made.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shapes_are_computed_on_a_device_without_memory(dtype):
+    layers = lean(network(dtype=dtype)).to("meta")
+    made = layers(torch.zeros(3, 5, 12, device="meta", dtype=dtype))
+    assert made.shape == (3, 5, 12) and made.dtype == dtype

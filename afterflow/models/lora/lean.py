@@ -35,9 +35,14 @@ class LeanLinear(Linear):
         assert isinstance(A, Tensor) and isinstance(B, Tensor)
         result = self.base_layer(x)
         # Autocast chooses the precision of a product itself; without it the input must be of the factors' dtype.
-        x = x if torch.is_autocast_enabled(x.device.type) else x.to(A.dtype)
+        x = x if autocasts(x.device.type) else x.to(A.dtype)
         # In place: the base layer's output is nobody else's, and its backward pass does not need it.
         return result.add_(functional.linear(self.scaling[name] * functional.linear(x, A), B))
+
+
+def autocasts(device: str) -> bool:
+    """Return whether products on this kind of device are computed in the precision of an autocast."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def make_lean(network: nn.Module) -> None:
