@@ -3,11 +3,11 @@
     python bench/processes.py --json bench/results/processes.json
 
 Each method trains the shipped pipeline for 20 iterations with the same global batch: in one process, in two (torchrun,
-gloo), and Flow-GRPO in four too.  All have as many gradient partitions, so that sums are the same.  Then SFT and
-Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  Results: until which
-iteration all rewards, which come from the rollouts' pixels, are equal to the last bit, whether the final weights are,
-and how far apart losses and gradient norms are at the most, relative to their size (a policy loss is 0 but for
-rounding, so relative to 1).
+gloo), and Flow-GRPO in four too; Flow-GRPO and DDPO also in one pass.  All have as many gradient partitions, so that
+sums are the same.  Then SFT and Flow-GRPO train all weights, in one process and sharded over two by FSDP2.  Results:
+until which iteration all rewards, which come from the rollouts' pixels, are equal to the last bit, whether the final
+weights are, and how far apart losses and gradient norms are at the most, relative to their size (a policy loss is 0 but
+for rounding, so relative to 1).
 """
 
 import argparse
@@ -24,13 +24,16 @@ from afterflow.models.adapters import Full
 LOSSES = ("policy_loss", "flow_matching", "base_loss", "correction_loss", "cost", "kl", "grad_norm")
 SHARDED = {"sft": 1e-4, "flow_grpo": 1e-5}
 """Learning rates of all weights."""
+SHARDS = ("full", "zero2")
 
 
 def options_of(kind: str, method: str, partitions: int) -> dict:
     if kind == "partitions":
         return {"grad_partitions": partitions}
+    if kind == "one pass":
+        return {"grad_partitions": partitions, "updates": 1, "retained_rows": 100_000}
     # A gradient of one pass, so that one process sums in the order in which shards are summed.
-    whole = {"tune": Full(), "chunk": 32, "updates": 1, "learning_rate": SHARDED[method]}
+    whole = {"tune": Full(), "chunk": 32, "updates": 1, "retained_rows": 0, "learning_rate": SHARDED[method]}
     return whole | ({"grad_partitions": partitions} if kind == "whole" else {"shard": kind})
 
 
@@ -63,7 +66,7 @@ def apart(one: Path, other: Path) -> dict:
 
 def compared(method: str, iterations: int, kind: str, processes: int) -> dict:
     with tempfile.TemporaryDirectory() as home:
-        alone, _ = trained("whole" if kind != "partitions" else kind, method, processes, iterations, 1, home)
+        alone, _ = trained("whole" if kind in SHARDS else kind, method, processes, iterations, 1, home)
         several, _ = trained(kind, method, processes, iterations, processes, home)
         return {"iterations": iterations} | apart(alone, several)
 
@@ -81,8 +84,10 @@ def main() -> None:
         return work(run_of(options.work, options.iterations, save_every=1000, **fields))
     wanted = {f"{method}, 2 processes": (method, "partitions", 2) for method in METHODS}
     wanted["flow_grpo, 4 processes"] = ("flow_grpo", "partitions", 4)
+    for method in ("flow_grpo", "ddpo"):
+        wanted[f"{method}, one pass, 2 processes"] = (method, "one pass", 2)
     for method in SHARDED:
-        wanted |= {f"{method}, all weights, 2 processes, {how}": (method, how, 2) for how in ("full", "zero2")}
+        wanted |= {f"{method}, all weights, 2 processes, {how}": (method, how, 2) for how in SHARDS}
     results = read_json(options.json)
     for name in options.only or wanted:
         method, kind, processes = wanted[name]
