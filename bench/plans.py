@@ -7,14 +7,13 @@ are written from what diffusers states of each model, so that no hub is needed. 
 network's own FLOPs run at 40 % of the card's dense bf16 peak.  Nobody has measured them here.
 """
 
-import json
 import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from harness import make_parser, provenance, write_json
-from real_size import SD35_MEDIUM
+from real_size import SD35_MEDIUM, write_configurations
 
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.doctor import PEAK
@@ -79,9 +78,7 @@ def counted(command: str, files: dict[str, dict]) -> dict:
     """Memory and work of a recipe whose model has these configuration files."""
     name, _, option = command.partition(" ")
     folder = Path(name).resolve()
-    for file, content in files.items():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(json.dumps(content))
+    write_configurations(files, folder)
     run = RECIPES[name]()
     if option:
         run = run.with_options(gradient_checkpointing=True)
@@ -90,7 +87,7 @@ def counted(command: str, files: dict[str, dict]) -> dict:
     return {
         "iterations": run.batches.iterations,
         "gib": {part: round(size / 2**30, 2) for part, size in needs.memory.items()},
-        "gib_together": round(needs.bytes / 2**30, 1),
+        "gib_together": round(needs.total_bytes / 2**30, 1),
         "pflop": round(flops / 1e15),
         "hours": {card: round(flops / (SHARE * PEAK[card]) / 3600, 1) for card in CARDS},
     }

@@ -25,8 +25,9 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
-from afterflow.experiment.cost_estimate import count_passes, trial_iteration
+from afterflow.experiment.cost_estimate import trial_iteration
 from afterflow.experiment.doctor import PEAK
+from afterflow.experiment.network_counts import count_passes
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.base import default_device
@@ -98,10 +99,18 @@ def outline(arch: str, size: int | None, folder: Path) -> Model:
     """The model without weights."""
     if arch == "tiny":
         return SD3(str(TINY)).load("meta")
-    for name, content in SD35_MEDIUM.items():
+    write_configurations(SD35_MEDIUM, folder)
+    return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
+
+
+def write_configurations(files: dict[str, dict], folder: Path) -> None:
+    """Write the configuration files of a pipeline, and folders without files for its other parts."""
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))
-    return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
+    for name, part in files["model_index.json"].items():
+        if isinstance(part, list):
+            (folder / name).mkdir(exist_ok=True)
 
 
 def materialise(model: Model, device: torch.device) -> None:

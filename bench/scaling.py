@@ -22,7 +22,7 @@ from harness import make_parser, write_json
 from real_size import outline
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.experiment.cost_estimate import count_passes
+from afterflow.experiment.network_counts import count_passes
 from afterflow.models.adapters import LoRA, attach
 
 DRAWS = 2000

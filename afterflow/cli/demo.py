@@ -5,12 +5,14 @@ python -m afterflow.cli.demo
 
 import sys
 
+from ..system.slow_import import announced_import
 from .main import guarded
 
 
 def demo_command() -> None:
     """Run the demo; what it imports takes seconds, in which Ctrl-C is answered as later."""
-    from .demo_run import run_demo
+    with announced_import("demo"):
+        from .demo_run import run_demo
 
     run_demo()
 

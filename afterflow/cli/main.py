@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ..system.escapes import one_line
 from ..system.launcher import check_launcher, launched_processes, launched_rank
 from ..system.messages import show_messages
 from ..system.names import unknown_name
+from ..system.slow_import import announced_import
 from ..system.streams import discard_buffer, lasting_streams, open_standard_files
 from .help_words import HELP, asks_for_help
 from .recipes import function_summaries
@@ -126,10 +128,15 @@ def run_command(argv: Sequence[str] | None) -> None:
         check_launch(command, args)
         module, function = COMMANDS[command]
         check_words(args)
-        with names_of_command(args):
+        with names_of_command(args), first_line(command):
             getattr(import_module(f".{module}", __package__), function)(args)
     else:
         raise unknown_name("command", command, COMMANDS)
+
+
+def first_line(command: str) -> AbstractContextManager[None]:
+    """Return a context that announces a slow import in the first process of a launcher, and in no other."""
+    return announced_import(f"afterflow {command}") if launched_rank() == 0 else nullcontext()
 
 
 def check_words(args: Sequence[str]) -> None:

@@ -83,13 +83,13 @@ def train(args: Sequence[str]) -> None:
             train_chain(made, options, only_plan)
             return
         run = overridden(made, options, f"afterflow train {recipe}")
-    from ..models.pipeline import no_progress_bars
-
-    no_progress_bars()
     if only_plan:
         print_plan(run)
         return
     from ..experiment.execute import execute
+    from ..models.pipeline import no_progress_bars
+
+    no_progress_bars()
 
     print(f"{execute(run, recipe, goes_on, accept).folder} holds the result")
 
@@ -104,8 +104,6 @@ def print_plan(run: "Run") -> None:
 def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
     """Do the stages of a chain that have not ended, or count what its runs will take, and print the last folder."""
     from ..experiment.config import Run
-    from ..experiment.stages import execute_chain
-    from ..models.pipeline import no_progress_bars
 
     if asks_for_help(options):
         print(f"{chain.name} does in order what is not done yet. --plan counts what its runs take, and --iterations N")
@@ -124,8 +122,11 @@ def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None
         length = {"iterations": given.iterations}
         stages = [stage.with_options(**length) if isinstance(stage, Run) else stage for stage in chain.stages]
         chain = replace(chain, stages=tuple(stages))
-    no_progress_bars()
     if not only_plan:
+        from ..experiment.stages import execute_chain
+        from ..models.pipeline import no_progress_bars
+
+        no_progress_bars()
         print(f"{execute_chain(chain)} holds the result")
         return
     for stage in chain.stages:

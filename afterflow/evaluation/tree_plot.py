@@ -8,9 +8,8 @@ import torch
 from matplotlib.figure import Figure
 
 from ..algorithms.branch_grpo import BranchGRPO
-from ..experiment.config import Run
+from ..experiment.config import Run, on_model_schedule
 from ..experiment.scoring import score_latents
-from ..experiment.setup import on_model_schedule
 from ..experiment.train_subprocess import check_ended
 from ..models.generate import encode_records
 from ..sampling.rollout import Rollout, prompt_noise, sample
@@ -28,7 +27,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
         raise ConfigError(f"{folder} was trained by {type(algorithm).__name__}; only BranchGRPO grows trees")
     check_ended(folder, run)
     model = tuned_model(run, folder)
-    algorithm = on_model_schedule(algorithm, model)
+    algorithm = on_model_schedule(algorithm, model.schedule)
     assert isinstance(algorithm, BranchGRPO)
     cond, noise_of = encode_records(model, [record]), [generator(seed, "tree")]
     velocity = model.guided_velocity(run.batches.guidance_scale, run.batches.chunk)

@@ -29,6 +29,7 @@ from ..models.sd3 import SD3
 from ..rewards.base import RewardModels
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.vlm.judge import VLMJudge
+from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative, check_positive
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
@@ -345,3 +346,10 @@ GROUP_OF: dict[str, str | None] = {option.name: None for option in fields(Run)} 
     option.name: group for group, kind in GROUPS.items() for option in fields(kind)
 }
 """Option → the group that has it; None: Run itself."""
+
+
+def on_model_schedule(algorithm: AnyAlgorithm, schedule: Schedule) -> AnyAlgorithm:
+    """Return the algorithm with the model's own schedule, or its shift, where it names none."""
+    defaults = {"schedule": schedule, "shift": schedule.warp}
+    missing = {name: value for name, value in defaults.items() if getattr(algorithm, name, value) is None}
+    return replace(algorithm, **missing) if missing else algorithm  # type: ignore[arg-type]

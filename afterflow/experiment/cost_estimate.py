@@ -1,38 +1,30 @@
 """The memory and the FLOPs that a run will need, counted before a weight is loaded.
 
-The network is built without weights, on torch's device `meta`, where a forward and a backward pass compute shapes
-alone.  What autograd saves for the backward pass is counted there, and so are FLOPs.
+network_counts.py counts the network; here its counts are multiplied by the rows of the run.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from rich.table import Column, Table
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
 from ..data.images import ImageSource
-from ..models.adapters import Full, attach
+from ..models.adapters import Full
 from ..models.base import default_device
-from ..models.pipeline import Model
-from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.seeds import generator
 from ..train.clock import Clock
 from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
-from .config import Run
-from .passes import Passes, choose_passes, graph_bytes, graph_memory
+from .config import Run, on_model_schedule
+from .network_counts import NetworkCounts, network_counts, rows_of_pass
+from .passes import Passes, choose_passes, graph_memory
 from .prompt_checks import held_out_records, prompt_records
-from .setup import on_model_schedule
-
-PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -58,97 +50,34 @@ class CostEstimate:
 
 def estimate_cost(run: Run) -> CostEstimate:
     """Count what a run needs."""
-    model = run.model.load("meta")
-    run = run.with_options(algorithm=on_model_schedule(run.algorithm, model))
-    precision = PRECISION[run.optimization.mixed_precision]
-    quantized = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
-    frozen = tensor_bytes(model.module.parameters())
-    parameters = attach(model, run.tune)
-    weights = tensor_bytes([*model.module.parameters(), *model.vae.parameters()]) - quantized
-    trained = sum(parameter.numel() for parameter in parameters.values())
-    if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
-        model.module.to(precision)
-    if run.optimization.gradient_checkpointing:
-        model.module.enable_gradient_checkpointing()  # type: ignore[operator]
-    # What images teach is not guided while it learns.
-    guided = 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
-    saved, forward, backward = count_passes(model, run.batches.chunk * guided)
+    network = network_counts(run)
+    run = run.with_options(algorithm=on_model_schedule(run.algorithm, network.schedule))
+    trained, guided = network.trained, rows_of_pass(run) // run.batches.chunk
     rows, chunk = count_rows(run), run.batches.chunk
     passes, waiting = None, chunk
     if explores(run.algorithm):
-        limit = graph_memory(run, default_device(), model.module, trained)
-        passes = choose_passes(run, run.algorithm, saved / chunk, limit)
+        limit = graph_memory(run, default_device(), network.computed, trained)
+        passes = choose_passes(run, run.algorithm, network.saved / chunk, limit)
         waiting = max(waiting, passes.retained_rows)
     memory = {
-        "frozen and trained weights": weights,
+        "frozen and trained weights": network.weights,
         "gradients, Adam and EMA": trained
         * (4 + (8 if run.optimization.optimizer == "adamw" else 2) + 4 * (run.optimization.ema_decay is not None)),
-        "reference, teachers, anchor": copy_bytes(run, frozen, trained),
-        "weights in the mixed precision": cast_bytes(run, frozen),
-        "graphs until their backward pass": saved * waiting // chunk,
-        "states of a rollout": rollout_bytes(run, model),
+        "reference, teachers, anchor": copy_bytes(run, network.frozen, trained),
+        "weights in the mixed precision": cast_bytes(run, network.frozen),
+        "graphs until their backward pass": network.saved * waiting // chunk,
+        "states of a rollout": rollout_bytes(run, network),
     }
     per_row = lambda flops: flops / (run.batches.chunk * guided)
     update = rows["update"]
     computed_again = 0 if passes is not None and passes.retained_rows else update
     explored = sum(rows.values()) - 2 * update + computed_again
     flops = {
-        "forward only": guided * explored * per_row(forward),
-        "forward and backward": guided * update * per_row(forward + backward),
+        "forward only": guided * explored * per_row(network.forward),
+        "forward and backward": guided * update * per_row(network.forward + network.backward),
     }
     rows = {name: guided * count for name, count in rows.items()}
-    return CostEstimate(memory, rows, flops, prompt_bytes(run, model), passes)
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def count_passes(model: Model, rows: int) -> tuple[int, int, int]:
-    """Return the bytes that autograd saves in a forward pass of so many rows, its FLOPs, and the backward pass's."""
-    x = torch.zeros(rows, *model.latent_shape, device="meta")
-    cond = blank_prompt(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
-    velocities: list[Tensor] = []
-
-    def compute() -> Tensor:
-        velocities.append(model.velocity(model.module)(x, torch.ones(rows, device="meta"), cond))
-        return velocities[0]
-
-    with fused_attention(), FlopCounterMode(display=False) as forward:
-        saved = graph_bytes(compute, model.module)
-    # Where activations are computed again, they are here.
-    with fused_attention(), FlopCounterMode(display=False) as backward:
-        velocities[0].sum().backward()
-    return saved, forward.get_total_flops(), backward.get_total_flops()
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Compute attention as accelerators do, without a stored matrix of weights; the device `meta` would store it."""
-    original = functional.scaled_dot_product_attention
-
-    def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
-        assert not options.get("is_causal") and not options.get("enable_gqa")
-        if attn_mask is None:
-            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
-        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
-
-    functional.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = original
-
-
-def blank_prompt(model: Model) -> Conditioning:
-    """Return one encoded prompt of the family's shape."""
-    length, width, pooled = model.text_shape
-    embedding = Embedding(
-        torch.zeros(1, length, width, device="meta"),
-        None if pooled is None else torch.zeros(1, pooled, device="meta"),
-    )
-    return condition(embedding, embedding, [{}])
+    return CostEstimate(memory, rows, flops, prompt_bytes(run, network), passes)
 
 
 def count_rows(run: Run) -> dict[str, float]:
@@ -231,12 +160,12 @@ def cast_bytes(run: Run, weights: int) -> int:
     return weights // 2 if run.model.dtype == "float32" and run.optimization.mixed_precision != "no" else 0
 
 
-def rollout_bytes(run: Run, model: Model) -> int:
+def rollout_bytes(run: Run, network: NetworkCounts) -> int:
     """Return the bytes of an iteration's states and means in fp32; of a batch of images, of its latents and noise.
 
     With offload they lie in CPU memory, but for the last two of a step.
     """
-    state = 4 * torch.Size(model.latent_shape).numel()
+    state = 4 * torch.Size(network.latent_shape).numel()
     if not explores(run.algorithm):
         return 2 * run.batches.batch * state
     widths = run.algorithm.plan(0, generator(run.seed, 0, "plan")).widths
@@ -245,10 +174,10 @@ def rollout_bytes(run: Run, model: Model) -> int:
     return run.batches.batch * state * (sum(widths) + sum(widths[:-1]))
 
 
-def prompt_bytes(run: Run, model: Model) -> int:
+def prompt_bytes(run: Run, network: NetworkCounts) -> int:
     """Return the bytes of all encoded prompts; captions of a folder are not counted before they are read."""
     texts = {record["prompt"] for record in [*held_out_records(run), *prompt_records(run)]}
-    length, width, pooled = model.text_shape
+    length, width, pooled = network.text_shape
     size = torch.finfo(getattr(torch, run.model.dtype)).bits // 8
     return (len(texts) + 1) * (length * width + (pooled or 0)) * size
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from ..sampling.rollout import Retain
 from ..sampling.seeds import generator
 from ..train.one_pass import full_prompts
 from .config import Run
-from .setup import TrainingSetup
+
+if TYPE_CHECKING:
+    from .setup import TrainingSetup
 
 CPU_BYTES = 2 * 10**9
 """Bytes that waiting graphs may take on a CPU."""
@@ -76,25 +79,24 @@ def retained_rows(run: Run, algorithm: OnPolicy) -> int:
     return sum(int(level.sum()) for level in states)
 
 
-def graph_memory(run: Run, device: torch.device, network: nn.Module, trained: int) -> float:
+def graph_memory(run: Run, device: torch.device, weights: int, trained: int) -> float:
     """Return the bytes that waiting graphs may take on a device.
 
     Args:
         run: The run.
         device: The device it trains on.
-        network: The network that is trained, with its adapters.
+        weights: Bytes of the network that is trained, with its adapters.
         trained: Number of its weights that are trained.
     """
     if device.type == "cpu":
         return CPU_BYTES
     # Of what is there when training begins, and not of what is free: a resumed run must choose the same.
     total = torch.cuda.get_device_properties(device).total_memory
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     copies = weights * (run.algorithm.requirements.reference + len(run.teachers)) if isinstance(run.tune, Full) else 0
     return max(0.0, GPU_SHARE * total - weights - copies - 16 * trained)
 
 
-def setup_passes(setup: TrainingSetup, prompts: Conditioning) -> Passes:
+def setup_passes(setup: "TrainingSetup", prompts: Conditioning) -> Passes:
     """Return the passes of a run that is loaded; the size of a graph is measured on one pass."""
     run, device = setup.run, setup.processes.accelerator.device
     chunk = run.batches.chunk
@@ -102,7 +104,8 @@ def setup_passes(setup: TrainingSetup, prompts: Conditioning) -> Passes:
     x = torch.zeros(chunk, *setup.model.latent_shape, device=prompts.index.device)
     make = lambda: setup.models.policy(x, x.new_ones(chunk), rows)
     trained = sum(parameter.numel() for parameter in setup.weights.parameters.values())
-    limit = graph_memory(run, device, setup.model.module, trained)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in setup.model.module.parameters())
+    limit = graph_memory(run, device, weights, trained)
     assert isinstance(setup.algorithm, OnPolicy)
     return choose_passes(run, setup.algorithm, graph_bytes(make, setup.model.module) / chunk, limit)
 

@@ -40,7 +40,7 @@ from ..train.ema import Ema
 from ..train.reward_history import RewardHistory
 from ..train.sharding import gather_network, reshard, shard_network
 from .compatibility import upgrade
-from .config import AnyAlgorithm, Run
+from .config import AnyAlgorithm, Run, on_model_schedule
 from .run_folder import RECORD_MARK, RunFolder, is_of_run
 from .serialization import differences, to_json
 
@@ -70,7 +70,7 @@ class TrainingSetup:
         checkpoints = check_folder(run, resume)
         processes = start_processes(run, checkpoints)
         model = load_model(run, processes)
-        algorithm = on_model_schedule(run.algorithm, model)
+        algorithm = on_model_schedule(run.algorithm, model.schedule)
         with torch.random.fork_rng():
             torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
             parameters = attach(model, run.tune)
@@ -248,13 +248,6 @@ def compile_blocks(network: nn.Module) -> None:
     inductor.emulate_precision_casts = True
     for block in blocks(network):
         block.compile()
-
-
-def on_model_schedule(algorithm: AnyAlgorithm, model: Model) -> AnyAlgorithm:
-    """Return the algorithm with the model's own schedule, or its shift, where it names none."""
-    defaults = {"schedule": model.schedule, "shift": model.schedule.warp}
-    missing = {name: value for name, value in defaults.items() if getattr(algorithm, name, value) is None}
-    return replace(algorithm, **missing) if missing else algorithm  # type: ignore[arg-type]
 
 
 def weight_state(run: Run, model: Model, parameters: Mapping[str, nn.Parameter], processes: Processes) -> WeightState:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ def default_device() -> torch.device:
 
 
 def cache_folder() -> Path:
-    """Return the folder of encoded prompts and images: AFTERFLOW_CACHE, or ~/.cache/afterflow.
+    """Return the folder of encoded prompts and images, and of counts: AFTERFLOW_CACHE, or ~/.cache/afterflow.
 
     ConfigError where there is no home to find it in.
     """
@@ -42,15 +42,25 @@ def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:
     What cannot be written is warned of and computed again another time.
     """
     partial = file.with_suffix(f".{os.getpid()}.partial")
+    with caching(file):
+        make_folder(file.parent)
+        try:
+            with writing(file):
+                save_file(tensors, partial)
+                apply_umask(partial)
+                partial.replace(file)
+        except OutputError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+
+
+@contextmanager
+def caching(file: Path) -> Iterator[None]:
+    """Warn, once, where the block cannot write a file of the cache."""
     try:
-        with writing(file):
-            make_folder(file.parent)
-            save_file(tensors, partial)
-            apply_umask(partial)
-            partial.replace(file)
+        yield
     except OutputError as error:
-        with suppress(OSError):
-            partial.unlink()
         what = f"cache {file.parent}"
         say_once(_log, what, f"nothing is kept in the cache {file.parent}, see AFTERFLOW_CACHE: {failure_words(error)}")
 

@@ -3,13 +3,15 @@
 Those two have tokens of 2x2 latents, and a schedule that depends on how many there are.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from ..sampling.schedules import DynamicShift, LinearShift, Schedule
 from ..system.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
 
 def check_divides(pixels: int, unit: int, what: str = "size") -> None:
@@ -57,7 +59,7 @@ def check_text_tokens(count: int, limit: int, model: str) -> int:
     return count
 
 
-def packed_schedule(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Schedule:
+def packed_schedule(scheduler: "FlowMatchEulerDiscreteScheduler", tokens: int) -> Schedule:
     """Return the grid on which the stock pipeline draws so many tokens.  InputError for one we do not know."""
     config = scheduler.config
     if not config.use_dynamic_shifting:

@@ -4,6 +4,7 @@ Times, velocities and images are in our convention here and only here converted:
 images are uint8 (B, H, W, 3), clips of F frames uint8 (B, F, H, W, 3).
 
 The text encoders live only while prompts are encoded.  The transformer and the autoencoder stay in memory.
+diffusers and transformers take seconds to import, so that each function imports them that needs them.
 """
 
 import hashlib
@@ -16,13 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import diffusers
-import diffusers.utils.logging
 import numpy as np
 import torch
-import transformers.utils.logging
-from diffusers import FlowMatchEulerDiscreteScheduler
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -140,6 +136,8 @@ class Model(ABC):
         self.config, self.device = config, torch.device(device)
         self.folder = locate(config.path, config.revision, weights=False)
         check_family(config.path, self.folder, self.stock)
+        import diffusers  # noqa: F401 - whatever stops its import is no fault of the pipeline's
+
         with reading_parts(config.path):
             self.pipe = self.meta_pipeline()
             self.configure()  # what cannot be drawn is refused before weights are fetched
@@ -201,7 +199,9 @@ class Model(ABC):
         return self.vae_decode(self.vae, latents)
 
     def stock_class(self) -> "type[DiffusionPipeline]":
-        """Return the pipeline's class in diffusers.  Its import takes seconds, so it waits until weights do."""
+        """Return the pipeline's class in diffusers."""
+        import diffusers
+
         return getattr(diffusers, self.stock)
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
@@ -216,6 +216,8 @@ class Model(ABC):
 
     def meta_pipeline(self) -> "DiffusionPipeline":
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
+        import diffusers
+
         index, dtype = read_index(self.folder), getattr(torch, self.config.dtype)
         options = {name: value for name, value in index.items() if not name.startswith("_")}
         for name, (library, kind) in ((n, v) for n, v in options.items() if isinstance(v, list)):
@@ -255,6 +257,10 @@ class Model(ABC):
 
     def stock_latents(self, cond: Conditioning, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Return the latents (B, ...) that the stock pipeline's own loop makes of noise (B, ...), by Euler's steps."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        from .grid_scheduler import GridScheduler
+
         empty = cond.dropped(torch.ones(len(cond), dtype=torch.bool))
         inputs = self.stock_inputs(cond.embedding(), empty.embedding(), guidance)
         inputs["height"], inputs["width"] = (side * self.scale_factor for side in self.latent_shape[-2:])
@@ -298,18 +304,6 @@ class Model(ABC):
         self.pipeline(transformer=network).save_pretrained(folder)
 
 
-class GridScheduler(FlowMatchEulerDiscreteScheduler):
-    """Euler's steps on a grid that is given."""
-
-    def __init__(self, times: Tensor) -> None:
-        super().__init__()
-        self.grid = times[:-1].tolist()
-
-    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
-        """Take the grid's times, whatever number of steps is named."""
-        super().set_timesteps(sigmas=self.grid, device=device)
-
-
 def meta_part(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Make a part of a pipeline from its configuration, on the device `meta`."""
     with torch.device("meta"):
@@ -344,9 +338,7 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
         if len(Path(path).parts) != 2 or path.startswith(".") or Path(path).anchor:
             raise InputError(f"model {path!r}: no such folder, and a hub id reads owner/name")
         try:
-            configurations = {"allow_patterns": ["*.json", "*.txt"], "revision": revision}
-            fetched = diffusers.DiffusionPipeline.download(path, revision=revision) if weights else None
-            folder = Path(fetched or snapshot_download(path, **configurations))
+            folder = Path(download(path, revision, weights))
         except OSError as error:
             raise InputError(
                 f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "
@@ -357,6 +349,17 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
         raise InputError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
     check_parts(path, folder)
     return folder
+
+
+def download(path: str, revision: str | None, weights: bool) -> str:
+    """Download a pipeline from the hub, or its configurations alone, and return its folder."""
+    if weights:
+        from diffusers import DiffusionPipeline
+
+        return str(DiffusionPipeline.download(path, revision=revision))
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(path, allow_patterns=["*.json", "*.txt"], revision=revision)
 
 
 def weights_digest(path: str) -> str:
@@ -462,6 +465,9 @@ KNOWN_NOISE = (
 
 def no_progress_bars() -> None:
     """Silence the progress of loading parts, and pass every warning of diffusers and transformers on once."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.set_verbosity_warning()

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import transformers
-
 from ..system.text_files import read_json
 
 EXAMPLE = 160
@@ -64,7 +62,9 @@ def cut_by(limit: TextLimit, texts: Sequence[str]) -> CutPrompts | None:
     candidates = [text for text in texts if may_be_longer(text, limit.tokens)]
     if not candidates:
         return None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(limit.tokenizer)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(limit.tokenizer)
     tokenizer.model_max_length = int(1e9)  # else it would warn of each text
     longer = [text for text in candidates if len(tokenizer(text)["input_ids"]) > limit.tokens]
     if not longer:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
@@ -19,7 +18,7 @@ from .pipeline import Model, Pretrained
 from .vae import decode_clips, encode_clips
 
 if TYPE_CHECKING:
-    from diffusers import UniPCMultistepScheduler, WanPipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,8 @@ class WanModel(Model):
 
 def wan_schedule(scheduler: "UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler") -> Schedule:
     """Return the grid of the pipeline's own scheduler.  InputError for one that is not for flow matching."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return SD3Grid(scheduler.config.shift)
     if not scheduler.config.use_flow_sigmas:

@@ -18,8 +18,9 @@ from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
-from afterflow.experiment.cost_estimate import count_passes, count_rows, estimate_cost
+from afterflow.experiment.cost_estimate import count_rows, estimate_cost
 from afterflow.experiment.execute import execute
+from afterflow.experiment.network_counts import count_passes
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.generate import encode_records
 from tinies import FAMILIES, built

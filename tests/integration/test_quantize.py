@@ -8,8 +8,8 @@ import torch
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
-from afterflow.experiment.cost_estimate import tensor_bytes
 from afterflow.experiment.execute import execute
+from afterflow.experiment.network_counts import tensor_bytes
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models import quantize
 from afterflow.models.adapters import Full, LoRA

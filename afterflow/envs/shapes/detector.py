@@ -9,8 +9,8 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ..geneval_rules import Detection
 from .world import COLORS, PALETTE_LAB, SHAPES, Array, coverage, lab
@@ -58,7 +58,7 @@ def detect(image: NDArray[np.uint8]) -> DetectionResult:
     explained = np.zeros((size, size), bool)
     detections = []
     grown = _grow(owner, seg.background) if region_colors else owner
-    for label, box in enumerate(ndimage.find_objects(grown), 1):
+    for label, box in enumerate(scipy.ndimage.find_objects(grown), 1):
         window, color = _pad(box, size), region_colors[label - 1]
         matte = _matte(seg.pixels[window], seg.plane[window], owner[window] == label, grown[window] == label)
         detection = _describe(matte, colors[window], color, (window[1].start, window[0].start))
@@ -74,7 +74,7 @@ def segment(image: NDArray[np.uint8]) -> Segmentation:
     pixels = image.astype(np.float32)
     sigma, slack = noise_std(pixels), 0.0
     if sigma > 4.0 and len(image) > 32:
-        pixels = ndimage.median_filter(pixels, (3, 3, 1))
+        pixels = scipy.ndimage.median_filter(pixels, (3, 3, 1))
         image = pixels.astype(np.uint8)
     elif sigma > 2.0:
         # A median filter would eat the shapes of a small picture, so the tolerance widens instead.
@@ -121,7 +121,7 @@ def clutter(unexplained: Mask) -> float:
 def regions(mask: Mask, structure: Mask | None = None) -> NDArray[np.int32]:
     """Number the connected regions of a mask from 1: (S, S) → (S, S), 0 outside."""
     labels = np.zeros(mask.shape, np.int32)
-    ndimage.label(mask, structure, output=labels)
+    scipy.ndimage.label(mask, structure, output=labels)
     return labels
 
 
@@ -211,7 +211,7 @@ def _label_regions(colors: NDArray[np.integer], min_area: int) -> tuple[NDArray[
 def _grow(owner: NDArray[np.int32], background: Mask) -> NDArray[np.int32]:
     """Let each region claim its fringe: pixels within 2.6 px, or 1.5 where they may be a shadow."""
     distance, nearest = np.empty(owner.shape), np.empty((2, *owner.shape), np.int32)
-    ndimage.distance_transform_edt(owner == 0, return_indices=True, distances=distance, indices=nearest)
+    scipy.ndimage.distance_transform_edt(owner == 0, return_indices=True, distances=distance, indices=nearest)
     return np.where(distance <= np.where(background, 1.5, 2.6), owner[nearest[0], nearest[1]], 0)
 
 

@@ -8,8 +8,8 @@ import math
 from dataclasses import astuple, dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from .detector import REJECT, Mask, Segmentation, background_plane, dilate, noise_std, regions, segment
 from .world import COLORS, Array
@@ -61,8 +61,8 @@ def _falling(value: float, free: float, scale: float) -> float:
 
 def _local_span(pixels: Array) -> Array:
     """Largest range of a channel within 5x5 pixels: (S, S, 3) → (S, S)."""
-    high = ndimage.maximum_filter(pixels, (5, 5, 1))
-    return (high - ndimage.minimum_filter(pixels, (5, 5, 1))).max(-1)
+    high = scipy.ndimage.maximum_filter(pixels, (5, 5, 1))
+    return (high - scipy.ndimage.minimum_filter(pixels, (5, 5, 1))).max(-1)
 
 
 def _texture_std(pixels: Array, span: Array) -> float:
@@ -71,7 +71,9 @@ def _texture_std(pixels: Array, span: Array) -> float:
     if clear.mean() <= 0.12:
         return noise_std(pixels)
     second = np.array([1.0, -2.0, 1.0], np.float32)
-    curvature = ndimage.convolve1d(ndimage.convolve1d(pixels, second, 0, mode="reflect"), second, 1, mode="reflect")
+    curvature = scipy.ndimage.convolve1d(
+        scipy.ndimage.convolve1d(pixels, second, 0, mode="reflect"), second, 1, mode="reflect"
+    )
     strength = abs(curvature[clear]) / 6
     # The mean square also sees texture that is zero at most pixels.
     return max(1.4826 * float(np.median(strength)), 0.55 * float(np.sqrt((strength**2).mean())))
@@ -83,7 +85,7 @@ def _mottle(pixels: Array, plane: Array, span: Array) -> float:
     flat = (abs(residual).max(-1) < 26) & ~dilate(span > _EDGE, 1)
     if flat.sum() <= 40:
         return 30.0
-    return float(np.sqrt((ndimage.gaussian_filter(residual, (1.2, 1.2, 0))[flat] ** 2).mean()))
+    return float(np.sqrt((scipy.ndimage.gaussian_filter(residual, (1.2, 1.2, 0))[flat] ** 2).mean()))
 
 
 def _sharpness(pixels: Array, span: Array) -> float:
@@ -95,7 +97,7 @@ def _sharpness(pixels: Array, span: Array) -> float:
     strong = span > 40
     if strong.sum() <= 12:
         return 0.0
-    share = np.median((ndimage.maximum_filter(step, 3) / np.maximum(span, 1))[strong])
+    share = np.median((scipy.ndimage.maximum_filter(step, 3) / np.maximum(span, 1))[strong])
     return float(np.clip((share - 0.22) / (0.52 - 0.22), 0, 1))
 
 

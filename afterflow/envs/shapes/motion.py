@@ -1,8 +1,8 @@
 """Verifier of clips: objects in every frame, their directions, and how smoothly they move."""
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from ..geneval_rules import Detection, Record
 from .detector import detect
@@ -61,7 +61,7 @@ def _tracks(centres: list[Array]) -> list[Array]:
     tracks = [centres[0]]
     for now in centres[1:]:
         distance = np.linalg.norm(tracks[-1][:, None] - now[None], axis=-1)
-        tracks.append(now[linear_sum_assignment(distance)[1]])
+        tracks.append(now[scipy.optimize.linear_sum_assignment(distance)[1]])
     return tracks
 
 

@@ -1,0 +1,186 @@
+"""The weights, FLOPs and activations of a network, counted before a weight is loaded, and kept in the cache folder.
+
+The network is built without weights, on torch's device `meta`, where a forward and a backward pass compute shapes
+alone.  What autograd saves for the backward pass is counted there, and so are FLOPs.  That takes the libraries of the
+network, which need seconds to import; counts that are kept take none of them.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..algorithms.base import explores
+from ..models.adapters import attach
+from ..models.base import cache_folder, caching
+from ..models.pipeline import Model, locate
+from ..models.quantize import saved_bytes
+from ..sampling.conditioning import Conditioning, Embedding, condition
+from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid
+from ..system.atomic_files import make_folder, write_text_atomically
+from ..system.errors import ConfigError, InputError
+from ..system.text_files import read_json
+from .config import Run
+from .passes import graph_bytes
+from .serialization import from_json, to_json
+
+_log = logging.getLogger(__name__)
+
+PRECISION = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+COUNTING = ("models", "experiment/network_counts.py", "experiment/passes.py")
+"""What of afterflow counts: a change of it makes the counts anew."""
+
+
+@dataclass(frozen=True)
+class NetworkCounts:
+    """What a network and what is trained of it need, and the shapes of what goes in."""
+
+    frozen: int
+    """Bytes of the network's weights before anything is attached to it or stored in fewer bits."""
+    weights: int
+    """Bytes of all weights as they are stored: network, adapters and autoencoder."""
+    computed: int
+    """Bytes of the network's weights and adapters in the precision that passes compute in."""
+    trained: int
+    """Number of weights that are trained."""
+    saved: int
+    """Bytes that autograd saves in the forward pass of a chunk."""
+    forward: int
+    """FLOPs of the forward pass of a chunk."""
+    backward: int
+    """FLOPs of its backward pass."""
+    latent_shape: tuple[int, ...]
+    """Shape of one image's latents."""
+    text_shape: tuple[int, int, int | None]
+    """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
+    schedule: SD3Grid | LinearShift | DynamicShift
+    """The sampling grid of the pipeline."""
+
+
+def network_counts(run: Run) -> NetworkCounts:
+    """Return the counts of a run's network, from the cache where it has been counted before."""
+    if isinstance(getattr(run.tune, "start", None), str):
+        return count_network(run)  # its layers are those of a file that may change
+    file = cache_folder() / "counts" / f"{counts_key(run)}.json"
+    counts = read_counts(file)
+    if counts is None:
+        counts = count_network(run)
+        with caching(file):
+            make_folder(file.parent)
+            write_text_atomically(file, json.dumps(to_json(counts), indent=1) + "\n")
+    return counts
+
+
+def rows_of_pass(run: Run) -> int:
+    """Return the rows of a chunk.  Guidance doubles them where images are explored; what images teach has none."""
+    guided = 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
+    return run.batches.chunk * guided
+
+
+def counts_key(run: Run) -> str:
+    """Return a digest of all that decides the counts: options, the pipeline's files, libraries, and what counts."""
+    folder, package = locate(run.model.path, run.model.revision, weights=False), Path(__file__).parents[1]
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    ours = [file for name in COUNTING for file in sorted([package / name, *(package / name).rglob("*.py")])]
+    options = {
+        "model": [type(run.model).__name__, to_json(run.model)],
+        "tune": [type(run.tune).__name__, to_json(run.tune)],
+        "precision": run.optimization.mixed_precision,
+        "checkpointing": run.optimization.gradient_checkpointing,
+        "rows": rows_of_pass(run),
+        "files": [[str(file), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files],
+        "libraries": {name: version(name) for name in ("torch", "diffusers", "peft")},
+        "afterflow": [hashlib.sha256(file.read_bytes()).hexdigest() for file in ours if file.is_file()],
+    }
+    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
+
+
+def read_counts(file: Path) -> NetworkCounts | None:
+    """Return the counts in a file of the cache; None where there is none that can be read."""
+    if not file.is_file():
+        return None
+    try:
+        return from_json(NetworkCounts, read_json(file), str(file))
+    except (InputError, ConfigError, TypeError, AttributeError) as error:
+        _log.warning(f"{file} in the cache cannot be read and is made anew: {error}")
+        return None
+
+
+def count_network(run: Run) -> NetworkCounts:
+    """Build a run's network without weights, and count what it needs."""
+    model = run.model.load("meta")
+    precision = PRECISION[run.optimization.mixed_precision]
+    quantized = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
+    frozen = tensor_bytes(model.module.parameters())
+    parameters = attach(model, run.tune)
+    weights = tensor_bytes([*model.module.parameters(), *model.vae.parameters()]) - quantized
+    trained = sum(parameter.numel() for parameter in parameters.values())
+    if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
+        model.module.to(precision)
+    if run.optimization.gradient_checkpointing:
+        model.module.enable_gradient_checkpointing()  # type: ignore[operator]
+    saved, forward, backward = count_passes(model, rows_of_pass(run))
+    shapes = {"latent_shape": model.latent_shape, "text_shape": model.text_shape, "schedule": model.schedule}
+    computed = tensor_bytes(model.module.parameters())
+    return NetworkCounts(frozen, weights, computed, trained, saved, forward, backward, **shapes)
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def count_passes(model: Model, rows: int) -> tuple[int, int, int]:
+    """Return the bytes that autograd saves in a forward pass of so many rows, its FLOPs, and the backward pass's."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros(rows, *model.latent_shape, device="meta")
+    cond = blank_prompt(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
+    velocities: list[Tensor] = []
+
+    def compute() -> Tensor:
+        velocities.append(model.velocity(model.module)(x, torch.ones(rows, device="meta"), cond))
+        return velocities[0]
+
+    with fused_attention(), FlopCounterMode(display=False) as forward:
+        saved = graph_bytes(compute, model.module)
+    # Where activations are computed again, they are here.
+    with fused_attention(), FlopCounterMode(display=False) as backward:
+        velocities[0].sum().backward()
+    return saved, forward.get_total_flops(), backward.get_total_flops()
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Compute attention as accelerators do, without a stored matrix of weights; the device `meta` would store it."""
+    original = functional.scaled_dot_product_attention
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
+        assert not options.get("is_causal") and not options.get("enable_gqa")
+        if attn_mask is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[0]
+
+    functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+def blank_prompt(model: Model) -> Conditioning:
+    """Return one encoded prompt of the family's shape."""
+    length, width, pooled = model.text_shape
+    embedding = Embedding(
+        torch.zeros(1, length, width, device="meta"),
+        None if pooled is None else torch.zeros(1, pooled, device="meta"),
+    )
+    return condition(embedding, embedding, [{}])
