@@ -5,32 +5,38 @@ are over prompts, each prompt's figure being the mean over the method's runs; ev
 Runs of a recipe that differ in anything else are methods of their own, each named by what differs.
 """
 
+import hashlib
 import json
 import logging
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..algorithms.base import explores
 from ..envs.shapes import population
 from ..experiment.config import Run
 from ..experiment.image_grid import before_after, save_sheet
+from ..experiment.provenance import hardware
 from ..experiment.run_folder import RunFolder, read_object
 from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
-from ..models.base import default_device
+from ..models.base import cache_folder, default_device, read_cache_file, write_cache_file
 from ..models.generate import picture_size
 from ..models.lora.files import lora_file
 from ..models.pipeline import Model, Pretrained, weights_digest
 from ..rewards.registry import find_reward
 from ..system.atomic_files import replacing, sha256, write_text_atomically
 from ..system.errors import InputError
+from ..system.stamps import file_stamps, source_digest
 from .report import ShapesSettings
 from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
 
@@ -38,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 NO_SETTINGS = ("config", "recipe", "seed", "resumed")
 """Parts of run.json that are compared in another form, or that may differ between the runs of a method."""
+DRAWING = ("models", "sampling", "evaluation/shapes_suite.py")
+"""What of afterflow draws: a change of it draws the base's pictures anew."""
 MAX_DIFFERENCES = 3
 """Number of differences that the name of a method states."""
 
@@ -103,14 +111,36 @@ class Base:
 
 @cache
 def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
-    """Draw and judge the suite by the untrained model, once for all its runs."""
+    """Draw and judge the suite by the untrained model, once for all its runs.
+
+    Its pictures are kept in the cache folder, for later commands.
+    """
     loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
-    pictures = suite_pictures(loaded, records, settings)
+    file = cache_folder() / "base_pictures" / f"{pictures_key(loaded, records, settings)}.safetensors"
+    kept = read_cache_file(file)
+    if kept is None:
+        kept = {"pictures": torch.from_numpy(np.ascontiguousarray(suite_pictures(loaded, records, settings)))}
+        write_cache_file(file, kept)
+    pictures = kept["pictures"].numpy()
     reference, fresh = (renders(records, pictures.shape, settings.seed, name) for name in ("reference", "fresh"))
     features = population.texture_features(reference.reshape(-1, *pictures.shape[2:]))
     truth = {"frechet": frechet(fresh, features)}
     return Base(records, pictures, features, judge(pictures, records, features), truth)
+
+
+def pictures_key(model: Model, records: Sequence[dict], settings: ShapesSettings) -> str:
+    """Return a digest of all that decides an untrained model's pictures of the suite, to the last bit."""
+    options = {
+        "model": [type(model.config).__name__, to_json(model.config)],
+        "files": file_stamps(model.folder),
+        "prompts": [record["prompt"] for record in records],
+        "settings": to_json(settings),
+        "machine": [platform.node(), str(model.device), hardware()],
+        "libraries": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "afterflow": source_digest(DRAWING),
+    }
+    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
 
 
 def tuned_model(run: Run, folder: Path) -> Model:

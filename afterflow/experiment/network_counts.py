@@ -27,6 +27,7 @@ from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.errors import ConfigError, InputError
+from ..system.stamps import file_stamps, source_digest
 from ..system.text_files import read_json
 from .config import Run
 from .passes import graph_bytes
@@ -87,18 +88,15 @@ def rows_of_pass(run: Run) -> int:
 
 def counts_key(run: Run) -> str:
     """Return a digest of all that decides the counts: options, the pipeline's files, libraries, and what counts."""
-    folder, package = locate(run.model.path, run.model.revision, weights=False), Path(__file__).parents[1]
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    ours = [file for name in COUNTING for file in sorted([package / name, *(package / name).rglob("*.py")])]
     options = {
         "model": [type(run.model).__name__, to_json(run.model)],
         "tune": [type(run.tune).__name__, to_json(run.tune)],
         "precision": run.optimization.mixed_precision,
         "checkpointing": run.optimization.gradient_checkpointing,
         "rows": rows_of_pass(run),
-        "files": [[str(file), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files],
+        "files": file_stamps(locate(run.model.path, run.model.revision, weights=False)),
         "libraries": {name: version(name) for name in ("torch", "diffusers", "peft")},
-        "afterflow": [hashlib.sha256(file.read_bytes()).hexdigest() for file in ours if file.is_file()],
+        "afterflow": source_digest(COUNTING),
     }
     return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
 

@@ -1,6 +1,7 @@
 """Two short runs beside each other, the page about them, and a tree of one."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
 from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import ShapesPrompts
+from afterflow.evaluation import comparison
 from afterflow.evaluation.comparison import pooled
-from afterflow.evaluation.shapes_suite import Judged
+from afterflow.evaluation.report import ShapesSettings
+from afterflow.evaluation.shapes_suite import Judged, suite_pictures
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples
@@ -98,6 +101,18 @@ def test_the_page_has_everything_in_it(place, capsys):
     points = first["runs"][0]["curve"]
     assert points[0]["evaluations"] == 2 * 4 * (2.75 + 1.75) and len(points) == 2
     assert (place[0] / "runs/report/comparison.png").is_file()
+
+
+def test_the_bases_pictures_are_drawn_once_for_all_commands(place, monkeypatch):
+    drawn, run, settings = [], place[1]["chain"], ShapesSettings(prompts=7, images=2, steps=2, seed=9)
+    monkeypatch.setattr(comparison, "suite_pictures", lambda *given: drawn.append(given) or suite_pictures(*given))
+    draw = comparison.base_of.__wrapped__  # as another command does, which remembers nothing
+    first, again = draw(run.model, settings), draw(run.model, settings)
+    assert len(drawn) == 1 and np.array_equal(first.pictures, again.pictures)
+    for changed in (replace(settings, steps=1), replace(settings, guidance=2.0), replace(settings, seed=1)):
+        draw(run.model, changed)
+    os.utime(place[0] / "pipeline" / "transformer" / "config.json")
+    assert np.array_equal(draw(run.model, settings).pictures, first.pictures) and len(drawn) == 5
 
 
 def test_of_a_chain_the_last_run_is_compared_and_what_comes_before_is_done_once(place, capfd, monkeypatch):
