@@ -7,6 +7,7 @@ import copy
 import os
 import signal
 import sys
+from collections import OrderedDict
 
 import pytest
 
@@ -38,7 +39,7 @@ def pipelines_read_once():
         return
     kept, kind = {}, module.Model
 
-    def once(read):
+    def once(name, read):
         def copied(self, without=(), **parts):
             if parts:  # of somebody else, and not to be kept
                 return read(self, without, **parts)
@@ -47,13 +48,33 @@ def pipelines_read_once():
             key = read, type(self), self.config.dtype, tuple(without), stamps
             if key not in kept:
                 kept[key] = read(self, without) if without else read(self)
+            if name == "meta_pipeline" and self.device.type != "meta":
+                return kept[key]  # it is looked at, and replaced by one with weights
             return copy.deepcopy(kept[key])
 
         return copied
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("pipeline", "meta_pipeline"):
-            patch.setattr(kind, name, once(getattr(kind, name)))
+            patch.setattr(kind, name, once(name, getattr(kind, name)))
+        # A module has ten, nearly all empty, and each would be copied by way of its pickled form.
+        patch.setitem(copy._deepcopy_dispatch, OrderedDict, copied_dict)
+        yield
+
+
+def copied_dict(items, memo):
+    """A deep copy of an OrderedDict."""
+    memo[id(items)] = copied = OrderedDict()
+    if items:
+        copied.update((copy.deepcopy(key, memo), copy.deepcopy(value, memo)) for key, value in items.items())
+    return copied
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk():
+    """Files of tests need not outlive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
