@@ -118,11 +118,11 @@ def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
     loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
     file = cache_folder() / "base_pictures" / f"{pictures_key(loaded, records, settings)}.safetensors"
-    kept = read_cache_file(file)
-    if kept is None:
-        kept = {"pictures": torch.from_numpy(np.ascontiguousarray(suite_pictures(loaded, records, settings)))}
-        write_cache_file(file, kept)
-    pictures = kept["pictures"].numpy()
+    drawn = read_cache_file(file)
+    if drawn is None:
+        drawn = {"pictures": torch.from_numpy(np.ascontiguousarray(suite_pictures(loaded, records, settings)))}
+        write_cache_file(file, drawn)
+    pictures = drawn["pictures"].numpy()
     reference, fresh = (renders(records, pictures.shape, settings.seed, name) for name in ("reference", "fresh"))
     features = population.texture_features(reference.reshape(-1, *pictures.shape[2:]))
     truth = {"frechet": frechet(fresh, features)}
