@@ -90,3 +90,13 @@ def test_a_library_that_is_there_already_is_not_announced(capsys):
     with announced_import("x"):
         import torch  # noqa: F401
     assert capsys.readouterr().err == ""
+
+
+def test_recipes_and_the_count_of_a_plan_import_torch_alone():
+    code = (
+        "import sys, afterflow.recipes, afterflow.experiment.cost_estimate\n"
+        "slow = {'diffusers', 'transformers', 'peft', 'torch._dynamo', 'torch.distributed.fsdp', 'scipy.stats'}\n"
+        "assert 'torch' in sys.modules and not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
