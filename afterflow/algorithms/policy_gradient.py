@@ -79,7 +79,15 @@ def share_of_steps(steps: int, fraction: float) -> int:
 
 
 def random_steps(prompts: int, group: int, steps: int, fraction: float, generator: torch.Generator) -> list[Tensor]:
-    """Return N masks (P, G) bool: a random `fraction` of the steps before the last for each image, never the last."""
+    """Return N masks (P, G) bool: a random share of the steps before the last for each image, never the last.
+
+    Args:
+        prompts: P.
+        group: G.
+        steps: N.
+        fraction: The share of an image's steps that is chosen.
+        generator: The source of the choice.
+    """
     order = torch.rand(prompts, group, steps - 1, generator=generator).argsort(-1).argsort(-1)
     chosen = order < share_of_steps(steps, fraction)
     return [*chosen.unbind(2), torch.zeros(prompts, group, dtype=torch.bool)]

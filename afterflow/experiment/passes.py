@@ -46,10 +46,10 @@ def choose_passes(run: Run, algorithm: OnPolicy, row_bytes: float, limit: float)
         row_bytes: Bytes of the graph of one row, guidance included.
         limit: Bytes that all waiting graphs may take.
     """
-    asked, batches = run.batches.retained_rows, run.batches
+    rows, batches = run.batches.retained_rows, run.batches
     pruned = algorithm.requirements.pruned
     reasons = {
-        "retained_rows = 0": asked == 0,
+        "retained_rows = 0": rows == 0,
         f"updates = {batches.updates}, and the rollout is of the policy before the first": batches.updates > 1,
         f"shard = {run.distribution.shard}": run.distribution.shard != "none",
         f"rewards take {pruned:.0%} of the steps out of training": pruned > MOST_PRUNED,
@@ -58,7 +58,7 @@ def choose_passes(run: Run, algorithm: OnPolicy, row_bytes: float, limit: float)
     if reason is not None:
         return Passes(0, f"two: {reason}")
     whole_batch = algorithm.requirements.whole_batch
-    allowed = int(limit / row_bytes) if asked is None else asked
+    allowed = int(limit / row_bytes) if rows is None else rows
     everything, width = retained_rows(run, algorithm), algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
     # Fewer prompts than fill a forward pass would be padded to one.
     prompts = min(batches.batch, full_prompts(batches.chunk, width) * (1 + batches.overlap))
@@ -67,8 +67,8 @@ def choose_passes(run: Run, algorithm: OnPolicy, row_bytes: float, limit: float)
     if needed > allowed:
         of = "the batch, whose rewards are compared," if whole_batch else f"{prompts} prompts, which fill a pass,"
         return Passes(0, f"two: the graphs of {of} are {size(needed)}, and {size(allowed)} may wait (retained_rows)")
-    rows = min(allowed, everything)
-    return Passes(rows, f"one: the graphs of at most {size(rows)} wait for their rewards")
+    most = min(allowed, everything)
+    return Passes(most, f"one: the graphs of at most {size(most)} wait for their rewards")
 
 
 def retained_rows(run: Run, algorithm: OnPolicy) -> int:

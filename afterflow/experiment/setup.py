@@ -238,8 +238,8 @@ def load_model(run: Run, processes: Processes) -> Model:
 
 def fp32_streams(run: Run) -> bool:
     """Return whether residual streams stay fp32 in the run's mixed precision."""
-    asked = run.optimization.fp32_streams
-    return run.optimization.mixed_precision != "no" and (run.batches.updates > 1 if asked is None else asked)
+    choice = run.optimization.fp32_streams
+    return run.optimization.mixed_precision != "no" and (run.batches.updates > 1 if choice is None else choice)
 
 
 def compile_blocks(network: nn.Module) -> None:

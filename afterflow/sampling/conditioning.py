@@ -63,10 +63,10 @@ class Conditioning:
     def needed(self) -> "Conditioning":
         """Return the same rows, with the embeddings of their own texts alone."""
         used = self.texts[self.index.clamp(min=0)].unique()
-        place = torch.zeros(len(self.positive.sequence), dtype=torch.long, device=used.device)
-        place[used] = torch.arange(len(used), device=used.device)
+        position = torch.zeros(len(self.positive.sequence), dtype=torch.long, device=used.device)
+        position[used] = torch.arange(len(used), device=used.device)
         positive = self.positive.rows(used.to(self.positive.sequence.device))
-        return replace(self, positive=positive, texts=place[self.texts])
+        return replace(self, positive=positive, texts=position[self.texts])
 
     def embedding(self) -> Embedding:
         """Gather the embeddings of the B rows."""

@@ -164,8 +164,7 @@ def sample(
         else:
             W_next = plan.widths[k + 1]
             p = Gaussian(*(a.repeat_interleave(W_next // x.shape[1], 0) for a in p))
-            fresh = _fresh_noise(plan, k, generators, noise)
-            flat = (p.mean + p.std * fresh.flatten(0, 1)).to(noise.dtype)
+            flat = (p.mean + p.std * _fresh_noise(plan, k, generators, noise).flatten(0, 1)).to(noise.dtype)
             x = flat.unflatten(0, (-1, W_next))
             log_probs.append(log_prob(p, flat).unflatten(0, (-1, W_next)))
     return Rollout(plan, cond, [*xs, x], means, log_probs, () if retain is None else retained)
@@ -190,8 +189,8 @@ def _velocity(
     parts = [graph.detach()]
     if len(rest):
         parts.append(velocity(flat[rest], t[rest], cond[prompt[rest]]))
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(P * W, device=x.device))
-    return torch.cat(parts)[place], Retained(graph, place.masked_fill(place >= count, -1).view(P, W))
+    position = torch.empty_like(order).scatter_(0, order, torch.arange(P * W, device=x.device))
+    return torch.cat(parts)[position], Retained(graph, position.masked_fill(position >= count, -1).view(P, W))
 
 
 def _step(

@@ -120,6 +120,13 @@ def backward(
 
     Returns what is not finite about a loss.  Where weights are sharded the others wait for this pass, so that it goes
     on; else it ends there.
+
+    Args:
+        algorithm: The algorithm whose losses are descended.
+        models: The velocity fields that it may call.
+        microbatch: The rows, and how much they count.
+        processes: The processes of the run.
+        measured: What was measured so far, which is added to.
     """
     rows, share, problem = move_rows(microbatch.rows, processes.accelerator.device), microbatch.share, None
     for loss, metrics in algorithm.losses(models, rows):

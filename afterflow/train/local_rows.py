@@ -60,7 +60,15 @@ class LocalRows:
 
 
 def credited(algorithm: OnPolicy, plan: Plan, log_prob: Levels, scores: Scores, selected: Levels) -> list[Tensor]:
-    """Return the advantages of each step, N of (P, W_{k+1}, R), NaN where a state is not selected for training."""
+    """Return the advantages of each step, N of (P, W_{k+1}, R), NaN where a state is not selected for training.
+
+    Args:
+        algorithm: The method, which credits the steps.
+        plan: The plan of the rollouts.
+        log_prob: The log-probability of each step, N of (P, W_{k+1}).
+        scores: The scores of the finished images.
+        selected: The states that may be trained, N of (P, W_{k+1}) bool.
+    """
     levels = algorithm.credit(plan, log_prob, scores)
     return [level.where(chosen[..., None].to(level.device), torch.nan) for level, chosen in zip(levels, selected)]
 

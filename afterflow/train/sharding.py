@@ -4,7 +4,7 @@ torch's own sharding takes more than a second to import, so that each function i
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from ..system.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-    from typing_extensions import TypeIs
 
 Sharding = Literal["none", "zero2", "full"]
 
@@ -67,7 +66,7 @@ def gather_network(network: nn.Module) -> nn.Module | None:
     return copy
 
 
-def is_sharded(value: Tensor) -> "TypeIs[DTensor]":
+def is_sharded(value: Tensor) -> "TypeGuard[DTensor]":
     """Return whether a tensor is one of torch's sharded ones."""
     from torch.distributed.tensor import DTensor
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 
 class LeanLinear(Linear):
-    """peft's LoRA beside a linear layer: W x + b + B (s A x), with the scale on the few numbers of rank r.
+    """A LoRA of peft's beside a linear layer computes W x + b + B (s A x), with the scale on the few numbers of rank r.
 
     It is peft's B (A x) s bit for bit where s is a power of two, and within rounding elsewhere.  What peft has beyond
     (dropout, variants, merged weights, several adapters at once) is left to peft.
