@@ -133,6 +133,11 @@ class Requirements:
     """Velocities computed for an image in an update, where images teach the policy."""
 
     @property
+    def waits_for_batch(self) -> bool:
+        """Return whether no advantage is known before all images of the batch are scored."""
+        return self.whole_batch or self.history > 0
+
+    @property
     def rewards(self) -> tuple[str, ...]:
         """Return the rewards of single images that have a weight or are a gate; a win rate comes from a judge."""
         names = [*self.weights, *(self.blend.gate if self.blend else ())]

@@ -57,7 +57,7 @@ def choose_passes(run: Run, algorithm: OnPolicy, row_bytes: float, limit: float)
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
         return Passes(0, f"two: {reason}")
-    whole_batch = algorithm.requirements.whole_batch
+    whole_batch = algorithm.requirements.waits_for_batch
     allowed = int(limit / row_bytes) if rows is None else rows
     everything, width = retained_rows(run, algorithm), algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
     # Fewer prompts than fill a forward pass would be padded to one.

@@ -140,7 +140,7 @@ class OnePass:
         algorithm, waiting, scores = self.explorer.algorithm, [], []
         for part in parts:
             scores.append(part.scores())
-            if algorithm.requirements.whole_batch:
+            if algorithm.requirements.waits_for_batch:
                 waiting.append(part)
             else:
                 chosen = [level[part.prompts.index] for level in selected]
