@@ -29,7 +29,7 @@ NEW_MOUNTS = 0x00020000
 """CLONE_NEWNS: a process's own view of what is mounted."""
 POINTS = {
     "rollout": ("afterflow.train.explore", "sample"),
-    "update": ("afterflow.train.loop", "gradients"),
+    "update": ("afterflow.train.loop.Trainer", "_descend"),
     "evaluation": ("afterflow.experiment.monitor.HeldOutEvaluator", "measure"),
     "checkpoint": ("afterflow.train.checkpoint", "save_file"),
     "LoRA": ("afterflow.models.lora.files", "save_file"),

@@ -154,13 +154,14 @@ def first_lines(run, capsys, **options):
 
 def test_the_first_lines_of_a_run_say_what_it_is(short, capsys):
     evaluated = short.with_options(held_out_share=0.1, eval_every=1, eval_rewards=("shapes_fidelity",))
-    run, model, trains, data, held_out, takes = first_lines(evaluated, capsys, recipe="mine")
+    run, model, trains, data, held_out, passes, takes = first_lines(evaluated, capsys, recipe="mine")
     assert run == "runs/first: FlowGRPO, recipe mine, seed 0"
     assert f"{short.model.path} (SD3), float32, on cpu" in model
     assert re.search(r"a LoRA of rank 2: [\d,]+ of [\d,]+ parameters", trains)
     assert "18 prompts of PromptFile mine.txt; 2 an iteration with 2 images each; rewards 1 jpeg_compressi" in data
     assert "2 prompts of the run's own, none of which is trained on; every 1 iterations jpeg_comp" in held_out
     assert held_out.endswith("shapes_fidelity (not trained); best/ by shapes_fidelity")
+    assert re.search(r"passes    one: the graphs of at most \d+ rows \([\d.]+ GB\) wait for their rewards", passes)
     assert re.search(r"takes     about [\d.]+ (s|min) for 1 iterations", takes)
 
 

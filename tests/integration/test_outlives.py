@@ -144,13 +144,13 @@ def at_call(monkeypatch, call, module, name, act):
 @pytest.mark.parametrize("gone", ["", "samples", "run.json"])
 def test_files_that_are_deleted_meanwhile_are_written_again(run, expected, monkeypatch, gone):
     path = run.folder / gone
-    at_call(monkeypatch, 2, loop, "gradients", lambda: shutil.rmtree(path) if path.is_dir() else path.unlink())
+    at_call(monkeypatch, 2, loop.Trainer, "_descend", lambda: shutil.rmtree(path) if path.is_dir() else path.unlink())
     assert result(execute(run).folder) == expected
     assert json.loads((run.folder / "run.json").read_text())["config"]
 
 
 def test_a_terminal_that_closes_leaves_a_checkpoint(run, expected, monkeypatch):
-    at_call(monkeypatch, 1, loop, "gradients", lambda: os.kill(os.getpid(), signal.SIGHUP))
+    at_call(monkeypatch, 1, loop.Trainer, "_descend", lambda: os.kill(os.getpid(), signal.SIGHUP))
     with pytest.raises(TrainingStopped, match=r"SIGHUP; iteration 0 is saved, go on with: .*--resume"):
         execute(run)
     assert result(execute(run, resume=True).folder) == expected

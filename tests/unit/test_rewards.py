@@ -242,7 +242,7 @@ def test_a_reward_that_fails_on_a_whole_part_beside_the_rollout_is_counted(run, 
 
     monkeypatch.setitem(REWARDS, "sometimes", score)
     plain = run.with_options(
-        batch=10, chunk=4, max_missing=0.9, held_out=None, eval_every=0, iterations=1, overlap=True
+        batch=10, chunk=4, max_missing=0.9, held_out=None, eval_every=0, iterations=1, overlap=True, retained_rows=0
     )
     [line] = [json.loads(text) for text in (execute(plain, "rewards") / "metrics.jsonl").read_text().splitlines()]
     assert line["invalid/sometimes"] == pytest.approx(0.1) and np.isfinite(line["part/sometimes/half"])
