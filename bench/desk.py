@@ -30,6 +30,7 @@ NEW_MOUNTS = 0x00020000
 POINTS = {
     "rollout": ("afterflow.train.explore", "sample"),
     "update": ("afterflow.train.loop.Trainer", "_descend"),
+    "examining": ("afterflow.experiment.doctor", "gradients"),
     "evaluation": ("afterflow.experiment.monitor.HeldOutEvaluator", "measure"),
     "checkpoint": ("afterflow.train.checkpoint", "save_file"),
     "LoRA": ("afterflow.models.lora.files", "save_file"),

@@ -39,7 +39,7 @@ class Work:
 WORKS = {
     "recipes": Work(("recipes",)),
     "status": Work(("status",)),
-    "doctor": Work(("doctor", "short"), point="update"),
+    "doctor": Work(("doctor", "short"), point="examining"),
     "train --plan": Work(("train", "short", "--plan")),
     "sample": Work(("sample", "MODEL", "a star", *FEW, "--out", "out/grid.png"), "out/grid.png", "sampling"),
     "eval --json": Work(("eval", "MODEL", "--prompts", "7", *FEW, "--json", "out/it.json"), "out/it.json", "sampling"),

@@ -138,7 +138,7 @@ for number, code in {HUP: 129, TERM: 143, INT: 130}.items():
 
     @case(f"doctor ends, {number.name} in the middle, and leaves nothing")
     def _(desk: Desk, number=number, code=code) -> None:
-        desk.ended(desk.run("doctor", "short", arm=at("update", 1, send(number))), code)
+        desk.ended(desk.run("doctor", "short", arm=at("examining", 1, send(number))), code)
         desk.check(not Path("runs").exists(), "a folder stays")
 
 
