@@ -33,7 +33,7 @@ from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes, make_accelerator
 from afterflow.train.explore import ExploreOptions, Explorer
 from afterflow.train.gradients import gradients
-from afterflow.train.one_pass import OnePass
+from afterflow.train.one_pass import OnePass, iterations
 
 ALGORITHM = FlowGRPO(weights={"shapes_strict": 1.0}, steps=10, group=16, beta=0.0)
 SETTINGS = {
@@ -144,9 +144,7 @@ class Exploration:
     def iterations(self) -> Iterator[dict[str, float]]:
         """Train; yield the metrics of every iteration."""
         explorer, subject = self.explorer(), self.subject
-        source = explorer.iterations(range(1000))
-        if self.retained_rows:
-            source = (OnePass(explorer, step, self.retained_rows) for step in range(1000))
+        source = iterations(explorer, range(1000), self.retained_rows)
         return trained_iterations(subject.run.algorithm, subject.models, subject.parameters, source, explorer.clock)
 
     def facts(self) -> dict:

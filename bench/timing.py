@@ -19,7 +19,7 @@ from afterflow.train.distributed import Processes
 from afterflow.train.ema import Ema
 from afterflow.train.explore import ExploreOptions, Explorer, Iteration
 from afterflow.train.loop import Trainer, TrainOptions
-from afterflow.train.one_pass import OnePass
+from afterflow.train.one_pass import iterations
 
 
 def timing_options(parser: argparse.ArgumentParser, rounds: int, prompts: int, chunk: int) -> argparse.Namespace:
@@ -54,9 +54,7 @@ def explored_iterations(options, algorithm, model, parameters, models, batch, sc
     """Explore the prompts that `batch` gives and train on them; yield the metrics of every iteration."""
     clock, exploring = Clock(), ExploreOptions(0, model.latent_shape, options.chunk)
     explorer = Explorer(algorithm, models, batch, score, exploring, Processes(Accelerator(cpu=True)), clock)
-    source = explorer.iterations(range(1000))
-    if options.retained_rows:
-        source = (OnePass(explorer, step, options.retained_rows) for step in range(1000))
+    source = iterations(explorer, range(1000), options.retained_rows)
     return trained_iterations(algorithm, models, parameters, source, clock)
 
 

@@ -5,7 +5,6 @@ are over prompts, each prompt's figure being the mean over the method's runs; ev
 Runs of a recipe that differ in anything else are methods of their own, each named by what differs.
 """
 
-import hashlib
 import json
 import logging
 import platform
@@ -36,7 +35,7 @@ from ..models.pipeline import Model, Pretrained, weights_digest
 from ..rewards.registry import find_reward
 from ..system.atomic_files import replacing, sha256, write_text_atomically
 from ..system.errors import InputError
-from ..system.stamps import file_stamps, source_digest
+from ..system.stamps import file_stamps, options_digest, source_digest
 from .report import ShapesSettings
 from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
 
@@ -140,7 +139,7 @@ def pictures_key(model: Model, records: Sequence[dict], settings: ShapesSettings
         "libraries": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "afterflow": source_digest(DRAWING),
     }
-    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
+    return options_digest(options)
 
 
 def tuned_model(run: Run, folder: Path) -> Model:

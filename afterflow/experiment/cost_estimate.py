@@ -23,7 +23,7 @@ from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
 from .config import Run, on_model_schedule
 from .network_counts import NetworkCounts, network_counts, rows_of_pass
-from .passes import Passes, choose_passes, graph_memory
+from .passes import NO_ROLLOUT, Passes, choose_passes, graph_memory
 from .prompt_checks import held_out_records, prompt_records
 
 
@@ -39,8 +39,8 @@ class CostEstimate:
     """FLOPs of an iteration: of forward passes alone, and of the update's forward and backward passes."""
     prompts: int
     """Bytes of encoded prompts, which stay in CPU memory."""
-    passes: Passes | None
-    """Whether the update computes the rollout again; None where images teach."""
+    passes: Passes
+    """Whether the update computes the rollout again."""
 
     @property
     def total_bytes(self) -> int:
@@ -54,11 +54,11 @@ def estimate_cost(run: Run) -> CostEstimate:
     run = run.with_options(algorithm=on_model_schedule(run.algorithm, network.schedule))
     trained, guided = network.trained, rows_of_pass(run) // run.batches.chunk
     rows, chunk = count_rows(run), run.batches.chunk
-    passes, waiting = None, chunk
+    passes = NO_ROLLOUT
     if explores(run.algorithm):
         limit = graph_memory(run, default_device(), network.computed, trained)
         passes = choose_passes(run, run.algorithm, network.saved / chunk, limit)
-        waiting = max(waiting, passes.retained_rows)
+    waiting = max(chunk, passes.retained_rows)
     memory = {
         "frozen and trained weights": network.weights,
         "gradients, Adam and EMA": trained
@@ -70,8 +70,9 @@ def estimate_cost(run: Run) -> CostEstimate:
     }
     per_row = lambda flops: flops / (run.batches.chunk * guided)
     update = rows["update"]
-    computed_again = 0 if passes is not None and passes.retained_rows else update
-    explored = sum(rows.values()) - 2 * update + computed_again
+    explored = sum(rows.values()) - update
+    if passes.retained_rows:  # the forward passes of the update are those of the rollout
+        explored -= update
     flops = {
         "forward only": guided * explored * per_row(network.forward),
         "forward and backward": guided * update * per_row(network.forward + network.backward),
@@ -193,7 +194,7 @@ def cost_table(run: Run, cost: CostEstimate) -> Table:
         table.add_row(name, f"{size / 2**30:.3f} GiB")
     table.add_row("together", f"{cost.total_bytes / 2**30:.3f} GiB")
     table.add_row("encoded prompts, in the CPU's memory", f"{cost.prompts / 2**30:.3f} GiB", end_section=True)
-    if cost.passes is not None:
+    if cost.passes.words:
         table.add_row("passes", cost.passes.words)
     for name, rows in cost.rows.items():
         table.add_row(f"rows an iteration, {name}", f"{rows:.0f}")

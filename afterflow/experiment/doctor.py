@@ -273,7 +273,7 @@ def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str,
     row_seconds = {
         name: spent / padded[name] for name, spent in (("rollout", rollout), ("update", update)) if padded[name]
     }
-    if needs.passes is not None and needs.passes.retained_rows:  # the rollout's forward passes are the update's too
+    if needs.passes.retained_rows:  # the rollout's forward passes are the update's too
         row_seconds["update"] = max(0.0, row_seconds["update"] - row_seconds["rollout"])
     hours = run.batches.iterations * sum(whole[name] * cost for name, cost in row_seconds.items()) / 3600
     hours = min(hours, (run.batches.budget_seconds or float("inf")) / 3600)

@@ -28,7 +28,7 @@ from ..train.clock import Clock
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
 from ..train.loop import Trainer, TrainOptions
-from ..train.one_pass import OnePass
+from ..train.one_pass import OnePass, iterations
 from ..train.out_of_memory import explain_out_of_memory
 from .config import Run
 from .config_checks import check_model
@@ -39,7 +39,7 @@ from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
 from .model_card import write_card
 from .monitor import RunMonitor
-from .passes import Passes, setup_passes
+from .passes import NO_ROLLOUT, Passes, setup_passes
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
 from .result import Result
@@ -140,7 +140,7 @@ def train_setup(
     """
     optimization = setup.run.optimization
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
-        iterations, prompts, passes = training_data(setup, records, clock)
+        source, prompts, passes = training_data(setup, records, clock)
         held_out_prompts = encode_prompts(setup, held_out) if held_out else None
     if isinstance(setup.run.data, ImageSource):
         _log.info(f"  data      {len(prompts)} images to learn from")
@@ -153,7 +153,7 @@ def train_setup(
     trainer = Trainer(
         setup.algorithm, setup.models, setup.weights, clock, TrainOptions(rate, optimization.max_grad_norm, skip)
     )
-    monitor.follow(trainer.train(iterations))
+    monitor.follow(trainer.train(source))
 
 
 def save_result(setup: TrainingSetup, side: SideOutputs) -> None:
@@ -179,8 +179,8 @@ def save_result(setup: TrainingSetup, side: SideOutputs) -> None:
 
 def training_data(
     setup: TrainingSetup, records: Sequence[dict], clock: Clock
-) -> tuple[Iterator[Iteration | OnePass], Conditioning, Passes | None]:
-    """Return the iterations to train on, the encoded prompts they are about, and their passes where it explores."""
+) -> tuple[Iterator[Iteration | OnePass], Conditioning, Passes]:
+    """Return the iterations to train on, the encoded prompts they are about, and their passes."""
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
@@ -188,7 +188,7 @@ def training_data(
         if setup.processes.main:
             RunFolder(run.folder).write_data({"images": len(prompts), "left_out": left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}
-        return supervised(setup.algorithm, pairs, steps, **options), prompts, None
+        return supervised(setup.algorithm, pairs, steps, **options), prompts, NO_ROLLOUT
     assert explores(setup.algorithm)
     prompts = encode_prompts(setup, records)
     explorer = Explorer(
@@ -211,9 +211,7 @@ def training_data(
     )
     passes = setup_passes(setup, prompts)
     _log.info(f"  passes    {passes.words}")
-    if passes.retained_rows:
-        return (OnePass(explorer, step, passes.retained_rows) for step in steps), prompts, passes
-    return explorer.iterations(steps), prompts, passes
+    return iterations(explorer, steps, passes.retained_rows), prompts, passes
 
 
 def encode_prompts(setup: TrainingSetup, records: Sequence[dict]) -> Conditioning:

@@ -10,7 +10,7 @@ from ..models.adapters import LoRA
 from ..sampling.conditioning import Conditioning
 from ..system.running_time import running_seconds
 from .cost_estimate import count_rows
-from .passes import Passes
+from .passes import Passes, trial_pass
 from .run_folder import duration
 from .setup import TrainingSetup
 
@@ -88,11 +88,11 @@ def held_out_words(setup: TrainingSetup, records: Sequence[dict], held_out: Sequ
     return f"{len(held_out)} prompts {origin}{overlap if records else ''}; {every} {measured}; {best}"
 
 
-def expected_words(setup: TrainingSetup, seconds_per_pass: float, passes: Passes | None) -> str:
+def expected_words(setup: TrainingSetup, seconds_per_pass: float, passes: Passes) -> str:
     """Return how long the run will take, from the seconds of a forward pass."""
     run, chunk = setup.run, setup.run.batches.chunk
     rows = count_rows(run.with_options(algorithm=setup.algorithm))
-    update = BACKWARD if passes is not None and passes.retained_rows else 1 + BACKWARD
+    update = BACKWARD if passes.retained_rows else 1 + BACKWARD
     cost = sum(count * (update if name == "update" else 1) for name, count in rows.items())
     iteration = seconds_per_pass * cost / chunk / setup.processes.count
     left, budget = (run.batches.iterations - setup.first) * iteration, run.batches.budget_seconds
@@ -105,13 +105,10 @@ def expected_words(setup: TrainingSetup, seconds_per_pass: float, passes: Passes
 
 def pass_seconds(setup: TrainingSetup, prompts: Conditioning) -> float:
     """Return the seconds of one forward pass of a chunk, on the slowest process."""
-    chunk = setup.run.batches.chunk
-    rows = prompts[torch.arange(chunk) % len(prompts)]
-    x = torch.zeros(chunk, *setup.model.latent_shape, device=prompts.index.device)
+    make = trial_pass(setup, prompts)
     with torch.no_grad():
-        setup.models.policy(x, x.new_ones(chunk), rows)  # the first pass also warms up
+        make()  # the first pass also warms up
         start = running_seconds()
-        setup.models.policy(x, x.new_ones(chunk), rows)
-        if x.is_cuda:
+        if make().is_cuda:
             torch.cuda.synchronize()
     return max(setup.processes.all_gather_objects(running_seconds() - start))

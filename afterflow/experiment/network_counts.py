@@ -5,10 +5,9 @@ alone.  What autograd saves for the backward pass is counted there, and so are F
 network, which need seconds to import; counts that are kept take none of them.
 """
 
-import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,10 +26,10 @@ from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid
 from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.errors import ConfigError, InputError
-from ..system.stamps import file_stamps, source_digest
+from ..system.stamps import file_stamps, options_digest, source_digest
 from ..system.text_files import read_json
 from .config import Run
-from .passes import graph_bytes
+from .passes import graph_bytes, tensor_bytes
 from .serialization import from_json, to_json
 
 _log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ def counts_key(run: Run) -> str:
         "libraries": {name: version(name) for name in ("torch", "diffusers", "peft")},
         "afterflow": source_digest(COUNTING),
     }
-    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
+    return options_digest(options)
 
 
 def read_counts(file: Path) -> NetworkCounts | None:
@@ -129,11 +128,6 @@ def count_network(run: Run) -> NetworkCounts:
     shapes = {"latent_shape": model.latent_shape, "text_shape": model.text_shape, "schedule": model.schedule}
     computed = tensor_bytes(model.module.parameters())
     return NetworkCounts(frozen, weights, computed, trained, saved, forward, backward, **shapes)
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def count_passes(model: Model, rows: int) -> tuple[int, int, int]:

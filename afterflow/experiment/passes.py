@@ -1,6 +1,7 @@
 """Whether an iteration takes one pass or two: may the graphs of a rollout wait for their rewards?"""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ class Passes:
     """The choice and its reason, for the first lines of a run."""
 
 
+NO_ROLLOUT = Passes(0, "")
+"""The passes of a run that images teach."""
+
+
 def choose_passes(run: Run, algorithm: OnPolicy, row_bytes: float, limit: float) -> Passes:
     """Return one pass where the run allows it and its graphs fit into the memory, else two.
 
@@ -46,17 +51,10 @@ def choose_passes(run: Run, algorithm: OnPolicy, row_bytes: float, limit: float)
         row_bytes: Bytes of the graph of one row, guidance included.
         limit: Bytes that all waiting graphs may take.
     """
-    rows, batches = run.batches.retained_rows, run.batches
-    pruned = algorithm.requirements.pruned
-    reasons = {
-        "retained_rows = 0": rows == 0,
-        f"updates = {batches.updates}, and the rollout is of the policy before the first": batches.updates > 1,
-        f"shard = {run.distribution.shard}": run.distribution.shard != "none",
-        f"rewards take {pruned:.0%} of the steps out of training": pruned > MOST_PRUNED,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    reason = two_pass_reason(run, algorithm)
     if reason is not None:
         return Passes(0, f"two: {reason}")
+    rows, batches = run.batches.retained_rows, run.batches
     whole_batch = algorithm.requirements.waits_for_batch
     allowed = int(limit / row_bytes) if rows is None else rows
     everything, width = retained_rows(run, algorithm), algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
@@ -69,6 +67,18 @@ def choose_passes(run: Run, algorithm: OnPolicy, row_bytes: float, limit: float)
         return Passes(0, f"two: the graphs of {of} are {size(needed)}, and {size(allowed)} may wait (retained_rows)")
     most = min(allowed, everything)
     return Passes(most, f"one: the graphs of at most {size(most)} wait for their rewards")
+
+
+def two_pass_reason(run: Run, algorithm: OnPolicy) -> str | None:
+    """Return why a run takes two passes whatever the size of its graphs; None where that decides."""
+    updates, pruned = run.batches.updates, algorithm.requirements.pruned
+    reasons = {
+        "retained_rows = 0": run.batches.retained_rows == 0,
+        f"updates = {updates}, and the rollout is of the policy before the first": updates > 1,
+        f"shard = {run.distribution.shard}": run.distribution.shard != "none",
+        f"rewards take {pruned:.0%} of the steps out of training": pruned > MOST_PRUNED,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def retained_rows(run: Run, algorithm: OnPolicy) -> int:
@@ -97,17 +107,28 @@ def graph_memory(run: Run, device: torch.device, weights: int, trained: int) -> 
 
 
 def setup_passes(setup: "TrainingSetup", prompts: Conditioning) -> Passes:
-    """Return the passes of a run that is loaded; the size of a graph is measured on one pass."""
-    run, device = setup.run, setup.processes.accelerator.device
-    chunk = run.batches.chunk
+    """Return the passes of a run that is loaded; the size of a graph is measured on one pass, where it decides."""
+    run, network = setup.run, setup.model.module
+    assert isinstance(setup.algorithm, OnPolicy)
+    if two_pass_reason(run, setup.algorithm) is not None:
+        return choose_passes(run, setup.algorithm, math.inf, 0.0)
+    trained = sum(parameter.numel() for parameter in setup.weights.parameters.values())
+    limit = graph_memory(run, setup.processes.accelerator.device, tensor_bytes(network.parameters()), trained)
+    row_bytes = graph_bytes(trial_pass(setup, prompts), network) / run.batches.chunk
+    return choose_passes(run, setup.algorithm, row_bytes, limit)
+
+
+def trial_pass(setup: "TrainingSetup", prompts: Conditioning) -> Callable[[], Tensor]:
+    """Return a forward pass of the policy on a chunk of blank states, (chunk, ...)."""
+    chunk = setup.run.batches.chunk
     rows = prompts[torch.arange(chunk) % len(prompts)]
     x = torch.zeros(chunk, *setup.model.latent_shape, device=prompts.index.device)
-    make = lambda: setup.models.policy(x, x.new_ones(chunk), rows)
-    trained = sum(parameter.numel() for parameter in setup.weights.parameters.values())
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in setup.model.module.parameters())
-    limit = graph_memory(run, device, weights, trained)
-    assert isinstance(setup.algorithm, OnPolicy)
-    return choose_passes(run, setup.algorithm, graph_bytes(make, setup.model.module) / chunk, limit)
+    return lambda: setup.models.policy(x, x.new_ones(chunk), rows)
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def graph_bytes(make: Callable[[], Tensor], network: nn.Module) -> int:

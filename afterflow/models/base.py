@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..system.atomic_files import apply_umask, make_folder, writing
+from ..system.atomic_files import apply_umask, make_folder, replacing
 from ..system.errors import ConfigError, OutputError
 from ..system.once import say_once
 from ..system.side_outputs import failure_words
@@ -41,18 +41,11 @@ def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:
 
     What cannot be written is warned of and computed again another time.
     """
-    partial = file.with_suffix(f".{os.getpid()}.partial")
     with caching(file):
         make_folder(file.parent)
-        try:
-            with writing(file):
-                save_file(tensors, partial)
-                apply_umask(partial)
-                partial.replace(file)
-        except OutputError:
-            with suppress(OSError):
-                partial.unlink()
-            raise
+        with replacing(file) as partial:
+            save_file(tensors, partial)
+            apply_umask(partial)
 
 
 @contextmanager

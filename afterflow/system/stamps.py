@@ -1,14 +1,21 @@
 """What results that are kept were made from: stamps of files, and a digest of afterflow's own source."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def file_stamps(folder: Path) -> list[tuple[str, int, int]]:
     """Return path, size and time of the last change of every file in a folder, however deep."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+def options_digest(options: Mapping[str, Any]) -> str:
+    """Return a digest of what JSON holds, 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(options).encode()).hexdigest()[:32]
 
 
 def source_digest(names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from ..sampling.conditioning import Conditioning
 from ..sampling.rollout import Levels, Plan, Retain, Rollout, trained_children, transitions
 from ..sampling.seeds import generator
 from .clock import Clock
-from .explore import Explorer, scoring_thread
+from .explore import Explorer, Iteration, scoring_thread
 from .gradients import Measured, Microbatch, backward, finish, move_gradients
 from .local_rows import LocalPrompts, count_children, credited, local_prompts, pulling
 from .scores import check_scores, concatenate_scores, gather_scores, score_metrics
@@ -186,6 +186,13 @@ class OnePass:
                 totals.problem = backward(e.algorithm, models, microbatch, e.processes, totals.measured)
             if e.processes.local_partitions > 1 and part.ends_partition:
                 move_gradients(totals.parameters, totals.sums)
+
+
+def iterations(explorer: Explorer, steps: range, retained_rows: int) -> Iterator[Iteration | OnePass]:
+    """Yield the iterations of these numbers, in one pass where rows may wait, in two where retained_rows = 0."""
+    if not retained_rows:
+        return explorer.iterations(steps)
+    return (OnePass(explorer, step, retained_rows) for step in steps)
 
 
 def full_prompts(chunk: int, width: int) -> int:

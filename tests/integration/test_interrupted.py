@@ -24,40 +24,37 @@ def after_import(user, said):
     return others if first.startswith(f"{user}: importing torch") else said
 
 
-@pytest.mark.parametrize("delay", [0.05, 1.0, 4.0])
-def test_ctrl_c_ends_a_command_in_one_line_whatever_it_is_doing(tmp_path, delay):
-    code = "import afterflow.cli.main as m, sys; print('ready', flush=True); sys.exit(m.main(sys.argv[1:]))"
-    words = ["sample", "tiny", "a star", "--steps", "2000", "--out", str(tmp_path / "a.png")]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=pipe, stderr=pipe, text=True)
+def interrupted(folder, delay, source, *words):
+    """The exit code and stderr of Python code that gets Ctrl-C some seconds after it says that it is ready."""
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", source, *words]
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=folder)
     try:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
+        return process.returncode, said
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("delay", [0.05, 1.0, 4.0])
+def test_ctrl_c_ends_a_command_in_one_line_whatever_it_is_doing(tmp_path, delay):
+    code = "import afterflow.cli.main as m, sys; print('ready', flush=True); sys.exit(m.main(sys.argv[1:]))"
+    words = ["sample", "tiny", "a star", "--steps", "2000", "--out", str(tmp_path / "a.png")]
+    code, said = interrupted(tmp_path, delay, code, *words)
     said_of_it = "afterflow: interrupted; checkpoints and results that were written are whole\n"
-    assert (process.returncode, after_import("afterflow sample", said)) == (130, said_of_it)
+    assert (code, after_import("afterflow sample", said)) == (130, said_of_it)
 
 
 @pytest.mark.parametrize("delay", [0.7, 2.0])
 def test_ctrl_c_ends_the_demo_in_one_line_while_it_imports_libraries(tmp_path, delay):
     start = "runpy.run_module('afterflow.cli.demo', None, '__main__')"
     code = f"import afterflow.cli.main, runpy; print('ready', flush=True); {start}"
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
-    try:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
+    code, said = interrupted(tmp_path, delay, code)
     said = after_import("demo", said)
-    assert (process.returncode, said.count("\n"), said[:23]) == (130, 1, "afterflow: interrupted;")
+    assert (code, said.count("\n"), said[:23]) == (130, 1, "afterflow: interrupted;")
 
 
 def test_the_demo_and_every_command_share_what_is_done_about_errors(capsys):

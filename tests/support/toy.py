@@ -18,7 +18,7 @@ from afterflow.train.explore import ExploreOptions, Explorer, supervised
 from afterflow.train.local_rows import credited as credit_of
 from afterflow.train.local_rows import local_rows
 from afterflow.train.loop import Trainer, TrainOptions
-from afterflow.train.one_pass import OnePass
+from afterflow.train.one_pass import iterations
 from afterflow.train.reward_history import RewardHistory
 
 TASKS = ["left", "right"]
@@ -113,9 +113,7 @@ def learn(
         size = algorithm.requirements.history
         history = RewardHistory(size) if size else None
         explorer = Explorer(algorithm, models, lambda step: prompts(8), score, options, processes, clock, history)
-        source = (
-            (OnePass(explorer, step, retained_rows) for step in steps) if retained_rows else explorer.iterations(steps)
-        )
+        source = iterations(explorer, steps, retained_rows)
     else:
         pairs = lambda step: images(256, torch.Generator().manual_seed(step))
         source = supervised(algorithm, pairs, steps, seed=0, chunk=256, processes=processes)

@@ -7,6 +7,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.setup import fp32_streams
 from afterflow.models.fp32_streams import keep_streams_in_fp32
 from afterflow.recipes.shapes import shapes_flow_grpo
+from afterflow.sampling.conditioning import Embedding, condition
 from tinies import FAMILIES
 
 
@@ -15,8 +16,6 @@ def velocities(model, autocast):
     generator = torch.Generator().manual_seed(0)
     length, width, pooled = model.text_shape
     draw = lambda *shape: torch.randn(shape, generator=generator)
-    from afterflow.sampling.conditioning import Embedding, condition
-
     texts = lambda n: Embedding(draw(n, length, width), None if pooled is None else draw(n, pooled))
     cond = condition(texts(4), texts(1), [{"prompt": str(i)} for i in range(4)])
     x, t = draw(4, *model.latent_shape), torch.tensor([0.9, 0.7, 0.4, 0.1])
