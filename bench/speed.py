@@ -71,6 +71,8 @@ class Subject:
     parameters: dict
     models: Models
     processes: Processes
+    initial: list[torch.Tensor]
+    """The trained weights as they were loaded."""
 
     @classmethod
     def load(cls, options: argparse.Namespace, name: str, batches: Batches, network: str) -> "Subject":
@@ -88,7 +90,8 @@ class Subject:
                 torch.nn.init.normal_(parameter, std=0.01)
         if network == "compiled":
             compile_blocks(model.module)
-        return cls(run, model, parameters, VelocityFactory(run, model, processes).models(), processes)
+        initial = [parameter.detach().clone() for parameter in parameters.values()]
+        return cls(run, model, parameters, VelocityFactory(run, model, processes).models(), processes, initial)
 
 
 def measure_setting(options: argparse.Namespace, name: str, batches: Batches) -> dict:
@@ -151,6 +154,8 @@ class Exploration:
         """Return the rows that are differentiated, the FLOPs and the gradient of the first iteration."""
         explorer, subject = self.explorer(), self.subject
         parameters = list(subject.parameters.values())
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, subject.initial)
         with FlopCounterMode(display=False) as counter:
             if self.retained_rows:
                 iteration = OnePass(explorer, 0, self.retained_rows)
