@@ -14,6 +14,7 @@ Each variant also takes one iteration from the same weights and seed, for its ro
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,6 +74,7 @@ class Subject:
     processes: Processes
     initial: list[torch.Tensor]
     """The trained weights as they were loaded."""
+    compiled: bool
 
     @classmethod
     def load(cls, options: argparse.Namespace, name: str, batches: Batches, network: str) -> "Subject":
@@ -91,7 +93,15 @@ class Subject:
         if network == "compiled":
             compile_blocks(model.module)
         initial = [parameter.detach().clone() for parameter in parameters.values()]
-        return cls(run, model, parameters, VelocityFactory(run, model, processes).models(), processes, initial)
+        return cls(
+            run,
+            model,
+            parameters,
+            VelocityFactory(run, model, processes).models(),
+            processes,
+            initial,
+            network == "compiled",
+        )
 
 
 def measure_setting(options: argparse.Namespace, name: str, batches: Batches) -> dict:
@@ -120,7 +130,7 @@ def measure_setting(options: argparse.Namespace, name: str, batches: Batches) ->
             "over_two_passes": round(seconds[variant] / seconds["two passes"], 4),
             "images_a_second": round(options.rounds * options.prompts * ALGORITHM.group / seconds[variant], 2),
             "rows": facts[variant]["rows"],
-            "TFLOP": round(facts[variant]["flops"] / 1e12, 4),
+            "TFLOP": None if facts[variant]["flops"] is None else round(facts[variant]["flops"] / 1e12, 4),
             "gradient": float(f"{(facts[variant]['gradient'] - expected).norm() / expected.norm():.2g}"),
         }
         for variant in VARIANTS
@@ -156,7 +166,9 @@ class Exploration:
         parameters = list(subject.parameters.values())
         with torch.no_grad():
             torch._foreach_copy_(parameters, subject.initial)
-        with FlopCounterMode(display=False) as counter:
+        # A counter of FLOPs switches compilation off for good, so those of a compiled network are not counted.
+        counter = FlopCounterMode(display=False)
+        with nullcontext() if subject.compiled else counter:
             if self.retained_rows:
                 iteration = OnePass(explorer, 0, self.retained_rows)
                 list(iteration.gradients(parameters))
@@ -169,7 +181,7 @@ class Exploration:
             parameter.grad = None
         images = self.options.prompts * ALGORITHM.group
         rows = round(iteration.metrics["nfe/update"] * images)
-        return {"rows": rows, "flops": counter.get_total_flops(), "gradient": gradient}
+        return {"rows": rows, "flops": None if subject.compiled else counter.get_total_flops(), "gradient": gradient}
 
 
 def bare_passes(options: argparse.Namespace, subject: Subject, prompts: object) -> Callable[[], None]:
