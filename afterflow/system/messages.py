@@ -5,12 +5,12 @@ import logging
 from .escapes import printable
 
 NOISE = {
-    "torchao": "Failed to load ",
-    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
-    "bitsandbytes.cextension": "was compiled without GPU support",
-    "diffusers.loaders.lora_base": "No LoRA keys associated to NoneType",  # text encoders that are not loaded
+    "torchao": ("Failed to load ", "Skipping import of cpp extensions"),
+    "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
+    "bitsandbytes.cextension": ("was compiled without GPU support",),
+    "diffusers.loaders.lora_base": ("No LoRA keys associated to NoneType",),  # text encoders that are not loaded
 }
-"""Logger of a library → a message that it has at every start, about parts that we do not use."""
+"""Logger of a library → messages that it has at every start, about parts that we do not use."""
 
 
 class MessageHandler(logging.Handler):
@@ -22,11 +22,11 @@ class MessageHandler(logging.Handler):
 
 
 class NoiseFilter(logging.Filter):
-    """A filter that leaves out the message of `NOISE`; all other messages of the library pass."""
+    """A filter that leaves out the messages of `NOISE`; all other messages of the library pass."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is another message."""
-        return NOISE[record.name] not in record.getMessage()
+        return not any(noise in record.getMessage() for noise in NOISE[record.name])
 
 
 NO_NOISE = NoiseFilter()

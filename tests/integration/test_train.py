@@ -1,5 +1,6 @@
 import copy
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -355,7 +356,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_is_different(tmp_path, monkeypat
     monkeypatch.setattr("importlib.metadata.version", lambda name: versions.get(name, first["versions"][name]))
     (said, other) = write_record(tmp_path, {"batch": 4}, "recipe", 0, first=9, processes=2)
     assert (
-        said == f'versions.torch = "{torch.__version__}" there, "2.6.0" here' and other == "processes = 1 there, 2 here"
+        said == f'versions.torch = "{version("torch")}" there, "2.6.0" here' and other == "processes = 1 there, 2 here"
     )
     record = json.loads((tmp_path / "run.json").read_text())
     assert {name: record[name] for name in first} == first
