@@ -7,15 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .algorithms.awm import AWM
     from .algorithms.branch_grpo import BranchGRPO
+    from .algorithms.crd import CRD
     from .algorithms.dance_grpo import DanceGRPO
     from .algorithms.ddpo import DDPO
+    from .algorithms.dgpo import DGPO
+    from .algorithms.diffusion_nft import DiffusionNFT
+    from .algorithms.flow_awr import FlowAWR
     from .algorithms.flow_grpo import FlowGRPO
     from .algorithms.flow_opd import FlowOPD
     from .algorithms.mix_grpo import MixGRPO
     from .algorithms.pref_grpo import PrefGRPO
     from .algorithms.sft import SFT
     from .algorithms.soar import SOAR
+    from .algorithms.v_grpo import VGRPO
     from .experiment.config import Run
     from .experiment.execute import execute
     from .experiment.result import Result
@@ -27,13 +33,19 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 __all__ = [
+    "AWM",
+    "CRD",
     "DDPO",
+    "DGPO",
     "RECIPES",
     "SFT",
     "SOAR",
+    "VGRPO",
     "AfterflowError",
     "BranchGRPO",
     "DanceGRPO",
+    "DiffusionNFT",
+    "FlowAWR",
     "FlowGRPO",
     "FlowOPD",
     "Judge",
@@ -57,6 +69,12 @@ _NAMES = {
     "algorithms.pref_grpo": ("PrefGRPO",),
     "algorithms.sft": ("SFT",),
     "algorithms.soar": ("SOAR",),
+    "algorithms.awm": ("AWM",),
+    "algorithms.crd": ("CRD",),
+    "algorithms.dgpo": ("DGPO",),
+    "algorithms.diffusion_nft": ("DiffusionNFT",),
+    "algorithms.flow_awr": ("FlowAWR",),
+    "algorithms.v_grpo": ("VGRPO",),
     "experiment.config": ("Run",),
     "experiment.execute": ("execute",),
     "experiment.result": ("Result",),

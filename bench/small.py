@@ -8,16 +8,23 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from afterflow.algorithms.awm import AWM
 from afterflow.algorithms.base import Algorithm, explores
 from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.dgpo import DGPO
+from afterflow.algorithms.diffusion_nft import DiffusionNFT
+from afterflow.algorithms.flow_awr import FlowAWR
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
+from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
+from afterflow.algorithms.v_grpo import VGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
@@ -26,6 +33,7 @@ from afterflow.experiment.execute import execute
 from afterflow.models.adapters import Full, LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.rewards.shapes_judge import ShapesJudge
+from afterflow.sampling.training_times import TrainingTimes
 from afterflow.train.checkpoint import list_checkpoints
 
 WEIGHTS = {"shapes_partial": 1.0}
@@ -40,6 +48,12 @@ METHODS: dict[str, Algorithm] = {
     "branch_grpo": BranchGRPO(WEIGHTS, steps=4, splits=(0, 1)),
     "pref_grpo": PrefGRPO(steps=4, group=4),
     "flow_opd": FlowOPD(steps=4, group=2),
+    "nft": DiffusionNFT(WEIGHTS, steps=4, group=4, lag=Lag(start=0.5)),
+    "awm": AWM(WEIGHTS, steps=6, group=4, times=TrainingTimes(2, "strata", shared="batch")),
+    "v_grpo": VGRPO(WEIGHTS, steps=4, group=4),
+    "flow_awr": FlowAWR(WEIGHTS, steps=4, group=4),
+    "dgpo": DGPO(WEIGHTS, steps=4, group=4, times=TrainingTimes(2, shared="group")),
+    "crd": CRD(WEIGHTS, steps=4, group=4),
 }
 CLOCKS = ("seconds",)
 

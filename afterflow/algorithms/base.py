@@ -10,7 +10,7 @@ the options that several algorithms have in common; an algorithm repeats a field
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeGuard, TypeVar
+from typing import Generic, Literal, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ..sampling.rollout import Levels, Plan, Transitions
 from ..sampling.row_random import RowRandom
 from ..sampling.schedules import ScheduleOption, SD3Grid
 from ..system.errors import ConfigError
+from .lag import Lag
 
 Metrics = dict[str, Tensor]
 
@@ -52,6 +53,12 @@ class Models:
     """The field that all samples stay near to."""
     guided: Velocity | None = None
     """The policy under the run's guidance, where images teach it without."""
+    lagged: Mapping[str, Velocity] = field(default_factory=dict)
+    """Averages of the policy by name, which follow it iteration by iteration."""
+    explorer: Velocity | None = None
+    """The field that makes the images of a rollout, where that is not the policy that is trained."""
+    before: Velocity | None = None
+    """The policy before the first of several updates of an iteration; None where there is one update."""
 
 
 class Rows(Protocol):
@@ -105,6 +112,20 @@ class Comparisons:
         require(fits, f"compare.opponents = {m}: an even number, from 2 to the {group - 1} others, or None for all")
 
 
+ReferenceModel = Literal["start", "base", "average"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The velocity that a KL, or a distance of velocities, is taken to."""
+
+    model: ReferenceModel = "start"
+    """start: the policy before training, with the LoRA that it began from.  base: the model without any LoRA.
+    average: the policy's own average."""
+    guidance_scale: float | None = None
+    """Guidance scale of the reference; None takes the policy's."""
+
+
 @dataclass(frozen=True)
 class Requirements:
     """What a run must give to an algorithm."""
@@ -117,8 +138,12 @@ class Requirements:
     """The pairs that a judge compares, if any."""
     history: int = 0
     """Number of earlier rewards of each prompt."""
-    reference: bool = False
-    """Whether it needs the velocity of the model before training."""
+    reference: Reference | None = None
+    """The velocity that it is held near to, if any."""
+    lagged: Mapping[str, Lag] = field(default_factory=dict)
+    """Averages of the policy that it calls, by name, and how slowly each follows."""
+    explorer: str | None = None
+    """The average that makes the images of a rollout; None: the policy."""
     all_rows: bool = False
     """Whether a row of advantage 0 has a gradient too, of a KL or a teacher; else no forward pass is spent on it."""
     whole_batch: bool = False

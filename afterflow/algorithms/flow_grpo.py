@@ -23,7 +23,8 @@ from ..objectives.advantages import Normalize
 from ..sampling.kernels import kl
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
-from .base import Metrics, Models, Requirements, Scores, require
+from .base import Metrics, Models, Reference, Requirements, Scores, require
+from .lag import Lag
 from .policy_gradient import GroupRelative, compares_prompts, group_advantages
 from .ratios import LogDensity, density_loss, guarded_loss, step
 
@@ -47,6 +48,10 @@ class FlowGRPO(GroupRelative):
     """First and one-past-last step that a window may cover; None takes the first half of the steps."""
     beta: float = 0.04
     """Weight of the KL to the reference; 0 needs no reference."""
+    reference: Reference = Reference()
+    """The policy that the KL is to."""
+    lag: Lag = Lag()
+    """How slowly the policy's average follows, where the KL is to that."""
     kl_scale: Literal["exact", "legacy"] = "exact"
     """legacy multiplies the KL by Δt, as flow_grpo's code does: its published betas (0.04 among them) mean that."""
     density: LogDensity = "true"
@@ -78,7 +83,10 @@ class FlowGRPO(GroupRelative):
     def requirements(self) -> Requirements:
         """Return the rewards, and where there is a KL the reference; it pulls where no advantage does."""
         kl, whole_batch = self.beta > 0, compares_prompts(self.normalize, self.blend)
-        return Requirements(self.weights, self.blend, reference=kl, all_rows=kl, whole_batch=whole_batch)
+        reference = self.reference if kl else None
+        lagged = {"average": self.lag} if kl and self.reference.model == "average" else {}
+        options = {"reference": reference, "lagged": lagged, "all_rows": kl, "whole_batch": whole_batch}
+        return Requirements(self.weights, self.blend, **options)
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts that are stochastic in the window, or in all steps but the last."""

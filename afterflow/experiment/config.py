@@ -10,15 +10,21 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import Suppress, arg
 
+from ..algorithms.awm import AWM
 from ..algorithms.branch_grpo import BranchGRPO
+from ..algorithms.crd import CRD
 from ..algorithms.dance_grpo import DanceGRPO
 from ..algorithms.ddpo import DDPO
+from ..algorithms.dgpo import DGPO
+from ..algorithms.diffusion_nft import DiffusionNFT
+from ..algorithms.flow_awr import FlowAWR
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.flow_opd import FlowOPD
 from ..algorithms.mix_grpo import MixGRPO
 from ..algorithms.pref_grpo import PrefGRPO
 from ..algorithms.sft import SFT
 from ..algorithms.soar import SOAR
+from ..algorithms.v_grpo import VGRPO
 from ..data.clips import MovingClips, MovingPrompts
 from ..data.geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import HubImages, ImageFolder, ImageSource, ShapesImages
@@ -40,7 +46,23 @@ from .evaluation_fit import TRAINED, fit_evaluation
 from .function_rewards import name_functions
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
-AnyAlgorithm = SFT | SOAR | DDPO | FlowGRPO | DanceGRPO | MixGRPO | BranchGRPO | PrefGRPO | FlowOPD
+AnyAlgorithm = (
+    SFT
+    | SOAR
+    | DDPO
+    | FlowGRPO
+    | DanceGRPO
+    | MixGRPO
+    | BranchGRPO
+    | PrefGRPO
+    | FlowOPD
+    | DiffusionNFT
+    | AWM
+    | VGRPO
+    | FlowAWR
+    | DGPO
+    | CRD
+)
 
 
 F = TypeVar("F")

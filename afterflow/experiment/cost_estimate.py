@@ -22,8 +22,8 @@ from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
 from .config import Run, on_model_schedule
-from .network_counts import NetworkCounts, network_counts, rows_of_pass
-from .passes import NO_ROLLOUT, Passes, choose_passes, graph_memory
+from .network_counts import NetworkCounts, network_counts, rollout_rows, rows_of_pass
+from .passes import NO_ROLLOUT, Passes, choose_passes, copied_networks, graph_memory
 from .prompt_checks import held_out_records, prompt_records
 
 
@@ -54,6 +54,8 @@ def estimate_cost(run: Run) -> CostEstimate:
     run = run.with_options(algorithm=on_model_schedule(run.algorithm, network.schedule))
     trained, guided = network.trained, rows_of_pass(run) // run.batches.chunk
     rows, chunk = count_rows(run), run.batches.chunk
+    if "rollout" in rows:
+        rows["rollout"] *= rollout_rows(run) / guided  # an update may have no guidance
     passes = NO_ROLLOUT
     if explores(run.algorithm):
         limit = graph_memory(run, default_device(), network.computed, trained)
@@ -93,7 +95,7 @@ def count_rows(run: Run) -> dict[str, float]:
     requirements, tasks = algorithm.requirements, [task for teacher in run.teachers for task in teacher.tasks]
     taught = dict.fromkeys(tasks, still)
     reference, anchor = (still if part else None for part in (requirements.reference, requirements.anchor))
-    models = Models(still, reference, taught, anchor)
+    models = Models(still, reference, taught, anchor, lagged=dict.fromkeys(requirements.lagged, still))
     embedding = Embedding(torch.zeros(1, 1, 1))
     record = {"prompt": "", **({requirements.route: tasks[0]} if requirements.route else {})}
     cond = condition(
@@ -151,9 +153,11 @@ def copy_bytes(run: Run, weights: int, trained: int) -> int:
     """Return the bytes of copies beside the policy: adapters of a LoRA, or networks where all weights are trained."""
     requirements = run.algorithm.requirements
     if isinstance(run.tune, Full):
-        return weights * (len(run.teachers) + requirements.reference + (requirements.anchor == "base"))
-    adapters = sum(teacher.lora is not None for teacher in run.teachers)
-    return 4 * trained * (adapters + (requirements.reference and run.tune.start is not None))
+        return weights * copied_networks(run)
+    reference = requirements.reference
+    start = reference is not None and reference.model == "start" and run.tune.start is not None
+    adapters = sum(teacher.lora is not None for teacher in run.teachers) + start + len(requirements.lagged)
+    return 4 * trained * adapters
 
 
 def cast_bytes(run: Run, weights: int) -> int:
@@ -169,8 +173,9 @@ def rollout_bytes(run: Run, network: NetworkCounts) -> int:
     state = 4 * torch.Size(network.latent_shape).numel()
     if not explores(run.algorithm):
         return 2 * run.batches.batch * state
-    widths = run.algorithm.plan(0, generator(run.seed, 0, "plan")).widths
-    if run.batches.offload:
+    plan = run.algorithm.plan(0, generator(run.seed, 0, "plan"))
+    widths = plan.widths
+    if run.batches.offload or not plan.states:
         return run.batches.batch * state * 2 * widths[-1]
     return run.batches.batch * state * (sum(widths) + sum(widths[:-1]))
 

@@ -33,6 +33,7 @@ from ..train.explore import ExploreOptions, Iteration, supervised
 from ..train.gradients import gradients
 from .config import Run
 from .cost_estimate import estimate_cost, trial_iteration
+from .network_counts import rollout_rows, rows_of_pass
 from .prompt_checks import prompt_records
 from .setup import TrainingSetup, fp32_streams
 
@@ -128,7 +129,8 @@ def check_spread(setup: TrainingSetup, cond: Conditioning, ours: Tensor) -> Find
     sources = [generator(run.seed, "doctor", "sde")]
     shape = torch.empty(1, 1, *model.latent_shape, device=setup.processes.accelerator.device)
     noise, one = prompt_noise(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
-    leaves = sample(setup.models.policy, setup.algorithm.step_kernel, plan, one, noise, sources).leaves
+    explorer = setup.models.explorer or setup.models.policy
+    leaves = sample(explorer, setup.algorithm.step_kernel, plan, one, noise, sources).leaves
     ratio = (leaves.float().std() / ours.float().std()).item()
     return Finding(
         "noise in the steps leaves the latents as spread out as they were",
@@ -261,7 +263,7 @@ def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str,
     needs = estimate_cost(run)
     rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
     algorithm = setup.algorithm
-    guidance = 2 if explores(algorithm) and run.batches.guidance_scale != 1 else 1  # images teach without guidance
+    guidance = rows_of_pass(run) // run.batches.chunk
     images = algorithm.plan(0, generator(0)).widths[-1] if explores(algorithm) else len(iteration.rows)
     rows = {
         "rollout": images * iteration.metrics.get("nfe/rollout", 0.0),
@@ -269,7 +271,10 @@ def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str,
     }
     # Forward passes of a chunk are padded, so a small iteration pays for rows that a large one uses.
     padded = {name: -(-count // run.batches.chunk) * run.batches.chunk for name, count in rows.items()}
-    whole = {"rollout": needs.rows.get("rollout", 0.0) / guidance, "update": needs.rows["update"] / guidance}
+    whole = {
+        "rollout": needs.rows.get("rollout", 0.0) / rollout_rows(run),
+        "update": needs.rows["update"] / guidance,
+    }
     row_seconds = {
         name: spent / padded[name] for name, spent in (("rollout", rollout), ("update", update)) if padded[name]
     }

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..algorithms.base import explores
+from ..algorithms.forward_process import learns_from_finished
 from ..models.adapters import attach
 from ..models.base import cache_folder, caching
 from ..models.pipeline import Model, locate
@@ -80,9 +81,14 @@ def network_counts(run: Run) -> NetworkCounts:
 
 
 def rows_of_pass(run: Run) -> int:
-    """Return the rows of a chunk.  Guidance doubles them where images are explored; what images teach has none."""
-    guided = 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
-    return run.batches.chunk * guided
+    """Return the rows of a chunk of the update.  Guidance doubles them; what images teach has none."""
+    guided = explores(run.algorithm) and not learns_from_finished(run.algorithm)
+    return run.batches.chunk * (rollout_rows(run) if guided else 1)
+
+
+def rollout_rows(run: Run) -> int:
+    """Return the rows of the network for each velocity of a rollout: guidance doubles them."""
+    return 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
 
 
 def counts_key(run: Run) -> str:

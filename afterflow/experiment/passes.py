@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algorithms.base import OnPolicy
+from ..algorithms.forward_process import learns_from_finished
 from ..models.adapters import Full
 from ..sampling.conditioning import Conditioning
 from ..sampling.rollout import Retain
@@ -73,6 +74,7 @@ def two_pass_reason(run: Run, algorithm: OnPolicy) -> str | None:
     """Return why a run takes two passes whatever the size of its graphs; None where that decides."""
     updates, pruned = run.batches.updates, algorithm.requirements.pruned
     reasons = {
+        "its images are noised again, so that no step of a rollout is trained": learns_from_finished(algorithm),
         "retained_rows = 0": run.batches.retained_rows == 0,
         f"updates = {updates}, and the rollout is of the policy before the first": updates > 1,
         f"shard = {run.distribution.shard}": run.distribution.shard != "none",
@@ -102,8 +104,17 @@ def graph_memory(run: Run, device: torch.device, weights: int, trained: int) -> 
         return CPU_BYTES
     # Of what is there when training begins, and not of what is free: a resumed run must choose the same.
     total = torch.cuda.get_device_properties(device).total_memory
-    copies = weights * (run.algorithm.requirements.reference + len(run.teachers)) if isinstance(run.tune, Full) else 0
+    copies = weights * copied_networks(run)
     return max(0.0, GPU_SHARE * total - weights - copies - 16 * trained)
+
+
+def copied_networks(run: Run) -> int:
+    """Return how many copies of the network lie beside the policy: none beside a LoRA."""
+    requirements = run.algorithm.requirements
+    if not isinstance(run.tune, Full):
+        return 0
+    frozen = requirements.reference is not None and requirements.reference.model != "average"
+    return frozen + len(requirements.lagged) + len(run.teachers) + (requirements.anchor == "base")
 
 
 def setup_passes(setup: "TrainingSetup", prompts: Conditioning) -> Passes:

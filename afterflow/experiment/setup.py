@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,13 +14,16 @@ from torch._inductor import config as inductor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..algorithms.base import Models, explores
+from ..algorithms.forward_process import learns_from_finished
 from ..models.adapters import (
     LoRA,
+    Parameters,
     Teacher,
     Wrapped,
     attach,
     before_training,
     frozen,
+    lagged_copy,
     trainable_parameters,
     without_adapters,
 )
@@ -37,6 +40,7 @@ from ..system.side_outputs import failure_words
 from ..train.checkpoint import WeightState, check_own_checkpoints, load_checkpoint, save_checkpoint
 from ..train.distributed import Processes, make_accelerator
 from ..train.ema import Ema
+from ..train.lagged import LaggedPolicy
 from ..train.reward_history import RewardHistory
 from ..train.sharding import gather_network, reshard, shard_network
 from .compatibility import upgrade
@@ -75,8 +79,9 @@ class TrainingSetup:
             torch.manual_seed(number(run.seed, "adapter"))  # peft draws a new LoRA from the global generator
             parameters = attach(model, run.tune)
         # Before the checkpoint is loaded: the reference is where training began, not where it goes on.
-        models = VelocityFactory(run, model, processes).models()
-        weights = weight_state(run, model, parameters, processes)
+        factory = VelocityFactory(run, model, processes)
+        models = factory.models()
+        weights = weight_state(run, model, parameters, processes, factory.copies())
         first = load_checkpoint(checkpoints[-1], weights) if resume else 0
         make_folder(run.folder)
         weights = replace(weights, optimizer=processes.accelerator.prepare(weights.optimizer))
@@ -250,18 +255,30 @@ def compile_blocks(network: nn.Module) -> None:
         block.compile()
 
 
-def weight_state(run: Run, model: Model, parameters: Mapping[str, nn.Parameter], processes: Processes) -> WeightState:
-    """Return the trained weights, in shards if asked, with a new optimizer, average and history."""
+def weight_state(
+    run: Run, model: Model, parameters: Parameters, processes: Processes, copies: Mapping[str, Parameters]
+) -> WeightState:
+    """Return the trained weights, in shards if asked, with a new optimizer, averages and history.
+
+    Args:
+        run: The run.
+        model: Its model.
+        parameters: What is trained.
+        processes: The processes of the run.
+        copies: The parameters of each lagged policy, by name.
+    """
     if processes.sharded:
         shard_model(run, processes, model.module)
         parameters = trainable_parameters(model.module)
-    decay, history = run.optimization.ema_decay, run.algorithm.requirements.history
+    decay, requirements = run.optimization.ema_decay, run.algorithm.requirements
+    history = requirements.history
     return WeightState(
         parameters,
         make_optimizer(run, parameters.values()),
         Ema(parameters, decay) if decay is not None else None,
         processes.accelerator.scaler,
         RewardHistory(history) if history else None,
+        {name: LaggedPolicy(values, requirements.lagged[name]) for name, values in copies.items()},
         processes,
     )
 
@@ -298,8 +315,18 @@ class VelocityFactory:
     def models(self) -> Models:
         """Return the policy, and those beside it that the algorithm requires."""
         network, scale = self.model.velocity(self.model.module), self.run.batches.guidance_scale
-        if not explores(self.run.algorithm):
+        algorithm, requirements = self.run.algorithm, self.run.algorithm.requirements
+        if not explores(algorithm):
             return Models(self.precise(network), guided=self.chunked(network, scale))
+        if learns_from_finished(algorithm):
+            explorer = self.switched(self.lagged[requirements.explorer][0]) if requirements.explorer else None
+            return Models(
+                self.chunked(network, 1.0),
+                reference=self.reference(),
+                guided=self.chunked(network, scale),
+                lagged={name: self.switched(part, 1.0) for name, (part, _) in self.lagged.items()},
+                explorer=explorer or self.chunked(network, scale),
+            )
         teachers = {teacher.name: self.teacher(teacher) for teacher in self.run.teachers}
         return Models(
             self.chunked(network, scale),
@@ -308,11 +335,33 @@ class VelocityFactory:
             anchor=self.anchor(teachers),
         )
 
+    @cached_property
+    def lagged(self) -> dict[str, tuple[Wrapped, Parameters]]:
+        """The averages of the policy that the algorithm requires, each with its parameters."""
+        names = self.run.algorithm.requirements.lagged
+        return {name: lagged_copy(self.model, self.run.tune, name, self.shards) for name in names}
+
+    def copies(self) -> dict[str, Parameters]:
+        """Return the parameters of the averages by name."""
+        return {name: parameters for name, (_, parameters) in self.lagged.items()}
+
     def reference(self) -> Velocity | None:
-        """Return the policy before training, where the algorithm requires it."""
-        if not self.run.algorithm.requirements.reference:
+        """Return the velocity that the algorithm holds the policy near to, where it does."""
+        reference = self.run.algorithm.requirements.reference
+        if reference is None:
             return None
-        return self.switched(before_training(self.model, self.run.tune, self.shards))
+        if reference.model == "average":
+            part = self.lagged["average"][0]
+        elif reference.model == "start":
+            part = before_training(self.model, self.run.tune, self.shards)
+        else:
+            part = without_adapters(self.model, self.run.tune, self.shards)
+        return self.switched(part, reference.guidance_scale or self.policy_scale)
+
+    @property
+    def policy_scale(self) -> float:
+        """The guidance scale of the policy that is trained: none where it learns from finished images."""
+        return 1.0 if learns_from_finished(self.run.algorithm) else self.run.batches.guidance_scale
 
     def teacher(self, teacher: Teacher) -> Velocity:
         """Return a teacher's velocity under its own guidance."""
@@ -328,10 +377,13 @@ class VelocityFactory:
             return self.switched(without_adapters(self.model, self.run.tune, self.shards))
         return teachers.get(name) if name is not None else None
 
-    def switched(self, part: Wrapped) -> Velocity:
-        """Return a velocity whose adapters are switched around all chunks of a call, not for each."""
+    def switched(self, part: Wrapped, scale: float | None = None) -> Velocity:
+        """Return a velocity whose adapters are switched around all chunks of a call, not for each.
+
+        scale: its guidance scale; None takes the run's.
+        """
         velocity, adapters = part
-        return in_context(self.chunked(velocity, self.run.batches.guidance_scale), adapters)
+        return in_context(self.chunked(velocity, scale or self.run.batches.guidance_scale), adapters)
 
     def chunked(self, velocity: Velocity, scale: float, count: Callable[[int], int] | None = None) -> Velocity:
         """Return a velocity under guidance, computed in chunks.

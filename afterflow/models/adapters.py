@@ -2,21 +2,23 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..sampling.conditioning import Velocity
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .lora.trained import restore_training
+from .lora.trained import adapted_layers, restore_training
 from .pipeline import Model
 from .wrappers import identity
 
 Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]
 """A velocity field, and a context in which the adapters are switched for it."""
+Parameters = Mapping[str, nn.Parameter]
 ShardNetwork = Callable[[nn.Module], nn.Module]
 """Shards a network over processes, or returns it as it is."""
 
@@ -147,6 +149,34 @@ def frozen(model: Model, source: str, name: str) -> Wrapped:
     restore_training(model.module, lora, name)
     set_adapter(model.module, "default")
     return model.velocity(model.module), adapters_switched(model.module, name)
+
+
+def lagged_copy(model: Model, tune: LoRA | Full, name: str, shard: ShardNetwork) -> tuple[Wrapped, Parameters]:
+    """Return the velocity field of a frozen copy of what is trained, and the copy's parameters by the policy's names.
+
+    It is another adapter beside a trained LoRA, and another network where all weights are trained.
+    """
+    if not isinstance(tune, LoRA):
+        network = shard(copy.deepcopy(model.module).requires_grad_(False))
+        return (model.velocity(network), nullcontext), dict(network.named_parameters())
+    from peft.functional import set_adapter
+
+    from .lora.lean import adapters_switched
+
+    trained = trainable_parameters(model.module)
+    config = copy.deepcopy(model.module.peft_config["default"])  # type: ignore[index]
+    with torch.random.fork_rng(), warnings.catch_warnings():  # its first values, which are drawn, are not used
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # as intended
+        model.module.add_adapter(config, name)  # type: ignore[operator]
+    set_adapter(model.module, "default")
+    for _, layer in adapted_layers(model.module, name):
+        layer.scaling[name] = layer.scaling["default"]  # a LoRA to start from may have another than its config says
+    by_name = dict(model.module.named_parameters())
+    copies = {policy: by_name[policy.replace(".default.", f".{name}.")] for policy in trained}
+    for policy, parameter in copies.items():
+        parameter.data = trained[policy].detach().clone()
+        parameter.requires_grad_(False)
+    return (model.velocity(model.module), adapters_switched(model.module, name)), copies
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from ..experiment.config import Run
 from ..experiment.stages import Chain
-from . import generalist, moving, papers, pretrain_tiny, shapes, shapes_images, shapes_methods
+from . import generalist, moving, papers, pretrain_tiny, shapes, shapes_forward, shapes_images, shapes_methods
 
 
 def _recipes(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run | Chain]]]:
@@ -23,7 +23,7 @@ def _recipes(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run | Chain
 
 RECIPES: dict[str, Callable[[], Run | Chain]] = {
     name: recipe
-    for module in (shapes, shapes_methods, shapes_images, generalist, moving, pretrain_tiny, papers)
+    for module in (shapes, shapes_methods, shapes_forward, shapes_images, generalist, moving, pretrain_tiny, papers)
     for name, recipe in _recipes(module)
 }
 """Name → recipe."""

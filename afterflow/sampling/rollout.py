@@ -35,6 +35,7 @@ class Plan:
     split_noise: float | None = None  # λ of siblings' correlated noise (`siblings`); None: independent
     second_order: tuple[int, ...] = ()  # ODE steps by DPM-Solver++ 2M instead of Euler
     density: bool = True  # whether training needs the log-probability of a step, so that it must have one
+    states: bool = True  # whether the states on the way are kept; else the finished images are all that stays
 
     def __post_init__(self) -> None:
         for k, (w, w_next) in enumerate(zip(self.widths, self.widths[1:])):
@@ -95,7 +96,7 @@ class Rollout:
 
     plan: Plan
     cond: Conditioning  # P prompts
-    x: list[Tensor]  # N+1 of (P, W_k, ...); child j of level k+1 comes from parent j // (W_{k+1} / W_k)
+    x: list[Tensor]  # N+1 of (P, W_k, ...); child j of level k+1 comes from parent j // (W_{k+1} / W_k); or the leaves
     mean: list[Tensor]  # N of (P, W_k, ...): where each step's Gaussian had its mean
     log_prob: list[Tensor]  # N of (P, W_{k+1}), of the step into x[k+1]; 0 where the step was the ODE
     retained: Sequence[Retained | None] = ()  # N, where graphs are retained; None for a step without any
@@ -149,24 +150,24 @@ def sample(
         states_device: Where states wait for the update, None: where they are made.  The leaves stay, to be decoded.
         retain: The states whose velocities keep their graph; None: no one's.
     """
-    x, xs, means, log_probs, retained = noise, [], [], [], []
-    predicted = None  # the images that the last step's velocities pointed at, (P, W, ...)
+    xs, means, log_probs, retained = [], [], [], []
+    x, predicted = noise, None  # the images that the last step's velocities pointed at, (P, W, ...)
     for k in range(plan.steps):
-        xs.append(x.to(states_device))
         v, graph = _velocity(velocity, plan, k, cond, x, retain)
         retained.append(graph)
         p, predicted = _step(v, kernel, plan, k, x, predicted)
         mean = p.mean.unflatten(0, x.shape[:2])
-        means.append(mean.to(states_device))
+        if plan.states:
+            xs.append(x.to(states_device))
+            means.append(mean.to(states_device))
         if plan.eta[k] == 0:
             x = mean.to(noise.dtype)
             log_probs.append(torch.zeros(x.shape[:2], device=noise.device))
         else:
-            W_next = plan.widths[k + 1]
-            p = Gaussian(*(a.repeat_interleave(W_next // x.shape[1], 0) for a in p))
+            p = Gaussian(*(a.repeat_interleave(plan.widths[k + 1] // x.shape[1], 0) for a in p))
             flat = (p.mean + p.std * _fresh_noise(plan, k, generators, noise).flatten(0, 1)).to(noise.dtype)
-            x = flat.unflatten(0, (-1, W_next))
-            log_probs.append(log_prob(p, flat).unflatten(0, (-1, W_next)))
+            x = flat.unflatten(0, (-1, plan.widths[k + 1]))
+            log_probs.append(log_prob(p, flat).unflatten(0, x.shape[:2]))
     return Rollout(plan, cond, [*xs, x], means, log_probs, () if retain is None else retained)
 
 

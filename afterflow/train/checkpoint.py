@@ -18,6 +18,7 @@ from ..system.errors import CheckpointError
 from ..system.own_folders import check_own, holds_object, remove_own
 from .distributed import Processes
 from .ema import Ema, copy_values
+from .lagged import LaggedPolicy
 from .reward_history import RewardHistory
 from .sharding import local_shard, shard_like
 
@@ -43,6 +44,8 @@ class WeightState:
     """Gradient scaler of fp16 training."""
     history: RewardHistory | None = None
     """Earlier rewards, for algorithms that compare with them."""
+    lagged: Mapping[str, LaggedPolicy] = field(default_factory=dict)
+    """Averages that an algorithm calls, by name."""
     processes: Processes = field(default_factory=Processes)
     """Processes that hold the parameters, each a shard of them or all."""
 
@@ -100,6 +103,8 @@ def write_tensors(folder: Path, weights: WeightState) -> dict[str, str]:
     tensors["optimizer"] = optimizer_tensors(weights.optimizer, weights.parameters)
     if weights.ema is not None:
         tensors["ema"] = {name: local_shard(value).contiguous() for name, value in weights.ema.values.items()}
+    for kind, policy in weights.lagged.items():
+        tensors[f"lagged_{kind}"] = {name: local_shard(value).contiguous() for name, value in policy.values().items()}
     digests = {}
     for name, values in tensors.items():
         file = folder / shard_file_name(name, rank)
@@ -126,6 +131,7 @@ def write_state(folder: Path, step: int, weights: WeightState, digests: Mapping[
         "ema_updates": weights.ema.updates if weights.ema else 0,
         "scaler": weights.scaler.state_dict() if weights.scaler else None,
         "memory": weights.history.state() if weights.history else None,
+        "lagged": {name: policy.updates for name, policy in weights.lagged.items()},
     }
     write_text_atomically(folder / "state.json", json.dumps(state))
     write_text_atomically(folder / MANIFEST, json.dumps({**digests, "state.json": sha256(folder / "state.json")}))
@@ -219,8 +225,9 @@ def read_state(file: Path) -> dict[str, Any]:
     state = json.loads(file.read_bytes()) if holds_object(file, "step") else {}
     whole = lambda name, most: type(state.get(name)) is int and 0 <= state[name] <= most
     sharded = state.get("shards") is None or whole("shards", MOST_SHARDS)
-    objects = all(isinstance(state.get(name), dict | None) for name in ("scaler", "memory"))
-    if not (whole("step", LARGEST) and whole("ema_updates", LARGEST) and sharded and objects):
+    objects = all(isinstance(state.get(name), dict | None) for name in ("scaler", "memory", "lagged"))
+    counts = objects and all(type(n) is int and 0 <= n <= LARGEST for n in (state.get("lagged") or {}).values())
+    if not (whole("step", LARGEST) and whole("ema_updates", LARGEST) and sharded and counts):
         raise CheckpointError(f"{file}: it is not what afterflow writes into a checkpoint; the file is damaged")
     return state
 
@@ -234,6 +241,11 @@ def restore(folder: Path, state: Mapping[str, Any], weights: WeightState) -> Non
 
         restore_parameters(folder, open_files("weights"), weights.parameters)
         restore_optimizer(open_files("optimizer"), weights)
+        for kind, policy in weights.lagged.items():
+            if not shard_files(folder, f"lagged_{kind}", state)[0].is_file():
+                raise CheckpointError(f"{folder}: it holds no {kind} policy; resume with the recipe that wrote it")
+            restore_parameters(folder, open_files(f"lagged_{kind}"), policy.parameters)
+            policy.updates = int(state["lagged"][kind])
         if weights.ema is not None:
             if not shard_files(folder, "ema", state)[0].is_file():
                 raise CheckpointError(

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..algorithms.base import Algorithm, Models, OnPolicy, Rows, Scores, Supervised
+from ..algorithms.forward_process import OLD, learns_from_finished
 from ..sampling.conditioning import Conditioning, Pairs
 from ..sampling.rollout import Plan, Retain, Rollout, concatenate, prompt_noise, sample, transitions
 from ..sampling.seeds import generator, number
 from .clock import Clock
 from .distributed import Processes
-from .local_rows import LocalPrompts, credited, local_prompts, local_rows
+from .local_rows import LocalPrompts, LocalRows, credited, local_noised_rows, local_prompts, local_rows
 from .reward_history import RewardHistory
 from .scores import Score, check_scores, concatenate_scores, gather_scores, score_metrics
 
@@ -126,18 +128,32 @@ class Explorer:
         with self.clock("credit"):
             selected = self.algorithm.select(plan, len(cond), generator(seed, step, "credit"))
             advantages = credited(self.algorithm, plan, log_prob, scores, selected)
-            local = local_rows(rollout, advantages, prompts.index, self.algorithm.requirements.all_rows)
-            rows = self.algorithm.rows(self.models, local.steps)
+            local = self._local_rows(rollout, advantages, prompts, step)
+            rows = self.algorithm.rows(self._before(), cast(Any, local.examples))
         order = torch.randperm(local.global_count, generator=generator(seed, step, "shuffle"))
         updates = [
             local.microbatches(part, partitions, self.options.chunk)
             for part in order.tensor_split(self.options.updates)
             if len(part)
         ]
-        work = self.evaluations(plan, local.global_count / (len(cond) * plan.widths[-1]))
+        count = local.global_count if local.sizes is None else sum(processes.all_gather_objects(len(rows)))
+        work = self.evaluations(plan, count / (len(cond) * plan.widths[-1]))
         metrics = {**score_metrics(scores, self.algorithm.weights), **work}
         idle = self._idle_row(rollout, rows) if processes.sharded else None
         return Iteration(step, rows, updates, metrics, idle, local.share)
+
+    def _local_rows(
+        self, rollout: Rollout, advantages: Sequence[Tensor], prompts: LocalPrompts, step: int
+    ) -> LocalRows:
+        """Return the rows of this process: steps of its rollout, or its finished images noised again."""
+        algorithm = self.algorithm
+        if learns_from_finished(algorithm):
+            return local_noised_rows(algorithm, rollout, advantages[0][..., 0], prompts, self.options.seed, step)
+        return local_rows(rollout, advantages, prompts.index, algorithm.requirements.all_rows)
+
+    def _before(self) -> Models:
+        """Return the models, with the policy before the first update where there are several."""
+        return replace(self.models, before=self.models.policy) if self.options.updates > 1 else self.models
 
     def _sample_and_score(self, plan: Plan, prompts: LocalPrompts) -> tuple[Rollout, Scores]:
         """Return the rollout of this process's prompts, and the scores of all prompts."""
@@ -175,7 +191,8 @@ class Explorer:
         with self.clock("rollout"):
             noise = prompt_noise(prompts.noise, plan.widths[0], like)
             kernel, device = self.algorithm.step_kernel, self.options.states_device
-            return sample(self.models.policy, kernel, plan, prompts.cond, noise, prompts.noise, device, retain)
+            policy = self.models.explorer or self.models.policy
+            return sample(policy, kernel, plan, prompts.cond, noise, prompts.noise, device, retain)
 
     def scores(self, rollout: Rollout, prompts: LocalPrompts, clock: Clock) -> Scores:
         """Return the scores of the images of these prompts."""
@@ -184,8 +201,9 @@ class Explorer:
     def evaluations(self, plan: Plan, rows: float) -> dict[str, float]:
         """Return the evaluations of networks per image, of which `rows` are of the update."""
         beside = {
-            "reference": self.algorithm.requirements.reference or self.models.anchor is not None,
+            "reference": self.algorithm.requirements.reference is not None or self.models.anchor is not None,
             "teacher": bool(self.models.teachers),
+            "old policy": OLD in self.models.lagged,
         }
         updates = {f"nfe/{name}": rows for name, present in beside.items() if present}
         return {"nfe/rollout": plan.evaluations, "nfe/update": rows, **updates}
@@ -193,6 +211,10 @@ class Explorer:
     def _idle_row(self, rollout: Rollout, rows: Rows) -> Rows:
         """Return one row of this process, of any step where its groups teach nothing."""
         if not len(rows):
+            if learns_from_finished(self.algorithm):
+                spread = torch.arange(rollout.leaves.shape[1]).expand(rollout.leaves.shape[:2]).float()
+                sources = [torch.Generator()] * len(spread)
+                return self.algorithm.noised(rollout, spread, sources, 0)[0][torch.zeros(1, dtype=torch.long)]
             ones = [torch.ones(*level.shape, 1) for level in rollout.log_prob]
             rows = self.algorithm.rows(self.models, transitions(rollout, ones))
         return rows[torch.zeros(1, dtype=torch.long)]

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from ..algorithms.base import OnPolicy, Scores
+from ..algorithms.forward_process import ForwardProcess
 from ..sampling.conditioning import Conditioning
+from ..sampling.noised import NoisedImages, trainable_images
 from ..sampling.rollout import Levels, Plan, Rollout, Transitions, trained_children, transitions
-from ..sampling.seeds import generator
+from ..sampling.seeds import generator, number
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,39 @@ def local_prompts(cond: Conditioning, index: Tensor, seed: int, step: int) -> Lo
 
 @dataclass(frozen=True)
 class LocalRows:
-    """The steps that this process trains, M rows, among those of all processes."""
+    """The rows that this process trains, among those of all processes, in U units that microbatches do not cut."""
 
-    steps: Transitions
-    global_index: Tensor  # (M,) long: position among the rows of all processes
-    global_count: int  # number of the rows of all processes
-    share: float  # of all steps in the mean of the loss, that the rows of all processes are; the others have no pull
-    prompt: Tensor  # (M,) long: index among the iteration's prompts
+    examples: Transitions | NoisedImages
+    """The rows, those of a unit one after another."""
+    global_index: Tensor  # (U,) long: position among the units of all processes
+    global_count: int  # number of the units of all processes
+    share: float  # of all rows in the mean of the loss, that the rows of all processes are; the others have no pull
+    prompt: Tensor  # (U,) long: index among the iteration's prompts
+    sizes: Tensor | None = None  # (U,) long: rows of each unit; None: one
 
     def microbatches(self, chosen: Tensor, partitions: Sequence[Tensor], chunk: int) -> list[Sequence[Tensor]]:
-        """Return the local rows of `chosen`, which are global indices, in their order.
+        """Return the local rows of `chosen`, which are global indices of units, in their order.
 
-        They are split by the partition of prompts that they belong to, and then into chunks.
+        They are split by the partition of prompts that they belong to, and then into chunks of at most so many rows, or
+        of one unit where that has more.
         """
         local = torch.full((self.global_count,), -1, device=self.global_index.device)
-        local[self.global_index] = torch.arange(len(self.steps), device=local.device)
-        rows = local[chosen.to(local.device)]
-        rows = rows[rows >= 0]
-        prompt = self.prompt[rows]
-        parts = [rows[(prompt >= prompts[0].item()) & (prompt <= prompts[-1].item())] for prompts in partitions]
-        return [part.split(chunk) if len(part) else () for part in parts]
+        local[self.global_index] = torch.arange(len(self.global_index), device=local.device)
+        units = local[chosen.to(local.device)]
+        units = units[units >= 0]
+        prompt = self.prompt[units]
+        parts = [units[(prompt >= prompts[0].item()) & (prompt <= prompts[-1].item())] for prompts in partitions]
+        if self.sizes is None:
+            return [part.split(chunk) if len(part) else () for part in parts]
+        whole = max(1, chunk // int(self.sizes.max())) if len(self.sizes) else 1
+        return [[self._rows(some) for some in part.split(whole)] if len(part) else () for part in parts]
+
+    def _rows(self, units: Tensor) -> Tensor:
+        """Return the rows of units, in their order."""
+        assert self.sizes is not None
+        first, sizes = self.sizes.cumsum(0) - self.sizes, self.sizes[units]
+        within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return first[units].repeat_interleave(sizes) + within
 
 
 def credited(algorithm: OnPolicy, plan: Plan, log_prob: Levels, scores: Scores, selected: Levels) -> list[Tensor]:
@@ -106,3 +121,28 @@ def local_rows(rollout: Rollout, advantages: Levels, prompts: Tensor, all_rows: 
     steps = transitions(rollout, [level[prompts] for level in advantages])
     global_index, prompt = (torch.cat(column).to(steps.x.device) for column in (positions, owners))
     return LocalRows(steps, global_index, count, share, prompt)
+
+
+def local_noised_rows(
+    algorithm: ForwardProcess, rollout: Rollout, advantage: Tensor, prompts: LocalPrompts, seed: int, step: int
+) -> LocalRows:
+    """Return the finished images of a rollout, noised again, as rows among those of all processes.
+
+    Args:
+        algorithm: The method, which says to which times and with what noise.
+        rollout: The rollout of the prompts of this process.
+        advantage: The advantages of all prompts, (P, G); NaN takes an image out.
+        prompts: The prompts of this process.
+        seed: The seed of the run.
+        step: The iteration.
+    """
+    sources = [generator(seed, step, "noised", p) for p in prompts.index.tolist()]
+    rows, group, sizes = algorithm.noised(rollout, advantage[prompts.index], sources, number(seed, step, "times"))
+    used, units = trainable_images(advantage), algorithm.units(advantage)
+    first = units.cumsum(0) - units
+    owner = prompts.index[group]
+    local = units[prompts.index]
+    rank = torch.arange(len(group)) - (local.cumsum(0) - local)[group]
+    share = int(used.sum()) / max(1, int(advantage.isfinite().sum()))
+    whole = None if algorithm.together == "row" else sizes
+    return LocalRows(rows, first[owner] + rank, int(units.sum()), share, owner, whole)

@@ -73,13 +73,17 @@ class Trainer:
             for group in self.weights.optimizer.param_groups:
                 group["lr"] = rate
             history: defaultdict[str, list[float]] = defaultdict(list)
+            updates = 0
             for measured, problem in self._gradients(iteration):
                 problem, overflow = self._descend(measured, problem)
                 accepted = policy.accept(iteration.step, problem, overflow)
+                updates += accepted
                 for name, value in measured.items() if accepted else ():
                     history[name].append(value)
                 if self.options.skip_nonfinite:
                     history["skipped"].append(float(not accepted))
+            for lagged in self.weights.lagged.values():
+                lagged.follow(self.weights.parameters, updates)
             means = {name: max(v) if name.endswith("_max") else sum(v) / len(v) for name, v in history.items()}
             yield iteration.step, {**iteration.metrics, **means, "learning_rate": rate, **self.clock.read()}
             del iteration  # its rows need not be in memory while the next are explored

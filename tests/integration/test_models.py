@@ -11,15 +11,23 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from afterflow.algorithms.awm import AWM
 from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.dgpo import DGPO
+from afterflow.algorithms.diffusion_nft import DiffusionNFT
+from afterflow.algorithms.flow_awr import FlowAWR
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
+from afterflow.algorithms.forward_process import learns_from_finished
+from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
+from afterflow.algorithms.v_grpo import VGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
@@ -34,6 +42,7 @@ from afterflow.models.wrappers import guided
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
 from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
+from afterflow.sampling.training_times import TrainingTimes
 from tinies import FAMILIES
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
@@ -242,6 +251,12 @@ METHODS = {
     "branch_grpo": BranchGRPO(JPEG, steps=STEPS, splits=(0, 1)),
     "pref_grpo": PrefGRPO(steps=STEPS, group=4),
     "flow_opd": FlowOPD(steps=STEPS, group=2),
+    "nft": DiffusionNFT(JPEG, steps=STEPS, group=2, lag=Lag(start=0.5)),
+    "awm": AWM(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, "strata", shared="batch")),
+    "v_grpo": VGRPO(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, "segments", shared="group")),
+    "flow_awr": FlowAWR(JPEG, steps=STEPS, group=2, kl=0.0),
+    "dgpo": DGPO(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, shared="group"), beta=1.0),
+    "crd": CRD(JPEG, steps=STEPS, group=2),
 }
 
 
@@ -292,7 +307,7 @@ def test_every_method_trains_every_family(tinies, name, method):
     if "ratio_max" in lines[0]:
         assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
     else:
-        assert method in ("sft", "soar", "flow_opd")
+        assert method in ("sft", "soar", "flow_opd") or learns_from_finished(algorithm)
     before, cond = untouched(config)
     trained = copy.deepcopy(before)
     trained.load_lora(folder / "lora")

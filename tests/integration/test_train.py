@@ -8,7 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from afterflow.algorithms.base import Models, Scores
+from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.sft import SFT
 from afterflow.experiment.provenance import tracker_options, write_record
 from afterflow.sampling.kernels import flow_sde
@@ -25,9 +27,10 @@ from afterflow.train.gradients import gradients
 from afterflow.train.local_rows import local_rows
 from afterflow.train.loop import MAX_SKIPPED
 from afterflow.train.out_of_memory import explain_out_of_memory
-from toy import MLP, draws, exact, images, learn, optimize, prompts, score
+from toy import MLP, averages, draws, exact, images, learn, optimize, prompts, score
 
 GRPO = FlowGRPO({"near": 1.0}, steps=4, group=4, clip=0.2, beta=0.0)
+CRD_TOY = CRD({"near": 1.0}, steps=4, group=4, schedule=LinearShift(3.0), kl=0.0, drawing_lag=Lag(start=0.5))
 
 
 def named(model):
@@ -124,27 +127,36 @@ def test_the_average_is_applied_inside_and_undone_outside_even_after_an_error():
     assert torch.equal(ema.values["net.0.weight"], before.net[0].weight)
 
 
-@pytest.mark.parametrize("algorithm", [GRPO, SFT()], ids=["FlowGRPO", "SFT"])
+@pytest.mark.parametrize("algorithm", [GRPO, SFT(), CRD_TOY], ids=["FlowGRPO", "SFT", "CRD"])
 def test_a_resumed_run_goes_on_bit_for_bit(algorithm, tmp_path):
     def start():
         model = MLP()
-        return model, optimize(model), Ema(named(model), 0.9)
+        return model, optimize(model), Ema(named(model), 0.9), averages(algorithm, model)
 
     def advance(run, last, first=0):
-        model, optimizer, ema = run
-        return [m for _, m in learn(algorithm, model, last, first, optimizer=optimizer, ema=ema)]
+        model, optimizer, ema, lagged = run
+        return [m for _, m in learn(algorithm, model, last, first, optimizer=optimizer, ema=ema, lagged=lagged)]
+
+    def weights(run):
+        model, optimizer, ema, lagged = run
+        return state.WeightState(
+            named(model), optimizer, ema, lagged={name: each for name, (_, each) in lagged.items()}
+        )
 
     through, halted, resumed = start(), start(), start()
     metrics = advance(through, 6)
     advance(halted, 3)
-    folder = state.save_checkpoint(tmp_path, 2, state.WeightState(named(halted[0]), halted[1], halted[2]), keep=1)
-    first = state.load_checkpoint(folder, state.WeightState(named(resumed[0]), resumed[1], resumed[2]))
+    folder = state.save_checkpoint(tmp_path, 2, weights(halted), keep=1)
+    first = state.load_checkpoint(folder, weights(resumed))
     assert first == 3
     again = advance(resumed, 6, first)
     assert same(resumed[0], through[0])
     assert not same(resumed[0], halted[0])
     assert resumed[2].updates == through[2].updates
     assert all(torch.equal(value, through[2].values[name]) for name, value in resumed[2].values.items())
+    for name, (network, policy) in through[3].items():
+        assert same(resumed[3][name][0], network) and resumed[3][name][1].updates == policy.updates == 12
+        assert not same(network, through[0])
     seconds = lambda m: {name: value for name, value in m.items() if not name.startswith("seconds")}
     assert [seconds(m) for m in again] == [seconds(m) for m in metrics[3:]]
 
@@ -382,10 +394,10 @@ def test_rows_of_two_halves_of_the_prompts_are_numbered_as_those_of_all():
     advantages[1][3, :] = torch.nan
     advantages[2][0, 2] = torch.nan
     whole = local_rows(part(torch.arange(5)), advantages, torch.arange(5))
-    assert whole.global_index.tolist() == list(range(whole.global_count)) == list(range(len(whole.steps)))
+    assert whole.global_index.tolist() == list(range(whole.global_count)) == list(range(len(whole.examples)))
     halves = [local_rows(part(rows), advantages, rows) for rows in (torch.arange(2), torch.arange(2, 5))]
     assert sorted(torch.cat([half.global_index for half in halves]).tolist()) == whole.global_index.tolist()
     for half in halves:
         assert half.global_count == whole.global_count
-        assert torch.equal(half.steps.x_next, whole.steps[half.global_index].x_next)
+        assert torch.equal(half.examples.x_next, whole.examples[half.global_index].x_next)
         assert torch.equal(half.prompt, whole.prompt[half.global_index])

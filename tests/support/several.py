@@ -10,12 +10,17 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
+from afterflow.algorithms.v_grpo import VGRPO
 from afterflow.models.wrappers import in_chunks
+from afterflow.sampling.schedules import LinearShift
 from afterflow.system.errors import TrainingStopped
 from afterflow.train.checkpoint import WeightState, save_checkpoint
 from afterflow.train.distributed import Processes, make_accelerator
@@ -29,6 +34,9 @@ ALGORITHMS = {
     "branch_grpo": BranchGRPO(NEAR, steps=4, splits=(0, 1)),
     "ddpo": DDPO(NEAR, steps=4, group=2, history=8, min_count=2),
     "pref_grpo": PrefGRPO(steps=4, group=4),
+    "nft": DiffusionNFT(NEAR, steps=4, group=4, schedule=LinearShift(3.0), kl=0.0, lag=Lag(start=0.5)),
+    "v_grpo": VGRPO(NEAR, steps=4, group=4, schedule=LinearShift(3.0)),
+    "crd": CRD(NEAR, steps=4, group=4, schedule=LinearShift(3.0), kl=0.0),
     "sft": SFT(dropout=0.1),
     "soar": SOAR(points=2),
     "soar_paths": SOAR(points=2, paths=3, steps=4, density="uniform"),
@@ -52,9 +60,9 @@ def told(model, steps):
 def trains(accelerator, name):
     """With two gradient partitions, whoever has them."""
     model, processes = MLP(), Processes(accelerator, grad_partitions=2)
-    velocity = in_chunks(model, 16)  # as in a run: rows are rounded alike, whatever stands beside them
+    wrap = lambda network: in_chunks(network, 16)  # as in a run: rows are rounded alike, whatever stands beside them
     ema = Ema(named(model), 0.9)
-    return told(model, learn(ALGORITHMS[name], model, 4, velocity=velocity, chunk=16, ema=ema, processes=processes))
+    return told(model, learn(ALGORITHMS[name], model, 4, wrap=wrap, chunk=16, ema=ema, processes=processes))
 
 
 def tied(rank):

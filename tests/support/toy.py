@@ -1,5 +1,7 @@
 """A flow in the plane whose exact velocity is known, an MLP to train on it, and the real loop around them."""
 
+import copy
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -15,6 +17,7 @@ from afterflow.train.checkpoint import WeightState
 from afterflow.train.clock import Clock
 from afterflow.train.distributed import Processes
 from afterflow.train.explore import ExploreOptions, Explorer, supervised
+from afterflow.train.lagged import LaggedPolicy
 from afterflow.train.local_rows import credited as credit_of
 from afterflow.train.local_rows import local_rows
 from afterflow.train.loop import Trainer, TrainOptions
@@ -103,11 +106,16 @@ def learn(
     processes=None,
     skip=False,
     retained_rows=0,
+    lagged=None,
+    wrap=lambda velocity: velocity,
     **explore_options,
 ):
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
-    models, clock, steps = Models(velocity or model, reference, teachers or {}), Clock(), range(first, last)
-    processes = processes or Processes(Accelerator(cpu=True))
+    lagged = averages(algorithm, model) if lagged is None else lagged
+    fields = {name: wrap(network) for name, (network, _) in lagged.items()}
+    explorer = fields.get(algorithm.requirements.explorer)
+    models = Models(velocity or wrap(model), reference, teachers or {}, lagged=fields, explorer=explorer)
+    clock, steps, processes = Clock(), range(first, last), processes or Processes(Accelerator(cpu=True))
     if explores(algorithm):
         options = ExploreOptions(seed=0, latent_shape=(2,), chunk=chunk, updates=updates, **explore_options)
         size = algorithm.requirements.history
@@ -120,8 +128,16 @@ def learn(
     parameters = dict(model.named_parameters())
     optimizer = processes.accelerator.prepare(optimizer or optimize(model, lr))
     options = TrainOptions(lambda step: lr, max_grad_norm=1.0, skip_nonfinite=skip)
-    weights = WeightState(parameters, optimizer, ema, processes=processes)
+    policies = {name: policy for name, (_, policy) in lagged.items()}
+    weights = WeightState(parameters, optimizer, ema, lagged=policies, processes=processes)
     return Trainer(algorithm, models, weights, clock, options).train(source)
+
+
+def averages(algorithm, model):
+    """The averages that an algorithm requires, each a copy of the model and the policy that follows with it."""
+    copies = {name: copy.deepcopy(model).requires_grad_(False) for name in algorithm.requirements.lagged}
+    lags = algorithm.requirements.lagged
+    return {name: (each, LaggedPolicy(dict(each.named_parameters()), lags[name])) for name, each in copies.items()}
 
 
 def credited(algorithm, rollout, scores, models=None, source=None):
@@ -129,7 +145,7 @@ def credited(algorithm, rollout, scores, models=None, source=None):
     selected = algorithm.select(rollout.plan, len(rollout.cond), source or generator())
     advantages = credit_of(algorithm, rollout.plan, rollout.log_prob, scores, selected)
     prompts = torch.arange(len(rollout.cond))
-    return algorithm.rows(models, local_rows(rollout, advantages, prompts, algorithm.requirements.all_rows).steps)
+    return algorithm.rows(models, local_rows(rollout, advantages, prompts, algorithm.requirements.all_rows).examples)
 
 
 @torch.no_grad()

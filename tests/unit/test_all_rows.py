@@ -150,7 +150,7 @@ def test_rows_of_tied_groups_are_left_out_unless_all_are_asked_for():
     )
     advantages = [torch.tensor([[1.0, -1, 0, 0], [0, 0, 0, torch.nan]])[..., None]] * 4
     some, every = local_rows(made, advantages, torch.arange(2)), local_rows(made, advantages, torch.arange(2), True)
-    assert (len(some.steps), some.share) == (3 * 2, 2 / 7) and (len(every.steps), every.share) == (3 * 7, 1.0)
+    assert (len(some.examples), some.share) == (3 * 2, 2 / 7) and (len(every.examples), every.share) == (3 * 7, 1.0)
 
 
 def test_rows_of_other_processes_are_no_rows_of_this_one():
