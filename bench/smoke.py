@@ -29,7 +29,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples, execute_chain
 from afterflow.models.pipeline import no_progress_bars
-from afterflow.recipes import RECIPES, papers
+from afterflow.recipes import RECIPES, papers, papers_forward
 from afterflow.rewards.base import RewardModels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -47,7 +47,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
-    names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ == papers.__name__]
+    modules = (papers.__name__, papers_forward.__name__)
+    names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ in modules]
     about = {"date": date.today().isoformat()} | provenance()
     del about["command"]
     results = read_json(options.json).get("recipes", {})
@@ -131,8 +132,16 @@ def small(run: Run, rewards: RewardModels, server: str) -> Run:
         batch=4,
         inference_steps=4,
         mixed_precision="no" if run.optimization.mixed_precision == "no" else "bf16",
-        reward_models=rewards,
+        # Weights of rewards that a run has not are refused, and random ones are blind.
+        reward_models=replace(
+            rewards, weights={k: v for k, v in rewards.weights.items() if is_of(k, run)}, ignore_canary=run.rewards
+        ),
     )
+
+
+def is_of(weights: str, run: Run) -> bool:
+    """Whether a run has a reward that reads weights of this name; GenEval's rules have several."""
+    return any(name == weights or name.startswith(f"{weights}_") for name in run.rewards)
 
 
 def few(prompts):

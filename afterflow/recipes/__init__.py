@@ -9,7 +9,17 @@ from types import ModuleType
 
 from ..experiment.config import Run
 from ..experiment.stages import Chain
-from . import generalist, moving, papers, pretrain_tiny, shapes, shapes_forward, shapes_images, shapes_methods
+from . import (
+    generalist,
+    moving,
+    papers,
+    papers_forward,
+    pretrain_tiny,
+    shapes,
+    shapes_forward,
+    shapes_images,
+    shapes_methods,
+)
 
 
 def _recipes(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run | Chain]]]:
@@ -21,9 +31,30 @@ def _recipes(module: ModuleType) -> Iterator[tuple[str, Callable[[], Run | Chain
                 yield f"{name}_8gpu", papers._multi_gpu(recipe)
 
 
+RECIPE_MODULES = (
+    shapes,
+    shapes_methods,
+    shapes_forward,
+    shapes_images,
+    generalist,
+    moving,
+    pretrain_tiny,
+    papers,
+    papers_forward,
+)
 RECIPES: dict[str, Callable[[], Run | Chain]] = {
     name: recipe
-    for module in (shapes, shapes_methods, shapes_forward, shapes_images, generalist, moving, pretrain_tiny, papers)
+    for module in (
+        shapes,
+        shapes_methods,
+        shapes_forward,
+        shapes_images,
+        generalist,
+        moving,
+        pretrain_tiny,
+        papers,
+        papers_forward,
+    )
     for name, recipe in _recipes(module)
 }
 """Name → recipe."""
