@@ -15,7 +15,8 @@ from ..experiment.config import Run
 from ..experiment.stages import Chain, Merge, Samples
 from ..models.adapters import LoRA, Teacher
 from .shapes import shapes_flow_grpo
-from .shapes_methods import SHAPES_WEIGHTS
+from .shapes_forward import shapes_nft
+from .shapes_methods import SHAPES_WEIGHTS, shapes_flow_grpo_guard
 
 TASKS = {
     "counting": ("counting",),
@@ -95,6 +96,26 @@ def shapes_merge_only() -> Chain:
     return Chain("shapes_merge_only", (*_teachers(), _merge()))
 
 
+def shapes_generalist_nft() -> Chain:
+    """The strongest chain known, in small: NFT teachers of composition, a Guard teacher of text, and distillation.
+
+    As DiffusionOPD has it (arXiv:2605.15055): rollouts of the ODE, distances of the step's means, and no anchor.
+    """
+    teachers = (*(_nft_teacher(task) for task in ("counting", "relations", "binding")), _guard_teacher())
+    folders = {task: f"runs/{run.name}/lora" for task, run in zip(TASKS, teachers)}
+    specialists = tuple(Teacher(task, folders[task], tags) for task, tags in TASKS.items())
+    merge = Merge(tuple(folders.values()), name="shapes_merge_nft", rank=32)
+    student = replace(_student("shapes_generalist_nft", merge), teachers=specialists)
+    student = replace(student, algorithm=replace(student.algorithm, beta=0.0))  # type: ignore[call-arg]
+    return Chain("shapes_generalist_nft", (*teachers, merge, student))
+
+
+def shapes_mixed_nft() -> Run:
+    """DiffusionNFT on the prompts of all tasks at once, for as long as the chain's teachers and student."""
+    run = _run("shapes_mixed_nft", TASK_TAGS, 5 * ITERATIONS)
+    return replace(run, algorithm=shapes_nft().algorithm)
+
+
 def shapes_sft_teachers() -> Chain:
     """SFT on what the specialists draw, instead of distillation on what the student draws."""
     prompts = ShapesPrompts(tags=TASK_TAGS)
@@ -137,6 +158,16 @@ def shapes_cascade() -> Chain:
 
 def _teachers() -> tuple[Run, ...]:
     return shapes_teacher_counting(), shapes_teacher_relations(), shapes_teacher_binding(), shapes_teacher_text()
+
+
+def _nft_teacher(task: str) -> Run:
+    run = _run(f"shapes_nft_teacher_{task}", TASKS[task])
+    return replace(run, algorithm=shapes_nft().algorithm)
+
+
+def _guard_teacher() -> Run:
+    run = _run("shapes_guard_teacher_text", TASKS["text"])
+    return replace(run, algorithm=shapes_flow_grpo_guard().algorithm)
 
 
 def _specialists() -> tuple[Teacher, ...]:

@@ -5,19 +5,24 @@ is not ours to ship are files of yours.  Rollouts and evaluation are without gui
 and CRD are second-hand: their settings are those of other people's code, as their pages say.
 """
 
+from dataclasses import replace
+
 from ..algorithms.awm import AWM
 from ..algorithms.crd import CRD
 from ..algorithms.dgpo import DGPO
 from ..algorithms.diffusion_nft import DiffusionNFT
 from ..algorithms.flow_awr import FlowAWR
+from ..algorithms.flow_grpo import FlowGRPO
+from ..algorithms.flow_opd import FlowOPD
 from ..algorithms.forward_process import ForwardProcess
 from ..algorithms.lag import Lag
 from ..algorithms.v_grpo import VGRPO
-from ..data.geneval_prompts import ObjectPrompts, SignPrompts
+from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.prompts import PromptFile
 from ..experiment.config import Batches, Evaluation, Optimization, Prompts, Run
-from ..models.adapters import LoRA
-from .papers import GENEVAL_PROMPTS, OCR_PROMPTS, SD35
+from ..experiment.stages import Chain
+from ..models.adapters import LoRA, Teacher
+from .papers import GENEVAL_PROMPTS, OCR_PROMPTS, SD35, _flow_grpo
 
 GENEVAL = {"geneval_hf_flowgrpo": 1.0}
 PICKSCORE = {"pickscore": 1.0}
@@ -70,6 +75,36 @@ def sd35_crd_geneval() -> Run:
     """CRD on SD3.5 Medium: composition, near to the base under guidance; second-hand."""
     run = _forward("sd35_crd_geneval", CRD(GENEVAL), GENEVAL_PROMPTS, ObjectPrompts("test", 68))
     return run.with_options(chunk=24)
+
+
+def sd35_generalist() -> Chain:
+    """NFT for composition, Guard for text and for what people prefer, and one student of all three by the ODE.
+
+    The chain of DiffusionOPD (arXiv:2605.15055), which has no anchor.  It sums a batch of every task before each
+    update; here the prompts of all tasks are mixed in every batch.
+    """
+    text, preference = _guard("ocr", OCR_PROMPTS, SignPrompts("test", 64)), _guard("pickscore", PICKSCORE_PROMPTS, None)
+    runs = {"geneval": sd35_nft_geneval(), "ocr": text, "pickscore": preference}
+    tags = {"geneval": tuple(TASK_SHARES), "ocr": ("text",), "pickscore": ("preference",)}
+    scales = {"geneval": 1.0, "ocr": 4.5, "pickscore": 4.5}
+    student = Run(
+        FlowOPD(beta=0.0),
+        MixedPrompts((GENEVAL_PROMPTS, OCR_PROMPTS, replace(PICKSCORE_PROMPTS, tag="preference"))),
+        SD35,
+        LoRA(rank=32, alpha=64),
+        teachers=tuple(Teacher(t, str(run.folder / "lora"), tags[t], scales[t]) for t, run in runs.items()),
+        name="sd35_generalist",
+        batches=Batches(iterations=500, batch=12, chunk=8),
+        optimization=Optimization(mixed_precision="fp16"),
+        evaluation=Evaluation(inference_steps=40),
+    )
+    return Chain("sd35_generalist", (*runs.values(), student))
+
+
+def _guard(reward: str, data: Prompts, held_out: Prompts | None) -> Run:
+    run = _flow_grpo(f"sd35_guard_{reward}", reward, 0.0, data, held_out)
+    algorithm = FlowGRPO({reward: 1.0}, beta=0.0, guard=True, clip=2e-6)
+    return run.with_options(algorithm=algorithm, eval_every=run.evaluation.eval_every)
 
 
 def _forward(name: str, algorithm: ForwardProcess, data: Prompts, held_out: Prompts | None) -> Run:
