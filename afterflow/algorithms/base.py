@@ -177,6 +177,11 @@ class Algorithm(ABC, Generic[R]):
     def requirements(self) -> Requirements:
         """Return what a run must give to the algorithm."""
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about its options that a run says at its start; nothing is refused for them."""
+        return ()
+
     @abstractmethod
     def losses(self, models: Models, batch: R) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield scalars to descend, one after another so that only one graph is in memory, and scalars to log.

@@ -19,6 +19,9 @@ from ..objectives.regression import image_error, negative_aware, optimality
 from .base import Metrics, require
 from .forward_process import OLD, ForwardProcess, NoisedStates
 
+MEASURED_BETAS = {"geneval": (1.0, 1.0), "ocr": (0.1, 0.1), "hpsv2": (1.0, 1.0), "pickscore": (1.0, 7.0)}
+"""First letters of a reward → the β with which it has been published or reproduced to rise, from and to."""
+
 
 @dataclass(frozen=True)
 class DiffusionNFT(ForwardProcess):
@@ -30,6 +33,17 @@ class DiffusionNFT(ForwardProcess):
     def __post_init__(self) -> None:
         self.check_forward()
         require(self.beta > 0, f"beta = {self.beta}: it must be positive; 1 is the paper's for most rewards")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is known of β with the rewards that are trained."""
+        known = {name: span for name in self.weights for key, span in MEASURED_BETAS.items() if name.startswith(key)}
+        return tuple(
+            f"beta = {self.beta:g} has not been measured with {name}: published are {low:g} to {high:g}, and others "
+            "saw rewards collapse elsewhere; watch the hidden evaluators"
+            for name, (low, high) in known.items()
+            if not low <= self.beta <= high
+        )
 
     @property
     def uses_old(self) -> bool:

@@ -65,7 +65,7 @@ def estimate_cost(run: Run) -> CostEstimate:
         "frozen and trained weights": network.weights,
         "gradients, Adam and EMA": trained
         * (4 + (8 if run.optimization.optimizer == "adamw" else 2) + 4 * (run.optimization.ema_decay is not None)),
-        "reference, teachers, anchor": copy_bytes(run, network.frozen, trained),
+        "reference, teachers, averages": copy_bytes(run, network.frozen, trained),
         "weights in the mixed precision": cast_bytes(run, network.frozen),
         "graphs until their backward pass": network.saved * waiting // chunk,
         "states of a rollout": rollout_bytes(run, network),

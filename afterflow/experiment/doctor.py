@@ -308,7 +308,8 @@ def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> 
     model.save_lora(folder)
     for parameter in setup.weights.parameters.values():
         parameter.zero_()
-    model.module.delete_adapters("default")  # type: ignore[operator]
+    others = [name for name in model.module.peft_config if name != "default"]  # type: ignore[union-attr]
+    model.module.delete_adapters([*others, "default"])  # type: ignore[operator]
     model.pipe.load_lora_weights(folder)  # as a user of the file does
     difference = (field(x, t, cond).float() - trained.float()).abs().max().item()
     # Only a power of two goes into the file's weights without rounding.

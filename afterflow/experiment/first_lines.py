@@ -36,6 +36,7 @@ def describe_run(setup: TrainingSetup, recipe: str, records: Sequence[dict], hel
         f"  trains    {trained_words(setup)}",
         f"  data      {data_words(setup, records)}",
         f"  held out  {held_out_words(setup, records, held_out)}",
+        *(f"  note      {remark}" for remark in run.algorithm.remarks),
     ]
 
 

@@ -102,7 +102,7 @@ def test_finished_images_are_drawn_under_guidance_and_learnt_without(run):
 
 
 def test_a_copy_of_all_weights_is_counted(run):
-    memory = lambda **options: estimate_cost(run.with_options(**options)).memory["reference, teachers, anchor"]
+    memory = lambda **options: estimate_cost(run.with_options(**options)).memory["reference, teachers, averages"]
     network = memory(tune=Full(), algorithm=replace(NFT, kl=0.0))  # the old policy alone
     assert network > 0
     assert memory(tune=Full()) == 2 * network

@@ -390,6 +390,14 @@ def test_the_distance_to_the_reference_is_added_with_its_weight():
     assert held[1] - plain[1] == pytest.approx(0.5 * held[2]["kl"].item(), rel=1e-5) and held[2]["kl"] > 0
 
 
+def test_a_beta_that_was_not_measured_with_a_reward_is_said_and_not_refused():
+    both = {"geneval_hf_flowgrpo": 0.5, "pickscore": 0.5}
+    assert DiffusionNFT(both).remarks == () == DiffusionNFT({"ocr": 1.0}, beta=0.1).remarks
+    (remark,) = DiffusionNFT(both, beta=5.0).remarks
+    assert remark.startswith("beta = 5 has not been measured with geneval_hf_flowgrpo: published are 1 to 1")
+    assert len(DiffusionNFT({"ocr": 1.0}).remarks) == 1 and DiffusionNFT(NEAR, beta=9.0).remarks == ()
+
+
 # Averages of the policy
 
 
