@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .algorithms.flow_grpo import FlowGRPO
     from .algorithms.flow_opd import FlowOPD
     from .algorithms.mix_grpo import MixGRPO
+    from .algorithms.online_dpo import OnlineDPO
     from .algorithms.pref_grpo import PrefGRPO
     from .algorithms.sft import SFT
     from .algorithms.soar import SOAR
@@ -50,6 +51,7 @@ __all__ = [
     "FlowOPD",
     "Judge",
     "MixGRPO",
+    "OnlineDPO",
     "PrefGRPO",
     "Result",
     "Run",
@@ -66,6 +68,7 @@ _NAMES = {
     "algorithms.flow_grpo": ("FlowGRPO",),
     "algorithms.flow_opd": ("FlowOPD",),
     "algorithms.mix_grpo": ("MixGRPO",),
+    "algorithms.online_dpo": ("OnlineDPO",),
     "algorithms.pref_grpo": ("PrefGRPO",),
     "algorithms.sft": ("SFT",),
     "algorithms.soar": ("SOAR",),

@@ -21,6 +21,7 @@ from ..algorithms.flow_awr import FlowAWR
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.flow_opd import FlowOPD
 from ..algorithms.mix_grpo import MixGRPO
+from ..algorithms.online_dpo import OnlineDPO
 from ..algorithms.pref_grpo import PrefGRPO
 from ..algorithms.sft import SFT
 from ..algorithms.soar import SOAR
@@ -62,6 +63,7 @@ AnyAlgorithm = (
     | FlowAWR
     | DGPO
     | CRD
+    | OnlineDPO
 )
 
 
