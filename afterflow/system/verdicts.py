@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from .atomic_files import flush_to_disk, make_folder, writing
@@ -189,6 +189,6 @@ def read_judged_picture(value: Any, location: str) -> JudgedPicture:
 
 
 def is_inside_path(path: str) -> bool:
-    """Whether a path is relative, names something below its folder, and is written with /."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and parts[0] != "/" and ".." not in parts and "\\" not in path and ":" not in parts[0]
+    """Whether a path is relative on every system, names something below its folder, and is written with /."""
+    named = PureWindowsPath(path)  # of whose drives and roots those of others are some
+    return bool(named.parts) and not named.anchor and ".." not in named.parts and "\\" not in path
