@@ -45,6 +45,7 @@ from afterflow.system.verdicts import verdict_file
 from served import served
 
 A, B = "a" * 32, "b" * 32
+CLIENT = httpx.Client()
 HOSTILE = "a cat</h1><script>document.title = 'owned'</script> & \"x\" \u202eevil \x1b[31m"
 
 
@@ -68,7 +69,7 @@ def page(tmp_path):
 
 
 def ask(url, what="next", session=A, **fields):
-    reply = httpx.post(f"{url}/{what}", json={"session": session, **fields})
+    reply = CLIENT.post(f"{url}/{what}", json={"session": session, **fields})
     assert reply.status_code == 200, reply.text
     return reply.json()
 
@@ -82,26 +83,26 @@ def vote(url, choice, session=A):
 @pytest.mark.parametrize("path", ["", "/", "/tokem/", "/token2/", "/TOKEN/", "/page.js", "//token/", "/picture/x/left"])
 def test_nothing_is_shown_without_the_token(page, path):
     root = page[0].removesuffix("/token")
-    reply = httpx.get(root + path)
+    reply = CLIENT.get(root + path)
     assert reply.status_code == 403 and "whole address" in reply.json()["error"] and "token" not in reply.text
-    assert httpx.post(f"{root}/next", json={"session": A}).status_code == 403
+    assert CLIENT.post(f"{root}/next", json={"session": A}).status_code == 403
 
 
 def test_only_this_machine_and_the_page_itself_are_answered(page):
     url, _ = page
     root = url.removesuffix("/token")
-    get = lambda **headers: httpx.get(f"{url}/", headers=headers).status_code
+    get = lambda **headers: CLIENT.get(f"{url}/", headers=headers).status_code
     assert get() == 200 and get(Host="localhost:1") == 200
     assert get(Host="evil.example") == get(Host="127.0.0.1.evil.example") == 403, "a name made to point here"
-    post = lambda **headers: httpx.post(f"{url}/next", json={"session": A}, headers=headers).status_code
+    post = lambda **headers: CLIENT.post(f"{url}/next", json={"session": A}, headers=headers).status_code
     assert post() == post(Origin=root) == 200
     assert post(Origin="http://evil.example") == post(Origin="null") == post(Origin="http://127.0.0.1:1") == 403
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_every_answer_says_so(page):
     url, _ = page
-    replies = [httpx.get(f"{url}/{name}") for name in ("", "page.js", "page.css", "nothing")]
-    replies += [httpx.get(url.removesuffix("/token")), httpx.post(f"{url}/next", json={"session": A})]
+    replies = [CLIENT.get(f"{url}/{name}") for name in ("", "page.js", "page.css", "nothing")]
+    replies += [CLIENT.get(url.removesuffix("/token")), CLIENT.post(f"{url}/next", json={"session": A})]
     for reply in replies:
         assert {name: reply.headers[name] for name in HEADERS} == HEADERS
     assert [reply.status_code for reply in replies] == [200, 200, 200, 404, 403, 200]
@@ -124,7 +125,7 @@ def test_a_hostile_prompt_is_text_and_shows_what_it_hides(page):
         prompts[pair["prompt"]] = pair
     hostile = next(prompt for prompt in prompts if "script" in prompt)
     assert hostile == "a cat</h1><script>document.title = 'owned'</script> & \"x\" \\u202eevil \\x1b[31m"
-    reply = httpx.post(f"{url}/next", json={"session": B})
+    reply = CLIENT.post(f"{url}/next", json={"session": B})
     assert reply.headers["content-type"] == "application/json" and reply.headers["x-content-type-options"] == "nosniff"
     assert {verdict.prompt for verdict in verdict_file(folder).read()} == {"a cat", HOSTILE}, "stored as it is"
 
@@ -133,10 +134,10 @@ def test_verdicts_are_stored_with_the_pictures_that_were_seen(page):
     url, folder = page
     for choice in ("left", "right", "tie", "skip"):
         pair = ask(url)["pair"]
-        seen = [httpx.get(f"{url}/picture/{pair['id']}/{side}") for side in ("left", "right")]
+        seen = [CLIENT.get(f"{url}/picture/{pair['id']}/{side}") for side in ("left", "right")]
         assert {reply.headers["content-type"] for reply in seen} == {"image/png"}
         ask(url, "vote", pair=pair["id"], verdict=choice)
-        assert httpx.get(f"{url}/picture/{pair['id']}/left").status_code == 404, "no longer shown"
+        assert CLIENT.get(f"{url}/picture/{pair['id']}/left").status_code == 404, "no longer shown"
         line = json.loads((folder / "verdicts.jsonl").read_text().splitlines()[-1])
         assert line["verdict"] == choice and line["session"] == A and line["time"].endswith("+00:00")
         for reply, side in zip(seen, ("left", "right")):
@@ -153,7 +154,7 @@ def test_two_people_get_different_pairs_and_each_undoes_their_own(page):
     assert after["judged"] == 2 and after["open"] == 4 and after["undo"]
     again = ask(url, "undo", A)["pair"]
     assert again["prompt"] == first["prompt"] and [v.session for v in verdict_file(folder).read()] == [B]
-    reply = httpx.post(f"{url}/undo", json={"session": A})
+    reply = CLIENT.post(f"{url}/undo", json={"session": A})
     assert reply.status_code == 409 and "no verdict of this page" in reply.json()["error"]
     for _ in range(4):
         vote(url, "tie", A)
@@ -172,7 +173,7 @@ def test_a_picture_that_is_gone_is_not_shown_and_its_verdicts_teach_nothing(page
     (folder / "00.png").unlink()
     assert len(read_verdicts(folder)) == 4 < len(used) and "left out: 2 with a picture that is gone" in caplog.text
     pair = ask(url, "undo")["pair"]
-    gone = [side for side in ("left", "right") if httpx.get(f"{url}/picture/{pair['id']}/{side}").status_code == 404]
+    gone = [side for side in ("left", "right") if CLIENT.get(f"{url}/picture/{pair['id']}/{side}").status_code == 404]
     assert len(gone) <= 1
     for name in ("01", "02", "11", "12"):
         (folder / f"{name}.png").unlink()
@@ -195,7 +196,7 @@ def test_a_picture_that_is_gone_is_not_shown_and_its_verdicts_teach_nothing(page
     ],
 )
 def test_a_request_that_the_page_would_not_make_is_told_what_is_wrong(page, what, content, status, words):
-    reply = httpx.post(f"{page[0]}/{what}", content=content)
+    reply = CLIENT.post(f"{page[0]}/{what}", content=content)
     assert reply.status_code == status and words in reply.json()["error"]
     assert not (page[1] / "verdicts.jsonl").exists()
 
@@ -204,7 +205,7 @@ def test_a_verdict_that_cannot_be_written_is_said_and_its_pair_stays(page):
     url, folder = page
     pair = ask(url)["pair"]
     (folder / "verdicts.jsonl").symlink_to("/dev/full")
-    reply = httpx.post(f"{url}/vote", json={"session": A, "pair": pair["id"], "verdict": "left"})
+    reply = CLIENT.post(f"{url}/vote", json={"session": A, "pair": pair["id"], "verdict": "left"})
     assert reply.status_code == 507 and "symbolic link" in reply.json()["error"]
     (folder / "verdicts.jsonl").unlink()
     assert ask(url)["pair"] == pair and vote(url, "left")[0] == pair
