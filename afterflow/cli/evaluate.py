@@ -192,7 +192,7 @@ class Eval:
         from ..evaluation.scores import blind_rewards, score_images
 
         tuned, base = self.image_sets()
-        rewards, parts = self.rewards or SUITES[self.suite].rewards, SUITES[self.suite].parts
+        rewards, parts = self.judges, SUITES[self.suite].parts
         both = [tuned] if base is None else [tuned, base]
         self.check_rewards([images.source for images in both], tuned.records, rewards)
         if not all(images.source.is_drawn for images in both):
@@ -215,6 +215,11 @@ class Eval:
         distances = clip_distances(tuned.folder, base and base.folder, reference, self.reward_models)
         return replace(report, distances=distances)
 
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The rewards that judge: those that are named, or those of the suite."""
+        return self.rewards or SUITES[self.suite].rewards
+
     def image_sets(self) -> "tuple[ImageSet, ImageSet | None]":
         """Return the images of MODEL and of --against, of the same records, before any is drawn."""
         from ..evaluation.image_set import ImageSet
@@ -226,7 +231,7 @@ class Eval:
         self.check_drawn(drawn, len(drawn) == len(sources))
         lists = [read_records(Path(source.path)) for source in drawn]
         if len(drawn) < len(sources):
-            lists.append(suite_records(self.suite, self.prompts_from, self.prompts))
+            lists.append(suite_records(self.suite, self.prompts_from, self.prompts, self.judges))
         prompts = [[record["prompt"] for record in records] for records in lists]
         if any(texts != prompts[0] for texts in prompts):
             paths = " and ".join(source.path for source in drawn)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
@@ -21,6 +22,7 @@ from .recipes import made_by, recipe_lines
 if TYPE_CHECKING:
     from ..experiment.config import Run
     from ..experiment.stages import Chain
+    from ..rewards.votes.judge import Votes
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ First of all, options that put in parts of another kind: --base PATH trains a pi
 explores the prompts of a list: a file (.txt, .jsonl, .csv, .json), a folder of them, or OWNER/NAME[:SPLIT] of the hub.
 --held-out-prompts LIST evaluates on those of another while training goes on.  --images FOLDER learns from images with
 captions: a folder with a metadata.jsonl or metadata.csv, with a .txt or .caption beside each image, with .parquet or
-webdataset .tar files, or OWNER/NAME of the hub.  --adapt lora or --adapt full says what is trained.
+webdataset .tar files, or OWNER/NAME of the hub.  --adapt lora or --adapt full says what is trained.  --judge shapes,
+--judge vlm or --judge votes says who compares images; votes are of people, who open the page of afterflow vote.
 """
 
 
@@ -208,12 +211,21 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     refuse_renamed(options)
     given = option_names(options)
     run, options = unset(run, options)
-    default = run
+    default, parts = run, Parts()
     if not asks_for_help(options):
         parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
         default = parts.put_into(run)
     changed = parse_options(AvoidSubcommands[Run], options, prog, default=default, description=PARTS_USAGE, config=())
+    if parts.judge == "votes" and changed.judge.path == people_of(default).path:
+        changed = replace(changed, judge=replace(changed.judge, path=people_of(changed).path))
     return fit_evaluation(run, changed, given)
+
+
+def people_of(run: "Run") -> "Votes":
+    """Return people as the judge of a run, on the page of its own folder."""
+    from ..rewards.votes.judge import Votes
+
+    return Votes(run.folder.as_posix())
 
 
 def option_names(words: Sequence[str]) -> set[str]:
@@ -278,6 +290,7 @@ class Parts:
     images: str | None = None
     held_out_prompts: str | None = None
     adapt: Literal["lora", "full"] | None = None
+    judge: Literal["shapes", "vlm", "votes"] | None = None
 
     def put_into(self, run: "Run") -> "Run":
         """Return the run with these parts."""
@@ -285,6 +298,8 @@ class Parts:
         from ..data.prompts import PromptFile
         from ..models.adapters import Full, LoRA
         from ..models.families import pretrained
+        from ..rewards.shapes_judge import ShapesJudge
+        from ..rewards.vlm.judge import VLMJudge
 
         if self.base is not None:
             model = pretrained(self.base, "float32", {})
@@ -302,4 +317,7 @@ class Parts:
             )
         if self.adapt is not None:
             run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
+        if self.judge is not None:
+            judges = {"shapes": ShapesJudge, "vlm": VLMJudge, "votes": partial(people_of, run)}
+            run = replace(run, judge=judges[self.judge]())
         return run

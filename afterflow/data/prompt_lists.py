@@ -4,8 +4,9 @@ A list is read as records with their locations, so that whoever uses a record ca
 """
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..system.errors import InputError
@@ -24,12 +25,27 @@ DEFAULT_TAG = "all"
 
 Located = tuple[str, dict]
 """A location, such as FILE:LINE, and the record that stands there."""
+RecordChecks = Mapping[str, Callable[[dict], None]]
+"""Check of a record by the reward that needs it; the check raises ValueError with one sentence."""
+NO_CHECKS: RecordChecks = MappingProxyType({})
 
 
-def read_prompts(source: str) -> list[dict]:
-    """Read records with a prompt and a tag, every prompt once; InputError as of `locate_prompts`."""
-    by_prompt = {record["prompt"]: {"tag": DEFAULT_TAG} | record for _, record in locate_prompts(source)}
+def read_prompts(source: str, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+    """Read records with a prompt and a tag, every prompt once; InputError as of `locate_prompts` and `check_record`."""
+    by_prompt = {}
+    for location, record in locate_prompts(source):
+        check_record(record, location, checks)
+        by_prompt[record["prompt"]] = {"tag": DEFAULT_TAG} | record
     return list(by_prompt.values())
+
+
+def check_record(record: dict, location: str, checks: RecordChecks) -> None:
+    """Raise InputError with the location of a record that a reward could not judge."""
+    for reward, validate in checks.items():
+        try:
+            validate(record)
+        except ValueError as error:
+            raise InputError(f"{location}: {error}; {reward} needs that of every record") from None
 
 
 def locate_prompts(source: str) -> list[Located]:

@@ -1,9 +1,8 @@
 """Prompts to explore: records {"prompt": ..., ...} from a file or from the shapes world, and their order."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -12,13 +11,9 @@ from ..envs.shapes import prompts as shapes
 from ..envs.shapes.world import SIZES, TAGS
 from ..sampling.seeds import generator, number
 from ..system.checks import check_at_least_one
-from ..system.errors import ConfigError, InputError
+from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .prompt_lists import locate_prompts
-
-RecordChecks = Mapping[str, Callable[[dict], None]]
-"""Check of a record by the reward that needs it; the check raises ValueError with one sentence."""
-NO_CHECKS: RecordChecks = MappingProxyType({})
+from .prompt_lists import NO_CHECKS, RecordChecks, check_record, locate_prompts
 
 
 @dataclass(frozen=True)
@@ -38,15 +33,6 @@ class PromptFile:
             records.append(tagged | record)
             check_record(records[-1], location, checks)
         return records
-
-
-def check_record(record: dict, location: str, checks: RecordChecks) -> None:
-    """Raise InputError with the location of a record that a reward could not judge."""
-    for reward, validate in checks.items():
-        try:
-            validate(record)
-        except ValueError as error:
-            raise InputError(f"{location}: {error}; {reward} needs that of every record") from None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.prompts import check_record
+from ..data.prompt_lists import check_record
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
-from ..rewards.registry import find_reward
+from ..rewards.registry import find_reward, needs_of
 from ..system.atomic_files import write_text_atomically
 from ..system.text_files import read_json
 from .image_set import ImageSet
@@ -145,6 +145,5 @@ def score_matrix(name: str, rows: Sequence[ScoreRow]) -> np.ndarray:
 
 def check_scorable(records: Sequence[dict], rewards: Sequence[str]) -> None:
     """Check that the rewards can judge the records; ValueError names a prompt that one cannot judge."""
-    checks = {name: reward.needs for name in rewards if (reward := find_reward(name)).needs is not None}
     for record in records:
-        check_record(record, f"prompt {record['prompt']!r}", checks)
+        check_record(record, f"prompt {record['prompt']!r}", needs_of(rewards))

@@ -50,6 +50,11 @@ SUITES: Mapping[str, Suite] = {
     "geneval": Suite(
         ("geneval_hf_official", "geneval_hf_strict"), "evaluation_metadata.jsonl of github.com/djghosh13/geneval"
     ),
+    "geneval2": Suite(
+        ("soft_tifa_gm", "soft_tifa_am"),
+        "geneval2_data.jsonl of github.com/facebookresearch/GenEval2, which is not for commercial use",
+        parts=True,
+    ),
     "ocr": Suite(("ocr",), "dataset/ocr/test.txt of github.com/yifan123/flow_grpo", sign_prompts),
     "drawbench": Suite(
         ("pickscore", "hpsv2", "image_reward", "clipscore"),
@@ -84,16 +89,18 @@ class Drawing:
         check_at_least_one(self, "images", "steps", "chunk")
 
 
-def suite_records(suite: str, prompts_from: str | None, prompts: int | None) -> list[dict]:
+def suite_records(suite: str, prompts_from: str | None, prompts: int | None, rewards: Sequence[str]) -> list[dict]:
     """Return the records of a suite, at most `prompts` of them and then as many of each tag.
 
-    ConfigError is raised where the suite has no prompts of ours and none are named.
+    ConfigError is raised where the suite has no prompts of ours and none are named, InputError with file and line for
+    a record that one of the rewards cannot judge.
     """
     from ..data.prompt_lists import read_prompts
+    from ..rewards.registry import needs_of
 
     generate = SUITES[suite].generate
     if prompts_from is not None:
-        records = read_prompts(prompts_from)
+        records = read_prompts(prompts_from, needs_of(rewards))
         return records if prompts is None else evenly(records, prompts)
     if generate is None:
         raise ConfigError(f"--suite {suite} needs --prompts-from: {SUITES[suite].source}")

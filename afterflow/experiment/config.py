@@ -36,6 +36,7 @@ from ..models.sd3 import SD3
 from ..rewards.base import RewardModels
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.vlm.judge import VLMJudge
+from ..rewards.votes.judge import Votes
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative, check_positive
 from ..system.errors import ConfigError
@@ -279,7 +280,7 @@ class Run:
     """Weights that are trained: a LoRA, or all."""
     teachers: tuple[Teacher, ...] = ()
     """Teachers and their tasks, where the algorithm needs teachers."""
-    judge: ShapesJudge | VLMJudge | None = None
+    judge: ShapesJudge | VLMJudge | Votes | None = None
     """Judge that compares images, where the algorithm needs a win rate."""
     reward_models: RewardModels = RewardModels()
     """Where rewards that are networks run, and on which weights."""
@@ -326,6 +327,11 @@ class Run:
         for group, values in grouped.items():
             changes[group] = replace(changes.get(group, getattr(self, group)), **values)
         return fit_evaluation(self, replace(self, **changes), options)
+
+    @property
+    def held_out_judge(self) -> ShapesJudge | VLMJudge | None:
+        """The judge that compares held-out images with the base's; people are shown pairs to train on alone."""
+        return None if isinstance(self.judge, Votes) else self.judge
 
     @property
     def watched(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from ..models.adapters import Full, LoRA
 from ..models.wan import Wan
 from ..objectives.advantages import Blend
 from ..rewards.registry import find_reward
+from ..rewards.votes.judge import Votes
 from ..system.addresses import check_no_secrets
 from ..system.checks import check_finite
 from ..system.errors import ConfigError
@@ -49,6 +50,8 @@ def check_model(run: "Run") -> None:
     for name in run.rewards:
         if find_reward(name).clips and not isinstance(model, Wan):
             raise ConfigError(f"{name} judges clips, and {type(model).__name__} draws images; take Wan")
+    if isinstance(run.judge, Votes) and isinstance(model, Wan):
+        raise ConfigError("judge = Votes shows pictures, and Wan draws clips; take another judge")
 
 
 def check_distribution(run: "Run") -> None:

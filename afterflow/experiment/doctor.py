@@ -22,6 +22,7 @@ from ..models.generate import encode_records, solve_ode
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
 from ..rewards.registry import canary_complaint, find_reward, resolve_reward
 from ..rewards.vlm.judge import VLMJudge
+from ..rewards.votes.judge import Votes
 from ..sampling.conditioning import Conditioning, Pairs, move_rows
 from ..sampling.rollout import prompt_noise, sample
 from ..sampling.seeds import generator
@@ -362,6 +363,8 @@ def check_judge(setup: TrainingSetup, cond: Conditioning) -> Finding:
     """Check a judge on two pictures in both orders; `judge_groups` refuses answers outside [0, 1]."""
     judge, records = setup.run.judge, cond.records()[:1]
     assert judge is not None
+    if isinstance(judge, Votes):
+        return Finding("the judge", None, f"people, who are asked while the run trains: afterflow vote {judge.path}")
     images = setup.model.decode(noise_for(setup, 2, "judge")[:, 0])[None]
     shares, failures = judge_groups(judge, images, records, all_pairs(1, 2), [generator(setup.run.seed, "judge")])
     if failures:

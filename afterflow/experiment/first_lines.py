@@ -83,7 +83,7 @@ def held_out_words(setup: TrainingSetup, records: Sequence[dict], held_out: Sequ
     seen = sum(record["prompt"] in trained for record in held_out)
     overlap = f", {seen} of which are trained on as well" if seen else ", none of which is trained on"
     rewards = ", ".join([f"{name} (not trained)" if name in run.hidden else name for name in run.watched])
-    rewards += " and the win rate over the untrained model" if run.judge is not None else ""
+    rewards += " and the win rate over the untrained model" if run.held_out_judge is not None else ""
     best = f"best/ by {run.best_reward}" if run.best_reward is not None else "no best/"
     measured = rewards or "the spread of images alone"
     every = f"every {run.evaluation.eval_every} iterations"

@@ -70,7 +70,7 @@ class HeldOutEvaluator:
         self.file = metrics_file(setup, RunFolder(setup.run.folder).held_out_file)
         earliest = self.file.earliest if self.file is not None else {}
         self.earliest = {name: values for name, values in earliest.items() if name != "step"}
-        self.base_images = self._base_images() if setup.run.judge is not None else None
+        self.base_images = self._base_images() if setup.run.held_out_judge is not None else None
 
     def _base_images(self) -> np.ndarray:
         """Return the images before training; they are saved, because a resumed run has no such model."""
@@ -145,12 +145,12 @@ class HeldOutEvaluator:
     def _wins(self, images: np.ndarray, records: Sequence[dict], share: Tensor) -> tuple[list[list[float]], list[str]]:
         """Return (P, K) how far the judge prefers each image to the base's from the same noise, and failures."""
         run, K = self.setup.run, images.shape[1]
-        assert run.judge is not None and self.base_images is not None
+        assert run.held_out_judge is not None and self.base_images is not None
         pairs = np.stack([images, self.base_images[share.numpy()]], 2).reshape(-1, 2, *images.shape[2:])
         pair_records = [record for record in records for _ in range(K)]
         # The same flaws of the judge at every iteration, so that a curve shows the policy alone.
         streams = [generator(run.seed, "held out", prompt, k) for prompt in share.tolist() for k in range(K)]
-        judged, failures = judge_groups(run.judge, pairs, pair_records, all_pairs(len(pairs), 2), streams)
+        judged, failures = judge_groups(run.held_out_judge, pairs, pair_records, all_pairs(len(pairs), 2), streams)
         return win_rates(judged)[:, 0].view(-1, K).tolist(), failures
 
 

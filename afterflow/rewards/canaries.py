@@ -69,6 +69,12 @@ def pointed() -> list[CanaryCase]:
     return [CanaryCase(case.better, case.worse, point(case.record["prompt"])) for case in captioned_cases()]
 
 
+def questioned() -> list[CanaryCase]:
+    """Return the captioned photographs with a question of GenEval 2's form."""
+    ask = lambda prompt: {"prompt": prompt, "vqa_list": [[f"Is this {prompt}?", "Yes"]], "skills": ["object"]}
+    return [CanaryCase(case.better, case.worse, ask(case.record["prompt"])) for case in captioned_cases()]
+
+
 def moving() -> list[CanaryCase]:
     """Return clips that pass over a photograph before clips of noise."""
     static = partial(noise, FRAMES, 192, 192, 3)
@@ -76,5 +82,5 @@ def moving() -> list[CanaryCase]:
 
 
 CAPTIONED, BEAUTIFUL, DETECTED = OrderCanary(captioned_cases), OrderCanary(beautiful), OrderCanary(detected)
-POINTED, MOVING = OrderCanary(pointed), OrderCanary(moving)
+POINTED, QUESTIONED, MOVING = OrderCanary(pointed), OrderCanary(questioned), OrderCanary(moving)
 SIMILAR = OrderCanary(similar, local=True)

@@ -1,7 +1,7 @@
 """Rewards by name: ours, those of installed packages, and a user's own."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,6 +16,7 @@ from .base import Judge, OrderCanary, Reward, RewardModels, Scorer
 from .functions import GIVEN, is_given, not_given
 from .named_code import check_code_name, import_named
 from .vlm import rewards as vlm
+from .vlm import soft_tifa
 from .vlm.judge import VLMJudge
 
 _log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ DEFAULT_REWARD_MODELS = RewardModels()
 """Every network on its published weights."""
 MODULES = (
     *(shapes, jpeg, moving, ocr, clip, image_reward, hpsv3, video_align),
-    *(geneval_hf, geneval_mmdet, vlm),
+    *(geneval_hf, geneval_mmdet, vlm, soft_tifa),
 )
 """The modules whose rewards are ours."""
 REWARDS: dict[str, Scorer] = {
@@ -57,6 +58,11 @@ def find_reward(name: str) -> Reward:
     if name in points:
         return Reward(name, None)
     raise unknown_name("reward", name, [*REWARDS, *GIVEN, *points])
+
+
+def needs_of(names: Iterable[str]) -> dict[str, Callable[[dict], None]]:
+    """Return the checks of records that these rewards make, by name; of what is not imported yet none is known."""
+    return {name: needs for name in names if (needs := find_reward(name).needs) is not None}
 
 
 def resolve_reward(name: str) -> Reward:

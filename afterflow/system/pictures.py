@@ -3,6 +3,7 @@
 Upright by EXIF, in sRGB, transparency laid over a background, every integer depth scaled by its range.
 """
 
+import hashlib
 import io
 import logging
 import os
@@ -87,6 +88,11 @@ def read_picture(
         if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
             say_once(_log, str(warning.message), f"{name}: {warning.message}")
     return pixels
+
+
+def picture_digest(pixels: np.ndarray) -> str:
+    """Return the SHA-256 digest of the pixels of a picture and of its shape, in hexadecimal."""
+    return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()
 
 
 class Header(NamedTuple):

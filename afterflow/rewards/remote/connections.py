@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         why = error.strerror if isinstance(error, OSError) else "a port is a number below 65536"
-        raise ConfigError(f"--host {host} --port {port}: {why}; name another") from None
+        raise ConfigError(f"--port {port} on {host}: {why}; name another") from None
     return listener
 
 

@@ -15,6 +15,8 @@ MIN_MASS = 0.5
 """Least probability of the named first tokens together, below which the model says something else."""
 MAX_WORDS = 500
 """Characters of a server's own words that a message repeats."""
+MAX_NAMED = 10
+"""Words that a message names, of those that an answer may begin with."""
 SPACE_MARKS = str.maketrans("\u2581\u0120\u010a", "   ")
 """How tokenizers write a leading space or a line's end, where a server shows their tokens as they are."""
 
@@ -47,8 +49,9 @@ class ChatAnswer:
         total = sum(mass.values())
         if not total >= MIN_MASS:
             seen = ", ".join(f"{token!r} {math.exp(p):.2g}" for token, p in sorted(self.first, key=lambda c: -c[1])[:5])
+            named = ", ".join([*words[:MAX_NAMED], *(["..."] if len(words) > MAX_NAMED else [])])
             raise Unanswered(
-                f"it does not begin with one of {', '.join(words)}: they have a probability of {total:.2g} together, "
+                f"it does not begin with one of {named}: they have a probability of {total:.2g} together, "
                 f"less than {MIN_MASS:g}; its likeliest first tokens are {seen}"
             )
         return {word: part / total for word, part in mass.items()}

@@ -1,6 +1,5 @@
 """A vision-language model as the judge of two images."""
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from ...system.checks import check_positive
 from ...system.errors import ConfigError
 from ...system.optional_dependencies import check_extra
+from ...system.pictures import picture_digest
 from ..base import ImagePairs, Scored, check_address
 from ..canaries import captioned_cases
 from .answers import Unanswered, parse_choice, parse_tag
@@ -136,7 +136,7 @@ def verdict_memory(judge: VLMJudge) -> dict[Question, float]:
 
 def question_keys(pairs: ImagePairs) -> list[Question]:
     """Return what each pair asks, by the content of its images."""
-    digests = [hashlib.sha256(image.tobytes() + str(image.shape).encode()).hexdigest() for image in pairs.images]
+    digests = [picture_digest(image) for image in pairs.images]
     return [(pairs.records[i]["prompt"], digests[i], digests[j]) for i, j in zip(pairs.first, pairs.second)]
 
 
