@@ -25,10 +25,10 @@ RECIPE_GROUPS = {
         moving_flow_grpo moving_dance_grpo moving_branch_grpo
     """,
     "A paper on a real model: one GPU; the twin NAME_8gpu has the paper's batch for several": """
-        sd35_flow_grpo_geneval sd35_flow_grpo_ocr sd35_flow_grpo_pickscore sd35_soar sd35_flow_opd flux_dance_grpo_hps
-        flux_mix_grpo flux_mix_grpo_flash flux_branch_grpo flux_branch_grpo_mix flux_pref_grpo wan_branch_grpo
-        sd35_nft_geneval sd35_nft_ocr sd35_nft_pickscore sd35_awm_geneval sd35_awm_ocr sd35_v_grpo_pickscore
-        sd35_flow_awr_pickscore sd35_dgpo_geneval sd35_crd_geneval sd35_generalist
+        sd35_flow_grpo_geneval sd35_flow_grpo_ocr sd35_flow_grpo_pickscore sd35_flow_dppo sd35_soar sd35_flow_opd
+        flux_dance_grpo_hps flux_mix_grpo flux_mix_grpo_flash flux_branch_grpo flux_branch_grpo_mix flux_pref_grpo
+        wan_branch_grpo sd35_nft_geneval sd35_nft_ocr sd35_nft_pickscore sd35_awm_geneval sd35_awm_ocr
+        sd35_v_grpo_pickscore sd35_flow_awr_pickscore sd35_dgpo_geneval sd35_crd_geneval sd35_generalist
     """,
     "A step of a chain: what other recipes start from": """
         tiny_sd3_pretrain tiny_wan_pretrain shapes_teacher_counting shapes_teacher_relations shapes_teacher_binding

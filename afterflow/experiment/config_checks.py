@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
+from ..algorithms.policy_gradient import PolicyGradient
 from ..data.images import ImageSource
 from ..models.adapters import Full, LoRA
 from ..models.wan import Wan
@@ -34,6 +35,7 @@ def check_run(run: "Run") -> None:
         raise ConfigError(f"{type(algorithm).__name__} learns from {need}, not from {type(run.data).__name__}")
     if explores(algorithm):
         check_rewards_of(run, algorithm)
+        check_divergence(run, algorithm)
     else:
         check_supervised(run)
     check_teachers(run, algorithm.requirements)
@@ -105,6 +107,15 @@ def check_teachers(run: "Run", requirements: Requirements) -> None:
         raise ConfigError(f"teachers: {repeated!r} is there twice; a task has one teacher, and a teacher one name")
     if requirements.anchor is not None and requirements.anchor not in ("base", *names):
         raise unknown_name("anchor", requirements.anchor, ("base", *names))
+
+
+def check_divergence(run: "Run", algorithm: OnPolicy) -> None:
+    """Check that the policy can have left the one that sampled, where steps that leave it too far are masked."""
+    if isinstance(algorithm, PolicyGradient) and algorithm.divergence is not None and run.batches.updates == 1:
+        raise ConfigError(
+            f"algorithm.divergence = {algorithm.divergence}: with updates = 1 the policy is the one that sampled, and "
+            "no step is ever masked; take --updates 2 or more, or leave it out"
+        )
 
 
 def check_rewards_of(run: "Run", algorithm: OnPolicy) -> None:

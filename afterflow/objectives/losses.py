@@ -17,6 +17,20 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tens
     return -torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
+def masked_surrogate(log_ratio: Tensor, advantage: Tensor, masked: Tensor) -> Tensor:
+    """Return -ρA with ρ = e^log_ratio, without a gradient where `masked` is true; shapes broadcast."""
+    return -torch.where(masked, log_ratio.detach(), log_ratio).exp() * advantage
+
+
+def divergence_mask(log_ratio: Tensor, advantage: Tensor, divergence: Tensor, limit: float) -> Tensor:
+    """Return where Flow-DPPO stops a step, bool; shapes broadcast (arXiv:2606.11025).
+
+    It is where the policy has left the one that sampled by more than the limit, and A would move ρ further from 1.
+    """
+    away = ((advantage > 0) & (log_ratio > 0)) | ((advantage < 0) & (log_ratio < 0))
+    return away & (divergence > limit)
+
+
 def guard_log_ratio(p: Gaussian, old: Gaussian, x: Tensor) -> Tensor:
     """Return GRPO-Guard's normalised log-ratio, in closed form, (B, ...) → (B,) (arXiv:2510.22319).
 

@@ -33,6 +33,7 @@ from ..models.adapters import LoRA, Teacher
 from ..models.flux import Flux
 from ..models.sd3 import SD3
 from ..models.wan import Wan
+from ..objectives.advantages import Blend
 from ..rewards.vlm.judge import VLMJudge
 
 SD35 = SD3("stabilityai/stable-diffusion-3.5-medium", dtype="float16", size=512, max_sequence_length=128)
@@ -46,6 +47,7 @@ MULTI_GPU = {
     "sd35_flow_grpo_geneval": (48, 2, "The same with the paper's 48 prompts an iteration."),
     "sd35_flow_grpo_ocr": (48, 2, "The same with the paper's 48 prompts an iteration."),
     "sd35_flow_grpo_pickscore": (48, 2, "The same with the paper's 48 prompts an iteration."),
+    "sd35_flow_dppo": (64, 2, "The same with the paper's 64 prompts an iteration."),
     "sd35_soar": (512, 1, "The same with the batch of the paper's broad run."),
     "flux_dance_grpo_hps": (16, 2, "The same with 16 prompts and two updates an iteration."),
     "flux_mix_grpo": (32, 4, "The same with the paper's 32 prompts and four updates an iteration."),
@@ -71,6 +73,18 @@ def sd35_flow_grpo_ocr() -> Run:
 def sd35_flow_grpo_pickscore() -> Run:
     """Flow-GRPO on SD3.5 Medium: what people prefer, by PickScore."""
     return _flow_grpo("sd35_flow_grpo_pickscore", "pickscore", 0.01, PromptFile("prompts/pickscore.txt"), None)
+
+
+def sd35_flow_dppo() -> Run:
+    """Flow-DPPO on SD3.5 Medium: GenEval's rules and PickScore, with a mask of divergence in place of the clip.
+
+    Its paper trains on the prompts of GenEval 2, by three random steps of the first half; here they are in a row.
+    """
+    run = sd35_flow_grpo_geneval()
+    weights = {"geneval_hf_flowgrpo": 1.0, "pickscore": 1.0}
+    algorithm = FlowGRPO(weights, group=16, eta=0.8, window=3, beta=0.0, blend=Blend("z_sum"), divergence=1e-7)
+    evaluation = replace(run.evaluation, eval_rewards=("clipscore",))
+    return replace(run, algorithm=algorithm, evaluation=evaluation, name="sd35_flow_dppo")
 
 
 def sd35_soar() -> Run:

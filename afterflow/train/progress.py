@@ -20,6 +20,7 @@ PROGRESS_METRICS = (
     "correction_loss",
     "teacher_distance",
     "clip_fraction",
+    "masked_fraction",
     "kl",
     "skipped",
 )

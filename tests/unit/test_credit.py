@@ -224,6 +224,30 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("name", [name for name, (_, kind) in LOSSES.items() if kind != "guard"])
+def test_with_a_divergence_the_loss_is_the_masked_one_in_every_method(name):
+    """Summed over rewards and averaged over children, with the divergence of each child's parent."""
+    algorithm = replace(LOSSES[name][0], divergence=1e-4)
+    old, policy = MLP(), MLP(seed=1)
+    batch = credited(algorithm, rollout(algorithm, old), scores_of(4, 4))
+    loss, metrics = algorithm.loss(Models(policy), batch)
+    p, q = (step(model, algorithm.step_kernel, batch) for model in (policy, old))
+    divergence = ((p.mean - q.mean) ** 2 / (2 * p.std**2)).mean(1)[batch.parent]
+    new, before = (
+        torch.distributions.Normal(g.mean[batch.parent], g.std[batch.parent]).log_prob(batch.x_next).mean(1)
+        for g in (p, q)
+    )
+    log_ratio = new - before
+    stopped = (divergence[:, None] > 1e-4) & (log_ratio[:, None] * batch.advantage > 0)
+    assert 0 < stopped.float().mean() < 1
+    assert metrics["masked_fraction"].item() == pytest.approx(stopped.float().mean().item())
+    surrogate = -log_ratio[:, None].exp() * batch.advantage
+    assert loss.item() == pytest.approx(surrogate.sum(-1).mean().item(), rel=1e-4)
+    left = (surrogate * ~stopped).sum(-1).mean()
+    found, expected = (torch.autograd.grad(part, list(policy.parameters()), retain_graph=True) for part in (loss, left))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_is_the_clipped_one_of_every_child_and_reward(name):
     """Away from the old policy, where clips act on both sides, summed over rewards and averaged over children."""
@@ -339,6 +363,8 @@ EDGES = [
     (lambda depth: BranchGRPO(steps=8, splits=(0, 3), prune=Pruning(depth=depth)), "depth", [0, 4], [-1, 5]),
     (lambda depth: BranchGRPO(steps=8, splits=(3,), prune=Pruning(depth=depth)), "depth", [3], [4]),
     (lambda depth: BranchGRPO(prune=Pruning(depth=depth), mix=SlidingWindow()), "depth", [0], [1]),
+    (DDPO, "divergence", [1e-12, None], [0.0, -1.0]),
+    (lambda on: PrefGRPO(guard=on, divergence=1e-6), "on", [False], [True]),
     (PrefGRPO, "min_consistency", [0.0, 1.0], [-1e-9, 1.01]),
     (
         lambda opponents: PrefGRPO(group=9, compare=Comparisons(opponents=opponents)),
