@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
 from ..algorithms.policy_gradient import PolicyGradient
 from ..data.images import ImageSource
+from ..data.pairs import SampledPairs
 from ..models.adapters import Full, LoRA
 from ..models.wan import Wan
 from ..objectives.advantages import Blend
@@ -32,6 +33,10 @@ def check_run(run: "Run") -> None:
     algorithm = run.algorithm
     if explores(algorithm) == isinstance(run.data, ImageSource):
         need = "prompts" if explores(algorithm) else "images with prompts"
+        raise ConfigError(f"{type(algorithm).__name__} learns from {need}, not from {type(run.data).__name__}")
+    pairs = isinstance(run.data, ImageSource) and run.data.pairs
+    if algorithm.requirements.pairs != pairs:
+        need = "pairs of images" if algorithm.requirements.pairs else "single images"
         raise ConfigError(f"{type(algorithm).__name__} learns from {need}, not from {type(run.data).__name__}")
     if explores(algorithm):
         check_rewards_of(run, algorithm)
@@ -87,6 +92,11 @@ def check_supervised(run: "Run") -> None:
             raise ConfigError(f"{name} is of rollouts; leave it out where images teach")
     if run.evaluation.held_out_share:
         raise ConfigError("held_out_share is of prompts to explore; where images teach, name held_out")
+    if isinstance(run.data, SampledPairs):
+        if WIN_RATE in run.data.weights and run.judge is None:
+            raise ConfigError(f"judge: {WIN_RATE} of data.weights needs a judge; name one, or another reward")
+        if run.distribution.shard != "none":
+            raise ConfigError("shard: pairs are drawn by one process after another; leave out shard, or bring pairs")
     if run.batches.updates > 1:
         raise ConfigError(f"updates = {run.batches.updates}: images are learnt from once; leave it at 1")
 

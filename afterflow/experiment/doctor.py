@@ -228,7 +228,8 @@ def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> I
     run, algorithm, model = setup.run, setup.algorithm, setup.model
     one = cond[torch.zeros(1, dtype=torch.long)]
     if not explores(algorithm):
-        pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond)
+        rejected = noise_for(setup, len(cond), "rejected")[:, 0] if algorithm.requirements.pairs else None
+        pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond, rejected=rejected)
         options = {"seed": 0, "chunk": run.batches.chunk, "processes": setup.processes}
         return next(supervised(algorithm, lambda step: pairs, range(1), **options))
     options = ExploreOptions(run.seed, model.latent_shape, run.batches.chunk)

@@ -11,6 +11,22 @@ def flow_matching(v: Tensor, target: Tensor) -> Tensor:
     return ((v.float() - target.float()) ** 2).flatten(1).mean(1)
 
 
+def preference_logit(winner: Tensor, loser: Tensor, beta: float) -> Tensor:
+    """Return the log-odds that the winner is preferred, (B,), by Diffusion-DPO (arXiv:2311.12908).
+
+    Args:
+        winner: How much larger the policy's error is than the reference's on the preferred image, (B,).
+        loser: The same on the other image, (B,).
+        beta: How much a difference of errors counts.
+    """
+    return -beta / 2 * (winner - loser)
+
+
+def preference_loss(logit: Tensor) -> Tensor:
+    """Return -log σ(logit), (B,); log 2 where the policy is the reference."""
+    return -torch.nn.functional.logsigmoid(logit)
+
+
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """Return -min(ρA, clip(ρ, 1 ± clip) A) with ρ = e^log_ratio; shapes broadcast (PPO, arXiv:1707.06347, eq. 7)."""
     ratio = log_ratio.exp()

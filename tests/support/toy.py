@@ -108,6 +108,7 @@ def learn(
     retained_rows=0,
     lagged=None,
     wrap=lambda velocity: velocity,
+    pairs=None,
     **explore_options,
 ):
     """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
@@ -123,7 +124,7 @@ def learn(
         explorer = Explorer(algorithm, models, lambda step: prompts(8), score, options, processes, clock, history)
         source = iterations(explorer, steps, retained_rows)
     else:
-        pairs = lambda step: images(256, torch.Generator().manual_seed(step))
+        pairs = pairs or (lambda step: images(256, torch.Generator().manual_seed(step)))
         source = supervised(algorithm, pairs, steps, seed=0, chunk=256, processes=processes)
     parameters = dict(model.named_parameters())
     optimizer = processes.accelerator.prepare(optimizer or optimize(model, lr))
