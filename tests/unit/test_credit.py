@@ -11,6 +11,7 @@ from afterflow.algorithms.base import Comparisons, Models, Scores
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.mix_grpo import MixGRPO
@@ -308,6 +309,7 @@ PUBLISHED = [
     (DDPO(), dict(CLIPS, steps=10, schedule=GRID, kernel="flow_sde", eta=0.7, group=1, history=0, min_count=16)),
     (FlowOPD(), dict(steps=10, schedule=GRID, eta=0.7, group=16, beta=0.04, clip=1e-4, self_normalise=False)),
     (SOAR(), dict(steps=40, points=6, correction=1.0, rollout_guidance=4.5, min_time=0.02, paths=1, eta=0.5)),
+    (DPO(), dict(beta=2000.0, sft=0.0, shift=3.0, density="logit_normal", weighting="none", dropout=0.0)),
     (SOAR(), dict(shift=3.0, density="logit_normal", weighting="none", dropout=0.0, kernel="flow_sde")),
     (SFT(), dict(shift=3.0, density="logit_normal", weighting="none", dropout=0.0, num_noises=1)),
 ]
@@ -391,6 +393,8 @@ EDGES = [
     (SOAR, "paths", [1], [0]),
     (SOAR, "rollout_guidance", [0.0], [-1e-9]),
     (SOAR, "eta", [0.0], [-1e-9]),
+    (DPO, "beta", [1e-9], [0.0, -1.0]),
+    (DPO, "sft", [0.0], [-1e-9]),
     (SFT, "shift", [1e-6, None], [0.0]),
     (SFT, "dropout", [0.0, 0.999], [1.0, -1e-9]),
     (SFT, "num_noises", [1], [0]),
@@ -423,6 +427,7 @@ def test_an_option_may_be_at_its_edge_and_not_beyond(make, name, allowed, refuse
         (PrefGRPO(), False, False),
         (DDPO(), False, False),
         (FlowOPD(), False, True),
+        (DPO(), True, False),
     ],
 )
 def test_a_reference_is_asked_for_where_there_is_a_kl(algorithm, reference, all_rows):
@@ -439,6 +444,7 @@ def test_requirements_name_what_a_run_must_give():
     assert DDPO(history=20).requirements.history == 20 and DDPO().requirements.history == 0
     assert FlowOPD(beta=0.1, route="task").requirements.route == "task"
     assert FlowOPD(beta=0.1).requirements.anchor == "base" and FlowOPD(beta=0.0).requirements.anchor is None
+    assert DPO().requirements.evaluations == 2 and DPO().requirements.pairs
     assert SFT(num_noises=3).requirements.evaluations == 3
     assert SOAR(points=2).requirements.evaluations == 4 and SOAR(correction=0.0).requirements.evaluations == 1
     assert SOAR(points=2, paths=3, rollout_guidance=1.0).requirements.evaluations == 7

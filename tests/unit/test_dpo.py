@@ -10,21 +10,10 @@ import torch
 from afterflow.algorithms.base import Models
 from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.sft import SFT
-from afterflow.sampling.conditioning import Pairs
 from afterflow.sampling.flow import weighting
-from afterflow.sampling.seeds import generator
-from toy import MLP, TARGETS, draw, draws, learn, prompts, reward
+from toy import MLP, draw, draws, learn, preferences, reward
 
 STRONG = DPO(beta=20.0, dropout=0.0)
-
-
-def pairs(n, seed=0, swapped=False):
-    """Of the plane: winners lie on the side of their prompt, losers on the other."""
-    cond = prompts(n)
-    sides = torch.stack([TARGETS[record["prompt"]] for record in cond.records()])
-    noise = torch.randn(2, n, 2, generator=generator("pairs", seed))
-    better, worse = 1.0 + 0.2 * sides + 0.3 * noise[0], 1.0 - 0.2 * sides + 0.3 * noise[1]
-    return Pairs(worse, cond, rejected=better) if swapped else Pairs(better, cond, rejected=worse)
 
 
 def loss_of(algorithm, policy, reference, batch):
@@ -51,13 +40,13 @@ def asked(algorithm, batch):
 def test_at_the_reference_the_loss_is_log_two():
     model = MLP()
     for beta in (1.0, 5000.0):
-        loss, metrics = loss_of(DPO(beta=beta), model, copy.deepcopy(model), pairs(16))
+        loss, metrics = loss_of(DPO(beta=beta), model, copy.deepcopy(model), preferences(16))
         assert loss.item() == pytest.approx(math.log(2), abs=1e-7)
         assert metrics["preference_accuracy"] == 0.5 and metrics["preference_logit"] == 0
 
 
 def test_winner_and_loser_have_one_noise_and_one_time():
-    batch = pairs(64)
+    batch = preferences(64)
     winner, loser = asked(DPO(dropout=0.3), batch)
     assert torch.equal(winner[1], loser[1]) and winner[2] == loser[2] and -1 in winner[2]
     noises = [
@@ -69,7 +58,7 @@ def test_winner_and_loser_have_one_noise_and_one_time():
 @pytest.mark.parametrize("name", ["none", "sigma_sqrt", "cosmap"])
 def test_the_loss_is_that_of_the_paper_with_means_over_coordinates(name):
     algorithm = DPO(beta=3.0, weighting=name, sft=0.7, shift=2.0)
-    batch, policy, reference = pairs(32), MLP(), MLP(seed=1)
+    batch, policy, reference = preferences(32), MLP(), MLP(seed=1)
     loss, metrics = loss_of(algorithm, policy, reference, batch)
     (x_w, t, _), (x_l, _, _) = asked(algorithm, batch)
     noise = (x_w - (1 - t[:, None]) * batch.x0) / t[:, None]
@@ -89,7 +78,7 @@ def test_the_loss_is_that_of_the_paper_with_means_over_coordinates(name):
 
 def test_the_gradient_moves_the_winners_error_down_and_the_losers_up():
     """Of the velocities themselves, since a network shares weights between the two."""
-    batch, reference = pairs(64), MLP(seed=1)
+    batch, reference = preferences(64), MLP(seed=1)
     velocities = [torch.zeros(64, 2, requires_grad=True) for _ in range(2)]
 
     def measured():
@@ -111,7 +100,7 @@ def test_the_gradient_moves_the_winners_error_down_and_the_losers_up():
 def test_swapping_winner_and_loser_turns_the_gradient_around_at_the_reference():
     policy = MLP()
     one, other = (
-        gradients(loss_of(STRONG, policy, copy.deepcopy(policy), pairs(32, swapped=swapped))[0], policy)
+        gradients(loss_of(STRONG, policy, copy.deepcopy(policy), preferences(32, swapped=swapped))[0], policy)
         for swapped in (False, True)
     )
     assert one.abs().max() > 1e-2
@@ -119,19 +108,19 @@ def test_swapping_winner_and_loser_turns_the_gradient_around_at_the_reference():
 
 
 def test_equal_images_give_no_gradient():
-    policy, batch = MLP(), pairs(32)
+    policy, batch = MLP(), preferences(32)
     batch = replace(batch, rejected=batch.x0)
     assert gradients(loss_of(STRONG, policy, MLP(seed=1), batch)[0], policy).abs().max() < 1e-6
 
 
 def test_the_reference_has_no_gradient():
     policy, reference = MLP(), MLP(seed=1)
-    loss_of(STRONG, policy, reference, pairs(8))[0].backward()
+    loss_of(STRONG, policy, reference, preferences(8))[0].backward()
     assert all(p.grad is None for p in reference.parameters()) and all(p.grad is not None for p in policy.parameters())
 
 
 def test_rows_carry_their_losers():
-    batch = replace(pairs(8), seeds=torch.arange(8))
+    batch = replace(preferences(8), seeds=torch.arange(8))
     rows = batch[torch.tensor([5, 2])]
     assert torch.equal(rows.rejected, batch.rejected[[5, 2]]) and torch.equal(rows.x0, batch.x0[[5, 2]])
     assert rows.seeds.tolist() == [5, 2] and SFT().requirements.pairs is False
@@ -144,7 +133,7 @@ def test_a_short_training_prefers_the_winner_and_its_reward_rises():
         pass
     reference = copy.deepcopy(model).requires_grad_(False)
     before = reward(model)
-    *_, (_, metrics) = learn(STRONG, model, 60, lr=1e-3, reference=reference, pairs=lambda step: pairs(256, step))
+    *_, (_, metrics) = learn(STRONG, model, 60, lr=1e-3, reference=reference)
     assert metrics["preference_accuracy"] > 0.7 and metrics["preference_loss"] < 0.6
     print(f"{before:.2f} -> {reward(model):.2f}")
     assert reward(model) > before + 0.1
