@@ -76,12 +76,12 @@ def list_lines(file: Path, caption: str) -> PairListing:
 
 def list_folders(folder: Path) -> PairListing:
     """List the folders that hold a winner, a loser and their caption; captions beside both must be the same."""
-    found: defaultdict[Path, list[Path]] = defaultdict(list)
+    by_folder: defaultdict[Path, list[Path]] = defaultdict(list)
     for file in visible_files(folder):
         if file.stem in (*ROLES, "prompt"):
-            found[file.parent].append(file)
+            by_folder[file.parent].append(file)
     pairs, left_out = [], Counter()
-    for parent, files in found.items():
+    for parent, files in by_folder.items():
         pictures = {role: [file for file in files if file.stem == role and is_picture_file(file)] for role in ROLES}
         if not any(pictures.values()):
             continue

@@ -72,11 +72,11 @@ class StoredPairs(StoredSource):
         sizes = bucket_sizes(size, unit) if self.buckets else [size]
         pairs = []
         for entries in listing.pairs:
-            found = survey_pair(self, entries, sizes, remarks)
-            if isinstance(found, SurveyedPair):
-                pairs.append(found)
+            surveyed = survey_pair(self, entries, sizes, remarks)
+            if isinstance(surveyed, SurveyedPair):
+                pairs.append(surveyed)
             else:
-                left_out[found] += 1
+                left_out[surveyed] += 1
         total = len(pairs) + left_out.total()
         parts = [f"{len(pairs)} of {total} pairs are used, from {listing.origin}"]
         parts += ["left out: " + ", ".join(f"{n} {reason}" for reason, n in left_out.items())] if left_out else []

@@ -115,8 +115,8 @@ class PairSampler:
         latents = images[pairs.to(images.device)[:, None], both].cpu()
         left_out = Counter(why for why in reason if why is not None)
         if self.data.cache and not left_out[UNSCORED]:  # what has no score today is asked for again
-            counts = torch.tensor([left_out[why] for why in REASONS])
-            write_cache_file(file, {"latents": latents.contiguous(), "pairs": pairs, "left_out": counts})
+            columns = {"pairs": pairs, "left_out": torch.tensor([left_out[why] for why in REASONS])}
+            write_cache_file(file, {"latents": latents.contiguous(), **columns})
         return latents, pairs, left_out
 
     def judge(
