@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
 from ..data.images import ImageSource
+from ..data.pairs import SampledPairs
 from ..models.adapters import Full
 from ..models.base import default_device
 from ..sampling.conditioning import Conditioning, Embedding, condition
@@ -209,5 +210,8 @@ def cost_table(run: Run, cost: CostEstimate) -> Table:
     total = sum(cost.flops.values()) * run.batches.iterations
     table.add_row(f"PFLOP in {run.batches.iterations} iterations", f"{total / 1e15:.3f}")
     left_out = "Not counted: reward models, the text encoders while they encode, the decoder's activations"
-    table.caption = left_out + (", captions before they are read." if isinstance(run.data, ImageSource) else ".")
+    if isinstance(run.data, ImageSource):
+        drawn = isinstance(run.data, SampledPairs)
+        left_out += ", the images that pairs are made of" if drawn else ", captions before they are read"
+    table.caption = f"{left_out}."
     return table

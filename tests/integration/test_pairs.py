@@ -313,6 +313,7 @@ def test_a_run_learns_from_its_own_images(config):
     first, *_ = metrics_of(run)
     assert first["preference_loss"] == pytest.approx(np.log(2), abs=1e-6) and first["grad_norm"] > 0
     assert json.loads((run.folder / "run.json").read_text())["contents"]["prompts"]
+    assert "| rewards | jpeg_compressibility × 1 |" in (run.folder / "lora" / "README.md").read_text()
 
 
 def test_pairs_are_counted_with_winner_loser_and_reference(config):
