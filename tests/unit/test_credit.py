@@ -431,7 +431,8 @@ def test_an_option_may_be_at_its_edge_and_not_beyond(make, name, allowed, refuse
     ],
 )
 def test_a_reference_is_asked_for_where_there_is_a_kl(algorithm, reference, all_rows):
-    assert (algorithm.requirements.reference, algorithm.requirements.all_rows) == (reference, all_rows)
+    requirements = algorithm.requirements
+    assert (requirements.reference is not None, requirements.all_rows) == (reference, all_rows)
 
 
 def test_requirements_name_what_a_run_must_give():
