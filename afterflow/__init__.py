@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .algorithms.ddpo import DDPO
     from .algorithms.dgpo import DGPO
     from .algorithms.diffusion_nft import DiffusionNFT
+    from .algorithms.dpo import DPO
     from .algorithms.flow_awr import FlowAWR
     from .algorithms.flow_grpo import FlowGRPO
     from .algorithms.flow_opd import FlowOPD
@@ -38,6 +39,7 @@ __all__ = [
     "CRD",
     "DDPO",
     "DGPO",
+    "DPO",
     "RECIPES",
     "SFT",
     "SOAR",
@@ -65,6 +67,7 @@ _NAMES = {
     "algorithms.branch_grpo": ("BranchGRPO",),
     "algorithms.dance_grpo": ("DanceGRPO",),
     "algorithms.ddpo": ("DDPO",),
+    "algorithms.dpo": ("DPO",),
     "algorithms.flow_grpo": ("FlowGRPO",),
     "algorithms.flow_opd": ("FlowOPD",),
     "algorithms.mix_grpo": ("MixGRPO",),

@@ -35,7 +35,7 @@ NOT_FINITE = ("nan", "inf", "-inf", "1e400")
 FINITE = ("-0", "-1", "1e300", "99999999999999999999")
 RECIPES_TRIED = (
     *("shapes_flow_grpo", "shapes_ddpo", "shapes_dance_grpo", "shapes_mix_grpo", "shapes_branch_grpo"),
-    *("shapes_pref_grpo", "shapes_sft", "shapes_soar", "moving_flow_grpo", "flux_dance_grpo_hps"),
+    *("shapes_pref_grpo", "shapes_sft", "shapes_soar", "shapes_dpo", "moving_flow_grpo", "flux_dance_grpo_hps"),
 )
 """Recipes that have every algorithm, and models of several families."""
 COMMANDS = {

@@ -16,6 +16,7 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.dgpo import DGPO
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_awr import FlowAWR
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
@@ -27,6 +28,7 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.algorithms.v_grpo import VGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.images import ShapesImages
+from afterflow.data.pairs import SampledPairs
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
@@ -41,6 +43,7 @@ TAGS = ("counting", "colors")
 METHODS: dict[str, Algorithm] = {
     "sft": SFT(dropout=0.1),
     "soar": SOAR(points=2),
+    "dpo": DPO(beta=100.0),
     "ddpo": DDPO(WEIGHTS, steps=4, group=2, history=8, min_count=2),
     "flow_grpo": FlowGRPO(WEIGHTS, steps=4, group=4, beta=0.01),
     "dance_grpo": DanceGRPO(WEIGHTS, steps=4, group=4),
@@ -78,6 +81,8 @@ def run_of(method: str, iterations: int, **options) -> Run:
         threads=1,
     )
     data = ShapesPrompts(count=40, tags=TAGS) if exploring else ShapesImages(count=64, tags=TAGS)
+    if algorithm.requirements.pairs:
+        data = SampledPairs(ShapesPrompts(count=40, tags=TAGS), WEIGHTS, per_prompt=2, steps=4)
     judge = ShapesJudge(noise=0.1, bias=0.1) if method == "pref_grpo" else None
     teachers = (Teacher("guided", None, TAGS, guidance_scale=2.5),) if method == "flow_opd" else ()
     return Run(algorithm, data, SD3("tiny"), teachers=teachers, judge=judge).with_options(**(fields | options))

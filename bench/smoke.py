@@ -24,6 +24,7 @@ from PIL import Image
 
 from afterflow.data.geneval_prompts import MixedPrompts
 from afterflow.data.images import ImageFolder
+from afterflow.data.pairs import PairFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
@@ -101,6 +102,11 @@ def write_data() -> None:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"images/{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": prompt}))
     Path("images/metadata.jsonl").write_text("\n".join(lines))
+    Path("pairs").mkdir()
+    for i in range(2 * len(PROMPTS)):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"pairs/{i}.png")
+    pairs = [{"prompt": p, "chosen": f"{2 * i}.png", "rejected": f"{2 * i + 1}.png"} for i, p in enumerate(PROMPTS)]
+    Path("pairs/pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
 
 
 def tiny_rewards() -> RewardModels:
@@ -116,7 +122,7 @@ def small(run: Run, rewards: RewardModels, server: str) -> Run:
     """The same on tiny models, for one iteration."""
     model = built(FAMILY[type(run.model).__name__], "pipeline")
     data = run.data
-    if isinstance(data, ImageFolder):
+    if isinstance(data, ImageFolder | PairFolder):
         data = replace(data, min_reward=dict.fromkeys(data.min_reward, -100.0))
     elif isinstance(data, MixedPrompts):
         data = replace(data, parts=tuple(few(part) for part in data.parts))

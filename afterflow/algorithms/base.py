@@ -154,6 +154,8 @@ class Requirements:
     """Key of a record that says which teacher teaches it, if teachers are wanted."""
     anchor: str | None = None
     """The model that all samples stay near to: `base`, or a teacher by its name."""
+    pairs: bool = False
+    """Whether each image to learn from comes with one that lost against it."""
     evaluations: float = 0.0
     """Velocities computed for an image in an update, where images teach the policy."""
 

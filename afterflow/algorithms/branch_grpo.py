@@ -105,4 +105,4 @@ class BranchGRPO(PolicyGradient):
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss."""
-        return density_loss(step(models.policy, self.step_kernel, batch), batch, self.clip)
+        return density_loss(step(models.policy, self.step_kernel, batch), batch, self.clip, self.divergence)

@@ -71,4 +71,4 @@ class DanceGRPO(GroupRelative):
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss, summed over the rewards."""
-        return density_loss(step(models.policy, self.step_kernel, batch), batch, self.clip)
+        return density_loss(step(models.policy, self.step_kernel, batch), batch, self.clip, self.divergence)

@@ -69,4 +69,4 @@ class DDPO(PolicyGradient):
 
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss."""
-        return density_loss(step(models.policy, self.step_kernel, batch), batch, self.clip)
+        return density_loss(step(models.policy, self.step_kernel, batch), batch, self.clip, self.divergence)

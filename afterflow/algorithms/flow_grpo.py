@@ -5,6 +5,7 @@ plan    G images of each prompt by the SDE, in few steps                        
 credit  A_i = (r_i - mean r) / std r over the group, the same at every step
 loss    -min(ρA, clip(ρ) A) + β KL(π_θ ‖ π_ref),   ρ = π_θ(x_s | x_t) / π_old(x_s | x_t)
         Guard: ρ = exp mean(ε ⊙ (μ_θ - μ_old)), the loss divided by Δt          (arXiv:2510.22319)
+        Flow-DPPO: -ρA, no gradient where KL(π_θ ‖ π_old) > δ and A moves ρ away from 1   (arXiv:2606.11025)
 
 The loss is the mean over all steps trained, of tied groups too; without a KL these cost no forward pass.
 
@@ -25,13 +26,13 @@ from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
 from .base import Metrics, Models, Reference, Requirements, Scores, require
 from .lag import Lag
-from .policy_gradient import GroupRelative, compares_prompts, group_advantages
+from .policy_gradient import GroupRelative, check_unguarded, compares_prompts, group_advantages
 from .ratios import LogDensity, density_loss, guarded_loss, step
 
 
 @dataclass(frozen=True)
 class FlowGRPO(GroupRelative):
-    """Flow-GRPO (arXiv:2505.05470), with Fast, CPS and GRPO-Guard.
+    """Flow-GRPO (arXiv:2505.05470), with Fast, CPS, GRPO-Guard and Flow-DPPO.
 
     Published clips: 1e-4, for Fast with cps and the variance-free density 1e-5, for Guard 2e-6.  cps is sharpest just
     before the image, so with SD3Grid it needs a window.
@@ -64,7 +65,8 @@ class FlowGRPO(GroupRelative):
         require(self.beta >= 0, f"beta = {self.beta}: the weight of the KL is 0 or more")
         ranged_alone = self.window is None and self.window_range is not None
         require(not ranged_alone, "window_range is set without a window: give the window its number of steps")
-        odd = self.density == "variance_free" and (self.guard or self.kernel != "cps")
+        check_unguarded(self.guard, self.divergence)
+        odd = self.density == "variance_free" and (self.guard or self.kernel != "cps" or self.divergence is not None)
         require(not odd, "density = variance_free is flow_grpo's for plain cps; take the true density here")
         first, end = self._range
         inside = f"with {self.steps} steps windows lie in [0, {self.steps - 1}), because the step onto the image is"
@@ -107,7 +109,7 @@ class FlowGRPO(GroupRelative):
         if self.guard:
             loss, metrics = guarded_loss(p, batch, self.clip)
         else:
-            loss, metrics = density_loss(p, batch, self.clip, self.density)
+            loss, metrics = density_loss(p, batch, self.clip, self.divergence, self.density)
         if self.beta == 0:
             return loss, metrics
         assert models.reference is not None

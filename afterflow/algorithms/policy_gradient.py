@@ -28,6 +28,9 @@ class PolicyGradient(OnPolicy[Transitions]):
     """Advantages are clamped to ± this."""
     clip: float = 1e-4
     """ε of the clipped ratio; tiny because log-probabilities are means over coordinates."""
+    divergence: float | None = None
+    """δ of Flow-DPPO, which replaces the clip: the loss is -ρA, and a step has no gradient where the policy has left
+    the one that sampled by a KL above δ and would go further.  Published: 1e-7, for cps 1e-6.  None: the clip."""
 
     def rows(self, models: Models, steps: Transitions) -> Transitions:
         """Return the steps themselves."""
@@ -44,6 +47,14 @@ class PolicyGradient(OnPolicy[Transitions]):
         check_cps(self.kernel, self.eta)
         positive = self.clip > 0 and self.max_advantage > 0
         require(positive, f"clip = {self.clip}, max_advantage = {self.max_advantage}: both must be positive")
+        limit = self.divergence
+        require(limit is None or limit > 0, f"divergence = {limit}: a KL that is allowed, so positive; None: the clip")
+
+
+def check_unguarded(guard: bool, divergence: float | None) -> None:
+    """Raise ValueError where GRPO-Guard's ratio, which is made for a clip, meets Flow-DPPO's mask."""
+    alone = not guard or divergence is None
+    require(alone, f"divergence = {divergence} masks the true ratio, and guard has its own: set guard = False")
 
 
 @dataclass(frozen=True)

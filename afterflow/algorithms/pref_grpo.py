@@ -23,7 +23,14 @@ from ..objectives.preferences import consistency, win_rates
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import LinearShift, ScheduleOption, grid
 from .base import WIN_RATE, Comparisons, Metrics, Models, Requirements, Scores, require
-from .policy_gradient import GroupRelative, compares_prompts, group_advantages, random_steps, share_of_steps
+from .policy_gradient import (
+    GroupRelative,
+    check_unguarded,
+    compares_prompts,
+    group_advantages,
+    random_steps,
+    share_of_steps,
+)
 from .ratios import density_loss, guarded_loss, step
 
 
@@ -49,6 +56,7 @@ class PrefGRPO(GroupRelative):
     def __post_init__(self) -> None:
         self.check_group()
         require(WIN_RATE in self.weights, "weights: Pref-GRPO needs the weight of win_rate, say {'win_rate': 1.0}")
+        check_unguarded(self.guard, self.divergence)
         share_of_steps(self.steps, self.fraction)
         self.compare.check(self.group)
         share = self.min_consistency
@@ -80,4 +88,6 @@ class PrefGRPO(GroupRelative):
     def loss(self, models: Models, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Return the clipped loss, with GRPO-Guard's ratio and divided by Δt where it is on."""
         p = step(models.policy, self.step_kernel, batch)
-        return guarded_loss(p, batch, self.clip) if self.guard else density_loss(p, batch, self.clip)
+        if self.guard:
+            return guarded_loss(p, batch, self.clip)
+        return density_loss(p, batch, self.clip, self.divergence)

@@ -1,12 +1,12 @@
-"""The ratio of the policy's steps now to the steps that it took, and the clipped losses of that ratio."""
+"""The ratio of the policy's steps now to the steps that it took, and the clipped and masked losses of that ratio."""
 
 from typing import Literal
 
 from torch import Tensor
 
-from ..objectives.losses import clipped_surrogate, guard_log_ratio
+from ..objectives.losses import clipped_surrogate, divergence_mask, guard_log_ratio, masked_surrogate
 from ..sampling.conditioning import Velocity
-from ..sampling.kernels import Gaussian, Kernel, log_prob, variance_free
+from ..sampling.kernels import Gaussian, Kernel, kl, log_prob, variance_free
 from ..sampling.rollout import Transitions
 from .base import Metrics
 
@@ -42,9 +42,20 @@ LogDensity = Literal["true", "variance_free"]
 LOG_RATIOS = {"true": log_ratio, "variance_free": variance_free_log_ratio}
 
 
-def density_loss(p: Gaussian, batch: Transitions, clip: float, density: LogDensity = "true") -> tuple[Tensor, Metrics]:
-    """Return -min(ρA, clip(ρ) A) for the policy's kernels p (M, ...), and what to log."""
-    return policy_loss(LOG_RATIOS[density](p, batch), batch, clip)
+def density_loss(
+    p: Gaussian, batch: Transitions, clip: float, divergence: float | None = None, density: LogDensity = "true"
+) -> tuple[Tensor, Metrics]:
+    """Return the clipped loss of the true ratio, or the masked one, and what to log.
+
+    Args:
+        p: The policy's kernels, (M, ...).
+        batch: The steps that the policy took.
+        clip: ε of the clipped ratio.
+        divergence: δ of Flow-DPPO's mask, which replaces the clip; None: the clip.
+        density: The density that the ratio is of.
+    """
+    log_ratio = LOG_RATIOS[density](p, batch)
+    return policy_loss(log_ratio, batch, clip) if divergence is None else masked_loss(log_ratio, p, batch, divergence)
 
 
 def guarded_loss(p: Gaussian, batch: Transitions, clip: float) -> tuple[Tensor, Metrics]:
@@ -62,9 +73,27 @@ def policy_loss(
     surrogate = clipped_surrogate(log_ratio[:, None], batch.advantage, clip).sum(-1)
     loss = (surrogate if step_weight is None else surrogate * step_weight[batch.parent]).mean()
     ratio = log_ratio.detach().exp()
-    return loss, {
-        "policy_loss": loss.detach(),
-        "ratio_mean": ratio.mean(),
-        "ratio_max": ratio.max(),
-        "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
-    }
+    return loss, {**ratio_metrics(loss, ratio), "clip_fraction": ((ratio - 1).abs() > clip).float().mean()}
+
+
+def masked_loss(log_ratio: Tensor, p: Gaussian, batch: Transitions, limit: float) -> tuple[Tensor, Metrics]:
+    """Return Flow-DPPO's loss -ρA (arXiv:2606.11025), summed over rewards and averaged over children, and what to log.
+
+    A step has no gradient where KL(π_θ ‖ π_old), a mean over coordinates, is above the limit and would grow.
+
+    Args:
+        log_ratio: log ρ of each child, (K,).
+        p: The policy's kernels, (M, ...).
+        batch: The steps that the policy took, with the means that it had then.
+        limit: The paper's δ.
+    """
+    divergence = kl(Gaussian(p.mean.detach(), p.std), Gaussian(batch.mean, p.std))[batch.parent]
+    masked = divergence_mask(log_ratio[:, None], batch.advantage, divergence[:, None], limit)
+    loss = masked_surrogate(log_ratio[:, None], batch.advantage, masked).sum(-1).mean()
+    measured = {"masked_fraction": masked.float().mean(), "divergence": divergence.mean()}
+    return loss, {**ratio_metrics(loss, log_ratio.detach().exp()), **measured}
+
+
+def ratio_metrics(loss: Tensor, ratio: Tensor) -> Metrics:
+    """Return what is logged of a loss and the ratios (K,) that it is of."""
+    return {"policy_loss": loss.detach(), "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}

@@ -21,14 +21,15 @@ RECIPE_GROUPS = {
     "Try it here: the shipped tiny models, minutes to half an hour on one CPU core": """
         demo shapes_flow_grpo shapes_flow_grpo_cps shapes_flow_grpo_guard shapes_ddpo shapes_dance_grpo shapes_mix_grpo
         shapes_branch_grpo shapes_pref_grpo shapes_nft shapes_awm shapes_v_grpo shapes_flow_awr shapes_dgpo shapes_crd
-        shapes_sft shapes_soar shapes_curated_soar shapes_generalist shapes_generalist_nft jpeg_ddpo
+        shapes_sft shapes_soar shapes_dpo shapes_curated_soar shapes_generalist shapes_generalist_nft jpeg_ddpo
         moving_flow_grpo moving_dance_grpo moving_branch_grpo
     """,
     "A paper on a real model: one GPU; the twin NAME_8gpu has the paper's batch for several": """
-        sd35_flow_grpo_geneval sd35_flow_grpo_ocr sd35_flow_grpo_pickscore sd35_soar sd35_flow_opd flux_dance_grpo_hps
-        flux_mix_grpo flux_mix_grpo_flash flux_branch_grpo flux_branch_grpo_mix flux_pref_grpo wan_branch_grpo
-        sd35_nft_geneval sd35_nft_ocr sd35_nft_pickscore sd35_awm_geneval sd35_awm_ocr sd35_v_grpo_pickscore
-        sd35_flow_awr_pickscore sd35_dgpo_geneval sd35_crd_geneval sd35_generalist
+        sd35_flow_grpo_geneval sd35_flow_grpo_ocr sd35_flow_grpo_pickscore sd35_flow_dppo sd35_soar sd35_dpo
+        sd35_flow_opd flux_dance_grpo_hps flux_mix_grpo flux_mix_grpo_flash flux_branch_grpo flux_branch_grpo_mix
+        flux_pref_grpo wan_branch_grpo sd35_nft_geneval sd35_nft_ocr sd35_nft_pickscore sd35_awm_geneval
+        sd35_awm_ocr sd35_v_grpo_pickscore sd35_flow_awr_pickscore sd35_dgpo_geneval
+        sd35_crd_geneval sd35_generalist
     """,
     "A step of a chain: what other recipes start from": """
         tiny_sd3_pretrain tiny_wan_pretrain shapes_teacher_counting shapes_teacher_relations shapes_teacher_binding

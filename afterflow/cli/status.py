@@ -127,4 +127,7 @@ def health_warnings(metrics: MetricLines) -> list[str]:
     clipped = statistics.mean(line.get("clip_fraction", 0) for line in recent)
     if clipped > 0.5:
         sentences.append(f"{clipped:.0%} of the ratios are clipped; lower the learning rate, or widen clip")
+    masked = statistics.mean(line.get("masked_fraction", 0) for line in recent)
+    if masked > 0.5:
+        sentences.append(f"{masked:.0%} of the steps are masked; lower the learning rate, or raise divergence")
     return sentences

@@ -295,6 +295,7 @@ class Parts:
     def put_into(self, run: "Run") -> "Run":
         """Return the run with these parts."""
         from ..data.images import HubImages, ImageFolder, check_images
+        from ..data.pairs import HubPairs, PairFolder, SampledPairs
         from ..data.prompts import PromptFile
         from ..models.adapters import Full, LoRA
         from ..models.families import pretrained
@@ -306,11 +307,13 @@ class Parts:
             same = type(model) is type(run.model)
             run = replace(run, model=replace(run.model, path=self.base) if same else model)
         if self.prompts is not None:
-            run = replace(run, data=PromptFile(self.prompts))
+            prompts, drawn = PromptFile(self.prompts), isinstance(run.data, SampledPairs)
+            run = replace(run, data=replace(run.data, prompts=prompts) if drawn else prompts)
         if self.images is not None:
-            check_images(self.images)
-            on_disk = Path(self.images).exists()
-            run = replace(run, data=ImageFolder(self.images) if on_disk else HubImages(self.images))
+            pairs = run.algorithm.requirements.pairs
+            check_images(self.images, (".jsonl",) if pairs else (".parquet", ".tar"))
+            folder, hub = (PairFolder, HubPairs) if pairs else (ImageFolder, HubImages)
+            run = replace(run, data=folder(self.images) if Path(self.images).exists() else hub(self.images))
         if self.held_out_prompts is not None:
             run = run.with_options(
                 held_out=PromptFile(self.held_out_prompts), eval_every=run.evaluation.eval_every or 20

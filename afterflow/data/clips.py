@@ -14,7 +14,7 @@ from ..sampling.seeds import number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .images import CaptionedImage, ImageSource
+from .images import CaptionedImage, ListedImages
 from .prompts import NO_CHECKS, RecordChecks
 
 
@@ -40,7 +40,7 @@ class MovingPrompts:
 
 
 @dataclass(frozen=True)
-class MovingClips(ImageSource):
+class MovingClips(ListedImages):
     """Rendered clips of the moving shapes world."""
 
     count: int = 10_000

@@ -90,18 +90,24 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
             raise InputError(f'{location}: a line needs a "file_name" that is a text')
         record = caption_record(line, caption, location)
-        try:
-            picture = find_file(folder, line["file_name"])
-            if not picture.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"{line['file_name']!r} leads out of {folder}")
-        except InputError as error:
-            raise InputError(f"{location}: {error}; correct file_name") from None
+        picture = named_picture(folder, line["file_name"], "file_name", location)
         named.add(picture.resolve())
         entries.append(Entry(str(picture), record, picture.read_bytes))
     if not entries:
         raise InputError(f"images {folder}: {file.name} is empty; write a line for each image")
     others = sum(picture.resolve() not in named for picture in visible_files(folder) if is_picture_file(picture))
     return Listing(str(file), entries, {f"not named in {file.name}": others})
+
+
+def named_picture(folder: Path, name: str, key: str, location: str) -> Path:
+    """Return the picture in a folder that a list names under `key`; InputError where it is not there, or not in it."""
+    try:
+        picture = find_file(folder, name)
+        if not picture.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{name!r} leads out of {folder}")
+    except InputError as error:
+        raise InputError(f"{location}: {error}; correct {key}") from None
+    return picture
 
 
 def list_sidecars(folder: Path, caption: str) -> Listing:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -56,16 +56,29 @@ class LeftOut(NamedTuple):
 
 
 class ImageSource(ABC):
-    """A source of images with captions, the same in every process."""
+    """A source of images with captions to learn from, the same in every process."""
 
+    pairs: ClassVar[bool] = False
+    """Whether each image comes with one that lost against it."""
     min_reward: Mapping[str, float]
-    """Lowest value of each named reward at which an image is used for training."""
+    """Lowest value of each named reward at which an image, or the winner of a pair, is used for training."""
     cache: bool
     """Whether latents are stored on disk for the next run."""
+
+
+def image_noun(source: ImageSource) -> str:
+    """Return what a source holds, in the plural: pairs, or images."""
+    return "pairs" if source.pairs else "images"
+
+
+class ListedImages(ImageSource):
+    """A source whose images are there before training; others are drawn by the model that is trained."""
 
     @abstractmethod
     def images(self, seed: int, size: tuple[int, int], unit: int = 1) -> Iterator[CaptionedImage | LeftOut]:
         """Yield all images, of height and width `size`, in an order that never changes, and those that are left out.
+
+        The pixels of a pair are those of its winner and its loser, uint8 (2, H, W, 3).
 
         unit: Pixels of which every side is a multiple, where a source keeps several shapes.
 
@@ -74,7 +87,7 @@ class ImageSource(ABC):
 
 
 @dataclass(frozen=True)
-class ShapesImages(ImageSource):
+class ShapesImages(ListedImages):
     """Rendered images of the shapes world; tags are drawn evenly, facts from one split only."""
 
     count: int = 100_000
@@ -111,7 +124,7 @@ class ShapesImages(ImageSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredImages(ImageSource):
+class StoredSource(ListedImages):
     """Images that users have: which of them are used, and how they are brought to the shape that the model draws."""
 
     caption: str = DEFAULT_CAPTION
@@ -129,6 +142,21 @@ class StoredImages(ImageSource):
     """Lowest value of each named reward at which an image is used for training."""
     cache: bool = True
     """Whether latents are stored on disk for the next run."""
+
+    def load(self, image: "SurveyedImage") -> np.ndarray | None:
+        """Decode an image, scale it and crop its middle to uint8 (H, W, 3); None where it may be left out."""
+        location, background = image.entry.location, check_color("data.background", self.background)
+        try:
+            pixels = read_picture(image.entry.read(), location, background)
+        except (InputError, OSError) as error:
+            return left_out_or_error(self.unreadable, location, error)
+        height, width = image.size
+        return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImages(StoredSource):
+    """Single images that users have."""
 
     @abstractmethod
     def listing(self) -> Listing:
@@ -149,18 +177,8 @@ class StoredImages(ImageSource):
                     load = partial(self.load, image)
                     yield CaptionedImage(image.entry.record, image.digest, load, shape)
 
-    def load(self, image: "SurveyedImage") -> np.ndarray | None:
-        """Decode an image, scale it and crop its middle to uint8 (H, W, 3); None where it may be left out."""
-        location, background = image.entry.location, check_color("data.background", self.background)
-        try:
-            pixels = read_picture(image.entry.read(), location, background)
-        except (InputError, OSError) as error:
-            return left_out_or_error(self.unreadable, location, error)
-        height, width = image.size
-        return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
 
-
-def check_stored(source: StoredImages) -> None:
+def check_stored(source: StoredSource) -> None:
     """Raise ConfigError for an option of stored images that cannot be used."""
     check_at_least_one(source, "min_size", prefix="data.")
     check_color("data.background", source.background)
@@ -238,6 +256,8 @@ class SurveyedImage(NamedTuple):
     """Digest of the encoded content."""
     size: tuple[int, int]
     """Height and width that it is brought to."""
+    own_size: tuple[int, int]
+    """Height and width that it has."""
 
 
 @dataclass
@@ -260,7 +280,7 @@ class Survey:
         return "; ".join([*parts, *(f"{remark}: {count}" for remark, count in self.remarks.items())])
 
 
-def survey_images(source: StoredImages, listing: Listing, sizes: Sequence[tuple[int, int]]) -> Survey:
+def survey_images(source: StoredSource, listing: Listing, sizes: Sequence[tuple[int, int]]) -> Survey:
     """Look at the headers of all images of a listing, and choose for each the nearest shape among `sizes`.
 
     InputError is raised for an image that cannot be read or is too small, where the source does not leave such out.
@@ -286,7 +306,7 @@ def survey_images(source: StoredImages, listing: Listing, sizes: Sequence[tuple[
         survey.remarks["cropped by more than half"] += min(shape, 1 / shape) < 0.5
         survey.remarks["duplicates"] += digest in digests
         digests.add(digest)
-        survey.images.append(SurveyedImage(entry, digest, size))
+        survey.images.append(SurveyedImage(entry, digest, size, (header.height, header.width)))
     if small and source.min_size is None:
         raise InputError(
             f"{small[0]} px that the model draws, as are {len(small)} of {len(listing.entries)} images; leave small "
@@ -319,11 +339,14 @@ def nearest_size(ratio: float, sizes: Sequence[tuple[int, int]]) -> tuple[int, i
     return min(sizes, key=lambda size: abs(math.log(ratio * size[1] / size[0])))
 
 
-def check_images(path: str) -> None:
-    """Raise InputError for what is no folder and cannot be the id of a data set of the hub, OWNER/NAME."""
-    archive = Path(path).suffix.lower() in (".parquet", ".tar")
+def check_images(path: str, files: tuple[str, ...] = (".parquet", ".tar")) -> None:
+    """Raise InputError for what is no folder and cannot be the id of a data set of the hub, OWNER/NAME.
+
+    files: Endings of the files that hold images.
+    """
+    archive = Path(path).suffix.lower() in files
     if Path(path).is_file() and not archive:
-        raise InputError(f"images {path}: this is a file; name the folder with the images, a .parquet or a .tar")
+        raise InputError(f"images {path}: this is a file; name the folder with the images, or a {' or '.join(files)}")
     if archive and not Path(path).is_file():
         raise InputError(f"images {path}: no such file")
     if not Path(path).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):

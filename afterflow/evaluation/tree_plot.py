@@ -35,7 +35,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
     scores = score_latents(
-        model, algorithm, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock()
+        model, algorithm.requirements, None, run.reward_models, rollout.leaves, [record], [generator(seed)], Clock()
     )
     levels = [level[0].sum(-1).numpy() for level in algorithm.credit(plan, rollout.log_prob, scores)]
     states = [model.decode(x[0]) for x in rollout.x]

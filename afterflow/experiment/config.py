@@ -17,6 +17,7 @@ from ..algorithms.dance_grpo import DanceGRPO
 from ..algorithms.ddpo import DDPO
 from ..algorithms.dgpo import DGPO
 from ..algorithms.diffusion_nft import DiffusionNFT
+from ..algorithms.dpo import DPO
 from ..algorithms.flow_awr import FlowAWR
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.flow_opd import FlowOPD
@@ -28,7 +29,8 @@ from ..algorithms.soar import SOAR
 from ..algorithms.v_grpo import VGRPO
 from ..data.clips import MovingClips, MovingPrompts
 from ..data.geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
-from ..data.images import HubImages, ImageFolder, ImageSource, ShapesImages
+from ..data.images import HubImages, ImageFolder, ShapesImages
+from ..data.pairs import HubPairs, PairFolder, SampledPairs
 from ..data.prompts import PromptFile, ShapesPrompts
 from ..models.adapters import Full, LoRA, Teacher
 from ..models.families import AnyPretrained
@@ -44,13 +46,14 @@ from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from ..train.sharding import Sharding
 from .config_checks import check_run
-from .evaluation_fit import TRAINED, fit_evaluation
+from .evaluation_fit import TRAINED, fit_evaluation, rewards_of_data
 from .function_rewards import name_functions
 
 Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 AnyAlgorithm = (
     SFT
     | SOAR
+    | DPO
     | DDPO
     | FlowGRPO
     | DanceGRPO
@@ -272,8 +275,11 @@ class Run:
         | MovingClips
         | ImageFolder
         | HubImages
+        | PairFolder
+        | HubPairs
+        | SampledPairs
     )
-    """Prompts to explore, or images or clips with prompts to learn from."""
+    """Prompts to explore, or images, clips or pairs of images with prompts to learn from."""
     model: AnyPretrained = SD3()
     """Pipeline that is trained."""
     tune: LoRA | Full = LoRA()
@@ -355,8 +361,8 @@ class Run:
 
     @property
     def rewards(self) -> tuple[str, ...]:
-        """All rewards the run needs: the watched ones, and those that images to learn from must reach."""
-        return (*self.watched, *(self.data.min_reward if isinstance(self.data, ImageSource) else ()))
+        """All rewards the run needs: the watched ones, and those that images to learn from must reach or win by."""
+        return tuple(dict.fromkeys([*self.watched, *rewards_of_data(self.data)]))
 
     @property
     def folder(self) -> Path:

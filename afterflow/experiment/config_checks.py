@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING
 
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
+from ..algorithms.policy_gradient import PolicyGradient
 from ..data.images import ImageSource
+from ..data.pairs import SampledPairs
 from ..models.adapters import Full, LoRA
 from ..models.wan import Wan
 from ..objectives.advantages import Blend
@@ -33,8 +35,13 @@ def check_run(run: "Run") -> None:
     if explores(algorithm) == isinstance(run.data, ImageSource):
         need = "prompts" if explores(algorithm) else "images with prompts"
         raise ConfigError(f"{type(algorithm).__name__} learns from {need}, not from {type(run.data).__name__}")
+    pairs = isinstance(run.data, ImageSource) and run.data.pairs
+    if algorithm.requirements.pairs != pairs:
+        need = "pairs of images" if algorithm.requirements.pairs else "single images"
+        raise ConfigError(f"{type(algorithm).__name__} learns from {need}, not from {type(run.data).__name__}")
     if explores(algorithm):
         check_rewards_of(run, algorithm)
+        check_divergence(run, algorithm)
     else:
         check_supervised(run)
     check_teachers(run, algorithm.requirements)
@@ -88,6 +95,11 @@ def check_supervised(run: "Run") -> None:
             raise ConfigError(f"{name} is of rollouts; leave it out where images teach")
     if run.evaluation.held_out_share:
         raise ConfigError("held_out_share is of prompts to explore; where images teach, name held_out")
+    if isinstance(run.data, SampledPairs):
+        if WIN_RATE in run.data.weights and run.judge is None:
+            raise ConfigError(f"judge: {WIN_RATE} of data.weights needs a judge; name one, or another reward")
+        if run.distribution.shard != "none":
+            raise ConfigError("shard: pairs are drawn by one process after another; leave out shard, or bring pairs")
     if run.batches.updates > 1:
         raise ConfigError(f"updates = {run.batches.updates}: images are learnt from once; leave it at 1")
 
@@ -108,6 +120,15 @@ def check_teachers(run: "Run", requirements: Requirements) -> None:
         raise ConfigError(f"teachers: {repeated!r} is there twice; a task has one teacher, and a teacher one name")
     if requirements.anchor is not None and requirements.anchor not in ("base", *names):
         raise unknown_name("anchor", requirements.anchor, ("base", *names))
+
+
+def check_divergence(run: "Run", algorithm: OnPolicy) -> None:
+    """Check that the policy can have left the one that sampled, where steps that leave it too far are masked."""
+    if isinstance(algorithm, PolicyGradient) and algorithm.divergence is not None and run.batches.updates == 1:
+        raise ConfigError(
+            f"algorithm.divergence = {algorithm.divergence}: with updates = 1 the policy is the one that sampled, and "
+            "no step is ever masked; take --updates 2 or more, or leave it out"
+        )
 
 
 def check_rewards_of(run: "Run", algorithm: OnPolicy) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.images import HubImages, ImageFolder, load_hub_dataset
+from ..data.pairs import HubPairs, PairFolder
 from ..models.adapters import LoRA
 from ..models.lora.files import lora_file
 from ..models.pipeline import fingerprint
@@ -33,9 +34,9 @@ def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], mo
     for name, prompts in (("prompts", records), ("held-out prompts", held_out)):
         if prompts:
             contents[name] = digest(json.dumps(list(prompts), sort_keys=True))
-    if isinstance(run.data, ImageFolder):
+    if isinstance(run.data, ImageFolder | PairFolder):
         contents["pictures"] = folder_contents(Path(run.data.path), whole=True)
-    if isinstance(run.data, HubImages):
+    if isinstance(run.data, HubImages | HubPairs):
         contents["pictures"] = hub_contents(run.data)
     if isinstance(run.tune, LoRA) and run.tune.start is not None:
         contents["start LoRA"] = lora_contents(run.tune.start)
@@ -101,7 +102,7 @@ def pipeline_contents(folder: Path) -> str:
     return digest(json.dumps([[part.name, folder_contents(part)] for part in parts]))
 
 
-def hub_contents(images: HubImages) -> str:
+def hub_contents(images: HubImages | HubPairs) -> str:
     """Return a digest of a data set of the hub, or of the folder that it is."""
     if Path(images.dataset).is_dir():
         return folder_contents(Path(images.dataset), whole=True)

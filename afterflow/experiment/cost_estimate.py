@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
 from ..data.images import ImageSource
+from ..data.pairs import SampledPairs
 from ..models.adapters import Full
 from ..models.base import default_device
 from ..sampling.conditioning import Conditioning, Embedding, condition
@@ -60,7 +61,7 @@ def estimate_cost(run: Run) -> CostEstimate:
     if explores(run.algorithm):
         limit = graph_memory(run, default_device(), network.computed, trained)
         passes = choose_passes(run, run.algorithm, network.saved / chunk, limit)
-    waiting = max(chunk, passes.retained_rows)
+    waiting = max(chunk * (1 + run.algorithm.requirements.pairs), passes.retained_rows)  # of winner and loser
     memory = {
         "frozen and trained weights": network.weights,
         "gradients, Adam and EMA": trained
@@ -90,7 +91,8 @@ def count_rows(run: Run) -> dict[str, float]:
     """
     algorithm = run.algorithm
     if not explores(algorithm):
-        return {"update": run.batches.batch * algorithm.requirements.evaluations}
+        images = run.batches.batch * algorithm.requirements.evaluations
+        return {"update": images, **({"reference": images} if algorithm.requirements.reference is not None else {})}
     still = lambda x, t, cond: torch.zeros_like(x)
     requirements, tasks = algorithm.requirements, [task for teacher in run.teachers for task in teacher.tasks]
     taught = dict.fromkeys(tasks, still)
@@ -166,13 +168,13 @@ def cast_bytes(run: Run, weights: int) -> int:
 
 
 def rollout_bytes(run: Run, network: NetworkCounts) -> int:
-    """Return the bytes of an iteration's states and means in fp32; of a batch of images, of its latents and noise.
+    """Return the bytes of an iteration's states and means in fp32; of a batch of images, of latents and noise.
 
     With offload they lie in CPU memory, but for the last two of a step.
     """
     state = 4 * torch.Size(network.latent_shape).numel()
     if not explores(run.algorithm):
-        return 2 * run.batches.batch * state
+        return (2 + run.algorithm.requirements.pairs) * run.batches.batch * state
     plan = run.algorithm.plan(0, generator(run.seed, 0, "plan"))
     widths = plan.widths
     if run.batches.offload or not plan.states:
@@ -208,5 +210,8 @@ def cost_table(run: Run, cost: CostEstimate) -> Table:
     total = sum(cost.flops.values()) * run.batches.iterations
     table.add_row(f"PFLOP in {run.batches.iterations} iterations", f"{total / 1e15:.3f}")
     left_out = "Not counted: reward models, the text encoders while they encode, the decoder's activations"
-    table.caption = left_out + (", captions before they are read." if isinstance(run.data, ImageSource) else ".")
+    if isinstance(run.data, ImageSource):
+        drawn = isinstance(run.data, SampledPairs)
+        left_out += ", the images that pairs are made of" if drawn else ", captions before they are read"
+    table.caption = f"{left_out}."
     return table

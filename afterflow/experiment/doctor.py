@@ -70,7 +70,6 @@ def examine(run: Run) -> Iterator[Finding]:
         batch=1,
         grad_partitions=1,
         shard="none",
-        updates=1,
         fp32_streams=fp32_streams(run),
     )
     # The lock takes its folder away again, because nothing is written into it.
@@ -195,15 +194,18 @@ def check_ratio_noise(setup: TrainingSetup, cond: Conditioning, run: Run) -> Fin
         rows = move_rows(rows, setup.processes.accelerator.device)
         with moved(setup, 1e-5):
             measured = [metrics for _, metrics in algorithm.losses(setup.models, rows)]
-    clipped = sum(float(metrics["clip_fraction"]) for metrics in measured) / len(measured)
+    limit = getattr(algorithm, "divergence", None)
+    name, bound = ("clip", getattr(algorithm, "clip", 0.0)) if limit is None else ("divergence", limit)
+    stopped = "clip_fraction" if limit is None else "masked_fraction"
+    clipped = sum(float(metrics[stopped]) for metrics in measured) / len(measured)
     noise = max(float(metrics["ratio_max"]) - 1 for metrics in measured)
     precision = run.optimization.mixed_precision if run.optimization.mixed_precision != "no" else run.model.dtype
     return Finding(
         "ratios are of learning and not of rounding",
         None if run.batches.updates == 1 else clipped < MOST_CLIPPED,
-        f"ratio noise of {precision}: up to {noise:.0e}, clip {getattr(algorithm, 'clip', 0.0):.0e}: "
-        f"rounding would clip {clipped:.0%} of the rows after a first update",
-        "take updates = 1, mixed_precision = no, fp32_streams = True, or a wider algorithm.clip",
+        f"ratio noise of {precision}: up to {noise:.0e}, {name} {bound:.0e}: "
+        f"rounding would {'clip' if limit is None else 'mask'} {clipped:.0%} of the rows after a first update",
+        f"take updates = 1, mixed_precision = no, fp32_streams = True, or a wider algorithm.{name}",
     )
 
 
@@ -227,7 +229,8 @@ def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> I
     run, algorithm, model = setup.run, setup.algorithm, setup.model
     one = cond[torch.zeros(1, dtype=torch.long)]
     if not explores(algorithm):
-        pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond)
+        rejected = noise_for(setup, len(cond), "rejected")[:, 0] if algorithm.requirements.pairs else None
+        pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond, rejected=rejected)
         options = {"seed": 0, "chunk": run.batches.chunk, "processes": setup.processes}
         return next(supervised(algorithm, lambda step: pairs, range(1), **options))
     options = ExploreOptions(run.seed, model.latent_shape, run.batches.chunk)

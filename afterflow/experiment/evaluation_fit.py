@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..algorithms.base import explores
+from ..algorithms.base import WIN_RATE, explores
 from ..data.clips import MovingClips, MovingPrompts
 from ..data.images import ImageSource, ShapesImages
+from ..data.pairs import SampledPairs
 from ..data.prompts import ShapesPrompts
 
 if TYPE_CHECKING:
@@ -68,13 +69,22 @@ def fit_evaluation(before: "Run", after: "Run", given: Collection[str]) -> "Run"
 def source_of(run: "Run") -> tuple[str, str | None]:
     """Return the kind of a run's data, and where they come from if that is a user's choice."""
     data = run.data
+    data = data.prompts if isinstance(data, SampledPairs) else data
     return type(data).__name__, getattr(data, "path", getattr(data, "dataset", None))
 
 
 def worlds_of_data(run: "Run") -> set[str | None]:
     """Return the worlds that a run's images are of, or must be of to be used."""
     worlds: set[str | None] = {world for world, kinds in WORLDS.items() if isinstance(run.data, kinds)}
-    return worlds | {world_of(name) for name in run.data.min_reward} if isinstance(run.data, ImageSource) else worlds
+    return worlds | {world_of(name) for name in rewards_of_data(run.data)}
+
+
+def rewards_of_data(data: object) -> tuple[str, ...]:
+    """Return the rewards of single images that images to learn from must reach, or by which they win."""
+    if not isinstance(data, ImageSource):
+        return ()
+    weights = data.weights if isinstance(data, SampledPairs) else ()
+    return tuple(name for name in dict.fromkeys([*weights, *data.min_reward]) if name != WIN_RATE)
 
 
 def world_of(reward: str) -> str | None:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from ..algorithms.base import explores
-from ..data.images import ImageSource
+from ..data.images import ImageSource, image_noun
 from ..data.prompts import prompt_rows
 from ..models.generate import distinct_prompts, encode_records
 from ..rewards.functions import check_given
@@ -144,7 +144,7 @@ def train_setup(
         source, prompts, passes = training_data(setup, records, clock)
         held_out_prompts = encode_prompts(setup, held_out) if held_out else None
     if isinstance(setup.run.data, ImageSource):
-        _log.info(f"  data      {len(prompts)} images to learn from")
+        _log.info(f"  data      {len(prompts)} {image_noun(setup.run.data)} to learn from")
     seconds = pass_seconds(setup, prompts)
     check_before_sampling(setup, prompts, seconds)
     if setup.first < setup.run.batches.iterations:
@@ -185,7 +185,9 @@ def training_data(
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
-        pairs, prompts, left_out = image_pairs(run, run.data, model, partial(encode_prompts, setup))
+        pairs, prompts, left_out = image_pairs(
+            run, run.data, model, partial(encode_prompts, setup), setup.models.reference
+        )
         if setup.processes.main:
             RunFolder(run.folder).write_data({"images": len(prompts), "left_out": left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ..algorithms.base import explores
-from ..data.images import ImageSource
+from ..data.images import ImageSource, image_noun
+from ..data.pairs import SampledPairs
 from ..models.adapters import LoRA
 from ..sampling.conditioning import Conditioning
 from ..system.running_time import running_seconds
@@ -64,7 +65,10 @@ def data_words(setup: TrainingSetup, records: Sequence[dict]) -> str:
     source = getattr(run.data, "path", getattr(run.data, "dataset", None))
     origin = kind if source is None else f"{kind} {source}"
     if isinstance(run.data, ImageSource):
-        return f"images of {origin}, which are read first; {run.batches.batch} an iteration"
+        if isinstance(run.data, SampledPairs):
+            drawn = f"{run.data.per_prompt} images of each of {len(records)} prompts"
+            return f"pairs of {drawn}, which are drawn first; {run.batches.batch} an iteration"
+        return f"{image_noun(run.data)} of {origin}, which are read first; {run.batches.batch} an iteration"
     weights = ", ".join(f"{weight:g} {name}" for name, weight in run.algorithm.requirements.weights.items())
     group = getattr(run.algorithm, "group", None)
     images = f" with {group} images each" if group else ""

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..algorithms.base import WIN_RATE
 from ..data.images import ImageSource
+from ..data.pairs import SampledPairs
 from ..rewards.base import Reward
 from ..rewards.functions import expect_function, function_name, give_function
 from ..rewards.named_code import named_in_process
 from ..rewards.registry import REWARDS, is_taken
 from ..system.errors import ConfigError, InputError
-from .evaluation_fit import TRAINED
+from .evaluation_fit import TRAINED, rewards_of_data
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ def name_functions(run: "Run") -> dict[str, Any]:
     rewards = tuple(names.of(reward) for reward in evaluation.eval_rewards)
     best_by = None if evaluation.best_by is None else names.of(evaluation.best_by)
     data = names.in_field(run.data, "min_reward") if isinstance(run.data, ImageSource) else run.data
+    data = names.in_field(data, "weights") if isinstance(data, SampledPairs) else data
     if names.replaced:
         evaluation = replace(evaluation, eval_rewards=rewards, best_by=best_by)
         changes = {"algorithm": algorithm, "evaluation": evaluation, "data": data}
     functions = {**run.functions, **names.digests}
-    used = {*algorithm.requirements.rewards, *evaluation.eval_rewards, *getattr(data, "min_reward", ())}
+    used = {*algorithm.requirements.rewards, *evaluation.eval_rewards, *rewards_of_data(data)}
     named_in_process(used)
     used_functions = {name: digest for name, digest in functions.items() if name in used}
     for name in used_functions:

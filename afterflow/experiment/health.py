@@ -8,7 +8,7 @@ from collections.abc import Mapping
 WINDOW = 10
 """Number of iterations over which a sign is averaged."""
 NEARLY_ALL = 0.9
-"""Share of groups without spread, or of clipped ratios, from which hardly anything is learnt."""
+"""Share of groups without spread, or of clipped ratios and masked steps, from which hardly anything is learnt."""
 RUNAWAY = 10.0
 """Growth of a number from one window to the next that no healthy run shows after its beginning."""
 
@@ -16,6 +16,9 @@ HEALTH_REMEDIES = {
     "zero_std_groups": (
         "of the groups have one reward for all their images and teach nothing; take prompts that are met now and then, "
         "a reward with degrees, or more images of a prompt (--algorithm.group)"
+    ),
+    "masked_fraction": (
+        "of the steps are masked and teach nothing; lower --learning-rate, or raise --algorithm.divergence"
     ),
     "clip_fraction": "of the ratios are clipped and teach nothing; lower --learning-rate, or widen --algorithm.clip",
     "kl": "lower --learning-rate, or raise --algorithm.beta; what was learnt before is in checkpoints/ and best/",
@@ -53,7 +56,7 @@ class HealthWatch:
         if len(recent) < WINDOW:
             return None
         mean = statistics.mean(recent)
-        if name in ("zero_std_groups", "clip_fraction"):
+        if name in ("zero_std_groups", "clip_fraction", "masked_fraction"):
             return f"{mean:.0%} {remedy}" if mean >= NEARLY_ALL else None
         # At its beginning a KL grows from 0, by more than any factor.
         before = statistics.median(values[:WINDOW])

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..data.images import UNREADABLE, CaptionedImage, ImageSource, LeftOut, ShapesImages, StoredImages, num_empty_tokens
+from ..data.images import (
+    UNREADABLE,
+    CaptionedImage,
+    ImageSource,
+    LeftOut,
+    ListedImages,
+    ShapesImages,
+    StoredSource,
+    image_noun,
+    num_empty_tokens,
+)
+from ..data.pairs import SampledPairs
 from ..data.prompts import batch_rows, bucket_rows, check_record
 from ..models.base import cache_folder, read_cache_file, write_cache_file
 from ..models.generate import picture_size
@@ -23,9 +34,10 @@ from ..models.pipeline import Model
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
 from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward
-from ..sampling.conditioning import Conditioning, Pairs
+from ..sampling.conditioning import Conditioning, Pairs, Velocity
 from ..system.errors import InputError
 from .config import Run
+from .sampled_pairs import PairSampler
 
 _log = logging.getLogger(__name__)
 
@@ -37,18 +49,35 @@ class Bucket(NamedTuple):
     """The images of one shape."""
 
     latents: Tensor
-    """Latents (N, ...), on the CPU."""
+    """Latents (N, ...), of pairs (N, 2, ...), on the CPU."""
     records: list[dict]
 
 
 def image_pairs(
-    run: Run, data: ImageSource, model: Model, encode: Callable[[Sequence[dict]], Conditioning]
+    run: Run,
+    data: ImageSource,
+    model: Model,
+    encode: Callable[[Sequence[dict]], Conditioning],
+    reference: Velocity | None = None,
 ) -> tuple[Callable[[int], Pairs], Conditioning, Counter[str]]:
     """Return each iteration's batch of latents with prompts, all encoded beforehand; the prompts; what is left out.
 
-    The last is reason → number of images.  `encode` encodes the prompts of records.
+    The last is reason → number of images, or of pairs.
+
+    Args:
+        run: The run.
+        data: The images that it learns from.
+        model: The model whose autoencoder encodes them.
+        encode: Encodes the prompts of records.
+        reference: The model before training, which draws what its user does not bring.
     """
-    buckets, left_out = gather_buckets(data, model, run.seed, run.reward_models)
+    if isinstance(data, SampledPairs):
+        assert reference is not None
+        latents, records, left_out = PairSampler(run, data, model, reference).gather(encode)
+        buckets = [Bucket(latents, records)]
+    else:
+        assert isinstance(data, ListedImages)
+        buckets, left_out = gather_buckets(data, model, run.seed, run.reward_models)
     cond = encode([record for bucket in buckets for record in bucket.records])
     max_empty = data.empty_tokens if isinstance(data, ShapesImages) else 0
     sizes = torch.tensor([len(bucket.records) for bucket in buckets])
@@ -60,16 +89,16 @@ def image_pairs(
         else:
             rows = bucket_rows(bucket_of, step, run.batches.batch, run.seed)
         bucket = int(bucket_of[rows[0]])
-        return Pairs(
-            buckets[bucket].latents[rows - first[bucket]].to(cond.index.device),
-            replace(cond[rows], padding=num_empty_tokens(max_empty, step, run.seed)),
-        )
+        latents = buckets[bucket].latents[rows - first[bucket]].to(cond.index.device)
+        prompts = replace(cond[rows], padding=num_empty_tokens(max_empty, step, run.seed))
+        winners, losers = latents.unbind(1) if data.pairs else (latents, None)
+        return Pairs(winners, prompts, rejected=losers)
 
     return pairs, cond, left_out
 
 
 def gather_buckets(
-    data: ImageSource, model: Model, seed: int, models: RewardModels = DEFAULT_REWARD_MODELS
+    data: ListedImages, model: Model, seed: int, models: RewardModels = DEFAULT_REWARD_MODELS
 ) -> tuple[list[Bucket], Counter[str]]:
     """Return the images to learn from, shape by shape, and reason → number of those left out.
 
@@ -94,9 +123,13 @@ def gather_buckets(
     total = count + left_out.total()
     if count < surveyed or data.min_reward:
         missing = left_out[UNREADABLE]
-        _log.info(f"{count} of {total} images: {missing} cannot be read, {left_out[low]} are below min_reward")
+        _log.info(
+            f"{count} of {total} {image_noun(data)}: {missing} cannot be read, {left_out[low]} are below min_reward"
+        )
     if not buckets:
-        raise InputError(f"none of {total} images is left to learn from; lower min_reward or mend the files")
+        raise InputError(
+            f"none of {total} {image_noun(data)} is left to learn from; lower min_reward or mend the files"
+        )
     return buckets, left_out
 
 
@@ -117,7 +150,7 @@ def split_shards(pictures: Iterator[CaptionedImage]) -> Iterator[list[CaptionedI
 
 
 def encode_shard(
-    part: Sequence[CaptionedImage], model: Model, data: ImageSource, models: RewardModels
+    part: Sequence[CaptionedImage], model: Model, data: ListedImages, models: RewardModels
 ) -> tuple[Tensor, list[int], int]:
     """Return latents of the pictures to learn from, their indices, and the number of pictures that cannot be read.
 
@@ -134,15 +167,21 @@ def encode_shard(
     loaded = [picture.pixels() for picture in part]
     readable = [i for i, pixels in enumerate(loaded) if pixels is not None]
     images = np.stack([loaded[i] for i in readable]) if readable else np.zeros((0, 1, 1, 3), np.uint8)  # type: ignore[arg-type]
-    passes = reaches_rewards(images, [part[i].record for i in readable], data.min_reward, models)
+    passes = reaches_rewards(
+        images[:, 0] if data.pairs else images, [part[i].record for i in readable], data.min_reward, models
+    )
     chosen = [i for i, passed in zip(readable, passes) if passed]
     shape = *model.latent_shape[:-2], *(side // model.scale_factor for side in part[0].size)
-    latents = model.encode_images(images[passes]).cpu() if chosen else torch.empty(0, *shape)
+    latents = torch.empty(0, *shape)
+    if chosen:
+        wanted = images[passes]
+        latents = model.encode_images(wanted.reshape(-1, *wanted.shape[2:]) if data.pairs else wanted).cpu()
     if latents.shape[1:] != shape:
         raise InputError(
             f"what is learnt from has latents {tuple(latents.shape[1:])}, and the model draws {shape}; set "
             "model.frames, 1 for images"
         )
+    latents = latents.unflatten(0, (-1, 2)) if data.pairs else latents
     if data.cache and len(readable) == len(part):  # what cannot be read today is asked for again
         write_cache_file(file, {"latents": latents.contiguous(), "kept": torch.tensor(chosen, dtype=torch.long)})
     return latents, chosen, len(part) - len(readable)
@@ -174,7 +213,7 @@ def cache_file(part: Sequence[CaptionedImage], model: Model, data: ImageSource, 
         repr(models) if data.min_reward else "",
         [(p.digest, p.record if data.min_reward else "") for p in part],
         part[0].size,
-        data.background if isinstance(data, StoredImages) else "",
+        data.background if isinstance(data, StoredSource) else "",
     ]
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
     return cache_folder() / "latents" / f"{digest[:32]}.safetensors"

@@ -72,7 +72,8 @@ def summary_table(run: Run) -> list[str]:
     tuned = f"A LoRA of rank {run.tune.rank}" if isinstance(run.tune, LoRA) else "All weights of the transformer"
     algorithm = run.algorithm
     weights: Mapping[str, float] = getattr(algorithm, "weights", {})
-    rewards = ", ".join(f"{name} × {weight:g}" for name, weight in weights.items())
+    ranked_by: Mapping[str, float] = getattr(run.data, "weights", {})
+    rewards = ", ".join(f"{name} × {weight:g}" for name, weight in (weights or ranked_by).items())
     rows = {
         "method": type(algorithm).__name__,
         "data": type(run.data).__name__,

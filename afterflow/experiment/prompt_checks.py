@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from ..data.images import ImageSource
+from ..data.pairs import SampledPairs
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
@@ -11,6 +12,7 @@ from ..rewards.shapes_judge import ShapesJudge
 from ..sampling.seeds import number
 from ..system.errors import InputError
 from .config import Run
+from .evaluation_fit import rewards_of_data
 
 
 def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
@@ -20,7 +22,9 @@ def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
 
 
 def prompt_records(run: Run) -> list[dict]:
-    """Return the prompts to explore, each fit for every reward; none where images come with theirs."""
+    """Return the prompts to draw images of, each fit for every reward; none where images come with theirs."""
+    if isinstance(run.data, SampledPairs):
+        return run.data.prompts.records(run.seed, record_checks(run, rewards_of_data(run.data)))
     if isinstance(run.data, ImageSource):
         return []
     records = run.data.records(run.seed, record_checks(run, run.algorithm.requirements.rewards))

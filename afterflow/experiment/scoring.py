@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..algorithms.base import WIN_RATE, OnPolicy, Scores
+from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, Scores
 from ..models.pipeline import Model
 from ..objectives.preferences import pairs
 from ..rewards.base import Judge, RewardModels
@@ -21,12 +21,12 @@ def scorer(
     model: Model, algorithm: OnPolicy, judge: Judge | None, models: RewardModels = DEFAULT_REWARD_MODELS
 ) -> Score:
     """Return the function that scores finished latents of a rollout."""
-    return partial(score_latents, model, algorithm, judge, models)
+    return partial(score_latents, model, algorithm.requirements, judge, models)
 
 
 def score_latents(
     model: Model,
-    algorithm: OnPolicy,
+    requirements: Requirements,
     judge: Judge | None,
     models: RewardModels,
     leaves: Tensor,
@@ -40,15 +40,14 @@ def score_latents(
 
     Args:
         model: The model that decodes latents.
-        algorithm: The method, which says what it needs.
-        judge: The judge, where the method needs comparisons.
+        requirements: The rewards and the pairs to compare.
+        judge: The judge, where pairs are compared.
         models: Where rewards that are networks run.
         leaves: Finished latents (P, G, ...).
         records: P records of the prompts.
         generators: P generators.
         clock: The clock that times decoding and rewards.
     """
-    requirements = algorithm.requirements
     if not requirements.rewards and requirements.comparisons is None:
         return Scores({})
     with clock("decode"):

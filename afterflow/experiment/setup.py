@@ -317,7 +317,7 @@ class VelocityFactory:
         network, scale = self.model.velocity(self.model.module), self.run.batches.guidance_scale
         algorithm, requirements = self.run.algorithm, self.run.algorithm.requirements
         if not explores(algorithm):
-            return Models(self.precise(network), guided=self.chunked(network, scale))
+            return Models(self.precise(network), self.unguided_reference(), guided=self.chunked(network, scale))
         if learns_from_finished(algorithm):
             explorer = self.switched(self.lagged[requirements.explorer][0]) if requirements.explorer else None
             return Models(
@@ -362,6 +362,13 @@ class VelocityFactory:
     def policy_scale(self) -> float:
         """The guidance scale of the policy that is trained: none where it learns from finished images."""
         return 1.0 if learns_from_finished(self.run.algorithm) else self.run.batches.guidance_scale
+
+    def unguided_reference(self) -> Velocity | None:
+        """Return the model before training without guidance, where an algorithm that images teach requires it."""
+        if self.run.algorithm.requirements.reference is None:
+            return None
+        velocity, adapters = before_training(self.model, self.run.tune, self.shards)
+        return in_context(self.precise(velocity), adapters)
 
     def teacher(self, teacher: Teacher) -> Velocity:
         """Return a teacher's velocity under its own guidance."""

@@ -14,6 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from ..data.images import ImageFolder
+from ..data.pairs import PairFolder
 from ..data.prompts import PromptFile, ShapesPrompts
 from ..models.adapters import LoRA, Teacher
 from ..models.base import default_device
@@ -239,7 +240,7 @@ def inputs(stage: Stage) -> dict[str, str | None]:
     if isinstance(stage, Run):
         folders += [stage.model.path] if Path(stage.model.path).parts[:1] == ("runs",) else []
         loras += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
-        folders += [stage.data.path] if isinstance(stage.data, ImageFolder) else []
+        folders += [stage.data.path] if isinstance(stage.data, ImageFolder | PairFolder) else []
     paths = {lora: lora_folder(Path(lora)) for lora in loras} | {folder: Path(folder) for folder in folders}
     return {name: digest_of_path(path) for name, path in paths.items()}
 

@@ -11,10 +11,40 @@ def flow_matching(v: Tensor, target: Tensor) -> Tensor:
     return ((v.float() - target.float()) ** 2).flatten(1).mean(1)
 
 
+def preference_logit(winner: Tensor, loser: Tensor, beta: float) -> Tensor:
+    """Return the log-odds that the winner is preferred, (B,), by Diffusion-DPO (arXiv:2311.12908).
+
+    Args:
+        winner: How much larger the policy's error is than the reference's on the preferred image, (B,).
+        loser: The same on the other image, (B,).
+        beta: How much a difference of errors counts.
+    """
+    return -beta / 2 * (winner - loser)
+
+
+def preference_loss(logit: Tensor) -> Tensor:
+    """Return -log σ(logit), (B,); log 2 where the policy is the reference."""
+    return -torch.nn.functional.logsigmoid(logit)
+
+
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """Return -min(ρA, clip(ρ, 1 ± clip) A) with ρ = e^log_ratio; shapes broadcast (PPO, arXiv:1707.06347, eq. 7)."""
     ratio = log_ratio.exp()
     return -torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def masked_surrogate(log_ratio: Tensor, advantage: Tensor, masked: Tensor) -> Tensor:
+    """Return -ρA with ρ = e^log_ratio, without a gradient where `masked` is true; shapes broadcast."""
+    return -torch.where(masked, log_ratio.detach(), log_ratio).exp() * advantage
+
+
+def divergence_mask(log_ratio: Tensor, advantage: Tensor, divergence: Tensor, limit: float) -> Tensor:
+    """Return where Flow-DPPO stops a step, bool; shapes broadcast (arXiv:2606.11025).
+
+    It is where the policy has left the one that sampled by more than the limit, and A would move ρ further from 1.
+    """
+    away = ((advantage > 0) & (log_ratio > 0)) | ((advantage < 0) & (log_ratio < 0))
+    return away & (divergence > limit)
 
 
 def guard_log_ratio(p: Gaussian, old: Gaussian, x: Tensor) -> Tensor:

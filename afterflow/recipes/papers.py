@@ -8,7 +8,8 @@ formula pays for text beside what was asked.  Losses are means over all steps, t
 papers' are; rates and betas are theirs, and AdamW's step is the same for any constant share of tied groups.
 
 What is not ours to ship are files of yours: prompts/pickscore.txt, prompts/hpd.txt, prompts/video.txt, GenEval's own
-prompts/evaluation_metadata.jsonl, which are never trained on, and for SOAR the folder images/ with its metadata.jsonl.
+prompts/evaluation_metadata.jsonl, which are never trained on, for SOAR the folder images/ with its metadata.jsonl, and
+for DPO the folder pairs/ with its pairs.jsonl.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import replace
 from ..algorithms.base import WIN_RATE
 from ..algorithms.branch_grpo import BranchGRPO
 from ..algorithms.dance_grpo import DanceGRPO
+from ..algorithms.dpo import DPO
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.flow_opd import FlowOPD
 from ..algorithms.mix_grpo import MixGRPO
@@ -26,6 +28,7 @@ from ..algorithms.soar import SOAR
 from ..algorithms.windows import SlidingWindow
 from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import ImageFolder
+from ..data.pairs import PairFolder
 from ..data.prompts import PromptFile
 from ..experiment.config import AnyAlgorithm, Batches, Checkpoints, Evaluation, Logging, Optimization, Prompts, Run
 from ..experiment.stages import Chain, Merge
@@ -33,6 +36,7 @@ from ..models.adapters import LoRA, Teacher
 from ..models.flux import Flux
 from ..models.sd3 import SD3
 from ..models.wan import Wan
+from ..objectives.advantages import Blend
 from ..rewards.vlm.judge import VLMJudge
 
 SD35 = SD3("stabilityai/stable-diffusion-3.5-medium", dtype="float16", size=512, max_sequence_length=128)
@@ -46,7 +50,9 @@ MULTI_GPU = {
     "sd35_flow_grpo_geneval": (48, 2, "The same with the paper's 48 prompts an iteration."),
     "sd35_flow_grpo_ocr": (48, 2, "The same with the paper's 48 prompts an iteration."),
     "sd35_flow_grpo_pickscore": (48, 2, "The same with the paper's 48 prompts an iteration."),
+    "sd35_flow_dppo": (64, 2, "The same with the paper's 64 prompts an iteration."),
     "sd35_soar": (512, 1, "The same with the batch of the paper's broad run."),
+    "sd35_dpo": (2048, 1, "The same with the paper's 2048 pairs an update."),
     "flux_dance_grpo_hps": (16, 2, "The same with 16 prompts and two updates an iteration."),
     "flux_mix_grpo": (32, 4, "The same with the paper's 32 prompts and four updates an iteration."),
     "flux_mix_grpo_flash": (32, 4, "The same with the paper's 32 prompts and four updates an iteration."),
@@ -73,6 +79,18 @@ def sd35_flow_grpo_pickscore() -> Run:
     return _flow_grpo("sd35_flow_grpo_pickscore", "pickscore", 0.01, PromptFile("prompts/pickscore.txt"), None)
 
 
+def sd35_flow_dppo() -> Run:
+    """Flow-DPPO on SD3.5 Medium: GenEval's rules and PickScore, with a mask of divergence in place of the clip.
+
+    Its paper trains on the prompts of GenEval 2, by three random steps of the first half; here they are in a row.
+    """
+    run = sd35_flow_grpo_geneval()
+    weights = {"geneval_hf_flowgrpo": 1.0, "pickscore": 1.0}
+    algorithm = FlowGRPO(weights, group=16, eta=0.8, window=3, beta=0.0, blend=Blend("z_sum"), divergence=1e-7)
+    evaluation = replace(run.evaluation, eval_rewards=("clipscore",))
+    return replace(run, algorithm=algorithm, evaluation=evaluation, name="sd35_flow_dppo")
+
+
 def sd35_soar() -> Run:
     """SOAR on SD3.5 Medium for a LoRA: images of yours that reach an aesthetic score of 6.8.
 
@@ -86,6 +104,25 @@ def sd35_soar() -> Run:
         name="sd35_soar",
         batches=Batches(iterations=5000, batch=32, chunk=8, guidance_scale=4.5),
         optimization=Optimization(learning_rate=2e-5, weight_decay=1e-2, ema_decay=None, mixed_precision="bf16"),
+        evaluation=Evaluation(inference_steps=40),
+        logging=Logging(sample_every=250),
+        checkpoints=Checkpoints(save_every=250),
+    )
+
+
+def sd35_dpo() -> Run:
+    """DPO on SD3.5 Medium: pairs of yours in the folder pairs/, or --images yuvalkirstain/pickapic_v2.
+
+    beta is that of flow_grpo's script for this model; the paper's 2000 and 5000 are of noise predictors.
+    """
+    return Run(
+        DPO(beta=100.0),
+        PairFolder("pairs"),
+        replace(SD35, dtype="bfloat16", max_sequence_length=77),
+        LoRA(rank=32, alpha=64),
+        name="sd35_dpo",
+        batches=Batches(iterations=2000, batch=64, chunk=4, guidance_scale=4.5),
+        optimization=Optimization(learning_rate=1e-4, weight_decay=1e-2, ema_decay=None, mixed_precision="bf16"),
         evaluation=Evaluation(inference_steps=40),
         logging=Logging(sample_every=250),
         checkpoints=Checkpoints(save_every=250),

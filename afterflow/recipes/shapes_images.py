@@ -1,10 +1,12 @@
-"""The tiny pipeline learns from pictures of the shapes world: SFT, its control, and SOAR."""
+"""The tiny pipeline learns from pictures of the shapes world: SFT, its control, SOAR, and DPO on pairs."""
 
 from dataclasses import replace
 
+from ..algorithms.dpo import DPO
 from ..algorithms.sft import SFT
 from ..algorithms.soar import SOAR
 from ..data.images import ImageFolder, ShapesImages
+from ..data.pairs import SampledPairs
 from ..data.prompts import ShapesPrompts
 from ..envs.shapes.world import TAGS
 from ..experiment.config import Batches, Distribution, Evaluation, Logging, Optimization, Run
@@ -52,6 +54,21 @@ def shapes_soar_paper() -> Run:
     """SOAR as published: six points that count as much as the image."""
     algorithm = SOAR(rollout_guidance=GUIDANCE)
     return replace(shapes_sft(), algorithm=algorithm, name="shapes_soar_paper")
+
+
+def shapes_dpo() -> Run:
+    """DPO on pairs of the tiny pipeline's own pictures, the best and the worst of eight by the verifier."""
+    data = SampledPairs(ShapesPrompts(count=1500, tags=TAGS[1:]), {"shapes_partial": 1.0})
+    run = shapes_sft()
+    return run.with_options(
+        algorithm=DPO(beta=200.0),
+        data=data,
+        evaluation=run.evaluation,
+        name="shapes_dpo",
+        iterations=400,
+        eval_every=100,
+        guidance_scale=1.0,
+    )
 
 
 def shapes_curated_sft() -> Chain:

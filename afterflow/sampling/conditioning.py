@@ -122,13 +122,14 @@ class Pairs:
     cond: Conditioning  # B rows
     seeds: Tensor | None = None  # (B,) long: each row draws its random numbers from its seed; the trainer sets them
     masses: Tensor | None = None  # (B,) fp64: how much each row counts in its update; None: all alike
+    rejected: Tensor | None = None  # (B, ...): latents that lost against x0 for the same prompt, where there are pairs
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def __getitem__(self, rows: Tensor) -> "Pairs":
-        seeds, masses = (None if x is None else x[rows.to(x.device)] for x in (self.seeds, self.masses))
-        return Pairs(self.x0[rows], self.cond[rows], seeds, masses)
+        columns = (self.seeds, self.masses, self.rejected)
+        return Pairs(self.x0[rows], self.cond[rows], *(None if x is None else x[rows.to(x.device)] for x in columns))
 
     def mass(self, rows: Tensor) -> float:
         """Return how much these rows count beside others of the same update: their masses, or their number."""

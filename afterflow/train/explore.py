@@ -56,7 +56,9 @@ def supervised(
         processes: The processes of the run, of which each has a share of the batch.
     """
     assert isinstance(algorithm, Supervised)
-    metrics = {"nfe/update": algorithm.requirements.evaluations}
+    required = algorithm.requirements
+    metrics = {"nfe/update": required.evaluations}
+    metrics |= {"nfe/reference": required.evaluations} if required.reference is not None else {}
     for step in iterations:
         batch = pairs(step)
         partitions = processes.partition_rows(len(batch))

@@ -18,8 +18,11 @@ PROGRESS_METRICS = (
     "flow_matching",
     "base_loss",
     "correction_loss",
+    "preference_loss",
+    "preference_accuracy",
     "teacher_distance",
     "clip_fraction",
+    "masked_fraction",
     "kl",
     "skipped",
 )

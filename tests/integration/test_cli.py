@@ -467,6 +467,7 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
         "data/prompts",
     ]
     modules += ["rewards/shapes_judge", "algorithms/pruning", "algorithms/windows", "algorithms/sft", "algorithms/soar"]
+    modules += ["algorithms/dpo", "data/pairs"]
     modules += [f"algorithms/{name}_grpo" for name in ("flow", "dance", "mix", "branch", "pref")] + ["algorithms/ddpo"]
     classes = lambda names: [
         node

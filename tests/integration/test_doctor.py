@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
+from afterflow.data.pairs import SampledPairs
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.doctor import examine
@@ -58,6 +60,29 @@ def test_other_methods_are_asked_what_concerns_them(run, algorithm):
     checks = [each.check for each in examine(replace(run, algorithm=algorithm, data=data))]
     assert any("ratio of 1" in check for check in checks) == isinstance(algorithm, BranchGRPO)
     assert not any("KL" in check for check in checks)
+
+
+def test_a_method_of_pairs_is_tried_on_two_images_against_its_reference(run):
+    data = SampledPairs(run.data, JPEG, per_prompt=2, steps=2)
+    found = list(examine(replace(run, algorithm=DPO(), data=data)))
+    assert [each.check for each in found if each.passed is False] == []
+    assert {"gradients arrive at what is trained", "the KL to the reference pulls the policy back"} <= {
+        each.check for each in found
+    }
+
+
+@pytest.mark.parametrize(
+    "options, passed", [({"divergence": 1e-3}, True), ({"divergence": 1e-12, "mixed_precision": "bf16"}, False)]
+)
+def test_a_mask_that_rounding_reaches_is_found(run, options, passed):
+    options = dict(options)
+    run = replace(
+        run,
+        algorithm=replace(run.algorithm, divergence=options.pop("divergence")),
+        batches=replace(run.batches, updates=2),
+    )
+    (noise,) = [each for each in examine(run.with_options(fp32_streams=False, **options)) if "rounding" in each.check]
+    assert noise.passed is passed and f"divergence {run.algorithm.divergence:.0e}: rounding would mask" in noise.detail
 
 
 @pytest.mark.parametrize(

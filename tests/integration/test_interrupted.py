@@ -124,7 +124,9 @@ def optional_parts(part, prefix=""):
             yield from optional_parts(value, inside)
 
 
-@pytest.mark.parametrize("recipe", ["shapes_pref_grpo", "shapes_branch_grpo", "flux_mix_grpo", "shapes_curated_soar"])
+@pytest.mark.parametrize(
+    "recipe", ["shapes_pref_grpo", "shapes_branch_grpo", "flux_mix_grpo", "shapes_curated_soar", "shapes_dpo"]
+)
 def test_every_part_that_a_recipe_sets_and_that_may_be_none_can_be_unset(recipe):
     run = RECIPES[recipe]()
     for option in optional_parts(run):

@@ -18,6 +18,7 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.dgpo import DGPO
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_awr import FlowAWR
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
@@ -30,6 +31,7 @@ from afterflow.algorithms.soar import SOAR
 from afterflow.algorithms.v_grpo import VGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.images import ShapesImages
+from afterflow.data.pairs import SampledPairs
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
@@ -244,6 +246,7 @@ WINDOW = SlidingWindow(width=2)
 METHODS = {
     "sft": SFT(),
     "soar": SOAR(points=1),
+    "dpo": DPO(),
     "ddpo": DDPO(JPEG, steps=STEPS, group=2),
     "flow_grpo": FlowGRPO(JPEG, steps=STEPS, group=2, beta=0.01),
     "dance_grpo": DanceGRPO(JPEG, steps=STEPS, group=2),
@@ -286,12 +289,16 @@ def test_one_pass_has_the_gradient_of_two(tinies, name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_method_trains_every_family(tinies, name, method):
     algorithm, config = METHODS[method], tinies[name]
-    learns = isinstance(algorithm, SFT | SOAR)
+    learns, prompts = isinstance(algorithm, SFT | SOAR), ShapesPrompts(count=4, tags=("counting",))
     if learns and name == "wan":
         config = replace(config, frames=1)  # from images
     run = Run(
         algorithm,
-        ShapesImages(count=4, tags=("counting",)) if learns else ShapesPrompts(count=4, tags=("counting",)),
+        ShapesImages(count=4, tags=("counting",))
+        if learns
+        else SampledPairs(prompts, JPEG, per_prompt=2, steps=2)
+        if method == "dpo"
+        else prompts,
         config,
         LoRA(rank=2, alpha=4),
         teachers=(GUIDED,) if method == "flow_opd" else (),
@@ -307,7 +314,7 @@ def test_every_method_trains_every_family(tinies, name, method):
     if "ratio_max" in lines[0]:
         assert lines[0]["ratio_max"] == lines[0]["ratio_mean"] == 1.0
     else:
-        assert method in ("sft", "soar", "flow_opd") or learns_from_finished(algorithm)
+        assert method in ("sft", "soar", "dpo", "flow_opd") or learns_from_finished(algorithm)
     before, cond = untouched(config)
     trained = copy.deepcopy(before)
     trained.load_lora(folder / "lora")

@@ -291,6 +291,7 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
         (dict(eval_rewards=("shapes_strict",)), "set held_out and eval_every as well"),
         (dict(algorithm=DDPO(JPEG, group=2, blend=Blend(gate={"sharpnes": 1.0}))), "sharpnes"),
         (dict(algorithm=MixGRPO({"jpeg_compressibility": -1.0})), "their sum must be positive"),
+        (dict(algorithm=DDPO(JPEG, group=2, divergence=1e-6), updates=1), "no step is ever masked; take --updates 2"),
         (dict(budget_seconds=0.0), "budget_seconds = 0.0: it must be positive"),
         (dict(algorithm=SFT(), data=ShapesImages(), offload=True), "offload is of rollouts; leave it out"),
     ],

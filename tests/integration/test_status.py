@@ -53,6 +53,7 @@ def test_a_budget_of_time_is_what_is_left_of_it():
         ({"grad_norm": math.inf}, "a gradient was not finite"),
         ({"zero_std_groups": 0.8}, "80% of the groups have one reward"),
         ({"clip_fraction": 0.9}, "90% of the ratios are clipped"),
+        ({"masked_fraction": 0.9}, "90% of the steps are masked"),
     ],
 )
 def test_what_somebody_should_look_at_is_said(line, said):

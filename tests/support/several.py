@@ -1,5 +1,6 @@
 """What test_processes.py runs in one process and, by torchrun, in two: `several.py FOLDER` writes what each found."""
 
+import copy
 import json
 import sys
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.pref_grpo import PrefGRPO
@@ -39,6 +41,7 @@ ALGORITHMS = {
     "crd": CRD(NEAR, steps=4, group=4, schedule=LinearShift(3.0), kl=0.0),
     "sft": SFT(dropout=0.1),
     "soar": SOAR(points=2),
+    "dpo": DPO(beta=20.0, sft=0.1, dropout=0.1),
     "soar_paths": SOAR(points=2, paths=3, steps=4, density="uniform"),
 }
 
@@ -61,8 +64,8 @@ def trains(accelerator, name):
     """With two gradient partitions, whoever has them."""
     model, processes = MLP(), Processes(accelerator, grad_partitions=2)
     wrap = lambda network: in_chunks(network, 16)  # as in a run: rows are rounded alike, whatever stands beside them
-    ema = Ema(named(model), 0.9)
-    return told(model, learn(ALGORITHMS[name], model, 4, wrap=wrap, chunk=16, ema=ema, processes=processes))
+    options = {"wrap": wrap, "reference": wrap(copy.deepcopy(model)), "ema": Ema(named(model), 0.9)}
+    return told(model, learn(ALGORITHMS[name], model, 4, chunk=16, processes=processes, **options))
 
 
 def tied(rank):

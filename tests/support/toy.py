@@ -39,6 +39,15 @@ def images(n, generator):
     return Pairs(MEAN + STD * torch.randn(n, 2, generator=generator), prompts(n))
 
 
+def preferences(n, seed=0, swapped=False):
+    """Pairs of points: winners lie on the side of their prompt's target, losers on the other."""
+    cond = prompts(n)
+    sides = torch.stack([TARGETS[record["prompt"]] for record in cond.records()])
+    noise = torch.randn(2, n, 2, generator=generator("preferences", seed))
+    better, worse = MEAN + 0.2 * sides + 0.3 * noise[0], MEAN - 0.2 * sides + 0.3 * noise[1]
+    return Pairs(worse, cond, rejected=better) if swapped else Pairs(better, cond, rejected=worse)
+
+
 class OneStream:
     """Stands in for `RowRandom` where rows are too many for a generator each."""
 
@@ -123,7 +132,8 @@ def learn(
         explorer = Explorer(algorithm, models, lambda step: prompts(8), score, options, processes, clock, history)
         source = iterations(explorer, steps, retained_rows)
     else:
-        pairs = lambda step: images(256, torch.Generator().manual_seed(step))
+        chosen = lambda step: images(256, torch.Generator().manual_seed(step))
+        pairs = (lambda step: preferences(256, step)) if algorithm.requirements.pairs else chosen
         source = supervised(algorithm, pairs, steps, seed=0, chunk=256, processes=processes)
     parameters = dict(model.named_parameters())
     optimizer = processes.accelerator.prepare(optimizer or optimize(model, lr))

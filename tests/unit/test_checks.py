@@ -75,7 +75,14 @@ def changed(instance, path, value):
     return replace(instance, **{path[0]: inner})
 
 
-RUNS = ["shapes_flow_grpo", "shapes_pref_grpo", "shapes_branch_grpo", "shapes_soar", "flux_dance_grpo_hps"]
+RUNS = [
+    "shapes_flow_grpo",
+    "shapes_pref_grpo",
+    "shapes_branch_grpo",
+    "shapes_soar",
+    "shapes_dpo",
+    "flux_dance_grpo_hps",
+]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -11,6 +11,7 @@ from afterflow.algorithms.base import Comparisons, Models, Scores
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.mix_grpo import MixGRPO
@@ -224,6 +225,30 @@ LOSSES = {
 }
 
 
+@pytest.mark.parametrize("name", [name for name, (_, kind) in LOSSES.items() if kind != "guard"])
+def test_with_a_divergence_the_loss_is_the_masked_one_in_every_method(name):
+    """Summed over rewards and averaged over children, with the divergence of each child's parent."""
+    algorithm = replace(LOSSES[name][0], divergence=1e-4)
+    old, policy = MLP(), MLP(seed=1)
+    batch = credited(algorithm, rollout(algorithm, old), scores_of(4, 4))
+    loss, metrics = algorithm.loss(Models(policy), batch)
+    p, q = (step(model, algorithm.step_kernel, batch) for model in (policy, old))
+    divergence = ((p.mean - q.mean) ** 2 / (2 * p.std**2)).mean(1)[batch.parent]
+    new, before = (
+        torch.distributions.Normal(g.mean[batch.parent], g.std[batch.parent]).log_prob(batch.x_next).mean(1)
+        for g in (p, q)
+    )
+    log_ratio = new - before
+    stopped = (divergence[:, None] > 1e-4) & (log_ratio[:, None] * batch.advantage > 0)
+    assert 0 < stopped.float().mean() < 1
+    assert metrics["masked_fraction"].item() == pytest.approx(stopped.float().mean().item())
+    surrogate = -log_ratio[:, None].exp() * batch.advantage
+    assert loss.item() == pytest.approx(surrogate.sum(-1).mean().item(), rel=1e-4)
+    left = (surrogate * ~stopped).sum(-1).mean()
+    found, expected = (torch.autograd.grad(part, list(policy.parameters()), retain_graph=True) for part in (loss, left))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_is_the_clipped_one_of_every_child_and_reward(name):
     """Away from the old policy, where clips act on both sides, summed over rewards and averaged over children."""
@@ -284,6 +309,7 @@ PUBLISHED = [
     (DDPO(), dict(CLIPS, steps=10, schedule=GRID, kernel="flow_sde", eta=0.7, group=1, history=0, min_count=16)),
     (FlowOPD(), dict(steps=10, schedule=GRID, eta=0.7, group=16, beta=0.04, clip=1e-4, self_normalise=False)),
     (SOAR(), dict(steps=40, points=6, correction=1.0, rollout_guidance=4.5, min_time=0.02, paths=1, eta=0.5)),
+    (DPO(), dict(beta=2000.0, sft=0.0, shift=3.0, density="logit_normal", weighting="none", dropout=0.0)),
     (SOAR(), dict(shift=3.0, density="logit_normal", weighting="none", dropout=0.0, kernel="flow_sde")),
     (SFT(), dict(shift=3.0, density="logit_normal", weighting="none", dropout=0.0, num_noises=1)),
 ]
@@ -339,6 +365,8 @@ EDGES = [
     (lambda depth: BranchGRPO(steps=8, splits=(0, 3), prune=Pruning(depth=depth)), "depth", [0, 4], [-1, 5]),
     (lambda depth: BranchGRPO(steps=8, splits=(3,), prune=Pruning(depth=depth)), "depth", [3], [4]),
     (lambda depth: BranchGRPO(prune=Pruning(depth=depth), mix=SlidingWindow()), "depth", [0], [1]),
+    (DDPO, "divergence", [1e-12, None], [0.0, -1.0]),
+    (lambda on: PrefGRPO(guard=on, divergence=1e-6), "on", [False], [True]),
     (PrefGRPO, "min_consistency", [0.0, 1.0], [-1e-9, 1.01]),
     (
         lambda opponents: PrefGRPO(group=9, compare=Comparisons(opponents=opponents)),
@@ -365,6 +393,8 @@ EDGES = [
     (SOAR, "paths", [1], [0]),
     (SOAR, "rollout_guidance", [0.0], [-1e-9]),
     (SOAR, "eta", [0.0], [-1e-9]),
+    (DPO, "beta", [1e-9], [0.0, -1.0]),
+    (DPO, "sft", [0.0], [-1e-9]),
     (SFT, "shift", [1e-6, None], [0.0]),
     (SFT, "dropout", [0.0, 0.999], [1.0, -1e-9]),
     (SFT, "num_noises", [1], [0]),
@@ -397,10 +427,12 @@ def test_an_option_may_be_at_its_edge_and_not_beyond(make, name, allowed, refuse
         (PrefGRPO(), False, False),
         (DDPO(), False, False),
         (FlowOPD(), False, True),
+        (DPO(), True, False),
     ],
 )
 def test_a_reference_is_asked_for_where_there_is_a_kl(algorithm, reference, all_rows):
-    assert (algorithm.requirements.reference, algorithm.requirements.all_rows) == (reference, all_rows)
+    requirements = algorithm.requirements
+    assert (requirements.reference is not None, requirements.all_rows) == (reference, all_rows)
 
 
 def test_requirements_name_what_a_run_must_give():
@@ -413,6 +445,7 @@ def test_requirements_name_what_a_run_must_give():
     assert DDPO(history=20).requirements.history == 20 and DDPO().requirements.history == 0
     assert FlowOPD(beta=0.1, route="task").requirements.route == "task"
     assert FlowOPD(beta=0.1).requirements.anchor == "base" and FlowOPD(beta=0.0).requirements.anchor is None
+    assert DPO().requirements.evaluations == 2 and DPO().requirements.pairs
     assert SFT(num_noises=3).requirements.evaluations == 3
     assert SOAR(points=2).requirements.evaluations == 4 and SOAR(correction=0.0).requirements.evaluations == 1
     assert SOAR(points=2, paths=3, rollout_guidance=1.0).requirements.evaluations == 7

@@ -1,4 +1,6 @@
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ import torch
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.ratios import step
+from afterflow.objectives.losses import divergence_mask, masked_surrogate
 from afterflow.sampling.rollout import sample
 from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
@@ -77,6 +80,9 @@ def test_the_plan_follows_the_options():
         (dict(beta=-0.1), r"beta = -0.1.* 0 or more"),
         (dict(clip=0.0), "both must be positive"),
         (dict(max_advantage=0.0), "both must be positive"),
+        (dict(divergence=0.0), "divergence = 0.0.* so positive"),
+        (dict(divergence=1e-5, guard=True), "set guard = False"),
+        (dict(divergence=1e-5, kernel="cps", density="variance_free"), "take the true density"),
         (dict(window=0), "between 1 and the 5 steps"),
         (dict(window=4, window_range=(2, 5)), "between 1 and the 3 steps"),
     ],
@@ -182,6 +188,68 @@ def test_steps_that_left_the_clip_on_their_good_side_have_no_gradient():
     torch.testing.assert_close(gradients(found, policy), gradients(expected, policy), rtol=1e-4, atol=1e-6)
 
 
+# Flow-DPPO
+
+MASKED = FlowGRPO(NEAR, steps=5, group=4, beta=0.0, divergence=1e-3)
+
+
+@pytest.mark.parametrize("above", [True, False])
+@pytest.mark.parametrize(
+    "advantage, log_ratio, leaves", [(1.0, 0.2, True), (1.0, -0.2, False), (-1.0, 0.2, False), (-1.0, -0.2, True)]
+)
+def test_a_step_is_masked_where_it_is_far_and_would_go_further(advantage, log_ratio, leaves, above):
+    log_ratio, divergence = torch.tensor(log_ratio, requires_grad=True), torch.tensor(2e-3 if above else 5e-4)
+    masked = divergence_mask(log_ratio, torch.tensor(advantage), divergence, 1e-3)
+    assert bool(masked) == (leaves and above)
+    loss = masked_surrogate(log_ratio, torch.tensor(advantage), masked)
+    loss.backward()
+    assert loss.item() == pytest.approx(-advantage * log_ratio.exp().item())
+    expected = 0.0 if leaves and above else loss.item()  # of -Aρ in log ρ
+    assert log_ratio.grad is not None and log_ratio.grad.item() == pytest.approx(expected, abs=0)
+
+
+def test_a_masked_step_has_no_gradient_where_its_ratio_overflows():
+    log_ratio = torch.tensor([200.0, 0.1], requires_grad=True)
+    masked_surrogate(log_ratio, torch.ones(2), torch.tensor([True, False])).sum().backward()
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([0.0, -math.exp(0.1)]))
+
+
+def test_masked_rows_have_no_gradient_and_the_others_have_that_of_minus_a_rho():
+    """The divergence is torch's KL to the policy that sampled, a mean over coordinates."""
+    old, policy = MLP(), MLP(seed=1)
+    _, batch = models_and_rows(MASKED, old)
+    normal = lambda model: (lambda g: torch.distributions.Normal(g.mean, g.std.expand_as(g.mean)))(
+        step(model, MASKED.step_kernel, batch)
+    )
+    divergence = torch.distributions.kl_divergence(normal(policy), normal(old)).mean(1).detach()
+    limit = divergence.median().item()
+    algorithm = replace(MASKED, divergence=limit)
+    ratio = (log_probs(algorithm, policy, batch) - log_probs(algorithm, old, batch)).exp()
+    masked = (divergence > limit) & ((ratio - 1) * batch.advantage.flatten() > 0)
+    assert 5 < masked.sum() < len(batch) / 2
+    loss, metrics = algorithm.loss(Models(policy), batch)
+    assert metrics["masked_fraction"].item() == pytest.approx(masked.float().mean().item())
+    assert metrics["divergence"].item() == pytest.approx(divergence.mean().item(), rel=1e-4)
+    assert "clip_fraction" not in metrics
+    loss_of = lambda rows: algorithm.loss(Models(policy), batch[rows.nonzero()[:, 0]])[0]
+    assert gradients(loss_of(masked), policy).abs().max() == 0
+    plain = -(ratio * batch.advantage.flatten())
+    torch.testing.assert_close(loss, plain.mean(), rtol=1e-4, atol=1e-6)
+    expected = gradients(plain[~masked].sum() / len(batch), policy)
+    torch.testing.assert_close(gradients(loss, policy), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_with_room_for_every_step_nothing_is_masked():
+    old, policy = MLP(), MLP(seed=1)
+    _, batch = models_and_rows(MASKED, old)
+    loss, metrics = replace(MASKED, divergence=1e6).loss(Models(policy), batch)
+    ratio = (log_probs(MASKED, policy, batch) - log_probs(MASKED, old, batch)).exp()
+    assert metrics["masked_fraction"] == 0
+    torch.testing.assert_close(
+        gradients(loss, policy), gradients(-(ratio * batch.advantage.flatten()).mean(), policy), rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("kl_scale", ["exact", "legacy"])
 def test_the_kl_is_that_of_torch_and_the_legacy_one_is_short_of_a_step(kl_scale):
     algorithm = FlowGRPO(NEAR, steps=5, group=4, beta=0.3, kl_scale=kl_scale)
@@ -220,6 +288,7 @@ TOYS = {
     "cps": dict(kernel="cps", schedule=LinearShift(), clip=0.2, beta=0.0),
     "variance_free": dict(kernel="cps", density="variance_free", clip=0.05, beta=0.0),
     "guard": dict(guard=True, clip=0.1, beta=0.0),
+    "divergence": dict(divergence=1e-2, beta=0.0),
     "kl": dict(clip=0.2, beta=0.01),
 }
 

@@ -13,7 +13,7 @@ def told(name, values):
     return [(step, line) for step, value in enumerate(values) for line in watch.warnings({name: value, "reward": 1.0})]
 
 
-@pytest.mark.parametrize("name", ["zero_std_groups", "clip_fraction"])
+@pytest.mark.parametrize("name", ["zero_std_groups", "clip_fraction", "masked_fraction"])
 def test_iterations_that_teach_nearly_nothing_are_told_once_after_some_of_them(name):
     ((step, line),) = told(name, [0.95] * 40)
     assert step == WINDOW - 1 and line.startswith("95% ") and HEALTH_REMEDIES[name] in line

@@ -1,0 +1,358 @@
+"""Pairs of images for DPO: what is read, what is refused or counted, and pairs that the model draws itself."""
+
+import io
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afterflow.algorithms.base import WIN_RATE
+from afterflow.algorithms.dpo import DPO
+from afterflow.algorithms.sft import SFT
+from afterflow.cli.train import Parts
+from afterflow.data.images import ImageFolder, LeftOut, ShapesImages
+from afterflow.data.pairs import HubPairs, PairFolder, SampledPairs, same_shape
+from afterflow.data.prompts import PromptFile, ShapesPrompts
+from afterflow.experiment.config import Run
+from afterflow.experiment.cost_estimate import count_rows
+from afterflow.experiment.execute import execute
+from afterflow.experiment.latent_dataset import gather_buckets
+from afterflow.experiment.sampled_pairs import EQUAL, LOW, PairSampler
+from afterflow.experiment.setup import TrainingSetup
+from afterflow.models.adapters import LoRA
+from afterflow.models.generate import encode_records
+from afterflow.models.sd3 import SD3
+from afterflow.rewards.grouped import score_groups
+from afterflow.rewards.shapes_judge import ShapesJudge
+from afterflow.train.checkpoint import list_checkpoints
+
+
+@pytest.fixture
+def config(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return SD3(pipeline, max_sequence_length=0)
+
+
+def picture(file, colour, size=(40, 60)):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(file)
+
+
+def write_lines(folder, lines):
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Two pairs of three pictures, in a list."""
+    folder = tmp_path / "listed"
+    for name in ("red", "green", "blue"):
+        picture(folder / f"{name}.png", name)
+    write_lines(
+        folder,
+        [
+            {"prompt": "all red", "chosen": "red.png", "rejected": "blue.png", "tag": "colors"},
+            {"prompt": "all blue", "chosen": "blue.png", "rejected": "green.png"},
+        ],
+    )
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """The same pairs, in a folder each."""
+    folder = tmp_path / "folders"
+    for name, winner, loser in (("a", "red", "blue"), ("b", "blue", "green")):
+        picture(folder / name / "winner.png", winner)
+        picture(folder / name / "loser.jpg", loser)
+        (folder / name / "prompt.txt").write_text(f"all {winner}\n")
+    return folder
+
+
+def pairs_of(source):
+    return [each for each in source.images(0, (32, 32)) if not isinstance(each, LeftOut)]
+
+
+def left_out_of(source):
+    return [each.reason for each in source.images(0, (32, 32)) if isinstance(each, LeftOut)]
+
+
+def test_a_list_and_folders_hold_winners_before_losers(listed, folders):
+    for source in (PairFolder(str(listed)), PairFolder(str(listed / "pairs.jsonl")), PairFolder(str(folders))):
+        first, second = pairs_of(source)
+        assert [first.record["prompt"], second.record["prompt"]] == ["all red", "all blue"]
+        assert first.pixels().shape == (2, 32, 32, 3) and first.size == (32, 32)
+        assert np.abs(first.pixels().mean((1, 2)) - [[255, 0, 0], [0, 0, 255]]).max() < 3
+        assert second.digest != first.digest
+    assert pairs_of(PairFolder(str(listed)))[0].record == {"prompt": "all red", "tag": "colors"}
+
+
+def test_ties_and_equal_pictures_are_left_out_and_counted(listed, caplog):
+    caplog.set_level("INFO", "afterflow")
+    line = {"prompt": "x", "chosen": "red.png", "rejected": "blue.png"}
+    write_lines(listed, [line, {"tie": True, "prompt": "x"}, line | {"rejected": "red.png"}, line | {"tie": False}])
+    source = PairFolder(str(listed))
+    assert len(pairs_of(source)) == 2
+    assert left_out_of(source) == ["without a winner, because they are tied", "whose two pictures are the same"]
+    assert "2 of 4 pairs are used, from" in caplog.text and "1 without a winner, because they are tied" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ({"prompt": "x", "chosen": "red.png"}, r"pairs\.jsonl:1: no picture under 'rejected'"),
+        ({"prompt": "x", "chosen": None, "rejected": "red.png"}, r'no picture under \'chosen\'.* write "tie": true'),
+        ({"prompt": "x", "chosen": "rot.png", "rejected": "red.png"}, r":1: .*rot\.png is not there.*correct chosen"),
+        ({"prompt": "x", "chosen": "red.png", "rejected": "../up.png"}, "leads out of .*correct rejected"),
+        ({"prompt": " ", "chosen": "red.png", "rejected": "blue.png"}, r"pairs\.jsonl:1: no caption"),
+        (["red.png", "blue.png"], r"pairs\.jsonl:1: a line is an object"),
+        (
+            {"prompt": "x", "chosen": "wide.png", "rejected": "red.png"},
+            r"wide\.png: 80 x 40 px, and .*red\.png: 40 x 60",
+        ),
+        ({"prompt": "x", "chosen": "small.png", "rejected": "red.png"}, r"small\.png: 20 x 30 px, smaller than"),
+        ({"prompt": "x", "chosen": "broken.png", "rejected": "red.png"}, r"broken\.png: not a readable image"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused_with_file_and_line(listed, line, sentence):
+    picture(listed / "wide.png", "red", (80, 40))
+    picture(listed / "small.png", "red", (20, 30))
+    picture(listed.parent / "up.png", "red")
+    (listed / "broken.png").write_bytes(b"no image")
+    write_lines(listed, [line])
+    with pytest.raises(ValueError, match=sentence):
+        pairs_of(PairFolder(str(listed)))
+
+
+def test_what_cannot_be_read_or_has_two_shapes_may_be_left_out(listed):
+    picture(listed / "wide.png", "red", (80, 40))
+    (listed / "broken.png").write_bytes(b"no image")
+    lines = [{"prompt": "x", "chosen": name, "rejected": "red.png"} for name in ("wide.png", "broken.png", "blue.png")]
+    write_lines(listed, lines)
+    source = PairFolder(str(listed), unreadable="skip")
+    assert len(pairs_of(source)) == 1 and left_out_of(source) == ["of two shapes", "that cannot be read"]
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda f: (f / "a/winner.png").unlink(), r"a: no picture called winner; a pair is one winner"),
+        (lambda f: (f / "b/loser.jpg").unlink(), r"b: no picture called loser"),
+        (lambda f: picture(f / "a/winner.jpg", "red"), r"a: 2 pictures called winner"),
+        (lambda f: (f / "a/loser.txt").write_text("another"), r"its caption differs from that of"),
+        (lambda f: (f / "a/prompt.txt").write_bytes(b"\xff\xfe\x00"), r"prompt\.txt"),
+    ],
+)
+def test_a_folder_of_a_pair_that_cannot_be_used_is_refused(folders, change, sentence):
+    change(folders)
+    with pytest.raises(ValueError, match=sentence):
+        pairs_of(PairFolder(str(folders)))
+
+
+def test_a_folder_without_pairs_says_what_they_look_like(tmp_path, folders):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no pairs\.jsonl in it, and no folder with winner\.png"):
+        pairs_of(PairFolder(str(tmp_path / "empty")))
+    (folders / "a/prompt.txt").unlink()
+    assert left_out_of(PairFolder(str(folders))) == ["without a caption"]
+
+
+def test_shapes_that_differ_in_scale_alone_are_one():
+    assert same_shape((512, 512), (1024, 1024)) and same_shape((60, 40), (91, 60)) and same_shape((40, 60), (20, 30))
+    assert not same_shape((512, 512), (512, 768)) and not same_shape((60, 40), (40, 60))
+
+
+def hub_rows(tmp_path, rows):
+    """A folder with a parquet file as Pick-a-Pic has it: encoded pictures in columns of bytes."""
+    pytest.importorskip("datasets").disable_progress_bars()
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def encoded(colour):
+        buffer = io.BytesIO()
+        Image.new("RGB", (40, 40), colour).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
+    columns |= {name: [encoded(colour) for colour in columns[name]] for name in ("jpg_0", "jpg_1")}
+    folder = tmp_path / "hub"
+    folder.mkdir(exist_ok=True)
+    parquet.write_table(pa.table(columns), folder / "train.parquet")
+    return str(folder)
+
+
+def test_a_data_set_of_the_hub_says_by_its_label_who_wins(tmp_path, config):
+    row = {"jpg_0": "red", "jpg_1": "blue", "caption": "x", "has_label": True}
+    labels = [1.0, 0.0, 0.5, None, 0.8]
+    rows = [row | {"label_0": label} for label in labels] + [row | {"label_0": 1.0, "has_label": False}]
+    source = HubPairs(dataset=hub_rows(tmp_path, rows))
+    red = [pair.pixels()[0, 0, 0].tolist() == [255, 0, 0] for pair in pairs_of(source)]
+    assert red == [True, False, True]
+    assert sorted(left_out_of(source)) == [
+        "without a winner, because they are tied",
+        *["without a winner, because they have no label"] * 2,
+    ]
+    assert len(pairs_of(replace(source, label=None))) == 6
+    with pytest.raises(ValueError, match="it has no column 'best', only jpg_0, jpg_1, caption"):
+        pairs_of(replace(source, label="best"))
+    with pytest.raises(ValueError, match=r"hub\[0\]: label_0 is 7.0; it is a number from 0 to 1"):
+        pairs_of(HubPairs(dataset=hub_rows(tmp_path, [row | {"label_0": 7.0}])))
+
+
+def test_latents_of_pairs_are_encoded_once_and_a_winner_must_reach_its_reward(listed, config, monkeypatch):
+    model, calls = config.load(), []
+    encode = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda images: calls.append(len(images)) or encode(images))
+    source = PairFolder(str(listed))
+    for _ in range(2):  # the second time from the cache
+        [bucket], _ = gather_buckets(source, model, 0)
+        assert bucket.latents.shape[:2] == (2, 2) and [r["prompt"] for r in bucket.records] == ["all red", "all blue"]
+    assert calls == [4]
+    torch.testing.assert_close(bucket.latents[0, 1], encode(np.full((1, 32, 32, 3), [0, 0, 255], np.uint8))[0])
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(noise).save(listed / "red.png")
+    write_lines(listed, [{"prompt": p, "chosen": f"{p}.png", "rejected": "green.png"} for p in ("red", "blue")])
+    Image.new("RGB", (32, 32), "green").save(listed / "green.png")
+    Image.new("RGB", (32, 32), "blue").save(listed / "blue.png")
+    [bucket], left_out = gather_buckets(replace(source, min_reward={"jpeg_compressibility": -1.0}), model, 0)
+    assert [r["prompt"] for r in bucket.records] == ["blue"] and left_out == {"below min_reward": 1}
+
+
+def run_of(config, data, **options):
+    run = Run(DPO(beta=100.0), data, config, LoRA(rank=4, alpha=8), name="pairs")
+    return run.with_options(**(dict(iterations=3, batch=4, chunk=2, inference_steps=2, sample_every=0) | options))
+
+
+def metrics_of(run):
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if "seconds" not in name} for line in lines]
+
+
+def test_a_run_learns_from_pairs_of_a_folder_and_resumes_exactly(listed, config):
+    """At first the policy is the reference, so that the loss is log 2."""
+    run = run_of(config, PairFolder(str(listed)), learning_rate=1e-2, save_every=1, keep_checkpoints=3)
+    execute(run, "pairs")
+    first, *_, last = whole = metrics_of(run)
+    assert first["preference_loss"] == pytest.approx(np.log(2), abs=1e-6) and first["preference_accuracy"] == 0.5
+    assert last["preference_loss"] < first["preference_loss"] and first["nfe/update"] == first["nfe/reference"] == 2
+    assert "| images | 2 |" in (run.folder / "lora" / "README.md").read_text()
+    weights = (run.folder / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
+    again = replace(run, name="again")
+    execute(replace(again, batches=replace(again.batches, iterations=1)), "pairs")
+    execute(again, "pairs", resume=True)
+    assert metrics_of(again) == whole
+    assert (again.folder / "lora" / "pytorch_lora_weights.safetensors").read_bytes() == weights
+    assert len(list_checkpoints(again.folder / "checkpoints")) == 3
+
+
+def test_a_reference_that_is_a_lora_is_where_training_starts(listed, config):
+    run = run_of(config, PairFolder(str(listed)), learning_rate=1e-2, iterations=2)
+    execute(run, "pairs")
+    tune = replace(run.tune, start=str(run.folder / "lora"))
+    further = replace(run, name="further", tune=tune)
+    execute(further, "pairs")
+    assert metrics_of(further)[0]["preference_loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+SHAPES = ShapesPrompts(count=6, tags=("colors", "two_object", "counting"))
+
+
+def sampled(**options):
+    fixed = dict(prompts=SHAPES, weights={"jpeg_compressibility": 1.0}, per_prompt=3, steps=2)
+    return SampledPairs(**(fixed | options))
+
+
+def gathered(run):
+    """The model, and the latents of pairs, their records and what is left out."""
+    setup = TrainingSetup.build(run, resume=False)
+    sampler = PairSampler(run, run.data, setup.model, setup.models.reference)
+    return setup.model, sampler.gather(partial(encode_records, setup.model))
+
+
+def test_the_models_own_images_win_and_lose_by_the_reward(config, monkeypatch):
+    run = run_of(config, sampled())
+    model, (latents, records, left_out) = gathered(run)
+    assert latents.shape[:2] == (6, 2) and not left_out and len(records) == 6
+    images = model.decode(latents.flatten(0, 1)).reshape(6, 2, 32, 32, 3)
+    best, worst = score_groups("jpeg_compressibility", images, records).values.unbind(1)
+    assert (best > worst).all()
+    monkeypatch.setattr("afterflow.experiment.sampled_pairs.solve_ode", None)  # the second time from the cache
+    assert torch.equal(gathered(run)[1][0], latents)
+    with pytest.raises(TypeError):  # by another seed they are drawn anew
+        gathered(replace(run, seed=1))
+
+
+def test_groups_without_spread_make_no_pair_and_are_counted(config, caplog):
+    caplog.set_level("INFO", "afterflow")
+    data = sampled(weights={"shapes_strict": 1.0}, steps=1)  # one step draws nothing that is right
+    with pytest.raises(ValueError, match=f"none of 6 prompts makes a pair: 6 {EQUAL}; take more images of a prompt"):
+        gathered(run_of(config, data))
+    assert f"0 of 6 prompts have a best and a worst image; left out: 6 {EQUAL}" in caplog.text
+    with pytest.raises(ValueError, match=LOW):
+        gathered(run_of(config, sampled(min_reward={"jpeg_compressibility": 0.0}), name="low"))
+
+
+def test_a_judge_decides_who_wins(config):
+    data, judge = sampled(weights={WIN_RATE: 1.0}), ShapesJudge(noise=1.0)
+    run = Run(DPO(), data, config, LoRA(rank=4, alpha=8), judge=judge, name="judged")
+    _, (latents, records, left_out) = gathered(run)
+    assert len(latents) == len(records) == 6 - left_out.total() > 0
+    with pytest.raises(ValueError, match=r"win_rate of data\.weights needs a judge"):
+        replace(run, judge=None)
+
+
+def test_a_run_learns_from_its_own_images(config):
+    run = run_of(config, sampled(), guidance_scale=2.0)
+    execute(run, "pairs")
+    first, *_ = metrics_of(run)
+    assert first["preference_loss"] == pytest.approx(np.log(2), abs=1e-6) and first["grad_norm"] > 0
+    assert json.loads((run.folder / "run.json").read_text())["contents"]["prompts"]
+    assert "| rewards | jpeg_compressibility × 1 |" in (run.folder / "lora" / "README.md").read_text()
+
+
+def test_pairs_are_counted_with_winner_loser_and_reference(config):
+    run = run_of(config, sampled())
+    assert count_rows(run) == {"update": 8.0, "reference": 8.0}
+    assert run.rewards == ("jpeg_compressibility",)
+
+
+@pytest.mark.parametrize(
+    "algorithm, data, sentence",
+    [
+        (DPO(), ShapesImages(), "DPO learns from pairs of images, not from ShapesImages"),
+        (SFT(), PairFolder(path="x"), "SFT learns from single images, not from PairFolder"),
+        (DPO(), PromptFile("x.txt"), "DPO learns from images with prompts, not from PromptFile"),
+        (DPO(), ImageFolder("x"), "DPO learns from pairs of images, not from ImageFolder"),
+    ],
+)
+def test_other_data_than_a_methods_own_are_refused(algorithm, data, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Run(algorithm, data)
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: sampled(per_prompt=1), "a pair is of two images; take at least 2"),
+        (lambda: sampled(weights={}), "name at least one reward and its weight"),
+        (lambda: sampled(steps=0), "data.steps = 0"),
+        (lambda: DPO(beta=0.0), "it must be positive; SFT learns from winners alone"),
+        (lambda: DPO(sft=-1.0), "0 or more"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_a_users_data_take_the_place_of_a_recipes(config, listed):
+    run = run_of(config, sampled())
+    assert Parts(images=str(listed)).put_into(run).data == PairFolder(path=str(listed))
+    Path("mine.txt").write_text("a red circle\n")
+    assert Parts(prompts="mine.txt").put_into(run).data == replace(run.data, prompts=PromptFile("mine.txt"))
