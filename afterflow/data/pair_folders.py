@@ -1,4 +1,4 @@
-"""Where pairs of pictures lie, of which one is preferred: a list beside pictures, or a folder for each pair."""
+"""Where pairs of pictures lie, of which one is preferred: a list, verdicts of people, or a folder for each pair."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from ..system.errors import InputError
 from ..system.own_folders import check_inside, check_links
 from ..system.pictures import is_picture_file
 from ..system.text_files import read_text
+from ..system.verdicts import VERDICTS_FILE
 from .image_folders import (
     NO_CAPTION,
     SIDECARS,
@@ -19,6 +20,7 @@ from .image_folders import (
     named_picture,
     visible_files,
 )
+from .verdict_pairs import read_verdicts
 
 LIST = "pairs.jsonl"
 """Name of the list of a folder's pairs."""
@@ -39,7 +41,9 @@ class PairListing(NamedTuple):
 
 
 def list_pairs(path: Path, caption: str) -> PairListing:
-    """List the pairs of a folder: those of its pairs.jsonl, or of the folders with a winner and a loser in it.
+    """List the pairs of a folder, by the first of these that it holds.
+
+    They are pairs.jsonl, the verdicts.jsonl of afterflow vote, and folders with a winner and a loser.
 
     path: The folder, or a .jsonl file in it.
 
@@ -49,8 +53,25 @@ def list_pairs(path: Path, caption: str) -> PairListing:
     if path.is_file() and path.suffix.lower() != ".jsonl":
         raise InputError(f"pairs {path}: no folder, and of files only .jsonl is read")
     check_links(path.parent if path.is_file() else path)
-    file = path if path.is_file() else path / LIST
-    return list_lines(file, caption) if file.is_file() else list_folders(path)
+    files = [path] if path.is_file() else [path / LIST, path / VERDICTS_FILE]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return list_folders(path)
+    return list_verdicts(file) if holds_verdicts(file) else list_lines(file, caption)
+
+
+def holds_verdicts(file: Path) -> bool:
+    """Return whether the first line of a .jsonl file is a verdict of afterflow vote, and no pair."""
+    first = next((line for _, line in json_rows(file)), None)
+    return isinstance(first, dict) and "verdict" in first
+
+
+def list_verdicts(file: Path) -> PairListing:
+    """List the pairs of which people prefer one picture; ties, and pictures that are gone, are counted in one line."""
+    pairs = []
+    for prompt, *pictures in read_verdicts(file):
+        pairs.append(tuple(Entry(str(picture), {"prompt": prompt}, picture.read_bytes) for picture in pictures))
+    return PairListing(f"the verdicts in {file}", pairs, {})
 
 
 def list_lines(file: Path, caption: str) -> PairListing:

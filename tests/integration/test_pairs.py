@@ -29,6 +29,8 @@ from afterflow.models.generate import encode_records
 from afterflow.models.sd3 import SD3
 from afterflow.rewards.grouped import score_groups
 from afterflow.rewards.shapes_judge import ShapesJudge
+from afterflow.system.pictures import picture_digest
+from afterflow.system.verdicts import JudgedPicture, Verdict, verdict_file
 from afterflow.train.checkpoint import list_checkpoints
 
 
@@ -166,6 +168,25 @@ def test_a_folder_without_pairs_says_what_they_look_like(tmp_path, folders):
 def test_shapes_that_differ_in_scale_alone_are_one():
     assert same_shape((512, 512), (1024, 1024)) and same_shape((60, 40), (91, 60)) and same_shape((40, 60), (20, 30))
     assert not same_shape((512, 512), (512, 768)) and not same_shape((60, 40), (40, 60))
+
+
+def test_verdicts_of_people_are_pairs(listed):
+    """Blue beats red, red beats green, and green ties with blue."""
+    (listed / "pairs.jsonl").unlink()
+    digest = lambda name: picture_digest(np.asarray(Image.open(listed / f"{name}.png")))
+    pictures = {name: JudgedPicture(f"{name}.png", digest(name)) for name in ("red", "green", "blue")}
+    file = verdict_file(listed)
+    for i, (left, right, choice) in enumerate(
+        [("red", "blue", "right"), ("red", "green", "left"), ("green", "blue", "tie")]
+    ):
+        file.add(Verdict(f"v{i}", "x", pictures[left], pictures[right], choice, "2026-01-01T00:00:00+00:00", "s"))
+    for path in (listed, listed / "verdicts.jsonl"):
+        first, second = pairs_of(PairFolder(str(path)))
+        assert np.abs(first.pixels().mean((1, 2)) - [[0, 0, 255], [255, 0, 0]]).max() < 3
+        assert np.abs(second.pixels().mean((1, 2)) - [[255, 0, 0], [0, 128, 0]]).max() < 3
+        assert first.record == {"prompt": "x"}
+    (listed / "blue.png").unlink()
+    assert len(pairs_of(PairFolder(str(listed)))) == 1
 
 
 def hub_rows(tmp_path, rows):
