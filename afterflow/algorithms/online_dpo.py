@@ -15,10 +15,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from ..objectives.advantages import combine, gated
-from ..objectives.losses import flow_matching
+from ..objectives.losses import flow_matching, preference_loss
 from ..objectives.preferences import win_rates
 from ..sampling.noised import Together, mean_of_units
 from ..sampling.rollout import Levels, Plan
@@ -39,8 +38,8 @@ class OnlineDPO(ForwardProcess):
     times: TrainingTimes = TrainingTimes(4, shared="group")
     noise: NoiseSharing = "group"
     kl: float = 0.0
-    beta: float = 1000.0
-    """β, how far the policy may go from the reference; distances are means over coordinates."""
+    beta: float = 100.0
+    """β: how dear it is to leave the reference; 100 is that of flow_grpo's script for SD3.5."""
     compare: Comparisons = Comparisons()
     """Pairs that a judge sees, where there is one."""
 
@@ -71,9 +70,10 @@ class OnlineDPO(ForwardProcess):
         return [role.where(apart, torch.nan)[..., None]]
 
     def objective(self, states: NoisedStates) -> tuple[Tensor, Metrics]:
-        """Return the loss of each row's pair, (B,), and the share of pairs that the policy ranks right."""
+        """Return the loss of each row's pair, (B,), the log-odds and the share of pairs that the policy ranks right."""
         assert states.reference is not None
         moved = flow_matching(states.v, states.line) - flow_matching(states.reference, states.line)
         # A pair has two rows, so that their sum is twice their mean.
-        margin = -self.beta * mean_of_units(states.rows.advantage * moved, states.rows.unit)
-        return softplus(-margin), {"pair_accuracy": (margin.detach() > 0).float().mean()}
+        logit = -self.beta * mean_of_units(states.rows.advantage * moved, states.rows.unit)
+        metrics = {"preference_logit": logit.mean(), "preference_accuracy": (0.5 + 0.5 * logit.sign()).mean()}
+        return preference_loss(logit), {name: value.detach() for name, value in metrics.items()}

@@ -21,6 +21,7 @@ RECIPE_GROUPS = {
     "Try it here: the shipped tiny models, minutes to half an hour on one CPU core": """
         demo shapes_flow_grpo shapes_flow_grpo_cps shapes_flow_grpo_guard shapes_ddpo shapes_dance_grpo shapes_mix_grpo
         shapes_branch_grpo shapes_pref_grpo shapes_nft shapes_awm shapes_v_grpo shapes_flow_awr shapes_dgpo shapes_crd
+        shapes_online_dpo
         shapes_sft shapes_soar shapes_dpo shapes_curated_soar shapes_generalist shapes_generalist_nft jpeg_ddpo
         moving_flow_grpo moving_dance_grpo moving_branch_grpo
     """,

@@ -141,7 +141,9 @@ def check_rewards_of(run: "Run", algorithm: OnPolicy) -> None:
     compares = requirements.comparisons is not None
     blend = requirements.blend or Blend()
     if WIN_RATE in {*algorithm.weights, *blend.gate} and not compares:
-        raise ConfigError(f"{WIN_RATE} is a reward of PrefGRPO only; {type(algorithm).__name__} compares no images")
+        raise ConfigError(
+            f"{WIN_RATE} is a reward of PrefGRPO and OnlineDPO; {type(algorithm).__name__} compares no images"
+        )
     if compares != (run.judge is not None):
         need = "needs a judge" if compares else "needs no judge; leave it out"
         raise ConfigError(f"judge = {run.judge}: {type(algorithm).__name__} {need}")

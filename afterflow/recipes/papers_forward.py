@@ -14,12 +14,11 @@ from ..algorithms.diffusion_nft import DiffusionNFT
 from ..algorithms.flow_awr import FlowAWR
 from ..algorithms.flow_grpo import FlowGRPO
 from ..algorithms.flow_opd import FlowOPD
-from ..algorithms.forward_process import ForwardProcess
 from ..algorithms.lag import Lag
 from ..algorithms.v_grpo import VGRPO
 from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.prompts import PromptFile
-from ..experiment.config import Batches, Evaluation, Optimization, Prompts, Run
+from ..experiment.config import AnyAlgorithm, Batches, Evaluation, Optimization, Prompts, Run
 from ..experiment.stages import Chain
 from ..models.adapters import LoRA, Teacher
 from .papers import GENEVAL_PROMPTS, OCR_PROMPTS, SD35, _flow_grpo
@@ -107,7 +106,7 @@ def _guard(reward: str, data: Prompts, held_out: Prompts | None) -> Run:
     return run.with_options(algorithm=algorithm, eval_every=run.evaluation.eval_every)
 
 
-def _forward(name: str, algorithm: ForwardProcess, data: Prompts, held_out: Prompts | None) -> Run:
+def _forward(name: str, algorithm: AnyAlgorithm, data: Prompts, held_out: Prompts | None) -> Run:
     return Run(
         algorithm,
         data,

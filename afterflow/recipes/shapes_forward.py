@@ -10,6 +10,7 @@ from ..algorithms.crd import CRD
 from ..algorithms.dgpo import DGPO
 from ..algorithms.diffusion_nft import DiffusionNFT
 from ..algorithms.flow_awr import FlowAWR
+from ..algorithms.online_dpo import OnlineDPO
 from ..algorithms.v_grpo import VGRPO
 from ..experiment.config import Run
 from ..sampling.training_times import TrainingTimes
@@ -42,6 +43,11 @@ def shapes_flow_awr() -> Run:
 def shapes_dgpo() -> Run:
     """DGPO: DPO's idea for groups, at the first steps' times."""
     return _run(DGPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16), "shapes_dgpo")
+
+
+def shapes_online_dpo() -> Run:
+    """Online DPO: the best image of a group against its worst, in every iteration."""
+    return _run(OnlineDPO(SHAPES_WEIGHTS, steps=SHAPES_STEPS, group=16), "shapes_online_dpo")
 
 
 def shapes_crd() -> Run:

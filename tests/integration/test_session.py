@@ -282,11 +282,11 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
     [
         (dict(algorithm=PrefGRPO()), "PrefGRPO needs a judge"),
         (dict(judge=ShapesJudge()), "needs no judge; leave it out"),
-        (dict(algorithm=FlowGRPO({"win_rate": 1.0})), "win_rate is a reward of PrefGRPO only"),
+        (dict(algorithm=FlowGRPO({"win_rate": 1.0})), "win_rate is a reward of PrefGRPO and OnlineDPO"),
         (dict(algorithm=DDPO({"jpeg": 1.0})), "jpeg_"),
         (
             dict(algorithm=FlowGRPO({"jpeg_compressibility": 1.0}, blend=Blend(gate={"win_rate": 0.5}))),
-            "of PrefGRPO only",
+            "of PrefGRPO and OnlineDPO",
         ),
         (dict(eval_rewards=("shapes_strict",)), "set held_out and eval_every as well"),
         (dict(algorithm=DDPO(JPEG, group=2, blend=Blend(gate={"sharpnes": 1.0}))), "sharpnes"),

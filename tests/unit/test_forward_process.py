@@ -404,7 +404,7 @@ def test_online_dpo_pairs_the_best_with_the_worst_and_is_log_2_at_the_reference(
     moved = (d(away) - d(reference)).view(3, 2)
     margin = -3.0 / 2 * (moved[:, 0] - moved[:, 1])
     torch.testing.assert_close(loss, -margin.sigmoid().log().mean())
-    assert metrics["pair_accuracy"] == (margin > 0).float().mean()
+    assert metrics["preference_accuracy"] == (margin > 0).float().mean()
 
 
 def test_a_judge_may_rank_the_images_of_online_dpo():
