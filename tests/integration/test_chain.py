@@ -176,11 +176,17 @@ def test_the_generalist_s_chains_share_their_teachers():
     made = {name: recipe() for name, recipe in RECIPES.items() if recipe.__module__ == generalist.__name__}
     stages = {name: chain.stages for name, chain in made.items() if isinstance(chain, Chain)}
     teachers = stages["shapes_generalist"][:4]
-    assert all(chain[:4] == teachers for name, chain in stages.items() if name != "shapes_cascade")
-    student = stages["shapes_generalist"][-1]
-    taught = {task for teacher in student.teachers for task in teacher.tasks}
-    assert taught == set(student.data.tags)
-    assert [t.lora for t in student.teachers] == [str(run.folder / "lora") for run in teachers]
+    others = ("shapes_cascade", "shapes_generalist_nft")
+    assert all(chain[:4] == teachers for name, chain in stages.items() if name not in others)
+    for name in ("shapes_generalist", "shapes_generalist_nft"):
+        student, runs = stages[name][-1], stages[name][:4]
+        taught = {task for teacher in student.teachers for task in teacher.tasks}
+        assert taught == set(student.data.tags)
+        assert [t.lora for t in student.teachers] == [str(run.folder / "lora") for run in runs]
+        for teacher, run in zip(student.teachers, runs):
+            assert set(teacher.tasks) == set(run.data.tags)
+    kinds = [type(run.algorithm).__name__ for run in stages["shapes_generalist_nft"][:4]]
+    assert kinds == ["DiffusionNFT"] * 3 + ["FlowGRPO"]
 
 
 def test_a_stage_remembers_what_a_run_s_folder_or_a_file_of_a_lora_held():

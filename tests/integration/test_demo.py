@@ -15,7 +15,7 @@ from afterflow.recipes.shapes import demo
 @pytest.fixture
 def short(own_folder, monkeypatch):
     """The demo with one small iteration and a small suite."""
-    algorithm = replace(demo().algorithm, steps=2, group=2, window=1, window_range=(0, 1))
+    algorithm = replace(demo().algorithm, steps=2, group=2)
     run = demo().with_options(algorithm=algorithm, iterations=1, batch=1, chunk=2, sample_every=0)
     monkeypatch.setattr(command, "demo", lambda: run)
     monkeypatch.setattr(command, "SUITE", ShapesSettings(prompts=7, images=2, steps=2))

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
-from scipy.stats import gmean
 
 from ...system.errors import InputError
 from ..base import ErrorReason, Reward, RewardModels, Scored, network_reward, remember_last_batch
@@ -156,7 +155,7 @@ def arithmetic_mean(chances: Sequence[float]) -> float:
 
 def geometric_mean(chances: Sequence[float]) -> float:
     """Return the geometric mean of probabilities, 0 where one of them is."""
-    return float(gmean(chances))
+    return math.prod(chances) ** (1 / len(chances))
 
 
 def soft_tifa(kind: str, mean: Mean, by_skill: bool) -> Reward:
