@@ -10,6 +10,7 @@ With one update ρ is 1, and the gradient is that of -A L.  Others found it unst
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from .lag import Lag
 @dataclass(frozen=True)
 class AWM(ForwardProcess):
     """AWM (arXiv:2509.25050)."""
+
+    has_ratio: ClassVar[bool] = True
 
     steps: int = 14
     times: TrainingTimes = TrainingTimes(6, "strata", (0.05, 0.9), "batch")

@@ -50,6 +50,8 @@ class ForwardProcess(OnPolicy[NoisedImages]):
 
     together: ClassVar[Together] = "row"
     """What a microbatch never cuts."""
+    has_ratio: ClassVar[bool] = False
+    """Whether the loss compares with the policy before the first of several updates."""
 
     group: int = 24
     """Number of images per prompt."""
@@ -166,7 +168,7 @@ class ForwardProcess(OnPolicy[NoisedImages]):
     @torch.no_grad()
     def rows(self, models: Models, steps: NoisedImages) -> NoisedImages:
         """Return the rows with the log-likelihoods of the policy before the first of several updates."""
-        if models.before is None or not len(steps):
+        if models.before is None or not self.has_ratio or not len(steps):
             return steps
         states = self._states(replace(models, policy=models.before), steps)
         return replace(steps, before=self.log_likelihood(states).detach())

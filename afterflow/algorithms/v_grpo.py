@@ -30,6 +30,7 @@ class VGRPO(ForwardProcess):
     """V-GRPO (arXiv:2604.23380)."""
 
     together: ClassVar[Together] = "image"
+    has_ratio: ClassVar[bool] = True
 
     times: TrainingTimes = TrainingTimes(4, "segments", shared="group")
     noise: NoiseSharing = "group"

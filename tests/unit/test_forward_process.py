@@ -290,6 +290,13 @@ def test_awm_has_the_gradient_of_its_weighted_log_likelihood():
     assert not torch.allclose(pulled, ours)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("awm", "v_grpo")])
+def test_a_method_without_a_ratio_spends_no_pass_on_the_policy_before(name):
+    rows = some_rows(2.0)
+    assert METHODS[name].rows(Models(MLP(), before=None), rows) is rows
+    assert METHODS[name].rows(Models(MLP(), before=lambda x, t, cond: 1 / 0), rows) is rows
+
+
 @pytest.mark.parametrize("name", ["awm", "v_grpo"])
 def test_with_several_updates_the_ratio_is_to_the_policy_before_the_first(name):
     algorithm, rows = replace(METHODS[name], clip=1e-3, **({"trust": 0.0} if name == "awm" else {})), some_rows(2.0)
