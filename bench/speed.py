@@ -26,7 +26,8 @@ from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts, batch_rows
 from afterflow.experiment.config import Batches, Optimization, Run
-from afterflow.experiment.setup import VelocityFactory, compile_blocks
+from afterflow.experiment.setup import compile_blocks
+from afterflow.experiment.velocities import VelocityFactory
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.generate import encode_records
 from afterflow.models.sd3 import SD3

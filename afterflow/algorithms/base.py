@@ -60,6 +60,11 @@ class Models:
     before: Velocity | None = None
     """The policy before the first of several updates of an iteration; None where there is one update."""
 
+    @property
+    def draws(self) -> Velocity:
+        """The field that makes the images of a rollout."""
+        return self.explorer or self.policy
+
 
 class Rows(Protocol):
     """Rows are training examples in any order."""

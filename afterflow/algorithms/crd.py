@@ -50,11 +50,6 @@ class CRD(ForwardProcess):
         require(self.beta > 0, f"beta = {self.beta}: it must be positive")
 
     @property
-    def uses_old(self) -> bool:
-        """Whether the loss needs the old policy's velocity: it does."""
-        return True
-
-    @property
     def averages(self) -> dict[str, Lag]:
         """The averages of the policy by name."""
         drawing = {} if self.drawing_lag.follows_at_once else {EXPLORER_AVERAGE: self.drawing_lag}

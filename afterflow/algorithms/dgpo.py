@@ -33,6 +33,7 @@ class DGPO(ForwardProcess):
     """DGPO (arXiv:2510.08425)."""
 
     together: ClassVar[Together] = "group"
+    uses_reference: ClassVar[bool] = True
 
     times: TrainingTimes = TrainingTimes(4, span=(0.0, 0.6), shared="group")
     noise: NoiseSharing = "prompt"
@@ -47,16 +48,6 @@ class DGPO(ForwardProcess):
     def __post_init__(self) -> None:
         self.check_forward()
         require(self.beta > 0 and self.clip > 0, f"beta = {self.beta}, clip = {self.clip}: both must be positive")
-
-    @property
-    def uses_old(self) -> bool:
-        """Whether the loss needs the average's velocity: it does."""
-        return True
-
-    @property
-    def uses_reference(self) -> bool:
-        """Whether the weight of a group needs the reference's velocity: it does."""
-        return True
 
     def objective(self, states: NoisedStates) -> tuple[Tensor, Metrics]:
         """Return the weighted loss of each row, (B,), the mean weight and the share of rows without a gradient."""

@@ -12,12 +12,13 @@ hacked fast, so watch hidden evaluators.  The released code loses the old policy
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..objectives.regression import image_error, negative_aware, optimality
 from .base import Metrics, require
-from .forward_process import OLD, ForwardProcess, NoisedStates
+from .forward_process import ForwardProcess, NoisedStates
 
 MEASURED_BETAS = {"geneval": (1.0, 1.0), "ocr": (0.1, 0.1), "hpsv2": (1.0, 1.0), "pickscore": (1.0, 7.0)}
 """First letters of a reward → the β with which it has been published or reproduced to rise, from and to."""
@@ -26,6 +27,8 @@ MEASURED_BETAS = {"geneval": (1.0, 1.0), "ocr": (0.1, 0.1), "hpsv2": (1.0, 1.0),
 @dataclass(frozen=True)
 class DiffusionNFT(ForwardProcess):
     """DiffusionNFT (arXiv:2509.16117)."""
+
+    old_draws: ClassVar[bool] = True
 
     beta: float = 1.0
     """β, how far the good and the bad policy are from the old one, in units of the step that is learnt."""
@@ -44,16 +47,6 @@ class DiffusionNFT(ForwardProcess):
             for name, (low, high) in known.items()
             if not low <= self.beta <= high
         )
-
-    @property
-    def uses_old(self) -> bool:
-        """Whether the loss needs the old policy's velocity: it does."""
-        return True
-
-    @property
-    def explorer(self) -> str | None:
-        """The average that draws the images: the old policy."""
-        return OLD if OLD in self.averages else None
 
     def objective(self, states: NoisedStates) -> tuple[Tensor, Metrics]:
         """Return the loss of each row, (B,), and the mean probability to be good."""

@@ -10,6 +10,7 @@ code was seen, and equations are those of a re-implementation.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,12 +19,14 @@ from ..objectives.losses import flow_matching
 from ..objectives.regression import displaced_target, softmax_advantages
 from ..sampling.rollout import Levels, Plan
 from .base import Metrics, Scores, require
-from .forward_process import OLD, ForwardProcess, NoisedStates
+from .forward_process import ForwardProcess, NoisedStates
 
 
 @dataclass(frozen=True)
 class FlowAWR(ForwardProcess):
     """FlowAWR (arXiv:2606.30376)."""
+
+    old_draws: ClassVar[bool] = True
 
     standardize: bool = False
     """Whether advantages are divided by their standard deviation over the iteration, as for rewards by rules."""
@@ -32,16 +35,6 @@ class FlowAWR(ForwardProcess):
         self.check_forward()
         plain = self.blend.how == "raw_sum" and not self.blend.again
         require(plain, "blend: FlowAWR has one sum and one advantage; take raw_sum without again")
-
-    @property
-    def uses_old(self) -> bool:
-        """Whether the loss needs the old policy's velocity: it does."""
-        return True
-
-    @property
-    def explorer(self) -> str | None:
-        """The average that draws the images: the old policy."""
-        return OLD if OLD in self.averages else None
 
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return the advantages of the finished images, one level of (P, G, 1)."""

@@ -50,6 +50,10 @@ class ForwardProcess(OnPolicy[NoisedImages]):
 
     together: ClassVar[Together] = "row"
     """What a microbatch never cuts."""
+    uses_reference: ClassVar[bool] = False
+    """Whether the loss needs the reference's velocity beside the distance to it."""
+    old_draws: ClassVar[bool] = False
+    """Whether the old policy draws the images."""
     has_ratio: ClassVar[bool] = False
     """Whether the loss compares with the policy before the first of several updates."""
 
@@ -105,14 +109,9 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         return Requirements(self.weights, self.blend, whole_batch=whole_batch, **options)
 
     @property
-    def uses_reference(self) -> bool:
-        """Whether the loss needs the reference's velocity beside the distance to it."""
-        return False
-
-    @property
     def uses_old(self) -> bool:
         """Whether the loss needs the old policy's velocity."""
-        return False
+        return True
 
     @property
     def averages(self) -> dict[str, Lag]:
@@ -124,7 +123,7 @@ class ForwardProcess(OnPolicy[NoisedImages]):
     @property
     def explorer(self) -> str | None:
         """The average that draws the images; None: the policy."""
-        return None
+        return OLD if self.old_draws and OLD in self.averages else None
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts of the ODE, or of the SDE in all steps but the last."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..objectives.advantages import combine, gated
 from ..objectives.losses import flow_matching, preference_loss
-from ..objectives.preferences import win_rates
+from ..objectives.preferences import best_and_worst, win_rates
 from ..sampling.noised import Together, mean_of_units
 from ..sampling.rollout import Levels, Plan
 from ..sampling.training_times import TrainingTimes
@@ -31,6 +31,7 @@ class OnlineDPO(ForwardProcess):
     """Online DPO (after arXiv:2311.12908)."""
 
     together: ClassVar[Together] = "group"
+    uses_reference: ClassVar[bool] = True
 
     weights: Mapping[str, float] = field(default_factory=lambda: {WIN_RATE: 1.0})
     """Weights of rewards, or of win_rate where a judge compares."""
@@ -55,19 +56,17 @@ class OnlineDPO(ForwardProcess):
         return replace(super().requirements, comparisons=compare, whole_batch=False)
 
     @property
-    def uses_reference(self) -> bool:
-        """Whether the loss needs the reference's velocity: it does."""
-        return True
+    def uses_old(self) -> bool:
+        """Whether the loss needs the old policy's velocity: it does not."""
+        return False
 
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return 1 for the best image of a group and -1 for its worst, NaN for the others, one level of (P, G, 1)."""
         won = {WIN_RATE: win_rates(scores.judged[WIN_RATE])} if WIN_RATE in self.weights else {}
         reward = combine(gated({**scores.rewards, **won}, self.blend.gate), self.weights)
-        best = reward.nan_to_num(-torch.inf, torch.inf, -torch.inf).argmax(1, keepdim=True)
-        worst = reward.nan_to_num(torch.inf, torch.inf, -torch.inf).argmin(1, keepdim=True)
-        apart = reward.gather(1, best) > reward.gather(1, worst)
-        role = torch.full_like(reward, torch.nan).scatter(1, worst, -1.0).scatter(1, best, 1.0)
-        return [role.where(apart, torch.nan)[..., None]]
+        best, worst, apart = best_and_worst(reward)
+        role = torch.full_like(reward, torch.nan).scatter(1, worst[:, None], -1.0).scatter(1, best[:, None], 1.0)
+        return [role.where(apart[:, None], torch.nan)[..., None]]
 
     def objective(self, states: NoisedStates) -> tuple[Tensor, Metrics]:
         """Return the loss of each row's pair, (B,), the log-odds and the share of pairs that the policy ranks right."""

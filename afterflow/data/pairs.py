@@ -17,8 +17,6 @@ from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text
-from .clips import MovingPrompts
-from .geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
 from .image_folders import Entry, Listing, caption_record
 from .images import (
     CaptionedImage,
@@ -35,7 +33,7 @@ from .images import (
     survey_images,
 )
 from .pair_folders import TIED, PairListing, list_pairs
-from .prompts import PromptFile, ShapesPrompts
+from .prompt_sources import Prompts
 
 _log = logging.getLogger(__name__)
 
@@ -212,7 +210,7 @@ class SampledPairs(ImageSource):
 
     pairs: ClassVar[bool] = True
 
-    prompts: ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
+    prompts: Prompts
     """Prompts of the images."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Rewards and how much each counts; win_rate is that of the run's judge."""

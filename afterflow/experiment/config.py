@@ -27,11 +27,10 @@ from ..algorithms.pref_grpo import PrefGRPO
 from ..algorithms.sft import SFT
 from ..algorithms.soar import SOAR
 from ..algorithms.v_grpo import VGRPO
-from ..data.clips import MovingClips, MovingPrompts
-from ..data.geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
+from ..data.clips import MovingClips
 from ..data.images import HubImages, ImageFolder, ShapesImages
 from ..data.pairs import HubPairs, PairFolder, SampledPairs
-from ..data.prompts import PromptFile, ShapesPrompts
+from ..data.prompt_sources import Prompts
 from ..models.adapters import Full, LoRA, Teacher
 from ..models.families import AnyPretrained
 from ..models.sd3 import SD3
@@ -49,7 +48,6 @@ from .config_checks import check_run
 from .evaluation_fit import TRAINED, fit_evaluation, rewards_of_data
 from .function_rewards import name_functions
 
-Prompts = ShapesPrompts | MovingPrompts | ObjectPrompts | SignPrompts | MixedPrompts | PromptFile
 AnyAlgorithm = (
     SFT
     | SOAR
@@ -264,21 +262,7 @@ class Run:
 
     algorithm: AnyAlgorithm
     """Training method."""
-    data: (
-        ShapesPrompts
-        | MovingPrompts
-        | ObjectPrompts
-        | SignPrompts
-        | MixedPrompts
-        | PromptFile
-        | ShapesImages
-        | MovingClips
-        | ImageFolder
-        | HubImages
-        | PairFolder
-        | HubPairs
-        | SampledPairs
-    )
+    data: Prompts | ShapesImages | MovingClips | ImageFolder | HubImages | PairFolder | HubPairs | SampledPairs
     """Prompts to explore, or images, clips or pairs of images with prompts to learn from."""
     model: AnyPretrained = SD3()
     """Pipeline that is trained."""

@@ -23,7 +23,7 @@ from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
 from .config import Run, on_model_schedule
-from .network_counts import NetworkCounts, network_counts, rollout_rows, rows_of_pass
+from .network_counts import NetworkCounts, network_counts, rollout_ratio, rows_of_pass
 from .passes import NO_ROLLOUT, Passes, choose_passes, copied_networks, graph_memory
 from .prompt_checks import held_out_records, prompt_records
 
@@ -55,8 +55,6 @@ def estimate_cost(run: Run) -> CostEstimate:
     run = run.with_options(algorithm=on_model_schedule(run.algorithm, network.schedule))
     trained, guided = network.trained, rows_of_pass(run) // run.batches.chunk
     rows, chunk = count_rows(run), run.batches.chunk
-    if "rollout" in rows:
-        rows["rollout"] *= rollout_rows(run) / guided  # an update may have no guidance
     passes = NO_ROLLOUT
     if explores(run.algorithm):
         limit = graph_memory(run, default_device(), network.computed, trained)
@@ -85,7 +83,7 @@ def estimate_cost(run: Run) -> CostEstimate:
 
 
 def count_rows(run: Run) -> dict[str, float]:
-    """Return the velocities of an iteration without guidance, by what needs them.
+    """Return the velocities of an iteration, in those of the update, by what needs them.
 
     The iteration is run on states of one number.
     """
@@ -107,7 +105,8 @@ def count_rows(run: Run) -> dict[str, float]:
     options = ExploreOptions(run.seed, (1,), run.batches.chunk)
     metrics = trial_iteration(algorithm, models, cond, options, Clock(), history).metrics
     images = run.batches.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
-    return {name.removeprefix("nfe/"): images * count for name, count in metrics.items() if name.startswith("nfe/")}
+    rows = {name.removeprefix("nfe/"): images * count for name, count in metrics.items() if name.startswith("nfe/")}
+    return rows | {"rollout": rows["rollout"] * rollout_ratio(run)}
 
 
 def trial_iteration(

@@ -129,8 +129,7 @@ def check_spread(setup: TrainingSetup, cond: Conditioning, ours: Tensor) -> Find
     sources = [generator(run.seed, "doctor", "sde")]
     shape = torch.empty(1, 1, *model.latent_shape, device=setup.processes.accelerator.device)
     noise, one = prompt_noise(sources, plan.widths[0], shape), cond[torch.zeros(1, dtype=torch.long)]
-    explorer = setup.models.explorer or setup.models.policy
-    leaves = sample(explorer, setup.algorithm.step_kernel, plan, one, noise, sources).leaves
+    leaves = sample(setup.models.draws, setup.algorithm.step_kernel, plan, one, noise, sources).leaves
     ratio = (leaves.float().std() / ours.float().std()).item()
     return Finding(
         "noise in the steps leaves the latents as spread out as they were",

@@ -39,7 +39,7 @@ from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
 from .model_card import write_card
 from .monitor import RunMonitor
-from .network_counts import rollout_rows, rows_of_pass
+from .network_counts import rollout_ratio
 from .passes import NO_ROLLOUT, Passes, setup_passes
 from .prompt_checks import held_out_records, prompt_records
 from .provenance import tracker_options, write_record
@@ -256,7 +256,7 @@ def rollout_seconds(setup: TrainingSetup, seconds_per_pass: float) -> float:
     batches = setup.run.batches
     assert explores(setup.algorithm)
     plan = setup.algorithm.plan(0, generator(setup.run.seed, 0, "plan"))
-    # The timed pass is the update's, which has no guidance where images are noised again.
-    guided = rollout_rows(setup.run) * batches.chunk / rows_of_pass(setup.run)
-    passes = guided * plan.evaluations * plan.widths[-1] * batches.batch / batches.chunk / setup.processes.count
+    # The timed pass is the update's.
+    rows = plan.evaluations * plan.widths[-1] * batches.batch * rollout_ratio(setup.run)
+    passes = rows / batches.chunk / setup.processes.count
     return passes * seconds_per_pass

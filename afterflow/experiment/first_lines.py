@@ -11,7 +11,6 @@ from ..models.adapters import LoRA
 from ..sampling.conditioning import Conditioning
 from ..system.running_time import running_seconds
 from .cost_estimate import count_rows
-from .network_counts import rollout_rows, rows_of_pass
 from .passes import Passes, trial_pass
 from .run_folder import duration
 from .setup import TrainingSetup
@@ -98,8 +97,6 @@ def expected_words(setup: TrainingSetup, seconds_per_pass: float, passes: Passes
     """Return how long the run will take, from the seconds of a forward pass."""
     run, chunk = setup.run, setup.run.batches.chunk
     rows = count_rows(run.with_options(algorithm=setup.algorithm))
-    if "rollout" in rows:  # the timed pass is the update's
-        rows["rollout"] *= rollout_rows(run) * chunk / rows_of_pass(run)
     update = BACKWARD if passes.retained_rows else 1 + BACKWARD
     cost = sum(count * (update if name == "update" else 1) for name, count in rows.items())
     iteration = seconds_per_pass * cost / chunk / setup.processes.count

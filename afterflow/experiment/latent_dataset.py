@@ -1,7 +1,5 @@
 """Images with captions become latents and embeddings before training starts: selected by reward, and encoded once."""
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +26,7 @@ from ..data.images import (
 )
 from ..data.pairs import SampledPairs
 from ..data.prompts import batch_rows, bucket_rows, check_record
-from ..models.base import cache_folder, read_cache_file, write_cache_file
+from ..models.base import latents_file, read_cache_file, write_cache_file
 from ..models.generate import picture_size
 from ..models.pipeline import Model
 from ..rewards.base import RewardModels
@@ -215,5 +213,4 @@ def cache_file(part: Sequence[CaptionedImage], model: Model, data: ImageSource, 
         part[0].size,
         data.background if isinstance(data, StoredSource) else "",
     ]
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
-    return cache_folder() / "latents" / f"{digest[:32]}.safetensors"
+    return latents_file(inputs)

@@ -91,6 +91,11 @@ def rollout_rows(run: Run) -> int:
     return 1 if not explores(run.algorithm) or run.batches.guidance_scale == 1 else 2
 
 
+def rollout_ratio(run: Run) -> float:
+    """Return the rows of the network for a velocity of a rollout, over those of the update, which may be unguided."""
+    return rollout_rows(run) * run.batches.chunk / rows_of_pass(run)
+
+
 def counts_key(run: Run) -> str:
     """Return a digest of all that decides the counts: options, the pipeline's files, libraries, and what counts."""
     options = {

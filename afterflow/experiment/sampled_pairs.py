@@ -1,7 +1,5 @@
 """Pairs of the model's own images, drawn before training: of each prompt the best and the worst by a reward."""
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,12 +14,12 @@ from .. import __version__
 from ..algorithms.base import WIN_RATE, Comparisons, Requirements
 from ..data.pairs import SampledPairs
 from ..models.adapters import LoRA
-from ..models.base import cache_folder, read_cache_file, write_cache_file
+from ..models.base import latents_file, read_cache_file, write_cache_file
 from ..models.generate import solve_ode
 from ..models.pipeline import Model
 from ..models.wrappers import guided, in_chunks
 from ..objectives.advantages import combine
-from ..objectives.preferences import win_rates
+from ..objectives.preferences import best_and_worst, win_rates
 from ..rewards.registry import find_reward
 from ..sampling.conditioning import Conditioning, Velocity
 from ..sampling.rollout import prompt_noise
@@ -134,12 +132,11 @@ class PairSampler:
         scores = score_latents(self.model, self.requirements, judge, models, images, records, streams, Clock())
         rewards = {**scores.rewards, **{name: win_rates(judged) for name, judged in scores.judged.items()}}
         total = combine(rewards, self.data.weights)
-        best, worst = total.nan_to_num(-torch.inf).argmax(1), total.nan_to_num(torch.inf).argmin(1)
+        best, worst, spread = best_and_worst(total)
         reached = [rewards[name].gather(1, best[:, None])[:, 0] >= low for name, low in self.data.min_reward.items()]
         passes = torch.stack(reached).all(0) if reached else torch.ones(len(total), dtype=torch.bool)
-        spread = total.gather(1, best[:, None]) > total.gather(1, worst[:, None])
         known = (~total.isnan()).sum(1) >= 2
-        checks = {UNSCORED: known, EQUAL: spread[:, 0], LOW: passes}
+        checks = {UNSCORED: known, EQUAL: spread, LOW: passes}
         return best, worst, [next((why for why, ok in checks.items() if not ok[i]), None) for i in range(len(total))]
 
     def cache_file(self, rows: Tensor, records: Sequence[dict]) -> Path:
@@ -160,5 +157,4 @@ class PairSampler:
             repr(run.judge),
             list(zip(rows.tolist(), records)),
         ]
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
-        return cache_folder() / "latents" / f"{digest[:32]}.safetensors"
+        return latents_file(inputs)

@@ -1,37 +1,25 @@
 """The set-up of a run: model, adapters, velocities, optimizer and the checkpoint it goes on from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch._inductor import config as inductor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..algorithms.base import Models, explores
-from ..algorithms.forward_process import learns_from_finished
+from ..algorithms.base import Models
 from ..models.adapters import (
     LoRA,
     Parameters,
-    Teacher,
-    Wrapped,
     attach,
-    before_training,
-    frozen,
-    lagged_copy,
     trainable_parameters,
-    without_adapters,
 )
 from ..models.base import blocks
 from ..models.fp32_streams import keep_streams_in_fp32
 from ..models.pipeline import Model
-from ..models.wrappers import guided, identity, in_chunks, in_context
-from ..sampling.conditioning import Velocity
 from ..sampling.seeds import number
 from ..system.atomic_files import apply_umask, make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, ConfigError, TrainingStopped
@@ -42,11 +30,12 @@ from ..train.distributed import Processes, make_accelerator
 from ..train.ema import Ema
 from ..train.lagged import LaggedPolicy
 from ..train.reward_history import RewardHistory
-from ..train.sharding import gather_network, reshard, shard_network
+from ..train.sharding import gather_network, reshard
 from .compatibility import upgrade
 from .config import AnyAlgorithm, Run, on_model_schedule
 from .run_folder import RECORD_MARK, RunFolder, is_of_run
 from .serialization import differences, to_json
+from .velocities import VelocityFactory, shard_model
 
 
 @dataclass(frozen=True)
@@ -283,12 +272,6 @@ def weight_state(
     )
 
 
-def shard_model(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
-    """Return the network, each process holding a part of its weights."""
-    device = processes.accelerator.device
-    return shard_network(network, blocks(network), run.distribution.shard, device, processes.count)
-
-
 def make_optimizer(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return AdamW over the parameters, with averages in 8 bits if asked."""
     options = {
@@ -302,131 +285,3 @@ def make_optimizer(run: Run, parameters: Iterable[nn.Parameter]) -> torch.optim.
     from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters, **options)
-
-
-@dataclass(frozen=True)
-class VelocityFactory:
-    """Makes the velocities that an algorithm calls, in the same precision and chunks for all."""
-
-    run: Run
-    model: Model
-    processes: Processes
-
-    def models(self) -> Models:
-        """Return the policy, and those beside it that the algorithm requires."""
-        network, scale = self.model.velocity(self.model.module), self.run.batches.guidance_scale
-        algorithm, requirements = self.run.algorithm, self.run.algorithm.requirements
-        if not explores(algorithm):
-            return Models(self.precise(network), self.unguided_reference(), guided=self.chunked(network, scale))
-        if learns_from_finished(algorithm):
-            explorer = self.switched(self.lagged[requirements.explorer][0]) if requirements.explorer else None
-            return Models(
-                self.chunked(network, 1.0),
-                reference=self.reference(),
-                guided=self.chunked(network, scale),
-                lagged={name: self.switched(part, 1.0) for name, (part, _) in self.lagged.items()},
-                explorer=explorer or self.chunked(network, scale),
-            )
-        teachers = {teacher.name: self.teacher(teacher) for teacher in self.run.teachers}
-        return Models(
-            self.chunked(network, scale),
-            reference=self.reference(),
-            teachers={task: teachers[teacher.name] for teacher in self.run.teachers for task in teacher.tasks},
-            anchor=self.anchor(teachers),
-        )
-
-    @cached_property
-    def lagged(self) -> dict[str, tuple[Wrapped, Parameters]]:
-        """The averages of the policy that the algorithm requires, each with its parameters."""
-        names = self.run.algorithm.requirements.lagged
-        return {name: lagged_copy(self.model, self.run.tune, name, self.shards) for name in names}
-
-    def copies(self) -> dict[str, Parameters]:
-        """Return the parameters of the averages by name."""
-        return {name: parameters for name, (_, parameters) in self.lagged.items()}
-
-    def reference(self) -> Velocity | None:
-        """Return the velocity that the algorithm holds the policy near to, where it does."""
-        reference = self.run.algorithm.requirements.reference
-        if reference is None:
-            return None
-        if reference.model == "average":
-            part = self.lagged["average"][0]
-        elif reference.model == "start":
-            part = before_training(self.model, self.run.tune, self.shards)
-        else:
-            part = without_adapters(self.model, self.run.tune, self.shards)
-        return self.switched(part, reference.guidance_scale or self.policy_scale)
-
-    @property
-    def policy_scale(self) -> float:
-        """The guidance scale of the policy that is trained: none where it learns from finished images."""
-        return 1.0 if learns_from_finished(self.run.algorithm) else self.run.batches.guidance_scale
-
-    def unguided_reference(self) -> Velocity | None:
-        """Return the model before training without guidance, where an algorithm that images teach requires it."""
-        if self.run.algorithm.requirements.reference is None:
-            return None
-        velocity, adapters = before_training(self.model, self.run.tune, self.shards)
-        return in_context(self.precise(velocity), adapters)
-
-    def teacher(self, teacher: Teacher) -> Velocity:
-        """Return a teacher's velocity under its own guidance."""
-        # Each process has all of its weights, and asks it about the tasks of its own prompts.
-        velocity, adapters = load_teacher(self.run, self.model, teacher)
-        scale = teacher.guidance(self.run.batches.guidance_scale)
-        return in_context(self.chunked(velocity, scale, identity), adapters)
-
-    def anchor(self, teachers: Mapping[str, Velocity]) -> Velocity | None:
-        """Return the velocity that all samples stay near to: a teacher's, or the base model's."""
-        name = self.run.algorithm.requirements.anchor
-        if name == "base":
-            return self.switched(without_adapters(self.model, self.run.tune, self.shards))
-        return teachers.get(name) if name is not None else None
-
-    def switched(self, part: Wrapped, scale: float | None = None) -> Velocity:
-        """Return a velocity whose adapters are switched around all chunks of a call, not for each.
-
-        scale: its guidance scale; None takes the run's.
-        """
-        velocity, adapters = part
-        return in_context(self.chunked(velocity, scale or self.run.batches.guidance_scale), adapters)
-
-    def chunked(self, velocity: Velocity, scale: float, count: Callable[[int], int] | None = None) -> Velocity:
-        """Return a velocity under guidance, computed in chunks.
-
-        With sharded weights all processes take the same number of chunks; `count` may say otherwise.
-        """
-        count = count or (self.processes.all_max if self.processes.sharded else identity)
-        guidance = guided(self.precise(velocity), scale, self.model.combine)
-        return in_chunks(guidance, self.run.batches.chunk, count)
-
-    def precise(self, velocity: Velocity) -> Velocity:
-        """Return a velocity computed in the run's mixed precision."""
-        checkpointing = self.run.optimization.gradient_checkpointing
-        return in_context(velocity, partial(precision, self.processes.accelerator, checkpointing))
-
-    def shards(self, network: nn.Module) -> nn.Module:
-        """Return a copy of the network as it is, or in shards where weights are sharded."""
-        return shard_model(self.run, self.processes, network) if self.processes.sharded else identity(network)
-
-
-def load_teacher(run: Run, model: Model, teacher: Teacher) -> Wrapped:
-    """Return a teacher's velocity: beside a trained LoRA another adapter, beside trained weights another model."""
-    if teacher.lora is None:
-        return without_adapters(model, run.tune)
-    if isinstance(run.tune, LoRA):
-        return frozen(model, teacher.lora, f"teacher_{teacher.name}")
-    other = run.model.load(next(model.module.parameters()).device)
-    other.load_lora(teacher.lora)
-    return other.velocity(other.module.requires_grad_(False)), nullcontext
-
-
-@contextmanager
-def precision(accelerator: Accelerator, checkpointing: bool) -> Iterator[None]:
-    """Compute in the run's mixed precision inside the context."""
-    # On CPUs the fused attention is slow backwards in bf16: a step of the tiny pipeline takes 1.4 times as long.  But
-    # what checkpointing computes again comes after this context has ended, and must be the same attention.
-    slow = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not checkpointing
-    with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH) if slow else nullcontext():
-        yield

@@ -1,10 +1,13 @@
 """The device, the cache folder and the blocks of a transformer.  The base classes of families are in pipeline.py."""
 
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +37,12 @@ def cache_folder() -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ConfigError(f"AFTERFLOW_CACHE: there is no home folder for {path}; set it to a whole path") from None
+
+
+def latents_file(inputs: Sequence[Any]) -> Path:
+    """Return the file of the cache for latents that these inputs decide; its name is a digest of them."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+    return cache_folder() / "latents" / f"{digest[:32]}.safetensors"
 
 
 def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:

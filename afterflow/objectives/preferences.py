@@ -32,6 +32,12 @@ def beats(judged: Tensor) -> Tensor:
     return torch.stack([judged, 1 - judged.transpose(1, 2)]).nanmean(0)
 
 
+def best_and_worst(reward: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best and the worst of each group, and whether they differ, (P, G) → (P,) each; a NaN is neither."""
+    best, worst = reward.nan_to_num(-torch.inf).argmax(1), reward.nan_to_num(torch.inf).argmin(1)
+    return best, worst, (reward.gather(1, best[:, None]) > reward.gather(1, worst[:, None]))[:, 0]
+
+
 def win_rates(judged: Tensor) -> Tensor:
     """Return the share of its comparisons that an image wins, (P, G); a tie is half a win.
 

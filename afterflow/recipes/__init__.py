@@ -43,18 +43,6 @@ RECIPE_MODULES = (
     papers_forward,
 )
 RECIPES: dict[str, Callable[[], Run | Chain]] = {
-    name: recipe
-    for module in (
-        shapes,
-        shapes_methods,
-        shapes_forward,
-        shapes_images,
-        generalist,
-        moving,
-        pretrain_tiny,
-        papers,
-        papers_forward,
-    )
-    for name, recipe in _recipes(module)
+    name: recipe for module in RECIPE_MODULES for name, recipe in _recipes(module)
 }
 """Name → recipe."""

@@ -29,8 +29,9 @@ from ..algorithms.windows import SlidingWindow
 from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from ..data.images import ImageFolder
 from ..data.pairs import PairFolder
+from ..data.prompt_sources import Prompts
 from ..data.prompts import PromptFile
-from ..experiment.config import AnyAlgorithm, Batches, Checkpoints, Evaluation, Logging, Optimization, Prompts, Run
+from ..experiment.config import AnyAlgorithm, Batches, Checkpoints, Evaluation, Logging, Optimization, Run
 from ..experiment.stages import Chain, Merge
 from ..models.adapters import LoRA, Teacher
 from ..models.flux import Flux
@@ -115,17 +116,14 @@ def sd35_dpo() -> Run:
 
     beta is that of flow_grpo's script for this model; the paper's 2000 and 5000 are of noise predictors.
     """
-    return Run(
-        DPO(beta=100.0),
-        PairFolder("pairs"),
-        replace(SD35, dtype="bfloat16", max_sequence_length=77),
-        LoRA(rank=32, alpha=64),
+    return sd35_soar().with_options(
+        algorithm=DPO(beta=100.0),
+        data=PairFolder("pairs"),
         name="sd35_dpo",
-        batches=Batches(iterations=2000, batch=64, chunk=4, guidance_scale=4.5),
-        optimization=Optimization(learning_rate=1e-4, weight_decay=1e-2, ema_decay=None, mixed_precision="bf16"),
-        evaluation=Evaluation(inference_steps=40),
-        logging=Logging(sample_every=250),
-        checkpoints=Checkpoints(save_every=250),
+        iterations=2000,
+        batch=64,
+        chunk=4,
+        learning_rate=1e-4,
     )
 
 
@@ -197,13 +195,20 @@ def wan_branch_grpo() -> Run:
 
 def _flow_grpo(name: str, reward: str, beta: float, data: Prompts, held_out: Prompts | None) -> Run:
     """Flow-GRPO's published beta, which is of its released code's KL; its EMA at every update, not each eighth."""
+    algorithm = FlowGRPO({reward: 1.0}, beta=beta, kl_scale="legacy")
+    batches = Batches(iterations=1000, batch=8, updates=2, chunk=8, guidance_scale=4.5)
+    return _sd35(name, algorithm, batches, data, held_out)
+
+
+def _sd35(name: str, algorithm: AnyAlgorithm, batches: Batches, data: Prompts, held_out: Prompts | None) -> Run:
+    """A LoRA that SD3.5 Medium learns from rewards, in half precision."""
     return Run(
-        FlowGRPO({reward: 1.0}, beta=beta, kl_scale="legacy"),
+        algorithm,
         data,
         SD35,
         LoRA(rank=32, alpha=64),
         name=name,
-        batches=Batches(iterations=1000, batch=8, updates=2, chunk=8, guidance_scale=4.5),
+        batches=batches,
         optimization=Optimization(mixed_precision="fp16"),
         evaluation=Evaluation(
             inference_steps=40,

@@ -17,11 +17,12 @@ from ..algorithms.flow_opd import FlowOPD
 from ..algorithms.lag import Lag
 from ..algorithms.v_grpo import VGRPO
 from ..data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
+from ..data.prompt_sources import Prompts
 from ..data.prompts import PromptFile
-from ..experiment.config import AnyAlgorithm, Batches, Evaluation, Optimization, Prompts, Run
+from ..experiment.config import AnyAlgorithm, Batches, Evaluation, Optimization, Run
 from ..experiment.stages import Chain
 from ..models.adapters import LoRA, Teacher
-from .papers import GENEVAL_PROMPTS, OCR_PROMPTS, SD35, _flow_grpo
+from .papers import GENEVAL_PROMPTS, OCR_PROMPTS, SD35, _flow_grpo, _sd35
 
 GENEVAL = {"geneval_hf_flowgrpo": 1.0}
 PICKSCORE = {"pickscore": 1.0}
@@ -107,18 +108,4 @@ def _guard(reward: str, data: Prompts, held_out: Prompts | None) -> Run:
 
 
 def _forward(name: str, algorithm: AnyAlgorithm, data: Prompts, held_out: Prompts | None) -> Run:
-    return Run(
-        algorithm,
-        data,
-        SD35,
-        LoRA(rank=32, alpha=64),
-        name=name,
-        batches=Batches(iterations=1000, batch=8, chunk=16),
-        optimization=Optimization(mixed_precision="fp16"),
-        evaluation=Evaluation(
-            inference_steps=40,
-            held_out=held_out,
-            eval_every=0 if held_out is None else 50,
-            eval_rewards=() if held_out is None else ("pickscore", "clipscore"),
-        ),
-    )
+    return _sd35(name, algorithm, Batches(iterations=1000, batch=8, chunk=16), data, held_out)

@@ -99,12 +99,12 @@ def save_checkpoint(
 def write_tensors(folder: Path, weights: WeightState) -> dict[str, str]:
     """Write this process's part of weights, optimizer and averages to the disk, and return the digest of each file."""
     rank = weights.processes.rank if weights.processes.sharded else None
-    tensors = {"weights": {name: local_shard(p.detach()).contiguous() for name, p in weights.parameters.items()}}
+    tensors = {"weights": local_tensors(weights.parameters)}
     tensors["optimizer"] = optimizer_tensors(weights.optimizer, weights.parameters)
     if weights.ema is not None:
-        tensors["ema"] = {name: local_shard(value).contiguous() for name, value in weights.ema.values.items()}
+        tensors["ema"] = local_tensors(weights.ema.values)
     for kind, policy in weights.lagged.items():
-        tensors[f"lagged_{kind}"] = {name: local_shard(value).contiguous() for name, value in policy.values().items()}
+        tensors[f"lagged_{kind}"] = local_tensors(policy.parameters)
     digests = {}
     for name, values in tensors.items():
         file = folder / shard_file_name(name, rank)
@@ -114,6 +114,11 @@ def write_tensors(folder: Path, weights: WeightState) -> dict[str, str]:
             flush_to_disk(file)
         digests[file.name] = sha256(file)
     return digests
+
+
+def local_tensors(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return this process's part of each tensor, by name."""
+    return {name: local_shard(value.detach()).contiguous() for name, value in values.items()}
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> dict[str, str]:

@@ -193,8 +193,7 @@ class Explorer:
         with self.clock("rollout"):
             noise = prompt_noise(prompts.noise, plan.widths[0], like)
             kernel, device = self.algorithm.step_kernel, self.options.states_device
-            policy = self.models.explorer or self.models.policy
-            return sample(policy, kernel, plan, prompts.cond, noise, prompts.noise, device, retain)
+            return sample(self.models.draws, kernel, plan, prompts.cond, noise, prompts.noise, device, retain)
 
     def scores(self, rollout: Rollout, prompts: LocalPrompts, clock: Clock) -> Scores:
         """Return the scores of the images of these prompts."""

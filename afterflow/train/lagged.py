@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..algorithms.lag import Lag
 
@@ -24,7 +24,3 @@ class LaggedPolicy:
         share = 1 - self.lag.decay(self.updates)
         for name, p in policy.items():
             self.parameters[name].lerp_(p.detach(), share)
-
-    def values(self) -> dict[str, Tensor]:
-        """Return the copy's tensors by the names of the policy's."""
-        return {name: p.detach() for name, p in self.parameters.items()}
