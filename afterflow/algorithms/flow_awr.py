@@ -33,6 +33,7 @@ class FlowAWR(ForwardProcess):
 
     def __post_init__(self) -> None:
         self.check_forward()
+        self.check_unused("normalize")
         plain = self.blend.how == "raw_sum" and not self.blend.again
         require(plain, "blend: FlowAWR has one sum and one advantage; take raw_sum without again")
 

@@ -11,7 +11,7 @@ in the mean of the loss.  Rollouts have the run's guidance; what is trained is t
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, NamedTuple, TypeGuard
 
 import torch
@@ -99,6 +99,13 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         require(self.blend.how != "separate", "blend.how = separate: an image has one advantage here; take z_sum")
         require(self.max_advantage > 0, f"max_advantage = {self.max_advantage}: it must be positive")
         require(self.kl >= 0, f"kl = {self.kl}: a weight, so 0 or more")
+
+    def check_unused(self, *names: str) -> None:
+        """Raise ConfigError for options of the kind that were changed and that this method has no use for."""
+        defaults = {option.name: option.default for option in fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            require(value == defaults[name], f"{name} = {value}: {type(self).__name__} has no use for it; leave it out")
 
     @property
     def requirements(self) -> Requirements:

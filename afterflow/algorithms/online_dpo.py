@@ -46,6 +46,9 @@ class OnlineDPO(ForwardProcess):
 
     def __post_init__(self) -> None:
         self.check_forward()
+        self.check_unused("normalize", "max_advantage")
+        plain = self.blend.how == "raw_sum" and not self.blend.again
+        require(plain, "blend: a pair is of the best and the worst by one sum; take raw_sum without again")
         require(self.beta > 0, f"beta = {self.beta}: it must be positive")
         self.compare.check(self.group)
 

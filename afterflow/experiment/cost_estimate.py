@@ -23,7 +23,7 @@ from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
 from ..train.reward_history import RewardHistory
 from .config import Run, on_model_schedule
-from .network_counts import NetworkCounts, network_counts, rollout_ratio, rows_of_pass
+from .network_counts import NetworkCounts, network_counts, reference_ratio, rollout_ratio, rows_of_pass
 from .passes import NO_ROLLOUT, Passes, choose_passes, copied_networks, graph_memory
 from .prompt_checks import held_out_records, prompt_records
 
@@ -106,7 +106,10 @@ def count_rows(run: Run) -> dict[str, float]:
     metrics = trial_iteration(algorithm, models, cond, options, Clock(), history).metrics
     images = run.batches.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
     rows = {name.removeprefix("nfe/"): images * count for name, count in metrics.items() if name.startswith("nfe/")}
-    return rows | {"rollout": rows["rollout"] * rollout_ratio(run)}
+    rows["rollout"] *= rollout_ratio(run)
+    if requirements.reference is not None:
+        rows["reference"] *= reference_ratio(run, requirements.reference)
+    return rows
 
 
 def trial_iteration(

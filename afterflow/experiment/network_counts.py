@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..algorithms.base import explores
+from ..algorithms.base import Reference, explores
 from ..algorithms.forward_process import learns_from_finished
 from ..models.adapters import attach
 from ..models.base import cache_folder, caching
@@ -94,6 +94,13 @@ def rollout_rows(run: Run) -> int:
 def rollout_ratio(run: Run) -> float:
     """Return the rows of the network for a velocity of a rollout, over those of the update, which may be unguided."""
     return rollout_rows(run) * run.batches.chunk / rows_of_pass(run)
+
+
+def reference_ratio(run: Run, reference: Reference) -> float:
+    """Return the rows of the network for a velocity of a reference, over those of the update."""
+    if reference.guidance_scale is None:
+        return 1.0
+    return (1 if reference.guidance_scale == 1 else 2) * run.batches.chunk / rows_of_pass(run)
 
 
 def counts_key(run: Run) -> str:

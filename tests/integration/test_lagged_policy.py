@@ -97,6 +97,12 @@ def test_finished_images_are_drawn_under_guidance_and_learnt_without(run):
     assert rows.flops["forward and backward"] == plain.flops["forward and backward"]
     # All rows of the network: 8 images in 4 steps, and at 3 times with the old policy and the reference beside them.
     assert plain.rows == {"rollout": 32, "update": 24, "reference": 24, "old policy": 24}
+    for scale, count in ((None, 24), (1.0, 24), (4.5, 48)):
+        held = replace(NFT, reference=Reference("start", scale))
+        assert estimate_cost(guided.with_options(algorithm=held)).rows["reference"] == count
+    plain_kl = FlowGRPO(JPEG, steps=4, group=4, beta=1.0, reference=Reference("start", 1.0))
+    of_grpo = estimate_cost(guided.with_options(algorithm=plain_kl)).rows
+    assert of_grpo["update"] == 2 * of_grpo["reference"]  # the policy alone is guided
     lines = metrics(execute(guided, "x").folder)
     assert lines[0]["kl"] == 0 and lines[0]["old_distance"] == 0  # v_θ is unguided, as v_old and v_ref are
 

@@ -17,6 +17,7 @@ from afterflow.algorithms.forward_process import learns_from_finished
 from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.online_dpo import OnlineDPO
 from afterflow.algorithms.v_grpo import VGRPO
+from afterflow.objectives.advantages import Blend, Normalize
 from afterflow.objectives.regression import (
     centred,
     displaced_target,
@@ -142,6 +143,11 @@ def test_options_of_one_method_are_refused():
         ("dgpo", dict(beta=0.0), "beta = 0.0"),
         ("dgpo", dict(times=TrainingTimes(4)), "compared at one time; take group or batch"),
         ("crd", dict(times=TrainingTimes(4)), "compared at one time"),
+        ("flow_awr", dict(normalize=Normalize()), "FlowAWR has no use for it"),
+        ("flow_awr", dict(blend=Blend("z_sum")), "take raw_sum"),
+        ("online_dpo", dict(normalize=Normalize()), "OnlineDPO has no use for it"),
+        ("online_dpo", dict(max_advantage=1.0), "max_advantage = 1.0: OnlineDPO has no use"),
+        ("online_dpo", dict(blend=Blend("z_sum")), "take raw_sum"),
     ):
         with pytest.raises(ConfigError, match=said):
             replace(METHODS[name], **options)
