@@ -231,10 +231,10 @@ def test_a_live_pair_waits_for_a_person_and_is_never_asked_about_twice(judging):
 def test_what_nobody_judges_in_time_or_skips_has_no_verdict_and_a_reason(judging):
     folder, start = judging
     start(lambda left, right: "skip" if 0 in (left, right) else "tie", most=2)
-    scored = Votes(str(folder), seconds=1.0)(three())
+    scored = Votes(str(folder), seconds=3.0)(three())
     reasons = sorted(scored.why.values())
     assert np.isnan(scored.values).sum() == len(reasons) >= 4
-    assert "a person skipped the pair" in reasons[0] and "nobody judged it, nor any other pair, for 1 s" in reasons[-1]
+    assert "a person skipped the pair" in reasons[0] and "nobody judged it, nor any other pair, for 3 s" in reasons[-1]
     assert not list((folder / WAITING_FOLDER).iterdir())
 
 
