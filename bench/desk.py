@@ -45,7 +45,7 @@ POINTS = {
     "exporting": ("afterflow.models.lora.files", "to_kohya"),
     "growing": ("afterflow.evaluation.tree_plot", "sample"),
     "judging": ("afterflow.evaluation.comparison", "suite_pictures"),
-    "judging base and result": ("afterflow.cli.demo_run", "suite_pictures"),
+    "judging base and result": ("afterflow.cli.demo_run", "judge_run"),
     "uploading": ("huggingface_hub.HfApi", "upload_folder"),
 }
 """A moment of a command → the function that is called then."""

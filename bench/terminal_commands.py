@@ -123,7 +123,6 @@ def shorten_demo(desk: Desk) -> None:
 
     run = read_run(desk.record)[0]
     demo_run.demo = lambda: run
-    demo_run.SD3 = lambda _: run.model
     demo_run.SUITE = ShapesSettings(prompts=7, images=2, steps=1)
 
 

@@ -3,20 +3,20 @@
 import json
 from pathlib import Path
 
+from ..evaluation.base_meanwhile import base_drawn_meanwhile
+from ..evaluation.comparison import base_of, judge_run
 from ..evaluation.report import Comparison, Report, ShapesSettings, render_report
-from ..evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
+from ..evaluation.shapes_suite import shapes_report
+from ..experiment.config import Run
 from ..experiment.execute import execute
-from ..experiment.image_grid import before_after
 from ..experiment.run_folder import RECORD_MARK, is_of_run
-from ..models.generate import picture_size
 from ..models.pipeline import no_progress_bars
-from ..models.sd3 import SD3
 from ..recipes.shapes import demo
 from ..system.folder_lock import locked_folder
 from ..system.messages import show_messages
 from ..system.own_folders import check_own, remove_own
 from ..system.running_time import running_seconds
-from .output import result_console, save_image, write_text
+from .output import result_console, write_text
 
 SUITE = ShapesSettings(prompts=280, images=4)
 
@@ -32,21 +32,17 @@ def run_demo() -> None:
         with locked_folder(run.folder):  # nobody is training in it
             print(f"{run.folder} is there already and is replaced.")
         remove_own(run.folder, is_of_run, RECORD_MARK)
-    folder = execute(run, "demo").folder
+    with base_drawn_meanwhile(run, SUITE):
+        folder = execute(run, "demo").folder
     with locked_folder(folder):  # so that nobody replaces it meanwhile
-        judge_demo(folder, start)
+        judge_demo(run, folder, start)
 
 
-def judge_demo(folder: Path, start: float) -> None:
+def judge_demo(run: Run, folder: Path, start: float) -> None:
     """Judge base and result on held-out prompts, print both, and write them beside the LoRA."""
-    model = SD3("tiny").load()
-    records = suite_prompts(SUITE, picture_size(model))
-    base = suite_pictures(model, records, SUITE)
-    model.load_lora(folder / "lora")
-    tuned = suite_pictures(model, records, SUITE)
-    report, judged, judged_base = compare_pictures(SUITE, records, tuned, base, str(folder / "lora"), "tiny")
-    assert judged_base is not None
-    save_image(before_after(records, base, tuned, judged_base.strict, judged.strict), folder / "before_after.png")
+    judged, base = judge_run(folder, run, "demo", SUITE).judged, base_of(run.model, SUITE)
+    names = str(folder / "lora"), run.model.path
+    report = shapes_report(SUITE, base.records, judged, base.judged, base.truth, names)
     summary = {"seconds": round(running_seconds() - start, 1), **figures(report)}
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     result_console().print(render_report(report))

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from ..algorithms.base import explores
-from ..envs.shapes import population
 from ..experiment.config import Run
 from ..experiment.image_grid import before_after, save_sheet
 from ..experiment.provenance import hardware
@@ -37,7 +36,7 @@ from ..system.atomic_files import replacing, sha256, write_text_atomically
 from ..system.errors import InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
 from .report import ShapesSettings
-from .shapes_suite import Judged, frechet, judge, renders, shapes_report, suite_pictures, suite_prompts
+from .shapes_suite import Judged, judge, shapes_report, suite_pictures, suite_prompts, true_pictures
 
 _log = logging.getLogger(__name__)
 
@@ -110,9 +109,16 @@ class Base:
 
 @cache
 def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
-    """Draw and judge the suite by the untrained model, once for all its runs.
+    """Draw and judge the suite by the untrained model, once for all its runs."""
+    records, pictures = base_pictures(model, settings)
+    features, truth = true_pictures(records, pictures.shape, settings.seed)
+    return Base(records, pictures, features, judge(pictures, records, features), truth)
 
-    Its pictures are kept in the cache folder, for later commands.
+
+def base_pictures(model: Pretrained, settings: ShapesSettings) -> tuple[list[dict], np.ndarray]:
+    """Return the P prompts of the suite and the untrained model's pictures of them, uint8 (P, images, H, W, 3).
+
+    Pictures are kept in the cache folder, for later commands.
     """
     loaded = model.load(default_device())
     records = suite_prompts(settings, picture_size(loaded))
@@ -121,11 +127,7 @@ def base_of(model: Pretrained, settings: ShapesSettings) -> Base:
     if drawn is None:
         drawn = {"pictures": torch.from_numpy(np.ascontiguousarray(suite_pictures(loaded, records, settings)))}
         write_cache_file(file, drawn)
-    pictures = drawn["pictures"].numpy()
-    reference, fresh = (renders(records, pictures.shape, settings.seed, name) for name in ("reference", "fresh"))
-    features = population.texture_features(reference.reshape(-1, *pictures.shape[2:]))
-    truth = {"frechet": frechet(fresh, features)}
-    return Base(records, pictures, features, judge(pictures, records, features), truth)
+    return records, drawn["pictures"].numpy()
 
 
 def pictures_key(model: Model, records: Sequence[dict], settings: ShapesSettings) -> str:

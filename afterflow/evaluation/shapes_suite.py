@@ -94,14 +94,23 @@ def compare_pictures(
         model: Name of the model in the report.
         against: Name of the model to compare with.
     """
-    reference, fresh = (renders(records, tuned.shape, settings.seed, name) for name in ("reference", "fresh"))
-    features = population.texture_features(reference.reshape(-1, *tuned.shape[2:]))
+    features, truth = true_pictures(records, tuned.shape, settings.seed)
     judged = judge(tuned, records, features)
     judged_base = None if base is None else judge(base, records, features)
-    truth = {"frechet": frechet(fresh, features)}
-    if tuned.shape[1] > 1:
-        truth["diversity"] = float(np.mean([population.diversity(images) for images in fresh]))
     return shapes_report(settings, records, judged, judged_base, truth, (model, against)), judged, judged_base
+
+
+def true_pictures(records: Sequence[dict], shape: Sequence[int], seed: int) -> tuple[np.ndarray, dict[str, float]]:
+    """Render two sets of true images of P records in `shape` (P, K, S, S, 3): features (P * K, F), figures.
+
+    The features are those of the first set, to which others are compared; the figures are what the second set gets.
+    """
+    reference, fresh = (renders(records, shape, seed, name) for name in ("reference", "fresh"))
+    features = population.texture_features(reference.reshape(-1, *shape[2:]))
+    truth = {"frechet": frechet(fresh, features)}
+    if shape[1] > 1:
+        truth["diversity"] = float(np.mean([population.diversity(images) for images in fresh]))
+    return features, truth
 
 
 def judge(images: np.ndarray, records: Sequence[dict], features: np.ndarray) -> Judged:
