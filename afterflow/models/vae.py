@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def encode_images(vae: "AutoencoderKL", images: np.ndarray) -> Tensor:
     """Encode images: uint8 (B, H, W, 3) → (B, C, h, w)."""
-    batch = batch_size(images.shape[1] * images.shape[2], 64)
+    batch = batch_size(images.shape[1] * images.shape[2])
     parts = [vae.encode(to_pixels(images[i : i + batch], vae)).latent_dist.mode() for i in range(0, len(images), batch)]
     return (torch.cat(parts) - vae.config.shift_factor) * vae.config.scaling_factor
 
@@ -24,9 +24,9 @@ def encode_images(vae: "AutoencoderKL", images: np.ndarray) -> Tensor:
 def decode_images(vae: "AutoencoderKL", latents: Tensor) -> np.ndarray:
     """Decode images: (B, C, h, w) → uint8 (B, H, W, 3)."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    batch = batch_size(latents.shape[-1] * latents.shape[-2] * factor**2, 16)
+    pixels = latents.shape[-1] * latents.shape[-2] * factor**2
     z = latents.float() / vae.config.scaling_factor + vae.config.shift_factor
-    return np.concatenate([to_uint8(vae.decode(part).sample) for part in z.split(batch)])
+    return decode_in_equal_batches(vae, z, pixels)
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def encode_clips(vae: "ClipVAE", clips: np.ndarray) -> Tensor:
     """
     clips = clips if clips.ndim == 5 else clips[:, None]
     mean, std = channel_statistics(vae)
-    batch = batch_size(int(np.prod(clips.shape[1:4])), 64)
+    batch = batch_size(int(np.prod(clips.shape[1:4])))
     parts = [
         (vae.encode(to_pixels(clips[i : i + batch], vae)).latent_dist.mode() - mean) / std
         for i in range(0, len(clips), batch)
@@ -49,8 +49,8 @@ def encode_clips(vae: "ClipVAE", clips: np.ndarray) -> Tensor:
 def decode_clips(vae: "ClipVAE", latents: Tensor) -> np.ndarray:
     """Decode clips by the autoencoder of Wan or Qwen-Image: (B, C, f, h, w) → uint8 (B, F, H, W, 3)."""
     mean, std = channel_statistics(vae)
-    batch = batch_size(256 * latents[0, 0].numel(), 16)  # a latent stands for 4 frames of 8 x 8 pixels
-    return np.concatenate([to_uint8(vae.decode(part.float() * std + mean).sample) for part in latents.split(batch)])
+    pixels = 256 * latents[0, 0].numel()  # a latent stands for 4 frames of 8 x 8 pixels
+    return decode_in_equal_batches(vae, latents.float() * std + mean, pixels)
 
 
 def encode_frames(vae: "ClipVAE", images: np.ndarray) -> Tensor:
@@ -63,9 +63,21 @@ def decode_frames(vae: "ClipVAE", latents: Tensor) -> np.ndarray:
     return decode_clips(vae, latents[:, :, None])[:, 0]
 
 
-def batch_size(pixels: int, limit: int) -> int:
-    """Number of pictures of so many pixels in one pass: activations of some gigabytes, at any size of picture."""
-    return max(1, min(limit, 2**21 // pixels))
+def decode_in_equal_batches(vae: "AutoencoderKL | ClipVAE", z: Tensor, pixels: int) -> np.ndarray:
+    """Decode z (B, ...), pictures of so many pixels, in batches of one size, the last of them filled up.
+
+    Convolutions round otherwise in a batch of another size.  So a picture is the same to the last bit however many are
+    decoded with it, and however many processes share them.  Large pictures are decoded one by one.
+    """
+    batch = max(1, min(16, 2**18 // pixels))
+    filled = torch.cat([z, z[-1:].expand(-len(z) % batch, *z.shape[1:])])
+    images = np.concatenate([to_uint8(vae.decode(part).sample) for part in filled.split(batch)])
+    return images[: len(z)]
+
+
+def batch_size(pixels: int) -> int:
+    """Number of pictures of so many pixels to encode in one pass: some gigabytes of activations, at any size."""
+    return max(1, min(64, 2**21 // pixels))
 
 
 def channel_statistics(vae: "ClipVAE") -> tuple[Tensor, Tensor]:

@@ -158,6 +158,17 @@ def test_a_full_fine_tune_is_a_pipeline_of_its_own(tinies, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_a_picture_is_decoded_alike_however_many_are_decoded_with_it(tinies, name, monkeypatch):
+    """Or two processes, which decode fewer at once, would score other pictures than one does."""
+    monkeypatch.setattr("afterflow.models.vae.to_uint8", lambda x: x.numpy())  # before rounding hides it
+    model = tinies[name].load()
+    latents = torch.randn(19, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    together = model.decode(latents)
+    for count in (1, 3, 8, 17):
+        assert (model.decode(latents[:count]) == together[:count]).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_wide_picture_is_not_a_tall_one(tinies, name):
     config = replace(tinies[name], width=48)
     model = loaded(config)
