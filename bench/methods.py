@@ -89,11 +89,11 @@ def prepare(names: Sequence[str]) -> None:
             execute_chain(replace(recipe, stages=recipe.stages[:-1]))
 
 
-def time_methods(rounds: int) -> None:
+def time_methods(names: Sequence[str], rounds: int) -> None:
     """Store the seconds of an iteration of each method: the median over rounds of the second of two."""
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name in METHODS:
+        for name in names:
             run = replace(run_of(name, 2, 0), name=f"methods/{name}_time")
             run = run.with_options(held_out=None, eval_every=0, eval_rewards=())
             lines = lines_of(execute(run, name).folder)
@@ -101,7 +101,8 @@ def time_methods(rounds: int) -> None:
             seconds[name].append(lines[1]["seconds_trained"] - lines[0]["seconds_trained"])
             print(name, [round(value, 2) for value in seconds[name]], flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    times = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
+    times = read_json(str(TIMES)).get("seconds", {})
+    times |= {name: round(statistics.median(values), 3) for name, values in seconds.items()}
     iterations = {name: round(BUDGET / value) for name, value in times.items()}
     TIMES.write_text(json.dumps({"seconds": times, "iterations": iterations, **provenance()}, indent=1) + "\n")
 
@@ -201,7 +202,7 @@ def main() -> None:
     if options.work in ("time", "train"):
         prepare(names)
     if options.work == "time":
-        time_methods(options.rounds)
+        time_methods(names, options.rounds)
     elif options.work == "train":
         train_methods(names, options.seeds, options.jobs)
     elif options.work == "one":
