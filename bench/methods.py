@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from harness import provenance
+from harness import provenance, read_json
 
 from afterflow.evaluation.comparison import (
     base_of,
