@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from ..objectives.advantages import Normalize
-from ..sampling.kernels import kl
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
 from .base import Metrics, Models, Reference, Requirements, Scores, require
 from .lag import Lag
 from .policy_gradient import GroupRelative, check_unguarded, compares_prompts, group_advantages
-from .ratios import LogDensity, density_loss, guarded_loss, step
+from .ratios import LogDensity, density_loss, distance_to_reference, guarded_loss, step
+from .windows import check_window, window_bounds
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,10 @@ class FlowGRPO(GroupRelative):
     def __post_init__(self) -> None:
         self.check_group()
         require(self.beta >= 0, f"beta = {self.beta}: the weight of the KL is 0 or more")
-        ranged_alone = self.window is None and self.window_range is not None
-        require(not ranged_alone, "window_range is set without a window: give the window its number of steps")
         check_unguarded(self.guard, self.divergence)
         odd = self.density == "variance_free" and (self.guard or self.kernel != "cps" or self.divergence is not None)
         require(not odd, "density = variance_free is flow_grpo's for plain cps; take the true density here")
-        first, end = self._range
-        inside = f"with {self.steps} steps windows lie in [0, {self.steps - 1}), because the step onto the image is"
-        fits = 0 <= first < end <= self.steps - 1
-        require(fits, f"window_range = ({first}, {end}): {inside} never trained")
-        fits = self.window is None or 1 <= self.window <= end - first
-        require(fits, f"window = {self.window}: between 1 and the {end - first} steps of window_range")
-
-    @property
-    def _range(self) -> tuple[int, int]:
-        if self.window is None:
-            return 0, self.steps - 1
-        return self.window_range or (0, max(self.window, self.steps // 2))
+        check_window(self.window, self.window_range, self.steps)
 
     @property
     def requirements(self) -> Requirements:
@@ -92,7 +79,7 @@ class FlowGRPO(GroupRelative):
 
     def plan(self, step: int, generator: torch.Generator) -> Plan:
         """Return rollouts that are stochastic in the window, or in all steps but the last."""
-        first, end = self._range
+        first, end = window_bounds(self.window, self.window_range, self.steps)
         width = self.window or end - first
         # One start for the whole iteration: prompts of a batch then train the same noise levels.
         start = int(torch.randint(first, end - width + 1, (), generator=generator))
@@ -112,9 +99,5 @@ class FlowGRPO(GroupRelative):
             loss, metrics = density_loss(p, batch, self.clip, self.divergence, self.density)
         if self.beta == 0:
             return loss, metrics
-        assert models.reference is not None
-        with torch.no_grad():
-            q = step(models.reference, self.step_kernel, batch)
-        distance = kl(p, q) * (batch.t - batch.s if self.kl_scale == "legacy" else 1)
-        anchor = distance[batch.parent].mean()
-        return loss + self.beta * anchor, metrics | {"kl": anchor.detach()}
+        distance = distance_to_reference(models.reference, self.step_kernel, batch, p, self.kl_scale)
+        return loss + self.beta * distance, metrics | {"kl": distance.detach()}

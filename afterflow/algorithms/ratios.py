@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..objectives.losses import clipped_surrogate, divergence_mask, guard_log_ratio, masked_surrogate
@@ -97,3 +98,22 @@ def masked_loss(log_ratio: Tensor, p: Gaussian, batch: Transitions, limit: float
 def ratio_metrics(loss: Tensor, ratio: Tensor) -> Metrics:
     """Return what is logged of a loss and the ratios (K,) that it is of."""
     return {"policy_loss": loss.detach(), "ratio_mean": ratio.mean(), "ratio_max": ratio.max()}
+
+
+def distance_to_reference(
+    reference: Velocity | None, kernel: Kernel, batch: Transitions, p: Gaussian, scale: Literal["exact", "legacy"]
+) -> Tensor:
+    """Return the mean KL(π_θ ‖ π_ref) of the children, of the policy's kernels p (M, ...).
+
+    Args:
+        reference: The velocity of the reference.
+        kernel: The Gaussian of each step.
+        batch: The steps that the policy took.
+        p: The policy's kernels.
+        scale: legacy multiplies the KL by Δt, as flow_grpo's code does.
+    """
+    assert reference is not None
+    with torch.no_grad():
+        q = step(reference, kernel, batch)
+    distance = kl(p, q) * (batch.t - batch.s if scale == "legacy" else 1)
+    return distance[batch.parent].mean()

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from ..objectives.losses import flow_matching
-from ..sampling.conditioning import Conditioning, Pairs
+from ..sampling.conditioning import Pairs
 from ..sampling.flow import DENSITIES, expand, interpolate, renoise, shifted, weighting
 from ..sampling.kernels import KERNELS, KernelName
 from ..sampling.row_random import RowRandom
+from ..sampling.sampler_step import counts_when_stochastic, guided_prediction, sampler_step
 from .base import Metrics, Models, Requirements, Supervised, check_cps, require
 
 
@@ -49,13 +50,11 @@ class SOAR(Supervised):
 
     def __post_init__(self) -> None:
         self.check_times()
-        require(self.steps >= 1, f"steps = {self.steps}: at least 1")
-        require(self.points >= 1, f"points = {self.points}: at least 1; correction = 0 is SFT")
-        require(self.correction >= 0, f"correction = {self.correction}: 0 or more")
+        for name, unless in {"steps": "", "points": "; correction = 0 is SFT", "paths": ", that of the ODE"}.items():
+            require(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: at least 1{unless}")
+        for name in ("correction", "rollout_guidance", "eta"):
+            require(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}: 0 or more")
         require(0 < self.min_time < 1, f"min_time = {self.min_time}: between image and noise, so in (0, 1)")
-        require(self.paths >= 1, f"paths = {self.paths}: at least the roll-out of the ODE")
-        require(self.rollout_guidance >= 0, f"rollout_guidance = {self.rollout_guidance}: 0 or more; 1 is without")
-        require(self.eta >= 0, f"eta = {self.eta}: 0 or more")
         require(self.paths == 1 or self.eta > 0, f"eta = {self.eta}: stochastic roll-outs need noise; take eta > 0")
         check_cps(self.kernel, self.eta)
 
@@ -71,7 +70,7 @@ class SOAR(Supervised):
             return None
         assert batch.seeds is not None
         _, t, s = self._draw(batch, RowRandom.seeded(batch.seeds))
-        return 1 + self.correction * self.points * (1 + (self.paths - 1) * _stable(t, s)).double()
+        return 1 + self.correction * self.points * (1 + (self.paths - 1) * counts_when_stochastic(t, s)).double()
 
     def _draw(self, batch: Pairs, random: RowRandom) -> tuple[Tensor, Tensor, Tensor]:
         """Return the noise of each row, and the times t and s between which its roll-out steps."""
@@ -91,46 +90,21 @@ class SOAR(Supervised):
         x = interpolate(x0, noise, t)
         v = models.policy(x, t, cond)
         base = weighting(self.weighting, t) * flow_matching(v, noise - x0)
-        stable = _stable(t, s)
+        stable = counts_when_stochastic(t, s)
         used = [torch.ones_like(s), *[stable] * (self.paths - 1)] if self.correction else []
-        points = self.points * float(sum(rows.sum() for rows in used))
-        mass = len(batch) + self.correction * points
+        mass = len(batch) + self.correction * (self.points * float(sum(rows.sum() for rows in used)))
         # The mass of a row in units of that of a row with a single path: 1 exactly where all have one.
         paths = 1 + (self.paths - 1) * stable
         unit = 1 + self.correction * self.points * (paths - 1) / (1 + self.correction * self.points)
         yield base.sum() / mass, {"base_loss": (base.detach() * unit).sum() / unit.sum()}
-        v = self._guided(models, x, t, cond, v.detach()) if used else v
+        v = guided_prediction(models.policy, x, t, cond, v.detach(), self.rollout_guidance) if used else v
         for path, rows in enumerate(used):
-            end = self._step(x, v, t, s, random if path else None)
+            end = sampler_step(KERNELS[self.kernel], x, v, (t, s), self.eta, random if path else None)
             for _ in range(self.points):
                 lowest = s.clamp(min=self.min_time)
-                later = lowest + (1 - lowest) * random.uniform().to(s)
-                back = renoise(end, noise, s, later)
-                target = (back - x0) / expand(later, back)
-                error = weighting(self.weighting, later) * flow_matching(models.policy(back, later, cond), target)
-                error = error * rows
+                tau = lowest + (1 - lowest) * random.uniform().to(s)
+                back = renoise(end, noise, s, tau)
+                target = (back - x0) / expand(tau, back)
+                error = rows * weighting(self.weighting, tau) * flow_matching(models.policy(back, tau, cond), target)
                 mean = (error.detach() * unit / paths).sum() / (self.points * unit.sum())
                 yield self.correction * error.sum() / mass, {"correction_loss": mean}
-
-    @torch.no_grad()
-    def _guided(self, models: Models, x: Tensor, t: Tensor, cond: Conditioning, v: Tensor) -> Tensor:
-        """Return v_∅ + g (v_c - v_∅), fp32, of the prediction v with the prompt."""
-        if self.rollout_guidance == 1:
-            return v.float()
-        empty = models.policy(x, t, cond.dropped(torch.ones(len(x), dtype=torch.bool))).float()
-        return empty + self.rollout_guidance * (v.float() - empty)
-
-    def _step(self, x: Tensor, v: Tensor, t: Tensor, s: Tensor, random: RowRandom | None) -> Tensor:
-        """Return the state that one step from x leads to: the ODE's, or with random numbers the SDE's."""
-        if random is None:
-            return x - expand(t - s, x) * v
-        p = KERNELS[self.kernel](x, v, t, s, torch.full_like(t, self.eta))
-        return p.mean + p.std * random.normal(x.shape[1:]).to(x)
-
-
-def _stable(t: Tensor, s: Tensor) -> Tensor:
-    """Return 1 where a stochastic step from t to s counts, else 0, (B,).
-
-    One onto the image leaves noise in it, and flow_sde's first one from near the noise flies off.
-    """
-    return ((s > 0) & (t < 0.99)).float()

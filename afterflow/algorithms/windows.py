@@ -1,4 +1,4 @@
-"""The window of stochastic steps that MixGRPO slides (arXiv:2507.21802), and BranchGRPO-Mix as well."""
+"""Windows of stochastic steps: Flow-GRPO-Fast's, and that which MixGRPO (arXiv:2507.21802) and BranchGRPO-Mix slide."""
 
 import math
 from dataclasses import dataclass
@@ -72,3 +72,21 @@ class SlidingWindow:
         if self.order == "exp_decay":
             return math.ceil(self.every * math.exp(-self.decay_rate * max(0, start - self.decay_from)))
         return self.every
+
+
+def window_bounds(window: int | None, bounds: tuple[int, int] | None, steps: int) -> tuple[int, int]:
+    """Return the first and one-past-last step that Flow-GRPO-Fast's window may cover in a rollout of so many steps."""
+    if window is None:
+        return 0, steps - 1
+    return bounds or (0, max(window, steps // 2))
+
+
+def check_window(window: int | None, bounds: tuple[int, int] | None, steps: int) -> None:
+    """Raise ValueError where no such window fits a rollout of so many steps."""
+    ranged_alone = window is None and bounds is not None
+    require(not ranged_alone, "window_range is set without a window: give the window its number of steps")
+    first, end = window_bounds(window, bounds, steps)
+    inside = f"with {steps} steps windows lie in [0, {steps - 1}), because the step onto the image is never trained"
+    require(0 <= first < end <= steps - 1, f"window_range = ({first}, {end}): {inside}")
+    fits = window is None or 1 <= window <= end - first
+    require(fits, f"window = {window}: between 1 and the {end - first} steps of window_range")
