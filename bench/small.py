@@ -22,6 +22,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.online_dpo import OnlineDPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
@@ -57,6 +58,7 @@ METHODS: dict[str, Algorithm] = {
     "flow_awr": FlowAWR(WEIGHTS, steps=4, group=4),
     "dgpo": DGPO(WEIGHTS, steps=4, group=4, times=TrainingTimes(2, shared="group")),
     "crd": CRD(WEIGHTS, steps=4, group=4),
+    "online_dpo": OnlineDPO(WEIGHTS, steps=4, group=4, times=TrainingTimes(2, shared="group")),
 }
 CLOCKS = ("seconds",)
 

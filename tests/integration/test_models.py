@@ -25,6 +25,7 @@ from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.forward_process import learns_from_finished
 from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.mix_grpo import MixGRPO
+from afterflow.algorithms.online_dpo import OnlineDPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
@@ -271,6 +272,7 @@ METHODS = {
     "flow_awr": FlowAWR(JPEG, steps=STEPS, group=2, kl=0.0),
     "dgpo": DGPO(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, shared="group"), beta=1.0),
     "crd": CRD(JPEG, steps=STEPS, group=2),
+    "online_dpo": OnlineDPO(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, shared="group")),
 }
 
 
