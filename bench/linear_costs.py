@@ -25,23 +25,29 @@ from afterflow.models.wrappers import in_chunks
 
 ALGORITHM = FlowGRPO({"reward": 1.0}, steps=6, group=8, beta=0.0)
 RANKS = (8, 32, 128)
+RANK = RANKS[1]
+"""Of the variants whose rank is not varied."""
 TIMES = (1, 2, 4)
 
 
 def main() -> None:
     options = timing_options(make_parser(__doc__), rounds=5, prompts=4, chunk=32)
-    images = options.prompts * ALGORITHM.group
+    images, steps = options.prompts * ALGORITHM.group, ALGORITHM.steps
     # Evaluations of an iteration: those of the rollout, and a forward and backward pass (as three) of trained steps.
     cost = lambda count, steps: count * (steps + 3 * (steps - 1))
     variants: dict[str, tuple[FlowGRPO, int, int, float]] = {}
     for n in TIMES:
-        steps = ALGORITHM.steps * n
         variants |= {
-            f"group x{n}": (replace(ALGORITHM, group=ALGORITHM.group * n), options.prompts, 32, cost(images * n, 6)),
-            f"prompts x{n}": (ALGORITHM, options.prompts * n, 32, cost(images * n, 6)),
-            f"steps x{n}": (replace(ALGORITHM, steps=steps), options.prompts, 32, cost(images, steps)),
+            f"group x{n}": (
+                replace(ALGORITHM, group=ALGORITHM.group * n),
+                options.prompts,
+                RANK,
+                cost(images * n, steps),
+            ),
+            f"prompts x{n}": (ALGORITHM, options.prompts * n, RANK, cost(images * n, steps)),
+            f"steps x{n}": (replace(ALGORITHM, steps=steps * n), options.prompts, RANK, cost(images, steps * n)),
         }
-    variants |= {f"rank {rank}": (ALGORITHM, options.prompts, rank, cost(images, 6)) for rank in RANKS}
+    variants |= {f"rank {rank}": (ALGORITHM, options.prompts, rank, cost(images, steps)) for rank in RANKS}
     runs = {name: variant(options, *about[:3]) for name, about in variants.items()}
     seconds = {name: [] for name in runs}
     for step in range(options.rounds + 1):

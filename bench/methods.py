@@ -1,4 +1,4 @@
-"""Every method of the shapes world under the same seconds, by counted iterations; docs/claims.md reads the result.
+"""Every method of the shapes world under the same seconds, by counted iterations.
 
     python bench/methods.py time                 # on a quiet machine
     python bench/methods.py train --seeds 0 1 2
@@ -25,10 +25,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from harness import provenance, read_json
 
 from afterflow.evaluation.comparison import (
-    base_of,
+    beside_base,
     curve,
     judge_run,
     judged_from_json,
@@ -36,12 +37,13 @@ from afterflow.evaluation.comparison import (
     pooled,
 )
 from afterflow.evaluation.report import ShapesSettings
-from afterflow.evaluation.shapes_suite import Judged, shapes_report
+from afterflow.evaluation.shapes_suite import Judged
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
+from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.stages import Chain, execute_chain
-from afterflow.experiment.train_subprocess import CURVE_PROMPTS
+from afterflow.experiment.train_subprocess import CURVE_PROMPTS, check_same, has_ended
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
 
@@ -96,7 +98,7 @@ def time_methods(names: Sequence[str], rounds: int) -> None:
         for name in names:
             run = replace(run_of(name, 2, 0), name=f"methods/{name}_time")
             run = run.with_options(held_out=None, eval_every=0, eval_rewards=())
-            lines = lines_of(execute(run, name).folder)
+            lines = RunFolder(execute(run, name).folder).metrics()
             shutil.rmtree(run.folder)
             seconds[name].append(lines[1]["seconds_trained"] - lines[0]["seconds_trained"])
             print(name, [round(value, 2) for value in seconds[name]], flush=True)
@@ -107,38 +109,49 @@ def time_methods(names: Sequence[str], rounds: int) -> None:
     TIMES.write_text(json.dumps({"seconds": times, "iterations": iterations, **provenance()}, indent=1) + "\n")
 
 
-def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def result_file(name: str, seed: int) -> Path:
     return RESULTS / f"{name}_{seed}.json"
 
 
 def train_methods(names: list[str], seeds: list[int], jobs: int) -> None:
     """Train what has no result yet, each in a process of its own."""
-    missing = [(name, seed) for seed in seeds for name in names if not result_file(name, seed).is_file()]
 
-    def train(one: tuple[str, int]) -> None:
+    def train(one: tuple[str, int]) -> int:
         command = [sys.executable, __file__, "one", one[0], "--seeds", str(one[1])]
         code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
         print(*one, "is stored" if code == 0 else f"ended with {code}", flush=True)
+        return code
 
+    missing = [(name, seed) for seed in seeds for name in names if not is_stored(name, seed)]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(train, missing))
+        if any(list(pool.map(train, missing))):
+            raise SystemExit("some ended with an error, see above; the same command goes on with them")
+
+
+def is_stored(name: str, seed: int) -> bool:
+    """Whether the result is there.  SystemExit where it is that of another recipe, or of other iterations."""
+    stored, run = read_json(str(result_file(name, seed))), counted_run(name, seed)
+    if stored and stored["config"] != to_json(run):
+        raise SystemExit(f"{result_file(name, seed)} is of other settings; delete it")
+    return bool(stored)
+
+
+def counted_run(name: str, seed: int) -> Run:
+    """The run with the iterations of BUDGET seconds."""
+    return run_of(name, json.loads(TIMES.read_text())["iterations"][name], seed)
 
 
 def train_one(name: str, seed: int) -> None:
     """Train one method with one seed, and store its figures prompt by prompt."""
-    iterations = json.loads(TIMES.read_text())["iterations"][name]
-    run = run_of(name, iterations, seed)
-    if not (run.folder / "lora").is_dir():
-        execute(run, name, resume=any(run.folder.glob("checkpoints/step_*")))
+    run = counted_run(name, seed)
+    check_same(run)
+    if not has_ended(run.folder, run):
+        execute(run, name, resume=bool(RunFolder(run.folder).checkpoints()))
     finished = judge_run(run.folder, run, name, SUITE)
     result = {
         "name": name,
         "seed": seed,
-        "iterations": iterations,
+        "iterations": run.batches.iterations,
         "seconds_trained": finished.lines[-1]["seconds_trained"],
         "config": to_json(run),
         "curve": curve(finished),
@@ -175,18 +188,13 @@ def report_methods() -> None:
 
 def pooled_entry(name: str, stored: list[dict]) -> dict:
     """One method: the report over its seeds, and each seed's own gain."""
-    model = run_of(name, 1, 0).model
-    base = base_of(model, SUITE)
-
-    def overall(judged: Judged) -> dict:
-        return to_json(shapes_report(SUITE, base.records, judged, base.judged, base.truth, (name, model.path)))
-
+    report = lambda judged: to_json(beside_base(run_of(name, 1, 0), SUITE, judged, name))
     runs = [
         {key: one[key] for key in ("seed", "iterations", "seconds_trained", "curve", "git_commit", "hardware")}
-        | {"strict": overall(judged_from_json(one["judged"]))["overall"]["strict"]}
+        | {"strict": report(judged_from_json(one["judged"]))["overall"]["strict"]}
         for one in stored
     ]
-    return {"name": name, "report": overall(pooled([judged_from_json(one["judged"]) for one in stored])), "runs": runs}
+    return {"name": name, "report": report(pooled([judged_from_json(one["judged"]) for one in stored])), "runs": runs}
 
 
 def main() -> None:
@@ -197,6 +205,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on one thread")
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     no_progress_bars()
     names = options.names or list(METHODS)
     if options.work in ("time", "train"):

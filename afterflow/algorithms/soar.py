@@ -50,8 +50,8 @@ class SOAR(Supervised):
 
     def __post_init__(self) -> None:
         self.check_times()
-        for name, unless in {"steps": "", "points": "; correction = 0 is SFT", "paths": ", that of the ODE"}.items():
-            require(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: at least 1{unless}")
+        for name, hint in {"steps": "", "points": "; correction = 0 is SFT", "paths": ""}.items():
+            require(getattr(self, name) >= 1, f"{name} = {getattr(self, name)}: at least 1{hint}")
         for name in ("correction", "rollout_guidance", "eta"):
             require(getattr(self, name) >= 0, f"{name} = {getattr(self, name)}: 0 or more")
         require(0 < self.min_time < 1, f"min_time = {self.min_time}: between image and noise, so in (0, 1)")

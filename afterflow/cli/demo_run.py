@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from ..evaluation.base_meanwhile import base_drawn_meanwhile
-from ..evaluation.comparison import base_of, judge_run
+from ..evaluation.comparison import beside_base, judge_run
 from ..evaluation.report import Comparison, Report, ShapesSettings, render_report
-from ..evaluation.shapes_suite import shapes_report
 from ..experiment.config import Run
 from ..experiment.execute import execute
 from ..experiment.run_folder import RECORD_MARK, is_of_run
@@ -40,9 +39,8 @@ def run_demo() -> None:
 
 def judge_demo(run: Run, folder: Path, start: float) -> None:
     """Judge base and result on held-out prompts, print both, and write them beside the LoRA."""
-    judged, base = judge_run(folder, run, "demo", SUITE).judged, base_of(run.model, SUITE)
-    names = str(folder / "lora"), run.model.path
-    report = shapes_report(SUITE, base.records, judged, base.judged, base.truth, names)
+    judged = judge_run(folder, run, "demo", SUITE).judged
+    report = beside_base(run, SUITE, judged, str(folder / "lora"))
     summary = {"seconds": round(running_seconds() - start, 1), **figures(report)}
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     result_console().print(render_report(report))

@@ -35,7 +35,7 @@ from ..rewards.registry import find_reward
 from ..system.atomic_files import replacing, sha256, write_text_atomically
 from ..system.errors import InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
-from .report import ShapesSettings
+from .report import Report, ShapesSettings
 from .shapes_suite import Judged, judge, shapes_report, suite_pictures, suite_prompts, true_pictures
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
     run has not ended.
     """
     check_ended(folder, run)
-    settings = replace(settings, guidance=run.batches.guidance_scale)
+    settings = guided_settings(run, settings)
     lines = RunFolder(folder).metrics()
     base = base_of(run.model, settings)
     about = {
@@ -105,6 +105,18 @@ class Base:
     judged: Judged
     truth: dict[str, float]
     """Figures of other true pictures."""
+
+
+def guided_settings(run: Run, settings: ShapesSettings) -> ShapesSettings:
+    """Return the settings under the guidance that the run's rollouts have."""
+    return replace(settings, guidance=run.batches.guidance_scale)
+
+
+def beside_base(run: Run, settings: ShapesSettings, judged: Judged, model: str) -> Report:
+    """Report judged pictures of a run, or of several of its kind, beside its base; `model` names them."""
+    settings = guided_settings(run, settings)
+    base = base_of(run.model, settings)
+    return shapes_report(settings, base.records, judged, base.judged, base.truth, (model, run.model.path))
 
 
 @cache
@@ -250,12 +262,7 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
     """Return the entry of one method over its seeds."""
     run = runs[0].run
-    settings = replace(settings, guidance=run.batches.guidance_scale)
-    base, path = base_of(run.model, settings), run.model.path
-
-    def report(judged: Judged, model: str) -> dict[str, Any]:
-        return to_json(shapes_report(settings, base.records, judged, base.judged, base.truth, (model, path)))
-
+    report = lambda judged, model: to_json(beside_base(run, settings, judged, model))
     lines = [line for finished in runs for line in finished.lines]
     return {
         "name": name,

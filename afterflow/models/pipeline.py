@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Conditioning, Embedding, Velocity
+from ..sampling.conditioning import Conditioning, Embedding, Velocity, linear_guidance
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import AfterflowError, InputError
@@ -36,7 +36,7 @@ from .packing import pack_latents, unpack_latents
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
 from .vae import decode_images, encode_images
-from .wrappers import Combine, guided, in_chunks, linear_guidance
+from .wrappers import Combine, guided, in_chunks
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

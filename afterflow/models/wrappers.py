@@ -8,14 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sampling.conditioning import Conditioning, Velocity
+from ..sampling.conditioning import Conditioning, Velocity, linear_guidance
 
 Combine = Callable[[Tensor, Tensor, float], Tensor]
-
-
-def linear_guidance(empty: Tensor, full: Tensor, scale: float) -> Tensor:
-    """Return v_∅ + scale (v_c - v_∅), classifier-free guidance as it was published (arXiv:2207.12598)."""
-    return empty + scale * (full - empty)
 
 
 def guided(velocity: Velocity, scale: float, combine: Combine = linear_guidance) -> Velocity:

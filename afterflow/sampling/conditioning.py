@@ -114,6 +114,11 @@ class Velocity(Protocol):
         ...
 
 
+def linear_guidance(empty: Tensor, full: Tensor, scale: float) -> Tensor:
+    """Return v_∅ + scale (v_c - v_∅), classifier-free guidance as it was published (arXiv:2207.12598)."""
+    return empty + scale * (full - empty)
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Clean latents with their prompts are what supervised algorithms learn from."""

@@ -1,9 +1,9 @@
 """One step of a sampler from a noised image: where the roll-outs of SOAR (arXiv:2604.12617) lead."""
 
 import torch
-from torch import Tensor, full_like
+from torch import Tensor
 
-from .conditioning import Conditioning, Velocity
+from .conditioning import Conditioning, Velocity, linear_guidance
 from .flow import expand
 from .kernels import Kernel
 from .row_random import RowRandom
@@ -25,7 +25,7 @@ def sampler_step(
     t, s = times
     if random is None:
         return x - expand(t - s, x) * v
-    p = kernel(x, v, t, s, full_like(t, eta))
+    p = kernel(x, v, t, s, torch.full_like(t, eta))
     return p.mean + p.std * random.normal(x.shape[1:]).to(x)
 
 
@@ -52,4 +52,4 @@ def guided_prediction(velocity: Velocity, x: Tensor, t: Tensor, cond: Conditioni
     if scale == 1:
         return v.float()
     empty = velocity(x, t, cond.dropped(torch.ones(len(x), dtype=torch.bool))).float()
-    return empty + scale * (v.float() - empty)
+    return linear_guidance(empty, v.float(), scale)

@@ -20,7 +20,7 @@ from afterflow.recipes.shapes import demo
 def short(own_folder, monkeypatch):
     """The demo with one small iteration and a small suite."""
     algorithm = replace(demo().algorithm, steps=2, group=2)
-    run = demo().with_options(algorithm=algorithm, iterations=1, batch=1, chunk=2, sample_every=0)
+    run = demo().with_options(algorithm=algorithm, iterations=1, batch=1, chunk=2, sample_every=0, threads=1)
     monkeypatch.setattr(command, "demo", lambda: run)
     monkeypatch.setattr(command, "SUITE", ShapesSettings(prompts=7, images=2, steps=2))
 
@@ -55,7 +55,7 @@ def test_a_second_process_that_fails_costs_time_and_not_the_demo(short, monkeypa
     monkeypatch.setattr(base_meanwhile.sys, "executable", shutil.which("false"))
     with base_drawn_meanwhile(command.demo(), command.SUITE):
         pass
-    assert len(warnings) == 1 and "the base's pictures are drawn now" in warnings[0]
+    assert len(warnings) == 1 and "they are drawn now" in warnings[0]
     with pytest.raises(KeyError), base_drawn_meanwhile(command.demo(), command.SUITE):
         raise KeyError
 

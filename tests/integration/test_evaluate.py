@@ -18,8 +18,7 @@ from afterflow.experiment.serialization import from_json, to_json
 from afterflow.models import generate
 from afterflow.models.generate import draw_images, latent_spread, starting_noise
 from afterflow.models.pipeline import Model
-from afterflow.models.wrappers import linear_guidance
-from afterflow.sampling.conditioning import Embedding, condition
+from afterflow.sampling.conditioning import Embedding, condition, linear_guidance
 from afterflow.sampling.schedules import LinearShift
 
 RNG = np.random.default_rng(0)
