@@ -8,7 +8,8 @@ loss    -min(ρA, clip(ρ) A),   ρ = exp(L_θ - L_before),   L = -(1/N) Σ_j S(
         + b mean (x̂_θ - x̂_old)², where earlier skills must stay
 
 Second-hand: the official code was not seen, and equations are those of a re-implementation.  It reports that two times
-fail, that eight are little better, and that without shared times and noise training diverges.
+fail (on the shapes world two early ones do not), that eight are little better, and that without shared times and noise
+training diverges.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ NOISE = {
     "torchao": ("Failed to load ", "Skipping import of cpp extensions"),
     "torch.utils._pytree": ("is an Enum subclass and is now natively supported",),
     "bitsandbytes.cextension": ("was compiled without GPU support",),
+    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),  # on CPUs that compute in bf16
     "diffusers.loaders.lora_base": ("No LoRA keys associated to NoneType",),  # text encoders that are not loaded
 }
 """Logger of a library → messages that it has at every start, about parts that we do not use."""
