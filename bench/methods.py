@@ -81,7 +81,8 @@ def run_of(name: str, iterations: int, seed: int) -> Run:
     every = max(1, iterations // CURVE_POINTS)
     measured = {"held_out": CURVE_PROMPTS, "eval_every": every, "eval_rewards": ("shapes_strict",)}
     options = {"iterations": iterations, "seed": seed, "name": f"methods/{name}_{seed}", "sample_every": 0}
-    return run.with_options(**options, **measured, keep_checkpoints=1)
+    # The same on every CPU, with bf16 or without, so that seeds may be trained on several.
+    return run.with_options(**options, **measured, keep_checkpoints=1, mixed_precision="no")
 
 
 def prepare(names: Sequence[str]) -> None:
