@@ -20,7 +20,7 @@ from harness import make_parser, provenance, write_json
 from hostile import Answer, run
 
 from afterflow.experiment.serialization import to_json
-from afterflow.models.pipeline import TINY
+from afterflow.models.pipeline_files import TINY
 from afterflow.recipes import RECIPES
 from hostile_models import LORAS, PIPELINES
 

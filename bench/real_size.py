@@ -31,7 +31,8 @@ from afterflow.experiment.network_counts import count_passes
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.base import default_device
-from afterflow.models.pipeline import TINY, Model
+from afterflow.models.pipeline import Model
+from afterflow.models.pipeline_files import TINY
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_chunks
 from afterflow.sampling.conditioning import Conditioning, Embedding, condition

@@ -18,7 +18,8 @@ from harness import make_parser, write_json
 from afterflow.evaluation.report import Report, ShapesSettings
 from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
 from afterflow.experiment.serialization import to_json
-from afterflow.models.pipeline import TINY, no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
+from afterflow.models.pipeline_files import TINY
 from afterflow.models.sd3 import SD3
 
 

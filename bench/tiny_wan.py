@@ -16,7 +16,8 @@ from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
 from afterflow.experiment.intervals import estimates
 from afterflow.models.generate import draw_images
-from afterflow.models.pipeline import TINY_WAN, no_progress_bars
+from afterflow.models.pipeline import no_progress_bars
+from afterflow.models.pipeline_files import TINY_WAN
 from afterflow.models.wan import Wan
 
 VERDICTS = ("strict", "partial", "smoothness")

@@ -5,7 +5,7 @@ import sys
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from afterflow.models.pipeline import TINY
+from afterflow.models.pipeline_files import TINY
 
 
 def main(lora: str) -> None:

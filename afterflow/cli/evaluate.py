@@ -292,7 +292,7 @@ class Eval:
         """Return the guidance scale: as given, of the drawn images, of a LoRA's training, or usual for the family."""
         from ..evaluation.image_store import drawn_with
         from ..experiment.run_folder import folder_of_lora
-        from ..models.families import FAMILIES, pretrained
+        from ..models.families import usual_guidance
         from ..models.lora.files import lora_file
 
         sources = [tuned.source] if base is None else [tuned.source, base.source]
@@ -303,7 +303,7 @@ class Eval:
         scale = next((scale for scale in scales if scale is not None), None)
         if scale is None:
             path = next(source.path for source in sources if not source.is_drawn)
-            scale = FAMILIES[type(pretrained(path, self.source.dtype, {}))].usual_guidance
+            scale = usual_guidance(path)
         print_progress(f"guidance scale {scale:g}")
         return scale
 

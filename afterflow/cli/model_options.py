@@ -43,7 +43,7 @@ class ModelOptions:
 def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:
     """Raise ValueError for a pipeline or a LoRA that does not exist, before any is used."""
     from ..models.lora.files import lora_file
-    from ..models.pipeline import locate
+    from ..models.pipeline_files import locate
 
     for lora in filter(None, loras):
         lora_file(lora)

@@ -142,7 +142,8 @@ class Vote:
         from ..evaluation.image_set import ImageSet, PictureSource
         from ..evaluation.suites import Drawing
         from ..experiment.run_folder import RESULTS
-        from ..models.pipeline import locate, no_progress_bars
+        from ..models.pipeline import no_progress_bars
+        from ..models.pipeline_files import locate
 
         of_best = folder / "best" if self.best else folder
         result = next((of_best / name for name in RESULTS if (of_best / name).is_dir()), None)

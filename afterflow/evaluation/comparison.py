@@ -30,7 +30,8 @@ from ..models.adapters import LoRA
 from ..models.base import cache_folder, default_device, read_cache_file, write_cache_file
 from ..models.generate import picture_size
 from ..models.lora.files import lora_file
-from ..models.pipeline import Model, Pretrained, weights_digest
+from ..models.pipeline import Model, Pretrained
+from ..models.pipeline_files import weights_digest
 from ..rewards.registry import find_reward
 from ..system.atomic_files import replacing, sha256, write_text_atomically
 from ..system.errors import InputError

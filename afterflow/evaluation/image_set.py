@@ -10,7 +10,8 @@ import torch
 from ..experiment.serialization import to_json
 from ..models.generate import decode_groups, draw_latents, encode_records
 from ..models.lora.files import lora_file
-from ..models.pipeline import Model, weights_digest
+from ..models.pipeline import Model
+from ..models.pipeline_files import weights_digest
 from ..system.atomic_files import sha256
 from ..system.folder_lock import locked_folder
 from . import image_store

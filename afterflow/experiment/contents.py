@@ -13,7 +13,7 @@ from ..data.images import HubImages, ImageFolder, load_hub_dataset
 from ..data.pairs import HubPairs, PairFolder
 from ..models.adapters import LoRA
 from ..models.lora.files import lora_file
-from ..models.pipeline import fingerprint
+from ..models.pipeline_files import fingerprint
 from ..rewards.named_code import module_file
 from ..rewards.registry import find_reward
 from ..rewards.vlm.judge import VLMJudge, connect

@@ -13,7 +13,7 @@ from .. import __version__
 from ..models.adapters import LoRA
 from ..models.families import FAMILIES
 from ..models.lora.files import COMFYUI
-from ..models.pipeline import SHIPPED
+from ..models.pipeline_files import SHIPPED
 from ..models.wan import Wan
 from ..system.atomic_files import write_text_atomically, writing
 from ..system.escapes import code_span, markdown_text, python_text
@@ -139,7 +139,7 @@ def stock_of(run: Run) -> str:
 def usage(run: Run, result: Path) -> list[str]:
     """Return the lines that load the result in diffusers."""
     stock = stock_of(run)
-    shipped = [f"from afterflow.models.pipeline import {base_in_code(run)}"] if run.model.path in SHIPPED else []
+    shipped = [f"from afterflow.models.pipeline_files import {base_in_code(run)}"] if run.model.path in SHIPPED else []
     start = f"pipe = {stock}.from_pretrained({base_in_code(run)})"
     code = (
         [start, f"pipe.load_lora_weights({python_text(str(result))})  # or the id of this repository"]

@@ -21,7 +21,8 @@ from ..algorithms.base import Reference, explores
 from ..algorithms.forward_process import learns_from_finished
 from ..models.adapters import attach
 from ..models.base import cache_folder, caching
-from ..models.pipeline import Model, locate
+from ..models.pipeline import Model
+from ..models.pipeline_files import locate
 from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid

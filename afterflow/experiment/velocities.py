@@ -122,6 +122,7 @@ class VelocityFactory:
         With sharded weights all processes take the same number of chunks; `count` may say otherwise.
         """
         count = count or (self.processes.all_max if self.processes.sharded else identity)
+        self.model.check_guidance(self.model.folder, scale)
         guidance = guided(self.precise(velocity), scale, self.model.combine)
         return in_chunks(guidance, self.run.batches.chunk, count)
 

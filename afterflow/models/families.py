@@ -6,16 +6,21 @@ from typing import Any
 
 from ..system.errors import ConfigError, InputError
 from .flux import Flux, FluxModel
-from .pipeline import Model, Pretrained, locate, pipeline_class
+from .flux2_klein import Flux2Klein, Flux2KleinModel
+from .pipeline import Model, Pretrained
+from .pipeline_files import locate, pipeline_class
 from .qwen_image import QwenImage, QwenImageModel
 from .sd3 import SD3, SD3Model
 from .wan import Wan, WanModel
+from .z_image import ZImage, ZImageModel
 
-AnyPretrained = SD3 | Flux | QwenImage | Wan
+AnyPretrained = SD3 | Flux | Flux2Klein | QwenImage | ZImage | Wan
 FAMILIES: dict[type[Pretrained], type[Model]] = {
     SD3: SD3Model,
     Flux: FluxModel,
+    Flux2Klein: Flux2KleinModel,
     QwenImage: QwenImageModel,
+    ZImage: ZImageModel,
     Wan: WanModel,
 }
 
@@ -34,3 +39,9 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any]) -> Pretrained:
         if name not in {field.name for field in fields(kind)}:
             raise ConfigError(f"--{name.replace('_', '-')}: {kind.__name__} has no such option; leave it out")
     return replace(kind(path), dtype=dtype, **options)
+
+
+def usual_guidance(path: str) -> float:
+    """Return the guidance scale of the authors of the pipeline at `path`.  InputError where no family draws with it."""
+    kind = FAMILIES[type(pretrained(path, "float32", {}))]
+    return kind.guidance_of(locate(path, None, weights=False))

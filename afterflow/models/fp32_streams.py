@@ -5,12 +5,11 @@ is mostly rounding.  Half of that arises where blocks add to a stream that is ke
 layer; both are elementwise or small, and cost little in fp32.  Products inside blocks stay in half precision.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-LAST_LAYER = "proj_out"
-"""Name of the layer that all families end with."""
 
 
 class Fp32Linear(nn.Linear):
@@ -23,16 +22,16 @@ class Fp32Linear(nn.Linear):
             return functional.linear(input.float(), self.weight.float(), bias)
 
 
-def keep_streams_in_fp32(network: nn.Module, streams: tuple[str, ...]) -> None:
-    """Keep the residual streams of a network in fp32, and compute its last layer there.
+def keep_streams_in_fp32(network: nn.Module, streams: Iterable[str], end_layers: Iterable[str]) -> None:
+    """Keep the residual streams of a network in fp32, and compute the layers at its ends there.
 
-    streams: names of the layers that streams begin with.
+    streams: names of the layers that streams begin with.  end_layers: names of the small layers at the ends.
     """
     for name in streams:
         network.get_submodule(name).register_forward_hook(_to_fp32)
-    last = network.get_submodule(LAST_LAYER)
-    if type(last) is nn.Linear:  # one that is adapted or quantised stays as it is
-        last.__class__ = Fp32Linear
+    for layer in map(network.get_submodule, end_layers):
+        if type(layer) is nn.Linear:  # one that is adapted or quantised stays as it is
+            layer.__class__ = Fp32Linear
 
 
 def _to_fp32(layer: nn.Module, arguments: object, output: Tensor) -> Tensor:

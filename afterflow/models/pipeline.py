@@ -11,28 +11,25 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity, linear_guidance
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
-from ..system.errors import AfterflowError, InputError
+from ..system.errors import ConfigError
 from ..system.once import say_each_once
-from ..system.own_folders import check_inside
-from ..system.text_files import read_json
 from .base import cache_folder, read_cache_file, write_cache_file
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
+from .pipeline_files import check_family, fingerprint, locate, read_index, reading_parts
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
 from .vae import decode_images, encode_images
@@ -40,28 +37,6 @@ from .wrappers import Combine, guided, in_chunks
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-ASSETS = Path(__file__).parent / "assets"
-TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
-SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN}
-"""Names that a model's path may have instead of a folder."""
-PARTS = {
-    "diffusers": {
-        *("SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"),
-        *("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderKLWan"),
-        *("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"),
-    },
-    "transformers": {
-        *("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
-        *("Qwen2_5_VLForConditionalGeneration", "CLIPVisionModel", "CLIPVisionModelWithProjection"),
-        *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "Qwen2Tokenizer"),
-        *("Qwen2TokenizerFast", "CLIPImageProcessor", "CLIPImageProcessorFast", "SiglipVisionModel"),
-        *("SiglipImageProcessor", "PreTrainedTokenizerFast", "TokenizersBackend"),
-    },
-}
-"""Library → the classes that a part of a pipeline may have; a class of any other name is never imported."""
-MOST_LAYERS, LARGEST_SIZE = 1000, 10**8
-"""Largest number of layers, and of anything else, in the configuration of a part."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +87,8 @@ class Model(ABC):
     """How the autoencoder is called on latents: (autoencoder, latents) → uint8 images."""
     packed: bool = False
     """Whether the pipeline's own loop has tokens of 2x2 latents."""
+    end_layers: tuple[str, ...] = ("proj_out",)
+    """Names of the small layers at the network's ends that compute in fp32 where its streams are kept so."""
 
     module: nn.Module
     """The network that is trained; adapters attach to it."""
@@ -173,6 +150,18 @@ class Model(ABC):
     def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
         """Return the stock pipeline's arguments for B encoded prompts, B empty ones and a guidance scale."""
 
+    @classmethod
+    def guidance_of(cls, folder: Path) -> float:
+        """Return the guidance scale of the authors of the pipeline in a folder."""
+        return cls.usual_guidance
+
+    @classmethod
+    def check_guidance(cls, folder: Path, scale: float) -> None:
+        """Raise ConfigError for guidance of a distilled model, which its own pipeline leaves out."""
+        if scale != 1 and read_index(folder).get("is_distilled"):
+            why = "the model is distilled and draws without guidance"
+            raise ConfigError(f"guidance scale {scale:g}: {why}; take 1, or its base model")
+
     @property
     @abstractmethod
     def text_tokens(self) -> dict[str, int]:
@@ -187,7 +176,11 @@ class Model(ABC):
         return cut_prompts(tuple(limits), tuple(prompts))
 
     def guided_velocity(self, scale: float, chunk: int) -> Velocity:
-        """Return the velocity field that draws images: guided as the family does, in passes of `chunk` rows."""
+        """Return the velocity field that draws images: guided as the family does, in passes of `chunk` rows.
+
+        ConfigError where the pipeline cannot be guided so.
+        """
+        self.check_guidance(self.folder, scale)
         return in_chunks(guided(self.velocity(self.module), scale, self.combine), chunk)
 
     def encode_images(self, images: np.ndarray) -> Tensor:
@@ -273,7 +266,11 @@ class Model(ABC):
             x = self.pipe(latents=x, num_inference_steps=steps, output_type="latent", **inputs)[0]
         finally:
             self.pipe.scheduler = stock_scheduler
-        return unpack_latents(x, noise) if self.packed else x
+        return self.from_stock(x, noise)
+
+    def from_stock(self, latents: Tensor, like: Tensor) -> Tensor:
+        """Return the latents, in the shape of `like` (B, ...), of what the stock pipeline gives its autoencoder."""
+        return unpack_latents(latents, like) if self.packed else latents
 
     @property
     def image_key(self) -> str:
@@ -326,131 +323,6 @@ def pad_sequence(embedding: Embedding, length: int) -> Embedding:
     sequence = nn.functional.pad(embedding.sequence, (0, 0, 0, missing))
     mask = None if embedding.mask is None else nn.functional.pad(embedding.mask, (0, missing))
     return embedding._replace(sequence=sequence, mask=mask)
-
-
-def locate(path: str, revision: str | None, weights: bool = True) -> Path:
-    """Return the local folder of a pipeline, downloaded when `path` is a hub id.
-
-    Without weights, its configurations alone are downloaded.  Raises InputError where there is no such pipeline.
-    """
-    folder = SHIPPED.get(path, Path(path))
-    if not folder.is_dir():
-        if len(Path(path).parts) != 2 or path.startswith(".") or Path(path).anchor:
-            raise InputError(f"model {path!r}: no such folder, and a hub id reads owner/name")
-        try:
-            folder = Path(download(path, revision, weights))
-        except OSError as error:
-            raise InputError(
-                f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "
-                "network and, for a gated model, your token"
-            ) from error
-    check_inside(folder)
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
-    check_parts(path, folder)
-    return folder
-
-
-def download(path: str, revision: str | None, weights: bool) -> str:
-    """Download a pipeline from the hub, or its configurations alone, and return its folder."""
-    if weights:
-        from diffusers import DiffusionPipeline
-
-        return str(DiffusionPipeline.download(path, revision=revision))
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(path, allow_patterns=["*.json", "*.txt"], revision=revision)
-
-
-def weights_digest(path: str) -> str:
-    """Digest of the transformer's and the autoencoder's weights, 32 hexadecimal digits."""
-    folder, digest = locate(path, None), hashlib.sha256()
-    for file in sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("vae/*.safetensors")]):
-        digest.update(fingerprint(file))
-    return digest.hexdigest()[:32]
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """Return what a pipeline's model_index.json holds.  InputError where it names no class of a pipeline."""
-    file = folder / "model_index.json"
-    index = read_json(file)
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise InputError(f"{file}: it names no class of a pipeline, so diffusers did not write it")
-    return index
-
-
-def check_parts(path: str, folder: Path) -> None:
-    """Raise InputError for a pipeline with a part of a class that is not known, which is then never imported.
-
-    Also for a part whose configuration is none, or has numbers beyond all networks.
-    """
-    for name, value in read_index(folder).items():
-        if name.startswith("_") or not isinstance(value, list):
-            continue
-        if value == [None, None]:
-            continue
-        if len(value) != 2 or value[1] not in PARTS.get(str(value[0]), ()):
-            raise InputError(f"model {path!r}: its part {name} is a {value!r}, which afterflow does not know or import")
-        if Path(name).name != name:
-            raise InputError(f"model {path!r}: its part {name!r} is no folder in it")
-        if not (folder / name).is_dir():
-            raise InputError(f"model {path!r}: {folder / name} is absent; download the pipeline again")
-        for file in (folder / name / "config.json", folder / name / "scheduler_config.json"):
-            if file.is_file():
-                check_part(file)
-
-
-def check_part(file: Path) -> None:
-    """Raise InputError for the configuration of a part that is none, or has numbers beyond all networks."""
-    config = read_json(file)
-    values = [("", config)]
-    while values:
-        name, value = values.pop()
-        if isinstance(value, dict | list):
-            inside = value.items() if isinstance(value, dict) else ((name, item) for item in value)
-            values += inside
-        most = MOST_LAYERS if "layers" in name else LARGEST_SIZE
-        if isinstance(value, int | float) and abs(value) > most:
-            raise InputError(f"{file}: {name} = {value}, and no network has more than {most}; the file is damaged")
-    if not isinstance(config, dict):
-        raise InputError(f"{file}: it is no configuration of a network; the file is damaged")
-
-
-@contextmanager
-def reading_parts(path: str) -> Iterator[None]:
-    """Raise InputError, which names the pipeline, where diffusers or transformers cannot make a part of its files."""
-    try:
-        yield
-    except (AfterflowError, torch.OutOfMemoryError):
-        raise
-    except (
-        *(ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError, ArithmeticError),
-        *(AssertionError, ImportError, SafetensorError),
-    ) as error:
-        why = " ".join(str(error).split())[:300]
-        remedy = "install what it asks for" if isinstance(error, ImportError) else "download it again"
-        raise InputError(f"model {path!r} cannot be read ({type(error).__name__}: {why}); {remedy}") from error
-
-
-def pipeline_class(folder: Path) -> str:
-    """Return the name of the pipeline's class in diffusers."""
-    return read_index(folder)["_class_name"]
-
-
-def check_family(path: str, folder: Path, family: str) -> None:
-    """Raise InputError where the pipeline is of another class in diffusers than `family`."""
-    actual = pipeline_class(folder)
-    if actual != family:
-        raise InputError(f"model {path!r} is a {actual}; this model needs a {family}")
-
-
-def fingerprint(file: Path, head: int = 1 << 20) -> bytes:
-    """Digest of a file's name, size, first and last megabyte, which differs without reading gigabytes."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(head)
-        stream.seek(max(0, size - head))
-        return hashlib.sha256(f"{file.parent.name}/{file.name} {size}".encode() + start + stream.read()).digest()
 
 
 KNOWN_NOISE = (

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderKLWan
+    from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderKLWan
 
     ClipVAE = AutoencoderKLWan | AutoencoderKLQwenImage
 
@@ -27,6 +28,36 @@ def decode_images(vae: "AutoencoderKL", latents: Tensor) -> np.ndarray:
     pixels = latents.shape[-1] * latents.shape[-2] * factor**2
     z = latents.float() / vae.config.scaling_factor + vae.config.shift_factor
     return decode_in_equal_batches(vae, z, pixels)
+
+
+@torch.no_grad()
+def encode_patches(vae: "AutoencoderKLFlux2", images: np.ndarray) -> Tensor:
+    """Encode images by the autoencoder of FLUX.2: uint8 (B, H, W, 3) → normalised patches of 2x2 (B, 4C, h/2, w/2)."""
+    batch = batch_size(images.shape[1] * images.shape[2])
+    parts = [vae.encode(to_pixels(images[i : i + batch], vae)).latent_dist.mode() for i in range(0, len(images), batch)]
+    return normalised_patches(vae, torch.cat(parts))
+
+
+@torch.no_grad()
+def decode_patches(vae: "AutoencoderKLFlux2", latents: Tensor) -> np.ndarray:
+    """Decode normalised patches by the autoencoder of FLUX.2: (B, 4C, h/2, w/2) → uint8 (B, H, W, 3)."""
+    mean, std = patch_statistics(vae)
+    z = functional.pixel_shuffle(latents.float() * std + mean, 2)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return decode_in_equal_batches(vae, z, z.shape[-1] * z.shape[-2] * factor**2)
+
+
+def normalised_patches(vae: "AutoencoderKLFlux2", z: Tensor) -> Tensor:
+    """Bring latents to patches of 2x2 with the mean 0 and the variance 1: (B, C, h, w) → (B, 4C, h/2, w/2)."""
+    mean, std = patch_statistics(vae)
+    return (functional.pixel_unshuffle(z, 2) - mean) / std
+
+
+def patch_statistics(vae: "AutoencoderKLFlux2") -> tuple[Tensor, Tensor]:
+    """Mean and std of the channels of patches, (4C, 1, 1) each."""
+    mean, variance = vae.bn.running_mean, vae.bn.running_var
+    assert mean is not None and variance is not None
+    return mean.view(-1, 1, 1), (variance + vae.config.batch_norm_eps).sqrt().view(-1, 1, 1)
 
 
 @torch.no_grad()

@@ -109,5 +109,41 @@ class DynamicShift(Schedule):
         return torch.cat([grid, torch.zeros(1)])
 
 
-ScheduleOption = SD3Grid | LinearShift | DynamicShift | None
+@dataclass(frozen=True)
+class Flux2Shift(Schedule):
+    """The shift of FLUX.2 is e^μ as FLUX.1's, with μ fitted to the number of tokens and to that of steps.
+
+    The numbers are those of the published pipeline, `compute_empirical_mu` in diffusers.
+    """
+
+    tokens: int = 1024
+    """Number of latent tokens of an image: (height / 16) * (width / 16)."""
+    usual_steps: int = 50
+    """Number of steps whose shift is meant where none is named: 50, or 4 of a distilled model."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"schedule.tokens = {self.tokens}: at least 1")
+        if self.usual_steps < 1:
+            raise ValueError(f"schedule.usual_steps = {self.usual_steps}: at least 1")
+
+    def shift(self, steps: int) -> float:
+        """Return e^μ for a number of steps: μ is linear in it, between lines in the tokens for 10 and 200 steps."""
+        mu_200 = 1.6927e-4 * self.tokens + 0.45666666
+        if self.tokens > 4300:
+            return math.exp(mu_200)
+        mu_10 = 8.73809524e-5 * self.tokens + 1.89833333
+        return math.exp(mu_200 + (mu_10 - mu_200) * (200 - steps) / 190)
+
+    @property
+    def warp(self) -> float:
+        """Return the shift of the usual number of steps."""
+        return self.shift(self.usual_steps)
+
+    def times(self, steps: int) -> Tensor:
+        """Return (steps + 1,) evenly spaced times, shifted as far as so many steps are."""
+        return torch.cat([shifted(torch.linspace(1, 1 / steps, steps), self.shift(steps)), torch.zeros(1)])
+
+
+ScheduleOption = SD3Grid | LinearShift | DynamicShift | Flux2Shift | None
 """What an algorithm's option `schedule` may be."""

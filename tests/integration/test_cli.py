@@ -461,6 +461,8 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
         "models/flux",
         "models/wan",
         "models/qwen_image",
+        "models/flux2_klein",
+        "models/z_image",
         "models/adapters",
         "models/lora/merge",
         "data/images",

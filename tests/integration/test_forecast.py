@@ -63,7 +63,7 @@ def test_what_autograd_keeps_and_flops_are_those_of_real_weights(tmp_path, name)
     model = config.load()
     attach(model, LoRA(rank=2, alpha=4))
     cond = encode_records(model, [{"prompt": "a"}])[torch.zeros(3, dtype=torch.long)]
-    if name == "qwen_image":  # of the longest prompt that is kept, which is what the plan takes
+    if name in ("qwen_image", "z_image"):  # of the longest prompt that is kept, which is what the plan takes
         missing = planned.text_shape[0] - cond.positive.sequence.shape[1]
         cond = replace(
             cond,

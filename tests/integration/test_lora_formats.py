@@ -10,9 +10,11 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders.lora_conversion_utils import (
+    _convert_kohya_flux2_lora_to_diffusers,
     _convert_kohya_flux_lora_to_diffusers,
     _convert_musubi_wan_lora_to_diffusers,
     _convert_non_diffusers_qwen_lora_to_diffusers,
+    _convert_non_diffusers_z_image_lora_to_diffusers,
 )
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
@@ -33,6 +35,8 @@ THEIRS = {
     "flux": _convert_kohya_flux_lora_to_diffusers,
     "wan": _convert_musubi_wan_lora_to_diffusers,
     "qwen_image": _convert_non_diffusers_qwen_lora_to_diffusers,
+    "flux2_klein": _convert_kohya_flux2_lora_to_diffusers,
+    "z_image": _convert_non_diffusers_z_image_lora_to_diffusers,
 }
 # What a trainer of another house would adapt besides ours.
 ALL = {
@@ -40,6 +44,8 @@ ALL = {
     "flux": ("to_q", "to_k", "to_v", "proj_mlp", "0.proj_out", "add_q_proj", "ff_context.net.2", "norm1.linear"),
     "qwen_image": ("to_q", "to_out.0", "add_q_proj", "to_add_out", "img_mlp.net.0.proj", "txt_mlp.net.2", "img_mod.1"),
     "wan": ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"),
+    "flux2_klein": ("to_q", "to_k", "to_v", "to_qkv_mlp_proj", "0.attn.to_add_out", "add_q_proj", "linear_in"),
+    "z_image": ("to_q", "to_k", "to_v", "to_out.0", "feed_forward.w2", "layers.0.adaLN_modulation.0"),
 }
 
 
@@ -95,18 +101,23 @@ def rows_of(family, layer, width):
     text = end.startswith("add_") or end == "to_add_out" or "context" in attention
     if family == "QwenImage":
         return layer, 0
+    if family == "ZImage":
+        letter = {"to_q": 0, "to_k": 1, "to_v": 2}.get(layer.rsplit(".", 1)[1])
+        inside = layer if letter is None else f"{layer.rsplit('.', 1)[0]}.qkv"
+        return inside.replace("to_out.0", "out"), (letter or 0) * width
     if family == "Wan":
         kind, letter = {"attn1": "self_attn", "attn2": "cross_attn"}.get(attention), end.removeprefix("to_")[0]
         plain = {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}.get(inside, f"{kind}.{letter}")
         return f"blocks.{number}.{plain}", 0
     if stem == "single_transformer_":
         first = 3 * width if inside == "proj_mlp" else (letter or 0) * width
-        return f"single_blocks.{number}.{'linear2' if inside == 'proj_out' else 'linear1'}", first
-    if family == "Flux":
+        return f"single_blocks.{number}.{'linear2' if inside in ('proj_out', 'attn.to_out') else 'linear1'}", first
+    if family in ("Flux", "Flux2Klein"):
         half = "txt" if text else "img"
         if letter is not None:
             return f"double_blocks.{number}.{half}_attn.qkv", letter * width
         ends = {"to_out.0": "attn.proj", "to_add_out": "attn.proj", "net.0.proj": "mlp.0", "net.2": "mlp.2"}
+        ends |= {"linear_in": "mlp.0", "linear_out": "mlp.2"}
         return f"double_blocks.{number}.{half}_{ends.get(end, 'mod.lin')}", 0
     half = "context_block" if text else "x_block"
     if letter is not None:
@@ -170,7 +181,9 @@ def test_comfyui_and_kohya_apply_a_run_s_folder_at_its_strength(tinies, tmp_path
         rows = max(first + len(ours[layer]), shapes.get(weight, (0, 0))[0])
         shapes[weight] = (rows, ours[layer].shape[1])
     # FLUX has the first layer of the single blocks' MLP in the weight too.
-    shapes = {weight: (7 * width if weight.endswith("linear1") else rows, n) for weight, (rows, n) in shapes.items()}
+    if family == "Flux":
+        widest = lambda weight, rows: 7 * width if weight.endswith("linear1") else rows
+        shapes = {weight: (widest(weight, rows), n) for weight, (rows, n) in shapes.items()}
     expected = {weight: torch.zeros(shape) for weight, shape in shapes.items()}
     for layer, (weight, first) in loader.places.items():
         expected[weight][first : first + len(ours[layer])] += ours[layer]
@@ -515,7 +528,7 @@ FLUX = "transformer.transformer_blocks.0.attn.to_q"
         (pair("transformer_2.blocks.0.attn1.to_q"), "Wan", "no layer of Wan"),
         (pair("double_blocks.0.processor.qkv_lora1", (".down.weight", ".up.weight")), "Flux", "no known kind"),
         (pair("base_model.model.transformer_blocks.0.attn.to_q"), None, "adapter_config.json is not beside it"),
-        (pair("lora_unet_img_in", DOWN), None, "may be of Flux or QwenImage; say which by --family"),
+        (pair("lora_unet_img_in", DOWN), None, "may be of Flux or Flux2Klein or QwenImage; say which by --family"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path, tensors, family, said):

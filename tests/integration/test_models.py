@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from afterflow.algorithms.awm import AWM
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -38,15 +39,17 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import Full, LoRA, Teacher, attach
-from afterflow.models.families import pretrained
+from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
-from afterflow.models.pipeline import pipeline_class
+from afterflow.models.pipeline_files import pipeline_class
 from afterflow.models.wrappers import guided
+from afterflow.models.z_image import of_one_length
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
-from afterflow.sampling.schedules import DynamicShift, LinearShift, SD3Grid
+from afterflow.sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
 from afterflow.sampling.training_times import TrainingTimes
-from tinies import FAMILIES
+from afterflow.system.errors import ConfigError
+from tinies import FAMILIES, flux2_klein
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
 STEPS = 4
@@ -90,14 +93,16 @@ def stock_images(folder, config, noise, guidance, lora=None, **parts):
         size = {"height": config.height, "width": config.width, "num_frames": config.frames}
     else:
         size = {"height": 32, "width": config.width or 32}
-    if "Flux" in kind.__name__ or "Qwen" in kind.__name__:
+    if "FluxP" in kind.__name__ or "Qwen" in kind.__name__:
         latents = pipe._pack_latents(noise, *noise.shape)
         told = {"negative_prompt": [""] * len(PROMPTS), "true_cfg_scale": guidance}
         told |= {"guidance_scale": config.embedded_guidance} if "Flux" in kind.__name__ else {}
+    elif "ZImage" in kind.__name__:
+        told = {"guidance_scale": guidance - 1, "cfg_normalization": config.guidance_cap}
     else:
         told = {"guidance_scale": guidance}
     made = pipe(
-        PROMPTS,
+        prompt=list(PROMPTS),  # Z-Image writes into it
         num_inference_steps=STEPS,
         latents=latents,
         max_sequence_length=config.max_sequence_length,
@@ -221,6 +226,51 @@ def test_rows_of_a_batch_do_not_see_each_others_padding(tinies):
     torch.testing.assert_close(both[1:], alone, atol=1e-5, rtol=1e-4)
 
 
+def test_prompts_of_any_length_pass_z_image_alike(tinies):
+    """Its network fills prompts up to the longest of a batch; a short one draws the same beside a long one."""
+    model = tinies["z_image"].load()
+    x, t = noise_for(model), torch.full((2,), 0.6)
+    velocity = model.velocity(model.module)
+    cond = encode_records(model, [{"prompt": prompt} for prompt in PROMPTS])
+    lengths = cond.positive.mask.sum(1).tolist()
+    assert lengths[0] > 32 >= lengths[1] and not of_one_length(cond)
+    with torch.no_grad():
+        both = velocity(x, t, cond)
+        assert torch.equal(both[1:], velocity(x[1:], t[1:], cond[torch.tensor([1])]))
+        assert torch.equal(both, velocity(x.flip(0), t, cond[torch.tensor([1, 0])]).flip(0))
+
+
+def test_z_image_guides_with_a_limit_as_its_own_pipeline_does(tinies):
+    config = replace(tinies["z_image"], guidance_cap=0.9)
+    model, free = loaded(config), loaded(tinies["z_image"])
+    ours = our_images(model, noise_for(model), 4.0)
+    assert np.abs(ours.astype(int) - stock_images(model.folder, config, noise_for(model), 4.0)).max() <= 1
+    assert np.abs(ours.astype(int) - our_images(free, noise_for(model), 4.0)).max() > 1
+
+
+def test_a_distilled_klein_draws_without_guidance(tmp_path, tinies):
+    with torch.random.fork_rng():
+        config = flux2_klein(tmp_path / "distilled", is_distilled=True)
+    model, base = config.load(), tinies["flux2_klein"].load()
+    assert (usual_guidance(config.path), usual_guidance(tinies["flux2_klein"].path)) == (1.0, 4.0)
+    assert (model.schedule.usual_steps, base.schedule.usual_steps) == (4, 50)
+    ours = our_images(model, noise_for(model), 1.0)
+    assert np.abs(ours.astype(int) - stock_images(model.folder, config, noise_for(model), 1.0)).max() <= 1
+    with pytest.raises(ConfigError, match="guidance scale 3: the model is distilled"):
+        model.guided_velocity(3.0, 2)
+    run = Run(FlowGRPO(JPEG), ShapesPrompts(count=4), config, name="guided").with_options(guidance_scale=3.0)
+    with pytest.raises(ConfigError, match="take 1, or its base model"):
+        execute(run, "guided")
+
+
+@pytest.mark.parametrize("tokens", [64, 1024, 4300, 4301, 16384])
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_the_schedule_of_klein_is_its_pipelines(tokens, steps):
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=compute_empirical_mu(tokens, steps))
+    torch.testing.assert_close(Flux2Shift(tokens).times(steps), scheduler.sigmas, atol=1e-6, rtol=0)
+
+
 def test_wan_is_trained_on_the_grid_of_its_own_scheduler(tinies):
     """UniPC starts a thousandth below pure noise; ours starts at it."""
     model = tinies["wan"].load()
@@ -242,6 +292,9 @@ def test_a_pipeline_is_recognised_by_its_index(tinies):
         ("sd3", {"size": 30}, "multiples of 8 pixels, say 24 or 32"),
         ("flux", {"size": 30}, "multiples of 4 pixels, say 28 or 32"),
         ("flux", {"width": 30}, "width = 30: this model draws multiples of 4 pixels"),
+        ("flux2_klein", {"size": 30}, "multiples of 4 pixels, say 28 or 32"),
+        ("flux2_klein", {"max_sequence_length": 513}, "FLUX.2-klein reads 1 to 512 tokens"),
+        ("z_image", {"width": 30}, "width = 30: this model draws multiples of 4 pixels"),
         ("qwen_image", {"size": 40}, "multiples of 16 pixels, say 32 or 48"),
         ("wan", {"width": 40}, "width = 40"),
         ("wan", {"frames": 4}, "say 1 or 5"),

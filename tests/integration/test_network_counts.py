@@ -11,7 +11,7 @@ from afterflow.experiment import network_counts as counting
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.network_counts import NetworkCounts, count_network, counts_key, network_counts
 from afterflow.models.adapters import Full, LoRA
-from afterflow.models.pipeline import TINY
+from afterflow.models.pipeline_files import TINY
 from afterflow.models.wan import Wan
 from afterflow.recipes import RECIPES
 from afterflow.sampling.schedules import DynamicShift

@@ -42,7 +42,14 @@ def test_a_prompt_counts_as_cut_just_where_its_last_word_changes_nothing(family,
 
 
 def test_every_encoder_of_every_family_is_asked(tinies):
-    readers = {"sd3": 2, "flux": 2, "qwen_image": 1, "wan": 1}  # the tiny SD3 has no T5 that speaks
+    readers = {
+        "sd3": 2,
+        "flux": 2,
+        "flux2_klein": 1,
+        "qwen_image": 1,
+        "z_image": 1,
+        "wan": 1,
+    }  # the tiny SD3 has no T5 that speaks
     for family, config in tinies.items():
         model = config.load()
         cuts = model.cut_prompts(["a red circle", *["red " * 600] * 3])

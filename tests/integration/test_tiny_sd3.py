@@ -9,7 +9,7 @@ from diffusers import StableDiffusion3Pipeline
 from afterflow.envs.shapes.verify import verify
 from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import suite_pictures, suite_prompts
-from afterflow.models.pipeline import TINY
+from afterflow.models.pipeline_files import TINY
 from afterflow.models.sd3 import SD3
 
 

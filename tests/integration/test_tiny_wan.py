@@ -9,7 +9,7 @@ from diffusers import WanPipeline
 from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
 from afterflow.models.generate import draw_images
-from afterflow.models.pipeline import TINY_WAN
+from afterflow.models.pipeline_files import TINY_WAN
 from afterflow.models.wan import Wan
 
 

@@ -11,9 +11,12 @@ from shutil import copytree
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImagePipeline,
@@ -22,6 +25,8 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
@@ -42,6 +47,9 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     SwinConfig,
     T5Config,
     T5EncoderModel,
@@ -52,6 +60,7 @@ from transformers.models.mask2former import Mask2FormerImageProcessor
 
 from afterflow.envs.geneval_rules import OBJECTS
 from afterflow.models.flux import Flux
+from afterflow.models.flux2_klein import Flux2Klein
 from afterflow.models.qwen_image import QwenImage
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.autoencoder import make_autoencoder
@@ -59,6 +68,7 @@ from afterflow.models.tiny_parts.build import assemble, transformer_config
 from afterflow.models.tiny_parts.text import WIDTHS, make_text_encoder
 from afterflow.models.tiny_parts.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 from afterflow.models.wan import Wan
+from afterflow.models.z_image import ZImage
 from afterflow.rewards.clip import LINEAR_LAYERS
 
 T5 = {"vocab_size": len(vocabulary()), "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
@@ -276,12 +286,93 @@ def flux(folder):
     return Flux(str(folder), size=32, max_sequence_length=16)
 
 
-def qwen_image(folder):
-    width = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+def qwen_tokens():
+    """A language model's tokens, one for each byte, and its configuration."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = {token: i for i, token in enumerate([*letters, "<|endoftext|>", "<|im_start|>", "<|im_end|>"])}
-    language = width | {"num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": len(tokens)}
+    language = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     language |= {"bos_token_id": tokens["<|endoftext|>"], "eos_token_id": tokens["<|im_end|>"]}
+    return tokens, language | {"vocab_size": len(tokens)}
+
+
+def qwen3(layers):
+    """A configuration of Qwen3 with so many layers, and its tokenizer, which writes a short chat around a prompt."""
+    tokens, language = qwen_tokens()
+    tokenizer = Qwen2Tokenizer(vocab=tokens, merges=[])
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    return Qwen3Config(num_hidden_layers=layers, head_dim=8, initializer_range=0.2, **language, **rope), tokenizer
+
+
+def flux2_klein(folder, is_distilled=False):
+    config, tokenizer = qwen3(28)  # the pipeline reads after layers 9, 18 and 27
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=2,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    pipe = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(config),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(
+            in_channels=8,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 32,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+        is_distilled=is_distilled,
+    )
+    pipe.save_pretrained(folder)
+    return Flux2Klein(str(folder), size=32, max_sequence_length=64)
+
+
+def z_image(folder):
+    config, tokenizer = qwen3(2)
+    pipe = ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=AutoencoderKL(
+            block_out_channels=(4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=2,
+            latent_channels=2,
+            scaling_factor=0.36,
+            shift_factor=0.12,
+        ),
+        text_encoder=Qwen3Model(config),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(
+            in_channels=2,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=32,
+            axes_dims=[4, 6, 6],
+            axes_lens=[128, 32, 32],
+        ),
+    )
+    for name, parameter in pipe.transformer.named_parameters():
+        if "pad_token" in name:  # which the class leaves unset
+            parameter.data.normal_()
+    pipe.save_pretrained(folder)
+    return ZImage(str(folder), size=32, max_sequence_length=64)
+
+
+def qwen_image(folder):
+    tokens, language = qwen_tokens()
+    language |= {"num_hidden_layers": 2}
     rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
     eye = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     config = Qwen2_5_VLConfig(text_config=language | rope, vision_config=eye)
@@ -335,7 +426,7 @@ def wan(folder):
     return Wan(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
 
 
-FAMILIES = {build.__name__: build for build in (sd3, flux, qwen_image, wan)}
+FAMILIES = {build.__name__: build for build in (sd3, flux, flux2_klein, qwen_image, z_image, wan)}
 BUILDERS = FAMILIES | {"deep_sd3": deep_sd3}
 
 

@@ -28,7 +28,7 @@ def test_streams_in_fp32_are_nearer_to_fp32(tinies, name):
     model = tinies[name].load()
     exact, half = velocities(model, False), velocities(model, True)
     assert half.dtype == torch.bfloat16
-    keep_streams_in_fp32(model.module, model.streams)
+    keep_streams_in_fp32(model.module, model.streams, model.end_layers)
     made = velocities(model, True)
     assert made.dtype == torch.float32
     error = lambda v: (v.float() - exact).norm() / exact.norm()

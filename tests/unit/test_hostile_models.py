@@ -16,7 +16,7 @@ from afterflow.data.images import encoded_bytes
 from afterflow.models.families import pretrained
 from afterflow.models.lora.factors import LoRAFactors
 from afterflow.models.lora.files import NAMES, read_lora, write_lora
-from afterflow.models.pipeline import TINY
+from afterflow.models.pipeline_files import TINY
 from afterflow.system.errors import InputError
 from hostile_models import LAYER, LORAS, PIPELINES
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ...system.errors import InputError
 
-BLOCK_NUMBER = re.compile(r"(?<=blocks[._])\d+(?=[._])")
+BLOCK_NUMBER = re.compile(r"(?:(?<=blocks[._])|(?<=layers[._])|(?<=refiner[._]))\d+(?=[._])")
 """Number of the block in a layer's name."""
 
 
@@ -43,12 +43,12 @@ def _swapped(layer: str, name: str) -> dict[str, OriginalLayer]:
     return {layer: OriginalLayer(name, swaps=True)}
 
 
-def _embedders(**names: str) -> dict[str, OriginalLayer]:
+def _embedders(parent: str = "time_text_embed", **names: str) -> dict[str, OriginalLayer]:
     """Name the two layers of each embedder of a time, a pooled prompt or a guidance scale."""
     layers = {}
     for embedder, name in names.items():
         first, second = name.split("|")
-        layers |= {f"time_text_embed.{embedder}.linear_1": first, f"time_text_embed.{embedder}.linear_2": second}
+        layers |= {f"{parent}.{embedder}.linear_1": first, f"{parent}.{embedder}.linear_2": second}
     return _single(layers)
 
 
@@ -60,6 +60,10 @@ def _added_qkv(attention: str) -> list[str]:
     return [f"{attention}.add_{letter}_proj" for letter in "qkv"]
 
 
+Z_IMAGE_BLOCK = _fused("attention.qkv", _qkv("attention")) | _single(
+    {"attention.to_out.0": "attention.out", "adaLN_modulation.0": "adaLN_modulation.0"}
+    | {f"feed_forward.w{i}": f"feed_forward.w{i}" for i in (1, 2, 3)}
+)
 BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
     "SD3": {
         "transformer_blocks": (
@@ -119,6 +123,57 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
             | _embedders(guidance_embedder="guidance_in.in_layer|guidance_in.out_layer")
             | _single({"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear"})
             | _swapped("norm_out.linear", "final_layer.adaLN_modulation.1"),
+        ),
+    },
+    "Flux2Klein": {
+        "transformer_blocks": (
+            "double_blocks",
+            _fused("img_attn.qkv", _qkv("attn"))
+            | _fused("txt_attn.qkv", _added_qkv("attn"))
+            | _single(
+                {
+                    "attn.to_out.0": "img_attn.proj",
+                    "attn.to_add_out": "txt_attn.proj",
+                    "ff.linear_in": "img_mlp.0",
+                    "ff.linear_out": "img_mlp.2",
+                    "ff_context.linear_in": "txt_mlp.0",
+                    "ff_context.linear_out": "txt_mlp.2",
+                }
+            ),
+        ),
+        "single_transformer_blocks": (
+            "single_blocks",
+            _single({"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}),
+        ),
+        "": (
+            "",
+            _embedders("time_guidance_embed", timestep_embedder="time_in.in_layer|time_in.out_layer")
+            | _embedders("time_guidance_embed", guidance_embedder="guidance_in.in_layer|guidance_in.out_layer")
+            | _single({"x_embedder": "img_in", "context_embedder": "txt_in", "proj_out": "final_layer.linear"})
+            | _single(
+                {
+                    f"{name}.linear": f"{name}.lin"
+                    for name in (
+                        *("double_stream_modulation_img", "double_stream_modulation_txt"),
+                        "single_stream_modulation",
+                    )
+                }
+            )
+            | _swapped("norm_out.linear", "final_layer.adaLN_modulation.1"),
+        ),
+    },
+    "ZImage": {
+        **{blocks: (blocks, Z_IMAGE_BLOCK) for blocks in ("layers", "noise_refiner", "context_refiner")},
+        "": (
+            "",
+            _same("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")
+            | _single(
+                {
+                    "all_x_embedder.2-1": "x_embedder",
+                    "all_final_layer.2-1.linear": "final_layer.linear",
+                    "all_final_layer.2-1.adaLN_modulation.1": "final_layer.adaLN_modulation.1",
+                }
+            ),
         ),
     },
     "QwenImage": {

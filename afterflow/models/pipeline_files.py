@@ -1,0 +1,166 @@
+"""The files of a pipeline: where they are, which classes they may name, and what stops them from being read.
+
+Nothing that a file names is imported before its name is found in PARTS.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ..system.errors import AfterflowError, InputError
+from ..system.own_folders import check_inside
+from ..system.text_files import read_json
+
+ASSETS = Path(__file__).parent / "assets"
+TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
+SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN}
+"""Names that a model's path may have instead of a folder."""
+PARTS = {
+    "diffusers": {
+        *("SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"),
+        *("Flux2Transformer2DModel", "ZImageTransformer2DModel"),
+        *("AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderKLWan", "AutoencoderKLFlux2"),
+        *("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"),
+    },
+    "transformers": {
+        *("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
+        *("Qwen3Model", "Qwen3ForCausalLM"),
+        *("Qwen2_5_VLForConditionalGeneration", "CLIPVisionModel", "CLIPVisionModelWithProjection"),
+        *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "Qwen2Tokenizer"),
+        *("Qwen2TokenizerFast", "CLIPImageProcessor", "CLIPImageProcessorFast", "SiglipVisionModel"),
+        *("SiglipImageProcessor", "PreTrainedTokenizerFast", "TokenizersBackend"),
+    },
+}
+"""Library → the classes that a part of a pipeline may have; a class of any other name is never imported."""
+MOST_LAYERS, LARGEST_SIZE = 1000, 10**8
+"""Largest number of layers, and of anything else, in the configuration of a part."""
+
+
+def locate(path: str, revision: str | None, weights: bool = True) -> Path:
+    """Return the local folder of a pipeline, downloaded when `path` is a hub id.
+
+    Without weights, its configurations alone are downloaded.  Raises InputError where there is no such pipeline.
+    """
+    folder = SHIPPED.get(path, Path(path))
+    if not folder.is_dir():
+        if len(Path(path).parts) != 2 or path.startswith(".") or Path(path).anchor:
+            raise InputError(f"model {path!r}: no such folder, and a hub id reads owner/name")
+        try:
+            folder = Path(download(path, revision, weights))
+        except OSError as error:
+            raise InputError(
+                f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "
+                "network and, for a gated model, your token"
+            ) from error
+    check_inside(folder)
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
+    check_parts(path, folder)
+    return folder
+
+
+def download(path: str, revision: str | None, weights: bool) -> str:
+    """Download a pipeline from the hub, or its configurations alone, and return its folder."""
+    if weights:
+        from diffusers import DiffusionPipeline
+
+        return str(DiffusionPipeline.download(path, revision=revision))
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(path, allow_patterns=["*.json", "*.txt"], revision=revision)
+
+
+def weights_digest(path: str) -> str:
+    """Digest of the transformer's and the autoencoder's weights, 32 hexadecimal digits."""
+    folder, digest = locate(path, None), hashlib.sha256()
+    for file in sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("vae/*.safetensors")]):
+        digest.update(fingerprint(file))
+    return digest.hexdigest()[:32]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return what a pipeline's model_index.json holds.  InputError where it names no class of a pipeline."""
+    file = folder / "model_index.json"
+    index = read_json(file)
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise InputError(f"{file}: it names no class of a pipeline, so diffusers did not write it")
+    return index
+
+
+def check_parts(path: str, folder: Path) -> None:
+    """Raise InputError for a pipeline with a part of a class that is not known, which is then never imported.
+
+    Also for a part whose configuration is none, or has numbers beyond all networks.
+    """
+    for name, value in read_index(folder).items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        if value == [None, None]:
+            continue
+        if len(value) != 2 or value[1] not in PARTS.get(str(value[0]), ()):
+            raise InputError(f"model {path!r}: its part {name} is a {value!r}, which afterflow does not know or import")
+        if Path(name).name != name:
+            raise InputError(f"model {path!r}: its part {name!r} is no folder in it")
+        if not (folder / name).is_dir():
+            raise InputError(f"model {path!r}: {folder / name} is absent; download the pipeline again")
+        for file in (folder / name / "config.json", folder / name / "scheduler_config.json"):
+            if file.is_file():
+                check_part(file)
+
+
+def check_part(file: Path) -> None:
+    """Raise InputError for the configuration of a part that is none, or has numbers beyond all networks."""
+    config = read_json(file)
+    values = [("", config)]
+    while values:
+        name, value = values.pop()
+        if isinstance(value, dict | list):
+            inside = value.items() if isinstance(value, dict) else ((name, item) for item in value)
+            values += inside
+        most = MOST_LAYERS if "layers" in name else LARGEST_SIZE
+        if isinstance(value, int | float) and abs(value) > most:
+            raise InputError(f"{file}: {name} = {value}, and no network has more than {most}; the file is damaged")
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: it is no configuration of a network; the file is damaged")
+
+
+@contextmanager
+def reading_parts(path: str) -> Iterator[None]:
+    """Raise InputError, which names the pipeline, where diffusers or transformers cannot make a part of its files."""
+    try:
+        yield
+    except (AfterflowError, torch.OutOfMemoryError):
+        raise
+    except (
+        *(ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, RuntimeError, ArithmeticError),
+        *(AssertionError, ImportError, SafetensorError),
+    ) as error:
+        why = " ".join(str(error).split())[:300]
+        remedy = "install what it asks for" if isinstance(error, ImportError) else "download it again"
+        raise InputError(f"model {path!r} cannot be read ({type(error).__name__}: {why}); {remedy}") from error
+
+
+def pipeline_class(folder: Path) -> str:
+    """Return the name of the pipeline's class in diffusers."""
+    return read_index(folder)["_class_name"]
+
+
+def check_family(path: str, folder: Path, family: str) -> None:
+    """Raise InputError where the pipeline is of another class in diffusers than `family`."""
+    actual = pipeline_class(folder)
+    if actual != family:
+        raise InputError(f"model {path!r} is a {actual}; this model needs a {family}")
+
+
+def fingerprint(file: Path, head: int = 1 << 20) -> bytes:
+    """Digest of a file's name, size, first and last megabyte, which differs without reading gigabytes."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(head)
+        stream.seek(max(0, size - head))
+        return hashlib.sha256(f"{file.parent.name}/{file.name} {size}".encode() + start + stream.read()).digest()
