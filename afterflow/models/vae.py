@@ -80,7 +80,8 @@ def encode_clips(vae: "ClipVAE", clips: np.ndarray) -> Tensor:
 def decode_clips(vae: "ClipVAE", latents: Tensor) -> np.ndarray:
     """Decode clips by the autoencoder of Wan or Qwen-Image: (B, C, f, h, w) → uint8 (B, F, H, W, 3)."""
     mean, std = channel_statistics(vae)
-    pixels = 256 * latents[0, 0].numel()  # a latent stands for 4 frames of 8 x 8 pixels
+    side = vae.config.get("scale_factor_spatial", 8)
+    pixels = 4 * side**2 * latents[0, 0].numel()  # a latent stands for 4 frames
     return decode_in_equal_batches(vae, latents.float() * std + mean, pixels)
 
 

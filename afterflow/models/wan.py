@@ -1,7 +1,10 @@
-"""Wan 2.1, text to video (arXiv:2503.20314), through diffusers.
+"""Wan 2.1 and Wan 2.2 TI2V-5B, text to video (arXiv:2503.20314), through diffusers.
 
 A picture is a clip here: latents (C, f, h, w), pixels uint8 (F, H, W, 3).  The stock pipeline draws with UniPC, a
 solver of several steps at a time.  Ours draws with single steps on nearly the same grid.
+
+Wan 2.2's pipeline tells its network a time for every token.  From text alone they are all the same, and one time for
+each clip says as much.
 """
 
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wan(Pretrained):
-    """A Wan 2.1 pipeline from text to video."""
+    """A Wan pipeline from text to video with one network: 2.1, or 2.2 TI2V-5B."""
 
     path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     """Hub id or folder of the pipeline."""
@@ -42,7 +45,7 @@ class Wan(Pretrained):
 
 
 class WanModel(Model):
-    """Wan 2.1: clips instead of images, drawn with single steps."""
+    """Wan: clips instead of images, drawn with single steps."""
 
     stock = "WanPipeline"
     encoders = ("text_encoder", "tokenizer")
@@ -55,7 +58,10 @@ class WanModel(Model):
         """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
         config, net = self.config, self.pipe.transformer.config
         if self.pipe.config.boundary_ratio is not None:
-            raise InputError(f"model {config.path!r} has two transformers, as Wan 2.2 does; take a Wan 2.1 pipeline")
+            raise InputError(
+                f"model {config.path!r} has two transformers, as Wan 2.2 A14B does; take Wan 2.1 or Wan 2.2 TI2V-5B"
+            )
+        check_latent_statistics(config.path, self.pipe.vae.config)
         self.schedule = wan_schedule(self.pipe.scheduler)
         self.encoder_key = (), f"T5 {config.max_sequence_length}"
         self.text_shape = config.max_sequence_length, net.text_dim, None
@@ -106,6 +112,19 @@ class WanModel(Model):
             "num_frames": self.config.frames,
             "guidance_scale": guidance,
         }
+
+
+def check_latent_statistics(path: str, vae: Any) -> None:
+    """Raise InputError where the autoencoder has no mean and std for each of its channels.
+
+    Without its own in the file, diffusers takes those of Wan 2.1, which has 16 channels.
+    """
+    for name, values in (("latents_mean", vae.latents_mean), ("latents_std", vae.latents_std)):
+        if len(values) != vae.z_dim:
+            raise InputError(
+                f"model {path!r}: its autoencoder has {vae.z_dim} channels and {len(values)} numbers in {name}; it is "
+                "of an old layout, so download it again"
+            )
 
 
 def wan_schedule(scheduler: "UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler") -> Schedule:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -48,8 +49,8 @@ from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
 from afterflow.sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
 from afterflow.sampling.training_times import TrainingTimes
-from afterflow.system.errors import ConfigError
-from tinies import FAMILIES, flux2_klein
+from afterflow.system.errors import ConfigError, InputError
+from tinies import FAMILIES, built, flux2_klein
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
 STEPS = 4
@@ -127,6 +128,23 @@ def test_the_ode_draws_what_the_stock_pipeline_draws(tinies, name, guidance):
     # One grey level where rounding to a byte falls the other way.
     assert np.abs(ours.astype(int) - stock).max() <= 1
     assert (ours != stock).mean() < 0.01
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_ode_draws_what_wan_2_2_draws_with_one_network(tmp_path, guidance):
+    """Its network is told a time for every token, and its autoencoder has statistics of its own."""
+    config = built("wan_ti2v", tmp_path / "pipeline")
+    model = loaded(config)
+    assert model.latent_shape == (6, 2, 2, 2)
+    ours = our_images(model, noise_for(model), guidance)
+    stock = stock_images(model.folder, config, noise_for(model), guidance)
+    assert ours.std() > 5 and np.abs(ours.astype(int) - stock).max() <= 1
+    clips = model.encode_images(ours)
+    assert clips.shape == noise_for(model).shape and clips.isfinite().all()
+    before = (tmp_path / "pipeline/vae/config.json").read_text()
+    (tmp_path / "pipeline/vae/config.json").write_text(re.sub(r'"latents_mean": \[.*?\],', "", before, flags=re.S))
+    with pytest.raises(InputError, match="6 channels and 16 numbers in latents_mean; it is of an old layout"):
+        config.load()
 
 
 @pytest.mark.parametrize("rank, alpha", [(4, 8), (8, 3)])

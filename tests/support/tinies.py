@@ -399,20 +399,20 @@ def qwen_image(folder):
     return QwenImage(str(folder), size=32)
 
 
-def wan(folder):
-    pipe = WanPipeline(
+def wan_pipeline(vae, channels, **options):
+    return WanPipeline(
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
         ),
-        vae=AutoencoderKLWan(**VIDEO_VAE, temperal_downsample=[False, True, True]),
+        vae=AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **vae),
         text_encoder=UMT5EncoderModel(UMT5Config(**T5)),
         tokenizer=make_tokenizer(),
         transformer=WanTransformer3DModel(
             patch_size=(1, 2, 2),
             num_attention_heads=2,
             attention_head_dim=12,
-            in_channels=16,
-            out_channels=16,
+            in_channels=channels,
+            out_channels=channels,
             text_dim=32,
             freq_dim=32,
             ffn_dim=32,
@@ -421,13 +421,26 @@ def wan(folder):
             qk_norm="rms_norm_across_heads",
             rope_max_seq_len=32,
         ),
+        **options,
     )
-    pipe.save_pretrained(folder)
+
+
+def wan(folder):
+    wan_pipeline({"z_dim": 16, "temperal_downsample": [False, True, True]}, 16).save_pretrained(folder)
+    return Wan(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
+
+
+def wan_ti2v(folder):
+    """As Wan 2.2 TI2V-5B: an autoencoder of patches with statistics of its own, and a time for every token."""
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0, 0.5, -0.6], "latents_std": [1.2, 0.8, 1.0, 0.9, 1.1, 0.7]}
+    shape = {"z_dim": 6, "in_channels": 12, "out_channels": 12, "patch_size": 2, "is_residual": True}
+    shape |= {"temperal_downsample": [False, True, True], "scale_factor_spatial": 16}
+    wan_pipeline(statistics | shape, 6, expand_timesteps=True).save_pretrained(folder)
     return Wan(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
 
 
 FAMILIES = {build.__name__: build for build in (sd3, flux, flux2_klein, qwen_image, z_image, wan)}
-BUILDERS = FAMILIES | {"deep_sd3": deep_sd3}
+BUILDERS = FAMILIES | {"deep_sd3": deep_sd3, "wan_ti2v": wan_ti2v}
 
 
 SAVED = tempfile.TemporaryDirectory(prefix="tinies")
