@@ -1,5 +1,6 @@
 """Where pictures and their captions lie: lists beside pictures, a text beside each, parquet files, webdataset tars."""
 
+import filecmp
 import os
 import tarfile
 from collections import Counter
@@ -13,6 +14,7 @@ from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_inside, check_links
 from ..system.pictures import find_file, is_picture_file, picture_endings
 from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
+from .input_pictures import input_names, locate_inputs
 from .prompt_lists import csv_rows, prompt_column
 
 if TYPE_CHECKING:
@@ -87,16 +89,25 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
     """List the pictures that a list in their folder names, in its order."""
     folder, entries, named = file.parent, [], set()
     for location, line in rows:
-        if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
-            raise InputError(f'{location}: a line needs a "file_name" that is a text')
-        record = caption_record(line, caption, location)
-        picture = named_picture(folder, line["file_name"], "file_name", location)
+        key = "target" if isinstance(line, dict) and "file_name" not in line else "file_name"
+        if not isinstance(line, dict) or not isinstance(line.get(key), str):
+            raise InputError(f'{location}: a line needs a "file_name" that is a text, or a "target" beside an "input"')
+        record = locate_inputs(caption_record(line, caption, location), folder, location)
+        picture = named_picture(folder, line[key], key, location)
+        check_differs(picture, input_names(record), location)
         named.add(picture.resolve())
         entries.append(Entry(str(picture), record, picture.read_bytes))
     if not entries:
         raise InputError(f"images {folder}: {file.name} is empty; write a line for each image")
     others = sum(picture.resolve() not in named for picture in visible_files(folder) if is_picture_file(picture))
     return Listing(str(file), entries, {f"not named in {file.name}": others})
+
+
+def check_differs(target: Path, inputs: Sequence[str], location: str) -> None:
+    """Raise InputError for an input picture that is the same as the picture to be made of it."""
+    for name in inputs:
+        if not name.startswith("data:") and filecmp.cmp(target, name, shallow=False):
+            raise InputError(f"{location}: the input {name} is the same picture as {target}; correct one of them")
 
 
 def named_picture(folder: Path, name: str, key: str, location: str) -> Path:
@@ -266,7 +277,7 @@ def caption_key(row: Mapping[str, Any], caption: str) -> str | None:
 
 def captioned_record(row: Mapping[str, Any], key: str) -> dict:
     """Make the record of a row whose caption is under `key`, even where another key is called prompt."""
-    return {k: v for k, v in row.items() if k not in ("file_name", key)} | {"prompt": row[key]}
+    return {k: v for k, v in row.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
 
 
 def caption_record(row: Mapping[str, Any], caption: str, location: str) -> dict:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from ..envs.shapes import prompts, render
 from ..envs.shapes.world import TAGS, world_size
@@ -21,7 +20,7 @@ from ..sampling.seeds import number
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
-from ..system.pictures import check_color, read_header, read_picture
+from ..system.pictures import check_color, fit_picture, read_header, read_picture
 from ..system.text_files import check_text
 from .image_folders import DEFAULT_CAPTION, Entry, Listing, caption_record, list_images
 from .prompts import check_shapes_options
@@ -151,7 +150,7 @@ class StoredSource(ListedImages):
         except (InputError, OSError) as error:
             return left_out_or_error(self.unreadable, location, error)
         height, width = image.size
-        return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+        return fit_picture(pixels, height, width)
 
 
 @dataclass(frozen=True, kw_only=True)

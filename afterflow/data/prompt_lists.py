@@ -13,6 +13,7 @@ from ..system.errors import InputError
 from ..system.json_text import parse_strict_json
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text, parse_json, read_json, read_text, read_text_lines, texts_in
+from .input_pictures import input_names, locate_inputs
 
 PROMPT_COLUMNS = ("prompt", "prompts", "prompt_en", "caption", "text")
 """Names of the column of prompts, in lower case; the first that exists is read."""
@@ -31,11 +32,14 @@ NO_CHECKS: RecordChecks = MappingProxyType({})
 
 
 def read_prompts(source: str, checks: RecordChecks = NO_CHECKS) -> list[dict]:
-    """Read records with a prompt and a tag, every prompt once; InputError as of `locate_prompts` and `check_record`."""
+    """Read records with a prompt and a tag, each prompt about its pictures once.
+
+    InputError as of `locate_prompts` and `check_record`.
+    """
     by_prompt = {}
     for location, record in locate_prompts(source):
         check_record(record, location, checks)
-        by_prompt[record["prompt"]] = {"tag": DEFAULT_TAG} | record
+        by_prompt[record["prompt"], input_names(record)] = {"tag": DEFAULT_TAG} | record
     return list(by_prompt.values())
 
 
@@ -52,6 +56,7 @@ def locate_prompts(source: str) -> list[Located]:
     """Read the records of a list, in order and as often as they are there, with their locations.
 
     source: a file, a folder, or `owner/name[:split]` of the hub.  The files of a folder are tags, as HPD's styles are.
+    Pictures that a record names under `input` are found in the folder of its file.
 
     Raises InputError where there is nothing to read, or no column of prompts.
     """
@@ -74,7 +79,8 @@ def locate_prompts(source: str) -> list[Located]:
         empty = path.is_file() and not read_text(path).strip()
         advice = "the file is empty; write one prompt per line" if empty else "it holds no prompt; write one per line"
         raise InputError(f"prompts {source}: {advice}")
-    return located
+    home = path if path.is_dir() else path.parent
+    return [(location, locate_inputs(record, home, location)) for location, record in located]
 
 
 def is_prompt_file(file: Path) -> bool:

@@ -41,7 +41,7 @@ from .model_card import write_card
 from .monitor import RunMonitor
 from .network_counts import rollout_ratio
 from .passes import NO_ROLLOUT, Passes, setup_passes
-from .prompt_checks import held_out_records, prompt_records
+from .prompt_checks import check_input_pictures, held_out_records, prompt_records
 from .provenance import tracker_options, write_record
 from .result import Result
 from .run_folder import RunFolder, read_record
@@ -76,6 +76,7 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     with lasting_streams(announces=True), claim, SideOutputs() as side, explain_out_of_memory(clock):
         resolve_rewards(run)
         records, held_out = prompt_records(run), held_out_records(run)
+        check_input_pictures(run, [*records, *held_out])
         select_device()
         check_rewards(run.rewards, run.reward_models)
         setup = TrainingSetup.build(run, resume)

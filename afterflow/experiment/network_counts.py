@@ -25,13 +25,14 @@ from ..models.pipeline import Model
 from ..models.pipeline_files import locate
 from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
-from ..sampling.schedules import DynamicShift, LinearShift, SD3Grid
+from ..sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
 from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.errors import ConfigError, InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
 from ..system.text_files import read_json
 from .config import Run
 from .passes import graph_bytes, tensor_bytes
+from .prompt_checks import number_of_inputs
 from .serialization import from_json, to_json
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class NetworkCounts:
     """Shape of one image's latents."""
     text_shape: tuple[int, int, int | None]
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
-    schedule: SD3Grid | LinearShift | DynamicShift
+    schedule: SD3Grid | LinearShift | DynamicShift | Flux2Shift
     """The sampling grid of the pipeline."""
 
 
@@ -112,6 +113,7 @@ def counts_key(run: Run) -> str:
         "precision": run.optimization.mixed_precision,
         "checkpointing": run.optimization.gradient_checkpointing,
         "rows": rows_of_pass(run),
+        "inputs": number_of_inputs(run),
         "files": file_stamps(locate(run.model.path, run.model.revision, weights=False)),
         "libraries": {name: version(name) for name in ("torch", "diffusers", "peft")},
         "afterflow": source_digest(COUNTING),
@@ -143,18 +145,21 @@ def count_network(run: Run) -> NetworkCounts:
         model.module.to(precision)
     if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
-    saved, forward, backward = count_passes(model, rows_of_pass(run))
+    saved, forward, backward = count_passes(model, rows_of_pass(run), number_of_inputs(run))
     shapes = {"latent_shape": model.latent_shape, "text_shape": model.text_shape, "schedule": model.schedule}
     computed = tensor_bytes(model.module.parameters())
     return NetworkCounts(frozen, weights, computed, trained, saved, forward, backward, **shapes)
 
 
-def count_passes(model: Model, rows: int) -> tuple[int, int, int]:
-    """Return the bytes that autograd saves in a forward pass of so many rows, its FLOPs, and the backward pass's."""
+def count_passes(model: Model, rows: int, inputs: int = 0) -> tuple[int, int, int]:
+    """Return the bytes that autograd saves in a forward pass of so many rows, its FLOPs, and the backward pass's.
+
+    inputs: number of pictures that each prompt is about.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.zeros(rows, *model.latent_shape, device="meta")
-    cond = blank_prompt(model)[torch.zeros(rows, dtype=torch.long, device="meta")]
+    cond = blank_prompt(model, inputs)[torch.zeros(rows, dtype=torch.long, device="meta")]
     velocities: list[Tensor] = []
 
     def compute() -> Tensor:
@@ -187,11 +192,13 @@ def fused_attention() -> Iterator[None]:
         functional.scaled_dot_product_attention = original
 
 
-def blank_prompt(model: Model) -> Conditioning:
-    """Return one encoded prompt of the family's shape."""
+def blank_prompt(model: Model, inputs: int) -> Conditioning:
+    """Return one encoded prompt of the family's shape, about so many pictures."""
     length, width, pooled = model.text_shape
     embedding = Embedding(
         torch.zeros(1, length, width, device="meta"),
         None if pooled is None else torch.zeros(1, pooled, device="meta"),
     )
+    if inputs:
+        embedding = embedding._replace(pictures=torch.zeros(1, inputs, *model.latent_shape, device="meta"))
     return condition(embedding, embedding, [{}])

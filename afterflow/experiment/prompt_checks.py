@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from ..data.images import ImageSource
+from ..data.images import ImageFolder, ImageSource, StoredImages
+from ..data.input_pictures import check_inputs, input_names
 from ..data.pairs import SampledPairs
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
+from ..models.families import FAMILIES
 from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
 from ..sampling.seeds import number
@@ -19,6 +21,26 @@ def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
     """Return the checks that these rewards, and the judge, make of a record."""
     checks = {name: reward.needs for name in names if (reward := find_reward(name)).needs is not None}
     return checks | {"the judge": validate} if isinstance(run.judge, ShapesJudge) else checks
+
+
+def number_of_inputs(run: Run) -> int:
+    """Return the number of pictures that each prompt of the run is about."""
+    if isinstance(run.data, StoredImages):
+        records = [entry.record for entry in run.data.listing().entries]
+    else:
+        records = prompt_records(run)
+    return len(input_names(records[0])) if records else 0
+
+
+def check_input_pictures(run: Run, records: Sequence[dict]) -> None:
+    """Check the pictures that prompts, or the captions of a folder, are about.  InputError where the model has no use.
+
+    It is also raised where the model needs some.
+    """
+    if isinstance(run.data, ImageFolder):
+        records = [*records, *(entry.record for entry in run.data.listing().entries)]
+    family = FAMILIES[type(run.model)]
+    check_inputs(records, family.takes_pictures, family.stock)
 
 
 def prompt_records(run: Run) -> list[dict]:

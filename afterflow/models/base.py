@@ -53,7 +53,7 @@ def write_cache_file(file: Path, tensors: dict[str, Tensor]) -> None:
     with caching(file):
         make_folder(file.parent)
         with replacing(file) as partial:
-            save_file(tensors, partial)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
             apply_umask(partial)
 
 

@@ -2,6 +2,9 @@
 
 Latents are the autoencoder's in patches of 2x2, which its own batch statistics bring to mean 0 and variance 1.  The
 distilled models draw in 4 steps without guidance, and their pipeline leaves a guidance scale out.
+
+Pictures that a prompt is about are more tokens, at other times on the first of four axes.  They are brought to the size
+of what is drawn; the pipeline would keep each one's own size.
 """
 
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import Flux2Shift, LinearShift, Schedule
@@ -20,6 +24,9 @@ from .vae import decode_patches, encode_patches, normalised_patches
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline
+
+PICTURE_STEP = 10
+"""Distance in time of one input picture from the next, and of the first from what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Flux2KleinModel(Model):
     vae_encode, vae_decode = staticmethod(encode_patches), staticmethod(decode_patches)
     streams = ("x_embedder", "context_embedder")
     usual_guidance = 4.0
+    takes_pictures = "may"
     # Flow-Factory's, without the layer that single blocks end with: its name, to_out, is also that of a list.
     lora_targets = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -86,18 +94,22 @@ class Flux2KleinModel(Model):
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
         def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-            sequence = cond.embedding().sequence
-            places = lambda *sides: torch.cartesian_prod(*(torch.arange(side, device=x.device) for side in sides))
+            embedding = cond.embedding()
+            sequence, tokens = embedding.sequence, [x.flatten(2).transpose(1, 2)]
+            positions = [token_grid(0, x)]
+            for i, picture in enumerate(() if embedding.pictures is None else embedding.pictures.unbind(1), 1):
+                tokens.append(picture.flatten(2).transpose(1, 2))
+                positions.append(token_grid(PICTURE_STEP * i, picture))
             predicted = module(
-                hidden_states=x.flatten(2).transpose(1, 2).to(dtype),
+                hidden_states=torch.cat(tokens, 1).to(dtype),
                 timestep=t,
                 guidance=None,
                 encoder_hidden_states=sequence.to(dtype),
-                txt_ids=places(1, 1, 1, sequence.shape[1]),
-                img_ids=places(1, *x.shape[2:], 1),
+                txt_ids=functional.pad(torch.arange(sequence.shape[1], device=x.device)[:, None], (3, 0)),
+                img_ids=torch.cat(positions),
                 return_dict=False,
             )[0]
-            return predicted.transpose(1, 2).reshape(x.shape)
+            return predicted[:, : tokens[0].shape[1]].transpose(1, 2).reshape(x.shape)
 
         return v
 
@@ -112,6 +124,12 @@ class Flux2KleinModel(Model):
     def from_stock(self, latents: Tensor, like: Tensor) -> Tensor:
         """Return the latents (B, 4C, H, W) of what the stock pipeline gives its autoencoder, (B, C, 2H, 2W)."""
         return normalised_patches(self.vae, latents)
+
+
+def token_grid(time: int, x: Tensor) -> Tensor:
+    """Return the positions (HW, 4) of the patches of x (B, C, H, W): a time, the rows, the columns, and zeros."""
+    rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
+    return functional.pad(torch.cartesian_prod(rows, columns), (1, 1)) + torch.tensor([time, 0, 0, 0], device=x.device)
 
 
 def klein_schedule(pipe: Any, tokens: int) -> Schedule:

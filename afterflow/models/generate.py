@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling.conditioning import Conditioning, Velocity, condition
+from ..data.input_pictures import check_inputs, input_names, read_input
+from ..sampling.conditioning import Conditioning, Velocity
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.once import say_once
-from .pipeline import Model
+from ..system.pictures import fit_picture
+from .pipeline import InputPictures, Model
 
 _log = logging.getLogger(__name__)
 
@@ -80,18 +82,45 @@ def draw_images(
 
 
 def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
-    """Encode the prompts of P records to P rows.  A text is encoded once, and embeddings stay on the CPU.
+    """Encode the prompts of P records to P rows, with the pictures that they are about.
 
-    Prompts that are longer than an encoder reads are told once.
+    A text, with its pictures, is encoded once, and embeddings stay on the CPU.  Prompts that are longer than an encoder
+    reads are told once.  InputError for pictures that the model cannot draw from, and where it needs some.
     """
-    texts = distinct_prompts(records)
-    for cut in model.cut_prompts(texts):
+    for cut in model.cut_prompts(distinct_prompts(records)):
         say_once(_log, cut.sentence(), cut.sentence())
-    embedding = model.encode([*texts, ""])
-    text_index = {text: i for i, text in enumerate(texts)}
+    check_inputs(records, model.takes_pictures, model.stock)
+    asked = [(record["prompt"], input_names(record)) for record in records]
+    texts = {text: i for i, text in enumerate(dict.fromkeys(asked))}
+    prompts, inputs = [prompt for prompt, _ in texts], [names for _, names in texts]
+    positive, negative = model.encode_texts(prompts, read_inputs(model, inputs))
     device = next(model.module.parameters()).device
-    rows = torch.tensor([text_index[record["prompt"]] for record in records], device=device)
-    return condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)).to(device), records, rows)
+    rows = torch.tensor([texts[text] for text in asked], device=device)
+    return Conditioning(
+        positive,
+        rows,
+        negative.to(device) if len(negative.sequence) == 1 else negative,
+        records,
+        torch.arange(len(records), device=device),
+    )
+
+
+def read_inputs(model: Model, inputs: Sequence[Sequence[str]]) -> InputPictures | None:
+    """Read the N input pictures of each of U texts, in the size that the model draws; None where there are none."""
+    if not inputs or not inputs[0]:
+        return None
+    size = drawn_size(model)
+    names = {name: i for i, name in enumerate(dict.fromkeys(name for of_text in inputs for name in of_text))}
+    pictures, fitted = [], 0
+    for name in names:
+        pixels = read_input(name)
+        fitted += pixels.shape[:2] != size
+        pictures.append(fit_picture(pixels, *size))
+    if fitted:
+        height, width = size
+        sentence = f"{fitted} of {len(names)} input pictures are scaled to {width} x {height} px, and cropped to that"
+        say_once(_log, sentence, sentence)
+    return InputPictures(np.stack(pictures), torch.tensor([[names[name] for name in of_text] for of_text in inputs]))
 
 
 def distinct_prompts(records: Sequence[dict]) -> list[str]:
@@ -118,6 +147,12 @@ def draw_latents(
         noise = starting_noise(cond[rows], per_prompt, model.latent_shape, seed)
         parts.append(solve_ode(velocity, cond[rows], noise, times))
     return torch.cat(parts)
+
+
+def drawn_size(model: Model) -> tuple[int, int]:
+    """Height and width in pixels of what the model draws."""
+    height, width = (side * model.scale_factor for side in model.latent_shape[-2:])
+    return height, width
 
 
 def picture_size(model: Model) -> tuple[int, int]:

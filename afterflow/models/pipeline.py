@@ -14,18 +14,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from .. import __version__
+from ..data.input_pictures import input_names, read_input
 from ..sampling.conditioning import Conditioning, Embedding, Velocity, linear_guidance
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError
 from ..system.once import say_each_once
-from .base import cache_folder, read_cache_file, write_cache_file
+from ..system.pictures import fit_picture, picture_digest
+from .base import cache_folder, latents_file, read_cache_file, write_cache_file
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
@@ -66,6 +70,15 @@ class Pretrained(ABC):
         """
 
 
+class InputPictures(NamedTuple):
+    """The pictures that texts are about, each once."""
+
+    pixels: np.ndarray
+    """Pictures in the size that the model draws, uint8 (n, H, W, 3)."""
+    rows: Tensor
+    """Which of them are those of each of U texts, (U, N) long."""
+
+
 class Model(ABC):
     """A stock pipeline without its text encoders, which a family tells how to read prompts and predict velocities."""
 
@@ -79,6 +92,8 @@ class Model(ABC):
     """Names of the layers that the network's residual streams begin with."""
     lora_targets: tuple[str, ...]
     """The layers that the family's LoRAs adapt by default."""
+    takes_pictures: Literal["never", "may", "must"] = "never"
+    """Whether a prompt has pictures that it is about, to edit them or to begin with them."""
     combine: Combine = staticmethod(linear_guidance)
     """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
     vae_encode: Callable[[Any, np.ndarray], Tensor] = staticmethod(encode_images)
@@ -234,6 +249,23 @@ class Model(ABC):
             write_cache_file(file, tensors)
         return Embedding(**tensors)
 
+    def encode_texts(self, texts: Sequence[str], pictures: InputPictures | None) -> tuple[Embedding, Embedding]:
+        """Encode U texts with the pictures that they are about: U rows, and those of the empty text, one or U."""
+        embedding = self.encode([*texts, ""])
+        positive, negative = embedding.rows(slice(-1)), embedding.rows(slice(-1, None))
+        return positive._replace(pictures=self.encode_pictures(pictures)), negative
+
+    def encode_pictures(self, pictures: InputPictures | None) -> Tensor | None:
+        """Encode input pictures to latents (U, N, C, h, w), which are cached on disk by content."""
+        if pictures is None:
+            return None
+        file = latents_file([self.image_key, __version__, picture_digest(pictures.pixels)])
+        stored = read_cache_file(file)
+        if stored is None:
+            stored = {"latents": self.encode_images(pictures.pixels).cpu()}
+            write_cache_file(file, stored)
+        return stored["latents"][pictures.rows]
+
     def _cache_file(self, prompts: Sequence[str]) -> Path:
         digest = hashlib.sha256(f"{self.encoder_key} {self.config.dtype}".encode())
         for file in sorted(self.folder.glob("t[eo][xk]*/*")):  # text_encoder*, tokenizer*
@@ -254,9 +286,15 @@ class Model(ABC):
 
         from .grid_scheduler import GridScheduler
 
-        empty = cond.dropped(torch.ones(len(cond), dtype=torch.bool))
-        inputs = self.stock_inputs(cond.embedding(), empty.embedding(), guidance)
-        inputs["height"], inputs["width"] = (side * self.scale_factor for side in self.latent_shape[-2:])
+        names = [input_names(record) for record in cond.records()]
+        if len(set(names)) > 1:  # the pipeline takes one set of pictures
+            rows = torch.arange(len(cond))
+            return torch.cat([self.stock_latents(cond[i], noise[i], steps, guidance) for i in rows.split(1)])
+        inputs = self.stock_inputs(cond.embedding(), cond.unprompted().embedding(), guidance)
+        size = [side * self.scale_factor for side in self.latent_shape[-2:]]
+        inputs["height"], inputs["width"] = size
+        if names[0]:
+            inputs["image"] = [Image.fromarray(fit_picture(read_input(name), *size)) for name in names[0]]
         stock_scheduler = self.pipe.scheduler
         if not isinstance(stock_scheduler, FlowMatchEulerDiscreteScheduler):
             # One step at a time on the same grid, where UniPC takes several together.

@@ -22,7 +22,7 @@ def guided(velocity: Velocity, scale: float, combine: Combine = linear_guidance)
         return velocity
 
     def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        both = replace(cond, index=torch.cat([torch.full_like(cond.index, -1), cond.index]))
+        both = replace(cond, index=torch.cat([cond.unprompted().index, cond.index]))
         empty, full = velocity(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return combine(empty, full, scale)
 

@@ -16,6 +16,7 @@ class Embedding(NamedTuple):
     sequence: Tensor  # (P, L, D)
     pooled: Tensor | None = None  # (P, D')
     mask: Tensor | None = None  # (P, L) long: 0 where a sequence is only padded
+    pictures: Tensor | None = None  # (P, N, C, h, w): latents of the N pictures that each text is about
 
     def rows(self, chosen: Tensor | slice) -> "Embedding":
         """Return the embedding of the chosen rows."""
@@ -28,13 +29,16 @@ class Embedding(NamedTuple):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The prompts of B rows are indices into P records and their U texts, so that no embedding is ever copied."""
+    """The prompts of B rows are indices into P records and their U texts, so that no embedding is ever copied.
+
+    A picture that a text is about stays with it when the text is dropped.
+    """
 
     positive: Embedding  # U rows; they may lie in the CPU's memory, since those of T5 and many prompts fill a GPU
     texts: Tensor  # (P,) long: which of them is a record's
-    negative: Embedding  # 1 row: what guidance steers away from, and what a dropped prompt becomes
+    negative: Embedding  # 1 row, or U: what guidance steers away from, and what a dropped prompt becomes
     prompts: Sequence[dict]  # P records as the data set gave them: {"prompt": ..., "tag": ...}
-    index: Tensor  # (B,) long; -1 is the negative
+    index: Tensor  # (B,) long; -1 - i is record i without its prompt
     padding: int = 0  # zero vectors appended to each sequence, as stock SD3 does where it has no T5
 
     def __len__(self) -> int:
@@ -45,11 +49,21 @@ class Conditioning:
 
     def records(self) -> list[dict]:
         """Return the record of each row."""
-        return [self.prompts[i] for i in self.index.tolist()]
+        return [self.prompts[i] for i in self.record_index.tolist()]
+
+    @property
+    def record_index(self) -> Tensor:
+        """Which record is each row's, (B,) long, whether its prompt is dropped or not."""
+        return torch.where(self.index < 0, -1 - self.index, self.index)
 
     def dropped(self, mask: Tensor) -> "Conditioning":
         """Return the conditioning without the prompts of the rows where mask (B,) is true."""
-        return replace(self, index=self.index.masked_fill(mask.to(self.index.device), -1))
+        drop = mask.to(self.index.device) & (self.index >= 0)
+        return replace(self, index=torch.where(drop, -1 - self.index, self.index))
+
+    def unprompted(self) -> "Conditioning":
+        """Return the conditioning without the prompts of all rows."""
+        return replace(self, index=-1 - self.record_index)
 
     def on_device(self) -> "Conditioning":
         """Return the same rows, the embeddings of whose texts were copied to their device once, from pinned memory."""
@@ -57,27 +71,35 @@ class Conditioning:
         if self.positive.sequence.device == device:
             return self
         needed = self.needed()
-        columns = [None if x is None else x.pin_memory().to(device, non_blocking=True) for x in needed.positive]
-        return replace(needed, positive=Embedding(*columns))  # type: ignore[arg-type]
+        pinned = lambda part: Embedding(*(x if x is None else copy_from_pinned(x, device) for x in part))  # type: ignore
+        return replace(needed, positive=pinned(needed.positive), negative=pinned(needed.negative))
 
     def needed(self) -> "Conditioning":
         """Return the same rows, with the embeddings of their own texts alone."""
-        used = self.texts[self.index.clamp(min=0)].unique()
+        used = self.texts[self.record_index].unique()
         position = torch.zeros(len(self.positive.sequence), dtype=torch.long, device=used.device)
         position[used] = torch.arange(len(used), device=used.device)
-        positive = self.positive.rows(used.to(self.positive.sequence.device))
-        return replace(self, positive=positive, texts=position[self.texts])
+        kept = lambda part: part.rows(used.to(part.sequence.device)) if len(part.sequence) > 1 else part
+        return replace(self, positive=kept(self.positive), negative=kept(self.negative), texts=position[self.texts])
 
     def embedding(self) -> Embedding:
         """Gather the embeddings of the B rows."""
-        chosen, empty = self.texts[self.index.clamp(min=0)], self.index < 0
-        rows = self.positive.rows(chosen.to(self.positive.sequence.device)).to(self.index.device)
-        columns = [
+        chosen, empty = self.texts[self.record_index], self.index < 0
+        gather = lambda part: part.rows(chosen.to(part.sequence.device)).to(self.index.device)
+        rows, negatives = gather(self.positive), self.negative
+        if len(negatives.sequence) > 1:
+            negatives = gather(negatives)
+        sequence, pooled, mask = (
             None if negative is None or positive is None else torch.where(expand(empty, positive), negative, positive)
-            for negative, positive in zip(self.negative, rows)
-        ]
-        assert columns[0] is not None
-        return Embedding(torch.nn.functional.pad(columns[0], (0, 0, 0, self.padding)), *columns[1:])
+            for negative, positive in zip(negatives[:3], rows[:3])
+        )
+        assert sequence is not None
+        return Embedding(torch.nn.functional.pad(sequence, (0, 0, 0, self.padding)), pooled, mask, rows.pictures)
+
+
+def copy_from_pinned(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device from pinned memory, while the device works on."""
+    return x if x.device == device else x.pin_memory().to(device, non_blocking=True)
 
 
 def condition(

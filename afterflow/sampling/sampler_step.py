@@ -51,5 +51,5 @@ def guided_prediction(velocity: Velocity, x: Tensor, t: Tensor, cond: Conditioni
     """
     if scale == 1:
         return v.float()
-    empty = velocity(x, t, cond.dropped(torch.ones(len(x), dtype=torch.bool))).float()
+    empty = velocity(x, t, cond.unprompted()).float()
     return linear_guidance(empty, v.float(), scale)

@@ -90,6 +90,13 @@ def read_picture(
     return pixels
 
 
+def fit_picture(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale a picture, uint8 (H, W, 3), and crop its middle to a height and width; one that has them stays as it is."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+
+
 def picture_digest(pixels: np.ndarray) -> str:
     """Return the SHA-256 digest of the pixels of a picture and of its shape, in hexadecimal."""
     return hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()

@@ -1,0 +1,106 @@
+"""The pictures that prompts are about: what is to be edited, or the first frame of a clip.
+
+A record names them under `input`: one, or a list, each a file or a data: address that holds a PNG.
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..system.errors import InputError
+from ..system.own_folders import check_inside
+from ..system.pictures import find_file, read_picture
+
+PNG_ADDRESS = "data:image/png;base64,"
+"""Start of an address that holds a PNG itself."""
+MOST_PIXELS = 2**26
+"""Largest number of pixels of an input."""
+
+
+def input_names(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a record's input pictures; InputError where `input` is neither a text nor a list of them."""
+    value = record.get("input")
+    names = () if value is None else (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"prompt {record.get('prompt')!r}: input = {value!r}; it names a picture, or a list of them")
+    return tuple(names)
+
+
+def read_input(name: str) -> np.ndarray:
+    """Read an input picture as uint8 (H, W, 3); InputError where it cannot be read."""
+    if not name.startswith("data:"):
+        return read_picture(Path(name), name, max_pixels=MOST_PIXELS)
+    if not name.startswith(PNG_ADDRESS):
+        raise InputError(f"input {name[:40]}…: of data addresses only {PNG_ADDRESS} is read")
+    try:
+        data = base64.b64decode(name.removeprefix(PNG_ADDRESS), validate=True)
+    except binascii.Error as error:
+        raise InputError(f"input {name[:40]}…: not base64 ({error})") from None
+    return read_picture(data, f"{name[:40]}…", formats=("PNG",), max_pixels=MOST_PIXELS)
+
+
+def png_address(pixels: np.ndarray) -> str:
+    """Return the address that holds a picture, uint8 (H, W, 3), without loss."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", optimize=True)
+    return PNG_ADDRESS + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def locate_inputs(record: Mapping[str, Any], folder: Path, location: str) -> dict[str, Any]:
+    """Return a record whose inputs are whole paths of pictures in `folder`.
+
+    InputError, with the location, where one is not there or leads out of the folder.
+    """
+    names = input_names(record)
+    if not names:
+        return dict(record)
+    found = []
+    for name in names:
+        if name.startswith("data:"):
+            found.append(name)
+            continue
+        try:
+            file = find_file(folder, name)
+            if not file.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"{name!r} leads out of {folder}")
+            check_inside(file)
+        except InputError as error:
+            raise InputError(f"{location}: {error}; correct input") from None
+        found.append(str(file.resolve()))
+    return {**record, "input": found[0] if isinstance(record["input"], str) else found}
+
+
+def check_inputs(records: Sequence[Mapping[str, Any]], takes: str, model: str) -> int:
+    """Return the number of input pictures of each record.
+
+    InputError where records differ in it, and where the model takes none or needs one.
+
+    Args:
+        records: The prompts.
+        takes: never, may or must: whether the model draws from pictures.
+        model: What messages call the model.
+    """
+    counts = {len(input_names(record)): record for record in reversed(records)}
+    if takes == "never" and any(counts):
+        record = counts[max(counts)]
+        raise InputError(
+            f"prompt {record['prompt']!r} has an input picture, and {model} draws from text alone; take a model that "
+            "edits, or leave input out"
+        )
+    if takes == "must" and 0 in counts:
+        raise InputError(
+            f"prompt {counts[0]['prompt']!r} has no input picture, and {model} edits pictures; name one under input"
+        )
+    if len(counts) > 1:
+        (n, one), (m, other) = sorted(counts.items(), key=lambda item: item[0])[:2]
+        raise InputError(
+            f"prompt {one['prompt']!r} has {n} input pictures and prompt {other['prompt']!r} has {m}; give every "
+            "prompt as many"
+        )
+    return next(iter(counts), 0)

@@ -1,0 +1,175 @@
+"""Prompts about pictures: what is drawn, learnt and kept, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afterflow.algorithms.diffusion_nft import DiffusionNFT
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.data.images import ImageFolder
+from afterflow.data.input_pictures import check_inputs, input_names, png_address, read_input
+from afterflow.data.prompts import PromptFile
+from afterflow.experiment.config import Run
+from afterflow.experiment.cost_estimate import estimate_cost
+from afterflow.experiment.execute import execute
+from afterflow.models.generate import decode_groups, encode_records, solve_ode
+from afterflow.models.pipeline import Model
+from afterflow.models.wrappers import guided
+from afterflow.system.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+STEPS = 3
+JPEG = {"jpeg_compressibility": 1.0}
+
+
+def picture(seed, size=64):
+    """A picture of smooth blobs, uint8 (size, size, 3)."""
+    draws = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(draws).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def edits(folder, count=4, inputs=1, size=64):
+    """A folder of edits: metadata.jsonl with inputs, prompts and targets."""
+    folder.mkdir()
+    lines = []
+    for i in range(count):
+        names = [f"in_{i}_{n}.png" for n in range(inputs)]
+        for n, name in enumerate(names):
+            Image.fromarray(picture(10 * i + n, size)).save(folder / name)
+        Image.fromarray(picture(100 + i, size)).save(folder / f"out_{i}.png")
+        prompt = f"make it {'brighter' if i % 2 else 'darker'}"
+        lines.append({"input": names[0] if inputs == 1 else names, "prompt": prompt, "target": f"out_{i}.png"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def records(count=2, inputs=1):
+    addresses = [[png_address(picture(10 * i + n)) for n in range(inputs)] for i in range(count)]
+    return [{"prompt": f"edit {i}", "input": of[0] if inputs == 1 else of} for i, of in enumerate(addresses)]
+
+
+@pytest.fixture(scope="module")
+def klein(tinies):
+    return replace(tinies["flux2_klein"], size=64)
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_ode_draws_of_pictures_what_the_stock_pipeline_draws(klein, guidance, inputs):
+    model, asked = klein.load(), records(inputs=inputs)
+    noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond = encode_records(model, asked)
+    velocity = guided(model.velocity(model.module), guidance, model.combine)
+    latents = solve_ode(velocity, cond, noise[:, None], model.schedule.times(STEPS))
+    ours = decode_groups(model, latents)[:, 0]
+    pipe = getattr(diffusers, model.stock).from_pretrained(model.folder)
+    pipe.set_progress_bar_config(disable=True)
+    for row, record in enumerate(asked):
+        told = {"num_inference_steps": STEPS, "guidance_scale": guidance, "height": 64, "width": 64}
+        pictures = [Image.fromarray(read_input(name)) for name in input_names(record)]
+        told |= {"latents": noise[row : row + 1], "max_sequence_length": klein.max_sequence_length}
+        stock = np.rint(255 * pipe(image=pictures, prompt=record["prompt"], output_type="np", **told)[0][0])
+        assert np.abs(ours[row].astype(int) - stock).max() <= 1 and (ours[row] != stock).mean() < 0.01
+    without = encode_records(model, [{"prompt": record["prompt"]} for record in asked])
+    plain = decode_groups(model, solve_ode(velocity, without, noise[:, None], model.schedule.times(STEPS)))[:, 0]
+    assert (ours != plain).mean() > 0.1
+    made = model.stock_latents(cond, noise, STEPS, guidance)
+    torch.testing.assert_close(made, latents[:, 0], atol=2e-4, rtol=1e-3)
+
+
+def test_a_dropped_prompt_keeps_its_picture(klein):
+    model = klein.load()
+    cond = encode_records(model, records())
+    dropped = cond.dropped(torch.tensor([True, False]))
+    assert torch.equal(dropped.embedding().pictures, cond.embedding().pictures)
+    assert torch.equal(dropped.embedding().sequence[0], cond.negative.sequence[0])
+    assert dropped.records() == cond.records() == dropped.unprompted().records()
+
+
+@pytest.mark.parametrize("method", ["sft", "flow_grpo", "nft"])
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_methods_learn_from_pictures(klein, tmp_path, method, inputs):
+    folder = edits(tmp_path / "edits", inputs=inputs)
+    algorithm = {
+        "sft": SFT(dropout=0.5),
+        "flow_grpo": FlowGRPO(JPEG, steps=STEPS, group=2, beta=0.01),
+        "nft": DiffusionNFT(JPEG, steps=STEPS, group=2),
+    }[method]
+    data = ImageFolder(str(folder)) if method == "sft" else PromptFile(str(folder / "metadata.jsonl"))
+    run = Run(algorithm, data, klein, name="edits")
+    run = run.with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, sample_every=2, inference_steps=2)
+    run = run.with_options(retained_rows=0, guidance_scale=1.0 if method == "nft" else 3.0)
+    lines = (execute(run, "edits").folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["grad_norm"] > 0
+    if method == "flow_grpo":
+        assert json.loads(lines[0])["ratio_max"] == 1.0
+
+
+def test_a_plan_counts_the_tokens_of_input_pictures(klein, tmp_path):
+    folder = edits(tmp_path / "edits")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a\nb\nc\nd\n")
+    flops = []
+    for data in (PromptFile(str(folder / "metadata.jsonl")), PromptFile(str(texts))):
+        run = Run(FlowGRPO(JPEG, steps=STEPS, group=2), data, klein, name="plan").with_options(batch=2, iterations=1)
+        flops.append(estimate_cost(run).flops["forward only"])
+    assert flops[0] > 1.1 * flops[1]
+
+
+def test_a_model_of_texts_takes_no_pictures_and_one_of_pictures_needs_them():
+    with pytest.raises(InputError, match="prompt 'edit 0' has an input picture, and FluxPipeline draws from text"):
+        check_inputs(records(), "never", "FluxPipeline")
+    with pytest.raises(InputError, match="prompt 'plain' has no input picture, and X edits pictures; name one"):
+        check_inputs([*records(), {"prompt": "plain"}], "must", "X")
+    with pytest.raises(InputError, match="prompt 'plain' has 0 input pictures and prompt 'edit 0' has 1"):
+        check_inputs([*records(), {"prompt": "plain"}], "may", "X")
+    assert check_inputs(records(inputs=2), "must", "X") == 2 and check_inputs([{"prompt": "a"}], "may", "X") == 0
+    assert {kind.takes_pictures for kind in Model.__subclasses__()} >= {"never", "may"}
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (3, "input = 3; it names a picture"),
+        ([""], "it names a picture, or a list"),
+        ({"a": 1}, "it names a picture, or a list"),
+        ("absent.png", "absent.png is not there"),
+        ("../outside.png", "leads out of"),
+        ("/etc/hostname", "leads out of|is not there"),
+        ("data:image/png;base64,!!!", "not base64"),
+        ("data:image/svg+xml;base64,AAAA", "of data addresses only data:image/png;base64, is read"),
+        ("data:image/png;base64,AAAA", "not a readable PNG"),
+        ("text.png", "not a readable image"),
+    ],
+)
+def test_an_input_that_cannot_be_used_is_refused_in_one_sentence(klein, tmp_path, value, said):
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "text.png").write_text("no picture")
+    Image.fromarray(picture(0)).save(tmp_path / "outside.png")
+    (folder / "list.jsonl").write_text(json.dumps({"prompt": "brighter", "input": value}))
+    run = Run(FlowGRPO(JPEG), PromptFile(str(folder / "list.jsonl")), klein, name="bad")
+    with pytest.raises(InputError, match=said) as caught:
+        execute(run, "bad")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_target_that_is_its_input_is_refused(klein, tmp_path):
+    folder = edits(tmp_path / "edits")
+    (folder / "out_1.png").write_bytes((folder / "in_1_0.png").read_bytes())
+    run = Run(SFT(), ImageFolder(str(folder)), klein, name="same").with_options(batch=2)
+    with pytest.raises(InputError, match=r"metadata.jsonl:2: the input .*in_1_0.png is the same picture as .*out_1"):
+        execute(run, "same")
+
+
+def test_a_text_model_refuses_a_folder_of_edits_before_weights_are_read(tinies, tmp_path):
+    folder = edits(tmp_path / "edits")
+    run = Run(FlowGRPO(JPEG), PromptFile(str(folder / "metadata.jsonl")), tinies["flux"], name="text")
+    with pytest.raises(InputError, match="draws from text alone; take a model that edits"):
+        execute(run, "text")
