@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..system.errors import InputError
+from ..system.input_pictures import input_names, locate_inputs
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_inside, check_links
 from ..system.pictures import find_file, is_picture_file, picture_endings
 from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
-from .input_pictures import input_names, locate_inputs
 from .prompt_lists import csv_rows, prompt_column
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ..system.errors import InputError
+from ..system.input_pictures import input_names, locate_inputs
 from ..system.json_text import parse_strict_json
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text, parse_json, read_json, read_text, read_text_lines, texts_in
-from .input_pictures import input_names, locate_inputs
 
 PROMPT_COLUMNS = ("prompt", "prompts", "prompt_en", "caption", "text")
 """Names of the column of prompts, in lower case; the first that exists is read."""

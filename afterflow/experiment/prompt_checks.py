@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from ..data.images import ImageFolder, ImageSource, StoredImages
-from ..data.input_pictures import check_inputs, input_names
 from ..data.pairs import SampledPairs
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.prompts import validate
@@ -13,6 +12,7 @@ from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
 from ..sampling.seeds import number
 from ..system.errors import InputError
+from ..system.input_pictures import check_inputs, input_names
 from .config import Run
 from .evaluation_fit import rewards_of_data
 

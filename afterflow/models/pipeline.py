@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import __version__
-from ..data.input_pictures import input_names, read_input
 from ..sampling.conditioning import Conditioning, Embedding, Velocity, linear_guidance
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError
+from ..system.input_pictures import input_names, read_input
 from ..system.once import say_each_once
 from ..system.pictures import fit_picture, picture_digest
 from .base import cache_folder, latents_file, read_cache_file, write_cache_file

@@ -79,8 +79,8 @@ class Conditioning:
         used = self.texts[self.record_index].unique()
         position = torch.zeros(len(self.positive.sequence), dtype=torch.long, device=used.device)
         position[used] = torch.arange(len(used), device=used.device)
-        kept = lambda part: part.rows(used.to(part.sequence.device)) if len(part.sequence) > 1 else part
-        return replace(self, positive=kept(self.positive), negative=kept(self.negative), texts=position[self.texts])
+        subset = lambda part: part.rows(used.to(part.sequence.device)) if len(part.sequence) > 1 else part
+        return replace(self, positive=subset(self.positive), negative=subset(self.negative), texts=position[self.texts])
 
     def embedding(self) -> Embedding:
         """Gather the embeddings of the B rows."""

@@ -13,7 +13,6 @@ from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.data.images import ImageFolder
-from afterflow.data.input_pictures import check_inputs, input_names, png_address, read_input
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import estimate_cost
@@ -22,6 +21,7 @@ from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.pipeline import Model
 from afterflow.models.wrappers import guided
 from afterflow.system.errors import InputError
+from afterflow.system.input_pictures import check_inputs, input_names, png_address, read_input
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 STEPS = 3

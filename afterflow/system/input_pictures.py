@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..system.errors import InputError
-from ..system.own_folders import check_inside
-from ..system.pictures import find_file, read_picture
+from .errors import InputError
+from .own_folders import check_inside
+from .pictures import find_file, read_picture
 
 PNG_ADDRESS = "data:image/png;base64,"
 """Start of an address that holds a PNG itself."""
@@ -60,10 +60,10 @@ def locate_inputs(record: Mapping[str, Any], folder: Path, location: str) -> dic
     names = input_names(record)
     if not names:
         return dict(record)
-    found = []
+    paths = []
     for name in names:
         if name.startswith("data:"):
-            found.append(name)
+            paths.append(name)
             continue
         try:
             file = find_file(folder, name)
@@ -72,8 +72,8 @@ def locate_inputs(record: Mapping[str, Any], folder: Path, location: str) -> dic
             check_inside(file)
         except InputError as error:
             raise InputError(f"{location}: {error}; correct input") from None
-        found.append(str(file.resolve()))
-    return {**record, "input": found[0] if isinstance(record["input"], str) else found}
+        paths.append(str(file.resolve()))
+    return {**record, "input": paths[0] if isinstance(record["input"], str) else paths}
 
 
 def check_inputs(records: Sequence[Mapping[str, Any]], takes: str, model: str) -> int:
