@@ -42,6 +42,13 @@ def clip_prompts(count: int) -> list[dict]:
     return moving_suite("test", -(-count // len(MOVING_TAGS)), 0, MOVING_TAGS)
 
 
+def edit_requests(count: int) -> list[dict]:
+    """Make requests of the editing world, at least `count` and as many of every task."""
+    from ..envs.shapes.edits import TASKS, edit_suite
+
+    return edit_suite("test", -(-count // len(TASKS)), 0)
+
+
 SUITES: Mapping[str, Suite] = {
     "shapes": Suite(
         ("shapes_official", "shapes_strict", "shapes_closed", "shapes_partial", "shapes_fidelity"),
@@ -64,6 +71,11 @@ SUITES: Mapping[str, Suite] = {
         ("hpsv2",), "a folder with HPD's four lists: anime.json, concept-art.json, paintings.json, photo.json"
     ),
     "unigen": Suite(("vlm_points",), "data/test_prompts_en.csv of github.com/CodeGoat24/UniGenBench", parts=True),
+    "edits": Suite(
+        ("edits_strict", "edits_partial", "edits_done", "edits_kept"),
+        "the editing world, whose requests and verdicts are ours",
+        edit_requests,
+    ),
     "video": Suite(
         ("moving_strict", "moving_partial", "moving_smoothness"), "a list of prompts for clips", clip_prompts
     ),

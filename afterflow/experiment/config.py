@@ -28,6 +28,7 @@ from ..algorithms.sft import SFT
 from ..algorithms.soar import SOAR
 from ..algorithms.v_grpo import VGRPO
 from ..data.clips import MovingClips
+from ..data.edits import EditImages
 from ..data.images import HubImages, ImageFolder, ShapesImages
 from ..data.pairs import HubPairs, PairFolder, SampledPairs
 from ..data.prompt_sources import Prompts
@@ -256,13 +257,19 @@ class Logging:
             check_extra(f"tracker = {self.tracker}", [self.tracker], self.tracker)
 
 
+LearningImages = (
+    ShapesImages | MovingClips | EditImages | ImageFolder | HubImages | PairFolder | HubPairs | SampledPairs
+)
+"""Images, clips or pairs of images with prompts to learn from."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run.  ConfigError where its parts do not fit together."""
 
     algorithm: AnyAlgorithm
     """Training method."""
-    data: Prompts | ShapesImages | MovingClips | ImageFolder | HubImages | PairFolder | HubPairs | SampledPairs
+    data: Prompts | LearningImages
     """Prompts to explore, or images, clips or pairs of images with prompts to learn from."""
     model: AnyPretrained = SD3()
     """Pipeline that is trained."""

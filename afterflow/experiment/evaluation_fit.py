@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..algorithms.base import WIN_RATE, explores
 from ..data.clips import MovingClips, MovingPrompts
+from ..data.edits import EditImages, EditPrompts
 from ..data.images import ImageSource, ShapesImages
 from ..data.pairs import SampledPairs
 from ..data.prompts import ShapesPrompts
@@ -25,7 +26,11 @@ NO_EVALUATION: Mapping[str, Any] = {
     "best_by": None,
 }
 """The options with which nothing is measured while a run trains."""
-WORLDS = {"shapes": (ShapesPrompts, ShapesImages), "moving": (MovingPrompts, MovingClips)}
+WORLDS = {
+    "shapes": (ShapesPrompts, ShapesImages),
+    "moving": (MovingPrompts, MovingClips),
+    "edits": (EditPrompts, EditImages),
+}
 """World → its data.  Its rewards have its name before theirs, and judge nothing but its own prompts."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
-from . import clip, geneval_hf, geneval_mmdet, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
+from . import clip, edits, geneval_hf, geneval_mmdet, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
 from .base import Judge, OrderCanary, Reward, RewardModels, Scorer
 from .functions import GIVEN, is_given, not_given
 from .named_code import check_code_name, import_named
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_REWARD_MODELS = RewardModels()
 """Every network on its published weights."""
 MODULES = (
-    *(shapes, jpeg, moving, ocr, clip, image_reward, hpsv3, video_align),
+    *(shapes, jpeg, moving, edits, ocr, clip, image_reward, hpsv3, video_align),
     *(geneval_hf, geneval_mmdet, vlm, soft_tifa),
 )
 """The modules whose rewards are ours."""

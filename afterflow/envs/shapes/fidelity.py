@@ -39,6 +39,12 @@ def fidelity(image: NDArray[np.uint8]) -> float:
     return math.prod(astuple(fidelity_factors(image)))
 
 
+def edge_sharpness(image: NDArray[np.uint8]) -> float:
+    """Return 1 for an image, uint8 (S, S, 3), whose edges are about a pixel wide, and less for a blurred one."""
+    pixels = image.astype(np.float32)
+    return _sharpness(pixels, _local_span(pixels))
+
+
 def fidelity_factors(image: NDArray[np.uint8]) -> FidelityFactors:
     """Return the five factors of an image, uint8 (S, S, 3), which are 1 for a clean render."""
     pixels = image.astype(np.float32)

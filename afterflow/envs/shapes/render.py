@@ -98,7 +98,7 @@ def draw_objects(canvas: Array, objects: Sequence[PlacedObject]) -> None:
 def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[str, str] | None = None) -> None:
     """Paint a plate with the text on it, in place; the strokes are two pixels wide where they fit."""
     size = len(canvas)
-    plate, ink = colors or _SIGN_COLORS[rng.integers(len(_SIGN_COLORS))]
+    plate, ink = colors or sign_colors(rng)
     scale = 2 if 12 * len(text) + 6 <= size else 1
     width, height = scale * (6 * len(text) - 1), 7 * scale
     margin = min(2 * scale, (size - width - 1) // 2)
@@ -114,6 +114,11 @@ def draw_sign(canvas: Array, text: str, rng: np.random.Generator, colors: tuple[
     _paint(canvas, mask, x0 - pad, y0 - pad, PALETTE[plate], (pad + width / 2, pad + height / 2), width / 2)
     strokes = np.repeat(np.repeat(lettering(text), scale, 0), scale, 1) > 0
     canvas[y0 : y0 + height, x0 : x0 + width][strokes] = PALETTE[ink]
+
+
+def sign_colors(rng: np.random.Generator) -> tuple[str, str]:
+    """Draw the colours of a plate and of its ink."""
+    return _SIGN_COLORS[rng.integers(len(_SIGN_COLORS))]
 
 
 def lettering(text: str) -> Array:
@@ -172,8 +177,13 @@ def _radius(cls: str, n_objects: int, size: int, rng: np.random.Generator) -> fl
     scale = size / 64
     low, high = (6.2, 11.0) if n_objects <= 2 else (5.4, 8.2)
     r = float(rng.uniform(max(low * scale, 3.6), high * scale))
+    return max(r, smallest_radius(cls, size, n_objects))
+
+
+def smallest_radius(cls: str, size: int, n_objects: int = 1) -> float:
+    """Return the radius in pixels below which a shape cannot be told apart; 0 for shapes without thin parts."""
     thin = 7.0 if size == 64 else 4.6 if n_objects < 5 else 4.2
-    return max(r, thin) if cls in _THIN else r
+    return thin if cls in _THIN else 0.0
 
 
 def _stands(relation: str, offset: Array) -> NDArray[np.bool_]:

@@ -1,0 +1,78 @@
+"""Data of the editing world: requests to explore, and edited pictures to learn from."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from ..envs.shapes.edits import SIZE, TASKS, EditScene, draw_edit, edit_suite, render_scene
+from ..sampling.seeds import number
+from ..system.checks import check_at_least_one
+from ..system.errors import ConfigError
+from ..system.names import unknown_name
+from .images import CaptionedImage, ListedImages
+from .prompts import NO_CHECKS, RecordChecks
+
+
+@dataclass(frozen=True)
+class EditPrompts:
+    """Requests of the editing world, each about a picture of its own."""
+
+    split: Literal["train", "test"] = "train"
+    """train leaves out some (task, class, colour), test asks for those."""
+    count: int = 700
+    """Number of requests, shared evenly among the tasks."""
+    tasks: tuple[str, ...] = TASKS
+    """What is asked: recolor, remove, add, move, count (up), swap and retype."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "count")
+        check_tasks(self.tasks)
+
+    def records(self, seed: int, checks: RecordChecks = NO_CHECKS) -> list[dict]:
+        """Return the requests' records; no check is needed, because the world makes valid records only."""
+        per_task = -(-self.count // len(self.tasks))
+        return edit_suite(self.split, per_task, number(seed, "edit prompts") % 2**32, self.tasks)
+
+
+@dataclass(frozen=True)
+class EditImages(ListedImages):
+    """Edited pictures of the editing world, with what was asked and the pictures before."""
+
+    count: int = 20_000
+    """Number of edits, rendered before training starts."""
+    split: Literal["train", "test"] = "train"
+    """Split of what is asked."""
+    tasks: tuple[str, ...] = TASKS
+    """What is asked, used in turn."""
+    min_reward: Mapping[str, float] = field(default_factory=dict)
+    """Lowest value of each named reward at which an edit is used for training."""
+    cache: bool = False
+    """Whether latents are stored on disk for the next run; rendering takes longer than encoding."""
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "count")
+        check_tasks(self.tasks)
+
+    def images(self, seed: int, size: tuple[int, int], unit: int = 1) -> Iterator[CaptionedImage]:
+        """Yield the edited pictures, each rendered when it is its turn."""
+        if size != (SIZE, SIZE):
+            raise ConfigError(f"edits have pictures of {SIZE} px, and the model draws {size[0]}; set its size")
+        rng = np.random.default_rng(number(seed, "edits"))
+        for i in range(self.count):
+            record = draw_edit(self.split, self.tasks[i % len(self.tasks)], rng)
+            pixels = render_scene(EditScene.from_record(record["result"]))
+            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+            yield CaptionedImage(record, digest, partial(np.asarray, pixels), size)
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise ConfigError for tasks that the editing world does not have."""
+    for task in tasks:
+        if task not in TASKS:
+            raise unknown_name("task", task, TASKS)
+    if not tasks:
+        raise ConfigError("tasks is empty: name at least one of " + ", ".join(TASKS))

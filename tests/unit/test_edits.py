@@ -1,0 +1,112 @@
+"""The editing world: what is asked, what is true, and what only seems so."""
+
+import json
+
+import numpy as np
+import pytest
+
+from afterflow.data.edits import EditImages, EditPrompts
+from afterflow.envs.shapes.edit_verifier import verify_edit
+from afterflow.envs.shapes.edits import TASKS, EditScene, draw_edit, edit_suite, render_scene, validate_edit
+from afterflow.rewards.registry import find_reward
+from afterflow.system.errors import ConfigError, InputError
+from afterflow.system.input_pictures import read_input
+from wrong_edits import attacks, hard_negative, scenes
+
+PER_TASK = 6
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [record for split in ("train", "test") for record in edit_suite(split, PER_TASK // 2, 0)]
+
+
+def test_a_true_edit_passes_and_everything_else_does_not(records):
+    rng = np.random.default_rng(0)
+    for record in records:
+        before, after = scenes(record)
+        true = verify_edit(record, render_scene(after))
+        assert true.strict == 1 and true.partial == pytest.approx(1.0), record["prompt"]
+        wrong, what = hard_negative(record, rng)
+        assert verify_edit(record, wrong).strict == 0, (record["prompt"], what)
+        for name, picture in attacks(record, rng):
+            assert verify_edit(record, picture).strict == 0, (record["prompt"], name)
+        untouched = verify_edit(record, render_scene(before))
+        assert (untouched.done, untouched.kept) == (0, 1) and untouched.partial < 0.05
+
+
+def test_the_input_of_a_record_is_its_scene(records):
+    for record in records:
+        assert json.loads(json.dumps(record)) == record
+        assert np.array_equal(read_input(record["input"]), render_scene(EditScene.from_record(record["scene"])))
+        validate_edit(record)
+
+
+def test_what_an_edit_does_not_touch_is_the_same_to_the_last_pixel(records):
+    for record in (record for record in records if record["tag"] != "retype"):
+        before, after = scenes(record)
+        stays = [item for item in before.objects if item in after.objects]
+        changed = (render_scene(before) != render_scene(after)).any(-1)
+        assert 0 < changed.mean() < 0.5
+        for item in stays:
+            assert not changed[int(item.cy), int(item.cx)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_splits_share_no_request_that_is_held_out(task):
+    rng = np.random.default_rng(1)
+    ends = {}
+    for split in ("train", "test"):
+        drawn = [draw_edit(split, task, rng) for _ in range(60)]
+        ends[split] = {asked(record) for record in drawn}
+    assert ends["train"] and ends["test"] and not ends["train"] & ends["test"]
+
+
+def asked(record):
+    """What the request is about: (task, class, colour), or the new text."""
+    before, after = scenes(record)
+    if after.sign is not None:
+        return after.sign.text
+    changed = [o for o in after.objects if o not in before.objects] or [
+        o for o in before.objects if o not in after.objects
+    ]
+    if record["tag"] == "swap":
+        first = record["prompt"].split()[2:4]
+        changed = [o for o in changed if [o.color, o.cls] == first]
+    return record["tag"], changed[0].cls, changed[0].color
+
+
+def test_partial_credit_grows_with_what_is_done():
+    """An object that was to move right has more credit the further it went, and none where it was."""
+    rng = np.random.default_rng(2)
+    record = next(r for r in (draw_edit("train", "move", rng) for _ in range(100)) if r["prompt"].endswith("right"))
+    before, after = scenes(record)
+    (old,) = [o for o in before.objects if o not in after.objects]
+    credits = []
+    for step in (0, 3, 4):
+        moved = tuple(type(o)(o.cls, o.color, o.cx + step * (o is old), o.cy, o.r, o.rot) for o in before.objects)
+        credits.append(verify_edit(record, render_scene(EditScene(before.seed, moved))).partial)
+    assert credits[0] == 0 < credits[1] < credits[2]
+
+
+def test_the_rewards_are_the_verdicts(records):
+    for name, expected in (("edits_strict", 1.0), ("edits_partial", 1.0), ("edits_done", 1.0), ("edits_kept", 1.0)):
+        pictures = np.stack([render_scene(EditScene.from_record(record["result"])) for record in records[:4]])
+        assert find_reward(name).score(pictures, records[:4]).tolist() == pytest.approx([expected] * 4)
+
+
+def test_data_of_the_world_are_the_same_for_a_seed():
+    assert EditPrompts(count=14).records(3) == EditPrompts(count=14).records(3) != EditPrompts(count=14).records(4)
+    images = list(EditImages(count=7).images(0, (64, 64)))
+    assert [image.record["tag"] for image in images] == list(TASKS)
+    assert all(verify_edit(image.record, image.pixels()).strict for image in images)
+    with pytest.raises(ConfigError, match="pictures of 64 px, and the model draws 32; set its size"):
+        next(EditImages().images(0, (32, 32)))
+    with pytest.raises(ConfigError, match="no task is called 'recolour'; did you mean recolor"):
+        EditPrompts(tasks=("recolour",))
+
+
+@pytest.mark.parametrize("change", [{"tag": "paint"}, {"scene": 3}, {"result": {"seed": 0}}, {"scene": None}])
+def test_a_record_that_is_no_edit_is_refused(records, change):
+    with pytest.raises(InputError, match=r"tag must be one of|is no scene of the editing world"):
+        validate_edit(records[0] | change)
