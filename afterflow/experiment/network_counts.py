@@ -200,5 +200,5 @@ def blank_prompt(model: Model, inputs: int) -> Conditioning:
         None if pooled is None else torch.zeros(1, pooled, device="meta"),
     )
     if inputs:
-        embedding = embedding._replace(pictures=torch.zeros(1, inputs, *model.latent_shape, device="meta"))
+        embedding = embedding._replace(pictures=torch.zeros(1, inputs, *model.input_shape, device="meta"))
     return condition(embedding, embedding, [{}])

@@ -10,16 +10,18 @@ from .flux2_klein import Flux2Klein, Flux2KleinModel
 from .pipeline import Model, Pretrained
 from .pipeline_files import locate, pipeline_class
 from .qwen_image import QwenImage, QwenImageModel
+from .qwen_image_edit import QwenImageEdit, QwenImageEditModel
 from .sd3 import SD3, SD3Model
 from .wan import Wan, WanModel
 from .z_image import ZImage, ZImageModel
 
-AnyPretrained = SD3 | Flux | Flux2Klein | QwenImage | ZImage | Wan
+AnyPretrained = SD3 | Flux | Flux2Klein | QwenImage | QwenImageEdit | ZImage | Wan
 FAMILIES: dict[type[Pretrained], type[Model]] = {
     SD3: SD3Model,
     Flux: FluxModel,
     Flux2Klein: Flux2KleinModel,
     QwenImage: QwenImageModel,
+    QwenImageEdit: QwenImageEditModel,
     ZImage: ZImageModel,
     Wan: WanModel,
 }

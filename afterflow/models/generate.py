@@ -13,7 +13,6 @@ from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
 from ..system.input_pictures import check_inputs, input_names, read_input
 from ..system.once import say_once
-from ..system.pictures import fit_picture
 from .pipeline import InputPictures, Model
 
 _log = logging.getLogger(__name__)
@@ -106,21 +105,20 @@ def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
 
 
 def read_inputs(model: Model, inputs: Sequence[Sequence[str]]) -> InputPictures | None:
-    """Read the N input pictures of each of U texts, in the size that the model draws; None where there are none."""
+    """Read the N input pictures of each of U texts, as the model takes them; None where there are none."""
     if not inputs or not inputs[0]:
         return None
-    size = drawn_size(model)
     names = {name: i for i, name in enumerate(dict.fromkeys(name for of_text in inputs for name in of_text))}
     pictures, fitted = [], 0
     for name in names:
         pixels = read_input(name)
-        fitted += pixels.shape[:2] != size
-        pictures.append(fit_picture(pixels, *size))
+        pictures.append(model.fit_input(pixels))
+        fitted += pictures[-1].shape != pixels.shape
     if fitted:
-        height, width = size
-        sentence = f"{fitted} of {len(names)} input pictures are scaled to {width} x {height} px, and cropped to that"
+        height, width = model.drawn_size
+        sentence = f"{fitted} of {len(names)} input pictures are cropped or scaled to draw {width} x {height} px"
         say_once(_log, sentence, sentence)
-    return InputPictures(np.stack(pictures), torch.tensor([[names[name] for name in of_text] for of_text in inputs]))
+    return InputPictures(pictures, torch.tensor([[names[name] for name in of_text] for of_text in inputs]))
 
 
 def distinct_prompts(records: Sequence[dict]) -> list[str]:
@@ -147,12 +145,6 @@ def draw_latents(
         noise = starting_noise(cond[rows], per_prompt, model.latent_shape, seed)
         parts.append(solve_ode(velocity, cond[rows], noise, times))
     return torch.cat(parts)
-
-
-def drawn_size(model: Model) -> tuple[int, int]:
-    """Height and width in pixels of what the model draws."""
-    height, width = (side * model.scale_factor for side in model.latent_shape[-2:])
-    return height, width
 
 
 def picture_size(model: Model) -> tuple[int, int]:

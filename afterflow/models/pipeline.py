@@ -73,10 +73,16 @@ class Pretrained(ABC):
 class InputPictures(NamedTuple):
     """The pictures that texts are about, each once."""
 
-    pixels: np.ndarray
-    """Pictures in the size that the model draws, uint8 (n, H, W, 3)."""
+    pixels: Sequence[np.ndarray]
+    """Pictures as the model takes them, uint8 (H, W, 3) each."""
     rows: Tensor
     """Which of them are those of each of U texts, (U, N) long."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the pictures and of whose they are."""
+        parts = [*map(picture_digest, self.pixels), str(self.rows.tolist())]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 class Model(ABC):
@@ -259,16 +265,35 @@ class Model(ABC):
         """Encode input pictures to latents (U, N, C, h, w), which are cached on disk by content."""
         if pictures is None:
             return None
-        file = latents_file([self.image_key, __version__, picture_digest(pictures.pixels)])
+        file = latents_file([self.image_key, self.input_shape, __version__, pictures.digest])
         stored = read_cache_file(file)
         if stored is None:
-            stored = {"latents": self.encode_images(pictures.pixels).cpu()}
+            stored = {"latents": torch.cat([self.input_latents(pixels).cpu() for pixels in pictures.pixels])}
             write_cache_file(file, stored)
         return stored["latents"][pictures.rows]
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the latents of an input picture."""
+        return self.latent_shape
+
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what the model draws."""
+        height, width = (side * self.scale_factor for side in self.latent_shape[-2:])
+        return height, width
+
+    def fit_input(self, pixels: np.ndarray) -> np.ndarray:
+        """Scale and crop an input picture, uint8 (H, W, 3), to what the model takes."""
+        return fit_picture(pixels, *self.drawn_size)
+
+    def input_latents(self, pixels: np.ndarray) -> Tensor:
+        """Encode an input picture, uint8 (H, W, 3), to latents (1, C, h, w)."""
+        return self.encode_images(pixels[None])
+
     def _cache_file(self, prompts: Sequence[str]) -> Path:
         digest = hashlib.sha256(f"{self.encoder_key} {self.config.dtype}".encode())
-        for file in sorted(self.folder.glob("t[eo][xk]*/*")):  # text_encoder*, tokenizer*
+        for file in sorted([*self.folder.glob("t[eo][xk]*/*"), *self.folder.glob("processor/*")]):  # text_encoder*, ...
             digest.update(fingerprint(file))
         digest.update(json.dumps(list(prompts)).encode())
         return cache_folder() / "prompts" / f"{digest.hexdigest()[:32]}.safetensors"
@@ -287,14 +312,13 @@ class Model(ABC):
         from .grid_scheduler import GridScheduler
 
         names = [input_names(record) for record in cond.records()]
-        if len(set(names)) > 1:  # the pipeline takes one set of pictures
+        if len(set(names)) > 1 or (names[0] and len(names) > 1):  # pipelines take one set of pictures
             rows = torch.arange(len(cond))
             return torch.cat([self.stock_latents(cond[i], noise[i], steps, guidance) for i in rows.split(1)])
         inputs = self.stock_inputs(cond.embedding(), cond.unprompted().embedding(), guidance)
-        size = [side * self.scale_factor for side in self.latent_shape[-2:]]
-        inputs["height"], inputs["width"] = size
+        inputs["height"], inputs["width"] = self.drawn_size
         if names[0]:
-            inputs["image"] = [Image.fromarray(fit_picture(read_input(name), *size)) for name in names[0]]
+            inputs["image"] = [Image.fromarray(self.fit_input(read_input(name))) for name in names[0]]
         stock_scheduler = self.pipe.scheduler
         if not isinstance(stock_scheduler, FlowMatchEulerDiscreteScheduler):
             # One step at a time on the same grid, where UniPC takes several together.

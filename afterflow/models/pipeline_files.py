@@ -29,7 +29,7 @@ PARTS = {
     },
     "transformers": {
         *("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "UMT5EncoderModel"),
-        *("Qwen3Model", "Qwen3ForCausalLM"),
+        *("Qwen3Model", "Qwen3ForCausalLM", "Qwen2VLProcessor", "Qwen2_5_VLProcessor"),
         *("Qwen2_5_VLForConditionalGeneration", "CLIPVisionModel", "CLIPVisionModelWithProjection"),
         *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast", "Qwen2Tokenizer"),
         *("Qwen2TokenizerFast", "CLIPImageProcessor", "CLIPImageProcessorFast", "SiglipVisionModel"),

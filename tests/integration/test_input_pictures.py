@@ -7,7 +7,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_edit
 from PIL import Image
+from transformers import AutoTokenizer, Qwen2VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -18,10 +21,13 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.execute import execute
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
+from afterflow.models.packing import pack_latents
 from afterflow.models.pipeline import Model
 from afterflow.models.wrappers import guided
 from afterflow.system.errors import InputError
 from afterflow.system.input_pictures import check_inputs, input_names, png_address, read_input
+from afterflow.system.pictures import fit_picture
+from tinies import built
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 STEPS = 3
@@ -83,6 +89,54 @@ def test_the_ode_draws_of_pictures_what_the_stock_pipeline_draws(klein, guidance
     torch.testing.assert_close(made, latents[:, 0], atol=2e-4, rtol=1e-3)
 
 
+def stock_editor(model):
+    """The stock pipeline, with the processor that transformers loads with torchvision alone."""
+    processor = object.__new__(Qwen2VLProcessor)
+    processor.tokenizer = AutoTokenizer.from_pretrained(model.folder / "tokenizer")
+    processor.image_processor = Qwen2VLImageProcessorPil.from_pretrained(model.folder / "processor")
+    processor.video_processor, processor.chat_template = None, None
+    processor.image_token, processor.video_token = "<|image_pad|>", "<|video_pad|>"
+    processor.image_token_id, processor.video_token_id = processor.tokenizer.convert_tokens_to_ids(
+        [processor.image_token, processor.video_token]
+    )
+    pipe = getattr(diffusers, model.stock).from_pretrained(model.folder, processor=processor)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("inputs, width", [(1, None), (2, None), (1, 64)])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_the_ode_edits_as_stock_qwen_image_edit_does(tmp_path, monkeypatch, guidance, inputs, width):
+    """Prompts are read with their pictures, in a batch as one by one; the empty prompt too."""
+    monkeypatch.setattr(qwen_edit, "VAE_IMAGE_SIZE", 64 * 64)
+    monkeypatch.setattr(qwen_edit, "CONDITION_IMAGE_SIZE", 64 * 64)
+    monkeypatch.setattr("afterflow.models.qwen_image_edit.READER_SIZE", 64)
+    config = replace(built("qwen_image_edit", tmp_path / "pipeline"), width=width)
+    model, about = config.load(), records(inputs=inputs)
+    about[1]["prompt"] += " and more"
+    height, wide = model.drawn_size
+    for record in about:
+        names = [png_address(fit_picture(read_input(name), 2 * height, 2 * wide)) for name in input_names(record)]
+        record["input"] = names[0] if inputs == 1 else names
+    noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond = encode_records(model, about)
+    assert len(cond.negative.sequence) == 2
+    velocity = guided(model.velocity(model.module), guidance, model.combine)
+    latents = solve_ode(velocity, cond, noise[:, None], model.schedule.times(STEPS))
+    ours = decode_groups(model, latents)[:, 0]
+    pipe = stock_editor(model)
+    for row, record in enumerate(about):
+        told = {"num_inference_steps": STEPS, "true_cfg_scale": guidance, "height": height, "width": wide}
+        told |= {"negative_prompt": ""} if guidance > 1 else {}
+        pictures = [Image.fromarray(read_input(name)) for name in input_names(record)]
+        packed = pack_latents(noise[row : row + 1])
+        stock = pipe(image=pictures, prompt=record["prompt"], latents=packed, output_type="np", **told)[0][0]
+        assert np.abs(ours[row].astype(int) - np.rint(255 * stock)).max() <= 1
+    other = [record | {"input": records(4, inputs)[3]["input"]} for record in about]
+    assert not torch.allclose(encode_records(model, other).positive.sequence, cond.positive.sequence, atol=1e-3)
+    torch.testing.assert_close(model.stock_latents(cond, noise, STEPS, guidance), latents[:, 0], atol=1e-3, rtol=1e-2)
+
+
 def test_a_dropped_prompt_keeps_its_picture(klein):
     model = klein.load()
     cond = encode_records(model, records())
@@ -92,17 +146,24 @@ def test_a_dropped_prompt_keeps_its_picture(klein):
     assert dropped.records() == cond.records() == dropped.unprompted().records()
 
 
+@pytest.fixture
+def editors(klein, tmp_path, monkeypatch):
+    """The families that edit, by name."""
+    monkeypatch.setattr("afterflow.models.qwen_image_edit.READER_SIZE", 64)
+    return {"klein": klein, "qwen": built("qwen_image_edit", tmp_path / "pipeline")}
+
+
 @pytest.mark.parametrize("method", ["sft", "flow_grpo", "nft"])
-@pytest.mark.parametrize("inputs", [1, 2])
-def test_methods_learn_from_pictures(klein, tmp_path, method, inputs):
-    folder = edits(tmp_path / "edits", inputs=inputs)
+@pytest.mark.parametrize("name, inputs", [("klein", 1), ("klein", 2), ("qwen", 1)])
+def test_methods_learn_from_pictures(editors, tmp_path, method, name, inputs):
+    config, folder = editors[name], edits(tmp_path / "edits", inputs=inputs)
     algorithm = {
         "sft": SFT(dropout=0.5),
         "flow_grpo": FlowGRPO(JPEG, steps=STEPS, group=2, beta=0.01),
         "nft": DiffusionNFT(JPEG, steps=STEPS, group=2),
     }[method]
     data = ImageFolder(str(folder)) if method == "sft" else PromptFile(str(folder / "metadata.jsonl"))
-    run = Run(algorithm, data, klein, name="edits")
+    run = Run(algorithm, data, config, name="edits")
     run = run.with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, sample_every=2, inference_steps=2)
     run = run.with_options(retained_rows=0, guidance_scale=1.0 if method == "nft" else 3.0)
     lines = (execute(run, "edits").folder / "metrics.jsonl").read_text().splitlines()
@@ -130,7 +191,7 @@ def test_a_model_of_texts_takes_no_pictures_and_one_of_pictures_needs_them():
     with pytest.raises(InputError, match="prompt 'plain' has 0 input pictures and prompt 'edit 0' has 1"):
         check_inputs([*records(), {"prompt": "plain"}], "may", "X")
     assert check_inputs(records(inputs=2), "must", "X") == 2 and check_inputs([{"prompt": "a"}], "may", "X") == 0
-    assert {kind.takes_pictures for kind in Model.__subclasses__()} >= {"never", "may"}
+    assert {kind.takes_pictures for kind in Model.__subclasses__()} == {"never", "may", "must"}
 
 
 @pytest.mark.parametrize(

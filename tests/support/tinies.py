@@ -19,6 +19,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -57,11 +58,13 @@ from transformers import (
     UMT5EncoderModel,
 )
 from transformers.models.mask2former import Mask2FormerImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from afterflow.envs.geneval_rules import OBJECTS
 from afterflow.models.flux import Flux
 from afterflow.models.flux2_klein import Flux2Klein
 from afterflow.models.qwen_image import QwenImage
+from afterflow.models.qwen_image_edit import QwenImageEdit
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.autoencoder import make_autoencoder
 from afterflow.models.tiny_parts.build import assemble, transformer_config
@@ -370,30 +373,65 @@ def z_image(folder):
     return ZImage(str(folder), size=32, max_sequence_length=64)
 
 
-def qwen_image(folder):
+def qwen_2_5_vl(more=()):
+    """A Qwen2.5-VL, and its tokenizer, with further special tokens."""
     tokens, language = qwen_tokens()
-    language |= {"num_hidden_layers": 2}
+    tokenizer = Qwen2Tokenizer(vocab=tokens, merges=[])
+    tokenizer.add_tokens(list(more), special_tokens=True)
+    language |= {"num_hidden_layers": 2, "vocab_size": len(tokenizer)}
     rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}}
     eye = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
-    config = Qwen2_5_VLConfig(text_config=language | rope, vision_config=eye)
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
+    ids = {key: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()} if more else {}
+    config = Qwen2_5_VLConfig(text_config=language | rope, vision_config=eye, **ids)
+    return Qwen2_5_VLForConditionalGeneration(config), tokenizer
+
+
+def qwen_network(**options):
+    return QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=64,
+        out_channels=16,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(8, 4, 4),
+        **options,
+    )
+
+
+def qwen_image_edit(folder):
+    encoder, tokenizer = qwen_2_5_vl(QWEN2_VL)
+    parts = {
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        "vae": AutoencoderKLQwenImage(**VIDEO_VAE, temperal_downsample=[False, True, True]),
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "transformer": qwen_network(zero_cond_t=True),  # as 2511
+    }
+    QwenImageEditPlusPipeline(processor=None, **parts).save_pretrained(folder)
+    # transformers saves and loads the processor with torchvision alone.
+    Qwen2VLImageProcessorPil().save_pretrained(folder / "processor")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"processor": ["transformers", "Qwen2VLProcessor"]}))
+    return QwenImageEdit(str(folder), size=32, picture_size=64)
+
+
+def qwen_image(folder):
+    encoder, tokenizer = qwen_2_5_vl()
     pipe = QwenImagePipeline(
         # Of the released pipeline.
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
         ),
         vae=AutoencoderKLQwenImage(**VIDEO_VAE, temperal_downsample=[False, True, True]),
-        text_encoder=Qwen2_5_VLForConditionalGeneration(config),
-        tokenizer=Qwen2Tokenizer(vocab=tokens, merges=[]),
-        transformer=QwenImageTransformer2DModel(
-            patch_size=2,
-            in_channels=64,
-            out_channels=16,
-            num_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=32,
-            axes_dims_rope=(8, 4, 4),
-        ),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=qwen_network(),
     )
     pipe.save_pretrained(folder)
     return QwenImage(str(folder), size=32)
@@ -440,7 +478,7 @@ def wan_ti2v(folder):
 
 
 FAMILIES = {build.__name__: build for build in (sd3, flux, flux2_klein, qwen_image, z_image, wan)}
-BUILDERS = FAMILIES | {"deep_sd3": deep_sd3, "wan_ti2v": wan_ti2v}
+BUILDERS = FAMILIES | {"deep_sd3": deep_sd3, "wan_ti2v": wan_ti2v, "qwen_image_edit": qwen_image_edit}
 
 
 SAVED = tempfile.TemporaryDirectory(prefix="tinies")

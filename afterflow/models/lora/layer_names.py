@@ -218,6 +218,7 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
         ),
     },
 }
+BLOCKS["QwenImageEdit"] = BLOCKS["QwenImage"]
 """Name of a family → blocks in diffusers → blocks in the original, and the linear layers inside.  Empty: outside."""
 
 
