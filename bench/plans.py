@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import make_parser, provenance, write_json
-from real_size import SD35_MEDIUM, write_configurations
+from released import FLUX_DEV, SD35_MEDIUM, WAN_1_3B, write_configurations
 
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.doctor import PEAK
@@ -21,48 +21,6 @@ from afterflow.recipes import RECIPES
 
 SHARE = 0.4
 CARDS = ("RTX 4090", "A100", "H100")
-SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
-FLUX_DEV = {
-    "model_index.json": {
-        "_class_name": "FluxPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    },
-    "scheduler/scheduler_config.json": SCHEDULER
-    | {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15},
-    "transformer/config.json": {"_class_name": "FluxTransformer2DModel", "guidance_embeds": True},
-    "vae/config.json": SD35_MEDIUM["vae/config.json"] | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
-}
-"""FLUX.1-dev: the defaults of diffusers' class, and an input for the guidance scale."""
-WAN_1_3B = {
-    "model_index.json": {
-        "_class_name": "WanPipeline",
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    },
-    "scheduler/scheduler_config.json": {
-        "_class_name": "UniPCMultistepScheduler",
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": 3.0,
-    },
-    "transformer/config.json": {
-        "_class_name": "WanTransformer3DModel",
-        "num_attention_heads": 12,
-        "num_layers": 30,
-        "ffn_dim": 8960,
-    },
-    "vae/config.json": {"_class_name": "AutoencoderKLWan"},
-}
-"""Wan 2.1 1.3B, from diffusers' scripts/convert_wan_to_diffusers.py."""
 COMMANDS = {
     "sd35_flow_grpo_ocr": SD35_MEDIUM,
     "sd35_flow_grpo_ocr --gradient-checkpointing": SD35_MEDIUM,

@@ -10,7 +10,6 @@ ratio_max is 1 where the update replays the rollout.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 from harness import make_parser, provenance, write_json
+from released import SD35_MEDIUM, write_configurations
 
 from afterflow.algorithms.base import Models, OnPolicy
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -48,52 +48,6 @@ METHODS = {
     "branch_grpo": BranchGRPO(REWARD, steps=20),
     "branch_grpo_mix": replace(BranchGRPO(REWARD, steps=20), mix=SlidingWindow(every=1, order="random", idle=1)),
 }
-SD35_MEDIUM = {
-    "model_index.json": {
-        "_class_name": "StableDiffusion3Pipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_3": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "tokenizer_3": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "SD3Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    },
-    "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
-    "text_encoder/config.json": {"max_position_embeddings": 77},
-    "text_encoder_3/config.json": {},
-    "transformer/config.json": {
-        "_class_name": "SD3Transformer2DModel",
-        "sample_size": 128,
-        "patch_size": 2,
-        "in_channels": 16,
-        "out_channels": 16,
-        "num_layers": 24,
-        "attention_head_dim": 64,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 4096,
-        "caption_projection_dim": 1536,
-        "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 384,
-        "dual_attention_layers": list(range(13)),
-        "qk_norm": "rms_norm",
-    },
-    "vae/config.json": {
-        "_class_name": "AutoencoderKL",
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "latent_channels": 16,
-        "scaling_factor": 1.5305,
-        "shift_factor": 0.0609,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    },
-}
-"""Stable Diffusion 3.5 medium as its configuration files have it."""
 
 
 def outline(arch: str, size: int | None, folder: Path) -> Model:
@@ -102,16 +56,6 @@ def outline(arch: str, size: int | None, folder: Path) -> Model:
         return SD3(str(TINY)).load("meta")
     write_configurations(SD35_MEDIUM, folder)
     return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
-
-
-def write_configurations(files: dict[str, dict], folder: Path) -> None:
-    """Write the configuration files of a pipeline, and folders without files for its other parts."""
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content))
-    for name, part in files["model_index.json"].items():
-        if isinstance(part, list):
-            (folder / name).mkdir(exist_ok=True)
 
 
 def materialise(model: Model, device: torch.device) -> None:
@@ -126,7 +70,12 @@ def materialise(model: Model, device: torch.device) -> None:
 def prompts(model: Model, count: int, device: torch.device) -> Conditioning:
     length, width, pooled = model.text_shape
     sequence = torch.randn(count, length, width, device=device)
-    embedding = Embedding(sequence, None if pooled is None else torch.randn(count, pooled, device=device))
+    pictures = None
+    if model.takes_pictures == "must":
+        pictures = torch.randn(count, 1, *model.input_shape, device=device)
+    embedding = Embedding(
+        sequence, None if pooled is None else torch.randn(count, pooled, device=device), pictures=pictures
+    )
     return condition(embedding, embedding.rows(slice(0, 1)), [{"prompt": str(i)} for i in range(count)])
 
 

@@ -30,7 +30,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples, execute_chain
 from afterflow.models.pipeline import no_progress_bars
-from afterflow.recipes import RECIPES, papers, papers_forward
+from afterflow.recipes import RECIPES, klein_z_image, papers, papers_forward
 from afterflow.rewards.base import RewardModels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -38,7 +38,7 @@ from fake_server import said, serving
 from tinies import aesthetic, built, clip, image_reward, mask2former
 
 REPLACED = "weights of model and rewards, size, prompts, batch, iterations, inference_steps, min_reward, fp16 by bf16"
-FAMILY = {"SD3": "sd3", "Flux": "flux", "Wan": "wan"}
+FAMILY = {"SD3": "sd3", "Flux": "flux", "Wan": "wan", "Flux2Klein": "flux2_klein", "ZImage": "z_image"}
 PROMPTS = ("a red heart", "a blue circle above a ring", "two green stars", "a sign")
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
-    modules = (papers.__name__, papers_forward.__name__)
+    modules = (papers.__name__, papers_forward.__name__, klein_z_image.__name__)
     names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ in modules]
     about = {"date": date.today().isoformat()} | provenance()
     del about["command"]

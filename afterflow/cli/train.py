@@ -15,7 +15,7 @@ from ..system.errors import CheckpointError, ConfigError, InputError
 from ..system.folder_lock import check_unlocked
 from ..system.launcher import launched_processes, launched_rank
 from .help_words import HELP, asks_for_help
-from .output import result_console
+from .output import print_progress, result_console
 from .parsing import parse_options
 from .recipes import made_by, recipe_lines
 
@@ -33,6 +33,8 @@ TRUST = "--trust-code"
 TRAIN_USAGE = """\
 usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
        afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
+       afterflow train RECIPE --fit 24 [--options]    as it fits a card of 24 GB: chunk, checkpointing, offload and
+                                                      bits of frozen weights, never what is learnt
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
        afterflow train --resume RUN                   go on from the last checkpoint of a run; on other processes
@@ -62,8 +64,11 @@ def train(args: Sequence[str]) -> None:
         return
     if source in ("--from", "--resume", "--extend") and not options:
         raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
+    options, gigabytes = fit_option(options)
     only_plan = "--plan" in options
     goes_on = source in ("--resume", "--extend")
+    if goes_on and gigabytes is not None:
+        raise ConfigError(f"--fit chooses how a new run computes; {source} goes on as it was, so leave --fit out")
     accept = goes_on and ACCEPT in options
     flags = ["--plan"] + [ACCEPT] * accept
     if source in ("--from", "--resume", "--extend") and TRUST in options:
@@ -83,9 +88,10 @@ def train(args: Sequence[str]) -> None:
         from ..experiment.config import Run
 
         if not isinstance(made, Run):
-            train_chain(made, options, only_plan)
+            train_chain(made, options, only_plan, gigabytes)
             return
         run = overridden(made, options, f"afterflow train {recipe}")
+    run = fitted(run, gigabytes)
     if only_plan:
         print_plan(run)
         return
@@ -97,6 +103,33 @@ def train(args: Sequence[str]) -> None:
     print(f"{execute(run, recipe, goes_on, accept).folder} holds the result")
 
 
+def fit_option(options: Sequence[str]) -> tuple[list[str], float | None]:
+    """Return the options without --fit, and the memory in GB that it names.  ConfigError for another value."""
+    rest, gigabytes = [], None
+    words = iter(options)
+    for word in words:
+        if word != "--fit" and not word.startswith("--fit="):
+            rest.append(word)
+            continue
+        value = word.partition("=")[2] or next(words, "")
+        try:
+            gigabytes = float(value)
+        except ValueError:
+            raise ConfigError(f"--fit {value}: the memory of a card in GB, such as 24") from None
+    return rest, gigabytes
+
+
+def fitted(run: "Run", gigabytes: float | None) -> "Run":
+    """Return the run as it fits a card of so many GB, and say what was changed; as it is where none is named."""
+    if gigabytes is None:
+        return run
+    from ..experiment.memory_fit import fit_run
+
+    fit = fit_run(run, gigabytes)
+    print_progress(fit.sentence(gigabytes))
+    return fit.run
+
+
 def print_plan(run: "Run") -> None:
     """Print the memory and the work that a run will take."""
     from ..experiment.cost_estimate import cost_table, estimate_cost
@@ -104,7 +137,7 @@ def print_plan(run: "Run") -> None:
     result_console().print(cost_table(run, estimate_cost(run)))
 
 
-def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
+def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool, gigabytes: float | None = None) -> None:
     """Do the stages of a chain that have not ended, or count what its runs will take, and print the last folder."""
     from ..experiment.config import Run
 
@@ -125,6 +158,8 @@ def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None
         length = {"iterations": given.iterations}
         stages = [stage.with_options(**length) if isinstance(stage, Run) else stage for stage in chain.stages]
         chain = replace(chain, stages=tuple(stages))
+    stages = [fitted(stage, gigabytes) if isinstance(stage, Run) else stage for stage in chain.stages]
+    chain = replace(chain, stages=tuple(stages))
     if not only_plan:
         from ..experiment.stages import execute_chain
         from ..models.pipeline import no_progress_bars

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..envs.shapes.edits import SIZE, TASKS, EditScene, draw_edit, edit_suite, render_scene
+from ..envs.shapes.edits import EDIT_TASKS, SIZE, EditScene, draw_edit, edit_suite, render_scene
 from ..sampling.seeds import number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
@@ -25,7 +25,7 @@ class EditPrompts:
     """train leaves out some (task, class, colour), test asks for those."""
     count: int = 700
     """Number of requests, shared evenly among the tasks."""
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...] = EDIT_TASKS
     """What is asked: recolor, remove, add, move, count (up), swap and retype."""
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class EditImages(ListedImages):
     """Number of edits, rendered before training starts."""
     split: Literal["train", "test"] = "train"
     """Split of what is asked."""
-    tasks: tuple[str, ...] = TASKS
+    tasks: tuple[str, ...] = EDIT_TASKS
     """What is asked, used in turn."""
     min_reward: Mapping[str, float] = field(default_factory=dict)
     """Lowest value of each named reward at which an edit is used for training."""
@@ -72,7 +72,7 @@ class EditImages(ListedImages):
 def check_tasks(tasks: Sequence[str]) -> None:
     """Raise ConfigError for tasks that the editing world does not have."""
     for task in tasks:
-        if task not in TASKS:
-            raise unknown_name("task", task, TASKS)
+        if task not in EDIT_TASKS:
+            raise unknown_name("task", task, EDIT_TASKS)
     if not tasks:
-        raise ConfigError("tasks is empty: name at least one of " + ", ".join(TASKS))
+        raise ConfigError("tasks is empty: name at least one of " + ", ".join(EDIT_TASKS))

@@ -44,9 +44,9 @@ def clip_prompts(count: int) -> list[dict]:
 
 def edit_requests(count: int) -> list[dict]:
     """Make requests of the editing world, at least `count` and as many of every task."""
-    from ..envs.shapes.edits import TASKS, edit_suite
+    from ..envs.shapes.edits import EDIT_TASKS, edit_suite
 
-    return edit_suite("test", -(-count // len(TASKS)), 0)
+    return edit_suite("test", -(-count // len(EDIT_TASKS)), 0)
 
 
 SUITES: Mapping[str, Suite] = {
@@ -72,7 +72,7 @@ SUITES: Mapping[str, Suite] = {
     ),
     "unigen": Suite(("vlm_points",), "data/test_prompts_en.csv of github.com/CodeGoat24/UniGenBench", parts=True),
     "edits": Suite(
-        ("edits_strict", "edits_partial", "edits_done", "edits_kept"),
+        ("edits_strict", "edits_partial", "edits_done", "edits_preserved"),
         "the editing world, whose requests and verdicts are ours",
         edit_requests,
     ),

@@ -49,9 +49,9 @@ class CostEstimate:
         return sum(self.memory.values())
 
 
-def estimate_cost(run: Run) -> CostEstimate:
-    """Count what a run needs."""
-    network = network_counts(run)
+def estimate_cost(run: Run, network: NetworkCounts | None = None) -> CostEstimate:
+    """Count what a run needs; `network` holds the counts of its network, where they are known."""
+    network = network_counts(run) if network is None else network
     run = run.with_options(algorithm=on_model_schedule(run.algorithm, network.schedule))
     trained, guided = network.trained, rows_of_pass(run) // run.batches.chunk
     rows, chunk = count_rows(run), run.batches.chunk

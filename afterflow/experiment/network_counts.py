@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -66,6 +66,11 @@ class NetworkCounts:
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
     schedule: SD3Grid | LinearShift | DynamicShift | Flux2Shift
     """The sampling grid of the pipeline."""
+
+    def of_chunk(self, chunk: int, counted: int) -> "NetworkCounts":
+        """Return the counts for passes of `chunk` rows, where these are of `counted`; what a pass needs is linear."""
+        scaled = {name: getattr(self, name) * chunk // counted for name in ("saved", "forward", "backward")}
+        return replace(self, **scaled)
 
 
 def network_counts(run: Run) -> NetworkCounts:

@@ -51,8 +51,9 @@ class _StageFolder:
 class BuildParts(_StageFolder):
     """A tiny pipeline is built: its autoencoder and text encoders are trained, its transformer is random."""
 
-    family: Literal["SD3", "Wan"]
-    """Family of the pipeline: SD3 draws pictures of the shapes world, Wan clips of the moving world."""
+    family: Literal["SD3", "Wan", "Flux2Klein"]
+    """Family of the pipeline: SD3 draws pictures of the shapes world, Wan clips of the moving world, and Flux2Klein
+    edits pictures of the editing world."""
     name: str
     """Name of the stage.  The pipeline is kept in runs/NAME/model."""
     seed: int = 0
@@ -72,9 +73,14 @@ class BuildParts(_StageFolder):
     def __call__(self) -> str:
         # Imported here because only this stage needs the libraries that make networks.
         from ..models.tiny_parts.build import build_tiny_sd3
+        from ..models.tiny_parts.editing import build_tiny_klein
         from ..models.tiny_parts.video import build_tiny_wan
 
-        builders: dict[str, Callable[..., object]] = {"SD3": build_tiny_sd3, "Wan": build_tiny_wan}
+        builders: dict[str, Callable[..., object]] = {
+            "SD3": build_tiny_sd3,
+            "Wan": build_tiny_wan,
+            "Flux2Klein": build_tiny_klein,
+        }
         builders[self.family](self.model, self.seed, self.pictures, self.autoencoder_steps, self.text_steps)
         return f"a tiny {self.family} with a random transformer is in {self.model}"
 

@@ -124,7 +124,8 @@ def channel_statistics(vae: "ClipVAE") -> tuple[Tensor, Tensor]:
 def to_pixels(images: np.ndarray, vae: nn.Module | None = None) -> Tensor:
     """Scale images or clips, on the device of `vae`: uint8 (B, ..., H, W, 3) → (B, 3, ..., H, W) in [-1, 1]."""
     device = "cpu" if vae is None else next(vae.parameters()).device
-    return torch.from_numpy(images).to(device).movedim(-1, 1) / 127.5 - 1
+    writable = images if images.flags.writeable else images.copy()  # of others torch warns
+    return torch.from_numpy(writable).to(device).movedim(-1, 1) / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

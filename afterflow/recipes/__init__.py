@@ -11,6 +11,7 @@ from ..experiment.config import Run
 from ..experiment.stages import Chain
 from . import (
     generalist,
+    klein_z_image,
     moving,
     papers,
     papers_forward,
@@ -41,6 +42,7 @@ RECIPE_MODULES = (
     pretrain_tiny,
     papers,
     papers_forward,
+    klein_z_image,
 )
 RECIPES: dict[str, Callable[[], Run | Chain]] = {
     name: recipe for module in RECIPE_MODULES for name, recipe in _recipes(module)

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 from ..algorithms.sft import SFT
 from ..data.clips import MovingClips, MovingPrompts
+from ..data.edits import EditImages, EditPrompts
 from ..data.images import ShapesImages
 from ..envs.shapes.world import TAGS
 from ..experiment.config import Batches, Checkpoints, Logging, Optimization, Run
 from ..experiment.stages import BuildParts, Chain
 from ..models.adapters import Full
+from ..models.flux2_klein import Flux2Klein
 from ..models.sd3 import SD3
 from .moving import TINY_WAN
 
@@ -56,3 +58,20 @@ def tiny_wan_pretrain() -> Chain:
         eval_rewards=("moving_strict", "moving_partial", "moving_smoothness"),
     )
     return Chain("tiny_wan_pretrain", (parts, run))
+
+
+def tiny_klein_pretrain() -> Chain:
+    """Train the tiny FLUX.2-klein pipeline from scratch on edited pictures of the editing world."""
+    parts = BuildParts("Flux2Klein", "tiny_klein_parts", pictures=6000, autoencoder_steps=4000, text_steps=800)
+    run = _run(parts).with_options(
+        data=EditImages(count=60_000),
+        model=Flux2Klein(str(parts.model), size=64, max_sequence_length=16),
+        name="tiny_klein_pretrain",
+        iterations=12_000,
+        batch=64,
+        chunk=32,
+        held_out=EditPrompts("test", count=70),
+        eval_every=1000,
+        eval_rewards=("edits_strict", "edits_done", "edits_preserved"),
+    )
+    return Chain("tiny_klein_pretrain", (parts, run))

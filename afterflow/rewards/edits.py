@@ -17,7 +17,7 @@ _FIELDS = {"needs": validate_edit, "canary": _CANARY}
 def edits_verdicts(images: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
     """Return the verifier's verdicts on each edited picture (64, 64, 3), by name."""
     scores = [verify_edit(record, image) for record, image in zip(records, images)]
-    return [{"strict": s.strict, "partial": s.partial, "done": s.done, "kept": s.kept} for s in scores]
+    return [{"strict": s.strict, "partial": s.partial, "done": s.done, "preserved": s.preserved} for s in scores]
 
 
 edits_strict = verdict_reward("edits_strict", edits_verdicts, **_FIELDS)
@@ -26,5 +26,5 @@ edits_partial = verdict_reward("edits_partial", edits_verdicts, **_FIELDS)
 """It is the product of partial credit for the request and for what was to stay."""
 edits_done = verdict_reward("edits_done", edits_verdicts, **_FIELDS)
 """It is 1 where the request is done and nothing else is in the picture, else 0."""
-edits_kept = verdict_reward("edits_kept", edits_verdicts, **_FIELDS)
+edits_preserved = verdict_reward("edits_preserved", edits_verdicts, **_FIELDS)
 """It is 1 where every other object and the ground are untouched, else 0."""

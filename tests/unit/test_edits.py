@@ -7,7 +7,7 @@ import pytest
 
 from afterflow.data.edits import EditImages, EditPrompts
 from afterflow.envs.shapes.edit_verifier import verify_edit
-from afterflow.envs.shapes.edits import TASKS, EditScene, draw_edit, edit_suite, render_scene, validate_edit
+from afterflow.envs.shapes.edits import EDIT_TASKS, EditScene, draw_edit, edit_suite, render_scene, validate_edit
 from afterflow.rewards.registry import find_reward
 from afterflow.system.errors import ConfigError, InputError
 from afterflow.system.input_pictures import read_input
@@ -32,7 +32,7 @@ def test_a_true_edit_passes_and_everything_else_does_not(records):
         for name, picture in attacks(record, rng):
             assert verify_edit(record, picture).strict == 0, (record["prompt"], name)
         untouched = verify_edit(record, render_scene(before))
-        assert (untouched.done, untouched.kept) == (0, 1) and untouched.partial < 0.05
+        assert (untouched.done, untouched.preserved) == (0, 1) and untouched.partial < 0.05
 
 
 def test_the_input_of_a_record_is_its_scene(records):
@@ -52,7 +52,7 @@ def test_what_an_edit_does_not_touch_is_the_same_to_the_last_pixel(records):
             assert not changed[int(item.cy), int(item.cx)]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EDIT_TASKS)
 def test_splits_share_no_request_that_is_held_out(task):
     rng = np.random.default_rng(1)
     ends = {}
@@ -90,7 +90,12 @@ def test_partial_credit_grows_with_what_is_done():
 
 
 def test_the_rewards_are_the_verdicts(records):
-    for name, expected in (("edits_strict", 1.0), ("edits_partial", 1.0), ("edits_done", 1.0), ("edits_kept", 1.0)):
+    for name, expected in (
+        ("edits_strict", 1.0),
+        ("edits_partial", 1.0),
+        ("edits_done", 1.0),
+        ("edits_preserved", 1.0),
+    ):
         pictures = np.stack([render_scene(EditScene.from_record(record["result"])) for record in records[:4]])
         assert find_reward(name).score(pictures, records[:4]).tolist() == pytest.approx([expected] * 4)
 
@@ -98,7 +103,7 @@ def test_the_rewards_are_the_verdicts(records):
 def test_data_of_the_world_are_the_same_for_a_seed():
     assert EditPrompts(count=14).records(3) == EditPrompts(count=14).records(3) != EditPrompts(count=14).records(4)
     images = list(EditImages(count=7).images(0, (64, 64)))
-    assert [image.record["tag"] for image in images] == list(TASKS)
+    assert [image.record["tag"] for image in images] == list(EDIT_TASKS)
     assert all(verify_edit(image.record, image.pixels()).strict for image in images)
     with pytest.raises(ConfigError, match="pictures of 64 px, and the model draws 32; set its size"):
         next(EditImages().images(0, (32, 32)))

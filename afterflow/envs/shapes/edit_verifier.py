@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..geneval_rules import Detection, Record
 from .detector import Mask, detect, dilate
-from .edits import DIRECTIONS, SIZE, EditScene, render_scene
+from .edits import MOVES, SIZE, EditScene, render_scene
 from .fidelity import edge_sharpness
 from .reader import read_sign
 from .render import PlacedObject
@@ -44,22 +44,22 @@ class EditScores:
 
     done: float
     """1 where what was asked is done, and nothing else is in the picture; else 0."""
-    kept: float
+    preserved: float
     """1 where every other object and the ground are untouched; else 0."""
     done_partly: float
     """Credit in [0, 1] for the objects or letters that were asked for."""
-    kept_partly: float
+    preserved_partly: float
     """Credit in [0, 1] for what was to stay."""
 
     @property
     def strict(self) -> float:
         """1 where the request is done and all else untouched; else 0."""
-        return self.done * self.kept
+        return self.done * self.preserved
 
     @property
     def partial(self) -> float:
         """Product of both credits: a picture that is returned as it was has none."""
-        return self.done_partly * self.kept_partly
+        return self.done_partly * self.preserved_partly
 
 
 def verify_edit(record: Record, image: NDArray[np.uint8]) -> EditScores:
@@ -80,10 +80,10 @@ def verify_edit(record: Record, image: NDArray[np.uint8]) -> EditScores:
     done_partly = float(np.mean(credits)) * math.exp(-crowd)
     done = float(alone and min(credits) == 1.0)
     zone = _zone([*touched, *(_outline(d) for d in others)])
-    kept, kept_partly = _kept(record, image, zone, stays)
-    found = sum(match is not None for match in matches)
-    kept *= found == len(stays)
-    return EditScores(done, kept, done_partly, kept_partly * (found / len(stays) if stays else 1.0))
+    preserved, preserved_partly = _preservation(record, image, zone, stays)
+    present = sum(match is not None for match in matches)
+    preserved *= present == len(stays)
+    return EditScores(done, preserved, done_partly, preserved_partly * (present / len(stays) if stays else 1.0))
 
 
 def _credits(
@@ -123,7 +123,7 @@ def _credit(record: Record, item: PlacedObject, touched: Sequence[PlacedObject],
 
 def _moved(record: Record, old: PlacedObject, d: Detection) -> float:
     """Return the credit for the way an object went: far enough, and in the direction that was asked for."""
-    word = next(word for word in DIRECTIONS if record["prompt"].endswith(word))
+    word = next(word for word in MOVES if record["prompt"].endswith(word))
     dx, dy = (a - b for a, b in zip(_centre(d), (old.cx, old.cy)))
     along, across = (dx, dy) if word in ("left", "right") else (dy, dx)
     along = -along if word in ("left", "up") else along
@@ -155,7 +155,7 @@ def _match_stays(stays: Sequence[PlacedObject], there: Sequence[Detection]) -> l
     return matches
 
 
-def _kept(
+def _preservation(
     record: Record, image: NDArray[np.uint8], zone: Mask, stays: Sequence[PlacedObject] = ()
 ) -> tuple[float, float]:
     """Return whether all outside of the zone that the edit may touch is as it was, and how nearly."""
@@ -169,9 +169,9 @@ def _kept(
     if ground.any():
         excesses += [float(error[ground].mean()) - GROUND_ERROR, float(patches[ground].max()) - PATCH_ERROR]
     sharp = edge_sharpness(image) / max(edge_sharpness(expected), 1e-6)
-    kept = max(excesses, default=0.0) <= 0 and sharp >= SHARPNESS
+    preserved = max(excesses, default=0.0) <= 0 and sharp >= SHARPNESS
     credit = math.exp(-sum(max(0.0, excess) for excess in excesses) / FADE) * min(1.0, sharp / SHARPNESS)
-    return float(kept), credit
+    return float(preserved), credit
 
 
 def _pictures(record: Record) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -203,12 +203,12 @@ def _verify_sign(record: Record, before: EditScene, after: EditScene, image: NDA
     gained = max(0.0, (agreement - start) / (1 - start))
     # What a sign of the same length shares with the new one: its plate, but for the strokes of either text.
     strokes = dilate(abs(expected.astype(int) - source).max(-1) > 20, 1)
-    kept, kept_partly = _kept(record, image, strokes)
+    preserved, preserved_partly = _preservation(record, image, strokes)
     off = max(abs(a - b) for a, b in zip(line.box[:2], corner)) if line.text else SIZE
     error = float(abs(expected[strokes].astype(np.float32) - image[strokes]).mean())
     done = float(line.text == target and clear and error <= LETTER_ERROR)
-    kept *= off <= 1
-    return EditScores(done, kept, gained, kept_partly * _falling(float(off), 1.0))
+    preserved *= off <= 1
+    return EditScores(done, preserved, gained, preserved_partly * _falling(float(off), 1.0))
 
 
 def _zone(items: Sequence[PlacedObject]) -> Mask:

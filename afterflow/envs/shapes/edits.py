@@ -33,9 +33,8 @@ from .world import CHARS, COLORS, SHAPES
 
 SIZE = 64
 """Pixels of a side; smaller inputs are refused by pipelines that edit."""
-TASKS = ("recolor", "remove", "add", "move", "count", "swap", "retype")
-SPLITS = ("train", "test")
-DIRECTIONS = {"left": "left of", "right": "right of", "up": "above", "down": "below"}
+EDIT_TASKS = ("recolor", "remove", "add", "move", "count", "swap", "retype")
+MOVES = {"left": "left of", "right": "right of", "up": "above", "down": "below"}
 """Word of a request to move → the relation of the new place to the old one."""
 _NUMBERS = ("no", "one", "two", "three", "four")
 
@@ -97,16 +96,16 @@ def draw_edit(split: str, task: str, rng: np.random.Generator) -> Record:
             return {"tag": task, "prompt": prompt, "input": address, **scenes}
 
 
-def edit_suite(split: str, per_task: int, seed: int, tasks: Sequence[str] = TASKS) -> list[Record]:
+def edit_suite(split: str, per_task: int, seed: int, tasks: Sequence[str] = EDIT_TASKS) -> list[Record]:
     """Draw `per_task` requests of every task."""
-    sources = [(task, np.random.default_rng([seed, TASKS.index(task)])) for task in tasks]
+    sources = [(task, np.random.default_rng([seed, EDIT_TASKS.index(task)])) for task in tasks]
     return [draw_edit(split, task, rng) for task, rng in sources for _ in range(per_task)]
 
 
 def validate_edit(record: Any) -> None:
     """Raise InputError with one sentence that names the wrong field of a record."""
-    if not isinstance(record, dict) or record.get("tag") not in TASKS:
-        raise InputError(f"tag must be one of {', '.join(TASKS)}")
+    if not isinstance(record, dict) or record.get("tag") not in EDIT_TASKS:
+        raise InputError(f"tag must be one of {', '.join(EDIT_TASKS)}")
     for name in ("scene", "result"):
         try:
             render_scene(EditScene.from_record(record[name]))
@@ -172,11 +171,11 @@ def _add(rng: np.random.Generator) -> _Made:
 
 
 def _move(rng: np.random.Generator) -> _Made:
-    pairs, word = _pairs(int(rng.integers(1, 4)), rng), str(rng.choice(list(DIRECTIONS)))
-    *objects, place = _placed([*pairs, pairs[0]], rng, DIRECTIONS[word])
-    mover = objects[0] = replace(objects[0], r=_common_radius(objects[0], place))
+    pairs, word = _pairs(int(rng.integers(1, 4)), rng), str(rng.choice(list(MOVES)))
+    *objects, target = _placed([*pairs, pairs[0]], rng, MOVES[word])
+    mover = objects[0] = replace(objects[0], r=_common_radius(objects[0], target))
     before = EditScene(_seed(rng), _shuffled(objects, rng))
-    moved = replace(mover, cx=place.cx, cy=place.cy)
+    moved = replace(mover, cx=target.cx, cy=target.cy)
     after = replace(before, objects=tuple(moved if o is mover else o for o in before.objects))
     where = word if word in ("up", "down") else f"to the {word}"
     return before, after, f"move the {_noun(mover)} {where}", _fact("move", mover)

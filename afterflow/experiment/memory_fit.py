@@ -1,0 +1,124 @@
+"""How a run fits a card of so much memory, without a change of what is learnt.
+
+What may change is how much is computed at once and where it waits: the chunk of a forward pass, whether activations are
+computed again, whether states wait in the memory of the CPU, and in how many bits frozen weights are stored.  Prompts,
+images, steps, seeds and the number of updates stay.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..models.adapters import LoRA
+from ..system.errors import ConfigError, MissingDependencyError
+from .config import Run
+from .cost_estimate import estimate_cost
+from .network_counts import NetworkCounts, network_counts
+
+SHARE = 0.9
+"""Share of a card that a run may fill by this count; the rest is for the decoder, the driver and gaps."""
+SMALL_CHUNK = 4
+"""By how much a chunk may shrink before something else is tried: small passes leave a card idle."""
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"gradient_checkpointing": True},
+    {"gradient_checkpointing": True, "offload": True},
+    {"gradient_checkpointing": True, "offload": True, "quantize": "int8"},
+    {"gradient_checkpointing": True, "offload": True, "quantize": "nf4"},
+)
+"""Changes that are tried one after another, each with smaller and smaller chunks."""
+
+
+@dataclass(frozen=True)
+class MemoryFit:
+    """A run that fits, and how."""
+
+    run: Run
+    """The run with its changes."""
+    bytes_needed: int
+    """Bytes of accelerator memory that it needs."""
+    changes: dict[str, tuple[Any, Any]]
+    """Option → what it was and what it is now."""
+
+    def sentence(self, gigabytes: float) -> str:
+        """Say in one line what was changed and what that comes to."""
+        what = ", ".join(f"{name} {was} → {now}" for name, (was, now) in self.changes.items()) or "nothing is changed"
+        return (
+            f"fit {gigabytes:g} GB: {what}; counted {self.bytes_needed / 10**9:.1f} GB, of which the decoder, reward "
+            "models and text encoders are no part"
+        )
+
+
+def fit_run(run: Run, gigabytes: float) -> MemoryFit:
+    """Return the run as it fits a card of so many gigabytes (10⁹ bytes), with as little changed as that takes.
+
+    ConfigError says what the smallest variant needs where none fits.
+    """
+    if not gigabytes > 0:
+        raise ConfigError(f"--fit {gigabytes:g}: the memory of a card in GB, such as 24")
+    limit = SHARE * gigabytes * 10**9
+    smallest: MemoryFit | None = None
+    for least in (max(1, run.batches.chunk // SMALL_CHUNK), 1):
+        for fit in fitted_variants(run, least):
+            if fit.bytes_needed <= limit:
+                return fit
+            smallest = fit if smallest is None or fit.bytes_needed < smallest.bytes_needed else smallest
+    assert smallest is not None
+    raise ConfigError(
+        f"--fit {gigabytes:g}: {run.name} needs {smallest.bytes_needed / 10**9:.1f} GB at least, and "
+        f"{limit / 10**9:.1f} GB of such a card are counted with; take a smaller model or model.size"
+    )
+
+
+def fitted_variants(run: Run, least: int) -> Iterator[MemoryFit]:
+    """Yield the run in every way, each with chunks from its own down to `least`; what it refuses is left out."""
+    for way in WAYS:
+        changed = with_way(run, way)
+        if changed is None:
+            continue
+        counts, chunk = network_counts(changed), run.batches.chunk
+        while chunk >= least:
+            try:
+                smaller = changed.with_options(chunk=chunk)
+            except ConfigError:  # some methods need the images of a prompt in one pass
+                break
+            yield MemoryFit(smaller, needed_bytes(smaller, counts, run.batches.chunk), changed_options(run, smaller))
+            chunk = -(-chunk // 2) if chunk > 1 else 0
+
+
+def with_way(run: Run, way: dict[str, Any]) -> Run | None:
+    """Return the run with these changes; None where they are there already, or cannot be made."""
+    options = {name: value for name, value in way.items() if name != "quantize"}
+    if "quantize" in way:
+        if not isinstance(run.tune, LoRA) or run.model.quantize is not None:
+            return None
+        try:
+            options["model"] = replace(run.model, quantize=way["quantize"])
+        except MissingDependencyError:
+            return None
+    try:
+        return run.with_options(**options)
+    except ConfigError:
+        return None
+
+
+def needed_bytes(run: Run, counts: NetworkCounts, chunk: int) -> int:
+    """Return the bytes that a run needs in two passes, by counts of its network for passes of `chunk` rows.
+
+    One pass is taken only where its graphs fit as well.
+    """
+    passes = counts.of_chunk(run.batches.chunk, chunk)
+    two = run if run.batches.retained_rows is not None else run.with_options(retained_rows=0)
+    return estimate_cost(two, passes).total_bytes
+
+
+def changed_options(run: Run, changed: Run) -> dict[str, tuple[Any, Any]]:
+    """Return the options that differ, by their names."""
+    values = lambda r: {
+        "chunk": r.batches.chunk,
+        "gradient_checkpointing": r.optimization.gradient_checkpointing,
+        "offload": r.batches.offload,
+        "model.quantize": r.model.quantize,
+    }
+    before, after = values(run), values(changed)
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
