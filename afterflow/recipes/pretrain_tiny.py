@@ -62,7 +62,7 @@ def tiny_wan_pretrain() -> Chain:
 
 def tiny_klein_pretrain() -> Chain:
     """Train the tiny FLUX.2-klein pipeline from scratch on edited pictures of the editing world."""
-    parts = BuildParts("Flux2Klein", "tiny_klein_parts", pictures=6000, autoencoder_steps=4000, text_steps=800)
+    parts = BuildParts("Flux2Klein", "tiny_klein_parts", pictures=6000, autoencoder_steps=5000, text_steps=800)
     run = _run(parts).with_options(
         data=EditImages(count=60_000),
         model=Flux2Klein(str(parts.model), size=64, max_sequence_length=16),
