@@ -13,9 +13,10 @@ from .qwen_image import QwenImage, QwenImageModel
 from .qwen_image_edit import QwenImageEdit, QwenImageEditModel
 from .sd3 import SD3, SD3Model
 from .wan import Wan, WanModel
+from .wan_image import WanImage, WanImageModel
 from .z_image import ZImage, ZImageModel
 
-AnyPretrained = SD3 | Flux | Flux2Klein | QwenImage | QwenImageEdit | ZImage | Wan
+AnyPretrained = SD3 | Flux | Flux2Klein | QwenImage | QwenImageEdit | ZImage | Wan | WanImage
 FAMILIES: dict[type[Pretrained], type[Model]] = {
     SD3: SD3Model,
     Flux: FluxModel,
@@ -24,6 +25,7 @@ FAMILIES: dict[type[Pretrained], type[Model]] = {
     QwenImageEdit: QwenImageEditModel,
     ZImage: ZImageModel,
     Wan: WanModel,
+    WanImage: WanImageModel,
 }
 
 

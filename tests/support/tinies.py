@@ -24,6 +24,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
     ZImagePipeline,
@@ -71,6 +72,7 @@ from afterflow.models.tiny_parts.build import assemble, transformer_config
 from afterflow.models.tiny_parts.text import WIDTHS, make_text_encoder
 from afterflow.models.tiny_parts.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 from afterflow.models.wan import Wan
+from afterflow.models.wan_image import WanImage
 from afterflow.models.z_image import ZImage
 from afterflow.rewards.clip import LINEAR_LAYERS
 
@@ -437,8 +439,8 @@ def qwen_image(folder):
     return QwenImage(str(folder), size=32)
 
 
-def wan_pipeline(vae, channels, **options):
-    return WanPipeline(
+def wan_pipeline(vae, channels, kind=WanPipeline, **options):
+    return kind(
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
         ),
@@ -470,15 +472,29 @@ def wan(folder):
 
 def wan_ti2v(folder):
     """As Wan 2.2 TI2V-5B: an autoencoder of patches with statistics of its own, and a time for every token."""
-    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0, 0.5, -0.6], "latents_std": [1.2, 0.8, 1.0, 0.9, 1.1, 0.7]}
-    shape = {"z_dim": 6, "in_channels": 12, "out_channels": 12, "patch_size": 2, "is_residual": True}
-    shape |= {"temperal_downsample": [False, True, True], "scale_factor_spatial": 16}
-    wan_pipeline(statistics | shape, 6, expand_timesteps=True).save_pretrained(folder)
+    wan_5b(folder, WanPipeline)
     return Wan(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
 
 
+def wan_image(folder):
+    wan_5b(folder, WanImageToVideoPipeline)
+    return WanImage(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
+
+
+def wan_5b(folder, kind):
+    statistics = {"latents_mean": [0.1, -0.2, 0.3, 0.0, 0.5, -0.6], "latents_std": [1.2, 0.8, 1.0, 0.9, 1.1, 0.7]}
+    shape = {"z_dim": 6, "in_channels": 12, "out_channels": 12, "patch_size": 2, "is_residual": True}
+    shape |= {"temperal_downsample": [False, True, True], "scale_factor_spatial": 16}
+    wan_pipeline(statistics | shape, 6, kind, expand_timesteps=True).save_pretrained(folder)
+
+
 FAMILIES = {build.__name__: build for build in (sd3, flux, flux2_klein, qwen_image, z_image, wan)}
-BUILDERS = FAMILIES | {"deep_sd3": deep_sd3, "wan_ti2v": wan_ti2v, "qwen_image_edit": qwen_image_edit}
+BUILDERS = FAMILIES | {
+    "deep_sd3": deep_sd3,
+    "wan_ti2v": wan_ti2v,
+    "qwen_image_edit": qwen_image_edit,
+    "wan_image": wan_image,
+}
 
 
 SAVED = tempfile.TemporaryDirectory(prefix="tinies")

@@ -218,7 +218,7 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
         ),
     },
 }
-BLOCKS["QwenImageEdit"] = BLOCKS["QwenImage"]
+BLOCKS["QwenImageEdit"], BLOCKS["WanImage"] = BLOCKS["QwenImage"], BLOCKS["Wan"]
 """Name of a family → blocks in diffusers → blocks in the original, and the linear layers inside.  Empty: outside."""
 
 

@@ -3,8 +3,8 @@
 The autoencoder and the text encoder are trained here; the transformer keeps its random weights.
 
 The autoencoder takes a quarter of every side and has 16 channels, a third of the numbers of a picture, which are 64
-patches of 64 numbers.  With 8 channels the ground drifted by 5 grey levels after 1600 updates of 16 pictures, as much as
-an edit that is to leave it alone may.  With an eighth of every side it lost the shapes.
+patches of 64 numbers.  With 8 channels the ground drifted by 5 grey levels after 1600 updates of 16 pictures, as much
+as an edit that is to leave it alone may.  With an eighth of every side it lost the shapes.
 
 klein reads a language model after its layers 9, 18 and 27.  Ours is one of 27 narrow layers, and is trained as a
 language model is, to continue requests.  Its embeddings start as large as what its layers add, so that states still say

@@ -1,0 +1,88 @@
+"""Wan 2.2 TI2V-5B, from a picture and a text to video, through diffusers.
+
+The picture is the first frame.  The network is told so by a time for every token: 0 for those of the first frame,
+whose latents are always the picture's.  What it predicts there is of no use; here that frame's velocity leads to the
+picture in a straight line, so that every solver ends on it and no method trains it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..sampling.conditioning import Conditioning, Embedding, Velocity
+from ..sampling.flow import expand
+from ..system.errors import InputError
+from .wan import Wan, WanModel
+
+
+@dataclass(frozen=True)
+class WanImage(Wan):
+    """A Wan 2.2 TI2V-5B pipeline from a picture to video."""
+
+    path: str = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
+    """Hub id or folder of the pipeline, whose model_index.json names WanImageToVideoPipeline."""
+
+    def load(self, device: torch.device | str = "cpu") -> "WanImageModel":
+        """Load everything but the text encoders."""
+        return WanImageModel(self, device)
+
+
+class WanImageModel(WanModel):
+    """Wan from a picture: its first frame is given."""
+
+    stock = "WanImageToVideoPipeline"
+    takes_pictures = "must"
+
+    def configure(self) -> None:
+        """Set shapes, schedule and encoder key.  InputError for a pipeline that is not told a time for every token."""
+        if not self.pipe.config.expand_timesteps:
+            raise InputError(
+                f"model {self.config.path!r} appends its picture to the channels, as Wan 2.1 does from images; only "
+                "Wan 2.2 TI2V-5B is known, whose model_index.json says expand_timesteps"
+            )
+        super().configure()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the latents of a first frame."""
+        C, _, H, W = self.latent_shape
+        return C, 1, H, W
+
+    def input_latents(self, pixels: np.ndarray) -> Tensor:
+        """Encode a first frame, uint8 (H, W, 3), to latents (1, C, 1, h, w)."""
+        return self.encode_images(pixels[None])
+
+    def embed(self, pipe: Any, prompts: list[str]) -> Embedding:
+        """Encode B texts as the pipeline from text does; the one from pictures fails where ftfy is not installed."""
+        from diffusers import WanPipeline
+
+        tokens = self.config.max_sequence_length
+        return Embedding(WanPipeline._get_t5_prompt_embeds(pipe, prompts, max_sequence_length=tokens))
+
+    def velocity(self, module: nn.Module) -> Velocity:
+        """Return the velocity field of the transformer, or of a copy of it."""
+        dtype: torch.dtype = module.dtype  # type: ignore[assignment]
+        _, tall, wide = self.pipe.transformer.config.patch_size
+
+        def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+            embedding = cond.embedding()
+            assert embedding.pictures is not None
+            first = embedding.pictures[:, 0].to(x.dtype)
+            rest = x[:, :, 1:]
+            frames, tokens = x.shape[2], x.shape[3] // tall * (x.shape[4] // wide)
+            times = (1000 * t)[:, None].expand(-1, frames * tokens).clone()
+            times[:, :tokens] = 0
+            predicted = module(
+                hidden_states=torch.cat([first, rest], 2).to(dtype),
+                timestep=times,
+                encoder_hidden_states=embedding.sequence.to(dtype),
+                return_dict=False,
+            )[0]
+            # A straight line from anywhere to the picture, which is reached at t = 0.
+            line = (x[:, :, :1] - first) / expand(t, first).clamp(min=1e-6)
+            return torch.cat([line.to(predicted.dtype), predicted[:, :, 1:]], 2)
+
+        return v
