@@ -13,7 +13,7 @@ from afterflow.system.errors import ConfigError, InputError
 from afterflow.system.input_pictures import read_input
 from wrong_edits import attacks, hard_negative, scenes
 
-PER_TASK = 6
+PER_TASK = 4
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_splits_share_no_request_that_is_held_out(task):
     rng = np.random.default_rng(1)
     ends = {}
     for split in ("train", "test"):
-        drawn = [draw_edit(split, task, rng) for _ in range(60)]
+        drawn = [draw_edit(split, task, rng) for _ in range(30)]
         ends[split] = {asked(record) for record in drawn}
     assert ends["train"] and ends["test"] and not ends["train"] & ends["test"]
 
