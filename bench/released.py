@@ -68,6 +68,17 @@ SD35_MEDIUM = {
 
 
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+SD35_LARGE = SD35_MEDIUM | {
+    "transformer/config.json": {
+        **SD35_MEDIUM["transformer/config.json"],
+        "num_layers": 38,
+        "num_attention_heads": 38,
+        "caption_projection_dim": 2432,
+        "pos_embed_max_size": 192,
+        "dual_attention_layers": [],
+    }
+}
+"""Stable Diffusion 3.5 large: wider, without second attention."""
 FLUX_DEV = {
     "model_index.json": {
         "_class_name": "FluxPipeline",
@@ -211,6 +222,7 @@ class Released:
 
 RELEASED = {
     "SD3.5 medium": Released(SD35_MEDIUM, SD3, 5.6),
+    "SD3.5 large": Released(SD35_LARGE, SD3, 5.6),
     "FLUX.1-dev": Released(FLUX_DEV, Flux, 4.9),
     "FLUX.2-klein 4B": Released(KLEIN_4B, Flux2Klein, 4.0),
     "FLUX.2-klein 9B": Released(KLEIN_9B, Flux2Klein, 8.2),
