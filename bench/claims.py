@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from math import hypot
 from pathlib import Path
 from typing import NamedTuple
@@ -305,6 +306,41 @@ def costs(name: str) -> Callable[[], Finding]:
     return find
 
 
+def sooner(fast: str, slow: str, factor: float) -> Callable[[], Finding]:
+    """The claim that `fast` reaches the final score of `slow` in 1 / factor of the seconds that are counted."""
+
+    def find() -> Finding:
+        runs = {name: {run["seed"]: run["curve"] for run in method(METHODS, name)["runs"]} for name in (fast, slow)}
+        seeds = sorted(runs[fast].keys() & runs[slow].keys())
+        ratios = [1 / share_until(runs[fast][seed], final_score(runs[slow][seed])) for seed in seeds]
+        verdict = "held" if min(ratios) >= factor else "not held" if max(ratios) < factor else "undecided"
+        measured = f"{spread(ratios)} times as fast over seeds {', '.join(map(str, seeds))}, on {CURVE}"
+        return Finding(measured, verdict, stored(METHODS)["command"])
+
+    return find
+
+
+CURVE = "the held-out prompts of the runs' curves"
+
+
+def final_score(curve: Sequence[dict]) -> float:
+    """The last strict score of a curve."""
+    return curve[-1]["eval/shapes_strict"]
+
+
+def share_until(curve: Sequence[dict], score: float) -> float:
+    """The share of a run, in images drawn, until its curve first reaches a score; infinite where it never does."""
+    first, last = curve[0]["evaluations"], curve[-1]["evaluations"]
+    for before, after in pairwise(curve):
+        low, high = (point["eval/shapes_strict"] for point in (before, after))
+        if high >= score:
+            part = 0.0 if low >= score else (score - low) / (high - low)
+            reached = before["evaluations"] + part * (after["evaluations"] - before["evaluations"])
+            return max(reached - first, 1) / (last - first)
+    return float("inf")
+
+
+METHODS = "methods.json"
 SOAR_SECONDS, SOAR_IMAGES = "soar_seconds/comparison.json", "soar_images/comparison.json"
 FAMILY, LONG = "family/comparison.json", "dance_mix_branch/comparison.json"
 CLAIMS = {
@@ -406,6 +442,14 @@ CLAIMS = {
             "counting the drawing of the images)",
             better(SOAR_SECONDS, "shapes_curated_soar", "shapes_flow_grpo_full", of_second=FAMILY),
         ),
+    ],
+    "DiffusionNFT (arXiv:2509.16117), V-GRPO (arXiv:2604.23380) and FlowAWR (arXiv:2606.30376)": [
+        Claim(
+            "DiffusionNFT reaches Flow-GRPO's score in a third of its time", sooner("shapes_nft", "shapes_flow_grpo", 3)
+        ),
+        Claim("DiffusionNFT is ahead of Flow-GRPO", better(METHODS, "shapes_nft", "shapes_flow_grpo")),
+        Claim("V-GRPO is ahead of DiffusionNFT", better(METHODS, "shapes_v_grpo", "shapes_nft")),
+        Claim("FlowAWR is ahead of DiffusionNFT", better(METHODS, "shapes_flow_awr", "shapes_nft")),
     ],
     "Flow-OPD (arXiv:2605.08063)": [
         Claim("Ours: an iteration costs the time of its passes, and each teacher runs once", costs("flow_opd")),
