@@ -59,8 +59,12 @@ class Pretrained(ABC):
     def __post_init__(self) -> None:
         check_quantizes(self.quantize)
         given = vars(self).keys()
-        check_at_least_one(self, *sorted(given & {"size", "width", "height", "frames"}), prefix="model.")
-        check_not_negative(self, *sorted(given & {"max_sequence_length", "embedded_guidance"}), prefix="model.")
+        check_at_least_one(
+            self, *sorted(given & {"size", "width", "height", "frames", "picture_size"}), prefix="model."
+        )
+        check_not_negative(
+            self, *sorted(given & {"max_sequence_length", "embedded_guidance", "guidance_cap"}), prefix="model."
+        )
 
     @abstractmethod
     def load(self, device: torch.device | str = "cpu") -> "Model":

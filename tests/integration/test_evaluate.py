@@ -31,6 +31,8 @@ class Plain:
     latent_shape = (3, 32, 32)
     combine = staticmethod(linear_guidance)
     guided_velocity = Model.guided_velocity
+    encode_texts, encode_pictures = Model.encode_texts, Model.encode_pictures
+    takes_pictures, stock, folder = "never", "Plain", None
 
     def __init__(self, pull=0.5):
         self.module = torch.nn.Linear(1, 1)
@@ -49,6 +51,9 @@ class Plain:
 
     def cut_prompts(self, texts):
         return ()
+
+    def check_guidance(self, folder, scale):
+        pass
 
     def decode(self, latents):
         return (latents * 40 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()

@@ -528,7 +528,11 @@ FLUX = "transformer.transformer_blocks.0.attn.to_q"
         (pair("transformer_2.blocks.0.attn1.to_q"), "Wan", "no layer of Wan"),
         (pair("double_blocks.0.processor.qkv_lora1", (".down.weight", ".up.weight")), "Flux", "no known kind"),
         (pair("base_model.model.transformer_blocks.0.attn.to_q"), None, "adapter_config.json is not beside it"),
-        (pair("lora_unet_img_in", DOWN), None, "may be of Flux or Flux2Klein or QwenImage; say which by --family"),
+        (
+            pair("lora_unet_img_in", DOWN),
+            None,
+            "may be of Flux or Flux2Klein or QwenImage or QwenImageEdit; say which by --family",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path, tensors, family, said):
