@@ -129,7 +129,9 @@ class Flux2KleinModel(Model):
 def token_grid(time: int, x: Tensor) -> Tensor:
     """Return the positions (HW, 4) of the patches of x (B, C, H, W): a time, the rows, the columns, and zeros."""
     rows, columns = (torch.arange(side, device=x.device) for side in x.shape[2:])
-    return functional.pad(torch.cartesian_prod(rows, columns), (1, 1)) + torch.tensor([time, 0, 0, 0], device=x.device)
+    positions = functional.pad(torch.cartesian_prod(rows, columns), (1, 1))
+    positions[:, 0] = time
+    return positions
 
 
 def klein_schedule(pipe: Any, tokens: int) -> Schedule:
