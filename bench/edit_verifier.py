@@ -2,8 +2,8 @@
 
     python bench/edit_verifier.py --json bench/results/edit_verifier.json
 
-A hard negative is one fact away from a right picture: another colour or shape, an object that is gone or 6 px off, a wrong
-letter, a ground that is 12 grey levels lighter or darker.  The attacks are in tests/support/wrong_edits.py.
+A hard negative is one fact away from a right picture: another colour or shape, an object that is gone or 6 px off, a
+wrong letter, a ground that is 12 grey levels lighter or darker.  The attacks are in tests/support/wrong_edits.py.
 """
 
 import sys

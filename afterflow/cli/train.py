@@ -62,9 +62,9 @@ def train(args: Sequence[str]) -> None:
     if source in HELP:
         print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
         return
-    if source in ("--from", "--resume", "--extend") and not options:
-        raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     options, gigabytes = fit_option(options)
+    if source in ("--from", "--resume", "--extend") and not [o for o in options if o not in ("--plan", ACCEPT, TRUST)]:
+        raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     only_plan = "--plan" in options
     goes_on = source in ("--resume", "--extend")
     if goes_on and gigabytes is not None:
@@ -88,7 +88,9 @@ def train(args: Sequence[str]) -> None:
         from ..experiment.config import Run
 
         if not isinstance(made, Run):
-            train_chain(made, options, only_plan, gigabytes)
+            if gigabytes is not None:
+                raise ConfigError(f"--fit: {made.name} is a chain of runs; train its stages one by one with it")
+            train_chain(made, options, only_plan)
             return
         run = overridden(made, options, f"afterflow train {recipe}")
     run = fitted(run, gigabytes)
@@ -137,7 +139,7 @@ def print_plan(run: "Run") -> None:
     result_console().print(cost_table(run, estimate_cost(run)))
 
 
-def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool, gigabytes: float | None = None) -> None:
+def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
     """Do the stages of a chain that have not ended, or count what its runs will take, and print the last folder."""
     from ..experiment.config import Run
 
@@ -158,8 +160,6 @@ def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool, gigabyt
         length = {"iterations": given.iterations}
         stages = [stage.with_options(**length) if isinstance(stage, Run) else stage for stage in chain.stages]
         chain = replace(chain, stages=tuple(stages))
-    stages = [fitted(stage, gigabytes) if isinstance(stage, Run) else stage for stage in chain.stages]
-    chain = replace(chain, stages=tuple(stages))
     if not only_plan:
         from ..experiment.stages import execute_chain
         from ..models.pipeline import no_progress_bars

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class EditPrompts:
     split: Literal["train", "test"] = "train"
     """train leaves out some (task, class, colour), test asks for those."""
     count: int = 700
-    """Number of requests, shared evenly among the tasks."""
+    """Number of requests, shared evenly among the tasks and rounded up to a multiple of them."""
     tasks: tuple[str, ...] = EDIT_TASKS
     """What is asked: recolor, remove, add, move, count (up), swap and retype."""
 
@@ -41,6 +41,8 @@ class EditPrompts:
 @dataclass(frozen=True)
 class EditImages(ListedImages):
     """Edited pictures of the editing world, with what was asked and the pictures before."""
+
+    inputs: ClassVar[int] = 1
 
     count: int = 20_000
     """Number of edits, rendered before training starts."""

@@ -154,6 +154,7 @@ def list_tars(files: Sequence[Path], caption: str) -> Listing:
         for members in tar_samples(file).values():
             pictures = [ending for ending in members if ending in picture_endings()]
             record = tar_record(file, members, caption)
+            record = None if record is None else locate_inputs(record, file.parent, str(file))
             for ending in pictures:
                 member = members[ending]
                 if record is None:
@@ -221,7 +222,8 @@ def list_parquet(files: Sequence[Path], caption: str) -> Listing:
                     continue
                 check_text(row[key], location)
                 read = partial(read_cell, file, column, group, i)
-                entries.append(Entry(location, captioned_record(row, key), read))
+                record = locate_inputs(captioned_record(row, key), file.parent, location)
+                entries.append(Entry(location, record, read))
     if not entries:
         raise InputError(
             f"images {files[0]}: no row has a caption under {caption!r}; name its column with --data.caption"

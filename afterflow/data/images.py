@@ -59,6 +59,8 @@ class ImageSource(ABC):
 
     pairs: ClassVar[bool] = False
     """Whether each image comes with one that lost against it."""
+    inputs: ClassVar[int] = 0
+    """Number of pictures that each caption is about, where that is the same for all such sources."""
     min_reward: Mapping[str, float]
     """Lowest value of each named reward at which an image, or the winner of a pair, is used for training."""
     cache: bool

@@ -79,7 +79,7 @@ def locate_prompts(source: str) -> list[Located]:
         empty = path.is_file() and not read_text(path).strip()
         advice = "the file is empty; write one prompt per line" if empty else "it holds no prompt; write one per line"
         raise InputError(f"prompts {source}: {advice}")
-    home = path if path.is_dir() else path.parent
+    home = path if path.is_dir() else path.parent if path.is_file() else None  # of the hub: no folder of ours
     return [(location, locate_inputs(record, home, location)) for location, record in located]
 
 
@@ -162,6 +162,11 @@ def read_hub_prompts(source: str) -> Iterator[Located]:
     dataset, _, split = source.partition(":")
     rows = load_hub_dataset(dataset, split or "train", None)
     pictures = [name for name, feature in rows.features.items() if hasattr(feature, "decode")]  # or sounds, or clips
+    if "input" in pictures:
+        raise InputError(
+            f"{source}: its column input holds pictures, which are read from files alone; save them beside a .jsonl "
+            "that names them"
+        )
     for n, row in enumerate(rows.remove_columns(pictures), 1):
         location = f"{source}: row {n}"
         for text in texts_in(row):

@@ -87,7 +87,7 @@ def fitted_variants(run: Run, least: int) -> Iterator[MemoryFit]:
 
 
 def with_way(run: Run, way: dict[str, Any]) -> Run | None:
-    """Return the run with these changes; None where they are there already, or cannot be made."""
+    """Return the run with these changes; None where one cannot be made."""
     options = {name: value for name, value in way.items() if name != "quantize"}
     if "quantize" in way:
         if not isinstance(run.tune, LoRA) or run.model.quantize is not None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from ..data.edits import EditImages, EditPrompts
 from ..data.images import ImageFolder, ImageSource, StoredImages
 from ..data.pairs import SampledPairs
 from ..data.prompts import check_tag_schedule
+from ..envs.shapes.edits import edit_suite
 from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
 from ..models.families import FAMILIES
@@ -25,6 +27,10 @@ def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
 
 def number_of_inputs(run: Run) -> int:
     """Return the number of pictures that each prompt of the run is about."""
+    if isinstance(run.data, EditPrompts):
+        return 1
+    if isinstance(run.data, ImageSource) and run.data.inputs:
+        return run.data.inputs
     if isinstance(run.data, StoredImages):
         records = [entry.record for entry in run.data.listing().entries]
     else:
@@ -40,6 +46,8 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> None:
     if isinstance(run.data, ImageFolder):
         records = [*records, *(entry.record for entry in run.data.listing().entries)]
     family = FAMILIES[type(run.model)]
+    if isinstance(run.data, EditImages):
+        records = [*records, *edit_suite("train", 1, 0, run.data.tasks[:1])]
     check_inputs(records, family.takes_pictures, family.stock)
 
 

@@ -94,6 +94,8 @@ class Model(ABC):
 
     stock: str
     """Name of the pipeline's class in diffusers."""
+    also: tuple[str, ...] = ()
+    """Names of other pipelines of diffusers whose folders it loads as well."""
     encoders: tuple[str, ...]
     """Names of the pipeline's parts that read prompts."""
     usual_guidance: float
@@ -137,7 +139,7 @@ class Model(ABC):
     def __init__(self, config: Pretrained, device: torch.device | str) -> None:
         self.config, self.device = config, torch.device(device)
         self.folder = locate(config.path, config.revision, weights=False)
-        check_family(config.path, self.folder, self.stock)
+        check_family(config.path, self.folder, self.stock, *self.also)
         import diffusers  # noqa: F401 - whatever stops its import is no fault of the pipeline's
 
         with reading_parts(config.path):
@@ -261,8 +263,11 @@ class Model(ABC):
 
     def encode_texts(self, texts: Sequence[str], pictures: InputPictures | None) -> tuple[Embedding, Embedding]:
         """Encode U texts with the pictures that they are about: U rows, and those of the empty text, one or U."""
-        embedding = self.encode([*texts, ""])
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        embedding = self.encode([*distinct, ""])
         positive, negative = embedding.rows(slice(-1)), embedding.rows(slice(-1, None))
+        if len(distinct) < len(texts):  # a request about several pictures
+            positive = positive.rows(torch.tensor([distinct[text] for text in texts]))
         return positive._replace(pictures=self.encode_pictures(pictures)), negative
 
     def encode_pictures(self, pictures: InputPictures | None) -> Tensor | None:
@@ -272,7 +277,7 @@ class Model(ABC):
         file = latents_file([self.image_key, self.input_shape, __version__, pictures.digest])
         stored = read_cache_file(file)
         if stored is None:
-            stored = {"latents": torch.cat([self.input_latents(pixels).cpu() for pixels in pictures.pixels])}
+            stored = {"latents": self.input_latents(pictures.pixels).cpu()}
             write_cache_file(file, stored)
         return stored["latents"][pictures.rows]
 
@@ -291,12 +296,12 @@ class Model(ABC):
         """Scale and crop an input picture, uint8 (H, W, 3), to what the model takes."""
         return fit_picture(pixels, *self.drawn_size)
 
-    def input_latents(self, pixels: np.ndarray) -> Tensor:
-        """Encode an input picture, uint8 (H, W, 3), to latents (1, C, h, w)."""
-        return self.encode_images(pixels[None])
+    def input_latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Encode n input pictures, uint8 (H, W, 3) each, to latents (n, C, h, w)."""
+        return self.encode_images(np.stack(pictures))
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
-        digest = hashlib.sha256(f"{self.encoder_key} {self.config.dtype}".encode())
+        digest = hashlib.sha256(f"{self.stock} {self.encoder_key} {self.config.dtype}".encode())
         for file in sorted([*self.folder.glob("t[eo][xk]*/*"), *self.folder.glob("processor/*")]):  # text_encoder*, ...
             digest.update(fingerprint(file))
         digest.update(json.dumps(list(prompts)).encode())
@@ -340,8 +345,8 @@ class Model(ABC):
 
     @property
     def image_key(self) -> str:
-        """Digest of the latents' shape and the autoencoder's files, which decide how an image is encoded."""
-        digest = hashlib.sha256(str(self.latent_shape).encode())
+        """Digest of all that decides how an image is encoded: the latents' shape, precision and autoencoder."""
+        digest = hashlib.sha256(f"{self.latent_shape} {self.config.dtype}".encode())
         for file in sorted((self.folder / "vae").iterdir()):
             digest.update(fingerprint(file))
         return digest.hexdigest()

@@ -102,9 +102,9 @@ def check_parts(path: str, folder: Path) -> None:
             continue
         if value == [None, None]:
             continue
-        if len(value) != 2 or value[1] not in PARTS.get(str(value[0]), ()):
+        if len(value) != 2 or str(value[1]) not in PARTS.get(str(value[0]), ()):
             raise InputError(f"model {path!r}: its part {name} is a {value!r}, which afterflow does not know or import")
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise InputError(f"model {path!r}: its part {name!r} is no folder in it")
         if not (folder / name).is_dir():
             raise InputError(f"model {path!r}: {folder / name} is absent; download the pipeline again")
@@ -150,11 +150,11 @@ def pipeline_class(folder: Path) -> str:
     return read_index(folder)["_class_name"]
 
 
-def check_family(path: str, folder: Path, family: str) -> None:
-    """Raise InputError where the pipeline is of another class in diffusers than `family`."""
+def check_family(path: str, folder: Path, *families: str) -> None:
+    """Raise InputError where the pipeline is of none of these classes in diffusers."""
     actual = pipeline_class(folder)
-    if actual != family:
-        raise InputError(f"model {path!r} is a {actual}; this model needs a {family}")
+    if actual not in families:
+        raise InputError(f"model {path!r} is a {actual}; this model needs a {' or '.join(families)}")
 
 
 def fingerprint(file: Path, head: int = 1 << 20) -> bytes:

@@ -137,10 +137,10 @@ class QwenImageEditModel(Model):
                 Qwen2VLImageProcessor.from_pretrained(self.folder / "processor"),
             )
 
-    def input_latents(self, pixels: np.ndarray) -> Tensor:
-        """Encode an input picture, uint8 (H, W, 3), in the size that the network sees: (1, C, h, w)."""
-        picture = resized(pixels, *rounded_size(self.config.picture_size, self.ratio))
-        return self.encode_images(np.asarray(picture)[None])
+    def input_latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
+        """Encode n input pictures, uint8 (H, W, 3) each, in the size that the network sees: (n, C, h, w)."""
+        size = rounded_size(self.config.picture_size, self.ratio)
+        return self.encode_images(np.stack([np.asarray(resized(pixels, *size)) for pixels in pictures]))
 
     @property
     def text_tokens(self) -> dict[str, int]:

@@ -8,7 +8,6 @@ picture in a straight line, so that every solver ends on it and no method trains
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ class WanImage(Wan):
     """A Wan 2.2 TI2V-5B pipeline from a picture to video."""
 
     path: str = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
-    """Hub id or folder of the pipeline, whose model_index.json names WanImageToVideoPipeline."""
+    """Hub id or folder of the pipeline."""
 
     def load(self, device: torch.device | str = "cpu") -> "WanImageModel":
         """Load everything but the text encoders."""
@@ -33,7 +32,7 @@ class WanImage(Wan):
 class WanImageModel(WanModel):
     """Wan from a picture: its first frame is given."""
 
-    stock = "WanImageToVideoPipeline"
+    stock, also = "WanImageToVideoPipeline", ("WanPipeline",)  # the released folder may name either
     takes_pictures = "must"
 
     def configure(self) -> None:
@@ -50,10 +49,6 @@ class WanImageModel(WanModel):
         """Shape of the latents of a first frame."""
         C, _, H, W = self.latent_shape
         return C, 1, H, W
-
-    def input_latents(self, pixels: np.ndarray) -> Tensor:
-        """Encode a first frame, uint8 (H, W, 3), to latents (1, C, 1, h, w)."""
-        return self.encode_images(pixels[None])
 
     def embed(self, pipe: Any, prompts: list[str]) -> Embedding:
         """Encode B texts as the pipeline from text does; the one from pictures fails where ftfy is not installed."""

@@ -5,6 +5,7 @@ pipeline's guidance_scale is one less than a guidance scale here: 0 there, 1 her
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity, linear_guidance
+from ..system.text_files import read_json
 from .packing import check_text_tokens, latent_sides, packed_schedule
 from .pipeline import Model, Pretrained
 
@@ -69,6 +71,12 @@ class ZImageModel(Model):
         H, W = latent_sides(config.size, config.width, self.scale_factor, self.pixel_unit)
         self.latent_shape = net.in_channels, H, W
         self.schedule = packed_schedule(self.pipe.scheduler, H * W // 4)
+
+    @classmethod
+    def guidance_of(cls, folder: Path) -> float:
+        """Return the guidance scale of the model's authors: 1 for Turbo, which its scheduler's shift of 3 tells."""
+        shift = read_json(folder / "scheduler" / "scheduler_config.json").get("shift")
+        return 1.0 if shift == 3.0 else cls.usual_guidance
 
     def embed(self, pipe: "ZImagePipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..envs.shapes.edit_verifier import verify_edit
-from ..envs.shapes.edits import EditScene, edit_suite, render_scene, validate_edit
+from ..envs.shapes.edit_verifier import validate_edit, verify_edit
+from ..envs.shapes.edits import SIZE, EditScene, edit_suite, render_scene
+from ..system.errors import InputError
 from .base import Canary, remember_last_batch, verdict_reward
 
 _RECORD = edit_suite("train", 1, 0, ("recolor",))[0]
@@ -16,6 +17,11 @@ _FIELDS = {"needs": validate_edit, "canary": _CANARY}
 @remember_last_batch
 def edits_verdicts(images: np.ndarray, records: Sequence[dict]) -> list[dict[str, float]]:
     """Return the verifier's verdicts on each edited picture (64, 64, 3), by name."""
+    if images.shape[1:3] != (SIZE, SIZE):
+        height, width = images.shape[1:3]
+        raise InputError(
+            f"edits are judged in {SIZE} x {SIZE} px, and these pictures have {width} x {height}; set model.size"
+        )
     scores = [verify_edit(record, image) for record, image in zip(records, images)]
     return [{"strict": s.strict, "partial": s.partial, "done": s.done, "preserved": s.preserved} for s in scores]
 

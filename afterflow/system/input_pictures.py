@@ -4,7 +4,6 @@ A record names them under `input`: one, or a list, each a file or a data: addres
 """
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ MOST_PIXELS = 2**26
 def input_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of a record's input pictures; InputError where `input` is neither a text nor a list of them."""
     value = record.get("input")
-    names = () if value is None else (value,) if isinstance(value, str) else value
+    names = () if value is None or value == "" else (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"prompt {record.get('prompt')!r}: input = {value!r}; it names a picture, or a list of them")
     return tuple(names)
@@ -40,7 +39,7 @@ def read_input(name: str) -> np.ndarray:
         raise InputError(f"input {name[:40]}…: of data addresses only {PNG_ADDRESS} is read")
     try:
         data = base64.b64decode(name.removeprefix(PNG_ADDRESS), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise InputError(f"input {name[:40]}…: not base64 ({error})") from None
     return read_picture(data, f"{name[:40]}…", formats=("PNG",), max_pixels=MOST_PIXELS)
 
@@ -52,12 +51,15 @@ def png_address(pixels: np.ndarray) -> str:
     return PNG_ADDRESS + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def locate_inputs(record: Mapping[str, Any], folder: Path, location: str) -> dict[str, Any]:
-    """Return a record whose inputs are whole paths of pictures in `folder`.
+def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str) -> dict[str, Any]:
+    """Return a record whose inputs are whole paths of pictures in `folder`; None: data: addresses alone are read.
 
     InputError, with the location, where one is not there or leads out of the folder.
     """
-    names = input_names(record)
+    try:
+        names = input_names(record)
+    except InputError as error:
+        raise InputError(f"{location}: {error}") from None
     if not names:
         return dict(record)
     paths = []
@@ -65,6 +67,8 @@ def locate_inputs(record: Mapping[str, Any], folder: Path, location: str) -> dic
         if name.startswith("data:"):
             paths.append(name)
             continue
+        if folder is None:
+            raise InputError(f"{location}: input {name[:80]!r} is a file's name, and here only {PNG_ADDRESS}… is read")
         try:
             file = find_file(folder, name)
             if not file.resolve().is_relative_to(folder.resolve()):

@@ -1,6 +1,8 @@
 """Prompts about pictures: what is drawn, learnt and kept, and what is refused."""
 
+import io
 import json
+import tarfile
 from dataclasses import replace
 
 import diffusers
@@ -24,10 +26,11 @@ from afterflow.experiment.execute import execute
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.packing import pack_latents
 from afterflow.models.pipeline import Model
+from afterflow.models.wan_image import WanImage
 from afterflow.models.wrappers import guided
 from afterflow.sampling.schedules import SD3Grid
 from afterflow.system.errors import InputError
-from afterflow.system.input_pictures import check_inputs, input_names, png_address, read_input
+from afterflow.system.input_pictures import check_inputs, input_names, locate_inputs, png_address, read_input
 from afterflow.system.pictures import fit_picture
 from tinies import built
 
@@ -243,6 +246,7 @@ def test_a_model_of_texts_takes_no_pictures_and_one_of_pictures_needs_them():
         ("../outside.png", "leads out of"),
         ("/etc/hostname", "leads out of|is not there"),
         ("data:image/png;base64,!!!", "not base64"),
+        ("data:image/png;base64,é", "not base64"),
         ("data:image/svg+xml;base64,AAAA", "of data addresses only data:image/png;base64, is read"),
         ("data:image/png;base64,AAAA", "not a readable PNG"),
         ("text.png", "not a readable image"),
@@ -273,3 +277,51 @@ def test_a_text_model_refuses_a_folder_of_edits_before_weights_are_read(tinies, 
     run = Run(FlowGRPO(JPEG), PromptFile(str(folder / "metadata.jsonl")), tinies["flux"], name="text")
     with pytest.raises(InputError, match="draws from text alone; take a model that edits"):
         execute(run, "text")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_archive_names_no_picture_outside_of_its_folder(tmp_path, kind):
+    outside, folder = tmp_path / "outside.png", tmp_path / "data"
+    folder.mkdir()
+    Image.fromarray(picture(0)).save(outside)
+    row = {"text": "brighter", "input": str(outside)}
+    if kind == "tar":
+        with tarfile.open(folder / "a.tar", "w") as tar:
+            for name, data in (("x.png", outside.read_bytes()), ("x.json", json.dumps(row).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        columns = {"image": [outside.read_bytes()], **{name: [value] for name, value in row.items()}}
+        parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
+    with pytest.raises(InputError, match=r"leads out of|is not there"):
+        ImageFolder(str(folder)).listing()
+
+
+def test_an_empty_input_is_none_and_a_list_of_the_hub_names_no_file():
+    assert input_names({"prompt": "a", "input": ""}) == ()
+    with pytest.raises(InputError, match=r"row 3: input 'a.png' is a file's name"):
+        locate_inputs({"prompt": "a", "input": "a.png"}, None, "row 3")
+    with pytest.raises(InputError, match=r"row 3: prompt 'a': input = 3"):
+        locate_inputs({"prompt": "a", "input": 3}, None, "row 3")
+
+
+def test_wan_from_a_picture_loads_the_folder_of_wan_from_text(tmp_path):
+    """The released folder may name either pipeline."""
+    config = built("wan_ti2v", tmp_path / "pipeline")
+    options = {name: getattr(config, name) for name in ("height", "width", "frames", "max_sequence_length")}
+    model = WanImage(config.path, **options).load()
+    assert type(model.pipe).__name__ == "WanImageToVideoPipeline"
+    assert encode_records(model, records()).positive.pictures.shape == (2, 1, 6, 1, 2, 2)
+
+
+def test_a_request_about_several_pictures_is_read_once(klein, monkeypatch):
+    model, seen = klein.load(), []
+    encode = Model.encode
+    monkeypatch.setattr(Model, "encode", lambda self, texts: seen.append(list(texts)) or encode(self, texts))
+    about = [record | {"prompt": "the same"} for record in records(3)]
+    cond = encode_records(model, about)
+    assert seen == [["the same", ""]] and len(cond.positive.sequence) == 3
+    assert not torch.equal(cond.positive.pictures[0], cond.positive.pictures[1])

@@ -110,6 +110,8 @@ def test_the_command_says_what_it_chose(words, capsys):
         (["train", "shapes_flow_grpo", "--fit", "large"], "--fit large: the memory of a card in GB"),
         (["train", "shapes_flow_grpo", "--fit"], "--fit : the memory of a card in GB"),
         (["train", "--resume", "runs/x", "--fit", "24"], "--fit chooses how a new run computes"),
+        (["train", "--from", "--fit", "24"], "--from needs a run"),
+        (["train", "shapes_generalist", "--fit", "24"], "is a chain of runs; train its stages one by one with it"),
     ],
 )
 def test_another_value_is_refused(words, said, capsys):

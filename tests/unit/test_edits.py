@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from afterflow.data.edits import EditImages, EditPrompts
-from afterflow.envs.shapes.edit_verifier import verify_edit
-from afterflow.envs.shapes.edits import EDIT_TASKS, EditScene, draw_edit, edit_suite, render_scene, validate_edit
+from afterflow.envs.shapes.edit_verifier import validate_edit, verify_edit
+from afterflow.envs.shapes.edits import EDIT_TASKS, EditScene, draw_edit, edit_suite, render_scene
 from afterflow.rewards.registry import find_reward
 from afterflow.system.errors import ConfigError, InputError
 from afterflow.system.input_pictures import read_input
@@ -113,5 +113,21 @@ def test_data_of_the_world_are_the_same_for_a_seed():
 
 @pytest.mark.parametrize("change", [{"tag": "paint"}, {"scene": 3}, {"result": {"seed": 0}}, {"scene": None}])
 def test_a_record_that_is_no_edit_is_refused(records, change):
-    with pytest.raises(InputError, match=r"tag must be one of|is no scene of the editing world"):
+    with pytest.raises(InputError, match=r"tag must be one of|are no edit of the editing world"):
         validate_edit(records[0] | change)
+
+
+def test_a_pair_of_scenes_that_is_no_edit_is_refused(records):
+    for record in records:
+        with pytest.raises(InputError, match=r"no edit of the editing world|does not do what it asks"):
+            validate_edit(record | {"result": record["scene"]})
+        with pytest.raises(InputError, match="prompt must be a text"):
+            validate_edit(record | {"prompt": 3})
+    moved = next(record for record in records if record["tag"] == "move")
+    with pytest.raises(InputError, match="no edit of the editing world"):
+        validate_edit(moved | {"prompt": "move it somewhere"})
+
+
+def test_pictures_of_another_size_are_refused(records):
+    with pytest.raises(InputError, match=r"judged in 64 x 64 px, and these pictures have 32 x 32; set model\.size"):
+        find_reward("edits_strict").score(np.zeros((1, 32, 32, 3), np.uint8), records[:1])

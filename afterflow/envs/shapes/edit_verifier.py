@@ -8,14 +8,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from ...system.errors import InputError
 from ..geneval_rules import Detection, Record
 from .detector import Mask, detect, dilate
-from .edits import MOVES, SIZE, EditScene, render_scene
+from .edits import EDIT_TASKS, MOVES, SIZE, EditScene, render_scene
 from .fidelity import edge_sharpness
 from .reader import read_sign
 from .render import PlacedObject
@@ -84,6 +86,20 @@ def verify_edit(record: Record, image: NDArray[np.uint8]) -> EditScores:
     present = sum(match is not None for match in matches)
     preserved *= present == len(stays)
     return EditScores(done, preserved, done_partly, preserved_partly * (present / len(stays) if stays else 1.0))
+
+
+def validate_edit(record: Any) -> None:
+    """Raise InputError with one sentence that says why a record is no request of the editing world."""
+    if not isinstance(record, dict) or record.get("tag") not in EDIT_TASKS:
+        raise InputError(f"tag must be one of {', '.join(EDIT_TASKS)}")
+    if not isinstance(record.get("prompt"), str):
+        raise InputError("prompt must be a text")
+    try:
+        strict = verify_edit(record, render_scene(EditScene.from_record(record["result"]))).strict
+    except Exception as error:  # whatever a stranger's numbers break
+        raise InputError(f"scene and result are no edit of the editing world ({type(error).__name__})") from None
+    if strict != 1:
+        raise InputError("its result does not do what it asks of its scene, or does more")
 
 
 def _credits(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ...system.errors import InputError
 from ...system.input_pictures import png_address
 from ..geneval_rules import Record
 from .prompts import Fact, held_out
@@ -100,17 +99,6 @@ def edit_suite(split: str, per_task: int, seed: int, tasks: Sequence[str] = EDIT
     """Draw `per_task` requests of every task."""
     sources = [(task, np.random.default_rng([seed, EDIT_TASKS.index(task)])) for task in tasks]
     return [draw_edit(split, task, rng) for task, rng in sources for _ in range(per_task)]
-
-
-def validate_edit(record: Any) -> None:
-    """Raise InputError with one sentence that names the wrong field of a record."""
-    if not isinstance(record, dict) or record.get("tag") not in EDIT_TASKS:
-        raise InputError(f"tag must be one of {', '.join(EDIT_TASKS)}")
-    for name in ("scene", "result"):
-        try:
-            render_scene(EditScene.from_record(record[name]))
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise InputError(f"{name} is no scene of the editing world ({type(error).__name__})") from None
 
 
 _Made = tuple[EditScene, EditScene, str, Fact]
