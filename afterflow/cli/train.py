@@ -88,9 +88,7 @@ def train(args: Sequence[str]) -> None:
         from ..experiment.config import Run
 
         if not isinstance(made, Run):
-            if gigabytes is not None:
-                raise ConfigError(f"--fit: {made.name} is a chain of runs; train its stages one by one with it")
-            train_chain(made, options, only_plan)
+            train_chain(made, options, only_plan, gigabytes)
             return
         run = overridden(made, options, f"afterflow train {recipe}")
     run = fitted(run, gigabytes)
@@ -139,7 +137,7 @@ def print_plan(run: "Run") -> None:
     result_console().print(cost_table(run, estimate_cost(run)))
 
 
-def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None:
+def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool, gigabytes: float | None) -> None:
     """Do the stages of a chain that have not ended, or count what its runs will take, and print the last folder."""
     from ..experiment.config import Run
 
@@ -148,6 +146,8 @@ def train_chain(chain: "Chain", options: Sequence[str], only_plan: bool) -> None
         print("gives N iterations to each of them. Other options belong to its stages:")
         print("\n".join(f"  {stage.name}" for stage in chain.stages))
         return
+    if gigabytes is not None:
+        raise ConfigError(f"--fit: {chain.name} is a chain of runs; train its stages one by one with it")
     if launched_processes() > 1:
         raise ConfigError(f"{chain.name} is a chain of runs and starts their processes itself; leave the launcher out")
     given, rejected = parse_options(Length, options, f"afterflow train {chain.name}", return_unknown_args=True)
