@@ -100,7 +100,8 @@ def test_latents_are_encoded_once_and_follow_the_content(folder, model, monkeypa
     latents = latents_of(data, model)[0]
     again = latents_of(data, model)[0]
     assert calls == [3] and torch.equal(latents, again)
-    torch.testing.assert_close(latents[2], encode(np.full((1, 32, 32, 3), [0, 0, 255], np.uint8))[0])
+    # As many at once: a normalisation of one flat colour amplifies how convolutions of another batch size round.
+    torch.testing.assert_close(latents[2], encode(np.full((3, 32, 32, 3), [0, 0, 255], np.uint8))[2])
     picture("white").save(folder / "blue.png")
     changed = latents_of(data, model)[0]
     assert calls == [3, 3] and not torch.equal(changed[2], latents[2]) and torch.allclose(changed[:2], latents[:2])
