@@ -13,7 +13,7 @@ from ..system.errors import InputError
 from ..system.input_pictures import input_names, locate_inputs
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_inside, check_links
-from ..system.pictures import find_file, is_picture_file, picture_endings
+from ..system.pictures import is_picture_file, named_picture, picture_endings
 from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
 from .prompt_lists import csv_rows, prompt_column
 
@@ -92,7 +92,7 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
         key = "target" if isinstance(line, dict) and "file_name" not in line else "file_name"
         if not isinstance(line, dict) or not isinstance(line.get(key), str):
             raise InputError(f'{location}: a line needs a "file_name" that is a text, or a "target" beside an "input"')
-        record = locate_inputs(caption_record(line, caption, location), folder, location)
+        record = caption_record(line, caption, folder, location)
         picture = named_picture(folder, line[key], key, location)
         check_differs(picture, input_names(record), location)
         named.add(picture.resolve())
@@ -108,17 +108,6 @@ def check_differs(target: Path, inputs: Sequence[str], location: str) -> None:
     for name in inputs:
         if not name.startswith("data:") and filecmp.cmp(target, name, shallow=False):
             raise InputError(f"{location}: the input {name} is the same picture as {target}; correct one of them")
-
-
-def named_picture(folder: Path, name: str, key: str, location: str) -> Path:
-    """Return the picture in a folder that a list names under `key`; InputError where it is not there, or not in it."""
-    try:
-        picture = find_file(folder, name)
-        if not picture.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{name!r} leads out of {folder}")
-    except InputError as error:
-        raise InputError(f"{location}: {error}; correct {key}") from None
-    return picture
 
 
 def list_sidecars(folder: Path, caption: str) -> Listing:
@@ -154,7 +143,6 @@ def list_tars(files: Sequence[Path], caption: str) -> Listing:
         for members in tar_samples(file).values():
             pictures = [ending for ending in members if ending in picture_endings()]
             record = tar_record(file, members, caption)
-            record = None if record is None else locate_inputs(record, file.parent, str(file))
             for ending in pictures:
                 member = members[ending]
                 if record is None:
@@ -195,7 +183,7 @@ def tar_record(file: Path, members: Mapping[str, tarfile.TarInfo], caption: str)
     row = parse_json(texts[".json"], f"{file}:{members['.json'].name}") if ".json" in texts else {}
     plain = next((joined_lines(texts[ending]) for ending in SIDECARS if ending in texts), None)
     if plain is None and isinstance(row, dict) and (key := caption_key(row, caption)) is not None:
-        return captioned_record(row, key)
+        return captioned_record(row, key, file.parent, f"{file}:{members['.json'].name}")
     return {"prompt": plain} if plain else None
 
 
@@ -222,7 +210,7 @@ def list_parquet(files: Sequence[Path], caption: str) -> Listing:
                     continue
                 check_text(row[key], location)
                 read = partial(read_cell, file, column, group, i)
-                record = locate_inputs(captioned_record(row, key), file.parent, location)
+                record = captioned_record(row, key, file.parent, location)
                 entries.append(Entry(location, record, read))
     if not entries:
         raise InputError(
@@ -277,14 +265,18 @@ def caption_key(row: Mapping[str, Any], caption: str) -> str | None:
     return key if isinstance(text, str) and text.strip() else None
 
 
-def captioned_record(row: Mapping[str, Any], key: str) -> dict:
-    """Make the record of a row whose caption is under `key`, even where another key is called prompt."""
-    return {k: v for k, v in row.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
+def captioned_record(row: Mapping[str, Any], key: str, folder: Path | None, location: str) -> dict:
+    """Make the record of a row whose caption is under `key`, even where another key is called prompt.
+
+    Pictures that the caption is about are found in `folder`, as `locate_inputs` says.
+    """
+    record = {k: v for k, v in row.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
+    return locate_inputs(record, folder, location)
 
 
-def caption_record(row: Mapping[str, Any], caption: str, location: str) -> dict:
+def caption_record(row: Mapping[str, Any], caption: str, folder: Path | None, location: str) -> dict:
     """Make the record of a row; InputError where it has no caption."""
     key = caption_key(row, caption)
     if key is None:
         raise InputError(f"{location}: no caption under {caption!r}; write one, or set --data.caption to another key")
-    return captioned_record(row, key)
+    return captioned_record(row, key, folder, location)

@@ -242,7 +242,7 @@ class HubImages(StoredImages):
         entries = []
         for i, row in enumerate(rows.remove_columns([self.image])):
             location = f"{self.dataset}[{i}]"
-            record = caption_record(dict(row), self.caption, location)
+            record = caption_record(dict(row), self.caption, None, location)
             check_text(record["prompt"], location)
             entries.append(Entry(location, record, lambda i=i: encoded_bytes(encoded[i][self.image], self.dataset)))
         return Listing(f"{self.dataset} of the hub", entries, {})

@@ -83,7 +83,8 @@ def list_lines(file: Path, caption: str) -> PairListing:
         if line.get("tie") is True:
             left_out[TIED] += 1
             continue
-        record = caption_record({k: v for k, v in line.items() if k not in ("chosen", "rejected")}, caption, location)
+        about = {k: v for k, v in line.items() if k not in ("chosen", "rejected")}
+        record = caption_record(about, caption, file.parent, location)
         pictures = []
         for key in ("chosen", "rejected"):
             if not isinstance(line.get(key), str):

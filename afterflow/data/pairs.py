@@ -181,7 +181,7 @@ class HubPairs(StoredPairs):
             if preference is None or preference == 0.5:
                 left_out[UNLABELLED if preference is None else TIED] += 1
                 continue
-            record = caption_record(dict(row), self.caption, location)
+            record = caption_record(dict(row), self.caption, None, location)
             check_text(record["prompt"], location)
             read = lambda i, column: encoded_bytes(encoded[i][column], self.dataset)
             entries = [Entry(f"{location}.{column}", record, partial(read, i, column)) for column in images]

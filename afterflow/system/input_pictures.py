@@ -14,7 +14,7 @@ from PIL import Image
 
 from .errors import InputError
 from .own_folders import check_inside
-from .pictures import find_file, read_picture
+from .pictures import named_picture, read_picture
 
 PNG_ADDRESS = "data:image/png;base64,"
 """Start of an address that holds a PNG itself."""
@@ -69,13 +69,8 @@ def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str)
             continue
         if folder is None:
             raise InputError(f"{location}: input {name[:80]!r} is a file's name, and here only {PNG_ADDRESS}… is read")
-        try:
-            file = find_file(folder, name)
-            if not file.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"{name!r} leads out of {folder}")
-            check_inside(file)
-        except InputError as error:
-            raise InputError(f"{location}: {error}; correct input") from None
+        file = named_picture(folder, name, "input", location)
+        check_inside(file)
         paths.append(str(file.resolve()))
     return {**record, "input": paths[0] if isinstance(record["input"], str) else paths}
 

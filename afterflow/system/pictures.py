@@ -262,6 +262,17 @@ def find_file(folder: Path, name: str) -> Path:
     return path
 
 
+def named_picture(folder: Path, name: str, key: str, location: str) -> Path:
+    """Return the picture in a folder that a list names under `key`; InputError where it is not there, or not in it."""
+    try:
+        picture = find_file(folder, name)
+        if not picture.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{name!r} leads out of {folder}")
+    except InputError as error:
+        raise InputError(f"{location}: {error}; correct {key}") from None
+    return picture
+
+
 def names_by_form(folder: Path) -> dict[str, str]:
     """Return the names in a folder by their Unicode normal form C; empty where there is no folder."""
     return _names_by_form(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}

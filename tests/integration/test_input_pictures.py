@@ -18,7 +18,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
-from afterflow.data.images import ImageFolder
+from afterflow.data.images import HubImages, ImageFolder
+from afterflow.data.pairs import HubPairs, PairFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import estimate_cost
@@ -325,3 +326,33 @@ def test_a_request_about_several_pictures_is_read_once(klein, monkeypatch):
     cond = encode_records(model, about)
     assert seen == [["the same", ""]] and len(cond.positive.sequence) == 3
     assert not torch.equal(cond.positive.pictures[0], cond.positive.pictures[1])
+
+
+@pytest.mark.parametrize("value, said", [("../outside.png", "leads out of"), ("absent.png", "absent.png is not there")])
+def test_a_pair_names_no_picture_outside_of_its_folder(tmp_path, value, said):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name in ("a", "b", "../outside"):
+        Image.fromarray(picture(len(name))).save(folder / f"{name}.png")
+    line = {"prompt": "brighter", "chosen": "a.png", "rejected": "b.png", "input": value}
+    (folder / "pairs.jsonl").write_text(json.dumps(line))
+    with pytest.raises(InputError, match=rf"pairs.jsonl:1: .*{said}.*; correct input"):
+        PairFolder(str(folder)).pair_listing()
+
+
+@pytest.mark.parametrize("source, listing", [(HubImages, "listing"), (HubPairs, "pair_listing")])
+def test_a_data_set_names_no_file_of_this_machine(tmp_path, monkeypatch, source, listing):
+    datasets = pytest.importorskip("datasets")
+    data = tmp_path / "data"
+    data.mkdir()
+    encoded = {"bytes": (edits(tmp_path / "edits") / "out_0.png").read_bytes(), "path": None}
+    row = {"image": encoded, "caption": "brighter", "input": str(tmp_path / "edits" / "in_0_0.png")}
+    row |= {"jpg_0": encoded, "jpg_1": encoded, "label_0": 1.0, "chosen": encoded, "rejected": encoded}
+    features = {name: datasets.Image() for name in row if isinstance(row[name], dict)}
+    rows = datasets.Dataset.from_list([row])
+    for name, feature in features.items():
+        rows = rows.cast_column(name, feature)
+    for module in ("images", "pairs"):
+        monkeypatch.setattr(f"afterflow.data.{module}.load_hub_dataset", lambda *about: rows)
+    with pytest.raises(InputError, match=r"\[0\]: input '.*' is a file's name, and here only data:"):
+        getattr(source("owner/name"), listing)()
