@@ -26,7 +26,6 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.train_subprocess import has_ended
-from afterflow.models.generate import picture_size
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
@@ -77,7 +76,7 @@ def one(recipe: Run, seed: int, settings: ShapesSettings) -> dict:
     folder = run.folder
     assert isinstance(recipe.model, SD3)
     model = recipe.model.load()
-    records = suite_prompts(settings, picture_size(model))
+    records = suite_prompts(settings, model.drawn_size)
     base = suite_pictures(model, records, settings)
     tuned = suite_pictures(tuned_model(run, folder), records, settings)
     report, _, _ = compare_pictures(settings, records, tuned, base, str(folder), recipe.model.path)

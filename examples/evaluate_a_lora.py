@@ -6,7 +6,6 @@ from rich.console import Console
 
 from afterflow.evaluation.report import ShapesSettings, render_report
 from afterflow.evaluation.shapes_suite import compare_pictures, suite_pictures, suite_prompts
-from afterflow.models.generate import picture_size
 from afterflow.models.sd3 import SD3
 
 
@@ -14,7 +13,7 @@ def main(lora: str, prompts: int = 280) -> None:
     """Draw the same prompts from the same noise with and without the LoRA, and print figures with intervals."""
     settings = ShapesSettings(prompts=prompts, images=4)
     model = SD3("tiny").load()
-    records = suite_prompts(settings, picture_size(model))
+    records = suite_prompts(settings, model.drawn_size)
     base = suite_pictures(model, records, settings)
     model.load_lora(lora)
     tuned = suite_pictures(model, records, settings)

@@ -177,10 +177,9 @@ class Eval:
     def draw_shapes(self, settings: ShapesSettings, source: "PictureSource") -> tuple[list[dict], "np.ndarray"]:
         """Return the prompts of the suite and their images by one model, which then leaves memory."""
         from ..evaluation.shapes_suite import suite_pictures, suite_prompts
-        from ..models.generate import picture_size
 
         model = self.source.load(source.path, source.lora)
-        records = suite_prompts(settings, picture_size(model))
+        records = suite_prompts(settings, model.drawn_size)
         print_progress(f"{source.name}: {len(records)} prompts x {settings.images} images")
         return records, suite_pictures(model, records, settings)
 

@@ -63,18 +63,17 @@ def train(args: Sequence[str]) -> None:
         print(f"{TRAIN_USAGE}\nrecipes:\n{recipe_lines()}")
         return
     options, gigabytes = fit_option(options)
-    if source in ("--from", "--resume", "--extend") and not [o for o in options if o not in ("--plan", ACCEPT, TRUST)]:
-        raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
-    only_plan = "--plan" in options
-    goes_on = source in ("--resume", "--extend")
+    only_plan, goes_on = "--plan" in options, source in ("--resume", "--extend")
+    of_a_run = goes_on or source == "--from"
     if goes_on and gigabytes is not None:
         raise ConfigError(f"--fit chooses how a new run computes; {source} goes on as it was, so leave --fit out")
     accept = goes_on and ACCEPT in options
-    flags = ["--plan"] + [ACCEPT] * accept
-    if source in ("--from", "--resume", "--extend") and TRUST in options:
+    flags = ["--plan"] + [ACCEPT] * accept + [TRUST] * of_a_run
+    if of_a_run and TRUST in options:
         trust_code()
-        flags.append(TRUST)
     options = [option for option in options if option not in flags]
+    if of_a_run and not options:
+        raise ConfigError(f"{source} needs a run; its folder is runs/NAME")
     # A name or a folder that does not exist is refused first, because what follows takes seconds to import.
     if source == "--resume":
         run, recipe = resumable(options)

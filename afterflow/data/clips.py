@@ -1,9 +1,7 @@
 """Data of the moving shapes world: prompts to explore, and clips to learn from."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,7 +12,7 @@ from ..sampling.seeds import number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .images import CaptionedImage, ListedImages
+from .images import CaptionedImage, ListedImages, rendered_image
 from .prompts import NO_CHECKS, RecordChecks
 
 
@@ -67,7 +65,7 @@ class MovingClips(ListedImages):
         for i in range(self.count):
             record = draw_moving(self.split, self.tags[i % len(self.tags)], rng)
             clip = render_clip(record, self.frames, side, rng)
-            yield CaptionedImage(record, hashlib.sha256(clip.tobytes()).hexdigest(), partial(np.asarray, clip), size)
+            yield rendered_image(record, clip, size)
 
 
 def check_moving_options(tags: Sequence[str]) -> None:

@@ -1,10 +1,8 @@
 """Data of the editing world: requests to explore, and edited pictures to learn from."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from ..sampling.seeds import number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
-from .images import CaptionedImage, ListedImages
+from .images import CaptionedImage, ListedImages, rendered_image
 from .prompts import NO_CHECKS, RecordChecks
 
 
@@ -42,8 +40,6 @@ class EditPrompts:
 class EditImages(ListedImages):
     """Edited pictures of the editing world, with what was asked and the pictures before."""
 
-    inputs: ClassVar[int] = 1
-
     count: int = 20_000
     """Number of edits, rendered before training starts."""
     split: Literal["train", "test"] = "train"
@@ -67,8 +63,7 @@ class EditImages(ListedImages):
         for i in range(self.count):
             record = draw_edit(self.split, self.tasks[i % len(self.tasks)], rng)
             pixels = render_scene(EditScene.from_record(record["result"]))
-            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-            yield CaptionedImage(record, digest, partial(np.asarray, pixels), size)
+            yield rendered_image(record, pixels, size)
 
 
 def check_tasks(tasks: Sequence[str]) -> None:

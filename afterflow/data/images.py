@@ -47,6 +47,11 @@ class CaptionedImage(NamedTuple):
     """Height and width of the pixels."""
 
 
+def rendered_image(record: dict, pixels: np.ndarray, size: tuple[int, int]) -> CaptionedImage:
+    """Return an image, or a clip, that was rendered to a height and width, with its record."""
+    return CaptionedImage(record, hashlib.sha256(pixels.tobytes()).hexdigest(), partial(np.asarray, pixels), size)
+
+
 class LeftOut(NamedTuple):
     """An image of a source that is not used."""
 
@@ -59,8 +64,6 @@ class ImageSource(ABC):
 
     pairs: ClassVar[bool] = False
     """Whether each image comes with one that lost against it."""
-    inputs: ClassVar[int] = 0
-    """Number of pictures that each caption is about, where that is the same for all such sources."""
     min_reward: Mapping[str, float]
     """Lowest value of each named reward at which an image, or the winner of a pair, is used for training."""
     cache: bool
@@ -119,9 +122,7 @@ class ShapesImages(ListedImages):
         records = [prompts.draw(self.split, self.tags[i % len(self.tags)], rng, self.size) for i in range(self.count)]
         for record in records:
             pixels = render.render_image(record, self.size, rng)
-            yield CaptionedImage(
-                record, hashlib.sha256(pixels.tobytes()).hexdigest(), partial(np.asarray, pixels), size
-            )
+            yield rendered_image(record, pixels, size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,6 @@ from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
 from ..models.base import cache_folder, default_device, read_cache_file, write_cache_file
-from ..models.generate import picture_size
 from ..models.lora.files import lora_file
 from ..models.pipeline import Model, Pretrained
 from ..models.pipeline_files import weights_digest
@@ -134,7 +133,7 @@ def base_pictures(model: Pretrained, settings: ShapesSettings) -> tuple[list[dic
     Pictures are kept in the cache folder, for later commands.
     """
     loaded = model.load(default_device())
-    records = suite_prompts(settings, picture_size(loaded))
+    records = suite_prompts(settings, loaded.drawn_size)
     file = cache_folder() / "base_pictures" / f"{pictures_key(loaded, records, settings)}.safetensors"
     drawn = read_cache_file(file)
     if drawn is None:

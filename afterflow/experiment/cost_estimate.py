@@ -49,26 +49,13 @@ class CostEstimate:
         return sum(self.memory.values())
 
 
-def estimate_cost(run: Run, network: NetworkCounts | None = None) -> CostEstimate:
-    """Count what a run needs; `network` holds the counts of its network, where they are known."""
-    network = network_counts(run) if network is None else network
+def estimate_cost(run: Run) -> CostEstimate:
+    """Count what a run needs."""
+    network = network_counts(run)
     run = run.with_options(algorithm=on_model_schedule(run.algorithm, network.schedule))
-    trained, guided = network.trained, rows_of_pass(run) // run.batches.chunk
-    rows, chunk = count_rows(run), run.batches.chunk
-    passes = NO_ROLLOUT
-    if explores(run.algorithm):
-        limit = graph_memory(run, default_device(), network.computed, trained)
-        passes = choose_passes(run, run.algorithm, network.saved / chunk, limit)
-    waiting = max(chunk * (1 + run.algorithm.requirements.pairs), passes.retained_rows)  # of winner and loser
-    memory = {
-        "frozen and trained weights": network.weights,
-        "gradients, Adam and EMA": trained
-        * (4 + (8 if run.optimization.optimizer == "adamw" else 2) + 4 * (run.optimization.ema_decay is not None)),
-        "reference, teachers, averages": copy_bytes(run, network.frozen, trained),
-        "weights in the mixed precision": cast_bytes(run, network.frozen),
-        "graphs until their backward pass": network.saved * waiting // chunk,
-        "states of a rollout": rollout_bytes(run, network),
-    }
+    rows, guided = count_rows(run), rows_of_pass(run) // run.batches.chunk
+    passes = passes_of(run, network)
+    memory = memory_needs(run, network, passes)
     per_row = lambda flops: flops / (run.batches.chunk * guided)
     update = rows["update"]
     explored = sum(rows.values()) - update
@@ -80,6 +67,29 @@ def estimate_cost(run: Run, network: NetworkCounts | None = None) -> CostEstimat
     }
     rows = {name: guided * count for name, count in rows.items()}
     return CostEstimate(memory, rows, flops, prompt_bytes(run, network), passes)
+
+
+def passes_of(run: Run, network: NetworkCounts) -> Passes:
+    """Return whether the update of a run, on the model's own schedule, computes the rollout again."""
+    if not explores(run.algorithm):
+        return NO_ROLLOUT
+    limit = graph_memory(run, default_device(), network.computed, network.trained)
+    return choose_passes(run, run.algorithm, network.saved / run.batches.chunk, limit)
+
+
+def memory_needs(run: Run, network: NetworkCounts, passes: Passes) -> dict[str, int]:
+    """Return the bytes of accelerator memory that a run needs, by what needs them."""
+    trained, chunk = network.trained, run.batches.chunk
+    waiting = max(chunk * (1 + run.algorithm.requirements.pairs), passes.retained_rows)  # of winner and loser
+    return {
+        "frozen and trained weights": network.weights,
+        "gradients, Adam and EMA": trained
+        * (4 + (8 if run.optimization.optimizer == "adamw" else 2) + 4 * (run.optimization.ema_decay is not None)),
+        "reference, teachers, averages": copy_bytes(run, network.frozen, trained),
+        "weights in the mixed precision": cast_bytes(run, network.frozen),
+        "graphs until their backward pass": network.saved * waiting // chunk,
+        "states of a rollout": rollout_bytes(run, network),
+    }
 
 
 def count_rows(run: Run) -> dict[str, float]:

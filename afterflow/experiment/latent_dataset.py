@@ -27,7 +27,6 @@ from ..data.images import (
 from ..data.pairs import SampledPairs
 from ..data.prompts import batch_rows, bucket_rows, check_record
 from ..models.base import latents_file, read_cache_file, write_cache_file
-from ..models.generate import picture_size
 from ..models.pipeline import Model
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
@@ -105,7 +104,7 @@ def gather_buckets(
     parts: dict[tuple[int, int], list[tuple[Tensor, list[dict]]]] = {}
     left_out: Counter[str] = Counter()
     low, surveyed = "below min_reward", 0
-    used = used_images(data.images(seed, picture_size(model), model.pixel_unit), left_out)
+    used = used_images(data.images(seed, model.drawn_size, model.pixel_unit), left_out)
     for part in split_shards(used):
         z, chosen, unread = encode_shard(part, model, data, models)
         parts.setdefault(part[0].size, []).append((z, [part[i].record for i in chosen]))

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..models.adapters import LoRA
 from ..system.errors import ConfigError, MissingDependencyError
-from .config import Run
-from .cost_estimate import estimate_cost
+from .config import Run, on_model_schedule
+from .cost_estimate import memory_needs, passes_of
 from .network_counts import NetworkCounts, network_counts
 
 SHARE = 0.9
@@ -56,13 +56,17 @@ def fit_run(run: Run, gigabytes: float) -> MemoryFit:
     """
     if not gigabytes > 0:
         raise ConfigError(f"--fit {gigabytes:g}: the memory of a card in GB, such as 24")
-    limit = SHARE * gigabytes * 10**9
+    limit, large = SHARE * gigabytes * 10**9, max(1, run.batches.chunk // SMALL_CHUNK)
+    small: MemoryFit | None = None
     smallest: MemoryFit | None = None
-    for least in (max(1, run.batches.chunk // SMALL_CHUNK), 1):
-        for fit in fitted_variants(run, least):
-            if fit.bytes_needed <= limit:
-                return fit
-            smallest = fit if smallest is None or fit.bytes_needed < smallest.bytes_needed else smallest
+    for fit in fitted_variants(run):
+        if fit.bytes_needed <= limit and fit.run.batches.chunk >= large:
+            return fit
+        if fit.bytes_needed <= limit and small is None:
+            small = fit
+        smallest = fit if smallest is None or fit.bytes_needed < smallest.bytes_needed else smallest
+    if small is not None:
+        return small
     assert smallest is not None
     raise ConfigError(
         f"--fit {gigabytes:g}: {run.name} needs {smallest.bytes_needed / 10**9:.1f} GB at least, and "
@@ -70,14 +74,14 @@ def fit_run(run: Run, gigabytes: float) -> MemoryFit:
     )
 
 
-def fitted_variants(run: Run, least: int) -> Iterator[MemoryFit]:
-    """Yield the run in every way, each with chunks from its own down to `least`; what it refuses is left out."""
+def fitted_variants(run: Run) -> Iterator[MemoryFit]:
+    """Yield the run in every way, each with chunks from its own down to 1; what it refuses is left out."""
     for way in WAYS:
         changed = with_way(run, way)
         if changed is None:
             continue
         counts, chunk = network_counts(changed), run.batches.chunk
-        while chunk >= least:
+        while chunk:
             try:
                 smaller = changed.with_options(chunk=chunk)
             except ConfigError:  # some methods need the images of a prompt in one pass
@@ -107,9 +111,10 @@ def needed_bytes(run: Run, counts: NetworkCounts, chunk: int) -> int:
 
     One pass is taken only where its graphs fit as well.
     """
-    passes = counts.of_chunk(run.batches.chunk, chunk)
+    network = counts.of_chunk(run.batches.chunk, chunk)
+    run = run.with_options(algorithm=on_model_schedule(run.algorithm, network.schedule))
     two = run if run.batches.retained_rows is not None else run.with_options(retained_rows=0)
-    return estimate_cost(two, passes).total_bytes
+    return sum(memory_needs(two, network, passes_of(two, network)).values())
 
 
 def changed_options(run: Run, changed: Run) -> dict[str, tuple[Any, Any]]:

@@ -25,7 +25,7 @@ from ..models.pipeline import Model
 from ..models.pipeline_files import locate
 from ..models.quantize import saved_bytes
 from ..sampling.conditioning import Conditioning, Embedding, condition
-from ..sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
+from ..sampling.schedules import AnySchedule
 from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.errors import ConfigError, InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
@@ -64,7 +64,7 @@ class NetworkCounts:
     """Shape of one image's latents."""
     text_shape: tuple[int, int, int | None]
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
-    schedule: SD3Grid | LinearShift | DynamicShift | Flux2Shift
+    schedule: AnySchedule
     """The sampling grid of the pipeline."""
 
     def of_chunk(self, chunk: int, counted: int) -> "NetworkCounts":

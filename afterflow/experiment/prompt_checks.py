@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from ..data.edits import EditImages, EditPrompts
-from ..data.images import ImageFolder, ImageSource, StoredImages
+from ..data.images import ImageFolder, ImageSource
 from ..data.pairs import SampledPairs
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.edits import edit_suite
@@ -25,16 +25,18 @@ def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
     return checks | {"the judge": validate} if isinstance(run.judge, ShapesJudge) else checks
 
 
+def caption_records(data: object) -> list[dict]:
+    """Return records of images to learn from that are there before training, for the pictures they are about."""
+    if isinstance(data, EditImages):
+        return edit_suite(data.split, 1, 0, data.tasks[:1])
+    return [entry.record for entry in data.listing().entries] if isinstance(data, ImageFolder) else []
+
+
 def number_of_inputs(run: Run) -> int:
     """Return the number of pictures that each prompt of the run is about."""
     if isinstance(run.data, EditPrompts):
-        return 1
-    if isinstance(run.data, ImageSource) and run.data.inputs:
-        return run.data.inputs
-    if isinstance(run.data, StoredImages):
-        records = [entry.record for entry in run.data.listing().entries]
-    else:
-        records = prompt_records(run)
+        return 1  # without the drawing of all of them
+    records = caption_records(run.data) or prompt_records(run)
     return len(input_names(records[0])) if records else 0
 
 
@@ -43,12 +45,8 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> None:
 
     It is also raised where the model needs some.
     """
-    if isinstance(run.data, ImageFolder):
-        records = [*records, *(entry.record for entry in run.data.listing().entries)]
     family = FAMILIES[type(run.model)]
-    if isinstance(run.data, EditImages):
-        records = [*records, *edit_suite("train", 1, 0, run.data.tasks[:1])]
-    check_inputs(records, family.takes_pictures, family.stock)
+    check_inputs([*records, *caption_records(run.data)], family.takes_pictures, family.stock)
 
 
 def prompt_records(run: Run) -> list[dict]:

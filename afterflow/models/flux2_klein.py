@@ -8,7 +8,6 @@ of what is drawn; the pipeline would keep each one's own size.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,6 @@ from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import Flux2Shift, LinearShift, Schedule
 from .packing import check_text_tokens, latent_sides
 from .pipeline import Model, Pretrained
-from .pipeline_files import read_index
 from .vae import decode_patches, encode_patches, normalised_patches
 
 if TYPE_CHECKING:
@@ -74,11 +72,6 @@ class Flux2KleinModel(Model):
         H, W = latent_sides(config.size, config.width, self.scale_factor, self.pixel_unit)
         self.latent_shape = net.in_channels, H, W
         self.schedule = klein_schedule(self.pipe, H * W)
-
-    @classmethod
-    def guidance_of(cls, folder: Path) -> float:
-        """Return the guidance scale of the model's authors: 1 for a distilled one, which has none."""
-        return 1.0 if read_index(folder).get("is_distilled") else cls.usual_guidance
 
     def embed(self, pipe: "Flux2KleinPipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline, to the full number of tokens; nothing tells padding from text."""

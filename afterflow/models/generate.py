@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling.conditioning import Conditioning, Velocity
+from ..sampling.conditioning import Conditioning, Velocity, condition
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
@@ -95,13 +95,8 @@ def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
     positive, negative = model.encode_texts(prompts, read_inputs(model, inputs))
     device = next(model.module.parameters()).device
     rows = torch.tensor([texts[text] for text in about], device=device)
-    return Conditioning(
-        positive,
-        rows,
-        negative.to(device) if len(negative.sequence) == 1 else negative,
-        records,
-        torch.arange(len(records), device=device),
-    )
+    # Where each text has an empty one of its own, they stay on the CPU with it.
+    return condition(positive, negative.to(device) if len(negative.sequence) == 1 else negative, records, rows)
 
 
 def read_inputs(model: Model, inputs: Sequence[Sequence[str]]) -> InputPictures | None:
@@ -145,10 +140,3 @@ def draw_latents(
         noise = starting_noise(cond[rows], per_prompt, model.latent_shape, seed)
         parts.append(solve_ode(velocity, cond[rows], noise, times))
     return torch.cat(parts)
-
-
-def picture_size(model: Model) -> tuple[int, int]:
-    """Height and width in pixels of what the decoder returns."""
-    device = next(model.module.parameters()).device
-    height, width = model.decode(torch.zeros(1, *model.latent_shape, device=device)).shape[-3:-1]
-    return height, width

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import __version__
-from ..sampling.conditioning import Conditioning, Embedding, Velocity, linear_guidance
+from ..sampling.conditioning import Conditioning, Embedding, Velocity, concatenate_embeddings, linear_guidance
 from ..sampling.schedules import Schedule
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError
@@ -33,7 +33,7 @@ from .base import cache_folder, latents_file, read_cache_file, write_cache_file
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
-from .pipeline_files import check_family, fingerprint, locate, read_index, reading_parts
+from .pipeline_files import check_family, fingerprint, is_distilled, locate, read_index, reading_parts
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
 from .vae import decode_images, encode_images
@@ -179,13 +179,13 @@ class Model(ABC):
 
     @classmethod
     def guidance_of(cls, folder: Path) -> float:
-        """Return the guidance scale of the authors of the pipeline in a folder."""
-        return cls.usual_guidance
+        """Return the guidance scale of the authors of the pipeline in a folder: 1 for a distilled one."""
+        return 1.0 if is_distilled(folder) else cls.usual_guidance
 
     @classmethod
     def check_guidance(cls, folder: Path, scale: float) -> None:
         """Raise ConfigError for guidance of a distilled model, which its own pipeline leaves out."""
-        if scale != 1 and read_index(folder).get("is_distilled"):
+        if scale != 1 and is_distilled(folder):
             why = "the model is distilled and draws without guidance"
             raise ConfigError(f"guidance scale {scale:g}: {why}; take 1, or its base model")
 
@@ -302,7 +302,8 @@ class Model(ABC):
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
         digest = hashlib.sha256(f"{self.stock} {self.encoder_key} {self.config.dtype}".encode())
-        for file in sorted([*self.folder.glob("t[eo][xk]*/*"), *self.folder.glob("processor/*")]):  # text_encoder*, ...
+        # Of text_encoder*, tokenizer* and processor.
+        for file in sorted([*self.folder.glob("t[eo][xk]*/*"), *self.folder.glob("processor/*")]):
             digest.update(fingerprint(file))
         digest.update(json.dumps(list(prompts)).encode())
         return cache_folder() / "prompts" / f"{digest.hexdigest()[:32]}.safetensors"
@@ -379,21 +380,6 @@ def meta_part(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     for parameter in part.parameters():
         parameter.data = parameter.data.to(dtype)
     return part
-
-
-def concatenate_embeddings(parts: Sequence[Embedding]) -> Embedding:
-    """Concatenate batches, shorter sequences padded with zeros, which their mask leaves out."""
-    length = max(part.sequence.shape[1] for part in parts)
-    columns = zip(*(pad_sequence(part, length) for part in parts))
-    return Embedding(*(None if column[0] is None else torch.cat(column).contiguous() for column in columns))
-
-
-def pad_sequence(embedding: Embedding, length: int) -> Embedding:
-    """Pad sequences to `length` vectors with zeros."""
-    missing = length - embedding.sequence.shape[1]
-    sequence = nn.functional.pad(embedding.sequence, (0, 0, 0, missing))
-    mask = None if embedding.mask is None else nn.functional.pad(embedding.mask, (0, missing))
-    return embedding._replace(sequence=sequence, mask=mask)
 
 
 KNOWN_NOISE = (

@@ -150,6 +150,11 @@ def pipeline_class(folder: Path) -> str:
     return read_index(folder)["_class_name"]
 
 
+def is_distilled(folder: Path) -> bool:
+    """Return whether a pipeline says that its model draws without guidance."""
+    return bool(read_index(folder).get("is_distilled"))
+
+
 def check_family(path: str, folder: Path, *families: str) -> None:
     """Raise InputError where the pipeline is of none of these classes in diffusers."""
     actual = pipeline_class(folder)

@@ -58,9 +58,7 @@ class QwenImageModel(Model):
 
     def embed(self, pipe: "QwenImagePipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""
-        sequence, mask = pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length)
-        # None says that no row is padded; other batches may be longer.
-        return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)
+        return with_mask(*pipe.encode_prompt(prompts, max_sequence_length=self.config.max_sequence_length))
 
     @property
     def text_tokens(self) -> dict[str, int]:
@@ -73,16 +71,17 @@ class QwenImageModel(Model):
 
         def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             embedding = cond.embedding()
-            B, _, H, W = x.shape
+            pictures = [x, *(() if embedding.pictures is None else embedding.pictures.unbind(1))]
+            tokens = [pack_latents(picture) for picture in pictures]
             predicted = module(
-                hidden_states=pack_latents(x).to(dtype),
+                hidden_states=torch.cat(tokens, 1).to(dtype),
                 timestep=t,
                 encoder_hidden_states=embedding.sequence.to(dtype),
                 encoder_hidden_states_mask=embedding.mask,
-                img_shapes=[[(1, H // 2, W // 2)]] * B,
+                img_shapes=[[(1, p.shape[2] // 2, p.shape[3] // 2) for p in pictures]] * len(x),
                 return_dict=False,
             )[0]
-            return unpack_latents(predicted, x)
+            return unpack_latents(predicted[:, : tokens[0].shape[1]], x)
 
         return v
 
@@ -101,5 +100,10 @@ class QwenImageModel(Model):
             "negative_prompt_embeds": negative.sequence,
             "negative_prompt_embeds_mask": negative.mask,
             "true_cfg_scale": guidance,
-            "max_sequence_length": self.config.max_sequence_length,
+            "max_sequence_length": self.text_shape[0],
         }
+
+
+def with_mask(sequence: Tensor, mask: Tensor | None) -> Embedding:
+    """Return an encoded batch with its mask; the pipeline's None says that no row is padded, others may be longer."""
+    return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..sampling.conditioning import Conditioning, Embedding, Velocity
+from ..sampling.conditioning import Embedding, concatenate_embeddings
 from .base import read_cache_file, write_cache_file
-from .packing import check_divides, pack_latents, packed_geometry, unpack_latents
-from .pipeline import InputPictures, Model, Pretrained, concatenate_embeddings
+from .packing import check_divides, packed_geometry
+from .pipeline import InputPictures, Pretrained
 from .pipeline_files import reading_parts
-from .qwen_image import QwenImageModel
-from .vae import decode_frames, encode_frames
+from .qwen_image import QwenImageModel, with_mask
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -48,14 +47,11 @@ class QwenImageEdit(Pretrained):
         return QwenImageEditModel(self, device)
 
 
-class QwenImageEditModel(Model):
+class QwenImageEditModel(QwenImageModel):
     """Qwen-Image-Edit: Qwen-Image's network and guidance, with pictures beside what is drawn and in the prompt."""
 
     stock = "QwenImageEditPlusPipeline"
     encoders = ("text_encoder", "tokenizer", "processor")
-    packed, vae_encode, vae_decode = True, staticmethod(encode_frames), staticmethod(decode_frames)
-    streams, usual_guidance, lora_targets = QwenImageModel.streams, 4.0, QwenImageModel.lora_targets
-    combine = staticmethod(QwenImageModel.combine)
     takes_pictures = "must"
 
     def configure(self) -> None:
@@ -88,14 +84,9 @@ class QwenImageEditModel(Model):
         top, left = (height - rows) // 2, (width - columns) // 2
         return pixels[top : top + rows, left : left + columns]
 
-    def embed(self, pipe: Any, prompts: list[str]) -> Embedding:
-        """Encode B texts without pictures by the stock pipeline."""
-        return self.embed_pair(pipe, prompts, None)
-
-    def embed_pair(self, pipe: Any, prompts: list[str], pictures: list[Image.Image] | None) -> Embedding:
+    def embed(self, pipe: Any, prompts: list[str], pictures: list[Image.Image] | None = None) -> Embedding:
         """Encode texts about the same pictures by the stock pipeline."""
-        sequence, mask = pipe.encode_prompt(prompts, image=pictures)
-        return Embedding(sequence, mask=torch.ones_like(sequence[..., 0], dtype=torch.long) if mask is None else mask)
+        return with_mask(*pipe.encode_prompt(prompts, image=pictures))
 
     def encode_texts(self, texts: Sequence[str], pictures: InputPictures | None) -> tuple[Embedding, Embedding]:
         """Encode U texts with their pictures, and the empty text with each text's pictures: U rows of both."""
@@ -120,7 +111,7 @@ class QwenImageEditModel(Model):
         parts: list[list[Embedding]] = [[], []]
         for text, rows in zip(texts, pictures.rows.tolist()):
             for part, prompt in zip(parts, (text, "")):
-                encoded = self.embed_pair(pipe, [prompt], [shown[row] for row in rows])
+                encoded = self.embed(pipe, [prompt], [shown[row] for row in rows])
                 part.append(Embedding(encoded.sequence.cpu(), mask=encoded.mask.cpu()))  # type: ignore[union-attr]
         # Together, so that both have one length.
         both = concatenate_embeddings([*parts[0], *parts[1]])
@@ -146,37 +137,6 @@ class QwenImageEditModel(Model):
     def text_tokens(self) -> dict[str, int]:
         """No encoder cuts a prompt."""
         return {}
-
-    def velocity(self, module: nn.Module) -> Velocity:
-        """Return the velocity field of the transformer, or of a copy of it."""
-        dtype: torch.dtype = module.dtype  # type: ignore[assignment]
-
-        def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-            embedding = cond.embedding()
-            assert embedding.pictures is not None
-            pictures = [x, *embedding.pictures.unbind(1)]
-            tokens = [pack_latents(picture) for picture in pictures]
-            predicted = module(
-                hidden_states=torch.cat(tokens, 1).to(dtype),
-                timestep=t,
-                encoder_hidden_states=embedding.sequence.to(dtype),
-                encoder_hidden_states_mask=embedding.mask,
-                img_shapes=[[(1, p.shape[2] // 2, p.shape[3] // 2) for p in pictures]] * len(x),
-                return_dict=False,
-            )[0]
-            return unpack_latents(predicted[:, : tokens[0].shape[1]], x)
-
-        return v
-
-    def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
-        """Return the stock pipeline's arguments for encoded prompts and a guidance scale."""
-        return {
-            "prompt_embeds": positive.sequence,
-            "prompt_embeds_mask": positive.mask,
-            "negative_prompt_embeds": negative.sequence,
-            "negative_prompt_embeds_mask": negative.mask,
-            "true_cfg_scale": guidance,
-        }
 
 
 class PictureReader:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from ..sampling.conditioning import Conditioning, Embedding, Velocity, linear_guidance
+from ..sampling.conditioning import Conditioning, Embedding, Velocity, concatenate_embeddings, linear_guidance
 from ..system.text_files import read_json
 from .packing import check_text_tokens, latent_sides, packed_schedule
 from .pipeline import Model, Pretrained
@@ -84,8 +83,8 @@ class ZImageModel(Model):
         encoded, _ = pipe.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.config.max_sequence_length
         )
-        masks = [torch.ones(len(rows), dtype=torch.long, device=rows.device) for rows in encoded]
-        return Embedding(pad_sequence(encoded, batch_first=True), mask=pad_sequence(masks, batch_first=True))
+        whole = lambda rows: torch.ones(1, len(rows), dtype=torch.long, device=rows.device)
+        return concatenate_embeddings([Embedding(rows[None], mask=whole(rows)) for rows in encoded])
 
     @property
     def text_tokens(self) -> dict[str, int]:

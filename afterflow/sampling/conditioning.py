@@ -27,6 +27,21 @@ class Embedding(NamedTuple):
         return Embedding(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
 
 
+def concatenate_embeddings(parts: Sequence[Embedding]) -> Embedding:
+    """Concatenate batches, shorter sequences padded with zeros, which their mask leaves out."""
+    length = max(part.sequence.shape[1] for part in parts)
+    columns = zip(*(pad_sequence(part, length) for part in parts))
+    return Embedding(*(None if column[0] is None else torch.cat(column).contiguous() for column in columns))  # type: ignore[arg-type]
+
+
+def pad_sequence(embedding: Embedding, length: int) -> Embedding:
+    """Pad sequences to `length` vectors with zeros."""
+    missing = length - embedding.sequence.shape[1]
+    sequence = torch.nn.functional.pad(embedding.sequence, (0, 0, 0, missing))
+    mask = None if embedding.mask is None else torch.nn.functional.pad(embedding.mask, (0, missing))
+    return embedding._replace(sequence=sequence, mask=mask)
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """The prompts of B rows are indices into P records and their U texts, so that no embedding is ever copied.
@@ -105,11 +120,11 @@ def copy_from_pinned(x: Tensor, device: torch.device) -> Tensor:
 def condition(
     positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None
 ) -> Conditioning:
-    """Return the conditioning of one row per record, on the device of `negative`.
+    """Return the conditioning of one row per record, on the device of `texts`, or of `negative` without them.
 
     texts (P,) holds the row of `positive` that belongs to each record, where records share texts.
     """
-    rows = torch.arange(len(prompts), device=negative.sequence.device)
+    rows = torch.arange(len(prompts), device=(negative.sequence if texts is None else texts).device)
     return Conditioning(positive, rows if texts is None else texts, negative, prompts, rows)
 
 

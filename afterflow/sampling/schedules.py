@@ -145,5 +145,7 @@ class Flux2Shift(Schedule):
         return torch.cat([shifted(torch.linspace(1, 1 / steps, steps), self.shift(steps)), torch.zeros(1)])
 
 
-ScheduleOption = SD3Grid | LinearShift | DynamicShift | Flux2Shift | None
+AnySchedule = SD3Grid | LinearShift | DynamicShift | Flux2Shift
+"""What the schedule of a pipeline may be."""
+ScheduleOption = AnySchedule | None
 """What an algorithm's option `schedule` may be."""

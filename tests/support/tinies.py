@@ -248,6 +248,12 @@ def deep_sd3(folder):
     return SD3(str(folder), max_sequence_length=0)
 
 
+def small_vae(kind, **options):
+    """An autoencoder that halves a picture once, of 2 channels."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return kind(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=2, **blocks, **options)
+
+
 def flux(folder):
     clip = CLIPTextConfig(
         vocab_size=len(vocabulary()),
@@ -261,15 +267,7 @@ def flux(folder):
     )
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=AutoencoderKL(
-            block_out_channels=(4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=2,
-            latent_channels=2,
-            scaling_factor=0.36,
-            shift_factor=0.12,
-        ),
+        vae=small_vae(AutoencoderKL, scaling_factor=0.36, shift_factor=0.12),
         text_encoder=CLIPTextModel(clip),
         tokenizer=make_tokenizer(),
         text_encoder_2=T5EncoderModel(T5Config(**T5)),
@@ -311,13 +309,7 @@ def qwen3(layers):
 
 def flux2_klein(folder, is_distilled=False):
     config, tokenizer = qwen3(28)  # the pipeline reads after layers 9, 18 and 27
-    vae = AutoencoderKLFlux2(
-        block_out_channels=(4, 4),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
-        latent_channels=2,
-    )
+    vae = small_vae(AutoencoderKLFlux2)
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
     pipe = Flux2KleinPipeline(
@@ -345,15 +337,7 @@ def z_image(folder):
     config, tokenizer = qwen3(2)
     pipe = ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
-        vae=AutoencoderKL(
-            block_out_channels=(4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=2,
-            latent_channels=2,
-            scaling_factor=0.36,
-            shift_factor=0.12,
-        ),
+        vae=small_vae(AutoencoderKL, scaling_factor=0.36, shift_factor=0.12),
         text_encoder=Qwen3Model(config),
         tokenizer=tokenizer,
         transformer=ZImageTransformer2DModel(
@@ -390,31 +374,31 @@ def qwen_2_5_vl(more=()):
     return Qwen2_5_VLForConditionalGeneration(config), tokenizer
 
 
-def qwen_network(**options):
-    return QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=64,
-        out_channels=16,
-        num_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        axes_dims_rope=(8, 4, 4),
-        **options,
-    )
-
-
-def qwen_image_edit(folder):
-    encoder, tokenizer = qwen_2_5_vl(QWEN2_VL)
-    parts = {
+def qwen_parts(encoder, tokenizer, **network):
+    """The parts of a Qwen-Image pipeline; its scheduler is of the released one."""
+    return {
         "scheduler": FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
         ),
         "vae": AutoencoderKLQwenImage(**VIDEO_VAE, temperal_downsample=[False, True, True]),
         "text_encoder": encoder,
         "tokenizer": tokenizer,
-        "transformer": qwen_network(zero_cond_t=True),  # as 2511
+        "transformer": QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=64,
+            out_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            axes_dims_rope=(8, 4, 4),
+            **network,
+        ),
     }
+
+
+def qwen_image_edit(folder):
+    parts = qwen_parts(*qwen_2_5_vl(QWEN2_VL), zero_cond_t=True)  # as 2511
     QwenImageEditPlusPipeline(processor=None, **parts).save_pretrained(folder)
     # transformers saves and loads the processor with torchvision alone.
     Qwen2VLImageProcessorPil().save_pretrained(folder / "processor")
@@ -424,18 +408,7 @@ def qwen_image_edit(folder):
 
 
 def qwen_image(folder):
-    encoder, tokenizer = qwen_2_5_vl()
-    pipe = QwenImagePipeline(
-        # Of the released pipeline.
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
-        ),
-        vae=AutoencoderKLQwenImage(**VIDEO_VAE, temperal_downsample=[False, True, True]),
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        transformer=qwen_network(),
-    )
-    pipe.save_pretrained(folder)
+    QwenImagePipeline(**qwen_parts(*qwen_2_5_vl())).save_pretrained(folder)
     return QwenImage(str(folder), size=32)
 
 

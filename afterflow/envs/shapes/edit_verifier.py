@@ -15,13 +15,13 @@ import scipy
 from numpy.typing import NDArray
 
 from ...system.errors import InputError
-from ..geneval_rules import Detection, Record
+from ..geneval_rules import MAX_UNEXPLAINED, Detection, Record
 from .detector import Mask, detect, dilate
 from .edits import EDIT_TASKS, MOVES, SIZE, EditScene, render_scene
-from .fidelity import edge_sharpness
+from .fidelity import edge_sharpness, falling
 from .reader import read_sign
 from .render import PlacedObject
-from .verify import THRESHOLDS, edit_distance
+from .verify import THRESHOLDS, agreement
 from .world import Array, coverage
 
 PLACE = 2.0
@@ -78,7 +78,7 @@ def verify_edit(record: Record, image: NDArray[np.uint8]) -> EditScores:
     others = [d for d in there if id(d) not in {id(match) for match in matches if match is not None}]
     credits = list(_credits(record, touched, wanted, others))
     crowd = abs(len(there) - len(after.objects))
-    alone = crowd == 0 and detections.unexplained <= 0.012
+    alone = crowd == 0 and detections.unexplained <= MAX_UNEXPLAINED
     done_partly = float(np.mean(credits)) * math.exp(-crowd)
     done = float(alone and min(credits) == 1.0)
     zone = _zone([*touched, *(_outline(d) for d in others)])
@@ -128,7 +128,7 @@ def _credit(record: Record, item: PlacedObject, touched: Sequence[PlacedObject],
         (old,) = touched
         return credit * _moved(record, old, d) * _same_size(d, item)
     if record["tag"] == "recolor":
-        return credit * _falling(_off(d, item.cx, item.cy), PLACE) * _same_size(d, item)
+        return credit * falling(_off(d, item.cx, item.cy), PLACE, FADE) * _same_size(d, item)
     if record["tag"] == "swap":
         old = next(o for o in touched if (o.cls, o.color) == (item.cls, item.color))
         way = math.hypot(old.cx - item.cx, old.cy - item.cy)
@@ -145,7 +145,7 @@ def _moved(record: Record, old: PlacedObject, d: Detection) -> float:
     along = -along if word in ("left", "up") else along
     if along <= PLACE:
         return 0.0
-    return min(1.0, (along - PLACE) / (CLEAR_MOVE - PLACE)) * _falling(1.6 * abs(across), along)
+    return min(1.0, (along - PLACE) / (CLEAR_MOVE - PLACE)) * falling(1.6 * abs(across), along, FADE)
 
 
 def _same_size(d: Detection, item: PlacedObject) -> float:
@@ -213,18 +213,16 @@ def _verify_sign(record: Record, before: EditScene, after: EditScene, image: NDA
     assert before.sign is not None and after.sign is not None
     target, (source, expected) = after.sign.text, _pictures(record)
     line, corner = read_sign(image), _corner(after)
-    clear = line.rival < 0.5 and line.contrast > 45 and line.confidence > 0.8
-    agreement = 1 - edit_distance(line.text, target) / max(len(line.text), len(target))
-    start = 1 - edit_distance(before.sign.text, target) / max(len(before.sign.text), len(target))
-    gained = max(0.0, (agreement - start) / (1 - start))
+    start = agreement(before.sign.text, target)
+    gained = max(0.0, (agreement(line.text, target) - start) / (1 - start))
     # What a sign of the same length shares with the new one: its plate, but for the strokes of either text.
     strokes = dilate(abs(expected.astype(int) - source).max(-1) > 20, 1)
     preserved, preserved_partly = _preservation(record, image, strokes)
     off = max(abs(a - b) for a, b in zip(line.box[:2], corner)) if line.text else SIZE
     error = float(abs(expected[strokes].astype(np.float32) - image[strokes]).mean())
-    done = float(line.text == target and clear and error <= LETTER_ERROR)
+    done = float(line.text == target and line.clear and error <= LETTER_ERROR)
     preserved *= off <= 1
-    return EditScores(done, preserved, gained, preserved_partly * _falling(float(off), 1.0))
+    return EditScores(done, preserved, gained, preserved_partly * falling(float(off), 1.0, FADE))
 
 
 def _zone(items: Sequence[PlacedObject]) -> Mask:
@@ -262,8 +260,3 @@ def _off(d: Detection, cx: float, cy: float) -> float:
     """Return how far the centre of a detection is from a point, in pixels."""
     x, y = _centre(d)
     return math.hypot(x - cx, y - cy)
-
-
-def _falling(value: float, free: float) -> float:
-    """Return 1 up to `free`, then an exponential decay."""
-    return math.exp(-max(0.0, value - free) / FADE)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...system.input_pictures import png_address
 from ..geneval_rules import Record
-from .prompts import Fact, held_out
+from .prompts import Fact, held_out, noun_phrase
 from .render import (
     ImageArray,
     PlacedObject,
@@ -35,7 +35,6 @@ SIZE = 64
 EDIT_TASKS = ("recolor", "remove", "add", "move", "count", "swap", "retype")
 MOVES = {"left": "left of", "right": "right of", "up": "above", "down": "below"}
 """Word of a request to move → the relation of the new place to the old one."""
-_NUMBERS = ("no", "one", "two", "three", "four")
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,8 @@ def _noun(item: PlacedObject) -> str:
     return f"{item.color} {item.cls}"
 
 
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+def _counted(item: PlacedObject, count: int) -> str:
+    return noun_phrase({"class": item.cls, "color": item.color, "count": count})
 
 
 def _fact(task: str, item: PlacedObject) -> Fact:
@@ -155,7 +154,7 @@ def _add(rng: np.random.Generator) -> _Made:
     objects = _placed(_pairs(int(rng.integers(2, 5)), rng), rng)
     before = EditScene(_seed(rng), tuple(objects[:-1]))
     after = replace(before, objects=(*before.objects, objects[-1]))
-    return before, after, f"add {_article(_noun(objects[-1]))}", _fact("add", objects[-1])
+    return before, after, f"add {_counted(objects[-1], 1)}", _fact("add", objects[-1])
 
 
 def _move(rng: np.random.Generator) -> _Made:
@@ -175,8 +174,7 @@ def _count(rng: np.random.Generator) -> _Made:
     last = objects[-1]
     before = EditScene(_seed(rng), _shuffled(objects[:-1], rng))
     after = replace(before, objects=(*before.objects, last))
-    noun = f"{_noun(last)}{'es' if last.cls.endswith('s') else 's'}"
-    return before, after, f"make it {_NUMBERS[number + 1]} {noun}", _fact("count", last)
+    return before, after, f"make it {_counted(last, number + 1)}", _fact("count", last)
 
 
 def _swap(rng: np.random.Generator) -> _Made:

@@ -52,15 +52,15 @@ def fidelity_factors(image: NDArray[np.uint8]) -> FidelityFactors:
     plane = background_plane(pixels)
     seg = segment(image)
     return FidelityFactors(
-        noise=_falling(_texture_std(pixels, span), 1.5, 4.5),
-        mottle=_falling(_mottle(pixels, plane, span), 1.1, 5.0),
+        noise=falling(_texture_std(pixels, span), 1.5, 4.5),
+        mottle=falling(_mottle(pixels, plane, span), 1.1, 5.0),
         sharpness=_sharpness(pixels, span),
-        color=_falling(_off_palette(seg, plane, span), 0.0, 0.03),
-        speckle=_falling(_islands(seg), 12 if len(image) <= 32 else 28, 25.0),
+        color=falling(_off_palette(seg, plane, span), 0.0, 0.03),
+        speckle=falling(_islands(seg), 12 if len(image) <= 32 else 28, 25.0),
     )
 
 
-def _falling(value: float, free: float, scale: float) -> float:
+def falling(value: float, free: float, scale: float) -> float:
     """1 up to `free`, then an exponential decay."""
     return math.exp(-max(0.0, value - free) / scale)
 

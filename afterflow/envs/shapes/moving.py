@@ -16,6 +16,7 @@ import numpy as np
 
 from ...system.errors import InputError
 from ..geneval_rules import Record
+from .prompts import noun_phrase
 from .render import ImageArray, PlacedObject, background, develop, draw_objects
 from .world import COLORS, SHAPES, SIZES, Array
 
@@ -23,7 +24,6 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOVING_TAGS = ("move_one", "move_count", "move_two")
 TRAVEL = 0.25
 """Distance that objects move in a clip, as a share of its side."""
-_WORDS = {2: "two", 3: "three"}
 
 
 def held_out_motion(cls: str, direction: str) -> bool:
@@ -111,7 +111,4 @@ def _paths(step: Array, size: int, rng: np.random.Generator) -> tuple[Array, Arr
 
 
 def _phrase(clause: Record) -> str:
-    color, cls, count = clause["color"], clause["class"], clause["count"]
-    if count == 1:
-        return f"{'an' if color[0] in 'aeiou' else 'a'} {color} {cls} moving {clause['moving']}"
-    return f"{_WORDS[count]} {color} {cls}{'es' if cls.endswith('s') else 's'} moving {clause['moving']}"
+    return f"{noun_phrase(clause)} moving {clause['moving']}"

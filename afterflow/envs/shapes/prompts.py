@@ -99,6 +99,14 @@ def meaning(record: Record) -> tuple[tuple[str, ...], frozenset[Fact]]:
     return tuple(classes), facts(record)
 
 
+def noun_phrase(clause: Record) -> str:
+    """Return what a clause counts and colours in words, such as two red crosses."""
+    words = f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
+    if clause["count"] > 1:
+        return f"{_WORDS[clause['count']]} {words}{'es' if words.endswith('s') else 's'}"
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
 def hard_negative(record: Record, rng: np.random.Generator) -> Record:
     """Edit one fact of a record, so that an image of `record` does not satisfy the new one."""
     tag = record["tag"]
@@ -289,12 +297,5 @@ def _text_record(text: str) -> Record:
 def _phrase(clauses: list[Record]) -> str:
     """The mover of a position comes first in words and last in the record, as in GenEval."""
     if "position" in clauses[-1]:
-        return f"{_noun(clauses[1])} {clauses[1]['position'][0]} {_noun(clauses[0])}"
-    return " and ".join(_noun(clause) for clause in clauses)
-
-
-def _noun(clause: Record) -> str:
-    words = f"{clause['color']} {clause['class']}" if "color" in clause else clause["class"]
-    if clause["count"] > 1:
-        return f"{_WORDS[clause['count']]} {words}{'es' if words.endswith('s') else 's'}"
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+        return f"{noun_phrase(clauses[1])} {clauses[1]['position'][0]} {noun_phrase(clauses[0])}"
+    return " and ".join(noun_phrase(clause) for clause in clauses)

@@ -32,6 +32,11 @@ class SignReading:
     scale: int = 1
     """Pixels per stroke."""
 
+    @property
+    def clear(self) -> bool:
+        """Whether the line is strong, and no other is."""
+        return self.rival < 0.5 and self.contrast > 45 and self.confidence > 0.8
+
 
 def read_sign(image: NDArray[np.uint8]) -> SignReading:
     """Read the most convincing line of text in an image, uint8 (S, S, 3)."""

@@ -49,6 +49,11 @@ def text_reward_flowgrpo(text: str, target: str) -> float:
     return 1 - min(edits, len(target)) / len(target)
 
 
+def agreement(text: str, target: str) -> float:
+    """Return the share of two texts' characters that need no edit, in [0, 1]."""
+    return 1 - edit_distance(text, target) / max(len(text), len(target))
+
+
 def edit_distance(a: str, b: str) -> int:
     """Compute Levenshtein's edit distance of two texts."""
     row = list(range(len(b) + 1))
@@ -62,16 +67,14 @@ def edit_distance(a: str, b: str) -> int:
 def _judge_sign(target: str, image: NDArray[np.uint8]) -> dict[str, float]:
     line = read_sign(image)
     exact = line.text == target
-    clear = line.rival < 0.5 and line.contrast > 45 and line.confidence > 0.8
-    alone = exact and clear and _around(image, line) < _MAX_AROUND
-    agreement = 1 - edit_distance(line.text, target) / max(len(line.text), len(target))
+    alone = exact and line.clear and _around(image, line) < _MAX_AROUND
     visible = min(1.0, max(0.0, (line.contrast - 15) / 30))
     published = text_reward_flowgrpo(line.text, target)
     return {
         "official": float(target in line.text),
         "strict": float(exact),
         "closed": float(alone),
-        "partial": agreement * visible * math.exp(-max(0.0, line.rival - 0.3)),
+        "partial": agreement(line.text, target) * visible * math.exp(-max(0.0, line.rival - 0.3)),
         "partial_flowgrpo": published,
         "ocr_flowgrpo": published,
     }

@@ -60,9 +60,14 @@ def _added_qkv(attention: str) -> list[str]:
     return [f"{attention}.add_{letter}_proj" for letter in "qkv"]
 
 
-Z_IMAGE_BLOCK = _fused("attention.qkv", _qkv("attention")) | _single(
+_Z_IMAGE_BLOCK = _fused("attention.qkv", _qkv("attention")) | _single(
     {"attention.to_out.0": "attention.out", "adaLN_modulation.0": "adaLN_modulation.0"}
     | {f"feed_forward.w{i}": f"feed_forward.w{i}" for i in (1, 2, 3)}
+)
+_DOUBLE_ATTENTION = (
+    _fused("img_attn.qkv", _qkv("attn"))
+    | _fused("txt_attn.qkv", _added_qkv("attn"))
+    | _single({"attn.to_out.0": "img_attn.proj", "attn.to_add_out": "txt_attn.proj"})
 )
 BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
     "SD3": {
@@ -96,12 +101,9 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
     "Flux": {
         "transformer_blocks": (
             "double_blocks",
-            _fused("img_attn.qkv", _qkv("attn"))
-            | _fused("txt_attn.qkv", _added_qkv("attn"))
+            _DOUBLE_ATTENTION
             | _single(
                 {
-                    "attn.to_out.0": "img_attn.proj",
-                    "attn.to_add_out": "txt_attn.proj",
                     "ff.net.0.proj": "img_mlp.0",
                     "ff.net.2": "img_mlp.2",
                     "ff_context.net.0.proj": "txt_mlp.0",
@@ -128,12 +130,9 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
     "Flux2Klein": {
         "transformer_blocks": (
             "double_blocks",
-            _fused("img_attn.qkv", _qkv("attn"))
-            | _fused("txt_attn.qkv", _added_qkv("attn"))
+            _DOUBLE_ATTENTION
             | _single(
                 {
-                    "attn.to_out.0": "img_attn.proj",
-                    "attn.to_add_out": "txt_attn.proj",
                     "ff.linear_in": "img_mlp.0",
                     "ff.linear_out": "img_mlp.2",
                     "ff_context.linear_in": "txt_mlp.0",
@@ -163,7 +162,7 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
         ),
     },
     "ZImage": {
-        **{blocks: (blocks, Z_IMAGE_BLOCK) for blocks in ("layers", "noise_refiner", "context_refiner")},
+        **{blocks: (blocks, _Z_IMAGE_BLOCK) for blocks in ("layers", "noise_refiner", "context_refiner")},
         "": (
             "",
             _same("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")
@@ -218,8 +217,8 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
         ),
     },
 }
-BLOCKS["QwenImageEdit"], BLOCKS["WanImage"] = BLOCKS["QwenImage"], BLOCKS["Wan"]
 """Name of a family → blocks in diffusers → blocks in the original, and the linear layers inside.  Empty: outside."""
+BLOCKS["QwenImageEdit"], BLOCKS["WanImage"] = BLOCKS["QwenImage"], BLOCKS["Wan"]
 
 
 @cache
