@@ -41,7 +41,13 @@ NAMES = (
     "shapes_cascade",
     "shapes_mixed_grpo",
     "shapes_mixed_grpo_turns",
+    "shapes_generalist_nft",
+    "shapes_mixed_nft",
 )
+TEACHERS = {task: f"shapes_teacher_{task}" for task in TASKS}
+"""Task → the run of its teacher."""
+NFT_TEACHERS = {task: f"shapes_nft_teacher_{task}" for task in TASKS} | {"text": "shapes_guard_teacher_text"}
+"""The same of the recipes whose teachers learn by DiffusionNFT."""
 MODEL = SD3("tiny")
 
 
@@ -100,9 +106,11 @@ def one(chain: Chain, seed: int, settings: ShapesSettings) -> dict:
     pictures = suite_pictures(adapted(folder / "lora"), base.records, settings)
     judged = judge(pictures, base.records, base.features)
     comparison = shapes_report(settings, base.records, judged, base.judged, base.truth, (str(folder), MODEL.path))
-    taught = beside_teachers(settings, base.records, judged.strict.mean(1), of_teachers(seed, settings))
+    with_nft = chain.name.startswith(("shapes_generalist_nft", "shapes_mixed_nft"))
+    teachers = tuple((NFT_TEACHERS if with_nft else TEACHERS).items())
+    taught = beside_teachers(settings, base.records, judged.strict.mean(1), of_teachers(teachers, seed, settings))
     seconds = {stage.name: trained(stage) for stage in chain.stages}
-    without_teachers = {name: value for name, value in seconds.items() if not name.startswith("shapes_teacher_")}
+    without_teachers = {name: value for name, value in seconds.items() if "_teacher_" not in name}
     return {
         "report": to_json(comparison),
         "taught": {tag: to_json(scores) for tag, scores in taught.items()},
@@ -112,19 +120,19 @@ def one(chain: Chain, seed: int, settings: ShapesSettings) -> dict:
 
 
 @cache
-def of_teachers(seed: int, settings: ShapesSettings) -> np.ndarray:
+def of_teachers(teachers: tuple[tuple[str, str], ...], seed: int, settings: ShapesSettings) -> np.ndarray:
     """(P,): strict of the teacher of each record's tag, NaN where it has none."""
-    teachers = {tag: str(teacher(task, seed) / "lora") for task, tags in TASKS.items() for tag in tags}
-    return strict_of_teachers(base_of(MODEL, settings).records, settings, teachers, adapted)
+    loras = {tag: str(folder_of(run, seed) / "lora") for task, run in teachers for tag in TASKS[task]}
+    return strict_of_teachers(base_of(MODEL, settings).records, settings, loras, adapted)
 
 
-def teacher(task: str, seed: int) -> Path:
+def folder_of(teacher: str, seed: int) -> Path:
     """The folder of a teacher; SystemExit where nobody has trained it yet."""
-    folder = Path("runs") / f"shapes_teacher_{task}_{seed}"
+    folder = Path("runs") / f"{teacher}_{seed}"
     if not (folder / "lora").is_dir():
         raise SystemExit(
-            f"{folder} is not there; a chain with teachers comes first: python bench/generalist.py "
-            f"shapes_merge_only --seeds {seed}"
+            f"{folder} is not there; a chain with these teachers comes first: python bench/generalist.py "
+            f"shapes_merge_only shapes_generalist_nft --seeds {seed}"
         )
     return folder
 
