@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..system.input_pictures import png_address
 from ..system.pictures import read_picture
 from .base import CanaryCase, OrderCanary
 
@@ -81,6 +82,30 @@ def moving() -> list[CanaryCase]:
     return [CanaryCase(pan(name), static(), {"prompt": CAPTIONS[name]}) for name in ("cat", "astronaut")]
 
 
+def edited() -> list[CanaryCase]:
+    """Return photographs that were edited as asked before others that were edited otherwise."""
+    grey = lambda name: np.broadcast_to(photo(name).mean(2, keepdims=True).astype(np.uint8), (224, 224, 3)).copy()
+    turned = lambda name: photo(name)[::-1].copy()
+    ask = lambda name, prompt: {"prompt": prompt, "input": str(PHOTOS / f"{name}.jpg")}
+    colourless, upside_down = "make the picture black and white", "turn the picture upside down"
+    return [
+        CanaryCase(grey("cat"), turned("cup"), ask("cat", colourless)),
+        CanaryCase(turned("cup"), grey("astronaut"), ask("cup", upside_down)),
+        CanaryCase(grey("astronaut"), turned("cat"), ask("astronaut", colourless)),
+    ]
+
+
+def masked() -> list[CanaryCase]:
+    """Return photographs whose left half alone has changed before others, where the mask is white on the left."""
+    mask = np.zeros((224, 224, 3), np.uint8)
+    mask[:, :112] = 255
+    changed = lambda name: np.where(mask > 0, noise(224, 224, 3), photo(name))
+    about = lambda name: {"prompt": "", "input": str(PHOTOS / f"{name}.jpg"), "mask": png_address(mask)}
+    pairs = [("cat", "cup"), ("cup", "cat"), ("astronaut", "cup")]
+    # Most pixels differ, so the other one is upside down too.
+    return [CanaryCase(changed(a), changed(b)[:, ::-1].copy(), about(a)) for a, b in pairs]
+
+
 CAPTIONED, BEAUTIFUL, DETECTED = OrderCanary(captioned_cases), OrderCanary(beautiful), OrderCanary(detected)
 POINTED, QUESTIONED, MOVING = OrderCanary(pointed), OrderCanary(questioned), OrderCanary(moving)
-SIMILAR = OrderCanary(similar, local=True)
+SIMILAR, EDITED, MASKED = (OrderCanary(cases, local=True) for cases in (similar, edited, masked))

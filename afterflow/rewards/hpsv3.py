@@ -4,7 +4,7 @@ Layers, tokens, sizes and texts are those of github.com/MizzenAI/HPSv3 (MIT), of
 read: its instruction is long, and its authors'.  Never tried on the released weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,17 +37,31 @@ def hpsv3(models: RewardModels) -> Scorer:
     instruction = source.instruction(repository_file, HPSV3_TEXTS, "github.com/MizzenAI/HPSv3")
     backbone, head = split_checkpoint(read_weights(source.file("HPSv3.safetensors")), "HPSv3")
     reader = Qwen2VLReader(models, source.base(HPSV3_BASE), backbone, ("<|Reward|>",))
-    layers = [(head[f"{i}.weight"].float(), head[f"{i}.bias"].float()) for i in HPSV3_LAYERS]
+    rate = read_head(head)
 
     def score(images: np.ndarray, records: Sequence[dict]) -> Scored:
         texts = [instruction.format(text_prompt=record["prompt"]) for record in records]
-        x = reader.states(images, texts, resize_images)[:, 0]
-        for weight, bias in layers[:-1]:
-            x = functional.linear(x, weight, bias).relu()
-        mu, log_sigma = functional.linear(x, *layers[-1]).double().unbind(1)
+        mu, log_sigma = rate(reader.states(images, texts, resize_images)[:, 0]).unbind(1)
         return Scored(mu.numpy(), {"sigma": log_sigma.exp().numpy()})
 
     return score
+
+
+def read_head(stored: Mapping[str, Tensor], name: str = "") -> Callable[[Tensor], Tensor]:
+    """Return a head of three layers as a function: states (B, D) → μ and log σ, (B, 2) in double precision.
+
+    Args:
+        stored: its weights.
+        name: what their names begin with.
+    """
+    layers = [tuple(stored[f"{name}{i}.{part}"].float() for part in ("weight", "bias")) for i in HPSV3_LAYERS]
+
+    def rate(x: Tensor) -> Tensor:
+        for weight, bias in layers[:-1]:
+            x = functional.linear(x, weight, bias).relu()
+        return functional.linear(x, *layers[-1]).double()
+
+    return rate
 
 
 def resize_images(images: np.ndarray) -> Tensor:

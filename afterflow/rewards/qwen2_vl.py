@@ -1,4 +1,4 @@
-"""Rewards read off a Qwen2-VL (arXiv:2409.12191) at tokens of their own: what HPSv3 and VideoReward have in common.
+"""Rewards read off a Qwen2-VL (arXiv:2409.12191) at tokens of their own: HPSv3, VideoReward and EditReward.
 
     patches → vision tower → in the place of their tokens → language model → states at the reward's tokens
 
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,16 +29,23 @@ PATCH, PAIR = 14, 2
 TOKEN = PATCH * PAIR
 CHAT_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "<|im_start|>user\n<|vision_start|>{seen}<|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
+    "<|im_start|>user\n{seen}{text}<|im_end|>\n<|im_start|>assistant\n"
 )
-"""Qwen2-VL's own template for one picture and one text."""
+"""Qwen2-VL's own template for pictures and a text after them."""
+PICTURE = "<|vision_start|>{tokens}<|vision_end|>"
+"""A picture in it."""
 
 
 class Qwen2VLReader:
-    """A Qwen2-VL without its head, its tokenizer, and the K tokens at which it is read."""
+    """A Qwen2-VL, or a Qwen2.5-VL, without its head; its tokenizer, and the K tokens at which it is read."""
 
     def __init__(
-        self, models: RewardModels, base: tuple[str, str | None], stored: Mapping[str, Tensor], tokens: Sequence[str]
+        self,
+        models: RewardModels,
+        base: tuple[str, str | None],
+        stored: Mapping[str, Tensor],
+        tokens: Sequence[str],
+        kind: Literal["2", "2.5"] = "2",
     ) -> None:
         """Load the model; raise InputError where the weights are not of its shape.
 
@@ -47,41 +54,59 @@ class Qwen2VLReader:
             base: path and revision of its configuration and tokenizer.
             stored: its weights.
             tokens: the K tokens at which it is read.
+            kind: version of the model.
         """
-        from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
+        import transformers
 
+        prefix = {"2": "Qwen2VL", "2.5": "Qwen2_5_VL"}[kind]
+        config_class, model_class = (getattr(transformers, f"{prefix}{part}") for part in ("Config", "Model"))
         path, revision = base[0], base[1] or "main"
-        self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, padding_side="right")
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, revision=revision, padding_side="right")
         self.tokenizer.add_tokens(list(tokens), special_tokens=True)
         self.tokens: list[int] = self.tokenizer.convert_tokens_to_ids(list(tokens))
         # Any: transformers' types say of a configuration that it may be None or a dict.
-        config: Any = Qwen2VLConfig.from_pretrained(path, revision=revision)
+        config: Any = config_class.from_pretrained(path, revision=revision)
         config.text_config.vocab_size = len(self.tokenizer)
         with torch.device("meta"):
-            expected = Qwen2VLModel(config).state_dict()
+            expected = model_class(config).state_dict()
         for name in sorted(expected.keys() | stored.keys()):
             shape, wanted = (tuple(of[name].shape) if name in of else "none" for of in (stored, expected))
             if shape != wanted:
                 raise InputError(f"its weights do not fit {path}: {name} is {shape}, and should be {wanted}")
-        model: Any = Qwen2VLModel.from_pretrained(
+        model: Any = model_class.from_pretrained(
             None, config=config, state_dict=dict(stored), dtype=getattr(torch, models.dtype)
         )
         self.model, self.batch = model.to(models.torch_device).eval().requires_grad_(False), models.batch
 
     def states(self, shown: np.ndarray, texts: Sequence[str], prepare: Callable[[np.ndarray], Tensor]) -> Tensor:
         """Return the last states at the K tokens of B texts, with B pictures or clips: (B, K, D), fp32, on the CPU."""
-        parts = [slice(i, i + self.batch) for i in range(0, len(shown), self.batch)]
-        return torch.cat([self.forward(prepare(shown[part]), texts[part]) for part in parts])
+        return self.states_of_several([shown], texts, prepare)
+
+    def states_of_several(
+        self, shown: Sequence[np.ndarray], texts: Sequence[str], prepare: Callable[[np.ndarray], Tensor]
+    ) -> Tensor:
+        """Return the last states at the K tokens of B texts, each after N pictures: (B, K, D), fp32, on the CPU.
+
+        Args:
+            shown: N arrays of B pictures or clips, in the order in which they are seen.
+            texts: B texts.
+            prepare: makes frames (B, F, 3, H, W) in [0, 255] of pictures or clips.
+        """
+        parts = [slice(i, i + self.batch) for i in range(0, len(texts), self.batch)]
+        return torch.cat([self.forward([prepare(one[part]) for one in shown], texts[part]) for part in parts])
 
     @torch.no_grad()
-    def forward(self, frames: Tensor, texts: Sequence[str]) -> Tensor:
-        """Return the states of frames (B, F, 3, H, W) in [0, 255] and B texts, (B, K, D), in one pass.
+    def forward(self, frames: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
+        """Return the states of N times frames (B, F, 3, H, W) in [0, 255] and B texts, (B, K, D), in one pass.
 
         Raises ValueError where a text does not have the K tokens once, in their order.
         """
-        pixels, grid = patchify(frames)
+        patches, grids = zip(*map(patchify, frames))
+        # Of one row after another, as its pictures come in its text.
+        pixels = torch.cat([rows.unflatten(0, (len(texts), -1)) for rows in patches], 1).flatten(0, 1)
         # A clip's tokens have another name, but what is seen takes the place of either.
-        seen = "<|image_pad|>" * (math.prod(grid) // PAIR**2)
+        tokens_of = ["<|image_pad|>" * (math.prod(grid) // PAIR**2) for grid in grids]
+        seen = "".join(PICTURE.format(tokens=tokens) for tokens in tokens_of)
         prompts = [CHAT_TEMPLATE.format(seen=seen, text=text) for text in texts]
         tokens = self.tokenizer(prompts, padding=True, return_tensors="pt")
         B, L = tokens.input_ids.shape
@@ -94,7 +119,7 @@ class Qwen2VLReader:
             input_ids=tokens.input_ids.to(self.model.device),
             position_ids=torch.arange(L, device=self.model.device).expand(3, B, L),
             pixel_values=pixels.to(self.model.device, self.model.dtype),
-            image_grid_thw=torch.tensor([grid] * B, device=self.model.device),
+            image_grid_thw=torch.tensor(grids * B, device=self.model.device),
             use_cache=False,
         )
         return output.last_hidden_state[at.to(self.model.device)].view(B, len(self.tokens), -1).float().cpu()
@@ -132,7 +157,7 @@ _PREFIXES |= {"model.": "language_model."}
 
 
 def split_checkpoint(stored: Mapping[str, Tensor], reward: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of the Qwen2-VL, without the head of its words, and those of the reward's head.
+    """Return the weights of the Qwen2-VL, without the head of its words, and those of the reward's head or heads.
 
     Raises InputError where either is missing.
     """
@@ -141,7 +166,8 @@ def split_checkpoint(stored: Mapping[str, Tensor], reward: str) -> tuple[dict[st
         prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
         if prefix is not None:
             backbone[_PREFIXES[prefix] + name.removeprefix(prefix)] = value
-    head = {name.removeprefix("rm_head."): value for name, value in stored.items() if name.startswith("rm_head.")}
+    heads = ("rm_head.", "rm_heads.")
+    head = {name.partition(".")[2]: value for name, value in stored.items() if name.startswith(heads)}
     if not backbone or not head:
         raise InputError(f"it is no checkpoint of {reward}: it lacks a Qwen2-VL or rm_head")
     return backbone, head
@@ -170,9 +196,20 @@ class WeightSource:
         return (given, None) if given is not None and Path(given, "config.json").is_file() else published
 
     def instruction(self, file: str, names: Sequence[str], repository: str) -> str:
-        """Return what a file of the authors' repository assigns to names, one after another.  It is read and not run.
+        """Return what a file of the authors' repository assigns to names, with {text_prompt} in it.
 
         Raises InputError where the file is not there, or does not assign an instruction with {text_prompt}.
+        """
+        text = self.text(file, names, repository)
+        if "{text_prompt}" not in text:
+            wanted = " and ".join(names)
+            raise InputError(f"{file}: {wanted} holds no {{text_prompt}}; take the file of {repository}")
+        return text
+
+    def text(self, file: str, names: Sequence[str], repository: str) -> str:
+        """Return what a file of the authors' repository assigns to names, one after another.  It is read and not run.
+
+        Raises InputError where the file is not there, or assigns no text to one of them.
         """
         try:
             path = self.file(Path(file).name)
@@ -182,11 +219,10 @@ class WeightSource:
                 "into a folder, and name that; what it lacks of the weights comes from the hub"
             ) from error
         texts = assigned_texts(path)
-        text = "".join(texts.get(name, "") for name in names)
-        if not texts.keys() >= set(names) or "{text_prompt}" not in text:
+        if not texts.keys() >= set(names):
             wanted = " and ".join(names)
             raise InputError(f"{path} does not assign the instruction to {wanted}; take {file} of {repository}")
-        return text
+        return "".join(texts[name] for name in names)
 
 
 def assigned_texts(file: Path) -> dict[str, str]:

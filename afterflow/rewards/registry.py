@@ -11,12 +11,26 @@ import numpy as np
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
-from . import clip, edits, geneval_hf, geneval_mmdet, hpsv3, image_reward, jpeg, moving, ocr, shapes, video_align
+from . import (
+    clip,
+    edit_reward,
+    edits,
+    geneval_hf,
+    geneval_mmdet,
+    hpsv3,
+    image_reward,
+    jpeg,
+    moving,
+    ocr,
+    preservation,
+    shapes,
+    video_align,
+)
 from .base import Judge, OrderCanary, Reward, RewardModels, Scorer
 from .functions import GIVEN, is_given, not_given
 from .named_code import check_code_name, import_named
+from .vlm import edit_ratings, soft_tifa
 from .vlm import rewards as vlm
-from .vlm import soft_tifa
 from .vlm.judge import VLMJudge
 
 _log = logging.getLogger(__name__)
@@ -25,7 +39,7 @@ DEFAULT_REWARD_MODELS = RewardModels()
 """Every network on its published weights."""
 MODULES = (
     *(shapes, jpeg, moving, edits, ocr, clip, image_reward, hpsv3, video_align),
-    *(geneval_hf, geneval_mmdet, vlm, soft_tifa),
+    *(geneval_hf, geneval_mmdet, vlm, soft_tifa, edit_ratings, edit_reward, preservation),
 )
 """The modules whose rewards are ours."""
 REWARDS: dict[str, Scorer] = {

@@ -1,6 +1,7 @@
 """The pictures that prompts are about: what is to be edited, or the first frame of a clip.
 
-A record names them under `input`: one, or a list, each a file or a data: address that holds a PNG.
+A record names them under `input`: one, or a list, each a file or a data: address that holds a PNG.  Under `mask` it may
+name one more in the same way.
 """
 
 import base64
@@ -52,9 +53,10 @@ def png_address(pixels: np.ndarray) -> str:
 
 
 def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str) -> dict[str, Any]:
-    """Return a record whose inputs are whole paths of pictures in `folder`; None: data: addresses alone are read.
+    """Return a record whose inputs and mask are whole paths of pictures in `folder`.
 
-    InputError, with the location, where one is not there or leads out of the folder.
+    Without a folder, data: addresses alone are read.  InputError, with the location, where one is not there or leads
+    out of the folder.
     """
     try:
         names = input_names(record)
@@ -62,17 +64,22 @@ def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str)
         raise InputError(f"{location}: {error}") from None
     if not names:
         return dict(record)
-    paths = []
-    for name in names:
-        if name.startswith("data:"):
-            paths.append(name)
-            continue
-        if folder is None:
-            raise InputError(f"{location}: input {name[:80]!r} is a file's name, and here only {PNG_ADDRESS}… is read")
-        file = named_picture(folder, name, "input", location)
-        check_inside(file)
-        paths.append(str(file.resolve()))
-    return {**record, "input": paths[0] if isinstance(record["input"], str) else paths}
+    paths, mask = [whole_path(name, "input", folder, location) for name in names], record.get("mask")
+    located = {**record, "input": paths[0] if isinstance(record["input"], str) else paths}
+    if isinstance(mask, str) and mask:
+        located["mask"] = whole_path(mask, "mask", folder, location)
+    return located
+
+
+def whole_path(name: str, key: str, folder: Path | None, location: str) -> str:
+    """Return the whole path of a picture in a folder, which a record names under `key`; a data: address as it is."""
+    if name.startswith("data:"):
+        return name
+    if folder is None:
+        raise InputError(f"{location}: {key} {name[:80]!r} is a file's name, and here only {PNG_ADDRESS}… is read")
+    file = named_picture(folder, name, key, location)
+    check_inside(file)
+    return str(file.resolve())
 
 
 def check_inputs(records: Sequence[Mapping[str, Any]], takes: str, model: str) -> int:

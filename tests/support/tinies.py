@@ -211,6 +211,30 @@ def hpsv3(folder):
     return folder, tokenizer, model, head
 
 
+def edit_reward(folder):
+    """A checkpoint of EditReward, with the files of its texts; its tokenizer, its Qwen2.5-VL and its two heads."""
+    torch.manual_seed(0)
+    model, tokenizer = qwen_2_5_vl(QWEN2_VL)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tokenizer.add_tokens(["<|Reward|>"], special_tokens=True)
+    model = model.float()
+    model.resize_token_embeddings(len(tokenizer))
+    for parameter in model.parameters():  # or its states hardly differ
+        torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    linear, relu, none = torch.nn.Linear, torch.nn.ReLU(), torch.nn.Dropout(0.05)
+    head = lambda: torch.nn.Sequential(linear(32, 12), relu, none, linear(12, 6), relu, linear(6, 2)).eval()
+    heads = torch.nn.ModuleDict({f"head_{i}": head() for i in range(2)})
+    stored = model.state_dict() | {f"rm_heads.{name}": value for name, value in heads.state_dict().items()}
+    save_file({name: value.detach().clone() for name, value in stored.items()}, folder / "model.safetensors")
+    texts = (
+        "INSTRUCTION_EDIT_FOLLOWING = 'Is it done? {text_prompt}'\nINSTRUCTION_EDIT_QUALITY = 'How good? {text_prompt}'"
+    )
+    (folder / "prompts.py").write_text(f"raise SystemExit\n{texts}\n")
+    (folder / "data_collator_qwen_edit.py").write_text("prompt_with_special_token = '\\nRating: <|Reward|>\\nEND\\n'\n")
+    return folder, tokenizer, model.eval(), heads
+
+
 def video_reward(folder, outputs=1):
     """A checkpoint of VideoReward, with the file of its instruction; its tokenizer and its Qwen2-VL in peft's hands."""
     rewards = [f"<|{name}_reward|>" for name in ("VQ", "MQ", "TA")]

@@ -15,6 +15,8 @@ MIN_MASS = 0.5
 """Least probability of the named first tokens together, below which the model says something else."""
 MAX_WORDS = 500
 """Characters of a server's own words that a message repeats."""
+MAX_RATING_TEXT = 4000
+"""Characters at the end of an answer in which ratings are looked for."""
 MAX_NAMED = 10
 """Words that a message names, of those that an answer may begin with."""
 SPACE_MARKS = str.maketrans("\u2581\u0120\u010a", "   ")
@@ -183,6 +185,28 @@ def parse_tag(text: str) -> float:
     if len(values) != 1:
         raise Unanswered(f"no verdict at the end of {text[-60:]!r}")
     return values[0]
+
+
+def parse_ratings(text: str, names: Sequence[str], highest: float) -> list[float]:
+    """Return the numbers that the last JSON object with these names has under them.
+
+    Unanswered is raised where there is no such object, or a number in it is not from 0 to `highest`.
+    """
+    ending, decoder, ratings = text[-MAX_RATING_TEXT:], json.JSONDecoder(), None
+    for start in (match.start() for match in re.finditer(r"\{", ending)):
+        try:
+            value, _ = decoder.raw_decode(ending, start)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and value.keys() >= set(names):
+            ratings = [value[name] for name in names]
+    if ratings is None:
+        raise Unanswered(f"no JSON object with {' and '.join(names)} at the end of {text[-60:]!r}")
+    for name, value in zip(names, ratings):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value <= highest:
+            raise Unanswered(f"{name} = {shorten(str(value))} is no number from 0 to {highest:g}")
+    return [float(value) for value in ratings]
 
 
 def parse_final_score(text: str) -> float:

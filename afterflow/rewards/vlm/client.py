@@ -77,7 +77,12 @@ class Chat:
             raise ConfigError(f"the server {self.url} is OpenAI's, which takes no chat_template_kwargs; leave it out")
 
     def ask(
-        self, parts: Sequence[Any], max_tokens: int, with_tokens: bool = False, choices: Sequence[str] = ()
+        self,
+        parts: Sequence[Any],
+        max_tokens: int,
+        with_tokens: bool = False,
+        choices: Sequence[str] = (),
+        schema: Mapping[str, Any] | None = None,
     ) -> ChatAnswer:
         """Ask about texts and uint8 images (H, W, 3), in this order, at temperature 0; raise Unanswered on failure.
 
@@ -86,9 +91,10 @@ class Chat:
             max_tokens: longest answer, in tokens.
             with_tokens: whether the probabilities of the first token are wanted.
             choices: the only answers that are allowed, which only some servers can see to.
+            schema: form of an answer in JSON, as JSON Schema, which only some servers can see to.
         """
         messages = [{"role": "user", "content": [_content(part) for part in parts]}]
-        fields = request_fields(self.kind, max_tokens, with_tokens, choices, self.template)
+        fields = request_fields(self.kind, max_tokens, with_tokens, choices, self.template, schema)
         return read_answer(self._post({"model": self.model, "messages": messages}, fields), with_tokens)
 
     def ask_first_token(self, parts: Sequence[Any]) -> ChatAnswer:

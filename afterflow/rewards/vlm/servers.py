@@ -13,7 +13,7 @@ ServerKind = Literal["vllm", "sglang", "openai", "other"]
 OPENAI_HOSTS = ("api.openai.com", "openai.azure.com")
 LENGTH_NAMES = ("max_tokens", "max_completion_tokens")
 """The two names of the longest answer; which of them a server takes depends on the model."""
-DISPENSABLE = ("temperature", "seed", "structured_outputs", "regex")
+DISPENSABLE = ("temperature", "seed", "structured_outputs", "regex", "response_format")
 """Fields without which a question has the same meaning, and which are left out where a server refuses them."""
 REFUSAL = re.compile(r"support|unknown|unrecogni[sz]ed|unexpected|extra|not permitted|not allowed|deprecated", re.I)
 
@@ -59,7 +59,12 @@ def kind_of_models(url: str, owners: Sequence[str]) -> ServerKind | None:
 
 
 def request_fields(
-    kind: ServerKind, max_tokens: int, with_tokens: bool, choices: Sequence[str], template: Mapping[str, Any]
+    kind: ServerKind,
+    max_tokens: int,
+    with_tokens: bool,
+    choices: Sequence[str],
+    template: Mapping[str, Any],
+    schema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what a question has besides its model and messages.
 
@@ -69,6 +74,7 @@ def request_fields(
         with_tokens: whether the probabilities of the first token are asked for.
         choices: the only answers that are allowed, where a server of this kind can hold the model to them.
         template: arguments of the model's chat template.
+        schema: form of an answer in JSON, as JSON Schema, where a server of this kind can hold the model to it.
     """
     length = "max_completion_tokens" if kind == "openai" else "max_tokens"
     fields: dict[str, Any] = {"temperature": 0, "seed": 0, length: max_tokens}
@@ -78,6 +84,9 @@ def request_fields(
         fields["structured_outputs"] = {"choice": list(choices)}
     if choices and kind == "sglang":
         fields["regex"] = f"({'|'.join(map(re.escape, choices))})"
+    if schema and kind != "other":
+        form = {"name": "answer", "schema": dict(schema), "strict": True}
+        fields["response_format"] = {"type": "json_schema", "json_schema": form}
     if template:
         fields["chat_template_kwargs"] = dict(template)
     return fields
