@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..evaluation.image_set import ImageSet, PictureSource
 
-SHAPES_OPTIONS = ("split", "teachers", "grid")
+SHAPES_OPTIONS = ("split", "teachers")
 """Options that only the suite `shapes` has."""
 FOLDER_OPTIONS = ("prompts_from", "rewards", "out", "chunk", "distances", "reference", "reward_models")
 """Options that only the other suites have, which are drawn into a folder and judged by rewards."""
@@ -65,7 +65,8 @@ class Eval:
     teachers: tuple[str, ...] = ()
     """TAG,TAG=LORA: LoRAs on MODEL that are best at these tags of `shapes`.  The report compares tag by tag."""
     grid: str | None = None
-    """Draw up to 48 prompts of `shapes` into this .png, base left and tuned right.  Green marks what passed strict."""
+    """Draw up to 48 prompts into this .png: pictures that a prompt is about, base, tuned.  Green marks what passed the
+    suite's first judge, where its scores are 0 and 1 alone."""
     prompts_from: str | None = None
     """A file (.txt, .jsonl, .csv, .json), a folder of them, or owner/name[:split] of the hub.  None: prompts of ours,
     which ocr and video have."""
@@ -120,7 +121,7 @@ class Eval:
         teachers_by_tag(self.teachers)
 
     def __call__(self) -> None:
-        report, grid = self.judge_shapes() if self.suite == "shapes" else (self.judge_by_rewards(), None)
+        report, grid = self.judge_shapes() if self.suite == "shapes" else self.judge_by_rewards()
         result_console().print(render_report(report))
         if self.json == "-":
             print(json.dumps(to_json(report)))
@@ -147,7 +148,7 @@ class Eval:
     def judge_shapes(self) -> "tuple[Report, Image.Image | None]":
         """Draw prompts of the shapes world in memory, judge the images by its verifier, and lay them out for --grid."""
         from ..evaluation.shapes_suite import beside_teachers, compare_pictures, strict_of_teachers
-        from ..experiment.image_grid import before_after
+        from ..experiment.image_grid import before_after, spread_rows
 
         (tuned, base), teachers = self.sources(), teachers_by_tag(self.teachers)
         check_sources([tuned.path, base and base.path], [self.lora, self.lora_against, *teachers.values()])
@@ -170,9 +171,13 @@ class Eval:
                 records, settings, teachers, lambda folder: self.source.load(self.model, folder)
             )
             report = replace(report, taught=beside_teachers(settings, records, judged.strict.mean(1), strict))
-        strict_before = None if judged_base is None else judged_base.strict
-        grid = None if self.grid is None else before_after(records, before, after, strict_before, judged.strict)
-        return report, grid
+        if self.grid is None:
+            return report, None
+        rows, sets = spread_rows(len(records)), [(after, judged.strict)]
+        if before is not None and judged_base is not None:
+            sets.insert(0, (before, judged_base.strict))
+        firsts = [(images[rows, 0], strict[rows, 0]) for images, strict in sets]
+        return report, before_after([records[row] for row in rows], firsts)
 
     def draw_shapes(self, settings: ShapesSettings, source: "PictureSource") -> tuple[list[dict], "np.ndarray"]:
         """Return the prompts of the suite and their images by one model, which then leaves memory."""
@@ -183,12 +188,13 @@ class Eval:
         print_progress(f"{source.name}: {len(records)} prompts x {settings.images} images")
         return records, suite_pictures(model, records, settings)
 
-    def judge_by_rewards(self) -> Report:
-        """Draw the images that are not there yet into OUT, and judge all of them by rewards."""
+    def judge_by_rewards(self) -> "tuple[Report, Image.Image | None]":
+        """Draw the images that are not there yet into OUT, judge them by rewards, and lay them out for --grid."""
         from ..evaluation.clip_distances import clip_distances
         from ..evaluation.image_set import drawing_differences
         from ..evaluation.image_store import picture_formats
         from ..evaluation.scores import blind_rewards, score_images
+        from ..evaluation.set_grid import grid_of_sets
 
         tuned, base = self.image_sets()
         rewards, parts = self.judges, SUITES[self.suite].parts
@@ -208,11 +214,13 @@ class Eval:
         formats = {name: picture_formats(Path(folder)) for name, folder in folders.items() if folder is not None}
         report = replace(report, formats=formats)
         report = replace(report, blind=tuple(blind_rewards(both, rewards, self.reward_models)))
+        shown = [of_set[rewards[0]] for of_set in scores[::-1]]
+        grid = None if self.grid is None else grid_of_sets(both[::-1], shown)
         if not self.distances:
-            return report
+            return report, grid
         reference = None if self.reference is None else Path(self.reference)
         distances = clip_distances(tuned.folder, base and base.folder, reference, self.reward_models)
-        return replace(report, distances=distances)
+        return replace(report, distances=distances), grid
 
     @property
     def judges(self) -> tuple[str, ...]:

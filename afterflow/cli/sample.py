@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from ..system.atomic_files import make_folder
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError
+from ..system.input_pictures import read_input
 from ..system.own_folders import check_own_file, is_own_picture
 from ..system.text_files import check_text
 from .model_options import ModelOptions, check_sources
@@ -32,6 +33,8 @@ class Sample:
     """The prompts, every one in quotes."""
     lora: str | None = None
     """Run, folder or file of a LoRA to put on MODEL."""
+    input: tuple[str, ...] = ()
+    """Files of the pictures that the prompts are about, for a model that edits or begins with a picture."""
     images: Annotated[int, arg(aliases=["-n"])] = 8
     """Number of images of each prompt."""
     out: str = "grid.png"
@@ -56,13 +59,15 @@ class Sample:
 
     def __call__(self) -> None:
         check_sources([self.model], [self.lora])
-        from ..experiment.image_grid import save_pictures
+        from ..experiment.image_grid import beside_inputs, flat_cells, save_pictures
         from ..models.generate import draw_images
 
+        for name in self.input:
+            read_input(name)  # what cannot be read is said before weights are loaded
+        records = [{"prompt": prompt, "input": list(self.input)} for prompt in self.prompts]
         model = self.source.load(self.model, self.lora)
-        records = [{"prompt": prompt} for prompt in self.prompts]
         images = draw_images(model, records, self.images, self.steps, self.guidance, self.seed)
-        captions = [prompt for prompt in self.prompts for _ in range(self.images)]
+        images, captions = beside_inputs(records, images)
         make_folder(Path(self.out).parent)
-        save_pictures(Path(self.out), images.reshape(-1, *images.shape[2:]), captions, self.images)
+        save_pictures(Path(self.out), *flat_cells(images, captions), images.shape[1])
         print(self.out)

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
+from ..rewards.edited import as_drawn
 from ..system.atomic_files import replacing
+from ..system.input_pictures import input_names
 from ..system.own_folders import MAKER
 
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
@@ -63,36 +65,61 @@ def image_sheet(images: np.ndarray, captions: Sequence[str], columns: int, scale
 
 
 def before_after(
-    records: Sequence[Mapping[str, Any]],
-    base: np.ndarray | None,
-    tuned: np.ndarray,
-    base_strict: np.ndarray | None,
-    strict: np.ndarray,
-    shown: int = 48,
+    records: Sequence[Mapping[str, Any]], sets: Sequence[tuple[np.ndarray, np.ndarray | None]]
 ) -> Image.Image:
-    """Return the first image of some prompts, base left and tuned right, with a green line where it passed.
+    """Return one image of each prompt from several sets, side by side, over a green line where it passed.
+
+    Left of them are the pictures that the prompt is about, where it has some.
 
     Args:
-        records: P records with the prompts.
-        base: Images (P, K, H, W, 3) of the base, if there are any.
-        tuned: Images (P, K, H, W, 3) of the tuned model.
-        base_strict: Whether each image of the base passed strict, (P, K).
-        strict: Whether each tuned image passed, (P, K).
-        shown: Largest number of prompts, spread over the records.
+        records: R records with the prompts.
+        sets: Images (R, H, W, 3) of each set, the base's first, and whether they passed, (R,); None: no line.
     """
-    rows = np.unique(np.linspace(0, len(records) - 1, shown).astype(int))
-    scale = max(1, 96 // tuned.shape[2])
-    pairs = (
-        [(base, base_strict), (tuned, strict)] if base is not None and base_strict is not None else [(tuned, strict)]
-    )
-    columns = [underlined(images[rows, 0], passed[rows, 0], scale) for images, passed in pairs]
-    captions = [records[row]["prompt"] for row in rows]
+    before, _ = beside_inputs(records, sets[0][0][:, None])
+    inputs = [(picture, None) for picture in before[:, :-1].swapaxes(0, 1)]
+    scale = max(1, 96 // before.shape[2])
+    columns = [underlined(images, passed, scale) for images, passed in [*inputs, *sets]]
+    captions = [record["prompt"] for record in records]
     return image_sheet(np.concatenate(columns, 2), captions, 12 // len(columns))
 
 
-def underlined(images: np.ndarray, passed: np.ndarray, scale: int) -> np.ndarray:
-    """Return uint8 images (B, H, W, 3) enlarged, over a green line where passed (B,) is true, else a red one."""
+def spread_rows(prompts: int, shown: int = 48) -> np.ndarray:
+    """Return the rows of at most `shown` prompts, spread over all of them."""
+    return np.unique(np.linspace(0, prompts - 1, shown).astype(int))
+
+
+def beside_inputs(records: Sequence[Mapping[str, Any]], images: np.ndarray) -> tuple[np.ndarray, list[list[str]]]:
+    """Return the N pictures that each prompt is about before its images, and a caption for each.
+
+    Args:
+        records: P records, all with as many inputs.
+        images: Images (P, K, H, W, 3), or clips (P, K, F, H, W, 3), which become N + K.
+    """
+    names = [input_names(record) for record in records]
+    captions = [
+        ["before"] * len(of_one) + [record["prompt"]] * images.shape[1] for of_one, record in zip(names, records)
+    ]
+    if not names[0]:
+        return images, captions
+    inputs = np.stack([[as_drawn(name, *images.shape[-3:-1]) for name in of_one] for of_one in names])
+    if images.ndim == 6:
+        inputs = inputs[:, :, None].repeat(images.shape[2], 2)
+    return np.concatenate([inputs, images], 1), captions
+
+
+def flat_cells(images: np.ndarray, captions: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[str]]:
+    """Return the images (P, K, ...) and captions of all prompts in one row, (P K, ...)."""
+    return images.reshape(-1, *images.shape[2:]), [caption for of_one in captions for caption in of_one]
+
+
+def underlined(images: np.ndarray, passed: np.ndarray | None, scale: int) -> np.ndarray:
+    """Return uint8 images (B, H, W, 3) enlarged, over a green line where passed (B,) is true, else a red one.
+
+    Without `passed` the line is white.
+    """
     large = images.repeat(scale, 1).repeat(scale, 2)
+    if passed is None:
+        return np.pad(large, ((0, 0), (0, 8), (0, 4), (0, 0)), constant_values=255)
     color = np.where(passed[:, None], PASSED, FAILED).astype(np.uint8)
     line = np.broadcast_to(color[:, None, None], (len(images), 4, *large.shape[2:]))
     return np.pad(np.concatenate([large, line], 1), ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)

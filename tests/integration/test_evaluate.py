@@ -251,7 +251,7 @@ def test_a_grid_shows_base_left_and_tuned_right_over_their_verdicts():
     records = tiny_records()
     base, tuned = np.full((14, 1, 32, 32, 3), 10, np.uint8), np.full((14, 1, 32, 32, 3), 200, np.uint8)
     passed = np.arange(14)[:, None] % 2 == 0
-    sheet = np.asarray(before_after(records, base, tuned, np.zeros((14, 1), bool), passed))
+    sheet = np.asarray(before_after(records, [(base[:, 0], np.zeros(14, bool)), (tuned[:, 0], passed[:, 0])]))
     place = np.argwhere((sheet == 10).all(-1))[0]  # the first picture's upper left corner
     assert (sheet[place[0] + 50, place[1] + [50, 150]] == [[10] * 3, [200] * 3]).all()
     assert (sheet[place[0] + 97, place[1] + [50, 150]] == [FAILED, PASSED]).all()

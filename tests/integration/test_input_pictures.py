@@ -18,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
+from afterflow.cli.main import main
 from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.pairs import HubPairs, PairFolder
 from afterflow.data.prompts import PromptFile
@@ -60,6 +61,15 @@ def edits(folder, count=4, inputs=1, size=64):
         lines.append({"input": names[0] if inputs == 1 else names, "prompt": prompt, "target": f"out_{i}.png"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
+
+
+def prompts_of(folder):
+    """The prompts of a folder of edits, as a list beside it."""
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    (folder / "list.jsonl").write_text(
+        "\n".join(json.dumps({k: line[k] for k in ("input", "prompt")}) for line in lines)
+    )
+    return str(folder / "list.jsonl")
 
 
 def records(count=2, inputs=1):
@@ -214,6 +224,52 @@ def test_methods_learn_from_pictures(editors, tmp_path, name, inputs, method):
     assert json.loads(lines[0])["grad_norm"] > 0
     if method == "flow_grpo":
         assert json.loads(lines[0])["ratio_max"] == 1.0
+
+
+def left_of(sheet, images, scale=1):
+    """Which pictures, uint8 (H, W, 3), stand in the first row of cells of a sheet."""
+    H, W = images[0].shape[:2]
+    row = [
+        sheet[6 : 6 + H * scale : scale, 6 + i * (W * scale + 6) :][:, : W * scale : scale] for i in range(len(images))
+    ]
+    return [bool((cell == image).all()) for cell, image in zip(row, images)]
+
+
+def test_sample_draws_about_the_pictures_that_are_named(klein, tmp_path, capsys):
+    own, other = picture(1), picture(2)
+    Image.fromarray(own).save(tmp_path / "own.png")
+    Image.fromarray(other).save(tmp_path / "other.png")
+    sheets = []
+    for name in ("own.png", "other.png"):
+        words = [klein.path, "make it red", "--size", "64", "-n", "1", "--steps", "2", "--out", f"{name}.sheet.png"]
+        assert main(["sample", *words, "--input", str(tmp_path / name)]) == 0
+        sheets.append(np.asarray(Image.open(f"{name}.sheet.png")))
+    assert left_of(sheets[0], [own], 1) == [True] and left_of(sheets[1], [other], 1) == [True]
+    assert (sheets[0][6:70, 76:140] != sheets[1][6:70, 76:140]).any(), "the same noise, about another picture"
+    assert main(["sample", klein.path, "make it red", "--size", "64", "--input", "absent.png"]) == 2
+    assert "absent.png" in capsys.readouterr().err
+
+
+def test_sheets_show_what_an_edit_began_with(klein, tmp_path):
+    folder = edits(tmp_path / "edits")
+    run = Run(FlowGRPO(JPEG, steps=STEPS, group=2), PromptFile(prompts_of(folder)), klein, name="sheets")
+    run = run.with_options(batch=2, iterations=1, sample_every=1, held_out_share=0.0)
+    execute(run)
+    sheet = np.asarray(Image.open("runs/sheets/samples/step_000000.png"))
+    assert left_of(sheet, [picture(0)], 96 // 64) == [True]
+    assert sheet.shape[1] == 6 + 10 * (64 + 6), "two prompts of five cells in a row"
+
+
+def test_a_suite_of_edits_is_shown_as_before_base_and_tuned(klein, tmp_path):
+    folder = edits(tmp_path / "edits")
+    words = ["--suite", "drawbench", "--prompts-from", prompts_of(folder), "--rewards", "jpeg_compressibility"]
+    words += ["--against", klein.path, "--size", 64, "--images", 1, "--steps", 2, "--grid", "grid.png", "--guidance", 1]
+    assert main(["eval", klein.path, *map(str, words)]) == 0
+    stored = np.asarray(Image.open("evals/drawbench/tuned/00000/samples/0000.png"))
+    sheet = np.asarray(Image.open("grid.png"))
+    cells = [sheet[6:70, 6 + i * 68 :][:, :64] for i in range(3)]
+    assert (cells[0] == picture(0)).all() and (cells[1] == stored).all() and (cells[2] == stored).all()
+    assert (sheet[70:74, 6:200] == 255).all(), "no line under scores that are no verdicts"
 
 
 def test_a_plan_counts_the_tokens_of_input_pictures(klein, tmp_path):

@@ -286,7 +286,7 @@ def test_distances_are_0_to_the_same_pictures_and_grow_with_what_differs():
     [
         (["--rewards", "ocr", "--out", "x"], "--suite shapes has no --rewards, --out"),
         (["--chunk", 8], "--suite shapes has no --chunk"),
-        (["--suite", "ocr", "--split", "ood", "--grid", "g.png"], "--suite ocr has no --split, --grid"),
+        (["--suite", "ocr", "--split", "ood", "--teachers", "text=x"], "--suite ocr has no --split, --teachers"),
     ],
 )
 def test_options_of_another_suite_are_refused(capsys, words, sentence):
