@@ -3,16 +3,17 @@
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
 from ..system.folder_lock import locked_folder
+from ..system.input_pictures import input_names
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_links
 from ..system.text_files import check_text
@@ -198,6 +199,7 @@ def stored_pictures(store: Path, folder: Path) -> dict[str, list[str]]:
 
     pictures: dict[str, list[str]] = {}
     for prompt_dir, record in zip(prompt_folders(store), read_records(store)):
+        check_without_input(record, prompt_dir)
         for files in sample_files(prompt_dir):
             if files[0].parent.name != "samples":
                 raise InputError(f"{files[0].parent}: it is a clip, and people judge pictures alone here")
@@ -211,6 +213,7 @@ def captioned_pictures(listed: Path, folder: Path) -> dict[str, list[str]]:
 
     listing, pictures = list_images(listed, DEFAULT_CAPTION), {}
     for entry in listing.entries:
+        check_without_input(entry.record, Path(entry.location))
         if not Path(entry.location).is_file():
             raise InputError(f"{entry.location}: pictures inside another file have no path to be named by; unpack it")
         pictures.setdefault(entry.record["prompt"], []).append(relative_path(Path(entry.location), folder))
@@ -218,6 +221,12 @@ def captioned_pictures(listed: Path, folder: Path) -> dict[str, list[str]]:
         if count:
             print_progress(f"{count} pictures {reason} are left out")
     return {prompt: list(dict.fromkeys(paths)) for prompt, paths in pictures.items()}
+
+
+def check_without_input(record: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError for a prompt that is about a picture, which the page would not show."""
+    if input_names(record):
+        raise InputError(f"{path}: its prompt is about an input picture, which the page does not show; leave edits out")
 
 
 def relative_path(file: Path, folder: Path) -> str:

@@ -12,6 +12,7 @@ from ..models.adapters import Teacher
 from ..models.families import FAMILIES
 from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
+from ..rewards.votes.judge import Votes
 from ..sampling.seeds import number
 from ..system.errors import InputError
 from ..system.input_pictures import check_inputs, input_names
@@ -43,10 +44,12 @@ def number_of_inputs(run: Run) -> int:
 def check_input_pictures(run: Run, records: Sequence[dict]) -> None:
     """Check the pictures that prompts, or the captions of a folder, are about.  InputError where the model has no use.
 
-    It is also raised where the model needs some.
+    It is also raised where the model needs some, and where people judge, who would not see them.
     """
     family = FAMILIES[type(run.model)]
-    check_inputs([*records, *caption_records(run.data)], family.takes_pictures, family.stock)
+    inputs = check_inputs([*records, *caption_records(run.data)], family.takes_pictures, family.stock)
+    if inputs and isinstance(run.judge, Votes):
+        raise InputError("judge = Votes: its page does not show what an edit began with; take another judge")
 
 
 def prompt_records(run: Run) -> list[dict]:

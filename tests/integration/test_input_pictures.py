@@ -17,11 +17,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
+from afterflow.cli.vote import stored_pictures
 from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.pairs import HubPairs, PairFolder
 from afterflow.data.prompts import PromptFile
+from afterflow.evaluation.image_store import add_images
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.execute import execute
@@ -31,6 +34,7 @@ from afterflow.models.packing import pack_latents
 from afterflow.models.pipeline import Model
 from afterflow.models.wan_image import WanImage
 from afterflow.models.wrappers import guided
+from afterflow.rewards.votes.judge import Votes
 from afterflow.sampling.schedules import SD3Grid
 from afterflow.system.errors import InputError
 from afterflow.system.input_pictures import check_inputs, input_names, locate_inputs, png_address, read_input
@@ -320,6 +324,17 @@ def test_an_input_that_cannot_be_used_is_refused_in_one_sentence(klein, tmp_path
     with pytest.raises(InputError, match=said) as caught:
         execute(run, "bad")
     assert "\n" not in str(caught.value)
+
+
+def test_people_are_not_asked_about_edits_whose_beginning_they_do_not_see(klein, tmp_path):
+    data = PromptFile(prompts_of(edits(tmp_path / "edits")))
+    run = Run(PrefGRPO(steps=STEPS, group=2), data, klein, judge=Votes("runs/votes"), name="votes")
+    with pytest.raises(InputError, match="its page does not show what an edit began with"):
+        execute(run.with_options(batch=2, iterations=1))
+    store = tmp_path / "store"
+    add_images(store, 0, records(1)[0], np.stack([picture(1), picture(2)]))
+    with pytest.raises(InputError, match="about an input picture, which the page does not show"):
+        stored_pictures(store, store)
 
 
 def test_a_target_that_is_its_input_is_refused(klein, tmp_path):
