@@ -29,8 +29,9 @@ from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.stages import Chain, Merge, Samples, execute_chain
+from afterflow.models.flux2_klein import Flux2Klein
 from afterflow.models.pipeline import no_progress_bars
-from afterflow.recipes import RECIPES, klein_z_image, papers, papers_forward
+from afterflow.recipes import RECIPES, editing, klein_z_image, papers, papers_forward
 from afterflow.rewards.base import RewardModels
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -39,6 +40,7 @@ from tinies import aesthetic, built, clip, image_reward, mask2former
 
 REPLACED = "weights of model and rewards, size, prompts, batch, iterations, inference_steps, min_reward, fp16 by bf16"
 FAMILY = {"SD3": "sd3", "Flux": "flux", "Wan": "wan", "Flux2Klein": "flux2_klein", "ZImage": "z_image"}
+FAMILY |= {"QwenImageEdit": "qwen_image_edit"}
 PROMPTS = ("a red heart", "a blue circle above a ring", "two green stars", "a sign")
 
 
@@ -48,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
-    modules = (papers.__name__, papers_forward.__name__, klein_z_image.__name__)
+    modules = (papers.__name__, papers_forward.__name__, klein_z_image.__name__, editing.__name__)
     names = options.recipes or [name for name, recipe in RECIPES.items() if recipe.__module__ in modules]
     about = {"date": date.today().isoformat()} | provenance()
     del about["command"]
@@ -66,7 +68,7 @@ def smoke(name: str) -> None:
     before = Path.cwd()
     with (
         tempfile.TemporaryDirectory() as home,
-        serving(lambda body, n: said("<answer>Image 1 is better</answer>")) as s,
+        serving(answer) as s,
     ):
         os.chdir(home)
         os.environ["AFTERFLOW_CACHE"] = str(Path(home) / "cache")
@@ -90,6 +92,11 @@ def smoke(name: str) -> None:
             os.chdir(before)
 
 
+def answer(body: dict, number: int) -> dict:
+    """A verdict for judges, and ratings of an edit that differ."""
+    return said(f'<answer>Image 1 is better</answer> {{"done": {number % 11}, "preserved": {number % 7}}}')
+
+
 def write_data() -> None:
     """What the recipes expect of a user: files of prompts, and a folder of images."""
     Path("prompts").mkdir()
@@ -102,6 +109,11 @@ def write_data() -> None:
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"images/{i}.png")
         lines.append(json.dumps({"file_name": f"{i}.png", "text": prompt}))
     Path("images/metadata.jsonl").write_text("\n".join(lines))
+    Path("edits").mkdir()
+    for i in range(len(PROMPTS)):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(f"edits/{i}.png")
+    edits = [{"input": f"{i}.png", "prompt": f"make it {prompt}"} for i, prompt in enumerate(PROMPTS)]
+    Path("edits/prompts.jsonl").write_text("\n".join(map(json.dumps, edits)))
     Path("pairs").mkdir()
     for i in range(2 * len(PROMPTS)):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"pairs/{i}.png")
@@ -121,6 +133,9 @@ def tiny_rewards() -> RewardModels:
 def small(run: Run, rewards: RewardModels, server: str) -> Run:
     """The same on tiny models, for one iteration."""
     model = built(FAMILY[type(run.model).__name__], "pipeline")
+    weights = rewards.weights | {"vlm_edit": f"{server}#judge"}
+    if isinstance(model, Flux2Klein):
+        model = replace(model, size=64)  # its own pipeline refuses smaller input pictures
     data = run.data
     if isinstance(data, ImageFolder | PairFolder):
         data = replace(data, min_reward=dict.fromkeys(data.min_reward, -100.0))
@@ -140,7 +155,7 @@ def small(run: Run, rewards: RewardModels, server: str) -> Run:
         mixed_precision="no" if run.optimization.mixed_precision == "no" else "bf16",
         # Weights of rewards that a run has not are refused, and random ones are blind.
         reward_models=replace(
-            rewards, weights={k: v for k, v in rewards.weights.items() if is_of(k, run)}, ignore_canary=run.rewards
+            rewards, weights={k: v for k, v in weights.items() if is_of(k, run)}, ignore_canary=run.rewards
         ),
     )
 

@@ -32,6 +32,10 @@ RECIPE_GROUPS = {
         sd35_awm_ocr sd35_v_grpo_pickscore sd35_flow_awr_pickscore sd35_dgpo_geneval
         sd35_crd_geneval sd35_generalist
     """,
+    "Other real models, and editing: one GPU, settings of practice": """
+        klein_nft klein_flow_grpo klein_distilled_nft klein_distilled_flow_grpo z_image_nft z_image_turbo_nft
+        z_image_turbo_flow_grpo klein_edit_nft klein_edit_flow_grpo qwen_image_edit_nft
+    """,
     "A step of a chain: what other recipes start from": """
         tiny_sd3_pretrain tiny_wan_pretrain shapes_teacher_counting shapes_teacher_relations shapes_teacher_binding
         shapes_teacher_text shapes_teacher_fidelity

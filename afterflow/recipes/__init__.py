@@ -10,6 +10,7 @@ from types import ModuleType
 from ..experiment.config import Run
 from ..experiment.stages import Chain
 from . import (
+    editing,
     generalist,
     klein_z_image,
     moving,
@@ -43,6 +44,7 @@ RECIPE_MODULES = (
     papers,
     papers_forward,
     klein_z_image,
+    editing,
 )
 RECIPES: dict[str, Callable[[], Run | Chain]] = {
     name: recipe for module in RECIPE_MODULES for name, recipe in _recipes(module)
