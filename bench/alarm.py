@@ -44,7 +44,7 @@ TAGS = {"text_on_black": ("text",)}
 
 
 def planted(name: str, iterations: int) -> dict:
-    run = RECIPES["demo"]()
+    run = RECIPES["shapes_flow_grpo"]()
     assert isinstance(run, Run) and isinstance(run.algorithm, FlowGRPO)
     tags = {"tags": TAGS[name]} if name in TAGS else {}
     run = run.with_options(
@@ -56,7 +56,7 @@ def planted(name: str, iterations: int) -> dict:
         eval_every=5,
         eval_rewards=HIDDEN,
     )
-    folder = execute(run, "demo").folder
+    folder = execute(run, "shapes_flow_grpo").folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     curve = [{k: v for k, v in line.items() if k in ("step", "alarm") or k.startswith("eval/")} for line in lines]
     curve = [point for point in curve if "alarm" in point]
