@@ -98,6 +98,8 @@ class Model(ABC):
     """Names of other pipelines of diffusers whose folders it loads as well."""
     encoders: tuple[str, ...]
     """Names of the pipeline's parts that read prompts."""
+    optional_encoders: tuple[str, ...] = ()
+    """Those of them that a pipeline may be without, and need not name."""
     usual_guidance: float
     """The guidance scale of its authors.  1 where the network takes another one as input, or needs none."""
     streams: tuple[str, ...]
@@ -218,6 +220,10 @@ class Model(ABC):
         """Decode latents (B, ...) to uint8 images (B, H, W, 3), or clips (B, F, H, W, 3)."""
         return self.vae_decode(self.vae, latents)
 
+    def index(self) -> dict[str, Any]:
+        """Return what the pipeline's model_index.json holds, with a pair of None for each part that is not there."""
+        return {name: [None, None] for name in self.optional_encoders} | read_index(self.folder)
+
     def stock_class(self) -> "type[DiffusionPipeline]":
         """Return the pipeline's class in diffusers."""
         import diffusers
@@ -226,7 +232,7 @@ class Model(ABC):
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
         """Return the stock pipeline from the folder, some parts given and some left out."""
-        index = read_index(self.folder)
+        index = self.index()
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
@@ -238,7 +244,7 @@ class Model(ABC):
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
         import diffusers
 
-        index, dtype = read_index(self.folder), getattr(torch, self.config.dtype)
+        index, dtype = self.index(), getattr(torch, self.config.dtype)
         options = {name: value for name, value in index.items() if not name.startswith("_")}
         for name, (library, kind) in ((n, v) for n, v in options.items() if isinstance(v, list)):
             if library is None or name in self.encoders:
