@@ -46,7 +46,8 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> None:
     It is also raised where the model needs some.
     """
     family = FAMILIES[type(run.model)]
-    check_inputs([*records, *caption_records(run.data)], family.takes_pictures, family.stock)
+    records = [*records, *caption_records(run.data)]
+    check_inputs(records, family.takes_pictures, family.stock, family.most_pictures)
 
 
 def prompt_records(run: Run) -> list[dict]:

@@ -108,6 +108,8 @@ class Model(ABC):
     """The layers that the family's LoRAs adapt by default."""
     takes_pictures: Literal["never", "may", "must"] = "never"
     """Whether a prompt has pictures that it is about, to edit them or to begin with them."""
+    most_pictures: int | None = None
+    """Largest number of pictures of a prompt.  None: there is no limit."""
     combine: Combine = staticmethod(linear_guidance)
     """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
     vae_encode: Callable[[Any, np.ndarray], Tensor] = staticmethod(encode_images)
