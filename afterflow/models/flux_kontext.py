@@ -1,8 +1,8 @@
 """FLUX.1-Kontext (arXiv:2506.15742) through diffusers: FLUX.1, with the tokens of an input picture after the image's.
 
-The picture is brought to the size of what is drawn.  The pipeline would draw about a megapixel whatever its picture
-is, and scale the picture to the nearest of 17 sizes of as many pixels, on which the model was trained.  At 512 px that
-picture would have four times the tokens of the image.  The two agree where one of those sizes is drawn.
+The picture is scaled and cropped to the size of what is drawn.  The pipeline, unless told otherwise, draws about a
+megapixel, and stretches the picture to one of 17 sizes of as many pixels, on which the model was trained.  Beside an
+image of 512 px it would have four times as many tokens.  The two agree for a square picture at 1024 px.
 """
 
 from dataclasses import dataclass
