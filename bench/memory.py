@@ -21,6 +21,7 @@ from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.memory_fit import fit_run
 from afterflow.models.adapters import LoRA
+from afterflow.models.wan import Wan
 from afterflow.system.errors import ConfigError
 from afterflow.system.input_pictures import png_address
 
@@ -33,10 +34,10 @@ def counted(name: str, size: int) -> dict:
     """What each card takes of a model."""
     with tempfile.TemporaryDirectory() as folder:
         family = RELEASED[name].config
-        clips = family.__name__ == "Wan"
-        model = released(name, Path(folder) / "model", **(SIZES[size] if clips else {"size": size}))
+        options = SIZES[size] if issubclass(family, Wan) else {"size": size}
+        model = released(name, Path(folder) / "model", **options)
         prompts = Path(folder) / "prompts.jsonl"
-        prompts.write_text(prompt_line(family.__name__ == "QwenImageEdit"))
+        prompts.write_text(prompt_line(RELEASED[name].edits))
         algorithm = FlowGRPO({"pickscore": 1.0}, steps=10, group=16, beta=0.0)
         run = Run(algorithm, PromptFile(str(prompts)), model, LoRA(), name="memory")  # type: ignore[arg-type]
         run = run.with_options(batch=8, chunk=8, mixed_precision="bf16")

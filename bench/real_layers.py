@@ -2,9 +2,12 @@
 
     python bench/real_layers.py --json bench/results/real_layers.json [MODEL ...]
 
-Flow-GRPO in bf16 with a LoRA: two prompts, two images of each, three steps, rolled out and replayed.  What a tiny
-network cannot show is shown here: shapes and heads as released, a ratio of 1 in bf16, and a finite gradient on every
-adapted layer.  Seconds and the peak of memory are those of a process of its own on one thread of this machine.
+Flow-GRPO in bf16 with a LoRA: two prompts, two images of each, three steps, rolled out and replayed.  Models that edit
+have an input picture for every prompt.  What a tiny network cannot show is shown here: shapes and heads as released, a
+ratio of 1 in bf16, and a finite gradient on every adapted layer.  Adapted layers whose outputs nothing reads are named:
+the last block of SD3 and of Qwen-Image drops its text.
+
+Seconds and the peak of memory are those of a process of its own on one thread of this machine.
 """
 
 import json
@@ -25,6 +28,7 @@ from afterflow.algorithms.base import Models
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.experiment.cost_estimate import trial_iteration
 from afterflow.models.adapters import LoRA, attach, trainable_parameters
+from afterflow.models.wan import Wan
 from afterflow.models.wrappers import in_chunks
 from afterflow.train.clock import Clock
 from afterflow.train.explore import ExploreOptions
@@ -33,16 +37,16 @@ BLOCKS = 2
 LAYERS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers")
 """Names of the numbers of blocks in networks' configurations."""
 ALGORITHM = FlowGRPO({"reward": 1.0}, steps=3, group=2, beta=0.0)
-CLIP = {"height": 128, "width": 128, "frames": 5}
+CLIP, PICTURE = {"height": 128, "width": 128, "frames": 5}, {"size": 256}
 CHUNK, TOKENS = 2, 64
 
 
 def shortened(model: Released) -> Released:
     """The model with two blocks of each kind."""
     network = model.files["transformer/config.json"]
-    if model.config.__name__ == "SD3":
-        network = network | {"dual_attention_layers": [0]}
-    kinds = {"Flux": LAYERS[:2], "Flux2Klein": LAYERS[:2], "ZImage": LAYERS[2:]}
+    if "dual_attention_layers" in network:
+        network = network | {"dual_attention_layers": network["dual_attention_layers"][:1]}
+    kinds = dict.fromkeys(("Flux", "FluxKontext", "Flux2Klein"), LAYERS[:2]) | {"ZImage": LAYERS[2:]}
     names = kinds.get(model.config.__name__, LAYERS[:1])
     network = network | dict.fromkeys(names, BLOCKS)
     return replace(model, files={**model.files, "transformer/config.json": network})
@@ -53,7 +57,8 @@ def measure(name: str) -> dict:
     torch.set_num_threads(1)
     RELEASED[name] = shortened(RELEASED[name])
     family = RELEASED[name].config
-    options = CLIP if family.__name__ == "Wan" else {"size": 256}
+    options = CLIP if issubclass(family, Wan) else PICTURE
+    options = options | ({"picture_size": 256} if hasattr(family, "picture_size") else {})
     options = options | ({"max_sequence_length": TOKENS} if hasattr(family, "max_sequence_length") else {})
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +69,7 @@ def measure(name: str) -> dict:
         if parameter.ndim == 1 and parameter_name.endswith("weight"):  # of a norm
             torch.nn.init.ones_(parameter)
     parameters = trainable_parameters(model.module)
-    cond = prompts(model, 2, torch.device("cpu"))
+    cond = prompts(model, 2, torch.device("cpu"), RELEASED[name].edits)
     loaded = time.perf_counter()
     models, clock = Models(in_chunks(model.velocity(model.module), CHUNK)), Clock()
     with torch.autocast("cpu", torch.bfloat16):

@@ -65,13 +65,20 @@ def materialise(model: Model, device: torch.device) -> None:
     with torch.no_grad():
         for tensor in [*model.module.parameters(), *model.module.buffers()]:
             tensor.normal_(0, 0.02)
+    # Qwen-Image keeps its turns, complex numbers of length 1, beside its buffers.
+    for part in model.module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                angles = torch.randn(value.shape, device=device)
+                setattr(part, name, torch.polar(torch.ones_like(angles), angles))
 
 
-def prompts(model: Model, count: int, device: torch.device) -> Conditioning:
+def prompts(model: Model, count: int, device: torch.device, edits: bool = False) -> Conditioning:
+    """Random encoded prompts, each about a picture where it `edits`."""
     length, width, pooled = model.text_shape
     sequence = torch.randn(count, length, width, device=device)
     pictures = None
-    if model.takes_pictures == "must":
+    if edits:
         pictures = torch.randn(count, 1, *model.input_shape, device=device)
     embedding = Embedding(
         sequence, None if pooled is None else torch.randn(count, pooled, device=device), pictures=pictures

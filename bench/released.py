@@ -10,11 +10,13 @@ from pathlib import Path
 
 from afterflow.models.flux import Flux
 from afterflow.models.flux2_klein import Flux2Klein
+from afterflow.models.flux_kontext import FluxKontext
 from afterflow.models.pipeline import Pretrained
 from afterflow.models.qwen_image import QwenImage
 from afterflow.models.qwen_image_edit import QwenImageEdit
 from afterflow.models.sd3 import SD3
 from afterflow.models.wan import Wan
+from afterflow.models.wan_image import WanImage
 from afterflow.models.z_image import ZImage
 
 Files = Mapping[str, dict]
@@ -96,6 +98,8 @@ FLUX_DEV = {
     "vae/config.json": SD35_MEDIUM["vae/config.json"] | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
 }
 """FLUX.1-dev: the defaults of diffusers' class, and an input for the guidance scale."""
+FLUX_KONTEXT = FLUX_DEV | {"model_index.json": FLUX_DEV["model_index.json"] | {"_class_name": "FluxKontextPipeline"}}
+"""FLUX.1-Kontext-dev: the parts of FLUX.1-dev in another pipeline."""
 WAN_1_3B = {
     "model_index.json": {
         "_class_name": "WanPipeline",
@@ -218,19 +222,23 @@ class Released:
     """Its family."""
     text_parameters: float
     """Parameters of its text encoders, in billions, from their cards."""
+    edits: bool = False
+    """Whether it is counted and tried with an input picture for every prompt."""
 
 
 RELEASED = {
     "SD3.5 medium": Released(SD35_MEDIUM, SD3, 5.6),
     "SD3.5 large": Released(SD35_LARGE, SD3, 5.6),
     "FLUX.1-dev": Released(FLUX_DEV, Flux, 4.9),
+    "FLUX.1-Kontext-dev": Released(FLUX_KONTEXT, FluxKontext, 4.9, edits=True),
     "FLUX.2-klein 4B": Released(KLEIN_4B, Flux2Klein, 4.0),
     "FLUX.2-klein 9B": Released(KLEIN_9B, Flux2Klein, 8.2),
     "Z-Image": Released(Z_IMAGE, ZImage, 4.0),
     "Qwen-Image": Released(QWEN_IMAGE, QwenImage, 8.3),
-    "Qwen-Image-Edit 2511": Released(QWEN_IMAGE_EDIT, QwenImageEdit, 8.3),
+    "Qwen-Image-Edit 2511": Released(QWEN_IMAGE_EDIT, QwenImageEdit, 8.3, edits=True),
     "Wan 2.1 1.3B": Released(WAN_1_3B, Wan, 5.7),
     "Wan 2.2 TI2V-5B": Released(WAN_TI2V_5B, Wan, 5.7),
+    "Wan 2.2 TI2V-5B from a picture": Released(WAN_TI2V_5B, WanImage, 5.7, edits=True),
 }
 
 

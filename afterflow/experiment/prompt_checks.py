@@ -47,7 +47,8 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> None:
     It is also raised where the model needs some, and where people judge, who would not see them.
     """
     family = FAMILIES[type(run.model)]
-    inputs = check_inputs([*records, *caption_records(run.data)], family.takes_pictures, family.stock)
+    records = [*records, *caption_records(run.data)]
+    inputs = check_inputs(records, family.takes_pictures, family.stock, family.most_pictures)
     if inputs and isinstance(run.judge, Votes):
         raise InputError("judge = Votes: its page does not show what an edit began with; take another judge")
 

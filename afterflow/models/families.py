@@ -7,6 +7,7 @@ from typing import Any
 from ..system.errors import ConfigError, InputError
 from .flux import Flux, FluxModel
 from .flux2_klein import Flux2Klein, Flux2KleinModel
+from .flux_kontext import FluxKontext, FluxKontextModel
 from .pipeline import Model, Pretrained
 from .pipeline_files import locate, pipeline_class
 from .qwen_image import QwenImage, QwenImageModel
@@ -16,10 +17,11 @@ from .wan import Wan, WanModel
 from .wan_image import WanImage, WanImageModel
 from .z_image import ZImage, ZImageModel
 
-AnyPretrained = SD3 | Flux | Flux2Klein | QwenImage | QwenImageEdit | ZImage | Wan | WanImage
+AnyPretrained = SD3 | Flux | FluxKontext | Flux2Klein | QwenImage | QwenImageEdit | ZImage | Wan | WanImage
 FAMILIES: dict[type[Pretrained], type[Model]] = {
     SD3: SD3Model,
     Flux: FluxModel,
+    FluxKontext: FluxKontextModel,
     Flux2Klein: Flux2KleinModel,
     QwenImage: QwenImageModel,
     QwenImageEdit: QwenImageEditModel,

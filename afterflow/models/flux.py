@@ -82,17 +82,19 @@ class FluxModel(Model):
         def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             embedding = cond.embedding()
             assert embedding.pooled is not None
+            pictures = [x, *(() if embedding.pictures is None else embedding.pictures.unbind(1))]
+            tokens = [pack_latents(picture) for picture in pictures]
             predicted = module(
-                hidden_states=pack_latents(x).to(dtype),
+                hidden_states=torch.cat(tokens, 1).to(dtype),
                 timestep=t,
                 guidance=torch.full_like(t, self.config.embedded_guidance) if distilled else None,
                 pooled_projections=embedding.pooled.to(dtype),
                 encoder_hidden_states=embedding.sequence.to(dtype),
                 txt_ids=torch.zeros(embedding.sequence.shape[1], 3, device=x.device),
-                img_ids=token_positions(x),
+                img_ids=torch.cat([token_positions(picture, i) for i, picture in enumerate(pictures)]),
                 return_dict=False,
             )[0]
-            return unpack_latents(predicted, x)
+            return unpack_latents(predicted[:, : tokens[0].shape[1]], x)
 
         return v
 
@@ -108,8 +110,11 @@ class FluxModel(Model):
         }
 
 
-def token_positions(x: Tensor) -> Tensor:
-    """Positions (H/2 W/2, 3) of the tokens of x (B, C, H, W): a column of zeros, the rows and the columns."""
+def token_positions(x: Tensor, i: int = 0) -> Tensor:
+    """Positions (H/2 W/2, 3) of the tokens of x (B, C, H, W), the i-th of several: i, the row and the column of each.
+
+    What is drawn is number 0, and an input picture number 1.
+    """
     rows, columns = (torch.arange(n // 2, device=x.device, dtype=torch.float32) for n in x.shape[2:])
     grid = torch.cartesian_prod(rows, columns)
-    return torch.cat([torch.zeros_like(grid[:, :1]), grid], 1)
+    return torch.cat([torch.full_like(grid[:, :1], i), grid], 1)

@@ -88,7 +88,7 @@ def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
     """
     for cut in model.cut_prompts(distinct_prompts(records)):
         say_once(_log, cut.sentence(), cut.sentence())
-    check_inputs(records, model.takes_pictures, model.stock)
+    check_inputs(records, model.takes_pictures, model.stock, model.most_pictures)
     about = [(record["prompt"], input_names(record)) for record in records]
     texts = {text: i for i, text in enumerate(dict.fromkeys(about))}
     prompts, inputs = [prompt for prompt, _ in texts], [names for _, names in texts]

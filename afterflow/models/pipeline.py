@@ -98,6 +98,8 @@ class Model(ABC):
     """Names of other pipelines of diffusers whose folders it loads as well."""
     encoders: tuple[str, ...]
     """Names of the pipeline's parts that read prompts."""
+    optional_encoders: tuple[str, ...] = ()
+    """Those of them that a pipeline may be without, and need not name."""
     usual_guidance: float
     """The guidance scale of its authors.  1 where the network takes another one as input, or needs none."""
     streams: tuple[str, ...]
@@ -106,6 +108,8 @@ class Model(ABC):
     """The layers that the family's LoRAs adapt by default."""
     takes_pictures: Literal["never", "may", "must"] = "never"
     """Whether a prompt has pictures that it is about, to edit them or to begin with them."""
+    most_pictures: int | None = None
+    """Largest number of pictures of a prompt.  None: there is no limit."""
     combine: Combine = staticmethod(linear_guidance)
     """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
     vae_encode: Callable[[Any, np.ndarray], Tensor] = staticmethod(encode_images)
@@ -218,6 +222,10 @@ class Model(ABC):
         """Decode latents (B, ...) to uint8 images (B, H, W, 3), or clips (B, F, H, W, 3)."""
         return self.vae_decode(self.vae, latents)
 
+    def index(self) -> dict[str, Any]:
+        """Return what the pipeline's model_index.json holds, with a pair of None for each part that is not there."""
+        return {name: [None, None] for name in self.optional_encoders} | read_index(self.folder)
+
     def stock_class(self) -> "type[DiffusionPipeline]":
         """Return the pipeline's class in diffusers."""
         import diffusers
@@ -226,7 +234,7 @@ class Model(ABC):
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
         """Return the stock pipeline from the folder, some parts given and some left out."""
-        index = read_index(self.folder)
+        index = self.index()
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
@@ -238,7 +246,7 @@ class Model(ABC):
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
         import diffusers
 
-        index, dtype = read_index(self.folder), getattr(torch, self.config.dtype)
+        index, dtype = self.index(), getattr(torch, self.config.dtype)
         options = {name: value for name, value in index.items() if not name.startswith("_")}
         for name, (library, kind) in ((n, v) for n, v in options.items() if isinstance(v, list)):
             if library is None or name in self.encoders:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import SD3Grid
+from ..system.errors import ConfigError
 from .packing import latent_sides
 from .pipeline import Model, Pretrained
 from .prompt_lengths import clip_tokens
@@ -44,7 +45,7 @@ class SD3Model(Model):
     """Stable Diffusion 3: two CLIP encoders, and a T5 that may be left out."""
 
     stock = "StableDiffusion3Pipeline"
-    encoders = FIRST_ENCODERS + THIRD_ENCODER
+    encoders, optional_encoders = FIRST_ENCODERS + THIRD_ENCODER, THIRD_ENCODER
     streams = ("pos_embed", "context_embedder")
     usual_guidance = 4.5
     # Those of the joint attention alone: SD3.5 Medium's second attention, attn2, has layers of the same names.
@@ -67,6 +68,10 @@ class SD3Model(Model):
         size = factor * net.sample_size if config.size is None else config.size
         self.pixel_unit = factor * net.patch_size
         self.latent_shape = net.in_channels, *latent_sides(size, config.width, factor, self.pixel_unit)
+        largest = self.pixel_unit * net.pos_embed_max_size
+        for name, pixels in (("size", size), ("width", config.width or size)):
+            if pixels > largest:
+                raise ConfigError(f"{name} = {pixels}: this model draws up to {largest} pixels a side")
 
     def embed(self, pipe: "StableDiffusion3Pipeline", prompts: list[str]) -> Embedding:
         """Encode B texts by the stock pipeline."""

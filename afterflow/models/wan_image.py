@@ -33,7 +33,7 @@ class WanImageModel(WanModel):
     """Wan from a picture: its first frame is given."""
 
     stock, also = "WanImageToVideoPipeline", ("WanPipeline",)  # the released folder may name either
-    takes_pictures = "must"
+    takes_pictures, most_pictures = "must", 1
 
     def configure(self) -> None:
         """Set shapes, schedule and encoder key.  InputError for a pipeline that is not told a time for every token."""

@@ -82,15 +82,16 @@ def whole_path(name: str, key: str, folder: Path | None, location: str) -> str:
     return str(file.resolve())
 
 
-def check_inputs(records: Sequence[Mapping[str, Any]], takes: str, model: str) -> int:
+def check_inputs(records: Sequence[Mapping[str, Any]], takes: str, model: str, most: int | None = None) -> int:
     """Return the number of input pictures of each record.
 
-    InputError where records differ in it, and where the model takes none or needs one.
+    InputError where records differ in it, and where the model takes none, needs one or takes fewer.
 
     Args:
         records: The prompts.
         takes: never, may or must: whether the model draws from pictures.
         model: What messages call the model.
+        most: Largest number of pictures of a prompt.  None: there is no limit.
     """
     counts = {len(input_names(record)): record for record in reversed(records)}
     if takes == "never" and any(counts):
@@ -102,6 +103,12 @@ def check_inputs(records: Sequence[Mapping[str, Any]], takes: str, model: str) -
     if takes == "must" and 0 in counts:
         raise InputError(
             f"prompt {counts[0]['prompt']!r} has no input picture, and {model} edits pictures; name one under input"
+        )
+    if most is not None and max(counts, default=0) > most:
+        record = counts[max(counts)]
+        raise InputError(
+            f"prompt {record['prompt']!r} has {max(counts)} input pictures, and {model} takes {most}; name fewer under "
+            "input"
         )
     if len(counts) > 1:
         (n, one), (m, other) = sorted(counts.items(), key=lambda item: item[0])[:2]

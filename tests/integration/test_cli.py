@@ -462,6 +462,7 @@ def test_every_field_of_a_run_has_its_sentence_in_the_help():
         "models/wan",
         "models/qwen_image",
         "models/flux2_klein",
+        "models/flux_kontext",
         "models/z_image",
         "models/adapters",
         "models/lora/merge",

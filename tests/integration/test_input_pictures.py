@@ -32,7 +32,7 @@ from afterflow.models.families import FAMILIES
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.packing import pack_latents
 from afterflow.models.pipeline import Model
-from afterflow.models.wan_image import WanImage
+from afterflow.models.wan_image import WanImage, WanImageModel
 from afterflow.models.wrappers import guided
 from afterflow.rewards.votes.judge import Votes
 from afterflow.sampling.schedules import SD3Grid
@@ -206,12 +206,17 @@ def test_a_dropped_prompt_keeps_its_picture(klein):
 def editors(klein, tmp_path, monkeypatch):
     """The families that edit, by name."""
     monkeypatch.setattr("afterflow.models.qwen_image_edit.READER_SIZE", 64)
-    return {"klein": klein, "qwen": built("qwen_image_edit", tmp_path / "pipeline")}
+    built_here = {"qwen": "qwen_image_edit", "kontext": "flux_kontext"}
+    return {"klein": klein} | {name: built(kind, tmp_path / kind) for name, kind in built_here.items()}
 
 
 @pytest.mark.parametrize(
     "name, inputs, method",
-    [("klein", 1, "sft"), ("klein", 2, "flow_grpo"), ("klein", 1, "nft"), ("qwen", 1, "sft"), ("qwen", 1, "flow_grpo")],
+    [
+        *[("klein", 1, "sft"), ("klein", 2, "flow_grpo"), ("klein", 1, "nft")],
+        *[("kontext", 1, "sft"), ("kontext", 1, "flow_grpo"), ("kontext", 1, "nft")],
+        *[("qwen", 1, "sft"), ("qwen", 1, "flow_grpo")],
+    ],
 )
 def test_methods_learn_from_pictures(editors, tmp_path, name, inputs, method):
     config, folder = editors[name], edits(tmp_path / "edits", inputs=inputs)
@@ -296,6 +301,8 @@ def test_a_model_of_texts_takes_no_pictures_and_one_of_pictures_needs_them():
         check_inputs([*records(), {"prompt": "plain"}], "may", "X")
     assert check_inputs(records(inputs=2), "must", "X") == 2 and check_inputs([{"prompt": "a"}], "may", "X") == 0
     assert {kind.takes_pictures for kind in FAMILIES.values()} == {"never", "may", "must"}
+    with pytest.raises(InputError, match="prompt 'edit 0' has 2 input pictures, and X takes 1; name fewer under input"):
+        check_inputs(records(inputs=2), "must", "X", WanImageModel.most_pictures)
 
 
 @pytest.mark.parametrize(

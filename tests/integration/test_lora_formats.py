@@ -531,7 +531,7 @@ FLUX = "transformer.transformer_blocks.0.attn.to_q"
         (
             pair("lora_unet_img_in", DOWN),
             None,
-            "may be of Flux or Flux2Klein or QwenImage or QwenImageEdit; say which by --family",
+            "may be of Flux or Flux2Klein or QwenImage; say which by --family",
         ),
     ],
 )

@@ -4,9 +4,11 @@ import copy
 import json
 import os
 import re
+import runpy
 from dataclasses import replace
 from datetime import date
 from functools import cache
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -42,6 +44,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import Full, LoRA, Teacher, attach
+from afterflow.models.families import FAMILIES as CONFIGURATIONS
 from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.pipeline_files import pipeline_class
@@ -304,6 +307,16 @@ def test_a_pipeline_is_recognised_by_its_index(tinies):
         assert type(pretrained(config.path, "float32", {})) is type(config)
     with pytest.raises(ValueError, match="Wan has no such option"):
         pretrained(tinies["wan"].path, "float32", {"size": 64})
+
+
+def test_there_is_a_released_model_of_every_family_to_count_and_to_try():
+    """bench/memory.py and bench/real_layers.py go through it."""
+    models = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "released.py"))["RELEASED"].values()
+    assert {model.config for model in models} == set(CONFIGURATIONS)
+    for model in models:
+        family = CONFIGURATIONS[model.config]
+        assert model.files["model_index.json"]["_class_name"] in (family.stock, *family.also)
+        assert model.edits or family.takes_pictures != "must"
 
 
 @pytest.mark.parametrize(

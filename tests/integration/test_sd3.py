@@ -1,22 +1,34 @@
 """The border to diffusers: what we draw, save and load is what the stock pipeline draws, saves and loads."""
 
+import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import save_file
+from transformers import T5Config, T5EncoderModel
 
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.cli.main import main
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.experiment.config import Run
+from afterflow.experiment.execute import execute
 from afterflow.models import sd3
 from afterflow.models.adapters import Full, LoRA, attach, before_training
 from afterflow.models.generate import decode_groups, solve_ode
 from afterflow.models.lora import files as lora
 from afterflow.models.sd3 import SD3
-from afterflow.models.tiny_parts.build import untrained_tiny_sd3
+from afterflow.models.tiny_parts.autoencoder import make_autoencoder
+from afterflow.models.tiny_parts.build import assemble, transformer_config, untrained_tiny_sd3
+from afterflow.models.tiny_parts.text import WIDTHS, make_text_encoder
+from afterflow.models.tiny_parts.tokenizer import make_tokenizer
 from afterflow.models.wrappers import guided, in_context
 from afterflow.sampling.conditioning import condition
-from tinies import built
+from afterflow.system.errors import ConfigError
+from tinies import T5, built
 
 PROMPTS = ["a picture of a red heart and a blue circle", 'a sign that says "K4ZN"']
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -36,8 +48,8 @@ def load(folder, **options):
     return SD3(str(folder), **options).load()
 
 
-def stock_images(folder, noise, steps, guidance, length, lora_folder=None):
-    pipe = StableDiffusion3Pipeline.from_pretrained(folder, **NO_T5)
+def stock_images(folder, noise, steps, guidance, length, lora_folder=None, absent=NO_T5, **size):
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, **absent)
     pipe.set_progress_bar_config(disable=True)
     if lora_folder is not None:
         pipe.load_lora_weights(lora_folder)
@@ -48,6 +60,7 @@ def stock_images(folder, noise, steps, guidance, length, lora_folder=None):
         latents=noise,
         max_sequence_length=length,
         output_type="np",
+        **size,
     )
     return np.rint(255 * drawn.images).astype(np.uint8)
 
@@ -169,3 +182,108 @@ def test_a_lora_of_another_architecture_is_refused(folder, tmp_path):
     narrow = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(3, 3)})
     with pytest.raises(ValueError, match="another architecture"):
         lora.check_lora_fits(lora.read_lora(tmp_path / "lora"), narrow)
+
+
+# What the released models have and have not.
+
+RELEASED = {
+    "SD3 medium": {"qk_norm": None},
+    "SD3.5 medium": {"dual_attention_layers": (0,), "pos_embed_max_size": 24},
+    "SD3.5 large": {"dual_attention_layers": (), "pos_embed_max_size": 12},
+}
+"""Arguments of networks with the features of each."""
+
+
+def saved(folder, model, t5):
+    """The folder of a tiny pipeline with the features of a released one, whose T5 speaks, is null or is not named."""
+    torch.manual_seed(0)
+    network = SD3Transformer2DModel(**transformer_config(2) | RELEASED[model])
+    pipe = assemble(make_autoencoder(), [make_text_encoder(width) for width in WIDTHS], network)
+    if t5 == "speaks":
+        third = T5EncoderModel(T5Config(**T5 | {"d_model": sum(WIDTHS)}))
+        pipe.register_modules(text_encoder_3=third, tokenizer_3=make_tokenizer())
+    pipe.save_pretrained(folder)
+    if t5 == "unnamed":
+        forget_t5(folder / "model_index.json")
+    return folder
+
+
+def forget_t5(file):
+    index = json.loads(file.read_text())
+    file.write_text(json.dumps({name: part for name, part in index.items() if name not in NO_T5}))
+
+
+CASES = [(model, t5) for model in RELEASED for t5 in ("speaks", "null", "unnamed")]
+
+
+@pytest.mark.parametrize("model, t5", CASES)
+def test_every_released_kind_draws_what_the_stock_pipeline_draws(tmp_path, model, t5):
+    folder = saved(tmp_path / "pipeline", model, t5)
+    ours = load(folder, size=32, width=64)
+    assert ours.text_shape[0] == (16 + 256 if t5 == "speaks" else 16)
+    noise = torch.randn(2, *ours.latent_shape, generator=torch.Generator().manual_seed(1))
+    absent = {} if t5 == "speaks" else NO_T5
+    for steps, guidance in ((1, 1.0), (3, 4.5)):
+        size = {"height": 32, "width": 64}
+        stock = stock_images(folder, noise, steps, guidance, ours.t5_tokens, absent=absent, **size)
+        made = our_images(ours, noise, steps, guidance)
+        assert made.shape == (2, 32, 64, 3) and made.std() > 5
+        assert np.abs(made.astype(int) - stock).max() <= 1 and (made != stock).mean() < 0.01
+
+
+SOME = [("SD3 medium", "speaks"), ("SD3.5 medium", "unnamed"), ("SD3.5 large", "unnamed")]
+BOTH = ("to_q", "to_out.0")  # of both attentions
+
+
+@pytest.mark.parametrize("model, t5", SOME)
+def test_a_lora_of_every_released_kind_draws_the_same_in_the_stock_pipeline(tmp_path, model, t5):
+    folder = saved(tmp_path / "pipeline", model, t5)
+    ours, again = load(folder), load(folder)
+    for parameter in attach(ours, LoRA(rank=8, alpha=3, targets=BOTH)).values():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(2))
+    ours.save_lora(tmp_path / "lora")
+    layers = again.load_lora(tmp_path / "lora").layers
+    assert any("attn2" in layer for layer in layers) == (model == "SD3.5 medium")
+    noise = torch.randn(2, *ours.latent_shape, generator=torch.Generator().manual_seed(1))
+    absent = {} if t5 == "speaks" else NO_T5
+    stock = stock_images(folder, noise, 3, 4.5, ours.t5_tokens, tmp_path / "lora", absent)
+    drawn = our_images(ours, noise, 3, 4.5).astype(int)
+    assert np.abs(drawn - stock).max() <= 1 and np.abs(drawn - our_images(again, noise, 3, 4.5)).max() <= 1
+    assert np.abs(drawn - our_images(load(folder), noise, 3, 4.5)).max() > 5
+
+
+@pytest.mark.parametrize("model, t5", SOME)
+def test_every_released_kind_replays_its_rollout_at_ratio_one(tmp_path, monkeypatch, model, t5):
+    monkeypatch.chdir(tmp_path)
+    config, tune = SD3(str(saved(tmp_path / "pipeline", model, t5))), LoRA(rank=2, alpha=4, targets=BOTH)
+    algorithm = FlowGRPO({"jpeg_compressibility": 1.0}, steps=3, group=2, beta=0.01)
+    run = Run(algorithm, ShapesPrompts(count=4), config, tune, name="kind")
+    run = run.with_options(iterations=1, batch=2, chunk=4, retained_rows=0, sample_every=0, guidance_scale=3.0)
+    line = json.loads((execute(run, "kind").folder / "metrics.jsonl").read_text())
+    assert line["ratio_max"] == line["ratio_mean"] == 1.0 and line["grad_norm"] > 0
+
+
+def test_a_size_beyond_the_network_s_positions_is_refused_before_weights(tmp_path):
+    folder = saved(tmp_path / "pipeline", "SD3.5 large", "null")
+    assert load(folder, size=96).latent_shape == (4, 48, 48)
+    for wrong in ({"size": 104}, {"size": 32, "width": 104}):
+        with pytest.raises(ConfigError, match="this model draws up to 96 pixels a side"):
+            SD3(str(folder), **wrong).load("meta")
+
+
+@pytest.mark.parametrize("t5", ["speaks", "unnamed"])
+def test_sd35_large_is_planned_from_its_configuration(tmp_path, monkeypatch, capsys, t5):
+    monkeypatch.chdir(tmp_path)
+    released = runpy.run_path(str(Path(__file__).parents[2] / "bench" / "released.py"))
+    released["write_configurations"](released["SD35_LARGE"], tmp_path / "large")
+    if t5 == "unnamed":
+        forget_t5(tmp_path / "large" / "model_index.json")
+        (tmp_path / "large" / "text_encoder_3" / "config.json").unlink()
+        (tmp_path / "large" / "text_encoder_3").rmdir()
+    model = SD3(str(tmp_path / "large"), dtype="bfloat16").load("meta")
+    assert model.latent_shape == (16, 128, 128)
+    assert model.text_shape == (77 + (256 if t5 == "speaks" else 0), 4096, 2048)
+    assert len(model.module.transformer_blocks) == 38
+    assert sum(parameter.numel() for parameter in model.module.parameters()) == pytest.approx(8.06e9, rel=0.01)
+    assert main(["train", "shapes_flow_grpo", "--plan", "--base", "large", "--model.size", "512"]) == 0
+    assert "frozen and trained weights" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     QwenImageEditPlusPipeline,
@@ -64,6 +65,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from afterflow.envs.geneval_rules import OBJECTS
 from afterflow.models.flux import Flux
 from afterflow.models.flux2_klein import Flux2Klein
+from afterflow.models.flux_kontext import FluxKontext
 from afterflow.models.qwen_image import QwenImage
 from afterflow.models.qwen_image_edit import QwenImageEdit
 from afterflow.models.sd3 import SD3
@@ -278,7 +280,7 @@ def small_vae(kind, **options):
     return kind(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=2, **blocks, **options)
 
 
-def flux(folder):
+def flux_pipeline(kind):
     clip = CLIPTextConfig(
         vocab_size=len(vocabulary()),
         hidden_size=32,
@@ -289,7 +291,7 @@ def flux(folder):
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
     )
-    pipe = FluxPipeline(
+    return kind(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=small_vae(AutoencoderKL, scaling_factor=0.36, shift_factor=0.12),
         text_encoder=CLIPTextModel(clip),
@@ -309,8 +311,16 @@ def flux(folder):
             axes_dims_rope=(4, 4, 8),
         ),
     )
-    pipe.save_pretrained(folder)
+
+
+def flux(folder):
+    flux_pipeline(FluxPipeline).save_pretrained(folder)
     return Flux(str(folder), size=32, max_sequence_length=16)
+
+
+def flux_kontext(folder):
+    flux_pipeline(FluxKontextPipeline).save_pretrained(folder)
+    return FluxKontext(str(folder), size=32, max_sequence_length=16)
 
 
 def qwen_tokens():
@@ -488,6 +498,7 @@ def wan_5b(folder, kind):
 FAMILIES = {build.__name__: build for build in (sd3, flux, flux2_klein, qwen_image, z_image, wan)}
 BUILDERS = FAMILIES | {
     "deep_sd3": deep_sd3,
+    "flux_kontext": flux_kontext,
     "wan_ti2v": wan_ti2v,
     "qwen_image_edit": qwen_image_edit,
     "wan_image": wan_image,

@@ -218,7 +218,9 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
     },
 }
 """Name of a family → blocks in diffusers → blocks in the original, and the linear layers inside.  Empty: outside."""
-BLOCKS["QwenImageEdit"], BLOCKS["WanImage"] = BLOCKS["QwenImage"], BLOCKS["Wan"]
+SAME_LAYERS = {"FluxKontext": "Flux", "QwenImageEdit": "QwenImage", "WanImage": "Wan"}
+"""Families whose network has the layers of another one's."""
+BLOCKS |= {family: BLOCKS[other] for family, other in SAME_LAYERS.items()}
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...system.errors import InputError
 from .factors import LoRAFactors
-from .layer_names import BLOCKS, OriginalLayer, diffusers_layers
+from .layer_names import BLOCKS, SAME_LAYERS, OriginalLayer, diffusers_layers
 
 FACTOR = re.compile(r"[._]lora(?:_linear_layer)?[._](?P<factor>A|B|down|up)(?:\.(?!bias)\w+)?(?:\.weight)?$")
 """End of a factor's name: .lora_A.weight, .lora_down.weight, .lora_A.default.weight, .lora.down.weight, and so on."""
@@ -177,10 +177,12 @@ def layer_positions(
     """Return the positions of diffusers' layers in each layer of a file, and the one family that has all of them.
 
     names: of layers in the file.  family: the model's; None: that of the names, and None is returned where several
-    families have them, all with the same meaning.  InputError where no family fits, or where it must be named.
+    families have them, all with the same meaning.  Of families with one network the first is returned.  InputError
+    where no family fits, or where it must be named.
     """
     names = list(names)
-    positions = {name: {layer: diffusers_layers(layer, name) for layer in names} for name in BLOCKS}
+    families = [name for name in BLOCKS if name == family or name not in SAME_LAYERS]
+    positions = {name: {layer: diffusers_layers(layer, name) for layer in names} for name in families}
     whole = {name: meanings for name, meanings in positions.items() if all(meanings.values())}
     if family is not None and family not in whole:
         strange = [layer for layer, meanings in positions[family].items() if not meanings]
