@@ -76,13 +76,15 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     with lasting_streams(announces=True), claim, SideOutputs() as side, explain_out_of_memory(clock):
         resolve_rewards(run)
         records, held_out = prompt_records(run), held_out_records(run)
-        check_input_pictures(run, [*records, *held_out])
+        inputs = check_input_pictures(run, [*records, *held_out])
         select_device()
         check_rewards(run.rewards, run.reward_models)
         setup = TrainingSetup.build(run, resume)
         recipe = recipe or type(run.algorithm).__name__
         contents = run_contents(run, records, held_out, setup.model.folder) if setup.processes.main else {}
         start_records(setup, recipe, contents, accept_changed_data)
+        if inputs and setup.processes.main:
+            RunFolder(run.folder).write_data({"input_pictures": inputs})
         start_tracker(setup, side)
         for line in describe_run(setup, recipe, records, held_out):
             _log.info(line)

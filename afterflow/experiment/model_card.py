@@ -56,7 +56,8 @@ def write_card(run: Run, result: Path) -> None:
 
 def card_metadata(run: Run) -> ModelCardData:
     """Return the metadata that the hub sorts by."""
-    kind = "text-to-video" if isinstance(run.model, Wan) else "text-to-image"
+    begins = "image" if RunFolder(run.folder).data().get("input_pictures") else "text"
+    kind = f"{begins}-to-{'video' if isinstance(run.model, Wan) else 'image'}"
     tags = [kind, "diffusers", "afterflow", *(["lora"] if isinstance(run.tune, LoRA) else [])]
     return ModelCardData(base_model=on_hub(run), library_name="diffusers", pipeline_tag=kind, tags=tags)
 

@@ -41,16 +41,17 @@ def number_of_inputs(run: Run) -> int:
     return len(input_names(records[0])) if records else 0
 
 
-def check_input_pictures(run: Run, records: Sequence[dict]) -> None:
-    """Check the pictures that prompts, or the captions of a folder, are about.  InputError where the model has no use.
+def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
+    """Return the number of pictures that each prompt, or caption of a folder, is about.
 
-    It is also raised where the model needs some, and where people judge, who would not see them.
+    InputError where the model has no use for them or needs some, and where people judge, who would not see them.
     """
     family = FAMILIES[type(run.model)]
     records = [*records, *caption_records(run.data)]
     inputs = check_inputs(records, family.takes_pictures, family.stock, family.most_pictures)
     if inputs and isinstance(run.judge, Votes):
         raise InputError("judge = Votes: its page does not show what an edit began with; take another judge")
+    return inputs
 
 
 def prompt_records(run: Run) -> list[dict]:

@@ -119,7 +119,10 @@ class RunFolder:
         write_text_atomically(self.path / "data.json", json.dumps(self.data() | counts, indent=2) + "\n")
 
     def data(self) -> dict[str, Any]:
-        """Return what the run learns from: counts of images, of those left out, and of prompts that are cut."""
+        """Return what the run learns from: counts of images, of those left out, and of prompts that are cut.
+
+        Where prompts are about pictures, it says how many each has.
+        """
         file = self.path / "data.json"
         return read_object(file) if file.is_file() else {}
 

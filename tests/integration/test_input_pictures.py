@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_edit
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -267,6 +268,7 @@ def test_sheets_show_what_an_edit_began_with(klein, tmp_path):
     sheet = np.asarray(Image.open("runs/sheets/samples/step_000000.png"))
     assert left_of(sheet, [picture(0)], 96 // 64) == [True]
     assert sheet.shape[1] == 6 + 10 * (64 + 6), "two prompts of five cells in a row"
+    assert ModelCard.load("runs/sheets/lora/README.md").data.pipeline_tag == "image-to-image"
 
 
 def test_a_suite_of_edits_is_shown_as_before_base_and_tuned(klein, tmp_path):
