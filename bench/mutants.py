@@ -1,6 +1,7 @@
 """Do the tests notice a change of meaning?  Changes of one line, drawn with a fixed seed, against a module's own tests.
 
     python bench/mutants.py                        # 400 mutants, an hour or more; `make mutants`
+    python bench/mutants.py --forward --count 150  # of the methods that noise their finished images again
     python bench/mutants.py --only soar --count 50
     python bench/mutants.py --show 17              # what mutant 17 changes
 
@@ -8,8 +9,8 @@ A mutant is a module of MODULES with one operator, comparison, constant, call, a
 in a process forked after torch has been imported, in which the module's source is the mutant's; nothing is written into
 the package.  It is caught where a test fails, or does not end.  equivalent_mutants.json lists mutants that change
 nothing anybody could see, with the reason; they are drawn like the others and left out of the share.  Results are
-stored as they come in bench/results/mutants.json.  What was caught there is not run again, nor what survived the tests
-as they are; delete the file to run everything.  Other seeds draw others, and store nothing.
+stored as they come in bench/results/mutants.json, or mutants_forward.json.  What was caught there is not run again, nor
+what survived the tests as they are; delete the file to run everything.  Other seeds draw others, and store nothing.
 """
 
 import argparse
@@ -26,12 +27,12 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results" / "mutants.json"
+RESULTS = ROOT / "bench" / "results"
 COUNT = 400
 SEED = 0
 SECONDS = 240
@@ -85,6 +86,22 @@ MODULES: dict[str, str] = {
     "models/lora/factors": "merge",
 }
 """Modules and the names of the test files that are theirs."""
+FORWARD: dict[str, str] = {
+    "algorithms/awm": "forward_process",
+    "algorithms/crd": "forward_process",
+    "algorithms/dgpo": "forward_process",
+    "algorithms/diffusion_nft": "forward_process",
+    "algorithms/flow_awr": "forward_process",
+    "algorithms/forward_process": "forward_process",
+    "algorithms/lag": "forward_process",
+    "algorithms/online_dpo": "forward_process dpo",
+    "algorithms/v_grpo": "forward_process",
+    "objectives/regression": "forward_process",
+    "sampling/noised": "forward_process",
+    "sampling/training_times": "forward_process",
+}
+"""The same of the methods that noise their finished images again, which have a draw and results of their own."""
+TESTS = MODULES | FORWARD
 
 EQUIVALENT: dict[str, str] = json.loads((ROOT / "bench" / "equivalent_mutants.json").read_text())
 """Reasons, by the name of a mutant, for which it changes nothing."""
@@ -329,7 +346,7 @@ def warm() -> None:
 
 def tests_of(module: str) -> list[str]:
     """Return the test files of a module, below tests/."""
-    files = [sorted((ROOT / "tests").glob(f"*/test_{name}.py")) for name in MODULES[module].split()]
+    files = [sorted((ROOT / "tests").glob(f"*/test_{name}.py")) for name in TESTS[module].split()]
     return [str(file.relative_to(ROOT / "tests")) for of_name in files for file in of_name]
 
 
@@ -343,9 +360,9 @@ def digest_of_tests(module: str) -> str:
     return digest(*((ROOT / "tests" / name).read_text() for name in tests_of(module)))
 
 
-def drawn(count: int, seed: int = SEED) -> list[Mutant]:
-    """Return the mutants of all modules in an order that the seed decides, or the first `count` of them."""
-    everything = [mutant for module in MODULES for mutant in mutants_of(module)]
+def drawn(count: int, seed: int = SEED, modules: Iterable[str] = MODULES) -> list[Mutant]:
+    """Return the mutants of some modules in an order that the seed decides, or the first `count` of them."""
+    everything = [mutant for module in modules for mutant in mutants_of(module)]
     random.Random(seed).shuffle(everything)
     return everything[:count]
 
@@ -362,15 +379,15 @@ def summary(results: list[dict]) -> dict:
     }
 
 
-def store(results: list[dict]) -> None:
-    """Write results, the survivors with their reasons first."""
+def store(results: list[dict], file: Path) -> None:
+    """Write results to a file, the survivors with their reasons first."""
     survivors = [
         {"name": result["name"], "line": result["line"], "reason": EQUIVALENT.get(result["name"], "not caught")}
         for result in results
         if result["outcome"] == "survived"
     ]
     data = {**summary(results), "seed": SEED, "survivors": survivors, "results": results}
-    RESULTS.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
@@ -378,20 +395,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--only", help="modules with one of these, between commas, in their names; nothing is stored")
+    parser.add_argument("--forward", action="store_true", help="the methods that noise their finished images again")
     parser.add_argument("--show", type=int, help="print a mutant instead of running any")
     options = parser.parse_args()
-    mutants = drawn(options.count, options.seed)
+    mutants = drawn(options.count, options.seed, FORWARD if options.forward else MODULES)
+    file = RESULTS / ("mutants_forward.json" if options.forward else "mutants.json")
     if options.show is not None:
         print(mutants[options.show].name)
         return
-    stored = json.loads(RESULTS.read_text())["results"] if RESULTS.is_file() else []
+    stored = json.loads(file.read_text())["results"] if file.is_file() else []
     known = {result["mutant"]: result for result in stored}
     if options.only:
         mutants = [mutant for mutant in mutants if any(part in mutant.module for part in options.only.split(","))]
     warm()
     results: dict[str, dict] = {}
     keys = [digest(mutant.source) for mutant in mutants]
-    tests = {module: digest_of_tests(module) for module in MODULES}
+    tests = {module: digest_of_tests(module) for module in TESTS}
     for number, (mutant, key) in enumerate(zip(mutants, keys)):
         result = known.get(key)
         if result is None or (result["outcome"] == "survived" and result["tests"] != tests[mutant.module]):
@@ -402,7 +421,7 @@ def main() -> None:
                 print(f"{number} {outcome} {seconds:.0f} s  {mutant.name}", flush=True)
         results[key] = known[key] = {**result, "line": mutant.line}
         if not options.only and options.seed == SEED:
-            store([known[key] for key in keys if key in known])
+            store([known[key] for key in keys if key in known], file)
     print(json.dumps(summary(list(results.values()))))
 
 
