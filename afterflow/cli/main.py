@@ -37,6 +37,7 @@ COMMANDS = {
     "export": ("export", "export_command"),
     "push": ("push", "push"),
     "serve-rewards": ("serve", "serve_command"),
+    "view": ("view", "view_command"),
     "vote": ("vote", "vote_command"),
     "recipes": ("recipes", "recipes_command"),
 }
@@ -45,7 +46,7 @@ COMMANDS = {
 
 TRAINING = ("train", "doctor", "compare")
 """Commands that train."""
-LASTING = ("train", "compare", "serve-rewards", "vote")
+LASTING = ("train", "compare", "serve-rewards", "view", "vote")
 """Commands whose result is a folder or a service: what they print are messages, which may be lost."""
 INTERRUPTED = 128 + 2
 """The exit code after Ctrl-C: the shell's for a program that SIGINT ends."""

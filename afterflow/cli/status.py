@@ -1,11 +1,8 @@
 """afterflow status: how far a run is, how long it will take, and whether it is well."""
 
-import math
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -13,14 +10,8 @@ from tyro.conf import Positional
 from ..experiment.run_folder import RESULTS, RunFolder, duration
 from ..system.errors import InputError
 from ..system.escapes import printable
+from ..view.progress import QUIET, RECENT, first_alarm, first_and_last, health_warnings, progress_line, recent_seconds
 from .parsing import parse_options
-
-RECENT = 20
-"""Number of iterations whose time predicts that of the next ones."""
-QUIET = 10
-"""Number of iteration times without a new line, after which a run seems to be gone."""
-
-MetricLines = Sequence[Mapping[str, float]]
 
 
 def status(args: Sequence[str]) -> None:
@@ -81,53 +72,4 @@ def status_lines(folder: RunFolder, now: float) -> list[str]:
     lines.append(f"  last checkpoint: {checkpoints[-1].name if checkpoints else 'none yet'}")
     curves = [name for name in metrics[-1] if name == "reward" or name.startswith(("reward/", "eval/"))]
     lines += [f"  {line}" for line in (first_and_last(name, metrics) for name in curves) if line]
-    return lines + [f"  ! {line}" for line in health_warnings(metrics)]
-
-
-def progress_line(limits: tuple[int, float | None], metrics: MetricLines, seconds: float, ended: bool) -> str:
-    """Return how far a run is; `limits` are iterations and seconds of training, `seconds` those of an iteration."""
-    iterations, budget = limits
-    done, last = int(metrics[-1]["step"]) + 1, metrics[-1]
-    share = last["seconds_trained"] / budget if budget else done / iterations
-    position = f"iteration {done}" + ("" if budget else f" of {iterations}") + f" ({min(share, 1):.0%})"
-    if ended:
-        return f"{position}, ended after {duration(last['seconds_trained'])} of training"
-    remaining = budget - last["seconds_trained"] if budget else seconds * (iterations - done)
-    return f"{position}, {seconds:.3g} s an iteration, about {duration(max(0, remaining))} to go"
-
-
-def recent_seconds(metrics: MetricLines) -> float:
-    """Return the median seconds of the last iterations."""
-    ends = [line["seconds_trained"] for line in metrics[-RECENT - 1 :]]
-    return statistics.median([b - a for a, b in pairwise(ends)] or ends)
-
-
-def first_and_last(name: str, metrics: MetricLines) -> str | None:
-    """Return the first and last value of a metric that is not measured at every iteration."""
-    values = [line[name] for line in metrics if isinstance(line.get(name), int | float)]
-    return f"{name} {values[0]:.4g} → {values[-1]:.4g}" if values else None
-
-
-def health_warnings(metrics: MetricLines) -> list[str]:
-    """Return a sentence for each thing in the last iterations that somebody should look at."""
-    recent, sentences = metrics[-RECENT:], []
-    alarms = [int(line["step"]) for line in metrics if line.get("alarm")]
-    if alarms:
-        sentences.append(
-            f"ALARM since iteration {alarms[0]}: a reward that is not trained has fallen; look at samples/"
-        )
-    for name in metrics[-1]:
-        if name.startswith("invalid/"):
-            sentences.append(f"{metrics[-1][name]:.0%} of the last images have no {name.removeprefix('invalid/')}")
-    if any(not math.isfinite(line.get("grad_norm", 0)) for line in recent):
-        sentences.append("a gradient was not finite")
-    tied = statistics.mean(line.get("zero_std_groups", 0) for line in recent)
-    if tied > 0.5:
-        sentences.append(f"{tied:.0%} of the groups have one reward for all their images, and teach nothing")
-    clipped = statistics.mean(line.get("clip_fraction", 0) for line in recent)
-    if clipped > 0.5:
-        sentences.append(f"{clipped:.0%} of the ratios are clipped; lower the learning rate, or widen clip")
-    masked = statistics.mean(line.get("masked_fraction", 0) for line in recent)
-    if masked > 0.5:
-        sentences.append(f"{masked:.0%} of the steps are masked; lower the learning rate, or raise divergence")
-    return sentences
+    return lines + [f"  ! {line}" for line in health_warnings(metrics[-RECENT:], first_alarm(metrics))]

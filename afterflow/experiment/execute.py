@@ -35,6 +35,7 @@ from .config_checks import check_model
 from .contents import check_contents, run_contents
 from .first_lines import describe_run, expected_words, pass_seconds
 from .function_rewards import check_same_functions
+from .group_recorder import GroupRecorder
 from .latent_dataset import image_pairs
 from .learning_rate import learning_rate_schedule
 from .model_card import write_card
@@ -143,8 +144,9 @@ def train_setup(
         side: What may fail without ending the run.
     """
     optimization = setup.run.optimization
+    recorder = GroupRecorder(setup.algorithm.requirements.weights, side)
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
-        source, prompts, passes = training_data(setup, records, clock)
+        source, prompts, passes = training_data(setup, records, clock, recorder)
         held_out_prompts = encode_prompts(setup, held_out) if held_out else None
     if isinstance(setup.run.data, ImageSource):
         _log.info(f"  data      {len(prompts)} {image_noun(setup.run.data)} to learn from")
@@ -152,7 +154,7 @@ def train_setup(
     check_before_sampling(setup, prompts, seconds)
     if setup.first < setup.run.batches.iterations:
         _log.info(expected_words(setup, seconds, passes))
-    monitor = RunMonitor(setup, prompts, held_out_prompts, clock, side)
+    monitor = RunMonitor(setup, prompts, held_out_prompts, clock, side, recorder)
     rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
     trainer = Trainer(
         setup.algorithm, setup.models, setup.weights, clock, TrainOptions(rate, optimization.max_grad_norm, skip)
@@ -182,7 +184,7 @@ def save_result(setup: TrainingSetup, side: SideOutputs) -> None:
 
 
 def training_data(
-    setup: TrainingSetup, records: Sequence[dict], clock: Clock
+    setup: TrainingSetup, records: Sequence[dict], clock: Clock, recorder: GroupRecorder
 ) -> tuple[Iterator[Iteration | OnePass], Conditioning, Passes]:
     """Return the iterations to train on, the encoded prompts they are about, and their passes."""
     run, model, batches = setup.run, setup.model, setup.run.batches
@@ -201,7 +203,7 @@ def training_data(
         setup.algorithm,
         setup.models,
         lambda step: prompts[prompt_rows(records, batches.tag_schedule, step, batches.batch, run.seed)],
-        scorer(model, setup.algorithm, run.judge, run.reward_models),
+        scorer(model, setup.algorithm, run.judge, run.reward_models, recorder),
         ExploreOptions(
             seed=run.seed,
             latent_shape=model.latent_shape,

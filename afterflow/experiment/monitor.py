@@ -31,15 +31,19 @@ from ..train.progress import Progress
 from ..train.reward_hacking import reward_hacking_signs
 from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
+from .group_recorder import GroupRecorder
 from .health import HealthWatch
 from .image_grid import beside_inputs, flat_cells, save_pictures
-from .run_folder import MetricsFile, RunFolder
+from .run_folder import BASE_STEP, MetricsFile, RunFolder
 from .setup import TrainingSetup
+from .shown_pictures import GroupPictures, HeldOutPictures, SamplePictures
 
 _log = logging.getLogger(__name__)
 
 SAMPLE_PROMPTS = 8
-"""Number of prompts in the sample pictures, with four images each."""
+"""Number of prompts in the sample pictures."""
+SAMPLE_IMAGES = 4
+"""Number of images of each of them."""
 
 
 class PolicySampler:
@@ -65,8 +69,9 @@ class PolicySampler:
 class HeldOutEvaluator:
     """Measures rewards on held-out prompts, and how far a judge prefers the images to those before training."""
 
-    def __init__(self, setup: TrainingSetup, sampler: PolicySampler, prompts: Conditioning) -> None:
+    def __init__(self, setup: TrainingSetup, sampler: PolicySampler, prompts: Conditioning, side: SideOutputs) -> None:
         self.setup, self.sampler, self.prompts = setup, sampler, prompts
+        self.pictures = HeldOutPictures(setup, prompts.records(), side)
         self.file = metrics_file(setup, RunFolder(setup.run.folder).held_out_file)
         earliest = self.file.earliest if self.file is not None else {}
         self.earliest = {name: values for name, values in earliest.items() if name != "step"}
@@ -85,6 +90,16 @@ class HeldOutEvaluator:
             raise CheckpointError(f"{file} is gone, and with it the base of the win rate; start the run anew")
         return np.load(file, allow_pickle=False)
 
+    def save_base(self) -> None:
+        """Store the pictures before training of the prompts that are shown; all processes draw them."""
+        rows = torch.from_numpy(self.pictures.rows)
+        if self.base_images is not None:
+            images = self.base_images[self.pictures.rows]
+        else:  # as many of each prompt as are measured, so that the first begins from the same noise
+            images = self.sampler.images(self.prompts[rows], self.setup.run.evaluation.eval_images)
+        if self.setup.processes.main:
+            self.pictures.save_base(BASE_STEP, images)
+
     def measure(self, step: int) -> dict[str, float]:
         """Return the mean of each reward over the held-out prompts, the spread of images, and the alarm.
 
@@ -93,8 +108,10 @@ class HeldOutEvaluator:
         run, processes, total = self.setup.run, self.setup.processes, len(self.prompts)
         share = processes.evaluation_rows(total)
         latents = self.sampler.latents(self.prompts[share], run.evaluation.eval_images)
-        parts = processes.run_on_all(lambda: self._scores(decode_groups(self.setup.model, latents), share))
+        parts = processes.run_on_all(lambda: self._scores(decode_groups(self.setup.model, latents), share, step))
         rewards = self._gather(parts, step)
+        if processes.main:
+            self.pictures.save(step, [entry for part in parts for entry in part["pictures"]])
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.file is not None:
             self.file.write(step, by_prompt)
@@ -130,8 +147,11 @@ class HeldOutEvaluator:
             _log.warning(f"step {step}: ALARM: {sentence}; look at samples/, the policy may be cheating")
         return {"alarm": float(bool(signs))}
 
-    def _scores(self, images: np.ndarray, share: Tensor) -> dict[str, Any]:
-        """Return rewards and wins over the base's images, of images (P, K, H, W, 3) of this process's prompts."""
+    def _scores(self, images: np.ndarray, share: Tensor, step: int) -> dict[str, Any]:
+        """Return rewards and wins over the base's images, of images (P, K, H, W, 3) of this process's prompts.
+
+        The pictures that are stored are returned with them.
+        """
         run, records = self.setup.run, self.prompts[share].records()
         scores = {name: score_groups(name, images, records, run.reward_models) for name in run.watched}
         wins, undecided = ([], []) if self.base_images is None else self._wins(images, records, share)
@@ -140,6 +160,7 @@ class HeldOutEvaluator:
             "failures": {name: list(score.failures) for name, score in scores.items()},
             "wins": wins,
             "undecided": undecided,
+            "pictures": self.pictures.of_process(images, share.tolist(), scores, step),
         }
 
     def _wins(self, images: np.ndarray, records: Sequence[dict], share: Tensor) -> tuple[list[list[float]], list[str]]:
@@ -186,6 +207,7 @@ class RunMonitor:
         held_out: Conditioning | None,
         clock: Clock,
         side: SideOutputs,
+        recorder: GroupRecorder,
     ) -> None:
         """Watch a run from its first iteration on.
 
@@ -195,13 +217,16 @@ class RunMonitor:
             held_out: Prompts to measure on, if any.
             clock: The clock that the stages of an iteration are timed by.
             side: What may fail without ending the run.
+            recorder: What sees the groups of a rollout when they are scored.
         """
         self.setup, self.clock, self.side = setup, clock, side
         self.sampler = PolicySampler(setup)
         # Prompts of a tag stand together, so the shown ones are spread over all of them.
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SAMPLE_PROMPTS, len(prompts))).long()]
+        self.samples = SamplePictures(setup, self.shown.records(), SAMPLE_IMAGES, side)
+        self.groups = GroupPictures(setup, recorder)
         self.best = BestKeeper(setup, side)
-        self.evaluator = HeldOutEvaluator(setup, self.sampler, held_out) if held_out is not None else None
+        self.evaluator = HeldOutEvaluator(setup, self.sampler, held_out, side) if held_out is not None else None
         folder = RunFolder(setup.run.folder)
         self.log = metrics_file(setup, folder.metrics_file)
         self.record = folder.record_file.read_text(encoding="utf-8") if setup.processes.main else ""
@@ -251,6 +276,7 @@ class RunMonitor:
         The checkpoint comes before all that may fail: trackers, the progress line, pictures.
         """
         run = self.setup.run
+        self._save_base()
         start = before = running_seconds()
         for step, metrics in steps:
             self._agree(running_seconds() - before, signals)
@@ -268,6 +294,7 @@ class RunMonitor:
             self._show(step, metrics, progress)
             if is_due(run.logging.sample_every, step, last) and not preempted:
                 self._save_samples(step)
+            self.groups.save(step)
             yield step
             if last or preempted:
                 return
@@ -329,13 +356,30 @@ class RunMonitor:
             metrics |= {"seconds/eval": running_seconds() - start}
         return metrics
 
-    def _save_samples(self, step: int) -> None:
-        """Save a sheet of sample pictures, from the same noise every time."""
-        images = None
+    def _save_base(self) -> None:
+        """Store the pictures before the first iteration, of a run that starts with it."""
+        if self.setup.first:
+            return
+        if self.setup.run.logging.sample_every:
+            images = self._draw_samples()
+            if images is not None and self.setup.processes.main:
+                self.samples.save(BASE_STEP, images)
+        if self.evaluator is not None:
+            with suppress(Preempted), self.clock.within("pictures"):
+                self.evaluator.save_base()
+
+    def _draw_samples(self) -> np.ndarray | None:
+        """Return the sample pictures, from the same noise every time; None where SIGTERM breaks the drawing off."""
         with suppress(Preempted), self.clock.within("pictures"):
-            images = self.sampler.images(self.shown, 4)
+            return self.sampler.images(self.shown, SAMPLE_IMAGES)
+        return None
+
+    def _save_samples(self, step: int) -> None:
+        """Save the sample pictures, each and in a sheet."""
+        images = self._draw_samples()
         if images is None or not self.setup.processes.main:
             return
+        self.samples.save(step, images)
         with self.side.making("sample pictures", step):
             images, captions = beside_inputs(self.shown.records(), images)
             folder = self.setup.run.folder / "samples"

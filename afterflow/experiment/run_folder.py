@@ -28,6 +28,16 @@ RESULTS = ("lora", "model")
 """Folders that a run that has ended leaves: a LoRA, or a pipeline."""
 WRITTEN = ("metrics.jsonl", "held_out.jsonl", "data.json", "best.json")
 """Files that a run writes after its record, so that without one they are somebody else's."""
+PICTURE_SETS = ("samples", "held_out", "groups")
+"""Sets of stored pictures: of the prompts that the sampler shows, of held-out prompts, and of groups of training."""
+BASE_STEP = -1
+"""The step of pictures that are drawn before the first iteration."""
+PICTURE_SUFFIXES = {
+    ".png": (b"\x89PNG", "image/png"),
+    ".jpg": (b"\xff\xd8\xff", "image/jpeg"),
+    ".gif": (b"GIF8", "image/gif"),
+}
+"""Suffix of a stored picture → the bytes it begins with, and its type."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,11 @@ class RunFolder:
     def checkpoint_folder(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def picture_folder(self) -> Path:
+        """The folder of the stored pictures, with a folder for each set."""
+        return self.path / "pictures"
 
     def record(self) -> dict[str, Any]:
         """Return what run.json holds.  InputError where there is none that afterflow wrote."""
@@ -159,6 +174,7 @@ class RunFolder:
         if self.record_file.exists() and not is_of_run(self.path):
             raise InputError(f"{self.record_file} is not what afterflow writes and is not replaced; move it away")
         written = [*(self.path / name for name in WRITTEN), *(self.path / "samples").glob("step_*")]
+        written += [path for path in self.picture_folder.rglob("*") if not path.is_dir()]
         for path in written if not self.record_file.exists() else ():
             check_own_file(path, lambda _: False)
         for name in RESULTS:
@@ -171,6 +187,19 @@ class RunFolder:
         if not lines:
             return False
         return Budget(iterations, budget_seconds, lines[-1]["seconds_trained"]).ends(lines[-1]["step"])
+
+
+def step_name(step: int) -> str:
+    """Return the name of a step's stored pictures."""
+    return "base" if step == BASE_STEP else f"step_{step:06d}"
+
+
+def step_of_name(name: str) -> int | None:
+    """Return the step whose stored pictures have that name; None where it is no such name."""
+    if name == "base":
+        return BASE_STEP
+    number = name.removeprefix("step_")
+    return int(number) if name != number and number.isascii() and number.isdigit() and 6 <= len(number) <= 12 else None
 
 
 RECORD_MARK = "run.json"

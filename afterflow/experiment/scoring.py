@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, Scores
+from ..models.generate import decode_groups
 from ..models.pipeline import Model
 from ..objectives.preferences import pairs
 from ..rewards.base import Judge, RewardModels
@@ -15,13 +16,37 @@ from ..rewards.grouped import judge_groups, score_groups
 from ..rewards.registry import DEFAULT_REWARD_MODELS
 from ..train.clock import Clock
 from ..train.scores import Score
+from .group_recorder import GroupRecorder
 
 
 def scorer(
-    model: Model, algorithm: OnPolicy, judge: Judge | None, models: RewardModels = DEFAULT_REWARD_MODELS
+    model: Model,
+    algorithm: OnPolicy,
+    judge: Judge | None,
+    models: RewardModels = DEFAULT_REWARD_MODELS,
+    recorder: GroupRecorder | None = None,
 ) -> Score:
-    """Return the function that scores finished latents of a rollout."""
-    return partial(score_latents, model, algorithm.requirements, judge, models)
+    """Return the function that scores finished latents of a rollout.
+
+    Args:
+        model: The model that decodes latents.
+        algorithm: The algorithm, whose requirements name the rewards and the pairs to compare.
+        judge: The judge, where pairs are compared.
+        models: Where rewards that are networks run.
+        recorder: What looks at the images and their scores; None: nobody does.
+    """
+    requirements = algorithm.requirements
+
+    def score(leaves: Tensor, records: Sequence[dict], generators: Sequence[torch.Generator], clock: Clock) -> Scores:
+        if not scores_anything(requirements):
+            return Scores({})
+        images = decode_leaves(model, leaves, clock)
+        scores = score_images(requirements, judge, models, images, records, generators, clock)
+        if recorder is not None:
+            recorder.add(images, records, scores)
+        return scores
+
+    return score
 
 
 def score_latents(
@@ -36,8 +61,6 @@ def score_latents(
 ) -> Scores:
     """Return the scores of finished latents on the CPU, where advantages are fp64.
 
-    Which pairs a judge sees, and its random numbers, depend on the prompt's own generator.
-
     Args:
         model: The model that decodes latents.
         requirements: The rewards and the pairs to compare.
@@ -48,11 +71,45 @@ def score_latents(
         generators: P generators.
         clock: The clock that times decoding and rewards.
     """
-    if not requirements.rewards and requirements.comparisons is None:
+    if not scores_anything(requirements):
         return Scores({})
+    images = decode_leaves(model, leaves, clock)
+    return score_images(requirements, judge, models, images, records, generators, clock)
+
+
+def scores_anything(requirements: Requirements) -> bool:
+    """Return whether an algorithm needs a score of an image or a comparison of two."""
+    return bool(requirements.rewards) or requirements.comparisons is not None
+
+
+def decode_leaves(model: Model, leaves: Tensor, clock: Clock) -> np.ndarray:
+    """Decode finished latents (P, G, ...) to uint8 images (P, G, H, W, 3)."""
     with clock("decode"):
-        images = model.decode(leaves.flatten(0, 1))
-    images = images.reshape(*leaves.shape[:2], *images.shape[1:])
+        return decode_groups(model, leaves)
+
+
+def score_images(
+    requirements: Requirements,
+    judge: Judge | None,
+    models: RewardModels,
+    images: np.ndarray,
+    records: Sequence[dict],
+    generators: Sequence[torch.Generator],
+    clock: Clock,
+) -> Scores:
+    """Return the scores of images.
+
+    Which pairs a judge sees, and its random numbers, depend on the prompt's own generator.
+
+    Args:
+        requirements: The rewards and the pairs to compare.
+        judge: The judge, where pairs are compared.
+        models: Where rewards that are networks run.
+        images: uint8 images (P, G, H, W, 3), or clips.
+        records: P records of the prompts.
+        generators: P generators.
+        clock: The clock that times rewards.
+    """
     with clock("reward"):
         answers = {name: score_groups(name, images, records, models) for name in requirements.rewards}
         scores = Scores(

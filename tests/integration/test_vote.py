@@ -35,10 +35,10 @@ from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.models.wan import Wan
 from afterflow.recipes import RECIPES
+from afterflow.rewards.remote.local_page import HEADERS
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.rewards.vlm.judge import VLMJudge
 from afterflow.rewards.votes.judge import Votes
-from afterflow.rewards.votes.page import HEADERS
 from afterflow.rewards.votes.voting import Voting
 from afterflow.system.errors import ConfigError, InputError, TrainingStopped
 from afterflow.system.verdicts import verdict_file

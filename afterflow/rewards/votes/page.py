@@ -4,11 +4,9 @@ It answers at this machine alone and only below an address with a random token. 
 set as text, so that none of them is markup; pictures are decoded here and sent as PNG.
 """
 
-import hmac
 import io
 import re
 from collections.abc import Mapping
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +18,23 @@ from ...system.errors import InputError, OutputError
 from ...system.escapes import printable
 from ...system.text_files import decode_text, parse_json
 from ...system.verdicts import LEFT_WINS
-from ..remote.gate import Message, Receive, Send, is_this_machine
+from ..remote.local_page import PageGate, file_of_page, refusal
 from .voting import NotShown, ShownPair, Voting
 
 WEB = Path(__file__).parent / "web"
-FILES = {
-    "": ("page.html", "text/html"),
-    "page.js": ("page.js", "text/javascript"),
-    "page.css": ("page.css", "text/css"),
-}
-"""Path below the token → the file and its type."""
 SESSION = re.compile(r"[0-9a-f]{16,64}")
 MAX_BODY = 4096
 """Largest request of the page in bytes."""
-HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
-    ),
-    "cache-control": "no-store",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
-"""Headers of every answer: nothing is loaded from elsewhere, embedded elsewhere or kept."""
 
 
 def build_page(voting: Voting, token: str) -> FastAPI:
     """Return the service of the page below /TOKEN/, whose requests `web/page.js` makes."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(PageGate, token=token)
+    app.add_middleware(PageGate, token=token, command="afterflow vote")
 
     @app.get(f"/{token}/{{name}}")
     async def file(name: str) -> Response:
-        if name not in FILES:
-            return refusal(404, "no such page")
-        path, kind = FILES[name]
-        return Response((WEB / path).read_bytes(), media_type=kind)
+        return file_of_page(WEB, name)
 
     @app.get(f"/{token}/")
     async def page() -> Response:
@@ -84,44 +61,6 @@ def build_page(voting: Voting, token: str) -> FastAPI:
             return refusal(507, str(error))
 
     return app
-
-
-class PageGate:
-    """Lets in requests that know the token, name this machine and come from the page itself; adds the headers."""
-
-    def __init__(self, app: Any, token: str) -> None:
-        self.app, self.token = app, token
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message.get("headers", []), *headers]
-            await send(message)
-
-        reason = self.refusal(scope["path"], dict(scope["headers"]))
-        app = self.app if reason is None else refusal(403, reason)
-        await app(scope, receive, send_with_headers)
-
-    def refusal(self, path: str, headers: Mapping[bytes, bytes]) -> str | None:
-        """Return why a request is refused; None where it is let in."""
-        host = headers.get(b"host", b"").decode("latin-1")
-        if not is_this_machine(host):
-            return "this page answers at 127.0.0.1 or localhost alone"
-        if not hmac.compare_digest(path.removeprefix("/").partition("/")[0].encode(), self.token.encode()):
-            return "open the whole address that afterflow vote has printed"
-        if headers.get(b"origin", f"http://{host}".encode()) != f"http://{host}".encode():
-            return "this page answers to no other page"
-        return None
-
-
-def refusal(status: int, reason: str) -> JSONResponse:
-    """Return an answer that says why there is no other."""
-    return JSONResponse({"error": reason}, HTTPStatus(status))
 
 
 async def read_fields(request: Request) -> dict:

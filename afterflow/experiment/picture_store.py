@@ -1,0 +1,162 @@
+"""Pictures that a run stores while it trains, with their scores: the same prompts from the same noise at every stage.
+
+pictures/SET/records.json           the prompts and the number of pictures of each, once
+pictures/SET/inputs/000_0.png       the pictures that a prompt is about, where it has some
+pictures/SET/step_000030/000.png    the pictures after iteration 30; base/ holds those before the first
+pictures/SET/step_000030.json       their names and scores, written last, so that it never names a missing picture
+"""
+
+import io
+import json
+import math
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..rewards.edited import as_drawn
+from ..rewards.grouped import GroupScores, score_groups
+from ..rewards.registry import find_reward
+from ..system.atomic_files import make_folder, replacing, write_text_atomically, writing
+from ..system.input_pictures import input_names
+from ..system.text_files import read_json
+from .config import Run
+from .image_grid import FRAMES_PER_SECOND
+from .run_folder import BASE_STEP, PICTURE_SUFFIXES, RunFolder, step_name, step_of_name
+
+LARGEST_PNG = 128
+"""Longest side in pixels of a picture that is stored without loss."""
+JPEG_QUALITY = 92
+"""Quality of a larger picture."""
+
+
+class PictureStore:
+    """Writes one set of pictures of a run."""
+
+    def __init__(self, run_folder: Path, name: str) -> None:
+        self.folder = RunFolder(run_folder).picture_folder / name
+
+    def begin(self, first: int, records: Sequence[Mapping[str, Any]] = (), per_prompt: int = 1) -> None:
+        """Remove what iterations from `first` on will store again, and store the prompts, if the set has fixed ones.
+
+        A set of other prompts is begun anew.  OutputError where the disk does not take it.
+        """
+        about = {"per_prompt": per_prompt, "records": list(records)}
+        file = self.folder / "records.json"
+        if first and records and file.is_file() and read_json(file) != about:
+            first = 0
+        make_folder(self.folder)
+        with writing(self.folder):
+            self._remove(BASE_STEP if first == 0 else first)
+        if records:
+            write_text_atomically(file, json.dumps(about) + "\n")
+
+    def _remove(self, first: int) -> None:
+        """Remove the steps from `first` on: first what names pictures, then these."""
+        stored = [path for path in self.folder.iterdir() if (step_of_name(path.stem) or BASE_STEP) >= first]
+        stored = [path for path in stored if step_of_name(path.stem) is not None]
+        for path in sorted(stored, key=lambda path: path.is_dir()):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def write_inputs(self, records: Sequence[Mapping[str, Any]], height: int, width: int) -> None:
+        """Store the pictures that prompts are about, in the size of what is drawn."""
+        for p, record in enumerate(records):
+            for i, name in enumerate(input_names(record)):
+                make_folder(self.folder / "inputs")
+                content = encode_picture(as_drawn(name, height, width))
+                write_bytes(self.folder / "inputs" / f"{p:03d}_{i}{picture_suffix(content)}", content)
+
+    def write(self, step: int, pictures: Sequence[bytes], about: Mapping[str, Any]) -> None:
+        """Store encoded pictures of iteration `step`, and what is known about them.
+
+        OutputError where the disk does not take them; then the step is not there.
+        """
+        name = step_name(step)
+        about_file, folder = self.folder / f"{name}.json", self.folder / name
+        with writing(folder):
+            about_file.unlink(missing_ok=True)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        make_folder(folder)
+        names = [f"{i:03d}{picture_suffix(content)}" for i, content in enumerate(pictures)]
+        for file, content in zip(names, pictures):
+            write_bytes(folder / file, content)
+        text = json.dumps(without_nan({"step": step, "pictures": names, **about}), allow_nan=False)
+        write_text_atomically(about_file, text + "\n")
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.  OutputError where the disk does not take it."""
+    with replacing(file) as partial:
+        partial.write_bytes(content)
+
+
+def encode_picture(pixels: np.ndarray) -> bytes:
+    """Encode an image, uint8 (H, W, 3), as PNG up to 128 px a side and as JPEG above; a clip (F, H, W, 3) as GIF."""
+    stream = io.BytesIO()
+    if pixels.ndim == 4:
+        first, *others = [Image.fromarray(frame) for frame in pixels]
+        animation = {"save_all": True, "append_images": others, "duration": 1000 // FRAMES_PER_SECOND, "loop": 0}
+        first.save(stream, format="GIF", **animation)
+    elif max(pixels.shape[:2]) <= LARGEST_PNG:
+        Image.fromarray(pixels).save(stream, format="PNG")
+    else:
+        Image.fromarray(pixels).save(stream, format="JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue()
+
+
+def picture_suffix(content: bytes) -> str:
+    """Return the suffix of an encoded picture, by its first bytes."""
+    return next(suffix for suffix, (start, _) in PICTURE_SUFFIXES.items() if content.startswith(start))
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value of JSON with None in place of numbers that are not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def cheap_rewards(run: Run) -> tuple[str, ...]:
+    """Return the watched rewards that are functions: networks and servers cost too much for pictures beside them."""
+    servers = run.reward_models.servers
+    return tuple(name for name in run.watched if find_reward(name).load is None and name not in servers)
+
+
+def score_pictures(run: Run, images: np.ndarray, records: Sequence[dict]) -> dict[str, Any]:
+    """Return scores and parts of images (P, K, ...) by the rewards that are functions, in one row of P K each."""
+    with generators_unchanged():
+        scores = {name: score_groups(name, images, records, run.reward_models) for name in cheap_rewards(run)}
+    return scores_of_pictures(scores)
+
+
+def scores_of_pictures(scores: Mapping[str, GroupScores]) -> dict[str, Any]:
+    """Return the scores and the parts of rewards as a step's file holds them, by name in one row of all pictures."""
+    return {
+        "scores": {name: score.values.flatten().tolist() for name, score in scores.items()},
+        "parts": {
+            f"{name}/{part}": values.flatten().tolist()
+            for name, score in scores.items()
+            for part, values in score.parts.items()
+        },
+    }
+
+
+@contextmanager
+def generators_unchanged() -> Iterator[None]:
+    """Leave the global generators as they are, so that a reward that draws moves no number of training."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(of_numpy)

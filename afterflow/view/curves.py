@@ -1,0 +1,123 @@
+"""Curves of a run: every number of its metrics, thinned to what a screen shows, and held-out means with intervals."""
+
+import math
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .growing_file import GrowingFile, is_number
+
+MOST_POINTS = 600
+"""Number of points of a curve that a page gets, at most."""
+Z = 1.96
+"""Standard errors on either side of a mean that 95 % of means fall within."""
+
+
+class MetricCurves:
+    """The numbers of metrics.jsonl by name, in 12 bytes each, and what was added since the last time."""
+
+    def __init__(self, file: Path, run_folder: Path) -> None:
+        self.file = GrowingFile(file, run_folder)
+        self.series: dict[str, tuple[array, array]] = {}
+        """Name → iterations and values."""
+        self.alarms: list[int] = []
+        """Iterations at which a trained reward rose while a hidden one fell."""
+
+    def update(self) -> None:
+        """Read the lines that are new."""
+        if not self.file.changed():
+            return
+        anew, lines = self.file.read()
+        if anew:
+            self.series, self.alarms = {}, []
+        for line in lines:
+            step = int(line["step"])
+            for name, value in line.items():
+                if name != "step" and is_number(value):
+                    steps, values = self.series.setdefault(name, (array("q"), array("f")))
+                    steps.append(step)
+                    values.append(value)
+            if line.get("alarm"):
+                self.alarms.append(step)
+
+    def thinned(self, names: Sequence[str]) -> dict[str, list[list[float | None]]]:
+        """Return the curves of these names as lists of [iteration, value]; a name without one is left out."""
+        return {name: thin(*self.series[name]) for name in names if name in self.series}
+
+
+def thin(steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS) -> list[list[float | None]]:
+    """Return at most `most` points [step, value] of a curve: the lowest and the highest of each stretch of it."""
+    x, y = np.asarray(steps), np.asarray(values, np.float64)
+    chosen = np.arange(len(x))
+    if len(x) > most:
+        edges = np.linspace(0, len(x), most // 2 + 1).astype(int)
+        low, high = np.where(np.isfinite(y), y, np.inf), np.where(np.isfinite(y), y, -np.inf)
+        ends = [(a + low[a:b].argmin(), a + high[a:b].argmax()) for a, b in pairwise(edges)]
+        chosen = np.unique(ends)
+    return [[int(step), number(value)] for step, value in zip(x[chosen].tolist(), y[chosen].tolist())]
+
+
+def number(value: float) -> float | None:
+    """Return a number to six digits, as JSON holds it; None for one that is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+class HeldOutCurves:
+    """Means of held-out rewards with intervals, one point for each measurement."""
+
+    def __init__(self, file: Path, run_folder: Path) -> None:
+        self.file = GrowingFile(file, run_folder)
+        self.points: list[dict[str, Any]] = []
+        """{"step", "means": name → [mean, low, high, number of prompts]}, oldest first."""
+
+    def update(self) -> None:
+        """Read the lines that are new."""
+        if not self.file.changed():
+            return
+        anew, lines = self.file.read()
+        self.points = [] if anew else self.points
+        for line in lines:
+            lists = {name: values for name, values in line.items() if isinstance(values, list)}
+            self.points.append({"step": int(line["step"]), "means": mean_intervals(lists)})
+
+
+def mean_intervals(values: Mapping[str, Sequence[Any]]) -> dict[str, list[float | None]]:
+    """Return name → [mean, low, high, n] of n prompts with a score; an interval needs two, a mean one.
+
+    The interval is 1.96 standard errors on either side, over prompts.
+    """
+    means: dict[str, list[float | None]] = {}
+    for name, column in values.items():
+        known = np.array([value for value in column if is_number(value) and math.isfinite(value)], np.float64)
+        if len(known):
+            mean = float(known.mean())
+            half = Z * float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.nan
+            means[name] = [number(mean), number(mean - half), number(mean + half), len(known)]
+    return means
+
+
+ALARM = re.compile(rb'"alarm": (?!0\.0[,}]|0[,}])')
+
+
+class AlarmSearch:
+    """Finds the first alarm in metrics.jsonl without parsing it, and reads each part of the file once."""
+
+    def __init__(self, file: Path, run_folder: Path) -> None:
+        self.file = GrowingFile(file, run_folder)
+        self.first: int | None = None
+        """The first iteration with an alarm; None: none so far."""
+
+    def update(self) -> int | None:
+        """Read what is new, and return the first iteration with an alarm."""
+        anew, content = self.file.read_bytes()
+        self.first = None if anew else self.first
+        if self.first is None and (match := ALARM.search(content)):
+            start = content.rfind(b"\n", 0, match.start()) + 1
+            step = re.match(rb'\{"step": (\d{1,15})', content[start:])
+            self.first = int(step[1]) if step else None
+        return self.first

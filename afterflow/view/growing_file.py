@@ -1,0 +1,85 @@
+"""A file of lines that grows while it is read: each line is read once, and a file that was replaced from its start."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..system.errors import InputError
+
+LARGEST_TAIL = 1 << 17
+"""Bytes at the end of a file that are read where the last lines are enough."""
+
+
+def check_inside_run(path: Path, run_folder: Path) -> Path:
+    """Return a path of a run's folder; InputError where a symbolic link takes it out of the folder."""
+    if not path.resolve().is_relative_to(run_folder.resolve()):
+        raise InputError(f"{path.name} leads out of the folder of its run by a symbolic link, and is not read")
+    return path
+
+
+class GrowingFile:
+    """Reads what was added to a file of JSON lines since the last time."""
+
+    def __init__(self, file: Path, run_folder: Path) -> None:
+        self.file, self.run_folder = file, run_folder
+        self.position, self.inode = 0, -1
+
+    def changed(self) -> bool:
+        """Return whether the file holds something that was not read."""
+        try:
+            state = self.file.stat()
+        except OSError:
+            return False
+        return state.st_ino != self.inode or state.st_size != self.position
+
+    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Return whether the file is another one than before, and its whole lines that were not read.
+
+        A line that is no object of JSON with a step is passed over.  A file that is not there has no lines.
+        """
+        anew, content = self.read_bytes()
+        return anew, [line for line in map(parse_line, content.splitlines()) if line is not None]
+
+    def read_bytes(self) -> tuple[bool, bytes]:
+        """Return whether the file is another one than before, and the bytes of its whole lines that were not read."""
+        if not self.file.is_file():
+            anew, self.inode, self.position = self.inode != -1, -1, 0
+            return anew, b""
+        with check_inside_run(self.file, self.run_folder).open("rb") as stream:
+            state = os.fstat(stream.fileno())
+            anew = self.inode != -1 and (state.st_ino != self.inode or state.st_size < self.position)
+            if anew or self.inode == -1:
+                self.inode, self.position = state.st_ino, 0
+            stream.seek(self.position)
+            content = stream.read()
+        whole = content.rfind(b"\n") + 1
+        self.position += whole
+        return anew, content[:whole]
+
+
+def parse_line(text: bytes) -> dict[str, Any] | None:
+    """Return the object of a line of metrics; None where it is none, or has no step."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and is_number(line.get("step")) and line["step"] >= 0 else None
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value of JSON is a number that a float can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53)
+
+
+def first_and_last_lines(file: Path, run_folder: Path) -> list[dict[str, Any]]:
+    """Return the first line of a file and the whole lines near its end, without reading what is between."""
+    with check_inside_run(file, run_folder).open("rb") as stream:
+        first = stream.readline(LARGEST_TAIL)
+        size = os.fstat(stream.fileno()).st_size
+        start = max(len(first), size - LARGEST_TAIL)
+        stream.seek(start)
+        tail = stream.read(LARGEST_TAIL)
+    # The first part of the tail is the end of a line, unless the tail begins where the first line ends.
+    texts = tail[: tail.rfind(b"\n") + 1].split(b"\n")[0 if start == len(first) else 1 :]
+    return [line for line in map(parse_line, [first, *texts]) if line is not None]

@@ -1,0 +1,69 @@
+"""How far a run is, how long it will take, and whether it is well, from the lines of its metrics."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from ..experiment.run_folder import duration
+
+RECENT = 20
+"""Number of iterations whose time predicts that of the next ones."""
+QUIET = 10
+"""Number of iteration times without a new line, after which a run seems to be gone."""
+
+MetricLines = Sequence[Mapping[str, float]]
+
+
+def progress_line(limits: tuple[int, float | None], metrics: MetricLines, seconds: float, ended: bool) -> str:
+    """Return how far a run is; `limits` are iterations and seconds of training, `seconds` those of an iteration."""
+    iterations, budget = limits
+    done, last = int(metrics[-1]["step"]) + 1, metrics[-1]
+    share = last["seconds_trained"] / budget if budget else done / iterations
+    position = f"iteration {done}" + ("" if budget else f" of {iterations}") + f" ({min(share, 1):.0%})"
+    if ended:
+        return f"{position}, ended after {duration(last['seconds_trained'])} of training"
+    remaining = budget - last["seconds_trained"] if budget else seconds * (iterations - done)
+    return f"{position}, {seconds:.3g} s an iteration, about {duration(max(0, remaining))} to go"
+
+
+def recent_seconds(metrics: MetricLines) -> float:
+    """Return the median seconds of the last iterations."""
+    ends = [line["seconds_trained"] for line in metrics[-RECENT - 1 :]]
+    return statistics.median([b - a for a, b in pairwise(ends)] or ends)
+
+
+def first_and_last(name: str, metrics: MetricLines) -> str | None:
+    """Return the first and last value of a metric that is not measured at every iteration."""
+    values = [line[name] for line in metrics if isinstance(line.get(name), int | float)]
+    return f"{name} {values[0]:.4g} → {values[-1]:.4g}" if values else None
+
+
+def first_alarm(metrics: MetricLines) -> int | None:
+    """Return the first iteration at which a trained reward rose while a hidden one fell; None where none did."""
+    return next((int(line["step"]) for line in metrics if line.get("alarm")), None)
+
+
+def health_warnings(recent: MetricLines, alarm: int | None) -> list[str]:
+    """Return a sentence for each thing in the last iterations that somebody should look at.
+
+    `alarm` is the first iteration with an alarm.
+    """
+    sentences = []
+    if alarm is not None:
+        sentences.append(f"ALARM since iteration {alarm}: a reward that is not trained has fallen; look at samples/")
+    for name in recent[-1]:
+        if name.startswith("invalid/"):
+            sentences.append(f"{recent[-1][name]:.0%} of the last images have no {name.removeprefix('invalid/')}")
+    if any(not math.isfinite(line.get("grad_norm", 0)) for line in recent):
+        sentences.append("a gradient was not finite")
+    tied = statistics.mean(line.get("zero_std_groups", 0) for line in recent)
+    if tied > 0.5:
+        sentences.append(f"{tied:.0%} of the groups have one reward for all their images, and teach nothing")
+    clipped = statistics.mean(line.get("clip_fraction", 0) for line in recent)
+    if clipped > 0.5:
+        sentences.append(f"{clipped:.0%} of the ratios are clipped; lower the learning rate, or widen clip")
+    masked = statistics.mean(line.get("masked_fraction", 0) for line in recent)
+    if masked > 0.5:
+        sentences.append(f"{masked:.0%} of the steps are masked; lower the learning rate, or raise divergence")
+    return sentences

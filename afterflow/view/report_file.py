@@ -1,0 +1,137 @@
+"""One run as a file that holds the page, its answers and its pictures: it needs no server and no network."""
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..experiment.run_folder import PICTURE_SETS, PICTURE_SUFFIXES
+from ..system.atomic_files import make_folder, write_text_atomically
+from ..system.own_folders import check_own_file
+from .answers import Answers
+from .picture_sets import PictureSet
+from .run_reader import RunReader
+
+LARGEST_REPORT = 3_000_000
+"""Bytes of a report, at most."""
+TITLE = "afterflow: runs"
+WEB = Path(__file__).parent / "web"
+FITS = tuple((steps, side) for steps in (24, 12, 8, 5, 3, 2) for side in (None, 192, 96))
+"""Stages and longest side in pixels of the pictures, from the best to the smallest; None: as they are stored."""
+QUALITY = 80
+"""Quality of pictures that are made smaller."""
+
+
+def write_report(run: Path, file: Path) -> None:
+    """Write the page of a run to one file of at most 3 MB; where pictures are too many, stages are left out.
+
+    OutputError where the file is not one that afterflow wrote, or the disk does not take it.
+    """
+    check_own_file(file, is_own_report)
+    make_folder(file.parent)
+    write_text_atomically(file, report_text(run))
+
+
+def is_own_report(file: Path) -> bool:
+    """Return whether a file begins as a report does."""
+    with file.open("rb") as stream:
+        return TITLE.encode() in stream.read(4096)
+
+
+def report_text(run: Path) -> str:
+    """Return the page of a run as one text, with its best pictures that fit."""
+    answers = Answers([run])
+    text = ""
+    for stages, side in FITS:
+        text = page_with(stored_answers(answers, run, stages, side))
+        if len(text.encode()) <= LARGEST_REPORT:
+            return text
+    return page_with({"answers": answers_without_pictures(answers), "pictures": {}})
+
+
+def answers_without_pictures(answers: Answers) -> dict[str, Any]:
+    """Return what the page is told about the run itself."""
+    details = answers.answer("run/0")
+    assert isinstance(details, dict)
+    return {
+        "runs": answers.answer("runs"),
+        "run/0": {**details, "sets": {}},
+        "curves/0": answers.answer("curves/0", details["names"]),
+    }
+
+
+def stored_answers(answers: Answers, run: Path, stages: int, side: int | None) -> dict[str, Any]:
+    """Return every answer that the page may ask for, with pictures of at most `stages` stages and `side` pixels."""
+    content, pictures, reader = answers_without_pictures(answers), {}, RunReader(run)
+    for name in PICTURE_SETS:
+        stored = reader.sets[name].content()
+        if not stored["steps"]:
+            continue
+        stored["steps"] = spread(stored["steps"], stages)
+        content["run/0"]["sets"][name] = len(stored["steps"])
+        content[f"set/0/{name}"] = stored
+        for step in stored["steps"]:
+            content[f"seen/0/{name}/{step['name']}"] = reader.seen(name, step["name"])
+        for address, file in picture_files(reader.sets[name], stored):
+            pictures[f"0/{name}/{address}"] = data_address(file, side)
+    return {"answers": content, "pictures": pictures}
+
+
+def spread(steps: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Return at most `most` stages, spread over all, with the first and the last."""
+    if len(steps) <= most:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+
+
+def picture_files(pictures: PictureSet, stored: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """Yield the address below the set and the file of each picture of these stages, and of each input."""
+    names = [(step["name"], name) for step in stored["steps"] for name in step["pictures"]]
+    names += [("inputs", name) for prompt in stored["prompts"] for name in prompt["inputs"]]
+    for step, name in names:
+        file = pictures.picture(step, name)
+        if file is not None:
+            yield f"{step}/{name}", file
+
+
+def data_address(file: Path, side: int | None) -> str:
+    """Return a picture as an address that holds it, scaled down to `side` pixels where it is larger."""
+    content, kind = file.read_bytes(), PICTURE_SUFFIXES[file.suffix][1]
+    if side is not None:
+        with Image.open(io.BytesIO(content)) as image:
+            if max(image.size) > side or file.suffix == ".gif":
+                smaller = image.convert("RGB")
+                smaller.thumbnail((side, side))
+                stream = io.BytesIO()
+                smaller.save(stream, format="JPEG", quality=QUALITY)
+                content, kind = stream.getvalue(), "image/jpeg"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def page_with(stored: Mapping[str, Any]) -> str:
+    """Return the page with style, script and data in it; its policy lets in nothing else, by their digests."""
+    style, script = (f"\n{(WEB / name).read_text(encoding='utf-8')}" for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # No text of a run can end the block that it stands in.
+    data = json.dumps(stored, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = (WEB / "page.html").read_text(encoding="utf-8")
+    page = page.replace(
+        "<meta charset", f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta charset'
+    )
+    page = page.replace('<link rel="stylesheet" href="page.css">', f"<style>{style}</style>")
+    page = page.replace('<script src="page.js" defer></script>\n', "")
+    block = f'<script type="application/json" id="stored">{data}</script>\n<script>{script}</script>\n</body>'
+    return page.replace("</body>", block)
+
+
+def digest(text: str) -> str:
+    """Return the digest by which a policy lets in a block with this text."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
