@@ -127,6 +127,8 @@ def page_with(stored: Mapping[str, Any]) -> str:
         "<meta charset", f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta charset'
     )
     page = page.replace('<link rel="stylesheet" href="page.css">', f"<style>{style}</style>")
+    icon = base64.b64encode((WEB / "icon.svg").read_bytes()).decode()
+    page = page.replace('href="icon.svg"', f'href="data:image/svg+xml;base64,{icon}"')
     page = page.replace('<script src="page.js" defer></script>\n', "")
     block = f'<script type="application/json" id="stored">{data}</script>\n<script>{script}</script>\n</body>'
     return page.replace("</body>", block)

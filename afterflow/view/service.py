@@ -10,6 +10,8 @@ from ..rewards.remote.local_page import FILES, PageGate, file_of_page, refusal
 from .answers import Answers
 
 WEB = Path(__file__).parent / "web"
+ICON = "icon.svg"
+"""The sign of the page in a browser's tab."""
 MOST_NAMES = 64
 """Number of curves that one request names, at most."""
 
@@ -28,6 +30,8 @@ def build_view(answers: Answers, token: str) -> FastAPI:
 
     @app.get(f"/{token}/{{path:path}}")
     def answer(path: str, request: Request) -> Response:
+        if path == ICON:
+            return Response((WEB / ICON).read_bytes(), 200, None, "image/svg+xml")
         if path in FILES:
             return file_of_page(WEB, path)
         names = request.query_params.getlist("name")[:MOST_NAMES]

@@ -195,10 +195,11 @@ function progress(run) {
   const bar = el("progress", { class: "bar", max: 1, value: run.share });
   bar.setAttribute("aria-label", `Progress of ${run.name}`);
   const about = [run.method, run.recipe && run.recipe !== run.method ? `recipe ${run.recipe}` : ""].filter(Boolean).join(", ");
-  const rewards = Object.entries(run.rewards ?? {}).map(([name, [first, last]]) => `${name} ${number(first)} → ${number(last)}`);
+  const shown = run.rewards?.reward ? { reward: run.rewards.reward } : run.rewards ?? {};
+  const rewards = Object.entries(shown).map(([name, [first, last]]) => `${name} ${number(first)} → ${number(last)}`);
   const health = run.health.length
     ? el("ul", { class: "warning" }, ...run.health.map((words) => el("li", {}, words)))
-    : run.state === "waiting" ? null : el("p", { class: "quiet-text" }, "Nothing to look at: it is well.");
+    : run.state === "waiting" ? null : el("p", { class: "quiet-text" }, "Health: no warning.");
   return [bar, el("p", {}, run.progress), el("p", { class: "quiet-text" }, about), el("p", { class: "quiet-text" }, rewards.join(", ")), health];
 }
 
@@ -256,7 +257,7 @@ function metricLines(index, names, indices, side) {
 
 // Charts
 
-const WIDTH = 440, HEIGHT = 200, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 24;
+const WIDTH = 440, HEIGHT = 200, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 36;
 
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
@@ -308,7 +309,8 @@ function chart(title, lines, { alarms, now }) {
     picture.append(drawing("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: scale.y(tick), y2: scale.y(tick) }));
     picture.append(drawing("text", { x: LEFT - 5, y: scale.y(tick) + 4, "text-anchor": "end" }, number(tick)));
   }
-  for (const tick of scale.xTicks) picture.append(drawing("text", { x: scale.x(tick), y: HEIGHT - 8, "text-anchor": "middle" }, String(tick)));
+  picture.append(drawing("text", { x: WIDTH - RIGHT, y: HEIGHT - 4, "text-anchor": "end" }, "iteration"));
+  for (const tick of scale.xTicks) picture.append(drawing("text", { x: scale.x(tick), y: HEIGHT - 20, "text-anchor": "middle" }, String(tick)));
   if (now !== undefined && now >= 0) picture.append(drawing("line", { class: "now", x1: scale.x(now), x2: scale.x(now), y1: TOP, y2: HEIGHT - BOTTOM }));
   for (const alarm of alarms) {
     picture.append(drawing("line", { class: "alarm", x1: scale.x(alarm), x2: scale.x(alarm), y1: TOP, y2: HEIGHT - BOTTOM }));
@@ -403,7 +405,8 @@ function stage() {
   slider.max = String(Math.max(0, list.length - 1));
   slider.value = String(state.step);
   const step = list[state.step];
-  element("step-name").textContent = step === undefined ? "no picture yet" : stageName(step);
+  const words = state.view === "groups" ? `iteration ${step}` : stageName(step);
+  element("step-name").textContent = step === undefined ? "no picture yet" : words;
   slider.setAttribute("aria-valuetext", element("step-name").textContent);
   if (step === undefined) {
     if (state.view !== "runs" && runs.length) element("pictures").replaceChildren(el("p", { class: "quiet-text" }, missingWords()));
@@ -519,17 +522,18 @@ function cover(cell, seen) {
     return;
   }
   const picture = drawing("svg", { viewBox: `0 0 ${seen.size} ${seen.size}`, "aria-hidden": "true" });
-  const boxes = [...seen.boxes, ...(seen.letters ? [{ label: seen.letters.text, score: seen.letters.score, counts: true, box: seen.letters.box }] : [])];
-  for (const { label, score, counts, box } of boxes) {
-    const place = { x: box[0], y: box[1], width: Math.max(0, box[2] - box[0]), height: Math.max(0, box[3] - box[1]) };
-    picture.append(drawing("rect", { class: "seen-shade", ...place }), drawing("rect", { class: `seen-box${counts ? "" : " unsure"}`, ...place }));
-    const size = seen.size * 0.085;
-    const text = drawing("text", { x: Math.min(box[0], seen.size * 0.5), y: box[1] > size * 1.3 ? box[1] - size * 0.3 : box[3] + size }, `${label} ${number(score, 2)}`);
+  const boxes = seen.letters ? [{ label: `"${seen.letters.text}"`, counts: true, ...seen.letters }] : seen.boxes;
+  const size = Math.max(3, seen.size * 0.1), entries = [];
+  boxes.forEach(({ label, score, counts, box }, i) => {
+    const [x, y, width, height] = [box[0], box[1], Math.max(0, box[2] - box[0]), Math.max(0, box[3] - box[1])];
+    picture.append(drawing("rect", { class: "seen-shade", x, y, width, height }), drawing("rect", { class: `seen-box${counts ? "" : " unsure"}`, x, y, width, height }));
+    const text = drawing("text", { x: Math.min(x + width + size * 0.15, seen.size - size * 0.7), y: Math.max(size * 0.9, y + size * 0.5) }, String(i + 1));
     text.style.fontSize = `${size}px`;
     picture.append(text);
-  }
+    entries.push(`${i + 1}: ${label} ${number(score, 2)}${counts ? "" : ", not sure"}`);
+  });
   cell.frame.append(picture);
-  cell.figure.append(el("ul", { class: "scores words" }, ...seen.words.map((words) => el("li", {}, words))));
+  cell.figure.append(el("ul", { class: "scores words" }, ...[...entries, ...seen.words].map((words) => el("li", {}, words))));
 }
 
 // Groups
@@ -567,21 +571,24 @@ function groupCard(group, g, shown) {
 function strip(group) {
   const known = group.total.filter((value) => Number.isFinite(value));
   const low = Math.min(...known), high = Math.max(...known);
-  const at = (value) => 14 + ((value - low) / (high - low || 1)) * 352;
+  const at = (value) => (high > low ? 14 + ((value - low) / (high - low)) * 352 : 190);
   const stacks = new Map();
   const dots = group.total.flatMap((value, i) => {
     if (!Number.isFinite(value)) return [];
-    const bin = Math.round(at(value) / 11);
+    const bin = Math.round(at(value) / 9);
     stacks.set(bin, (stacks.get(bin) ?? 0) + 1);
-    return [{ x: at(value), row: stacks.get(bin), isBest: i === group.best, isWorst: i === group.worst }];
+    return [{ x: at(value), row: stacks.get(bin), isBest: high > low && i === group.best, isWorst: high > low && i === group.worst }];
   });
-  const height = 24 + 11 * Math.max(1, ...stacks.values());
+  const tallest = Math.max(1, ...stacks.values()), gap = Math.min(9, 90 / tallest);
+  const height = 26 + gap * tallest;
   const spread = Math.sqrt(mean(known.map((value) => (value - mean(known)) ** 2)) ?? 0);
-  const words = `${known.length} of ${group.total.length} images have a reward: lowest ${number(low)}, mean ${number(mean(known))}, highest ${number(high)}, standard deviation ${number(spread)}`;
+  const same = `All ${known.length} images have the reward ${number(low)}: the group teaches nothing`;
+  const words = high === low ? same : `${known.length} of ${group.total.length} images have a reward: lowest ${number(low)}, mean ${number(mean(known))}, highest ${number(high)}, standard deviation ${number(spread)}`;
   const picture = drawing("svg", { class: "strip", viewBox: `0 0 380 ${height}`, role: "img", "aria-label": words });
   picture.append(drawing("line", { class: "axis", x1: 8, x2: 372, y1: height - 16, y2: height - 16 }));
-  for (const dot of dots) picture.append(drawing("circle", { class: "dot", cx: dot.x, cy: height - 12 - 11 * dot.row + 1, r: 4.5, color: dot.isBest ? "var(--good)" : dot.isWorst ? "var(--bad)" : "var(--c0)" }));
-  picture.append(drawing("text", { x: 8, y: height - 3 }, number(low)), drawing("text", { x: 372, y: height - 3, "text-anchor": "end" }, number(high)));
+  for (const dot of dots) picture.append(drawing("circle", { class: "dot", cx: dot.x, cy: height - 16 - gap * (dot.row - 0.5), r: 4, color: dot.isBest ? "var(--good)" : dot.isWorst ? "var(--bad)" : "var(--c0)" }));
+  const ends = high > low ? [[8, "start", low], [372, "end", high]] : [[190, "middle", low]];
+  for (const [x, anchor, value] of ends) picture.append(drawing("text", { x, y: height - 3, "text-anchor": anchor }, number(value)));
   return el("figure", {}, picture, el("p", { class: "quiet-text" }, words + "."));
 }
 
