@@ -16,7 +16,7 @@ from ..system.messages import show_messages
 from ..system.own_folders import check_own, remove_own
 from ..system.running_time import running_seconds
 from ..system.side_outputs import SideOutputs
-from ..view.report_file import write_report
+from ..view.report_file import write_report_file
 from .output import result_console, write_text
 
 SUITE = ShapesSettings(prompts=280, images=4)
@@ -50,7 +50,7 @@ def judge_demo(run: Run, folder: Path, start: float) -> None:
     result_console().print(render_report(report))
     print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
     with SideOutputs() as side, side.making("the page"):
-        write_report(folder, folder / REPORT)
+        write_report_file(folder, folder / REPORT)
         print(f"Every stage of the training, in a browser: {folder / REPORT}")
         print(f"The same with the extra `serve`, also while a run trains: afterflow view {folder}")
     print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")

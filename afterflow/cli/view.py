@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from ..view.answers import Answers
-from ..view.run_reader import check_run, runs_below
+from ..view.run_reader import check_run_folder, runs_below
 from .output import print_progress
 from .parsing import parse_options
 
@@ -39,7 +39,7 @@ class View:
     """Port of the page at 127.0.0.1."""
 
     def __call__(self) -> None:
-        runs = [check_run(Path(path)) for path in self.runs]
+        runs = [check_run_folder(Path(path)) for path in self.runs]
         if self.html is not None:
             self.write(runs, Path(self.html))
             return
@@ -60,9 +60,9 @@ class View:
 
     def write(self, runs: Sequence[Path], file: Path) -> None:
         """Write one run to a file of its own.  ConfigError where not one run is named."""
-        from ..view.report_file import write_report
+        from ..view.report_file import write_report_file
 
         if len(runs) != 1:
             raise ConfigError("--html writes one run to a file; name that run")
-        write_report(runs[0], file)
+        write_report_file(runs[0], file)
         print_progress(f"{file} holds the page of {runs[0]} and its pictures; open it in a browser")

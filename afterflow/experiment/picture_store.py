@@ -87,7 +87,7 @@ class PictureStore:
         names = [f"{i:03d}{picture_suffix(content)}" for i, content in enumerate(pictures)]
         for file, content in zip(names, pictures):
             write_bytes(folder / file, content)
-        text = json.dumps(without_nan({"step": step, "pictures": names, **about}), allow_nan=False)
+        text = json.dumps(json_value({"step": step, "pictures": names, **about}), allow_nan=False)
         write_text_atomically(about_file, text + "\n")
 
 
@@ -116,13 +116,13 @@ def picture_suffix(content: bytes) -> str:
     return next(suffix for suffix, (start, _) in PICTURE_SUFFIXES.items() if content.startswith(start))
 
 
-def without_nan(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Return a value of JSON with None in place of numbers that are not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: json_value(item) for key, item in value.items()}
+    return [json_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def cheap_rewards(run: Run) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def scorer(
         if not scores_anything(requirements):
             return Scores({})
         images = decode_leaves(model, leaves, clock)
-        scores = score_images(requirements, judge, models, images, records, generators, clock)
+        scores = score_decoded(requirements, judge, models, images, records, generators, clock)
         if recorder is not None:
             recorder.add(images, records, scores)
         return scores
@@ -74,7 +74,7 @@ def score_latents(
     if not scores_anything(requirements):
         return Scores({})
     images = decode_leaves(model, leaves, clock)
-    return score_images(requirements, judge, models, images, records, generators, clock)
+    return score_decoded(requirements, judge, models, images, records, generators, clock)
 
 
 def scores_anything(requirements: Requirements) -> bool:
@@ -88,7 +88,7 @@ def decode_leaves(model: Model, leaves: Tensor, clock: Clock) -> np.ndarray:
         return decode_groups(model, leaves)
 
 
-def score_images(
+def score_decoded(
     requirements: Requirements,
     judge: Judge | None,
     models: RewardModels,

@@ -59,10 +59,10 @@ def thin(steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS)
         low, high = np.where(np.isfinite(y), y, np.inf), np.where(np.isfinite(y), y, -np.inf)
         ends = [(a + low[a:b].argmin(), a + high[a:b].argmax()) for a, b in pairwise(edges)]
         chosen = np.unique(ends)
-    return [[int(step), number(value)] for step, value in zip(x[chosen].tolist(), y[chosen].tolist())]
+    return [[int(step), finite_or_none(value)] for step, value in zip(x[chosen].tolist(), y[chosen].tolist())]
 
 
-def number(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Return a number to six digits, as JSON holds it; None for one that is not finite."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
@@ -97,11 +97,12 @@ def mean_intervals(values: Mapping[str, Sequence[Any]]) -> dict[str, list[float 
         if len(known):
             mean = float(known.mean())
             half = Z * float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-            means[name] = [number(mean), number(mean - half), number(mean + half), len(known)]
+            means[name] = [finite_or_none(mean), finite_or_none(mean - half), finite_or_none(mean + half), len(known)]
     return means
 
 
 ALARM = re.compile(rb'"alarm": (?!0\.0[,}]|0[,}])')
+"""An alarm in a line of metrics, as `json.dumps` writes it."""
 
 
 class AlarmSearch:

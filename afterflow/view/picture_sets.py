@@ -10,10 +10,10 @@ from typing import Any
 from ..experiment.run_folder import PICTURE_SUFFIXES, RunFolder, step_of_name
 from ..system.errors import InputError
 from ..system.escapes import printable
-from .curves import number
+from .curves import finite_or_none
 from .growing_file import check_inside_run, is_number
 
-PICTURE_NAME = re.compile(r"\d{3,6}(_\d{1,3})?\.(png|jpg|gif)")
+PICTURE_NAME = re.compile(r"[0-9]{3,6}(_[0-9]{1,3})?\.(png|jpg|gif)")
 LARGEST_FILE = 1 << 25
 """Bytes of a file that is read, at most."""
 
@@ -113,17 +113,19 @@ def is_picture_name(name: object) -> bool:
     return isinstance(name, str) and PICTURE_NAME.fullmatch(name) is not None
 
 
-def numbers(values: object, count: int | None = None) -> list[float | None]:
+def number_list(values: object, count: int | None = None) -> list[float | None]:
     """Return a list of numbers and None; empty where `values` is no list, or one of another length."""
     if not isinstance(values, list) or (count is not None and len(values) != count):
         return []
-    return [number(float(value)) if is_number(value) else None for value in values]
+    return [finite_or_none(float(value)) if is_number(value) else None for value in values]
 
 
 def score_lists(scores: object, count: int) -> dict[str, list[float | None]]:
     """Return scores by name, a number or None for each of `count` pictures."""
     lists = (
-        {printable(str(name)): numbers(of, count) for name, of in scores.items()} if isinstance(scores, dict) else {}
+        {printable(str(name)): number_list(of, count) for name, of in scores.items()}
+        if isinstance(scores, dict)
+        else {}
     )
     return {name: of for name, of in lists.items() if of}
 
@@ -136,7 +138,7 @@ def prompt_of(record: Mapping[str, Any]) -> dict[str, str]:
 def group_of(group: object) -> dict[str, Any]:
     """Return a stored group with what is not of its kind left out."""
     entry = group if isinstance(group, dict) else {}
-    total = numbers(entry.get("total"))
+    total = number_list(entry.get("total"))
     index = lambda name: entry.get(name) if entry.get(name) in range(len(total)) else None
     record, levels = entry.get("record"), entry.get("tree")
     return {
@@ -154,7 +156,7 @@ def tree_of_group(levels: list[Any]) -> list[dict[str, Any]]:
     """Return the levels of a tree; empty where a node's parent is not in the level above."""
     tree, above = [], 1
     for level in levels:
-        rewards = numbers(level.get("rewards")) if isinstance(level, dict) else []
+        rewards = number_list(level.get("rewards")) if isinstance(level, dict) else []
         parents = level.get("parents") if rewards else None
         usable = isinstance(parents, list) and len(parents) == len(rewards) and is_number(level.get("step"))
         if not usable or not all(isinstance(p, int) and 0 <= p < above for p in parents):

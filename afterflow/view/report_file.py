@@ -20,14 +20,14 @@ from .run_reader import RunReader
 LARGEST_REPORT = 3_000_000
 """Bytes of a report, at most."""
 TITLE = "afterflow: runs"
-WEB = Path(__file__).parent / "web"
+PAGE_FOLDER = Path(__file__).parent / "web"
 FITS = tuple((steps, side) for steps in (24, 12, 8, 5, 3, 2) for side in (None, 192, 96))
 """Stages and longest side in pixels of the pictures, from the best to the smallest; None: as they are stored."""
 QUALITY = 80
 """Quality of pictures that are made smaller."""
 
 
-def write_report(run: Path, file: Path) -> None:
+def write_report_file(run: Path, file: Path) -> None:
     """Write the page of a run to one file of at most 3 MB; where pictures are too many, stages are left out.
 
     OutputError where the file is not one that afterflow wrote, or the disk does not take it.
@@ -115,25 +115,25 @@ def data_address(file: Path, side: int | None) -> str:
 
 def page_with(stored: Mapping[str, Any]) -> str:
     """Return the page with style, script and data in it; its policy lets in nothing else, by their digests."""
-    style, script = (f"\n{(WEB / name).read_text(encoding='utf-8')}" for name in ("page.css", "page.js"))
+    style, script = (f"\n{(PAGE_FOLDER / name).read_text(encoding='utf-8')}" for name in ("page.css", "page.js"))
     policy = (
-        f"default-src 'none'; script-src '{digest(script)}'; style-src '{digest(style)}'; img-src data:; "
+        f"default-src 'none'; script-src '{policy_digest(script)}'; style-src '{policy_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     # No text of a run can end the block that it stands in.
     data = json.dumps(stored, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = (WEB / "page.html").read_text(encoding="utf-8")
+    page = (PAGE_FOLDER / "page.html").read_text(encoding="utf-8")
     page = page.replace(
         "<meta charset", f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta charset'
     )
     page = page.replace('<link rel="stylesheet" href="page.css">', f"<style>{style}</style>")
-    icon = base64.b64encode((WEB / "icon.svg").read_bytes()).decode()
+    icon = base64.b64encode((PAGE_FOLDER / "icon.svg").read_bytes()).decode()
     page = page.replace('href="icon.svg"', f'href="data:image/svg+xml;base64,{icon}"')
     page = page.replace('<script src="page.js" defer></script>\n', "")
     block = f'<script type="application/json" id="stored">{data}</script>\n<script>{script}</script>\n</body>'
     return page.replace("</body>", block)
 
 
-def digest(text: str) -> str:
+def policy_digest(text: str) -> str:
     """Return the digest by which a policy lets in a block with this text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -9,7 +9,7 @@ from typing import Any
 from ..experiment.run_folder import PICTURE_SETS, RESULTS, RunFolder, duration
 from ..system.errors import InputError
 from ..system.escapes import printable
-from .curves import AlarmSearch, HeldOutCurves, MetricCurves, number
+from .curves import AlarmSearch, HeldOutCurves, MetricCurves, finite_or_none
 from .growing_file import first_and_last_lines, is_number
 from .picture_sets import PictureSet, read_json_object
 from .progress import QUIET, RECENT, health_warnings, progress_line, recent_seconds
@@ -71,7 +71,7 @@ class RunReader:
         if quiet:
             health.insert(0, f"it has written nothing for {duration(idle)}")
         rewards = {
-            printable(name): [number(lines[0][name]), number(last[name])]
+            printable(name): [finite_or_none(lines[0][name]), finite_or_none(last[name])]
             for name in last
             if (name == "reward" or name.startswith("reward/"))
             and is_number(last[name])
@@ -80,7 +80,7 @@ class RunReader:
         return {
             "state": "ended" if ended else "quiet" if quiet else "training",
             "progress": progress_line(limits, recent, seconds, ended),
-            "share": number(min(1.0, max(0.0, share))),
+            "share": finite_or_none(min(1.0, max(0.0, share))),
             "iteration": int(last["step"]),
             "alarm": self.alarm.first,
             "health": health,
@@ -151,7 +151,7 @@ def runs_below(folder: Path) -> list[Path]:
     return runs
 
 
-def check_run(path: Path) -> Path:
+def check_run_folder(path: Path) -> Path:
     """Return the folder of a run.  InputError where there is none."""
     if not (path / "run.json").is_file():
         raise InputError(f"{path}: no run is there; runs are kept in runs/NAME")

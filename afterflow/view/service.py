@@ -1,15 +1,14 @@
 """The local page of runs: it only reads, and answers at this machine alone, below an address with a random token."""
 
 import json
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 
 from ..experiment.run_folder import PICTURE_SUFFIXES
 from ..rewards.remote.local_page import FILES, PageGate, file_of_page, refusal
 from .answers import Answers
+from .report_file import PAGE_FOLDER
 
-WEB = Path(__file__).parent / "web"
 ICON = "icon.svg"
 """The sign of the page in a browser's tab."""
 MOST_NAMES = 64
@@ -31,9 +30,9 @@ def build_view(answers: Answers, token: str) -> FastAPI:
     @app.get(f"/{token}/{{path:path}}")
     def answer(path: str, request: Request) -> Response:
         if path == ICON:
-            return Response((WEB / ICON).read_bytes(), 200, None, "image/svg+xml")
+            return Response((PAGE_FOLDER / ICON).read_bytes(), 200, None, "image/svg+xml")
         if path in FILES:
-            return file_of_page(WEB, path)
+            return file_of_page(PAGE_FOLDER, path)
         names = request.query_params.getlist("name")[:MOST_NAMES]
         content = answers.answer(path, names)
         if content is None:

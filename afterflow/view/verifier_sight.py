@@ -20,7 +20,7 @@ from ..envs.shapes.verify import THRESHOLDS, verify
 from ..envs.shapes.world import SIZES, TAGS
 from ..system.errors import InputError
 from ..system.pictures import read_picture
-from .curves import number
+from .curves import finite_or_none
 
 FAINT = 0.3
 """Confidence below which a detection is not drawn."""
@@ -81,9 +81,9 @@ def detection_sight(detections: Sequence[Detection], threshold: float, side: int
     boxes = [
         {
             "label": f"{detection.color or ''} {detection.cls}".strip(),
-            "score": number(detection.score),
+            "score": finite_or_none(detection.score),
             "counts": detection.score > threshold,
-            "box": [number(edge) for edge in detection.box],
+            "box": [finite_or_none(edge) for edge in detection.box],
         }
         for detection in detections
         if detection.score >= FAINT
@@ -94,7 +94,9 @@ def detection_sight(detections: Sequence[Detection], threshold: float, side: int
 def sign_sight(pixels: NDArray[np.uint8]) -> dict[str, Any]:
     """Return the letters that the reader sees."""
     line = read_sign(pixels)
-    letters = {"text": line.text, "score": number(line.confidence), "box": list(line.box)} if line.text else None
+    letters = (
+        {"text": line.text, "score": finite_or_none(line.confidence), "box": list(line.box)} if line.text else None
+    )
     return {"size": len(pixels), "boxes": [], "letters": letters}
 
 

@@ -18,7 +18,7 @@ from afterflow.experiment.picture_store import PictureStore, encode_picture
 from afterflow.rewards.remote.local_page import HEADERS
 from afterflow.view import report_file
 from afterflow.view.answers import Answers
-from afterflow.view.report_file import LARGEST_REPORT, digest, write_report
+from afterflow.view.report_file import LARGEST_REPORT, policy_digest, write_report_file
 from afterflow.view.service import build_view
 from run_folders import RECORDS, groups_of, pictures_of, run_of
 from served import served
@@ -178,7 +178,7 @@ def stored_in(text):
 
 
 def test_a_report_holds_the_page_its_answers_and_its_pictures(run, tmp_path):
-    write_report(run, tmp_path / "it.html")
+    write_report_file(run, tmp_path / "it.html")
     text = (tmp_path / "it.html").read_text(encoding="utf-8")
     stored = stored_in(text)
     assert set(stored["answers"]) >= {
@@ -200,13 +200,13 @@ def test_a_report_holds_the_page_its_answers_and_its_pictures(run, tmp_path):
 
 
 def test_nothing_of_a_run_can_leave_its_block_and_the_policy_lets_in_the_page_alone(run, tmp_path):
-    write_report(run, tmp_path / "it.html")
+    write_report_file(run, tmp_path / "it.html")
     text = (tmp_path / "it.html").read_text(encoding="utf-8")
     assert text.count("</script>") == 2 and "owned'</script>" not in text and NAME not in text
     script = re.search(r"<script>(.*?)</script>", text, re.S).group(1)
     style = re.search(r"<style>(.*?)</style>", text, re.S).group(1)
     policy = re.search(r'content="(default-src[^"]*)"', text).group(1)
-    assert f"script-src '{digest(script)}'" in policy and f"style-src '{digest(style)}'" in policy
+    assert f"script-src '{policy_digest(script)}'" in policy and f"style-src '{policy_digest(style)}'" in policy
     assert "unsafe" not in policy and "connect-src" not in policy and policy.startswith("default-src 'none'")
 
 
@@ -217,7 +217,7 @@ def test_a_report_of_many_large_pictures_leaves_stages_out_and_is_small_enough(t
     noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), np.uint8)
     for step in (-1, *range(0, 60, 2)):
         store.write(step, [encode_picture(noise)], {"scores": {}, "parts": {}})
-    write_report(folder, tmp_path / "large.html")
+    write_report_file(folder, tmp_path / "large.html")
     text = (tmp_path / "large.html").read_text(encoding="utf-8")
     assert len(text.encode()) <= LARGEST_REPORT
     steps = [step["step"] for step in stored_in(text)["answers"]["set/0/samples"]["steps"]]
@@ -230,7 +230,7 @@ def test_a_report_of_many_large_pictures_leaves_stages_out_and_is_small_enough(t
 
 def test_a_report_that_cannot_be_small_has_no_pictures(run, tmp_path, monkeypatch):
     monkeypatch.setattr(report_file, "LARGEST_REPORT", 1)
-    write_report(run, tmp_path / "it.html")
+    write_report_file(run, tmp_path / "it.html")
     stored = stored_in((tmp_path / "it.html").read_text(encoding="utf-8"))
     assert stored["pictures"] == {} and stored["answers"]["run/0"]["sets"] == {}
 
