@@ -54,7 +54,7 @@ class GroupRecorder:
             rewards = {**scores.rewards, **{name: win_rates(judged) for name, judged in scores.judged.items()}}
             total = combine(rewards, self.weights)
             for p in range(min(len(images), SHOWN_GROUPS - len(self.groups))):
-                shown = best_and_worst(total[p])
+                shown = highest_and_lowest(total[p])
                 if shown is not None:
                     values = {"total": total[p].tolist(), "rewards": rows(rewards, p), "parts": rows(scores.parts, p)}
                     best, worst = (encode_picture(images[p, i]) for i in shown)
@@ -83,7 +83,7 @@ def rows(values: Mapping[str, Tensor], p: int) -> dict[str, list[float]]:
     return {name: value[p].tolist() for name, value in values.items()}
 
 
-def best_and_worst(total: Tensor) -> tuple[int, int] | None:
+def highest_and_lowest(total: Tensor) -> tuple[int, int] | None:
     """Return the indices of the highest and the lowest reward (G,); None where no image has one."""
     if not bool(total.isfinite().any()):
         return None

@@ -72,8 +72,8 @@ def is_number(value: object) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53)
 
 
-def first_and_last_lines(file: Path, run_folder: Path) -> list[dict[str, Any]]:
-    """Return the first line of a file and the whole lines near its end, without reading what is between."""
+def first_and_last_lines(file: Path, run_folder: Path, last: int) -> list[dict[str, Any]]:
+    """Return the first line of a file and at most `last` whole lines at its end, without reading what is between."""
     with check_inside_run(file, run_folder).open("rb") as stream:
         first = stream.readline(LARGEST_TAIL)
         size = os.fstat(stream.fileno()).st_size
@@ -81,5 +81,5 @@ def first_and_last_lines(file: Path, run_folder: Path) -> list[dict[str, Any]]:
         stream.seek(start)
         tail = stream.read(LARGEST_TAIL)
     # The first part of the tail is the end of a line, unless the tail begins where the first line ends.
-    texts = tail[: tail.rfind(b"\n") + 1].split(b"\n")[0 if start == len(first) else 1 :]
-    return [line for line in map(parse_line, [first, *texts]) if line is not None]
+    texts = tail[: tail.rfind(b"\n") + 1].splitlines()[0 if start == len(first) else 1 :]
+    return [line for line in map(parse_line, [first, *texts[-last:]]) if line is not None]

@@ -59,8 +59,9 @@ class PictureSet:
         """Return the records of the set's prompts, and how many pictures each has; none where none are stored."""
         content = read_json_object(self.folder / "records.json", self.run.path) or {}
         records, per_prompt = content.get("records"), content.get("per_prompt")
-        usable = isinstance(records, list) and all(isinstance(record, dict) for record in records)
-        return (records if usable else []), (per_prompt if isinstance(per_prompt, int) and per_prompt > 0 else 1)
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            records = []
+        return records, (per_prompt if isinstance(per_prompt, int) and per_prompt > 0 else 1)
 
     def content(self) -> dict[str, Any]:
         """Return the set as a page gets it: prompts, and the names and scores of each step's pictures."""
@@ -158,8 +159,9 @@ def tree_of_group(levels: list[Any]) -> list[dict[str, Any]]:
     for level in levels:
         rewards = number_list(level.get("rewards")) if isinstance(level, dict) else []
         parents = level.get("parents") if rewards else None
-        usable = isinstance(parents, list) and len(parents) == len(rewards) and is_number(level.get("step"))
-        if not usable or not all(isinstance(p, int) and 0 <= p < above for p in parents):
+        if not isinstance(parents, list) or len(parents) != len(rewards) or not is_number(level.get("step")):
+            return []
+        if not all(isinstance(p, int) and 0 <= p < above for p in parents):
             return []
         tree.append({"step": level["step"], "parents": parents, "rewards": rewards})
         above = len(rewards)

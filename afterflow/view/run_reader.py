@@ -26,6 +26,7 @@ class RunReader:
         self.alarm = AlarmSearch(self.folder.metrics_file, path)
         self.sets = {name: PictureSet(self.folder, name) for name in PICTURE_SETS}
         self._config: tuple[int, dict[str, Any]] = (-1, {})
+        self._ends: tuple[tuple[int, int], list[dict[str, Any]]] = ((-1, -1), [])
 
     def config(self) -> dict[str, Any]:
         """Return the options of the record; none where it cannot be read."""
@@ -58,8 +59,8 @@ class RunReader:
 
     def _progress(self, now: float) -> dict[str, Any]:
         """Return state, progress and health."""
-        file, path = self.folder.metrics_file, self.folder.path
-        lines = first_and_last_lines(file, path) if file.is_file() else []
+        file = self.folder.metrics_file
+        lines = self._first_and_last()
         if not lines:
             return {"state": "waiting", "progress": "no iteration has ended yet", "share": 0, "health": []}
         recent = lines[-RECENT - 1 :]
@@ -86,6 +87,17 @@ class RunReader:
             "health": health,
             "rewards": rewards,
         }
+
+    def _first_and_last(self) -> list[dict[str, Any]]:
+        """Return the first line of the metrics and the last ones, which are read where the file changed."""
+        file = self.folder.metrics_file
+        if not file.is_file():
+            return []
+        state = file.stat()
+        if self._ends[0] != (state.st_mtime_ns, state.st_size):
+            lines = first_and_last_lines(file, self.folder.path, RECENT + 1)
+            self._ends = ((state.st_mtime_ns, state.st_size), lines)
+        return self._ends[1]
 
     def details(self) -> dict[str, Any]:
         """Return the names of the metrics, the held-out means with intervals, the alarms, and the stored sets."""

@@ -3,9 +3,11 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -15,9 +17,13 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.picture_store import PictureStore, encode_picture, picture_suffix
 from afterflow.experiment.run_folder import BASE_STEP, RunFolder
+from afterflow.experiment.shown_pictures import HeldOutPictures
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
+from afterflow.rewards.grouped import GroupScores
 from afterflow.system.errors import InputError
+from afterflow.system.side_outputs import SideOutputs
+from afterflow.train.distributed import Processes
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -73,6 +79,33 @@ def test_base_and_later_pictures_begin_from_the_same_noise(pipeline):
     for name in ("samples", "held_out"):
         read = lambda step, name=name: np.asarray(Image.open(f"runs/it/pictures/{name}/{step}/003.png")).astype(int)
         assert abs(read("base") - read("step_000002")).max() <= 1, "a policy that hardly moved draws what the base drew"
+
+
+def rank_of_two(rank):
+    processes = Processes()
+    processes.rank, processes.count, processes.main = rank, 2, rank == 0
+    return processes
+
+
+def test_two_processes_store_the_held_out_pictures_that_one_does():
+    records = [{"prompt": f"prompt {row}"} for row in range(5)]
+    images = np.random.default_rng(0).integers(0, 255, (5, 2, 16, 16, 3), np.uint8)
+    values = torch.arange(10.0).view(5, 2)
+    values[3, 0] = torch.nan
+    run, parts, stored = SimpleNamespace(folder=Path("runs/it")), {}, []
+    for count, ranks in ((1, [Processes()]), (2, [rank_of_two(0), rank_of_two(1)])):
+        shown = [HeldOutPictures(SimpleNamespace(run=run, processes=p, first=0), records, SideOutputs()) for p in ranks]
+        for pictures, processes in zip(shown, ranks):
+            rows = processes.evaluation_rows(5)
+            scores = {"x": GroupScores(values[rows], {"part": -values[rows]}, ())}
+            entries = pictures.of_process(images[rows.numpy()], rows.tolist(), scores, 4)
+            parts.setdefault(count, []).extend(json.loads(json.dumps(entries)))  # as they travel
+        shown[0].save(4, parts[count])
+        folder = Path("runs/it/pictures/held_out/step_000004")
+        stored.append((about("held_out", "step_000004"), [file.read_bytes() for file in sorted(folder.iterdir())]))
+    assert len(parts[1]) == 5 and len(parts[2]) == 6, "the last row is drawn by both"
+    assert stored[0] == stored[1] and stored[0][0]["scores"] == {"x": [0.0, 2.0, 4.0, None, 8.0]}
+    assert stored[0][0]["parts"] == {"x/part": [-0.0, -2.0, -4.0, None, -8.0]} and len(stored[0][1]) == 5
 
 
 def test_groups_have_all_rewards_and_the_best_and_worst_picture(pipeline):

@@ -314,7 +314,8 @@ function chart(title, lines, { alarms, now }) {
   if (now !== undefined && now >= 0) picture.append(drawing("line", { class: "now", x1: scale.x(now), x2: scale.x(now), y1: TOP, y2: HEIGHT - BOTTOM }));
   for (const alarm of alarms) {
     picture.append(drawing("line", { class: "alarm", x1: scale.x(alarm), x2: scale.x(alarm), y1: TOP, y2: HEIGHT - BOTTOM }));
-    picture.append(drawing("text", { class: "alarm-text", x: scale.x(alarm) + 4, y: TOP + 9 }, "alarm"));
+    const isLate = scale.x(alarm) > WIDTH - 60;
+    picture.append(drawing("text", { class: "alarm-text", x: scale.x(alarm) + (isLate ? -4 : 4), y: TOP + 9, "text-anchor": isLate ? "end" : "start" }, "alarm"));
   }
   for (const line of lines) {
     if (line.band.length > 1) picture.append(drawing("path", { class: "band", d: area(line.band, scale), color: color(line.color) }));
