@@ -49,11 +49,11 @@ def judge_demo(run: Run, folder: Path, start: float) -> None:
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     result_console().print(render_report(report))
     print(f"{summary['seconds']} seconds.  Before and after: {folder / 'before_after.png'}")
+    print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")
     with SideOutputs() as side, side.making("the page"):
         write_report_file(folder, folder / REPORT)
         print(f"Every stage of the training, in a browser: {folder / REPORT}")
         print(f"The same with the extra `serve`, also while a run trains: afterflow view {folder}")
-    print(f"The LoRA: {folder / 'lora'}  The figures: {folder / 'summary.json'}")
 
 
 def figures(report: Report) -> dict:

@@ -90,15 +90,13 @@ class HeldOutEvaluator:
             raise CheckpointError(f"{file} is gone, and with it the base of the win rate; start the run anew")
         return np.load(file, allow_pickle=False)
 
-    def save_base(self) -> None:
-        """Store the pictures before training of the prompts that are shown; all processes draw them."""
-        rows = torch.from_numpy(self.pictures.rows)
+    def draw_base(self) -> np.ndarray:
+        """Return the images (P, K, ...) before training of the prompts whose pictures are stored."""
         if self.base_images is not None:
-            images = self.base_images[self.pictures.rows]
-        else:  # as many of each prompt as are measured, so that the first begins from the same noise
-            images = self.sampler.images(self.prompts[rows], self.setup.run.evaluation.eval_images)
-        if self.setup.processes.main:
-            self.pictures.save_base(BASE_STEP, images)
+            return self.base_images[self.pictures.rows]
+        # As many of each prompt as are measured, so that the first begins from the same noise.
+        shown = self.prompts[torch.from_numpy(self.pictures.rows)]
+        return self.sampler.images(shown, self.setup.run.evaluation.eval_images)
 
     def measure(self, step: int) -> dict[str, float]:
         """Return the mean of each reward over the held-out prompts, the spread of images, and the alarm.
@@ -357,26 +355,26 @@ class RunMonitor:
         return metrics
 
     def _save_base(self) -> None:
-        """Store the pictures before the first iteration, of a run that starts with it."""
+        """Store the pictures before the first iteration, of a run that starts with it.
+
+        Preempted is raised where SIGTERM breaks the drawing off: nothing is trained yet.
+        """
         if self.setup.first:
             return
-        if self.setup.run.logging.sample_every:
-            images = self._draw_samples()
-            if images is not None and self.setup.processes.main:
-                self.samples.save(BASE_STEP, images)
-        if self.evaluator is not None:
-            with suppress(Preempted), self.clock.within("pictures"):
-                self.evaluator.save_base()
-
-    def _draw_samples(self) -> np.ndarray | None:
-        """Return the sample pictures, from the same noise every time; None where SIGTERM breaks the drawing off."""
-        with suppress(Preempted), self.clock.within("pictures"):
-            return self.sampler.images(self.shown, SAMPLE_IMAGES)
-        return None
+        with self.clock.within("pictures"):
+            samples = self.sampler.images(self.shown, SAMPLE_IMAGES) if self.setup.run.logging.sample_every else None
+            held_out = self.evaluator.draw_base() if self.evaluator is not None else None
+        if self.setup.processes.main:
+            if samples is not None:
+                self.samples.save(BASE_STEP, samples)
+            if self.evaluator is not None and held_out is not None:
+                self.evaluator.pictures.save_base(BASE_STEP, held_out)
 
     def _save_samples(self, step: int) -> None:
-        """Save the sample pictures, each and in a sheet."""
-        images = self._draw_samples()
+        """Save the sample pictures, each and in a sheet, from the same noise every time."""
+        images = None
+        with suppress(Preempted), self.clock.within("pictures"):
+            images = self.sampler.images(self.shown, SAMPLE_IMAGES)
         if images is None or not self.setup.processes.main:
             return
         self.samples.save(step, images)

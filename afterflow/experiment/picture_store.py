@@ -59,10 +59,13 @@ class PictureStore:
 
     def _remove(self, first: int) -> None:
         """Remove the steps from `first` on: first what names pictures, then these."""
-        stored = [path for path in self.folder.iterdir() if (step_of_name(path.stem) or BASE_STEP) >= first]
-        stored = [path for path in stored if step_of_name(path.stem) is not None]
-        for path in sorted(stored, key=lambda path: path.is_dir()):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        steps = {path: step_of_name(path.stem) for path in self.folder.iterdir()}
+        again = [path for path, step in steps.items() if step is not None and step >= first]
+        for path in sorted(again, key=lambda path: path.is_dir()):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def write_inputs(self, records: Sequence[Mapping[str, Any]], height: int, width: int) -> None:
         """Store the pictures that prompts are about, in the size of what is drawn."""

@@ -31,9 +31,11 @@ def test_the_demo_says_what_it_reached_and_where_its_files_are(short, capsys):
     assert "text_encoder" not in warned
     summary = json.loads(Path("runs/demo/summary.json").read_text())
     assert summary["seconds"] > 0 and {"before", "after"} <= summary["strict"].keys()
-    for name in ("lora", "before_after.png", "summary.json"):
+    for name in ("lora", "before_after.png", "summary.json", "report.html"):
         assert Path("runs/demo", name).exists() and f"runs/demo/{name}" in printed
     assert "strict" in printed and "delta" in printed
+    assert printed.splitlines()[-1].endswith("afterflow view runs/demo")
+    assert Path("runs/demo/report.html").stat().st_size <= 3_000_000
 
 
 @pytest.mark.parametrize("cores, drawn", [(2, True), (1, False)])
