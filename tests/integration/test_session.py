@@ -80,13 +80,16 @@ def test_a_run_leaves_what_it_promises(run):
     assert any(path.stat().st_size for path in folder.rglob("events.out.tfevents.*"))
 
 
-def at_second_call(monkeypatch, act):
-    """The reward does something else as well when it is asked for the second time; the images of every call."""
+def at_second_call(monkeypatch, act, number=2):
+    """The reward does something else as well when it is asked for the second time; the images of every call.
+
+    Where pictures are stored, those of the base and of iteration 0 are scored too, so that iteration 1 is call 4.
+    """
     scored, asked = rewards.REWARDS["jpeg_compressibility"], []
 
     def acting(images, records):
         asked.append(len(images))
-        if len(asked) == 2:
+        if len(asked) == number:
             act()
         return scored(images, records)
 
@@ -95,7 +98,7 @@ def at_second_call(monkeypatch, act):
 
 
 def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, whole, monkeypatch, caplog):
-    at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT), number=4)
     caplog.set_level("INFO", "afterflow")
     run = run.with_options(sample_every=2)  # pictures, which the whole run has none of, change nothing
     folder = execute(run, "short").folder
