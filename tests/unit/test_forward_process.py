@@ -127,11 +127,38 @@ def test_times_that_cannot_be_are_refused(options, said):
         (dict(kl=-1.0), "kl = -1.0"),
         (dict(max_advantage=0.0), "must be positive"),
         (dict(steps=0), "steps = 0"),
+        (dict(blend=Blend("separate")), "blend.how = separate: an image has one advantage here; take z_sum"),
     ],
 )
 def test_options_that_no_such_method_has_are_refused(options, said):
     with pytest.raises(ConfigError, match=said):
         replace(METHODS["nft"], **options)
+
+
+@pytest.mark.parametrize(
+    "method, defaults",
+    [
+        (DiffusionNFT, dict(beta=1.0, max_advantage=5.0, kl=1e-4, lag=Lag(0.0, 0.001, 0, 0.5), group=24)),
+        (AWM, dict(power=0.25, clip=1e-4, trust=1.0, kl=1e-3, lag=Lag(0.0, 0.001, 0, 0.3))),
+        (VGRPO, dict(clip=1e-2, squash=3.0, trust=0.0, kl=0.0)),
+        (FlowAWR, dict(kl=1e-4, lag=Lag(0.0, 0.001, 0, 0.5), standardize=False)),
+        (DGPO, dict(beta=100.0, clip=1e-4, kl=1e-3, lag=Lag(0.0, 0.001, 0, 0.3))),
+        (
+            CRD,
+            dict(
+                beta=1.0,
+                kl=0.1,
+                reference=Reference("base", 4.5),
+                lag=Lag(0.25, 0.005, 0, 0.999),
+                drawing_lag=Lag(0.0, 0.0075, 75, 0.999),
+            ),
+        ),
+    ],
+)
+def test_defaults_are_those_that_were_published(method, defaults):
+    """As the specifications have them: 2509.16117, 2509.25050, 2604.23380, 2606.30376, 2510.08425, 2603.14128."""
+    made = method(NEAR)
+    assert {name: getattr(made, name) for name in defaults} == defaults
 
 
 def test_options_of_one_method_are_refused():
@@ -363,6 +390,8 @@ def test_softmax_advantages_sum_to_zero_and_know_no_missing_reward():
     gamma = torch.tensor([0.0, 1, 2, 3, 3, 3, 3]).std(correction=0)
     torch.testing.assert_close(A[0, :3], 3 * (reward[0, :3] / gamma).softmax(0) - 1)
     assert A[0, 3].isnan() and A[1].abs().max() < 1e-6 and A[A.isfinite()].min() > -1
+    assert softmax_advantages(torch.full((2, 3), 4.0)).tolist() == [[0.0] * 3] * 2  # no spread at all
+    assert softmax_advantages(torch.full((1, 3), NAN)).isnan().all()
     scores = Scores({"near": reward})
     plain, scaled = (replace(METHODS["flow_awr"], standardize=s).credit(None, [], scores)[0] for s in (False, True))
     known = plain.isfinite()
@@ -396,6 +425,21 @@ def test_crd_asks_that_gains_differ_within_a_group_as_rewards_do():
     centred_rewards = torch.tensor([0.1, -0.1, 0.3, -0.3, 0.0, 0.0])  # where nothing is gained yet
     assert loss.item() == pytest.approx((5 * centred_rewards.square()).mean().item(), rel=1e-5)
     assert metrics["gain"] == 0
+
+
+def test_crds_gradient_is_of_each_gain_and_not_of_the_mean():
+    algorithm = replace(METHODS["crd"], beta=2.0)
+    rows = replace(some_rows([1.0, -1.0, 3.0, -3.0, 0.0, 0.0]), unit=torch.tensor([0, 0, 1, 1, 2, 2]))
+    model, old = MLP(seed=3), MLP()
+    grad, _, _ = gradient(algorithm, rows, model, lagged={"old": old})
+    x = 0.5 * (rows.x0() + rows.noise())
+    error = lambda f: image_error(f(x, rows.t, rows.cond), x, rows.t, rows.x0())
+    again = MLP(seed=3)
+    gain = error(old).detach() - error(again)
+    misfit = 2.0 * centred(gain.detach(), rows.unit) - centred(optimality(rows.advantage, 5.0), rows.unit)
+    # d/dθ of c/β (β gain - ...)², where the group's mean of gains is a constant.
+    (5.0 / 2.0 * 2 * misfit * 2.0 * gain).mean().backward()
+    torch.testing.assert_close(grad, torch.cat([p.grad.flatten() for p in again.parameters()]), rtol=1e-5, atol=1e-8)
 
 
 def test_online_dpo_pairs_the_best_with_the_worst_and_is_log_2_at_the_reference():
