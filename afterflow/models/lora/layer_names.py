@@ -219,6 +219,7 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
 }
 """Name of a family → blocks in diffusers → blocks in the original, and the linear layers inside.  Empty: outside."""
 BLOCKS["QwenImageEdit"], BLOCKS["WanImage"] = BLOCKS["QwenImage"], BLOCKS["Wan"]
+BLOCKS["WanPair"] = BLOCKS["Wan"]  # in each of its two networks
 
 
 @cache
