@@ -21,6 +21,7 @@ from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
 from afterflow.experiment.memory_fit import fit_run
 from afterflow.models.adapters import LoRA
+from afterflow.models.wan import Wan
 from afterflow.system.errors import ConfigError
 from afterflow.system.input_pictures import png_address
 
@@ -33,7 +34,7 @@ def counted(name: str, size: int) -> dict:
     """What each card takes of a model."""
     with tempfile.TemporaryDirectory() as folder:
         family = RELEASED[name].config
-        clips = family.__name__ == "Wan"
+        clips = issubclass(family, Wan)
         model = released(name, Path(folder) / "model", **(SIZES[size] if clips else {"size": size}))
         prompts = Path(folder) / "prompts.jsonl"
         prompts.write_text(prompt_line(family.__name__ == "QwenImageEdit"))

@@ -25,6 +25,7 @@ from afterflow.algorithms.base import Models
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.experiment.cost_estimate import trial_iteration
 from afterflow.models.adapters import LoRA, attach, trainable_parameters
+from afterflow.models.wan import Wan
 from afterflow.models.wrappers import in_chunks
 from afterflow.train.clock import Clock
 from afterflow.train.explore import ExploreOptions
@@ -45,7 +46,8 @@ def shortened(model: Released) -> Released:
     kinds = {"Flux": LAYERS[:2], "Flux2Klein": LAYERS[:2], "ZImage": LAYERS[2:]}
     names = kinds.get(model.config.__name__, LAYERS[:1])
     network = network | dict.fromkeys(names, BLOCKS)
-    return replace(model, files={**model.files, "transformer/config.json": network})
+    networks = [name for name in model.files if name.startswith("transformer")]  # two of a pair, of one shape
+    return replace(model, files={**model.files, **dict.fromkeys(networks, network)})
 
 
 def measure(name: str) -> dict:
@@ -53,7 +55,7 @@ def measure(name: str) -> dict:
     torch.set_num_threads(1)
     RELEASED[name] = shortened(RELEASED[name])
     family = RELEASED[name].config
-    options = CLIP if family.__name__ == "Wan" else {"size": 256}
+    options = CLIP if issubclass(family, Wan) else {"size": 256}
     options = options | ({"max_sequence_length": TOKENS} if hasattr(family, "max_sequence_length") else {})
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +70,8 @@ def measure(name: str) -> dict:
     loaded = time.perf_counter()
     models, clock = Models(in_chunks(model.velocity(model.module), CHUNK)), Clock()
     with torch.autocast("cpu", torch.bfloat16):
-        iteration = trial_iteration(ALGORITHM, models, cond, ExploreOptions(0, model.latent_shape, CHUNK), clock)
+        options = ExploreOptions(0, model.latent_shape, CHUNK, low_noise=model.low_noise)
+        iteration = trial_iteration(ALGORITHM, models, cond, options, clock)
         ratios = []
         for rows in iteration.updates[0][0]:
             loss, metrics = ALGORITHM.loss(models, iteration.rows[rows])

@@ -21,8 +21,10 @@ from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
+from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.execute import execute
 from afterflow.experiment.model_card import usage
+from afterflow.experiment.network_counts import network_counts
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import LoRA, attach
 from afterflow.models.base import blocks
@@ -126,6 +128,21 @@ def test_rows_of_one_network_give_the_other_no_gradient(pair):
         assert having and all(name.startswith(f"{used}.") for name in having)
 
 
+def test_a_network_that_another_process_needs_runs_without_effect(pair):
+    """Where weights are sharded; its gradient is zero then, and what is computed stays the same."""
+    model = adapted(pair)
+    x, t, cond = noise_of(model), torch.tensor([0.9, 0.95]), prompts_of(model)
+    alone = model.velocity(model.module)(x, t, cond)
+    model.module.all_needed = lambda needed: [True, True]
+    together = model.velocity(model.module)(x, t, cond)
+    assert torch.equal(together, alone)
+    together.sum().backward()
+    gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
+    assert all(
+        grad is not None and bool(grad.any()) == name.startswith("transformer.") for name, grad in gradients.items()
+    )
+
+
 def test_both_networks_have_blocks_and_adapters(pair):
     model = pair.load()
     assert len(list(blocks(model.module))) == 2
@@ -190,11 +207,22 @@ def test_steps_of_one_network_train_it_alone(pair, case, retained):
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 3.0}, {"mixed_precision": "bf16"}, {"grad_partitions": 2}])
-def test_steps_of_both_train_both_at_a_ratio_of_one(pair, options):
+def test_steps_of_both_train_both_at_a_ratio_of_one(pair, options, monkeypatch):
     """Rows of the two networks are in microbatches of their own, so a replay has the shape of the rollout."""
+    split, counts = Experts._split, []
+
+    def noted(self, timestep):
+        order, rows = split(self, timestep)
+        counts.append(tuple(rows))
+        return order, rows
+
+    monkeypatch.setattr(Experts, "_split", noted)
     run = run_of(pair, FlowGRPO(JPEG, steps=4, group=4, beta=0.01), retained_rows=0, chunk=8, **options)
     folder = execute(run, "run").folder
-    assert lines_of(folder)[0]["ratio_max"] == lines_of(folder)[0]["ratio_mean"] == 1.0
+    assert lines_of(folder)[0]["ratio_max"] == 1.0
+    assert lines_of(folder)[0]["ratio_mean"] == pytest.approx(1.0, abs=1e-12)
+    whole = 8 * (2 if "guidance_scale" in options else 1)
+    assert set(counts) == {(whole, 0), (0, whole)}
     for file in FILES:
         assert any(value.any() for name, value in load_file(folder / "lora" / file).items() if "lora_B" in name)
 
@@ -246,6 +274,26 @@ def test_images_teach_both_networks(pair):
     folder = execute(run, "run").folder
     for file in FILES:
         assert any(value.any() for name, value in load_file(folder / "lora" / file).items() if "lora_B" in name)
+
+
+def test_a_plan_of_the_released_pair_counts_both_networks_without_weights(pair, tmp_path, monkeypatch):
+    """In the shapes of Wan 2.2 A14B, which are the defaults of diffusers' class."""
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(pair.path, tmp_path / "a14b")
+    without_weights(tmp_path / "a14b")
+    for part in EXPERTS:
+        (tmp_path / "a14b" / part / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    config = WanPair(str(tmp_path / "a14b"), height=32, width=32, frames=5, dtype="bfloat16", max_sequence_length=16)
+    run = run_of(config, FlowGRPO(JPEG, steps=4, group=2, beta=0.0))
+    counts = network_counts(run)
+    assert counts.frozen == pytest.approx(2 * 2 * 14.29e9, rel=1e-3)
+    assert counts.trained == 2 * 40 * 8 * 2 * (5120 + 5120)  # A and B of rank 2 in 8 layers of 40 blocks of each
+    cost = estimate_cost(run)
+    assert cost.memory["frozen and trained weights"] == counts.weights > counts.frozen
+    assert cost.memory["gradients, Adam and EMA"] == 12 * counts.trained
+    # A row is computed by one of the two: two FLOPs for each of its weights and tokens at the most.
+    tokens = 2 * 2 * 2
+    assert counts.forward < 1.1 * 2 * (counts.frozen / 4) * (tokens + 16) * run.batches.chunk
 
 
 # Files of LoRAs
