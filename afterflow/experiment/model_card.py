@@ -160,10 +160,10 @@ def load_calls(run: Run, result: Path) -> list[str]:
     """Return the lines that load a LoRA in diffusers: one, or one for each of two networks."""
     lines = []
     for options in FAMILIES[type(run.model)].lora_calls:
-        told = "".join(
+        options_text = "".join(
             f", {name}={python_text(value) if isinstance(value, str) else value}" for name, value in options.items()
         )
-        lines.append(f"pipe.load_lora_weights({python_text(str(result))}{told})")
+        lines.append(f"pipe.load_lora_weights({python_text(str(result))}{options_text})")
     return [f"{lines[0]}  # or the id of this repository", *lines[1:]]
 
 

@@ -19,7 +19,7 @@ from ..experts import EXPERTS
 from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
 from .layer_names import BLOCKS
-from .pair_files import PAIRS, SECOND, by_expert, check_expert, check_network_count, noise_files, sorted_pair
+from .pair_files import PAIR_FAMILIES, SECOND, by_expert, check_expert, check_network_count, noise_files, sorted_pair
 from .parse import check_alpha, check_config, check_factors, check_tensors, layer_positions, layer_tensors, scaled
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -131,7 +131,7 @@ def read_lora(source: str | Path, family: str | None = None) -> StoredLoRA:
     check_network_count(files, family, source)
     if len(files) == 1:
         return read_file(files[0], source, family)
-    return joined([read_file(file, source, PAIRS[0], expert) for file, expert in zip(files, EXPERTS)], source)
+    return joined([read_file(file, source, PAIR_FAMILIES[0], expert) for file, expert in zip(files, EXPERTS)], source)
 
 
 def joined(experts: Sequence[StoredLoRA], source: str) -> StoredLoRA:
@@ -146,7 +146,7 @@ def joined(experts: Sequence[StoredLoRA], source: str) -> StoredLoRA:
     rank = common_rank(layers, source)
     alike = (first.rank, first.alpha) == (second.rank, second.alpha)
     layers = {name: pad_rank(factors, rank) for name, factors in layers.items()}
-    return StoredLoRA(source, layers, rank, first.alpha if alike else rank, PAIRS[0])
+    return StoredLoRA(source, layers, rank, first.alpha if alike else rank, PAIR_FAMILIES[0])
 
 
 def read_file(file: Path, source: str, family: str | None, expert: str | None = None) -> StoredLoRA:
@@ -273,7 +273,7 @@ def write_kohya(file: Path, lora: StoredLoRA) -> list[Path]:
 
 def write_parts(file: Path, layers: Mapping[str, LoRAFactors], about: Mapping[str, Any]) -> list[Path]:
     """Write the file of a LoRA by kohya's names, or a file for each of two networks, and return which."""
-    files = noise_files(file) if about["family"] in PAIRS else (file,)
+    files = noise_files(file) if about["family"] in PAIR_FAMILIES else (file,)
     for path in files:
         check_own_file(path, is_own_lora)
     for path, (metadata, part) in zip(files, parts_of(layers, about)):
@@ -285,7 +285,7 @@ def parts_of(
     layers: Mapping[str, LoRAFactors], about: Mapping[str, Any]
 ) -> list[tuple[dict[str, str], Mapping[str, LoRAFactors]]]:
     """Return the metadata and the layers of each file of a LoRA: one, or two where its family has two networks."""
-    if about["family"] not in PAIRS:
+    if about["family"] not in PAIR_FAMILIES:
         return [({"format": "pt", ABOUT: json.dumps(about)}, layers)]
     parts = by_expert(layers).items()
     return [({"format": "pt", ABOUT: json.dumps({**about, "expert": expert})}, part) for expert, part in parts]

@@ -12,17 +12,17 @@ from ...system.errors import InputError
 from ..experts import EXPERTS
 from .factors import LoRAFactors
 
-PAIRS = ("WanPair",)
+PAIR_FAMILIES = ("WanPair",)
 """Families whose models have two networks."""
 SECOND = "pytorch_lora_weights_2.safetensors"
 """Name of the file of the second network, beside diffusers' own for the first."""
-NOISE = ("high_noise", "low_noise")
+NOISE_ENDINGS = ("high_noise", "low_noise")
 """What ends the names of the files that ComfyUI and kohya's trainers know, in the order of the networks."""
 
 
 def noise_files(file: Path) -> tuple[Path, Path]:
     """Return the files of a pair that one name stands for: x.safetensors → x_high_noise and x_low_noise.safetensors."""
-    high, low = (file.with_stem(f"{file.stem}_{noise}") for noise in NOISE)
+    high, low = (file.with_stem(f"{file.stem}_{noise}") for noise in NOISE_ENDINGS)
     return high, low
 
 
@@ -45,12 +45,12 @@ def by_expert(layers: Mapping[str, LoRAFactors]) -> dict[str, dict[str, LoRAFact
 
 def check_network_count(files: Sequence[Path], family: str | None, source: str) -> None:
     """Raise InputError for a LoRA of one network where the model has two, and for one of two where it has one."""
-    if family in PAIRS and len(files) == 1:
+    if family in PAIR_FAMILIES and len(files) == 1:
         raise InputError(
             f"LoRA {source}: {files[0].name} is of one network, and the model has two, which need one each; give the "
             f"folder of both, {files[0].name} beside {SECOND}, or two files with high and low in their names"
         )
-    if family not in (None, *PAIRS) and len(files) == 2:
+    if family not in (None, *PAIR_FAMILIES) and len(files) == 2:
         raise InputError(
             f"LoRA {source}: it is of a pair of transformers ({files[0].name} and {files[1].name}), as Wan 2.2 A14B "
             "has, and this model has one; take the model that it was trained on"
@@ -62,7 +62,7 @@ def check_expert(about: Mapping[str, Any], expert: str | None, source: str) -> N
 
     about: what the file says of its training.  expert: the network that it is read for.  None: it is read alone.
     """
-    if about.get("family") not in PAIRS:
+    if about.get("family") not in PAIR_FAMILIES:
         return
     its = about.get("expert")
     if expert is None:
