@@ -28,11 +28,11 @@ from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
 from ..models.base import cache_folder, default_device, read_cache_file, write_cache_file
-from ..models.lora.files import lora_file
+from ..models.lora.files import lora_digest
 from ..models.pipeline import Model, Pretrained
 from ..models.pipeline_files import weights_digest
 from ..rewards.registry import find_reward
-from ..system.atomic_files import replacing, sha256, write_text_atomically
+from ..system.atomic_files import replacing, write_text_atomically
 from ..system.errors import InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
 from .report import Report, ShapesSettings
@@ -93,7 +93,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
 
 def result_digest(run: Run, folder: Path) -> str:
     """Return a digest of the weights that a run left."""
-    return sha256(lora_file(folder / "lora")) if isinstance(run.tune, LoRA) else weights_digest(str(folder / "model"))
+    return lora_digest(folder / "lora") if isinstance(run.tune, LoRA) else weights_digest(str(folder / "model"))
 
 
 @dataclass(frozen=True)
