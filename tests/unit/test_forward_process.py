@@ -221,6 +221,32 @@ def test_noise_is_of_a_seed_and_seeds_are_shared_as_asked():
     assert torch.equal(same[3], torch.randn(2, generator=torch.Generator().manual_seed(6)))
 
 
+def test_images_of_half_precision_become_rows_in_fp32():
+    rows = replace(some_rows(1.0), images=noise(6, 2, seed=1).half())
+    assert rows.x0().dtype == rows.noise().dtype == torch.float32
+
+
+@pytest.mark.parametrize("sharing, count", [("fresh", 4 * 2 * 8), ("group", 4 * 2), ("prompt", 4)])
+def test_a_method_draws_as_many_noises_as_its_option_says(sharing, count):
+    algorithm = replace(METHODS["nft"], noise=sharing, times=TrainingTimes(2))
+    sources = [torch.Generator().manual_seed(p) for p in range(4)]
+    plan = algorithm.plan(0, generator(0))
+    policy = MLP()
+    made = sample(
+        policy, algorithm.step_kernel, plan, prompts(4), prompt_noise(sources, 8, torch.empty(4, 1, 2)), sources
+    )
+    rows, _, _ = algorithm.noised(made, noise(4, 8), sources, 0)
+    assert len(rows) == 64 and len(rows.seed.unique()) == count
+
+
+def test_rollouts_are_of_the_ode_or_of_the_sde_in_all_steps_but_the_last():
+    assert replace(METHODS["nft"], steps=1).plan(0, generator(0)).second_order == ()
+    ode = METHODS["nft"].plan(0, generator(0))
+    sde = replace(METHODS["nft"], eta=0.7, solver="euler").plan(0, generator(0))
+    assert [eta for eta in ode.eta if eta] == [] and [eta > 0 for eta in sde.eta] == [True] * 9 + [False]
+    assert ode.second_order == tuple(range(1, 10)) and sde.second_order == ()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_rows_and_microbatches_are_those_of_one_process_however_prompts_are_spread(name):
     algorithm = METHODS[name]
@@ -417,6 +443,18 @@ def test_dgpos_weight_in_closed_form_and_its_gates():
     assert metrics["group_weight"] == 0.5
 
 
+def test_dgpo_where_nothing_has_moved_is_the_weighted_error_in_closed_form():
+    """With w = 1/2 its gradient is that of half of A d; a ratio of 1 is clipped on neither side."""
+    rows = replace(some_rows([1.0, -1.0, 2.0, -2.0, 0.5, -0.5]), unit=torch.tensor([0, 0, 1, 1, 2, 2]))
+    model, again = MLP(), MLP()
+    grad, loss, metrics = gradient(METHODS["dgpo"], rows, model, reference=MLP(), lagged={"old": MLP()})
+    x, line = 0.5 * (rows.x0() + rows.noise()), rows.noise() - rows.x0()
+    expected = (0.5 * rows.advantage * (again(x, rows.t, rows.cond) - line).square().mean(1)).mean()
+    expected.backward()
+    assert metrics["clip_fraction"] == 0 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(grad, torch.cat([p.grad.flatten() for p in again.parameters()]), rtol=1e-5, atol=1e-8)
+
+
 def test_crd_asks_that_gains_differ_within_a_group_as_rewards_do():
     values, unit = torch.tensor([1.0, 3.0, 5.0, 9.0]), torch.tensor([2, 2, 0, 0])
     assert centred(values, unit).tolist() == [-1, 1, -2, 2] and mean_of_units(values, unit).tolist() == [2, 2, 7, 7]
@@ -527,6 +565,8 @@ def test_the_reference_is_the_one_that_was_asked_for(reference):
         held = replace(algorithm, reference=Reference(reference, 4.5)).requirements
         assert held.reference == Reference(reference, 4.5)
         assert ("average" in held.lagged) == (reference == "average")
+    unused = replace(METHODS["nft"], kl=0.0, reference=Reference("average")).requirements
+    assert unused.reference is None and "average" not in unused.lagged
     assert FlowGRPO(NEAR, beta=0.0).requirements.reference is None
     assert METHODS["nft"].requirements.reference is None and METHODS["dgpo"].requirements.reference is not None
 
