@@ -21,7 +21,7 @@ import torch
 
 from ..algorithms.base import explores
 from ..experiment.config import Run
-from ..experiment.image_grid import before_after, save_sheet, spread_rows
+from ..experiment.image_grid import first_images, save_sheet
 from ..experiment.provenance import hardware
 from ..experiment.run_folder import RunFolder, read_object
 from ..experiment.serialization import to_json
@@ -81,9 +81,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
     if any(stored.get(name) != value for name, value in about.items()):
         pictures = suite_pictures(tuned_model(run, folder), base.records, settings)
         judged = judge(pictures, base.records, base.features)
-        rows = spread_rows(len(base.records))
-        sets = ((base.pictures, base.judged.strict), (pictures, judged.strict))
-        grid = before_after([base.records[row] for row in rows], [(a[rows, 0], strict[rows, 0]) for a, strict in sets])
+        grid = first_images(base.records, [(base.pictures, base.judged.strict), (pictures, judged.strict)])
         with replacing(folder / "before_after.png") as partial:
             save_sheet(grid, partial)
         stored = about | {"judged": judged_to_json(judged)}

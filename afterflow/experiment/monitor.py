@@ -32,7 +32,7 @@ from ..train.reward_hacking import reward_hacking_signs
 from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
 from .health import HealthWatch
-from .image_grid import beside_inputs, flat_cells, save_pictures
+from .image_grid import save_groups
 from .run_folder import MetricsFile, RunFolder
 from .setup import TrainingSetup
 
@@ -337,10 +337,9 @@ class RunMonitor:
         if images is None or not self.setup.processes.main:
             return
         with self.side.making("sample pictures", step):
-            images, captions = beside_inputs(self.shown.records(), images)
             folder = self.setup.run.folder / "samples"
             make_folder(folder)
-            save_pictures(folder / f"step_{step:06d}.png", *flat_cells(images, captions), 2 * images.shape[1])
+            save_groups(folder / f"step_{step:06d}.png", self.shown.records(), images, 2)
 
     def close(self) -> None:
         """Close the files of metrics."""

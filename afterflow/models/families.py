@@ -9,7 +9,7 @@ from .flux import Flux, FluxModel
 from .flux2_klein import Flux2Klein, Flux2KleinModel
 from .flux_kontext import FluxKontext, FluxKontextModel
 from .pipeline import Model, Pretrained
-from .pipeline_files import locate, pipeline_class, read_index
+from .pipeline_files import locate, read_index
 from .qwen_image import QwenImage, QwenImageModel
 from .qwen_image_edit import QwenImageEdit, QwenImageEditModel
 from .sd3 import SD3, SD3Model
@@ -38,12 +38,11 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any]) -> Pretrained:
 
     Raises InputError where no family draws with it, ConfigError where the family has no such option.
     """
-    folder = locate(path, None, weights=False)
-    stock, index = pipeline_class(folder), read_index(folder)
+    index = read_index(locate(path, None, weights=False))
     kind = next((kind for kind, model in FAMILIES.items() if model.reads(index)), None)
     if kind is None:
         supported = ", ".join(dict.fromkeys(model.stock for model in FAMILIES.values()))
-        raise InputError(f"model {path!r} is a {stock}; afterflow knows {supported}")
+        raise InputError(f"model {path!r} is a {index['_class_name']}; afterflow knows {supported}")
     for name in options:
         if name not in {field.name for field in fields(kind)}:
             raise ConfigError(f"--{name.replace('_', '-')}: {kind.__name__} has no such option; leave it out")

@@ -171,10 +171,9 @@ def _nft_teacher(task: str) -> Run:
 
 def _nft_run(name: str, tags: tuple[str, ...], iterations: int, learning_rate: float) -> Run:
     """shapes_nft on some tags."""
-    like, run = shapes_nft(), _run(name, tags, iterations)
-    return replace(run, algorithm=like.algorithm, batches=replace(like.batches, iterations=iterations)).with_options(
-        learning_rate=learning_rate, lr_schedule=like.optimization.lr_schedule
-    )
+    of_tags = _run(name, tags, iterations)
+    options = {"data": of_tags.data, "evaluation": of_tags.evaluation, "iterations": iterations}
+    return shapes_nft().with_options(name=name, learning_rate=learning_rate, **options)
 
 
 def _guard_teacher() -> Run:
