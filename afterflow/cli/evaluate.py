@@ -65,8 +65,8 @@ class Eval:
     teachers: tuple[str, ...] = ()
     """TAG,TAG=LORA: LoRAs on MODEL that are best at these tags of `shapes`.  The report compares tag by tag."""
     grid: str | None = None
-    """Draw up to 48 prompts into this .png: pictures that a prompt is about, base, tuned.  Green marks what passed the
-    suite's first judge, where its scores are 0 and 1 alone."""
+    """Draw up to 48 prompts into this .png: pictures that a prompt is about, base, tuned.  Green marks what passed
+    strict of `shapes`, or another suite's first judge where its scores are 0 and 1 alone."""
     prompts_from: str | None = None
     """A file (.txt, .jsonl, .csv, .json), a folder of them, or owner/name[:split] of the hub.  None: prompts of ours,
     which ocr and video have."""
