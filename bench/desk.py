@@ -34,7 +34,7 @@ POINTS = {
     "evaluation": ("afterflow.experiment.monitor.HeldOutEvaluator", "measure"),
     "checkpoint": ("afterflow.train.checkpoint", "save_file"),
     "LoRA": ("afterflow.models.lora.files", "save_file"),
-    "picture": ("afterflow.experiment.monitor", "save_pictures"),
+    "picture": ("afterflow.experiment.monitor", "save_groups"),
     "metrics": ("afterflow.experiment.run_folder.MetricsFile", "write"),
     "card": ("afterflow.experiment.execute", "write_card"),
     "result": ("afterflow.experiment.execute", "save_result"),

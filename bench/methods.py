@@ -29,6 +29,7 @@ import torch
 from harness import provenance, read_json
 
 from afterflow.evaluation.comparison import (
+    Finished,
     beside_base,
     curve,
     judge_run,
@@ -145,10 +146,7 @@ def counted_run(name: str, seed: int) -> Run:
 def train_one(name: str, seed: int) -> None:
     """Train one method with one seed, and store its figures prompt by prompt."""
     run = counted_run(name, seed)
-    check_same(run)
-    if not has_ended(run.folder, run):
-        execute(run, name, resume=bool(RunFolder(run.folder).checkpoints()))
-    finished = judge_run(run.folder, run, name, SUITE)
+    finished = trained_and_judged(run, name, name)
     result = {
         "name": name,
         "seed": seed,
@@ -160,6 +158,14 @@ def train_one(name: str, seed: int) -> None:
         **provenance(f"python bench/methods.py train --seeds {seed}"),
     }
     result_file(name, seed).write_text(json.dumps(result) + "\n")
+
+
+def trained_and_judged(run: Run, recipe: str, name: str) -> Finished:
+    """Train a run, or go on with it, and judge its pictures of the suite; `name` names it in reports."""
+    check_same(run)
+    if not has_ended(run.folder, run):
+        execute(run, recipe, resume=bool(RunFolder(run.folder).checkpoints()))
+    return judge_run(run.folder, run, name, SUITE)
 
 
 def shortened(judged: Judged) -> dict:

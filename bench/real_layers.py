@@ -49,7 +49,8 @@ def shortened(model: Released) -> Released:
     kinds = dict.fromkeys(("Flux", "FluxKontext", "Flux2Klein"), LAYERS[:2]) | {"ZImage": LAYERS[2:]}
     names = kinds.get(model.config.__name__, LAYERS[:1])
     network = network | dict.fromkeys(names, BLOCKS)
-    return replace(model, files={**model.files, "transformer/config.json": network})
+    networks = [name for name in model.files if name.startswith("transformer")]  # two of a pair, of one shape
+    return replace(model, files={**model.files, **dict.fromkeys(networks, network)})
 
 
 def measure(name: str) -> dict:
@@ -73,7 +74,8 @@ def measure(name: str) -> dict:
     loaded = time.perf_counter()
     models, clock = Models(in_chunks(model.velocity(model.module), CHUNK)), Clock()
     with torch.autocast("cpu", torch.bfloat16):
-        iteration = trial_iteration(ALGORITHM, models, cond, ExploreOptions(0, model.latent_shape, CHUNK), clock)
+        options = ExploreOptions(0, model.latent_shape, CHUNK, low_noise=model.low_noise)
+        iteration = trial_iteration(ALGORITHM, models, cond, options, clock)
         ratios = []
         for rows in iteration.updates[0][0]:
             loss, metrics = ALGORITHM.loss(models, iteration.rows[rows])

@@ -17,6 +17,7 @@ from afterflow.models.qwen_image_edit import QwenImageEdit
 from afterflow.models.sd3 import SD3
 from afterflow.models.wan import Wan
 from afterflow.models.wan_image import WanImage
+from afterflow.models.wan_pair import WanPair
 from afterflow.models.z_image import ZImage
 
 Files = Mapping[str, dict]
@@ -210,6 +211,14 @@ WAN_TI2V_5B = WAN_1_3B | {
     },
 }
 """Wan 2.2 TI2V-5B, but for the statistics of its latents."""
+_WAN_14B = {"_class_name": "WanTransformer3DModel"}  # the defaults of diffusers' class
+WAN_A14B = WAN_1_3B | {
+    "model_index.json": WAN_1_3B["model_index.json"]
+    | {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875},
+    "transformer/config.json": _WAN_14B,
+    "transformer_2/config.json": _WAN_14B,
+}
+"""Wan 2.2 T2V A14B: two networks of Wan 2.1 14B's shape, and the autoencoder of Wan 2.1."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +248,7 @@ RELEASED = {
     "Wan 2.1 1.3B": Released(WAN_1_3B, Wan, 5.7),
     "Wan 2.2 TI2V-5B": Released(WAN_TI2V_5B, Wan, 5.7),
     "Wan 2.2 TI2V-5B from a picture": Released(WAN_TI2V_5B, WanImage, 5.7, edits=True),
+    "Wan 2.2 T2V-A14B": Released(WAN_A14B, WanPair, 5.7),
 }
 
 

@@ -14,15 +14,12 @@ from pathlib import Path
 
 import torch
 from harness import provenance
-from methods import SUITE, TIMES, shortened
+from methods import SUITE, TIMES, shortened, trained_and_judged
 
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.evaluation.comparison import beside_base, judge_run, judged_from_json, pooled
+from afterflow.evaluation.comparison import beside_base, judged_from_json, pooled
 from afterflow.experiment.config import Run
-from afterflow.experiment.execute import execute
-from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.serialization import to_json
-from afterflow.experiment.train_subprocess import has_ended
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
 
@@ -86,9 +83,7 @@ def run_of(name: str, seed: int) -> Run:
 def trained(name: str, seed: int) -> dict:
     """Train one method with one seed; return its curve on signs, and its figures on the suite."""
     run = run_of(name, seed)
-    if not has_ended(run.folder, run):
-        execute(run, METHODS[name][0], resume=bool(RunFolder(run.folder).checkpoints()))
-    finished = judge_run(run.folder, run, name, SUITE)
+    finished = trained_and_judged(run, METHODS[name][0], name)
     evaluated = [{key: value for key, value in line.items() if key.startswith("eval/")} for line in finished.lines]
     curve = [line for line in evaluated if line]
     return {"iterations": run.batches.iterations, "signs": curve, "judged": shortened(finished.judged), **provenance()}

@@ -65,8 +65,8 @@ class Eval:
     teachers: tuple[str, ...] = ()
     """TAG,TAG=LORA: LoRAs on MODEL that are best at these tags of `shapes`.  The report compares tag by tag."""
     grid: str | None = None
-    """Draw up to 48 prompts into this .png: pictures that a prompt is about, base, tuned.  Green marks what passed the
-    suite's first judge, where its scores are 0 and 1 alone."""
+    """Draw up to 48 prompts into this .png: pictures that a prompt is about, base, tuned.  Green marks what passed
+    strict of `shapes`, or another suite's first judge where its scores are 0 and 1 alone."""
     prompts_from: str | None = None
     """A file (.txt, .jsonl, .csv, .json), a folder of them, or owner/name[:split] of the hub.  None: prompts of ours,
     which ocr and video have."""
@@ -148,7 +148,7 @@ class Eval:
     def judge_shapes(self) -> "tuple[Report, Image.Image | None]":
         """Draw prompts of the shapes world in memory, judge the images by its verifier, and lay them out for --grid."""
         from ..evaluation.shapes_suite import beside_teachers, compare_pictures, strict_of_teachers
-        from ..experiment.image_grid import before_after, spread_rows
+        from ..experiment.image_grid import first_images
 
         (tuned, base), teachers = self.sources(), teachers_by_tag(self.teachers)
         check_sources([tuned.path, base and base.path], [self.lora, self.lora_against, *teachers.values()])
@@ -171,13 +171,10 @@ class Eval:
                 records, settings, teachers, lambda folder: self.source.load(self.model, folder)
             )
             report = replace(report, taught=beside_teachers(settings, records, judged.strict.mean(1), strict))
-        if self.grid is None:
-            return report, None
-        rows, sets = spread_rows(len(records)), [(after, judged.strict)]
+        sets = [(after, judged.strict)]
         if before is not None and judged_base is not None:
             sets.insert(0, (before, judged_base.strict))
-        firsts = [(images[rows, 0], strict[rows, 0]) for images, strict in sets]
-        return report, before_after([records[row] for row in rows], firsts)
+        return report, None if self.grid is None else first_images(records, sets)
 
     def draw_shapes(self, settings: ShapesSettings, source: "PictureSource") -> tuple[list[dict], "np.ndarray"]:
         """Return the prompts of the suite and their images by one model, which then leaves memory."""

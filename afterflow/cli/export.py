@@ -27,7 +27,8 @@ class Export:
     lora: Positional[str]
     """A run's folder, a LoRA's folder, or a .safetensors file."""
     to: Literal["kohya", "diffusers"] = "kohya"
-    """kohya writes the names of sd-scripts and musubi-tuner, which ComfyUI reads too.  diffusers reads any format."""
+    """kohya writes the names of sd-scripts and musubi-tuner, which ComfyUI reads too.  diffusers reads any format.  Of
+    a pair of transformers, kohya has one file for high noise and one for low noise."""
     out: str | None = None
     """A .safetensors file for kohya, a folder for diffusers.  None: beside the LoRA."""
     family: str | None = None
@@ -56,7 +57,7 @@ class Export:
             if lora.family is None:
                 raise ConfigError(f"{self.lora}: its layers may be of several families; say which by --family")
             out = file.parent / "kohya.safetensors" if self.out is None else Path(self.out)
-            write_kohya(out, lora)
+            out = " and ".join(map(str, write_kohya(out, lora)))
         print(f"{out}: {len(lora.layers)} layers, rank {lora.rank}")
 
 

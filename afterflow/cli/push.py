@@ -74,10 +74,10 @@ class Push:
             return result, None
         if (Path(self.run) / "model_index.json").is_file():
             return Path(self.run), None
-        from ..models.lora.files import NAMES, lora_file
+        from ..models.lora.files import NAMES, lora_files
 
-        file = lora_file(self.run)
-        whole = Path(self.run).is_dir() and file.name in NAMES
+        file, *second = lora_files(self.run)
+        whole = Path(self.run).is_dir() and (file.name in NAMES or bool(second))
         return file.parent, None if whole else file.name
 
 

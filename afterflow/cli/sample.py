@@ -59,7 +59,7 @@ class Sample:
 
     def __call__(self) -> None:
         check_sources([self.model], [self.lora])
-        from ..experiment.image_grid import beside_inputs, flat_cells, save_pictures
+        from ..experiment.image_grid import save_groups
         from ..models.generate import draw_images
 
         for name in self.input:
@@ -67,7 +67,6 @@ class Sample:
         records = [{"prompt": prompt, "input": list(self.input)} for prompt in self.prompts]
         model = self.source.load(self.model, self.lora)
         images = draw_images(model, records, self.images, self.steps, self.guidance, self.seed)
-        images, captions = beside_inputs(records, images)
         make_folder(Path(self.out).parent)
-        save_pictures(Path(self.out), *flat_cells(images, captions), images.shape[1])
+        save_groups(Path(self.out), records, images, 1)
         print(self.out)

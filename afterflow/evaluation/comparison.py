@@ -21,18 +21,18 @@ import torch
 
 from ..algorithms.base import explores
 from ..experiment.config import Run
-from ..experiment.image_grid import before_after, save_sheet, spread_rows
+from ..experiment.image_grid import first_images, save_sheet
 from ..experiment.provenance import hardware
 from ..experiment.run_folder import RunFolder, read_object
 from ..experiment.serialization import to_json
 from ..experiment.train_subprocess import check_ended
 from ..models.adapters import LoRA
 from ..models.base import cache_folder, default_device, read_cache_file, write_cache_file
-from ..models.lora.files import lora_file
+from ..models.lora.files import lora_digest
 from ..models.pipeline import Model, Pretrained
 from ..models.pipeline_files import weights_digest
 from ..rewards.registry import find_reward
-from ..system.atomic_files import replacing, sha256, write_text_atomically
+from ..system.atomic_files import replacing, write_text_atomically
 from ..system.errors import InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
 from .report import Report, ShapesSettings
@@ -81,9 +81,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
     if any(stored.get(name) != value for name, value in about.items()):
         pictures = suite_pictures(tuned_model(run, folder), base.records, settings)
         judged = judge(pictures, base.records, base.features)
-        rows = spread_rows(len(base.records))
-        sets = ((base.pictures, base.judged.strict), (pictures, judged.strict))
-        grid = before_after([base.records[row] for row in rows], [(a[rows, 0], strict[rows, 0]) for a, strict in sets])
+        grid = first_images(base.records, [(base.pictures, base.judged.strict), (pictures, judged.strict)])
         with replacing(folder / "before_after.png") as partial:
             save_sheet(grid, partial)
         stored = about | {"judged": judged_to_json(judged)}
@@ -93,7 +91,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
 
 def result_digest(run: Run, folder: Path) -> str:
     """Return a digest of the weights that a run left."""
-    return sha256(lora_file(folder / "lora")) if isinstance(run.tune, LoRA) else weights_digest(str(folder / "model"))
+    return lora_digest(folder / "lora") if isinstance(run.tune, LoRA) else weights_digest(str(folder / "model"))
 
 
 @dataclass(frozen=True)

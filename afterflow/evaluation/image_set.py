@@ -9,10 +9,9 @@ import torch
 
 from ..experiment.serialization import to_json
 from ..models.generate import decode_groups, draw_latents, encode_records
-from ..models.lora.files import lora_file
+from ..models.lora.files import lora_digest
 from ..models.pipeline import Model
 from ..models.pipeline_files import weights_digest
-from ..system.atomic_files import sha256
 from ..system.folder_lock import locked_folder
 from . import image_store
 from .suites import Drawing
@@ -76,7 +75,7 @@ class ImageSet:
             return
         with locked_folder(self.folder):
             path, lora = self.source.path, self.source.lora
-            weights = weights_digest(path) + ("" if lora is None else " " + sha256(lora_file(lora)))
+            weights = weights_digest(path) + ("" if lora is None else " " + lora_digest(lora))
             drawn_with = {"model": path, "lora": lora, **to_json(drawing), **settings, "weights": weights}
             image_store.open_store(self.folder, drawn_with | {"prompts": [record["prompt"] for record in self.records]})
             image_store.update_records(self.folder, self.records)

@@ -12,7 +12,7 @@ from typing import Any
 from ..data.images import HubImages, ImageFolder, load_hub_dataset
 from ..data.pairs import HubPairs, PairFolder
 from ..models.adapters import LoRA
-from ..models.lora.files import lora_file
+from ..models.lora.files import lora_files
 from ..models.pipeline_files import fingerprint
 from ..rewards.named_code import module_file
 from ..rewards.registry import find_reward
@@ -111,8 +111,8 @@ def hub_contents(images: HubImages | HubPairs) -> str:
 
 def lora_contents(lora: str) -> str:
     """Return a digest of a LoRA's weights, and of peft's configuration beside them where there is one."""
-    file = lora_file(lora)
-    beside = [path for path in (file, file.parent / "adapter_config.json") if path.is_file()]
+    files = lora_files(lora)
+    beside = [path for path in (*files, files[0].parent / "adapter_config.json") if path.is_file()]
     return digest("".join(folder_contents(path, whole=True) for path in beside))
 
 

@@ -232,7 +232,7 @@ def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> I
         pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond, rejected=rejected)
         options = {"seed": 0, "chunk": run.batches.chunk, "processes": setup.processes}
         return next(supervised(algorithm, lambda step: pairs, range(1), **options))
-    options = ExploreOptions(run.seed, model.latent_shape, run.batches.chunk)
+    options = ExploreOptions(run.seed, model.latent_shape, run.batches.chunk, low_noise=model.low_noise)
     return trial_iteration(algorithm, setup.models, one, options, clock, setup.weights.history)
 
 
@@ -305,7 +305,8 @@ def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> 
     draws = torch.Generator().manual_seed(0)
     for parameter in setup.weights.parameters.values():
         parameter.add_(0.01 * torch.randn(parameter.shape, generator=draws).to(parameter))
-    x, t = noise_for(setup, len(cond), "lora")[:, 0], torch.full((len(cond),), 0.5, device=cond.index.device)
+    # At two times, of which a pair of networks has one each.
+    x, t = noise_for(setup, len(cond), "lora")[:, 0], torch.linspace(0.5, 1, len(cond), device=cond.index.device)
     field = model.velocity(model.module)
     trained = field(x, t, cond)
     model.save_lora(folder)
@@ -313,7 +314,8 @@ def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> 
         parameter.zero_()
     others = [name for name in model.module.peft_config if name != "default"]  # type: ignore[union-attr]
     model.module.delete_adapters([*others, "default"])  # type: ignore[operator]
-    model.pipe.load_lora_weights(folder)  # as a user of the file does
+    for options in model.lora_calls:
+        model.pipe.load_lora_weights(folder, **options)  # as a user of the file does
     difference = (field(x, t, cond).float() - trained.float()).abs().max().item()
     # Only a power of two goes into the file's weights without rounding.
     assert isinstance(setup.run.tune, LoRA)

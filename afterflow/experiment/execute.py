@@ -212,6 +212,7 @@ def training_data(
             states_device="cpu" if batches.offload else None,
             max_missing=batches.max_missing,
             overlap=batches.overlap,
+            low_noise=model.low_noise,
         ),
         setup.processes,
         clock,

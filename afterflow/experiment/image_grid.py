@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from ..rewards.edited import as_drawn
+from ..rewards.edited import pictures_before
 from ..system.atomic_files import replacing
-from ..system.input_pictures import input_names
 from ..system.own_folders import MAKER
 
 PASSED, FAILED = (40, 160, 65), (215, 35, 35)
@@ -75,9 +74,9 @@ def before_after(
         records: R records with the prompts.
         sets: Images (R, H, W, 3) of each set, the base's first, and whether they passed, (R,); None: no line.
     """
-    before, _ = beside_inputs(records, sets[0][0][:, None])
-    inputs = [(picture, None) for picture in before[:, :-1].swapaxes(0, 1)]
-    scale = max(1, 96 // before.shape[2])
+    height, width = sets[0][0].shape[1:3]
+    inputs = [(np.stack(of_all), None) for of_all in zip(*(pictures_before(r, height, width) for r in records))]
+    scale = max(1, 96 // height)
     columns = [underlined(images, passed, scale) for images, passed in [*inputs, *sets]]
     captions = [record["prompt"] for record in records]
     return image_sheet(np.concatenate(columns, 2), captions, 12 // len(columns))
@@ -88,28 +87,33 @@ def spread_rows(prompts: int, shown: int = 48) -> np.ndarray:
     return np.unique(np.linspace(0, prompts - 1, shown).astype(int))
 
 
-def beside_inputs(records: Sequence[Mapping[str, Any]], images: np.ndarray) -> tuple[np.ndarray, list[list[str]]]:
-    """Return the N pictures that each prompt is about before its images, and a caption for each.
+def first_images(records: Sequence[Mapping[str, Any]], sets: Sequence[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
+    """Return the first image of some of P prompts from several sets, as `before_after` does.
+
+    sets: Images (P, K, H, W, 3) of each set, the base's first, and whether they passed, (P, K).
+    """
+    rows = spread_rows(len(records))
+    return before_after([records[row] for row in rows], [(images[rows, 0], passed[rows, 0]) for images, passed in sets])
+
+
+def save_groups(file: Path, records: Sequence[Mapping[str, Any]], images: np.ndarray, in_a_row: int) -> None:
+    """Save one sheet of the images of prompts, after the pictures that each is about.
 
     Args:
+        file: Where it goes.
         records: P records, all with as many inputs.
-        images: Images (P, K, H, W, 3), or clips (P, K, F, H, W, 3), which become N + K.
+        images: Images (P, K, H, W, 3), or clips (P, K, F, H, W, 3).
+        in_a_row: Number of prompts in a row.
     """
-    names = [input_names(record) for record in records]
-    captions = [
-        ["before"] * len(of_one) + [record["prompt"]] * images.shape[1] for of_one, record in zip(names, records)
-    ]
-    if not names[0]:
-        return images, captions
-    inputs = np.stack([[as_drawn(name, *images.shape[-3:-1]) for name in of_one] for of_one in names])
-    if images.ndim == 6:
-        inputs = inputs[:, :, None].repeat(images.shape[2], 2)
-    return np.concatenate([inputs, images], 1), captions
-
-
-def flat_cells(images: np.ndarray, captions: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[str]]:
-    """Return the images (P, K, ...) and captions of all prompts in one row, (P K, ...)."""
-    return images.reshape(-1, *images.shape[2:]), [caption for of_one in captions for caption in of_one]
+    before = [pictures_before(record, *images.shape[-3:-1]) for record in records]
+    if before[0]:
+        inputs = np.stack(before)
+        if images.ndim == 6:
+            inputs = inputs[:, :, None].repeat(images.shape[2], 2)
+        images = np.concatenate([inputs, images], 1)
+    cells, drawn = images.shape[1], images.shape[1] - len(before[0])
+    captions = [c for r in records for c in ["before"] * (cells - drawn) + [r["prompt"]] * drawn]
+    save_pictures(file, images.reshape(-1, *images.shape[2:]), captions, in_a_row * cells)
 
 
 def underlined(images: np.ndarray, passed: np.ndarray | None, scale: int) -> np.ndarray:

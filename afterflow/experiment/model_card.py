@@ -13,6 +13,7 @@ from .. import __version__
 from ..models.adapters import LoRA
 from ..models.families import FAMILIES
 from ..models.lora.files import COMFYUI
+from ..models.lora.pair_files import noise_files
 from ..models.pipeline_files import SHIPPED
 from ..models.wan import Wan
 from ..system.atomic_files import write_text_atomically, writing
@@ -142,20 +143,29 @@ def usage(run: Run, result: Path) -> list[str]:
     stock = stock_of(run)
     shipped = [f"from afterflow.models.pipeline_files import {base_in_code(run)}"] if run.model.path in SHIPPED else []
     start = f"pipe = {stock}.from_pretrained({base_in_code(run)})"
-    code = (
-        [start, f"pipe.load_lora_weights({python_text(str(result))})  # or the id of this repository"]
-        if isinstance(run.tune, LoRA)
-        else []
-    )
+    code = [start, *load_calls(run, result)] if isinstance(run.tune, LoRA) else []
     code = code or [f"pipe = {stock}.from_pretrained({python_text(str(result))})"]
     lines = ["## Use", "", "```python", *shipped, f"from diffusers import {stock}", "", *code, "```"]
-    if (result / COMFYUI).is_file():
+    files = [file.name for file in (result / COMFYUI, *noise_files(result / COMFYUI)) if file.is_file()]
+    if files:
+        names = "` and `".join(files)
         lines += [
             "",
-            f"For ComfyUI and kohya's trainers, copy `{COMFYUI}` to `models/loras` there. It is the same LoRA with "
+            f"For ComfyUI and kohya's trainers, copy `{names}` to `models/loras` there. It is the same LoRA with "
             "their names of layers. In both files alpha is the rank, so a strength of 1 is the strength of training.",
         ]
     return lines
+
+
+def load_calls(run: Run, result: Path) -> list[str]:
+    """Return the lines that load a LoRA in diffusers: one, or one for each of two networks."""
+    lines = []
+    for options in FAMILIES[type(run.model)].lora_calls:
+        options_text = "".join(
+            f", {name}={python_text(value) if isinstance(value, str) else value}" for name, value in options.items()
+        )
+        lines.append(f"pipe.load_lora_weights({python_text(str(result))}{options_text})")
+    return [f"{lines[0]}  # or the id of this repository", *lines[1:]]
 
 
 def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:

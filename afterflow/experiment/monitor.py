@@ -33,7 +33,7 @@ from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
 from .group_recorder import GroupRecorder
 from .health import HealthWatch
-from .image_grid import beside_inputs, flat_cells, save_pictures
+from .image_grid import save_groups
 from .run_folder import BASE_STEP, MetricsFile, RunFolder
 from .setup import TrainingSetup
 from .shown_pictures import GroupPictures, HeldOutPictures, SamplePictures
@@ -379,10 +379,9 @@ class RunMonitor:
             return
         self.samples.save(step, images)
         with self.side.making("sample pictures", step):
-            images, captions = beside_inputs(self.shown.records(), images)
             folder = self.setup.run.folder / "samples"
             make_folder(folder)
-            save_pictures(folder / f"step_{step:06d}.png", *flat_cells(images, captions), 2 * images.shape[1])
+            save_groups(folder / f"step_{step:06d}.png", self.shown.records(), images, 2)
 
     def close(self) -> None:
         """Close the files of metrics."""

@@ -22,8 +22,9 @@ from ..models.adapters import (
     without_adapters,
 )
 from ..models.base import blocks
+from ..models.experts import Experts
 from ..models.pipeline import Model
-from ..models.wrappers import guided, identity, in_chunks, in_context
+from ..models.wrappers import identity, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..train.distributed import Processes
 from ..train.sharding import shard_network
@@ -123,7 +124,7 @@ class VelocityFactory:
         """
         count = count or (self.processes.all_max if self.processes.sharded else identity)
         self.model.check_guidance(self.model.folder, scale)
-        guidance = guided(self.precise(velocity), scale, self.model.combine)
+        guidance = self.model.guide(self.precise(velocity), scale)
         return in_chunks(guidance, self.run.batches.chunk, count)
 
     def precise(self, velocity: Velocity) -> Velocity:
@@ -160,4 +161,6 @@ def precision(accelerator: Accelerator, checkpointing: bool) -> Iterator[None]:
 def shard_model(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
     """Return the network, each process holding a part of its weights."""
     device = processes.accelerator.device
+    if isinstance(network, Experts):
+        network.all_needed = processes.all_any
     return shard_network(network, blocks(network), run.distribution.shard, device, processes.count)

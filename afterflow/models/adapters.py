@@ -12,6 +12,7 @@ from torch import nn
 from ..sampling.conditioning import Velocity
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
+from .experts import networks_of
 from .lora.trained import adapted_layers, restore_training
 from .pipeline import Model
 from .wrappers import identity
@@ -61,7 +62,8 @@ def attach(model: Model, tune: LoRA | Full) -> dict[str, nn.Parameter]:
             start_from(model, tune, tune.start)
         else:
             targets = list(tune.targets or model.lora_targets)
-            check_targets(model.module, targets)
+            for network in networks_of(model.module):
+                check_targets(network, targets)
             options = {"lora_alpha": tune.alpha, "init_lora_weights": "gaussian", "target_modules": targets}
             model.module.add_adapter(LoraConfig(r=tune.rank, **options))  # type: ignore[operator]
         if tune.lean:

@@ -18,6 +18,7 @@ from ..system.atomic_files import apply_umask, make_folder, replacing
 from ..system.errors import ConfigError, OutputError
 from ..system.once import say_once
 from ..system.side_outputs import failure_words
+from .experts import networks_of
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def read_cache_file(file: Path) -> dict[str, Tensor] | None:
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks that a transformer repeats, which hold nearly all of its weights."""
-    for part in module.children():
-        if isinstance(part, nn.ModuleList):
-            yield from part
+    """Yield the blocks that a transformer repeats, or each of a pair; they hold nearly all of its weights."""
+    for network in networks_of(module):
+        for part in network.children():
+            if isinstance(part, nn.ModuleList):
+                yield from part

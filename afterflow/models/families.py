@@ -9,15 +9,16 @@ from .flux import Flux, FluxModel
 from .flux2_klein import Flux2Klein, Flux2KleinModel
 from .flux_kontext import FluxKontext, FluxKontextModel
 from .pipeline import Model, Pretrained
-from .pipeline_files import locate, pipeline_class
+from .pipeline_files import locate, read_index
 from .qwen_image import QwenImage, QwenImageModel
 from .qwen_image_edit import QwenImageEdit, QwenImageEditModel
 from .sd3 import SD3, SD3Model
 from .wan import Wan, WanModel
 from .wan_image import WanImage, WanImageModel
+from .wan_pair import WanPair, WanPairModel
 from .z_image import ZImage, ZImageModel
 
-AnyPretrained = SD3 | Flux | FluxKontext | Flux2Klein | QwenImage | QwenImageEdit | ZImage | Wan | WanImage
+AnyPretrained = SD3 | Flux | FluxKontext | Flux2Klein | QwenImage | QwenImageEdit | ZImage | WanPair | Wan | WanImage
 FAMILIES: dict[type[Pretrained], type[Model]] = {
     SD3: SD3Model,
     Flux: FluxModel,
@@ -26,6 +27,7 @@ FAMILIES: dict[type[Pretrained], type[Model]] = {
     QwenImage: QwenImageModel,
     QwenImageEdit: QwenImageEditModel,
     ZImage: ZImageModel,
+    WanPair: WanPairModel,  # before Wan, whose class in diffusers it shares
     Wan: WanModel,
     WanImage: WanImageModel,
 }
@@ -36,11 +38,11 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any]) -> Pretrained:
 
     Raises InputError where no family draws with it, ConfigError where the family has no such option.
     """
-    stock = pipeline_class(locate(path, None, weights=False))
-    kind = next((kind for kind, model in FAMILIES.items() if model.stock == stock), None)
+    index = read_index(locate(path, None, weights=False))
+    kind = next((kind for kind, model in FAMILIES.items() if model.reads(index)), None)
     if kind is None:
-        supported = ", ".join(model.stock for model in FAMILIES.values())
-        raise InputError(f"model {path!r} is a {stock}; afterflow knows {supported}")
+        supported = ", ".join(dict.fromkeys(model.stock for model in FAMILIES.values()))
+        raise InputError(f"model {path!r} is a {index['_class_name']}; afterflow knows {supported}")
     for name in options:
         if name not in {field.name for field in fields(kind)}:
             raise ConfigError(f"--{name.replace('_', '-')}: {kind.__name__} has no such option; leave it out")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -30,6 +30,7 @@ from ..system.input_pictures import input_names, read_input
 from ..system.once import say_each_once
 from ..system.pictures import fit_picture, picture_digest
 from .base import cache_folder, latents_file, read_cache_file, write_cache_file
+from .lora.factors import LoRAFactors
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
@@ -120,6 +121,8 @@ class Model(ABC):
     """Whether the pipeline's own loop has tokens of 2x2 latents."""
     end_layers: tuple[str, ...] = ("proj_out",)
     """Names of the small layers at the network's ends that compute in fp32 where its streams are kept so."""
+    lora_calls: tuple[Mapping[str, Any], ...] = ({},)
+    """Options of each call of diffusers' load_lora_weights that loads a saved LoRA from its folder."""
 
     module: nn.Module
     """The network that is trained; adapters attach to it."""
@@ -154,13 +157,26 @@ class Model(ABC):
             with reading_parts(config.path):
                 self.pipe = self.pipeline(without=self.encoders)
             if config.quantize is not None:
-                quantize(self.pipe.transformer, config.quantize, self.device)
+                quantize(self.network(), config.quantize, self.device)
             with reading_parts(config.path):
                 self.pipe.to(self.device)  # which fails where a file lacks weights
             self.configure()  # again: only weights tell whether SD3's T5 says anything
         self.pipe.set_progress_bar_config(disable=True)
-        self.module = self.pipe.transformer
+        self.module = self.network()
         self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
+
+    @classmethod
+    def reads(cls, index: Mapping[str, Any]) -> bool:
+        """Whether a pipeline is of this family, by its model_index.json."""
+        return index["_class_name"] == cls.stock
+
+    def network(self) -> nn.Module:
+        """Return the network of the pipeline that is trained."""
+        return self.pipe.transformer
+
+    def network_parts(self, network: nn.Module) -> dict[str, nn.Module]:
+        """Return the parts of a pipeline that `network`, which is this model's or a copy of it, is, by their names."""
+        return {"transformer": network}
 
     @abstractmethod
     def configure(self) -> None:
@@ -194,6 +210,11 @@ class Model(ABC):
             raise ConfigError(f"guidance scale {scale:g}: {why}; take 1, or its base model")
 
     @property
+    def low_noise(self) -> Callable[[Tensor], Tensor] | None:
+        """Says by times (M,) which rows the second of two networks computes, (M,) bool.  None: there is one."""
+        return None
+
+    @property
     @abstractmethod
     def text_tokens(self) -> dict[str, int]:
         """Number of tokens that each encoder reads, by the name of its tokenizer."""
@@ -212,7 +233,11 @@ class Model(ABC):
         ConfigError where the pipeline cannot be guided so.
         """
         self.check_guidance(self.folder, scale)
-        return in_chunks(guided(self.velocity(self.module), scale, self.combine), chunk)
+        return in_chunks(self.guide(self.velocity(self.module), scale), chunk)
+
+    def guide(self, velocity: Velocity, scale: float) -> Velocity:
+        """Guide a velocity of this model by the one without a prompt, as the family does."""
+        return guided(velocity, scale, self.combine)
 
     def encode_images(self, images: np.ndarray) -> Tensor:
         """Encode uint8 images (B, H, W, 3), or clips (B, F, H, W, 3), to latents (B, ...)."""
@@ -319,9 +344,10 @@ class Model(ABC):
     @torch.no_grad()
     def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
         with reading_parts(self.config.path):
-            pipe = self.pipeline(("vae", *self.encoder_key[0]), transformer=self.module).to(self.device)
-        parts = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
-        return concatenate_embeddings([Embedding(*(None if x is None else x.cpu() for x in part)) for part in parts])
+            parts = self.network_parts(self.module)
+            pipe = self.pipeline(("vae", *self.encoder_key[0]), **parts).to(self.device)
+        made = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
+        return concatenate_embeddings([Embedding(*(None if x is None else x.cpu() for x in part)) for part in made])
 
     def stock_latents(self, cond: Conditioning, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Return the latents (B, ...) that the stock pipeline's own loop makes of noise (B, ...), by Euler's steps."""
@@ -373,12 +399,16 @@ class Model(ABC):
         """
         lora = read_lora(source, type(self.config).__name__)
         check_lora_fits(lora, self.module)
-        self.pipe.load_lora_weights(lora_state_dict(lora.layers), adapter_name=name)
+        self.attach_lora(lora.layers, name)
         return lora
+
+    def attach_lora(self, layers: Mapping[str, LoRAFactors], name: str) -> None:
+        """Attach an adapter of this name, with the factors of these layers, which fit."""
+        self.pipe.load_lora_weights(lora_state_dict(layers), adapter_name=name)
 
     def save_pipeline(self, folder: Path, network: nn.Module) -> None:
         """Write the whole pipeline with the trained network, which is `module` or a copy of it."""
-        self.pipeline(transformer=network).save_pretrained(folder)
+        self.pipeline(**self.network_parts(network)).save_pretrained(folder)
 
 
 def meta_part(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -76,9 +76,11 @@ def download(path: str, revision: str | None, weights: bool) -> str:
 
 
 def weights_digest(path: str) -> str:
-    """Digest of the transformer's and the autoencoder's weights, 32 hexadecimal digits."""
+    """Digest of the transformers' and the autoencoder's weights, 32 hexadecimal digits."""
     folder, digest = locate(path, None), hashlib.sha256()
-    for file in sorted([*folder.glob("transformer/*.safetensors"), *folder.glob("vae/*.safetensors")]):
+    for file in sorted(
+        file for part in ("transformer", "transformer_2", "vae") for file in folder.glob(f"{part}/*.safetensors")
+    ):
         digest.update(fingerprint(file))
     return digest.hexdigest()[:32]
 

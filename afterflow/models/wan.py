@@ -53,13 +53,15 @@ class WanModel(Model):
     streams = ("patch_embedding",)
     usual_guidance = 5.0
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    single: bool = True
+    """Whether the pipeline has one transformer."""
 
     def configure(self) -> None:
         """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
         config, net = self.config, self.pipe.transformer.config
-        if self.pipe.config.boundary_ratio is not None:
+        if self.single and self.pipe.config.boundary_ratio is not None:
             raise InputError(
-                f"model {config.path!r} has two transformers, as Wan 2.2 A14B does; take Wan 2.1 or Wan 2.2 TI2V-5B"
+                f"model {config.path!r} has two transformers, as Wan 2.2 A14B does; take it as the family WanPair"
             )
         check_latent_statistics(config.path, self.pipe.vae.config)
         self.schedule = wan_schedule(self.pipe.scheduler)

@@ -39,8 +39,8 @@ class WanImageModel(WanModel):
         """Set shapes, schedule and encoder key.  InputError for a pipeline that is not told a time for every token."""
         if not self.pipe.config.expand_timesteps:
             raise InputError(
-                f"model {self.config.path!r} appends its picture to the channels, as Wan 2.1 does from images; only "
-                "Wan 2.2 TI2V-5B is known, whose model_index.json says expand_timesteps"
+                f"model {self.config.path!r} appends its picture to the channels, as Wan 2.1 and Wan 2.2 A14B do from "
+                "images; only Wan 2.2 TI2V-5B is known, whose model_index.json says expand_timesteps"
             )
         super().configure()
 

@@ -3,8 +3,9 @@
 A record names its input pictures under `input`, and under `mask` one that is white where the edit may change something.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,11 @@ def picture_size(name: str) -> tuple[int, int]:
     """Return height and width of an input picture; InputError where it cannot be read."""
     height, width = read_input(name).shape[:2]
     return height, width
+
+
+def pictures_before(record: Mapping[str, Any], height: int, width: int) -> list[np.ndarray]:
+    """Return the N input pictures of a record, scaled and cropped as models take them: uint8 (H, W, 3) each."""
+    return [as_drawn(name, height, width) for name in input_names(record)]
 
 
 def inputs_as_drawn(records: Sequence[dict], height: int, width: int) -> np.ndarray:

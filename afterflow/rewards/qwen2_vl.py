@@ -203,7 +203,10 @@ class WeightSource:
         text = self.text(file, names, repository)
         if "{text_prompt}" not in text:
             wanted = " and ".join(names)
-            raise InputError(f"{file}: {wanted} holds no {{text_prompt}}; take the file of {repository}")
+            raise InputError(
+                f"{Path(file).name} does not assign the instruction to {wanted}, which has {{text_prompt}} in it; take "
+                f"{file} of {repository}"
+            )
         return text
 
     def text(self, file: str, names: Sequence[str], repository: str) -> str:

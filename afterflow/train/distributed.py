@@ -109,6 +109,10 @@ class Processes:
         """Return the highest `number` of all processes."""
         return max(self.all_gather_objects(number))
 
+    def all_any(self, flags: Sequence[bool]) -> list[bool]:
+        """Return for each flag whether it is set on any process."""
+        return [any(column) for column in zip(*self.all_gather_objects(list(flags)))]
+
     @torch.no_grad()
     def add_gradients(self, parameters: Sequence[nn.Parameter], sums: Mapping[nn.Parameter, Tensor]) -> None:
         """Make every gradient the sum over partitions and processes; one that no process has stays None.

@@ -87,6 +87,8 @@ class ExploreOptions:
     """Share of the images that may lack a reward; they are not trained on."""
     overlap: bool = False
     """Whether the first prompts' images are scored while the next are drawn."""
+    low_noise: Callable[[Tensor], Tensor] | None = None
+    """Says by times (M,) which rows the second of two networks computes, (M,) bool.  None: there is one network."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,9 @@ class Explorer:
             local = self._local_rows(rollout, advantages, prompts, step)
             rows = self.algorithm.rows(self._before(), cast(Any, local.examples))
         order = torch.randperm(local.global_count, generator=generator(seed, step, "shuffle"))
+        low_noise = None if self.options.low_noise is None else self.options.low_noise(local.examples.t)
         updates = [
-            local.microbatches(part, partitions, self.options.chunk)
+            local.microbatches(part, partitions, self.options.chunk, low_noise)
             for part in order.tensor_split(self.options.updates)
             if len(part)
         ]

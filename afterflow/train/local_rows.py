@@ -49,11 +49,20 @@ class LocalRows:
     prompt: Tensor  # (U,) long: index among the iteration's prompts
     sizes: Tensor | None = None  # (U,) long: rows of each unit; None: one
 
-    def microbatches(self, chosen: Tensor, partitions: Sequence[Tensor], chunk: int) -> list[Sequence[Tensor]]:
+    def microbatches(
+        self, chosen: Tensor, partitions: Sequence[Tensor], chunk: int, low_noise: Tensor | None = None
+    ) -> list[Sequence[Tensor]]:
         """Return the local rows of `chosen`, which are global indices of units, in their order.
 
         They are split by the partition of prompts that they belong to, and then into chunks of at most so many rows, or
         of one unit where that has more.
+
+        Args:
+            chosen: Global indices of units, (n,) long.
+            partitions: The prompts of each partition of this process.
+            chunk: Largest number of rows of a microbatch.
+            low_noise: Rows that the second of two networks computes, (M,) bool.  A microbatch then has rows of one
+                network, where units are rows.  A replay is so a pass of the same shape as the rollout's.
         """
         local = torch.full((self.global_count,), -1, device=self.global_index.device)
         local[self.global_index] = torch.arange(len(self.global_index), device=local.device)
@@ -62,7 +71,7 @@ class LocalRows:
         prompt = self.prompt[units]
         parts = [units[(prompt >= prompts[0].item()) & (prompt <= prompts[-1].item())] for prompts in partitions]
         if self.sizes is None:
-            return [part.split(chunk) if len(part) else () for part in parts]
+            return [chunks(part, chunk, low_noise) for part in parts]
         whole = max(1, chunk // int(self.sizes.max())) if len(self.sizes) else 1
         return [[self._rows(some) for some in part.split(whole)] if len(part) else () for part in parts]
 
@@ -72,6 +81,18 @@ class LocalRows:
         first, sizes = self.sizes.cumsum(0) - self.sizes, self.sizes[units]
         within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         return first[units].repeat_interleave(sizes) + within
+
+
+def chunks(rows: Tensor, chunk: int, low_noise: Tensor | None) -> Sequence[Tensor]:
+    """Split rows (n,) into chunks of at most so many, of one network each where there are two.
+
+    low_noise: rows that the second network computes, (M,) bool.
+    """
+    sides = [rows]
+    if low_noise is not None:
+        second = low_noise.to(rows.device)[rows]
+        sides = [rows[~second], rows[second]]
+    return tuple(part for side in sides if len(side) for part in side.split(chunk))
 
 
 def credited(algorithm: OnPolicy, plan: Plan, log_prob: Levels, scores: Scores, selected: Levels) -> list[Tensor]:

@@ -30,9 +30,9 @@ class Plain:
     schedule = LinearShift(1.0)
     latent_shape = (3, 32, 32)
     combine = staticmethod(linear_guidance)
-    guided_velocity = Model.guided_velocity
+    guided_velocity, guide = Model.guided_velocity, Model.guide
     encode_texts, encode_pictures = Model.encode_texts, Model.encode_pictures
-    takes_pictures, stock, folder = "never", "Plain", None
+    takes_pictures, most_pictures, stock, folder = "never", None, "Plain", None
 
     def __init__(self, pull=0.5):
         self.module = torch.nn.Linear(1, 1)

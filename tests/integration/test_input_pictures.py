@@ -263,7 +263,7 @@ def test_sample_draws_about_the_pictures_that_are_named(klein, tmp_path, capsys)
 def test_sheets_show_what_an_edit_began_with(klein, tmp_path):
     folder = edits(tmp_path / "edits")
     run = Run(FlowGRPO(JPEG, steps=STEPS, group=2), PromptFile(prompts_of(folder)), klein, name="sheets")
-    run = run.with_options(batch=2, iterations=1, sample_every=1, held_out_share=0.0)
+    run = run.with_options(batch=2, iterations=1, sample_every=1, inference_steps=2)
     execute(run)
     sheet = np.asarray(Image.open("runs/sheets/samples/step_000000.png"))
     assert left_of(sheet, [picture(0)], 96 // 64) == [True]

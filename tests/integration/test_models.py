@@ -48,7 +48,7 @@ from afterflow.models.families import FAMILIES as CONFIGURATIONS
 from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.pipeline_files import pipeline_class
-from afterflow.models.wrappers import guided
+from afterflow.models.wan import Wan
 from afterflow.models.z_image import of_one_length
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
@@ -59,6 +59,7 @@ from tinies import FAMILIES, built, flux2_klein
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
 STEPS = 4
+SECOND_LORA = ({}, {"weight_name": "pytorch_lora_weights_2.safetensors", "load_into_transformer_2": True})
 pytestmark = pytest.mark.usefixtures("own_folder")
 
 
@@ -72,7 +73,7 @@ def untouched(config):
 def loaded(config):
     """A copy of the model, on the grid that its stock pipeline takes with Euler's steps."""
     model = copy.deepcopy(untouched(config)[0])
-    if type(config).__name__ == "Wan":
+    if isinstance(config, Wan):
         model.schedule = SD3Grid(3.0)
     return model
 
@@ -81,7 +82,7 @@ def our_images(model, noise, guidance):
     embedding = model.encode([*PROMPTS, ""])
     records = [{"prompt": prompt} for prompt in PROMPTS]
     cond = condition(embedding.rows(slice(-1)), embedding.rows(slice(-1, None)), records)
-    velocity = guided(model.velocity(model.module), guidance, model.combine)
+    velocity = model.guide(model.velocity(model.module), guidance)
     return decode_groups(model, solve_ode(velocity, cond, noise[:, None], model.schedule.times(STEPS)))[:, 0]
 
 
@@ -92,7 +93,8 @@ def stock_images(folder, config, noise, guidance, lora=None, **parts):
     pipe = kind.from_pretrained(folder, **absent, **parts)
     pipe.set_progress_bar_config(disable=True)
     if lora is not None:
-        pipe.load_lora_weights(lora)
+        for more in SECOND_LORA if pipe.config.get("boundary_ratio") else ({},):
+            pipe.load_lora_weights(lora, **more)
     latents = noise
     if "Wan" in kind.__name__:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -107,6 +109,8 @@ def stock_images(folder, config, noise, guidance, lora=None, **parts):
         told = {"guidance_scale": guidance - 1, "cfg_normalization": config.guidance_cap}
     else:
         told = {"guidance_scale": guidance}
+    if getattr(config, "guidance_scale_2", None) is not None:
+        told |= {"guidance_scale_2": config.guidance_scale_2}
     made = pipe(
         prompt=list(PROMPTS),  # Z-Image writes into it
         num_inference_steps=STEPS,
@@ -162,12 +166,13 @@ def test_a_saved_lora_draws_the_same_in_the_stock_pipeline(tinies, name, tmp_pat
     model.save_lora(tmp_path / "lora")
     ours = our_images(model, noise_for(model), 1.0)
     stock = stock_images(model.folder, tinies[name], noise_for(model), 1.0, tmp_path / "lora")
-    trained = stock_images(model.folder, tinies[name], noise_for(model), 1.0, transformer=model.module)
+    parts = model.network_parts(model.module)
+    trained = stock_images(model.folder, tinies[name], noise_for(model), 1.0, **parts)
     exact = alpha == 2 * rank
     assert np.abs(trained.astype(int) - stock).max() <= (not exact) and (trained != stock).mean() < 1e-3
     untouched = stock_images(model.folder, tinies[name], noise_for(model), 1.0)
     assert np.abs(ours.astype(int) - stock).max() <= 1 and (ours != stock).mean() < 0.01
-    assert np.abs(ours.astype(int) - untouched).mean() > 0.5
+    assert np.abs(ours.astype(int) - untouched).mean() > 0.3
     again = loaded(tinies[name])
     again.load_lora(tmp_path / "lora")
     drawn = our_images(again, noise_for(model), 1.0)
@@ -407,7 +412,7 @@ def test_two_runs_cover_the_matrix(monkeypatch):
 def test_every_method_trains_every_family(tinies, name, method):
     algorithm, config = METHODS[method], tinies[name]
     learns, prompts = isinstance(algorithm, SFT | SOAR), ShapesPrompts(count=4, tags=("counting",))
-    if learns and name == "wan":
+    if learns and isinstance(config, Wan):
         config = replace(config, frames=1)  # from images
     run = Run(
         algorithm,
@@ -435,7 +440,7 @@ def test_every_method_trains_every_family(tinies, name, method):
     before, cond = untouched(config)
     trained = copy.deepcopy(before)
     trained.load_lora(folder / "lora")
-    x, t = noise_for(trained), torch.full((2,), 0.5)
+    x, t = noise_for(trained), torch.tensor([0.95, 0.5])  # of a pair, a time of either network
     with torch.no_grad():
         moved = trained.velocity(trained.module)(x, t, cond) - before.velocity(before.module)(x, t, cond)
     assert moved.isfinite().all() and moved.abs().max() > 1e-4

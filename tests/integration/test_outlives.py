@@ -76,7 +76,7 @@ BESIDE = {
     "start of tensorboard": (TensorBoardTracker, "start", Anything("x")),
     "curves of tensorboard": (TensorBoardTracker, "log", SystemExit(3)),
     "end of tensorboard": (TensorBoardTracker, "finish", RuntimeError("no network")),
-    "sample pictures": (monitor, "save_pictures", DISK),
+    "sample pictures": (monitor, "save_groups", DISK),
     "the progress line": (monitor.Progress, "show", BrokenPipeError(errno.EPIPE, "Broken pipe")),
     "the model card": (execution, "write_card", DISK),
 }
@@ -93,7 +93,7 @@ def test_what_is_made_beside_a_run_may_fail_and_the_lora_is_the_same(run, expect
     assert sum(line.startswith(f"not there: {what}") for line in caplog.messages) == 1
 
 
-@pytest.mark.parametrize("owner, name", [(TensorBoardTracker, "log"), (monitor, "save_pictures")])
+@pytest.mark.parametrize("owner, name", [(TensorBoardTracker, "log"), (monitor, "save_groups")])
 def test_the_checkpoint_comes_before_all_that_may_fail(run, monkeypatch, owner, name):
     monkeypatch.setattr(owner, name, raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):

@@ -49,6 +49,7 @@ def test_every_encoder_of_every_family_is_asked(tinies):
         "qwen_image": 1,
         "z_image": 1,
         "wan": 1,
+        "wan_pair": 1,
     }  # the tiny SD3 has no T5 that speaks
     for family, config in tinies.items():
         model = config.load()

@@ -75,6 +75,7 @@ from afterflow.models.tiny_parts.text import WIDTHS, make_text_encoder
 from afterflow.models.tiny_parts.tokenizer import BOS_ID, EOS_ID, make_tokenizer, vocabulary
 from afterflow.models.wan import Wan
 from afterflow.models.wan_image import WanImage
+from afterflow.models.wan_pair import WanPair
 from afterflow.models.z_image import ZImage
 from afterflow.rewards.clip import LINEAR_LAYERS
 
@@ -454,27 +455,40 @@ def wan_pipeline(vae, channels, kind=WanPipeline, **options):
         vae=AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, **vae),
         text_encoder=UMT5EncoderModel(UMT5Config(**T5)),
         tokenizer=make_tokenizer(),
-        transformer=WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=channels,
-            out_channels=channels,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=1,
-            cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-            rope_max_seq_len=32,
-        ),
+        transformer=wan_network(channels),
         **options,
     )
 
 
+def wan_network(channels, width=12):
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=width,
+        in_channels=channels,
+        out_channels=channels,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=1,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+
+
+WAN_VAE = {"z_dim": 16, "temperal_downsample": [False, True, True]}
+
+
 def wan(folder):
-    wan_pipeline({"z_dim": 16, "temperal_downsample": [False, True, True]}, 16).save_pretrained(folder)
+    wan_pipeline(WAN_VAE, 16).save_pretrained(folder)
     return Wan(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
+
+
+def wan_pair(folder):
+    """As Wan 2.2 A14B: one network for high noise, where half of four steps are, and one for low noise."""
+    wan_pipeline(WAN_VAE, 16, transformer_2=wan_network(16), boundary_ratio=0.875).save_pretrained(folder)
+    return WanPair(str(folder), height=32, width=32, frames=5, max_sequence_length=16)
 
 
 def wan_ti2v(folder):
@@ -495,7 +509,7 @@ def wan_5b(folder, kind):
     wan_pipeline(statistics | shape, 6, kind, expand_timesteps=True).save_pretrained(folder)
 
 
-FAMILIES = {build.__name__: build for build in (sd3, flux, flux2_klein, qwen_image, z_image, wan)}
+FAMILIES = {build.__name__: build for build in (sd3, flux, flux2_klein, qwen_image, z_image, wan, wan_pair)}
 BUILDERS = FAMILIES | {
     "deep_sd3": deep_sd3,
     "flux_kontext": flux_kontext,

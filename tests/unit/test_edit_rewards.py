@@ -186,7 +186,7 @@ def test_edit_reward_needs_its_weights_named_and_its_texts_there(released, tmp_p
     for name in ("config.json", "prompts.py", "data_collator_qwen_edit.py"):
         (tmp_path / name).write_text((released[0] / name).read_text())
     (tmp_path / "prompts.py").write_text("INSTRUCTION_EDIT_FOLLOWING = 'no place for a request'")
-    with pytest.raises(ConfigError, match="INSTRUCTION_EDIT_FOLLOWING holds no"):
+    with pytest.raises(ConfigError, match="does not assign the instruction to INSTRUCTION_EDIT_FOLLOWING, which has"):
         load_reward("edit_reward", RewardModels(weights={"edit_reward": str(tmp_path)}))
 
 

@@ -127,11 +127,38 @@ def test_times_that_cannot_be_are_refused(options, said):
         (dict(kl=-1.0), "kl = -1.0"),
         (dict(max_advantage=0.0), "must be positive"),
         (dict(steps=0), "steps = 0"),
+        (dict(blend=Blend("separate")), "blend.how = separate: an image has one advantage here; take z_sum"),
     ],
 )
 def test_options_that_no_such_method_has_are_refused(options, said):
     with pytest.raises(ConfigError, match=said):
         replace(METHODS["nft"], **options)
+
+
+@pytest.mark.parametrize(
+    "method, defaults",
+    [
+        (DiffusionNFT, dict(beta=1.0, max_advantage=5.0, kl=1e-4, lag=Lag(0.0, 0.001, 0, 0.5), group=24)),
+        (AWM, dict(power=0.25, clip=1e-4, trust=1.0, kl=1e-3, lag=Lag(0.0, 0.001, 0, 0.3))),
+        (VGRPO, dict(clip=1e-2, squash=3.0, trust=0.0, kl=0.0)),
+        (FlowAWR, dict(kl=1e-4, lag=Lag(0.0, 0.001, 0, 0.5), standardize=False)),
+        (DGPO, dict(beta=100.0, clip=1e-4, kl=1e-3, lag=Lag(0.0, 0.001, 0, 0.3))),
+        (
+            CRD,
+            dict(
+                beta=1.0,
+                kl=0.1,
+                reference=Reference("base", 4.5),
+                lag=Lag(0.25, 0.005, 0, 0.999),
+                drawing_lag=Lag(0.0, 0.0075, 75, 0.999),
+            ),
+        ),
+    ],
+)
+def test_defaults_are_those_that_were_published(method, defaults):
+    """As the specifications have them: 2509.16117, 2509.25050, 2604.23380, 2606.30376, 2510.08425, 2603.14128."""
+    made = method(NEAR)
+    assert {name: getattr(made, name) for name in defaults} == defaults
 
 
 def test_options_of_one_method_are_refused():
@@ -192,6 +219,32 @@ def test_noise_is_of_a_seed_and_seeds_are_shared_as_asked():
     same = replace(rows, seed=torch.tensor([5, 5, 5, 6, 6, 5])).noise()
     assert torch.equal(same[0], same[5]) and torch.equal(same[3], same[4]) and not torch.equal(same[0], same[3])
     assert torch.equal(same[3], torch.randn(2, generator=torch.Generator().manual_seed(6)))
+
+
+def test_images_of_half_precision_become_rows_in_fp32():
+    rows = replace(some_rows(1.0), images=noise(6, 2, seed=1).half())
+    assert rows.x0().dtype == rows.noise().dtype == torch.float32
+
+
+@pytest.mark.parametrize("sharing, count", [("fresh", 4 * 2 * 8), ("group", 4 * 2), ("prompt", 4)])
+def test_a_method_draws_as_many_noises_as_its_option_says(sharing, count):
+    algorithm = replace(METHODS["nft"], noise=sharing, times=TrainingTimes(2))
+    sources = [torch.Generator().manual_seed(p) for p in range(4)]
+    plan = algorithm.plan(0, generator(0))
+    policy = MLP()
+    made = sample(
+        policy, algorithm.step_kernel, plan, prompts(4), prompt_noise(sources, 8, torch.empty(4, 1, 2)), sources
+    )
+    rows, _, _ = algorithm.noised(made, noise(4, 8), sources, 0)
+    assert len(rows) == 64 and len(rows.seed.unique()) == count
+
+
+def test_rollouts_are_of_the_ode_or_of_the_sde_in_all_steps_but_the_last():
+    assert replace(METHODS["nft"], steps=1).plan(0, generator(0)).second_order == ()
+    ode = METHODS["nft"].plan(0, generator(0))
+    sde = replace(METHODS["nft"], eta=0.7, solver="euler").plan(0, generator(0))
+    assert [eta for eta in ode.eta if eta] == [] and [eta > 0 for eta in sde.eta] == [True] * 9 + [False]
+    assert ode.second_order == tuple(range(1, 10)) and sde.second_order == ()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -363,6 +416,8 @@ def test_softmax_advantages_sum_to_zero_and_know_no_missing_reward():
     gamma = torch.tensor([0.0, 1, 2, 3, 3, 3, 3]).std(correction=0)
     torch.testing.assert_close(A[0, :3], 3 * (reward[0, :3] / gamma).softmax(0) - 1)
     assert A[0, 3].isnan() and A[1].abs().max() < 1e-6 and A[A.isfinite()].min() > -1
+    assert softmax_advantages(torch.full((2, 3), 4.0)).tolist() == [[0.0] * 3] * 2  # no spread at all
+    assert softmax_advantages(torch.full((1, 3), NAN)).isnan().all()
     scores = Scores({"near": reward})
     plain, scaled = (replace(METHODS["flow_awr"], standardize=s).credit(None, [], scores)[0] for s in (False, True))
     known = plain.isfinite()
@@ -375,7 +430,7 @@ def test_dgpos_weight_in_closed_form_and_its_gates():
     expected = torch.tensor([10 * (0.1 - 0.3) / 2, 10 * (-0.4) / 2]).sigmoid().repeat_interleave(2)
     torch.testing.assert_close(w, expected)
     assert not w.requires_grad
-    model, rows = MLP(), some_rows([1.0, 1.0, -1.0, -1.0, 1.0, -1.0])
+    model, rows = MLP(), some_rows([1.0, 1.0, -1.0, -1.0, 0.0, -1.0])
     x, line = 0.5 * (rows.x0() + rows.noise()), rows.noise() - rows.x0()
     with torch.no_grad():
         d = (model(x, rows.t, rows.cond) - line).square().mean(1)
@@ -384,8 +439,20 @@ def test_dgpos_weight_in_closed_form_and_its_gates():
     )  # of the average: ρ above or below 1
     average = lambda x, t, cond: line + errors.sqrt()[:, None]
     _, _, metrics = gradient(METHODS["dgpo"], rows, model, reference=model, lagged={"old": average})
-    assert metrics["clip_fraction"] == pytest.approx(4 / 6)  # good ones above, and bad ones below
+    assert metrics["clip_fraction"] == pytest.approx(3 / 6)  # good ones above, bad ones below, and none between
     assert metrics["group_weight"] == 0.5
+
+
+def test_dgpo_where_nothing_has_moved_is_the_weighted_error_in_closed_form():
+    """With w = 1/2 its gradient is that of half of A d; a ratio of 1 is clipped on neither side."""
+    rows = replace(some_rows([1.0, -1.0, 2.0, -2.0, 0.5, -0.5]), unit=torch.tensor([0, 0, 1, 1, 2, 2]))
+    model, again = MLP(), MLP()
+    grad, loss, metrics = gradient(METHODS["dgpo"], rows, model, reference=MLP(), lagged={"old": MLP()})
+    x, line = 0.5 * (rows.x0() + rows.noise()), rows.noise() - rows.x0()
+    expected = (0.5 * rows.advantage * (again(x, rows.t, rows.cond) - line).square().mean(1)).mean()
+    expected.backward()
+    assert metrics["clip_fraction"] == 0 and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(grad, torch.cat([p.grad.flatten() for p in again.parameters()]), rtol=1e-5, atol=1e-8)
 
 
 def test_crd_asks_that_gains_differ_within_a_group_as_rewards_do():
@@ -398,11 +465,27 @@ def test_crd_asks_that_gains_differ_within_a_group_as_rewards_do():
     assert metrics["gain"] == 0
 
 
+def test_crds_gradient_is_of_each_gain_and_not_of_the_mean():
+    algorithm = replace(METHODS["crd"], beta=2.0)
+    rows = replace(some_rows([1.0, -1.0, 3.0, -3.0, 0.0, 0.0]), unit=torch.tensor([0, 0, 1, 1, 2, 2]))
+    model, old = MLP(seed=3), MLP()
+    grad, _, _ = gradient(algorithm, rows, model, lagged={"old": old})
+    x = 0.5 * (rows.x0() + rows.noise())
+    error = lambda f: image_error(f(x, rows.t, rows.cond), x, rows.t, rows.x0())
+    again = MLP(seed=3)
+    gain = error(old).detach() - error(again)
+    misfit = 2.0 * centred(gain.detach(), rows.unit) - centred(optimality(rows.advantage, 5.0), rows.unit)
+    # d/dθ of c/β (β gain - ...)², where the group's mean of gains is a constant.
+    (5.0 / 2.0 * 2 * misfit * 2.0 * gain).mean().backward()
+    torch.testing.assert_close(grad, torch.cat([p.grad.flatten() for p in again.parameters()]), rtol=1e-5, atol=1e-8)
+
+
 def test_online_dpo_pairs_the_best_with_the_worst_and_is_log_2_at_the_reference():
     algorithm = METHODS["online_dpo"]
     reward = torch.tensor([[0.0, 3.0, NAN, 1.0], [2.0, 2.0, 2.0, NAN], [NAN] * 4, [NAN, 1.0, NAN, 0.5]])
     roles = algorithm.credit(None, [], Scores({"near": reward}))[0][..., 0]
     assert roles.nan_to_num(9).tolist() == [[-1, 1, 9, 9], [9] * 4, [9] * 4, [9, 1, 9, -1]]
+    assert algorithm.requirements.reference is not None, "its loss compares with the reference, whatever its KL"
     model = MLP()
     rows = replace(some_rows([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]), unit=torch.tensor([0, 0, 1, 1, 2, 2]))
     grad, loss, _ = gradient(algorithm, rows, model, reference=copy.deepcopy(model))
@@ -483,6 +566,8 @@ def test_the_reference_is_the_one_that_was_asked_for(reference):
         held = replace(algorithm, reference=Reference(reference, 4.5)).requirements
         assert held.reference == Reference(reference, 4.5)
         assert ("average" in held.lagged) == (reference == "average")
+    unused = replace(METHODS["nft"], kl=0.0, reference=Reference("average")).requirements
+    assert unused.reference is None and "average" not in unused.lagged
     assert FlowGRPO(NEAR, beta=0.0).requirements.reference is None
     assert METHODS["nft"].requirements.reference is None and METHODS["dgpo"].requirements.reference is not None
 

@@ -1,7 +1,7 @@
 """Files of LoRAs: found, read whichever program wrote them, and written.  Nothing else of afterflow writes one."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +11,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...system.atomic_files import apply_umask, make_folder, replacing
+from ...system.atomic_files import apply_umask, make_folder, replacing, sha256
 from ...system.errors import InputError
 from ...system.own_folders import check_inside, check_own_file
 from ...system.text_files import read_text
+from ..experts import EXPERTS
 from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
 from .layer_names import BLOCKS
+from .pair_files import PAIR_FAMILIES, SECOND, by_expert, check_expert, check_network_count, noise_files, sorted_pair
 from .parse import check_alpha, check_config, check_factors, check_tensors, layer_positions, layer_tensors, scaled
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """Names of the file in a LoRA's folder: diffusers' and peft's."""
 COMFYUI = "comfyui.safetensors"
 """Name of the file beside ours whose layers have the names that ComfyUI and kohya's trainers know."""
+OWN = (NAMES[0], SECOND, COMFYUI, *(path.name for path in noise_files(Path(COMFYUI))))
+"""Names of all files that `write_lora` may leave in a folder."""
 
 MOST_PADDING = 64
 """How many times the numbers in a file may become where all layers get the highest rank."""
@@ -38,7 +42,7 @@ class StoredLoRA:
     source: str
     """Run, folder or file that it came from."""
     layers: dict[str, LoRAFactors]
-    """Factors in fp32 by the layers' names in diffusers."""
+    """Factors in fp32 by the layers' names in diffusers, which of a pair of networks begin with the network's."""
     rank: int
     """Rank of every layer."""
     alpha: float
@@ -53,7 +57,10 @@ class StoredLoRA:
 
 
 def lora_file(source: str | Path) -> Path:
-    """Return the file of a LoRA, by a run's folder, a LoRA's folder or the file itself.  InputError without one."""
+    """Return the file of a LoRA, by a run's folder, a LoRA's folder or the file itself.  InputError without one.
+
+    It is that of the first network where the folder holds the LoRA of a pair.
+    """
     path = Path(source)
     if path.is_file():
         check_inside(path)
@@ -61,8 +68,9 @@ def lora_file(source: str | Path) -> Path:
     folder = lora_folder(path)
     named = [folder / name for name in NAMES if (folder / name).is_file()]
     files = named[:1] or sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return files[0]
+    pair = sorted_pair(files)
+    if len(files) == 1 or pair is not None:
+        return files[0] if pair is None else pair[0]
     if files:
         names = ", ".join(file.name for file in files[:3])
         raise InputError(f"LoRA {source}: there are {len(files)} files in it ({names}); name one of them")
@@ -71,6 +79,22 @@ def lora_file(source: str | Path) -> Path:
     if (path / "run.json").is_file():
         raise InputError(f"LoRA {source}: the run has no lora/ yet; let it end, or go on with train --resume")
     raise InputError(f"LoRA {source}: no {NAMES[0]} there")
+
+
+def lora_files(source: str | Path) -> tuple[Path, ...]:
+    """Return the file of a LoRA, or the two files of a pair of networks, high noise first.  InputError without one."""
+    first = lora_file(source)
+    if Path(source).is_file():
+        return (first,)
+    own = first.with_name(SECOND)
+    if first.name == NAMES[0]:
+        return (first, own) if own.is_file() else (first,)
+    return sorted_pair(sorted(first.parent.glob("*.safetensors"))) or (first,)
+
+
+def lora_digest(source: str | Path) -> str:
+    """Return the digests of all files of a LoRA."""
+    return " ".join(sha256(file) for file in lora_files(source))
 
 
 def lora_folder(path: Path) -> Path:
@@ -101,10 +125,35 @@ def read_lora(source: str | Path, family: str | None = None) -> StoredLoRA:
     """Read a LoRA by diffusers' names.  InputError for a file that is none, or that is more than B A.
 
     source: a run's folder, a LoRA's folder or a file.  family: name of the model's family; None: by the names in it.
-    Where ranks differ from layer to layer, all become the highest.
+    Where ranks differ from layer to layer, all become the highest.  The LoRA of a pair of networks is in two files.
     """
-    file = lora_file(source)
-    source = str(source)
+    files, source = lora_files(source), str(source)
+    check_network_count(files, family, source)
+    if len(files) == 1:
+        return read_file(files[0], source, family)
+    return joined([read_file(file, source, PAIR_FAMILIES[0], expert) for file, expert in zip(files, EXPERTS)], source)
+
+
+def joined(experts: Sequence[StoredLoRA], source: str) -> StoredLoRA:
+    """Return the LoRA of a pair of networks, of what was read for each.  InputError where they adapt other layers."""
+    first, second = experts
+    odd = sorted(first.layers.keys() ^ second.layers.keys())
+    if odd:
+        raise InputError(
+            f"LoRA {source}: {odd[0]} is in one of its two files alone; take two that adapt the same layers"
+        )
+    layers = {f"{name}.{layer}": f for name, lora in zip(EXPERTS, experts) for layer, f in lora.layers.items()}
+    rank = common_rank(layers, source)
+    alike = (first.rank, first.alpha) == (second.rank, second.alpha)
+    layers = {name: pad_rank(factors, rank) for name, factors in layers.items()}
+    return StoredLoRA(source, layers, rank, first.alpha if alike else rank, PAIR_FAMILIES[0])
+
+
+def read_file(file: Path, source: str, family: str | None, expert: str | None = None) -> StoredLoRA:
+    """Read one file of a LoRA by diffusers' names.  InputError as of `read_lora`.
+
+    expert: which network of a pair it is read for.  None: the model has one.
+    """
     with open_file(file, source) as stored:
         metadata = stored.metadata() or {}
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
@@ -113,6 +162,7 @@ def read_lora(source: str | Path, family: str | None = None) -> StoredLoRA:
     about = read_about(metadata.get(ABOUT, "{}"), ABOUT, source)
     if about.get("family") not in (None, *BLOCKS):
         raise InputError(f"LoRA {source}: {about['family']!r} is no family of this version of afterflow; update it")
+    check_expert(about, expert, source)
     config = peft_config(file, tensors, metadata, source)
     check_config(config, source)
     check_alpha(about.get("alpha", 1), source)
@@ -187,37 +237,58 @@ def write_lora(
 ) -> None:
     """Write a LoRA for diffusers, and beside it for ComfyUI where its family is known.  In both, alpha is the rank.
 
+    Of a pair of networks each has files of its own.
+
     Args:
         folder: where the files go.
-        layers: factors of one rank with their scale in B, by the layers' names in diffusers.
+        layers: factors of one rank with their scale in B, by the layers' names in a `StoredLoRA`.
         family: name of the model's family.
         alpha: the alpha that it was trained with, which training goes on with.  None: the rank.
     """
     folder, rank = Path(folder), len(next(iter(layers.values())).A)
-    # No more than every version of peft knows.
-    config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(layers)}
     about = {"alpha": rank if alpha is None else alpha, "family": family}
-    metadata = {"format": "pt", ABOUT: json.dumps(about)}
-    adapter = {"lora_adapter_metadata": json.dumps({f"transformer.{name}": value for name, value in config.items()})}
     make_folder(folder)
-    for name in (NAMES[0], COMFYUI):
+    for name in OWN:
         check_own_file(folder / name, is_own_lora)
-    (folder / COMFYUI).unlink(missing_ok=True)  # of what the folder held before
-    write_file(folder / NAMES[0], lora_state_dict(layers), metadata | adapter)
+    for name in OWN[1:]:
+        (folder / name).unlink(missing_ok=True)  # of what the folder held before
+    for file, (metadata, part) in zip((NAMES[0], SECOND), parts_of(layers, about)):
+        # No more than every version of peft knows.
+        config = {"r": rank, "lora_alpha": rank, "target_modules": sorted(part)}
+        adapter = json.dumps({f"transformer.{name}": value for name, value in config.items()})
+        write_file(folder / file, lora_state_dict(part), metadata | {"lora_adapter_metadata": adapter})
     if family is not None:
-        write_file(folder / COMFYUI, to_kohya(layers, family), metadata)
+        write_parts(folder / COMFYUI, layers, about)
 
 
-def write_kohya(file: Path, lora: StoredLoRA) -> None:
+def write_kohya(file: Path, lora: StoredLoRA) -> list[Path]:
     """Write a LoRA, whose family is known, by the names of ComfyUI and kohya's trainers; alpha is the rank.
 
-    OutputError where that would replace a file that afterflow did not write.
+    Returns the file, or those of a pair of networks, whose names end in high_noise and low_noise.  OutputError where
+    that would replace a file that afterflow did not write.
     """
-    assert lora.family is not None
     make_folder(file.parent)
-    check_own_file(file, is_own_lora)
-    about = json.dumps({"alpha": lora.rank, "family": lora.family})
-    write_file(file, to_kohya(lora.layers, lora.family), {"format": "pt", ABOUT: about})
+    return write_parts(file, lora.layers, {"alpha": lora.rank, "family": lora.family})
+
+
+def write_parts(file: Path, layers: Mapping[str, LoRAFactors], about: Mapping[str, Any]) -> list[Path]:
+    """Write the file of a LoRA by kohya's names, or a file for each of two networks, and return which."""
+    files = noise_files(file) if about["family"] in PAIR_FAMILIES else (file,)
+    for path in files:
+        check_own_file(path, is_own_lora)
+    for path, (metadata, part) in zip(files, parts_of(layers, about)):
+        write_file(path, to_kohya(part, about["family"]), metadata)
+    return list(files)
+
+
+def parts_of(
+    layers: Mapping[str, LoRAFactors], about: Mapping[str, Any]
+) -> list[tuple[dict[str, str], Mapping[str, LoRAFactors]]]:
+    """Return the metadata and the layers of each file of a LoRA: one, or two where its family has two networks."""
+    if about["family"] not in PAIR_FAMILIES:
+        return [({"format": "pt", ABOUT: json.dumps(about)}, layers)]
+    parts = by_expert(layers).items()
+    return [({"format": "pt", ABOUT: json.dumps({**about, "expert": expert})}, part) for expert, part in parts]
 
 
 def write_file(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

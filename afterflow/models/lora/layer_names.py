@@ -218,8 +218,8 @@ BLOCKS: dict[str, dict[str, tuple[str, dict[str, OriginalLayer]]]] = {
     },
 }
 """Name of a family → blocks in diffusers → blocks in the original, and the linear layers inside.  Empty: outside."""
-SAME_LAYERS = {"FluxKontext": "Flux", "QwenImageEdit": "QwenImage", "WanImage": "Wan"}
-"""Families whose network has the layers of another one's."""
+SAME_LAYERS = {"FluxKontext": "Flux", "QwenImageEdit": "QwenImage", "WanImage": "Wan", "WanPair": "Wan"}
+"""Families whose network, or each of whose two, has the layers of another one's."""
 BLOCKS |= {family: BLOCKS[other] for family, other in SAME_LAYERS.items()}
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..experts import networks_of
 from .factors import LoRAFactors
 from .files import StoredLoRA
 
@@ -46,4 +47,5 @@ def restore_training(module: nn.Module, lora: StoredLoRA, name: str) -> None:
             weight = factor[name].get_parameter("weight")
             weight.data = value.to(weight.device)
         adapter.scaling[name], adapter.lora_alpha[name] = lora.scale, lora.alpha
-    module.peft_config[name].lora_alpha = lora.alpha  # type: ignore[index]
+    for network in networks_of(module):
+        network.peft_config[name].lora_alpha = lora.alpha  # type: ignore[index]

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...system.input_pictures import input_names
 from ..base import Reward, RewardModels, Scored, Scorer, network_reward, remember_last_batch
 from ..canaries import EDITED
-from ..edited import as_drawn, check_edit
+from ..edited import check_edit, pictures_before
 from .answers import Unanswered, parse_ratings
 from .client import Chat
 from .rewards import open_chat, unanswered
@@ -52,7 +51,7 @@ Ratings = list[EditRating | Unanswered]
 
 def ask_edit(chat: Chat, image: np.ndarray, record: dict) -> EditRating:
     """Ask about one edited picture, uint8 (H, W, 3), beside its inputs; raise Unanswered without both ratings."""
-    before = [as_drawn(name, *image.shape[:2]) for name in input_names(record)]
+    before = pictures_before(record, *image.shape[:2])
     question = (
         "Rate two things from 0 to 10. done: how far the request is carried out; 0 is not at all, 10 is all of it. "
         "preserved: how far everything that the request does not name is as it was; 0 is another picture, 10 is no "

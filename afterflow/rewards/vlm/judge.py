@@ -16,7 +16,7 @@ from ...system.optional_dependencies import check_extra
 from ...system.pictures import picture_digest
 from ..base import ImagePairs, Scored, check_address
 from ..canaries import captioned_cases
-from ..edited import as_drawn
+from ..edited import pictures_before
 from .answers import Unanswered, parse_choice, parse_tag
 from .client import Chat
 from .servers import ChatServer
@@ -128,10 +128,9 @@ class VLMJudge:
 
 def describe_task(record: Mapping[str, Any], height: int, width: int) -> list[Any]:
     """Return what images were made from, as parts of a question: a caption, or a request and the pictures before it."""
-    names = input_names(record)
-    if not names:
+    before = pictures_before(record, height, width)
+    if not before:
         return [f"Two images were made from this caption: {record['prompt']}\n"]
-    before = [as_drawn(name, height, width) for name in names]
     return [f"Two images are edits as this request asks: {record['prompt']}\n", "Before the edit:", *before]
 
 
