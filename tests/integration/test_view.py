@@ -23,7 +23,8 @@ from afterflow.view.service import build_view
 from run_folders import RECORDS, groups_of, pictures_of, run_of
 from served import served
 
-CLIENT = httpx.Client()
+# No connection is kept: the next test's server may get the port of one that is gone.
+CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 HOSTILE = "a cat</h1></script><script>document.title = 'owned'</script> & \"x\" \u202eevil \x1b[31m"
 NAME = "<img src=x onerror=alert(1)>"
 
