@@ -45,7 +45,8 @@ from afterflow.system.verdicts import verdict_file
 from served import served
 
 A, B = "a" * 32, "b" * 32
-CLIENT = httpx.Client()
+# No connection is kept: the next test's server may get the port of one that is gone.
+CLIENT = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 HOSTILE = "a cat</h1><script>document.title = 'owned'</script> & \"x\" \u202eevil \x1b[31m"
 
 
