@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..objectives.losses import flow_matching, preference_logit, preference_loss
 from ..sampling.conditioning import Conditioning, Pairs, Velocity
+from ..sampling.device_copies import to_device
 from ..sampling.flow import DENSITIES, interpolate, shifted, weighting
 from ..sampling.row_random import RowRandom
 from .base import Metrics, Models, Reference, Requirements, Supervised, require
@@ -49,8 +50,8 @@ class DPO(Supervised):
     def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield the loss of the pairs, at one noise and time each."""
         assert self.shift is not None and batch.rejected is not None and models.reference is not None
-        noise = random.normal(batch.x0.shape[1:]).to(batch.x0)
-        t = shifted(DENSITIES[self.density](random), self.shift).to(noise.device)
+        noise = to_device(random.normal(batch.x0.shape[1:]), batch.x0.device).to(batch.x0.dtype)
+        t = to_device(shifted(DENSITIES[self.density](random), self.shift), noise.device)
         cond = batch.cond.dropped(random.uniform() < self.dropout)
         images = (batch.x0, batch.rejected)
         with torch.no_grad():

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..objectives.distillation import StepWeight, self_normalised, step_weight
 from ..objectives.losses import clipped_surrogate, flow_matching
 from ..sampling.conditioning import Conditioning, Velocity
+from ..sampling.device_copies import to_device
 from ..sampling.kernels import log_prob, velocity_of
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
@@ -47,8 +48,9 @@ class TeacherTargets:
         return len(self.steps)
 
     def __getitem__(self, rows: Tensor) -> "TeacherTargets":
-        anchor = None if self.anchor is None else self.anchor[rows]
-        return TeacherTargets(self.steps[rows], self.teacher[rows], anchor, self.weight[rows], self.score[rows])
+        there = to_device(rows, self.teacher.device)
+        anchor = None if self.anchor is None else self.anchor[there]
+        return TeacherTargets(self.steps[rows], self.teacher[there], anchor, self.weight[there], self.score[there])
 
     def mass(self, rows: Tensor) -> float:
         """Return the number of these states."""
@@ -168,6 +170,7 @@ def routed_velocity(teachers: Mapping[str, Velocity], states: Transitions, route
     for teacher in dict.fromkeys(teachers.values()):
         taught = [i for i, task in enumerate(tasks) if teachers[task] is teacher]
         if taught:
-            rows = torch.tensor(taught, device=states.x.device)
-            velocity[rows] = teacher(states.x[rows], states.t[rows], states.cond[rows]).float()
+            rows = torch.tensor(taught)
+            there = to_device(rows, states.x.device)
+            velocity[there] = teacher(states.x[there], states.t[there], states.cond[rows]).float()
     return velocity

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..objectives.losses import flow_matching
 from ..sampling.conditioning import Pairs
+from ..sampling.device_copies import to_device
 from ..sampling.flow import DENSITIES, interpolate, shifted, weighting
 from ..sampling.row_random import RowRandom
 from .base import Metrics, Models, Requirements, Supervised, require
@@ -39,8 +40,8 @@ class SFT(Supervised):
         x0 = batch.x0
         assert self.shift is not None
         for _ in range(self.num_noises):
-            noise = random.normal(x0.shape[1:]).to(x0)
-            t = shifted(DENSITIES[self.density](random), self.shift).to(x0.device)
+            noise = to_device(random.normal(x0.shape[1:]), x0.device).to(x0.dtype)
+            t = to_device(shifted(DENSITIES[self.density](random), self.shift), x0.device)
             cond = batch.cond.dropped(random.uniform() < self.dropout)
             v = models.policy(interpolate(x0, noise, t), t, cond)
             loss = (weighting(self.weighting, t) * flow_matching(v, noise - x0)).mean() / self.num_noises

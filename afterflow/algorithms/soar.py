@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..objectives.losses import flow_matching
 from ..sampling.conditioning import Pairs
+from ..sampling.device_copies import to_device
 from ..sampling.flow import DENSITIES, expand, interpolate, renoise, shifted, weighting
 from ..sampling.kernels import KERNELS, KernelName
 from ..sampling.row_random import RowRandom
@@ -70,13 +71,13 @@ class SOAR(Supervised):
             return None
         assert batch.seeds is not None
         _, t, s = self._draw(batch, RowRandom.seeded(batch.seeds))
-        return 1 + self.correction * self.points * (1 + (self.paths - 1) * counts_when_stochastic(t, s)).double()
+        return 1 + self.correction * self.points * (1 + (self.paths - 1) * counts_when_stochastic(t, s).cpu()).double()
 
     def _draw(self, batch: Pairs, random: RowRandom) -> tuple[Tensor, Tensor, Tensor]:
         """Return the noise of each row, and the times t and s between which its roll-out steps."""
         assert self.shift is not None
-        noise = random.normal(batch.x0.shape[1:]).to(batch.x0.device)
-        u = DENSITIES[self.density](random).to(noise.device)
+        noise = to_device(random.normal(batch.x0.shape[1:]), batch.x0.device)
+        u = to_device(DENSITIES[self.density](random), noise.device)
         return noise, shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
 
     def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
@@ -102,7 +103,7 @@ class SOAR(Supervised):
             end = sampler_step(KERNELS[self.kernel], x, v, (t, s), self.eta, random if path else None)
             for _ in range(self.points):
                 lowest = s.clamp(min=self.min_time)
-                tau = lowest + (1 - lowest) * random.uniform().to(s)
+                tau = lowest + (1 - lowest) * to_device(random.uniform(), s.device)
                 back = renoise(end, noise, s, tau)
                 target = (back - x0) / expand(tau, back)
                 error = rows * weighting(self.weighting, tau) * flow_matching(models.policy(back, tau, cond), target)

@@ -31,7 +31,7 @@ def tree_of(run: Run, folder: Path, record: dict, seed: int) -> Figure:
     assert isinstance(algorithm, BranchGRPO)
     cond, noise_of = encode_records(model, [record]), [generator(seed, "tree")]
     velocity = model.guided_velocity(run.batches.guidance_scale, run.batches.chunk)
-    noise = prompt_noise(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.index.device))
+    noise = prompt_noise(noise_of, 1, torch.empty(1, 1, *model.latent_shape, device=cond.device))
     plan = algorithm.plan(0, generator(seed, "plan"))
     rollout = sample(velocity, algorithm.step_kernel, plan, cond, noise, noise_of)
     scores = score_latents(

@@ -247,7 +247,7 @@ def check_kl(setup: TrainingSetup, cond: Conditioning) -> Finding:
     """Check that the KL has a gradient a little away from the start, where it is 0 and flat."""
     models = setup.models
     assert models.reference is not None
-    x, t = noise_for(setup, len(cond), "kl")[:, 0], torch.full((len(cond),), 0.7, device=cond.index.device)
+    x, t = noise_for(setup, len(cond), "kl")[:, 0], torch.full((len(cond),), 0.7, device=cond.device)
     with moved(setup, 0.01):
         with torch.no_grad():
             reference = models.reference(x, t, cond)
@@ -306,7 +306,7 @@ def check_saved_lora(setup: TrainingSetup, cond: Conditioning, folder: Path) -> 
     for parameter in setup.weights.parameters.values():
         parameter.add_(0.01 * torch.randn(parameter.shape, generator=draws).to(parameter))
     # At two times, of which a pair of networks has one each.
-    x, t = noise_for(setup, len(cond), "lora")[:, 0], torch.linspace(0.5, 1, len(cond), device=cond.index.device)
+    x, t = noise_for(setup, len(cond), "lora")[:, 0], torch.linspace(0.5, 1, len(cond), device=cond.device)
     field = model.velocity(model.module)
     trained = field(x, t, cond)
     model.save_lora(folder)

@@ -241,7 +241,7 @@ def check_before_sampling(setup: TrainingSetup, prompts: Conditioning, seconds_p
     if not explores(setup.algorithm):
         return
     if setup.run.judge is not None:
-        blank = torch.zeros(2, *setup.model.latent_shape, device=prompts.index.device)
+        blank = torch.zeros(2, *setup.model.latent_shape, device=prompts.device)
         images, streams = setup.model.decode(blank)[None], [generator(setup.run.seed, "probe")]
         _, failures = judge_groups(setup.run.judge, images, [prompts.prompts[0]], all_pairs(1, 2), streams)
         if failures:

@@ -32,6 +32,7 @@ from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
 from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward
 from ..sampling.conditioning import Conditioning, Pairs, Velocity
+from ..sampling.device_copies import to_device
 from ..system.errors import InputError
 from .config import Run
 from .sampled_pairs import PairSampler
@@ -86,7 +87,7 @@ def image_pairs(
         else:
             rows = bucket_rows(bucket_of, step, run.batches.batch, run.seed)
         bucket = int(bucket_of[rows[0]])
-        latents = buckets[bucket].latents[rows - first[bucket]].to(cond.index.device)
+        latents = to_device(buckets[bucket].latents[rows - first[bucket]], cond.device)
         prompts = replace(cond[rows], padding=num_empty_tokens(max_empty, step, run.seed))
         winners, losers = latents.unbind(1) if data.pairs else (latents, None)
         return Pairs(winners, prompts, rejected=losers)

@@ -164,7 +164,7 @@ def count_passes(model: Model, rows: int, inputs: int = 0) -> tuple[int, int, in
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.zeros(rows, *model.latent_shape, device="meta")
-    cond = blank_prompt(model, inputs)[torch.zeros(rows, dtype=torch.long, device="meta")]
+    cond = blank_prompt(model, inputs)[torch.zeros(rows, dtype=torch.long)]
     velocities: list[Tensor] = []
 
     def compute() -> Tensor:

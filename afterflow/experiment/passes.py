@@ -103,7 +103,7 @@ def graph_memory(run: Run, device: torch.device, weights: int, trained: int) -> 
     if device.type == "cpu":
         return CPU_BYTES
     # Of what is there when training begins, and not of what is free: a resumed run must choose the same.
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = torch.get_device_module(device).get_device_properties(device).total_memory
     copies = weights * copied_networks(run)
     return max(0.0, GPU_SHARE * total - weights - copies - 16 * trained)
 
@@ -133,7 +133,7 @@ def trial_pass(setup: "TrainingSetup", prompts: Conditioning) -> Callable[[], Te
     """Return a forward pass of the policy on a chunk of blank states, (chunk, ...)."""
     chunk = setup.run.batches.chunk
     rows = prompts[torch.arange(chunk) % len(prompts)]
-    x = torch.zeros(chunk, *setup.model.latent_shape, device=prompts.index.device)
+    x = torch.zeros(chunk, *setup.model.latent_shape, device=prompts.device)
     return lambda: setup.models.policy(x, x.new_ones(chunk), rows)
 
 

@@ -103,7 +103,7 @@ class PairSampler:
         noise = prompt_noise(
             [generator(self.run.seed, "pairs", i) for i in rows.tolist()],
             self.data.per_prompt,
-            torch.empty(len(rows), 1, *self.model.latent_shape, device=cond.index.device),
+            torch.empty(len(rows), 1, *self.model.latent_shape, device=cond.device),
         )
         field = in_chunks(guided(self.reference, self.scale, self.model.combine), self.run.batches.chunk)
         images = solve_ode(field, cond.on_device(), noise, self.model.schedule.times(self.data.steps))

@@ -24,7 +24,7 @@ CHUNK = 64
 def starting_noise(cond: Conditioning, per_prompt: int, shape: Sequence[int], seed: int) -> Tensor:
     """Draw noise (P, per_prompt, *shape) by the seed and the prompts' indices alone, so that two models are paired."""
     sources = [generator(seed, "evaluation", index) for index in cond.index.tolist()]
-    return prompt_noise(sources, per_prompt, torch.empty(len(cond), 1, *shape, device=cond.index.device))
+    return prompt_noise(sources, per_prompt, torch.empty(len(cond), 1, *shape, device=cond.device))
 
 
 def solve_ode(velocity: Velocity, cond: Conditioning, noise: Tensor, times: Tensor) -> Tensor:
@@ -94,9 +94,10 @@ def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
     prompts, inputs = [prompt for prompt, _ in texts], [names for _, names in texts]
     positive, negative = model.encode_texts(prompts, read_inputs(model, inputs))
     device = next(model.module.parameters()).device
-    rows = torch.tensor([texts[text] for text in about], device=device)
+    rows = torch.tensor([texts[text] for text in about])
     # Where each text has an empty one of its own, they stay on the CPU with it.
-    return condition(positive, negative.to(device) if len(negative.sequence) == 1 else negative, records, rows)
+    negative = negative.resident(device) if len(negative.sequence) == 1 else negative
+    return condition(positive, negative, records, rows, device)
 
 
 def read_inputs(model: Model, inputs: Sequence[Sequence[str]]) -> InputPictures | None:

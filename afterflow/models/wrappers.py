@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..sampling.conditioning import Conditioning, Velocity, linear_guidance
+from ..sampling.device_copies import to_device
 
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -43,12 +44,14 @@ def in_chunks(velocity: Velocity, size: int, all_passes: Callable[[int], int] = 
     """
 
     def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        rows, device = torch.arange(len(x), device=x.device), cond.index.device
+        rows = torch.arange(len(x))
         chunks = rows.split(size)
         out = []
         for chunk in (*chunks, *[rows[:1]] * (all_passes(len(chunks)) - len(chunks))):
             padded = torch.cat([chunk, chunk[-1:].expand(size - len(chunk))])
-            predicted = velocity(x[padded].to(device), t[padded].to(device), cond[padded])
+            chosen = to_device(padded, x.device)
+            inputs = to_device(x[chosen], cond.device), to_device(t[chosen], cond.device)
+            predicted = velocity(*inputs, cond[padded])
             out.append(predicted[: len(chunk)].to(x.device))
         return torch.cat(out[: len(chunks)])
 

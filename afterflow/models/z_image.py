@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..sampling.conditioning import Conditioning, Embedding, Velocity, concatenate_embeddings, linear_guidance
+from ..sampling.conditioning import (
+    Conditioning,
+    Embedding,
+    Velocity,
+    concatenate_embeddings,
+    linear_guidance,
+    text_lengths,
+)
 from ..system.text_files import read_json
 from .packing import check_text_tokens, latent_sides, packed_schedule
 from .pipeline import Model, Pretrained
@@ -100,7 +107,7 @@ class ZImageModel(Model):
         dtype: torch.dtype = module.dtype  # type: ignore[assignment]
 
         def v(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-            prompts = unpadded(cond.embedding())
+            prompts = without_padding(cond.embedding().sequence, cond.lengths())
             images, clock = list(x.to(dtype).unsqueeze(2).unbind()), 1 - t
             size = len(x) if of_one_length(cond) else 1
             predicted: list[Tensor] = []
@@ -123,24 +130,19 @@ class ZImageModel(Model):
     def stock_inputs(self, positive: Embedding, negative: Embedding, guidance: float) -> dict[str, Any]:
         """Return the stock pipeline's arguments for encoded prompts and a guidance scale."""
         return {
-            "prompt_embeds": unpadded(positive),
-            "negative_prompt_embeds": unpadded(negative),
+            "prompt_embeds": without_padding(positive.sequence, text_lengths(positive)),
+            "negative_prompt_embeds": without_padding(negative.sequence, text_lengths(negative)),
             "guidance_scale": guidance - 1,
             "cfg_normalization": self.config.guidance_cap,
         }
 
 
-def unpadded(embedding: Embedding) -> list[Tensor]:
-    """Return the vectors of each prompt (l, D), without padding."""
-    if embedding.mask is None:
-        return list(embedding.sequence)
-    lengths = embedding.mask.sum(1).tolist()
-    return [rows[:length] for rows, length in zip(embedding.sequence, lengths)]
+def without_padding(sequence: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Return the vectors of each prompt (l, D), of sequences (P, L, D) that are so long without padding."""
+    return [rows[:length] for rows, length in zip(sequence, lengths.tolist())]
 
 
 def of_one_length(cond: Conditioning) -> bool:
     """Return whether the network fills all prompts, and the empty one, up to the same number of tokens."""
-    if cond.positive.mask is None or cond.negative.mask is None:
-        return True
-    lengths = [*cond.positive.mask.sum(1).tolist(), *cond.negative.mask.sum(1).tolist()]
+    lengths = [*text_lengths(cond.positive).tolist(), *text_lengths(cond.negative).tolist()]
     return len({-(-length // TOKEN_UNIT) for length in lengths}) == 1

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .device_copies import to_device
 from .flow import expand
 
 
@@ -19,12 +20,17 @@ class Embedding(NamedTuple):
     pictures: Tensor | None = None  # (P, N, C, h, w): latents of the N pictures that each text is about
 
     def rows(self, chosen: Tensor | slice) -> "Embedding":
-        """Return the embedding of the chosen rows."""
-        return Embedding(*(None if x is None else x[chosen] for x in self))  # type: ignore[arg-type]
+        """Return the embedding of the chosen rows, each column where it lies."""
+        there = chosen if isinstance(chosen, slice) else to_device(chosen, self.sequence.device)
+        return Embedding(*(None if x is None else x[chosen if x.is_cpu else there] for x in self))  # type: ignore[arg-type]
 
     def to(self, device: torch.device | str) -> "Embedding":
         """Return the embedding on a device."""
-        return Embedding(*(None if x is None else x.to(device) for x in self))  # type: ignore[arg-type]
+        return Embedding(*(None if x is None else to_device(x, device) for x in self))  # type: ignore[arg-type]
+
+    def resident(self, device: torch.device | str) -> "Embedding":
+        """Return the embedding on a device, but the mask where it is: the host reads the lengths of texts from it."""
+        return self.to(device)._replace(mask=self.mask)
 
 
 def concatenate_embeddings(parts: Sequence[Embedding]) -> Embedding:
@@ -32,6 +38,13 @@ def concatenate_embeddings(parts: Sequence[Embedding]) -> Embedding:
     length = max(part.sequence.shape[1] for part in parts)
     columns = zip(*(pad_sequence(part, length) for part in parts))
     return Embedding(*(None if column[0] is None else torch.cat(column).contiguous() for column in columns))  # type: ignore[arg-type]
+
+
+def text_lengths(embedding: Embedding) -> Tensor:
+    """Return the number of vectors of each text, (P,) long on the CPU, without padding."""
+    if embedding.mask is None:
+        return torch.full((len(embedding.sequence),), embedding.sequence.shape[1])
+    return embedding.mask.sum(1).cpu()
 
 
 def pad_sequence(embedding: Embedding, length: int) -> Embedding:
@@ -50,17 +63,18 @@ class Conditioning:
     """
 
     positive: Embedding  # U rows; they may lie in the CPU's memory, since those of T5 and many prompts fill a GPU
-    texts: Tensor  # (P,) long: which of them is a record's
+    texts: Tensor  # (P,) long, on the CPU: which of them is a record's
     negative: Embedding  # 1 row, or U: what guidance steers away from, and what a dropped prompt becomes
     prompts: Sequence[dict]  # P records as the data set gave them: {"prompt": ..., "tag": ...}
-    index: Tensor  # (B,) long; -1 - i is record i without its prompt
+    index: Tensor  # (B,) long, on the CPU; -1 - i is record i without its prompt
+    device: torch.device  # where velocities are computed
     padding: int = 0  # zero vectors appended to each sequence, as stock SD3 does where it has no T5
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, rows: Tensor) -> "Conditioning":
-        return replace(self, index=self.index[rows.to(self.index.device)])
+        return replace(self, index=self.index[rows])
 
     def records(self) -> list[dict]:
         """Return the record of each row."""
@@ -73,7 +87,7 @@ class Conditioning:
 
     def dropped(self, mask: Tensor) -> "Conditioning":
         """Return the conditioning without the prompts of the rows where mask (B,) is true."""
-        drop = mask.to(self.index.device) & (self.index >= 0)
+        drop = mask & (self.index >= 0)
         return replace(self, index=torch.where(drop, -1 - self.index, self.index))
 
     def unprompted(self) -> "Conditioning":
@@ -81,29 +95,34 @@ class Conditioning:
         return replace(self, index=-1 - self.record_index)
 
     def on_device(self) -> "Conditioning":
-        """Return the same rows, the embeddings of whose texts were copied to their device once, from pinned memory."""
-        device = self.index.device
-        if self.positive.sequence.device == device:
+        """Return the same rows, the embeddings of whose texts were copied to the device once."""
+        if self.positive.sequence.device == self.device:
             return self
         needed = self.needed()
-        pinned = lambda part: Embedding(*(x if x is None else copy_from_pinned(x, device) for x in part))  # type: ignore
-        return replace(needed, positive=pinned(needed.positive), negative=pinned(needed.negative))
+        positive, negative = needed.positive.resident(self.device), needed.negative.resident(self.device)
+        return replace(needed, positive=positive, negative=negative)
 
     def needed(self) -> "Conditioning":
         """Return the same rows, with the embeddings of their own texts alone."""
         used = self.texts[self.record_index].unique()
-        position = torch.zeros(len(self.positive.sequence), dtype=torch.long, device=used.device)
-        position[used] = torch.arange(len(used), device=used.device)
-        subset = lambda part: part.rows(used.to(part.sequence.device)) if len(part.sequence) > 1 else part
+        position = torch.zeros(len(self.positive.sequence), dtype=torch.long)
+        position[used] = torch.arange(len(used))
+        subset = lambda part: part.rows(used) if len(part.sequence) > 1 else part
         return replace(self, positive=subset(self.positive), negative=subset(self.negative), texts=position[self.texts])
 
+    def lengths(self) -> Tensor:
+        """Return the number of vectors of each row's text, (B,) long on the CPU, without padding."""
+        chosen, negative = self.texts[self.record_index], text_lengths(self.negative)
+        negative = negative[chosen] if len(negative) > 1 else negative
+        return torch.where(self.index < 0, negative, text_lengths(self.positive)[chosen])
+
     def embedding(self) -> Embedding:
-        """Gather the embeddings of the B rows."""
-        chosen, empty = self.texts[self.record_index], self.index < 0
-        gather = lambda part: part.rows(chosen.to(part.sequence.device)).to(self.index.device)
-        rows, negatives = gather(self.positive), self.negative
+        """Gather the embeddings of the B rows on the device."""
+        chosen, empty = self.texts[self.record_index], to_device(self.index < 0, self.device)
+        rows, negatives = self.positive.rows(chosen).to(self.device), self.negative
         if len(negatives.sequence) > 1:
-            negatives = gather(negatives)
+            negatives = negatives.rows(chosen)
+        negatives = negatives.to(self.device)
         sequence, pooled, mask = (
             None if negative is None or positive is None else torch.where(expand(empty, positive), negative, positive)
             for negative, positive in zip(negatives[:3], rows[:3])
@@ -112,31 +131,39 @@ class Conditioning:
         return Embedding(torch.nn.functional.pad(sequence, (0, 0, 0, self.padding)), pooled, mask, rows.pictures)
 
 
-def copy_from_pinned(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to a device from pinned memory, while the device works on."""
-    return x if x.device == device else x.pin_memory().to(device, non_blocking=True)
-
-
 def condition(
-    positive: Embedding, negative: Embedding, prompts: Sequence[dict], texts: Tensor | None = None
+    positive: Embedding,
+    negative: Embedding,
+    prompts: Sequence[dict],
+    texts: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Conditioning:
-    """Return the conditioning of one row per record, on the device of `texts`, or of `negative` without them.
+    """Return the conditioning of one row per record.
 
-    texts (P,) holds the row of `positive` that belongs to each record, where records share texts.
+    Args:
+        positive: The encoded texts.
+        negative: The encoded empty text, or one for each text.
+        prompts: P records.
+        texts: The row of `positive` that belongs to each record, (P,) long, where records share texts.
+        device: Where velocities are computed; None: where `negative` lies.
     """
-    rows = torch.arange(len(prompts), device=(negative.sequence if texts is None else texts).device)
-    return Conditioning(positive, rows if texts is None else texts, negative, prompts, rows)
+    rows = torch.arange(len(prompts), device="cpu")
+    device = negative.sequence.device if device is None else device
+    return Conditioning(positive, rows if texts is None else texts, negative, prompts, rows, device)
 
 
 _Rows = TypeVar("_Rows")
 
 
 def move_rows(rows: _Rows, device: torch.device | str) -> _Rows:
-    """Move rows, any dataclass of tensors, to a device; their prompts stay where they are."""
+    """Move the numbers of rows, any dataclass of tensors, to a device.
+
+    Whole numbers stay on the CPU, where indices, counts and seeds are read, and so do prompts.
+    """
 
     def move(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.to(device)
+            return to_device(value, device) if value.is_floating_point() else value
         nested = is_dataclass(value) and not isinstance(value, Conditioning)
         return move_rows(value, device) if nested else value
 
@@ -163,7 +190,7 @@ class Pairs:
     x0: Tensor  # (B, ...)
     cond: Conditioning  # B rows
     seeds: Tensor | None = None  # (B,) long: each row draws its random numbers from its seed; the trainer sets them
-    masses: Tensor | None = None  # (B,) fp64: how much each row counts in its update; None: all alike
+    masses: Tensor | None = None  # (B,) fp64, on the CPU: how much each row counts in its update; None: all alike
     rejected: Tensor | None = None  # (B, ...): latents that lost against x0 for the same prompt, where there are pairs
 
     def __len__(self) -> int:
@@ -171,8 +198,9 @@ class Pairs:
 
     def __getitem__(self, rows: Tensor) -> "Pairs":
         columns = (self.seeds, self.masses, self.rejected)
-        return Pairs(self.x0[rows], self.cond[rows], *(None if x is None else x[rows.to(x.device)] for x in columns))
+        x0, cond = self.x0[to_device(rows, self.x0.device)], self.cond[rows]
+        return Pairs(x0, cond, *(None if x is None else x[to_device(rows, x.device)] for x in columns))
 
     def mass(self, rows: Tensor) -> float:
         """Return how much these rows count beside others of the same update: their masses, or their number."""
-        return float(len(rows) if self.masses is None else self.masses[rows.to(self.masses.device)].sum())
+        return float(len(rows) if self.masses is None else self.masses[rows].sum())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .conditioning import Conditioning
+from .device_copies import to_device
 from .row_random import RowRandom
 
 Together = Literal["row", "group", "image"]
@@ -31,9 +32,12 @@ class NoisedImages:
         return len(self.t)
 
     def __getitem__(self, rows: Tensor) -> "NoisedImages":
-        chosen = {name: getattr(self, name)[rows] for name in ("seed", "t", "advantage", "unit", "cond")}
-        before = None if self.before is None else self.before[rows]
-        return NoisedImages(self.images[self.image[rows]], torch.arange(len(rows)), **chosen, before=before)
+        there = to_device(rows, self.t.device)
+        chosen = {name: getattr(self, name)[there] for name in ("t", "advantage")}
+        chosen |= {name: getattr(self, name)[rows] for name in ("seed", "unit", "cond")}
+        before = None if self.before is None else self.before[there]
+        images = self.images[to_device(self.image[rows], self.images.device)]
+        return NoisedImages(images, torch.arange(len(rows)), **chosen, before=before)
 
     def mass(self, rows: Tensor) -> float:
         """Return the number of these rows."""
@@ -41,13 +45,13 @@ class NoisedImages:
 
     def x0(self) -> Tensor:
         """Return the image of each row, (M, ...) fp32."""
-        return self.images[self.image.to(self.images.device)].float()
+        return self.images[to_device(self.image, self.images.device)].float()
 
     def noise(self) -> Tensor:
         """Return the noise of each row, (M, ...) fp32; rows of one seed have the same."""
         seeds, position = self.seed.unique(return_inverse=True)
         drawn = RowRandom.seeded(seeds).normal(self.images.shape[1:])
-        return drawn.to(self.images.device)[position.to(self.images.device)]
+        return to_device(drawn, self.images.device)[to_device(position, self.images.device)]
 
 
 def noised_images(
@@ -85,10 +89,10 @@ def noised_images(
         leaves.flatten(0, 1),
         p * G + i,
         seed,
-        t.to(device),
-        advantage[p, i].to(device),
+        to_device(t, device),
+        to_device(advantage[p, i], device),
         unit,
-        cond[p.to(cond.index.device)],
+        cond[p],
     )
     return made, group, sizes
 
@@ -103,7 +107,7 @@ def trainable_images(advantage: Tensor) -> Tensor:
 def mean_of_units(values: Tensor, unit: Tensor) -> Tensor:
     """Return the mean of each unit's values, at each of its rows, (M,) → (M,)."""
     _, position, count = unit.unique(return_inverse=True, return_counts=True)
-    position, count = position.to(values.device), count.to(values.device)
+    position, count = to_device(position, values.device), to_device(count, values.device)
     sums = values.new_zeros(len(count)).index_add(0, position, values)
     return (sums / count)[position]
 

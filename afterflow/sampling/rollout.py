@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .conditioning import Conditioning, Velocity
+from .device_copies import to_device
 from .flow import predict_x0
 from .kernels import Gaussian, Kernel, log_prob
 from .row_random import RowRandom
@@ -87,7 +88,7 @@ class Retained(NamedTuple):
     """Velocities of a step that kept their graph, so that a loss can be differentiated without another pass."""
 
     velocity: Tensor  # (M, ...), with a graph
-    row: Tensor  # (P, W_k) long: which of them is a state's, -1 where the state has none
+    row: Tensor  # (P, W_k) long, on the CPU: which of them is a state's, -1 where the state has none
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,12 @@ def sample(
         retain: The states whose velocities keep their graph; None: no one's.
     """
     xs, means, log_probs, retained = [], [], [], []
+    grid = to_device(plan.times, noise.device), to_device(plan.eta, noise.device)
     x, predicted = noise, None  # the images that the last step's velocities pointed at, (P, W, ...)
     for k in range(plan.steps):
-        v, graph = _velocity(velocity, plan, k, cond, x, retain)
+        v, graph = _velocity(velocity, grid[0][k], k, cond, x, retain)
         retained.append(graph)
-        p, predicted = _step(v, kernel, plan, k, x, predicted)
+        p, predicted = _step(v, kernel, plan, grid, k, x, predicted)
         mean = p.mean.unflatten(0, x.shape[:2])
         if plan.states:
             xs.append(x.to(states_device))
@@ -172,38 +174,47 @@ def sample(
 
 
 def _velocity(
-    velocity: Velocity, plan: Plan, k: int, cond: Conditioning, x: Tensor, retain: Retain | None
+    velocity: Velocity, t: Tensor, k: int, cond: Conditioning, x: Tensor, retain: Retain | None
 ) -> tuple[Tensor, Retained | None]:
-    """Return the velocity at the states x (P, W, ...) of step k, P·W rows, and those that kept their graph."""
+    """Return the velocity at the states x (P, W, ...) of step k, at t (), P·W rows, and those that kept their graph."""
     P, W = x.shape[:2]
-    prompt = torch.arange(P, device=x.device).repeat_interleave(W)
-    flat, t = x.flatten(0, 1), plan.times.to(x.device)[k].expand(P * W)
+    prompt = torch.arange(P).repeat_interleave(W)
+    flat, t = x.flatten(0, 1), t.expand(P * W)
     chosen = torch.zeros(P * W, dtype=torch.bool) if retain is None else retain.states[k].flatten()
     if retain is None or not bool(chosen.any()):
         return velocity(flat, t, cond[prompt]), None
     # The chosen come first and fill whole passes with the first of the others, so that no pass is added.
-    order = torch.argsort(~chosen, stable=True).to(x.device)
+    order = torch.argsort(~chosen, stable=True)
     count = min(P * W, -(-int(chosen.sum()) // retain.chunk) * retain.chunk)
-    first, rest = order[:count], order[count:]
+    flat, prompt = flat[to_device(order, x.device)], prompt[order]
     with torch.enable_grad():
-        graph = velocity(flat[first], t[first], cond[prompt[first]])
+        graph = velocity(flat[:count], t[:count], cond[prompt[:count]])
     parts = [graph.detach()]
-    if len(rest):
-        parts.append(velocity(flat[rest], t[rest], cond[prompt[rest]]))
-    position = torch.empty_like(order).scatter_(0, order, torch.arange(P * W, device=x.device))
-    return torch.cat(parts)[position], Retained(graph, position.masked_fill(position >= count, -1).view(P, W))
+    if count < P * W:
+        parts.append(velocity(flat[count:], t[count:], cond[prompt[count:]]))
+    position = torch.empty_like(order).scatter_(0, order, torch.arange(P * W))
+    row = position.masked_fill(position >= count, -1).view(P, W)
+    return torch.cat(parts)[to_device(position, x.device)], Retained(graph, row)
 
 
 def _step(
-    v: Tensor, kernel: Kernel, plan: Plan, k: int, x: Tensor, predicted: Tensor | None
+    v: Tensor, kernel: Kernel, plan: Plan, grid: tuple[Tensor, Tensor], k: int, x: Tensor, predicted: Tensor | None
 ) -> tuple[Gaussian, Tensor | None]:
     """Return the Gaussian of step k from the states x (P, W, ...), P·W rows, and the images they point at.
 
     Images are predicted, (P, W, ...), only where the plan has steps of second order.
+
+    Args:
+        v: Velocities at the states, (P·W, ...).
+        kernel: The Gaussian of each step.
+        plan: What every step does.
+        grid: Its times (N+1,) and noise levels (N,), on the device of the states.
+        k: The step.
+        x: The states.
+        predicted: The images that the states of the last step pointed at.
     """
-    P, W = x.shape[:2]
-    times = plan.times.to(x.device)
-    t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], plan.eta.to(x.device)[k]))
+    (P, W), (times, levels) = x.shape[:2], grid
+    t, s, eta = (value.expand(P * W) for value in (times[k], times[k + 1], levels[k]))
     flat = x.flatten(0, 1)
     p = kernel(flat, v, t, s, eta)
     if not plan.second_order:
@@ -247,10 +258,10 @@ def siblings(child_noise: Tensor, parent_noise: Tensor, lam: float) -> Tensor:
 
 def prompt_noise(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:
     """Draw standard normal noise (P, width, ...) fp32 in the state shape of like (P, W, ...), a generator a prompt."""
-    return RowRandom(generators).normal((width, *like.shape[2:])).to(like.device)
+    return to_device(RowRandom(generators).normal((width, *like.shape[2:])), like.device)
 
 
-PARENT_COLUMNS = ("x", "mean", "t", "s", "eta", "count", "cond")
+PARENT_COLUMNS = ("x", "mean", "t", "s", "eta")
 CHILD_COLUMNS = ("x_next", "log_prob", "advantage")
 
 
@@ -263,7 +274,7 @@ class Transitions:
     t: Tensor  # (M,)
     s: Tensor  # (M,)
     eta: Tensor  # (M,)
-    count: Tensor  # (M,) long: children of each, at least one
+    count: Tensor  # (M,) long, on the CPU: children of each, at least one
     cond: Conditioning  # M rows
     x_next: Tensor  # (K, ...)
     log_prob: Tensor  # (K,) under the policy that took the step
@@ -271,18 +282,21 @@ class Transitions:
 
     @property
     def parent(self) -> Tensor:
-        """Return the row of each child's parent, (K,) long."""
-        return torch.arange(len(self), device=self.count.device).repeat_interleave(self.count)
+        """Return the row of each child's parent, (K,) long, on the device of the states."""
+        return to_device(torch.arange(len(self)).repeat_interleave(self.count), self.x.device)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, rows: Tensor) -> "Transitions":
         count, first = self.count[rows], self.count.cumsum(0) - self.count
-        position = torch.arange(int(count.sum()), device=count.device)  # among all chosen children
+        position = torch.arange(int(count.sum()))  # among all chosen children
         children = (first[rows] - (count.cumsum(0) - count)).repeat_interleave(count) + position
+        parents, children = to_device(rows, self.x.device), to_device(children, self.x.device)
         return Transitions(
-            **{name: getattr(self, name)[rows] for name in PARENT_COLUMNS},
+            **{name: getattr(self, name)[parents] for name in PARENT_COLUMNS},
+            count=count,
+            cond=self.cond[rows],
             **{name: getattr(self, name)[children] for name in CHILD_COLUMNS},
         )
 
@@ -294,45 +308,45 @@ class Transitions:
 def trained_children(plan: Plan, advantages: Levels) -> Iterator[tuple[int, Tensor]]:
     """Yield each step k that the plan trains, with a bool (P, W_{k+1}) of the states after it that are trained on.
 
-    advantages: N of (P, W_{k+1}, R); NaN takes a state out of training.
+    advantages: N of (P, W_{k+1}, R) on the CPU; NaN takes a state out of training.
     """
     for k in range(plan.steps):
         if bool(plan.train[k].any()):
-            yield k, advantages[k].isfinite().all(-1) & plan.trained(k).to(advantages[k].device)
+            yield k, advantages[k].isfinite().all(-1) & plan.trained(k)
 
 
 def transitions(rollout: Rollout, advantages: Levels) -> Transitions:
     """Return the steps that the plan trains as rows, step by step and in each step prompt by prompt.
 
-    advantages: N of (P, W_{k+1}, R); NaN takes a state out of training.  Parents that are left with no child to train
-    on are dropped.
+    advantages: N of (P, W_{k+1}, R) on the CPU; NaN takes a state out of training.  Parents that are left with no child
+    to train on are dropped.
     """
     levels = [_level(rollout, k, advantages[k], mask) for k, mask in trained_children(rollout.plan, advantages)]
     columns = {name: torch.cat([level[name] for level in levels]) for name in levels[0]}
-    prompt = columns.pop("prompt")
-    return Transitions(**columns, cond=rollout.cond[prompt])
+    prompt, count = columns.pop("prompt"), columns.pop("count")
+    device = columns["x"].device
+    moved = {name: to_device(column, device) for name, column in columns.items()}
+    return Transitions(**moved, count=count, cond=rollout.cond[prompt])
 
 
 def _level(rollout: Rollout, k: int, advantages: Tensor, trained: Tensor) -> dict[str, Tensor]:
     """Return the columns of the rows of step k, of whose children (P, W_{k+1}) some are trained."""
-    plan, x = rollout.plan, rollout.x[k]
-    W = x.shape[1]
-    trained = trained.to(x.device)
+    plan, W = rollout.plan, rollout.x[k].shape[1]
     count = trained.unflatten(1, (W, -1)).sum(2).flatten()
-    parents = count.nonzero().squeeze(1)
+    parents, children = count.nonzero().squeeze(1), trained.flatten().nonzero().squeeze(1)
 
-    def column(value: Tensor) -> Tensor:
-        return value.to(x.device).expand(len(parents))
+    def chosen(states: Tensor, rows: Tensor) -> Tensor:
+        return states.flatten(0, 1)[to_device(rows, states.device)]
 
     return {
-        "x": x.flatten(0, 1)[parents],
-        "mean": rollout.mean[k].flatten(0, 1)[parents],
-        "t": column(plan.times[k]),
-        "s": column(plan.times[k + 1]),
-        "eta": column(plan.eta[k]),
+        "x": chosen(rollout.x[k], parents),
+        "mean": chosen(rollout.mean[k], parents),
+        "t": plan.times[k].expand(len(parents)),
+        "s": plan.times[k + 1].expand(len(parents)),
+        "eta": plan.eta[k].expand(len(parents)),
         "count": count[parents],
         "prompt": parents // W,
-        "x_next": rollout.x[k + 1][trained].to(x.device),
-        "log_prob": rollout.log_prob[k].to(x.device)[trained],
-        "advantage": advantages.to(x.device)[trained],
+        "x_next": chosen(rollout.x[k + 1], children).to(rollout.x[k].device),
+        "log_prob": chosen(rollout.log_prob[k], children),
+        "advantage": advantages.flatten(0, 1)[children],
     }

@@ -64,9 +64,9 @@ def supervised(
         partitions = processes.partition_rows(len(batch))
         index = torch.cat(partitions)
         seeds = torch.tensor([number(seed, step, "update", 0, row) for row in index.tolist()])
-        rows = replace(batch[index.to(batch.x0.device)], seeds=seeds)
+        rows = replace(batch[index], seeds=seeds)
         rows = replace(rows, masses=algorithm.masses(rows))
-        update = [(part - index[0]).to(batch.x0.device).split(chunk) for part in partitions]
+        update = [(part - index[0]).split(chunk) for part in partitions]
         yield Iteration(step, rows, [update], dict(metrics), rows[update[0][0][:1]])
 
 
@@ -192,7 +192,7 @@ class Explorer:
 
     def rollout(self, plan: Plan, prompts: LocalPrompts, retain: Retain | None = None) -> Rollout:
         """Return the rollout of these prompts, with the graphs of the states to retain."""
-        like = torch.empty(len(prompts), 1, *self.options.latent_shape, device=prompts.cond.index.device)
+        like = torch.empty(len(prompts), 1, *self.options.latent_shape, device=prompts.cond.device)
         with self.clock("rollout"):
             noise = prompt_noise(prompts.noise, plan.widths[0], like)
             kernel, device = self.algorithm.step_kernel, self.options.states_device

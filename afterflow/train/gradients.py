@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ..algorithms.base import Algorithm, Models, Rows
@@ -100,8 +101,11 @@ def finish(
         sums: The fp64 sums over this process's partitions, where it has several.
         processes: The processes of the run.
     """
-    # Numbers are read when all is queued: to ask for one is to wait for it.
-    means = _merge({name: (1.0 if name.endswith("_max") else share) * value.item()} for name, share, value in measured)
+    # Numbers are read when all is queued, and together: to ask for one is to wait for it.
+    values = read_scalars([value for _, _, value in measured])
+    means = _merge(
+        {name: (1.0 if name.endswith("_max") else share) * value} for (name, share, _), value in zip(measured, values)
+    )
     gathered = processes.all_gather_objects([means, problem])
     problem = next((problem for _, problem in gathered if problem is not None), None)
     if problem is None:
@@ -147,6 +151,17 @@ def move_gradients(parameters: Sequence[nn.Parameter], sums: dict[nn.Parameter, 
         if p.grad is not None:
             sums[p] = p.grad.double() if p not in sums else sums[p].add_(p.grad)
             p.grad = None
+
+
+def read_scalars(scalars: Sequence[Tensor]) -> list[float]:
+    """Return the numbers that tensors () hold; the host waits once for all of a kind."""
+    kinds: dict[tuple, list[int]] = {}
+    for i, scalar in enumerate(scalars):
+        kinds.setdefault((scalar.dtype, scalar.device), []).append(i)
+    numbers: dict[int, float] = {}
+    for indices in kinds.values():
+        numbers |= zip(indices, torch.stack([scalars[i] for i in indices]).tolist())
+    return [numbers[i] for i in range(len(scalars))]
 
 
 def _merge(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:

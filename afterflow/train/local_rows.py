@@ -64,9 +64,9 @@ class LocalRows:
             low_noise: Rows that the second of two networks computes, (M,) bool.  A microbatch then has rows of one
                 network, where units are rows.  A replay is so a pass of the same shape as the rollout's.
         """
-        local = torch.full((self.global_count,), -1, device=self.global_index.device)
-        local[self.global_index] = torch.arange(len(self.global_index), device=local.device)
-        units = local[chosen.to(local.device)]
+        local = torch.full((self.global_count,), -1)
+        local[self.global_index] = torch.arange(len(self.global_index))
+        units = local[chosen]
         units = units[units >= 0]
         prompt = self.prompt[units]
         parts = [units[(prompt >= prompts[0].item()) & (prompt <= prompts[-1].item())] for prompts in partitions]
@@ -90,7 +90,7 @@ def chunks(rows: Tensor, chunk: int, low_noise: Tensor | None) -> Sequence[Tenso
     """
     sides = [rows]
     if low_noise is not None:
-        second = low_noise.to(rows.device)[rows]
+        second = low_noise.cpu()[rows]
         sides = [rows[~second], rows[second]]
     return tuple(part for side in sides if len(side) for part in side.split(chunk))
 
@@ -106,7 +106,7 @@ def credited(algorithm: OnPolicy, plan: Plan, log_prob: Levels, scores: Scores, 
         selected: The states that may be trained, N of (P, W_{k+1}) bool.
     """
     levels = algorithm.credit(plan, log_prob, scores)
-    return [level.where(chosen[..., None].to(level.device), torch.nan) for level, chosen in zip(levels, selected)]
+    return [level.where(chosen[..., None], torch.nan) for level, chosen in zip(levels, selected)]
 
 
 def pulling(advantages: Levels) -> list[Tensor]:
@@ -137,11 +137,10 @@ def local_rows(rollout: Rollout, advantages: Levels, prompts: Tensor, all_rows: 
         position = count + parents.flatten().cumsum(0).view_as(parents) - 1
         local = parents[prompts]
         positions.append(position[prompts][local])
-        owners.append(prompts.to(local.device)[:, None].expand_as(local)[local])
+        owners.append(prompts[:, None].expand_as(local)[local])
         count += int(parents.sum())
     steps = transitions(rollout, [level[prompts] for level in advantages])
-    global_index, prompt = (torch.cat(column).to(steps.x.device) for column in (positions, owners))
-    return LocalRows(steps, global_index, count, share, prompt)
+    return LocalRows(steps, torch.cat(positions), count, share, torch.cat(owners))
 
 
 def local_noised_rows(

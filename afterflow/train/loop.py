@@ -1,6 +1,7 @@
 """The training loop.  It descends the losses of an algorithm and knows none by name."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -108,10 +109,9 @@ class Trainer:
         with self.clock("update"):
             parameters, overflow = list(weights.parameters.values()), False
             if problem is None:
-                norm = processes.clip(parameters, self.options.max_grad_norm)
-                measured["grad_norm"] = norm.item()
-                if not norm.isfinite():
-                    problem = f"the gradient norm is {norm.item()}; lower the learning rate"
+                measured["grad_norm"] = norm = processes.clip(parameters, self.options.max_grad_norm).item()
+                if not math.isfinite(norm):
+                    problem = f"the gradient norm is {norm}; lower the learning rate"
                 # A gradient scaler looks for its scale by overflowing now and then, and leaves such updates out.
                 overflow = problem is not None and processes.accelerator.scaler is not None
                 if problem is None or overflow:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..algorithms.base import Scores
 from ..sampling.conditioning import Conditioning
+from ..sampling.device_copies import to_device
 from ..sampling.rollout import Levels, Plan, Retain, Rollout, trained_children, transitions
 from ..sampling.seeds import generator
 from .clock import Clock
@@ -178,7 +179,7 @@ class OnePass:
                 retained = part.rollout.retained[k]
                 if totals.problem is not None or retained is None or not len(chosen):
                     continue
-                velocity = retained.velocity[retained.row[parents.to(retained.row.device)]]
+                velocity = retained.velocity[to_device(retained.row[parents], retained.velocity.device)]
                 mass = rows.mass(chosen)
                 totals.counts[:2] += torch.tensor([len(chosen), mass])
                 models = replace(e.models, policy=lambda x, t, cond, velocity=velocity: velocity)

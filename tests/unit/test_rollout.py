@@ -268,9 +268,13 @@ def test_states_wait_on_another_device_and_leaves_stay():
     assert {state.device.type for state in [*far.x[:-1], *far.mean]} == {"meta"}
     assert torch.equal(far.leaves, near.leaves)
     rows = transitions(near, ones(near))
+    waiting = transitions(far, ones(near))[torch.tensor([2, 0])]
+    assert torch.equal(waiting.count, rows.count[[2, 0]]) and waiting.x.device.type == "meta"
+    assert waiting.x_next.shape == rows[torch.tensor([2, 0])].x_next.shape
     there = move_rows(rows, "meta")
-    assert {there.x.device.type, there.count.device.type, there.x_next.device.type} == {"meta"}
-    assert there.cond is rows.cond and torch.equal(move_rows(rows, "cpu").x, rows.x)
+    assert {there.x.device.type, there.t.device.type, there.x_next.device.type} == {"meta"}
+    assert there.cond is rows.cond and torch.equal(there.count, rows.count)  # read on the CPU
+    assert torch.equal(move_rows(rows, "cpu").x, rows.x)
 
 
 def test_random_numbers_of_a_row_come_from_its_own_generator():
