@@ -17,48 +17,28 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-from afterflow.algorithms.awm import AWM
-from afterflow.algorithms.branch_grpo import BranchGRPO
-from afterflow.algorithms.crd import CRD
-from afterflow.algorithms.dance_grpo import DanceGRPO
-from afterflow.algorithms.ddpo import DDPO
-from afterflow.algorithms.dgpo import DGPO
-from afterflow.algorithms.diffusion_nft import DiffusionNFT
-from afterflow.algorithms.dpo import DPO
-from afterflow.algorithms.flow_awr import FlowAWR
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.forward_process import learns_from_finished
-from afterflow.algorithms.lag import Lag
-from afterflow.algorithms.mix_grpo import MixGRPO
-from afterflow.algorithms.online_dpo import OnlineDPO
-from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
-from afterflow.algorithms.soar import SOAR
-from afterflow.algorithms.v_grpo import VGRPO
-from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.images import ShapesImages
-from afterflow.data.pairs import SampledPairs
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.setup import TrainingSetup
-from afterflow.models.adapters import Full, LoRA, Teacher, attach
+from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.families import FAMILIES as CONFIGURATIONS
 from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.pipeline_files import pipeline_class
 from afterflow.models.wan import Wan
 from afterflow.models.z_image import of_one_length
-from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.sampling.conditioning import condition
 from afterflow.sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
-from afterflow.sampling.training_times import TrainingTimes
 from afterflow.system.errors import ConfigError, InputError
+from small_runs import JPEG, METHODS, STEPS, frames_of, small_run
 from tinies import FAMILIES, built, flux2_klein
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
-STEPS = 4
 SECOND_LORA = ({}, {"weight_name": "pytorch_lora_weights_2.safetensors", "load_into_transformer_2": True})
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -343,30 +323,6 @@ def test_a_size_that_a_model_cannot_draw_is_refused(tinies, name, wrong, said):
         replace(tinies[name], **wrong).load()
 
 
-JPEG = {"jpeg_compressibility": 1.0}
-GUIDED = Teacher("guided", None, ("counting",), guidance_scale=3.0)
-WINDOW = SlidingWindow(width=2)
-METHODS = {
-    "sft": SFT(),
-    "soar": SOAR(points=1),
-    "dpo": DPO(),
-    "ddpo": DDPO(JPEG, steps=STEPS, group=2),
-    "flow_grpo": FlowGRPO(JPEG, steps=STEPS, group=2, beta=0.01),
-    "dance_grpo": DanceGRPO(JPEG, steps=STEPS, group=2),
-    "mix_grpo": MixGRPO(JPEG, steps=STEPS, group=2, window=WINDOW, flash=0.5),
-    "branch_grpo": BranchGRPO(JPEG, steps=STEPS, splits=(0, 1)),
-    "pref_grpo": PrefGRPO(steps=STEPS, group=4),
-    "flow_opd": FlowOPD(steps=STEPS, group=2),
-    "nft": DiffusionNFT(JPEG, steps=STEPS, group=2, lag=Lag(start=0.5)),
-    "awm": AWM(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, "strata", shared="batch")),
-    "v_grpo": VGRPO(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, "segments", shared="group")),
-    "flow_awr": FlowAWR(JPEG, steps=STEPS, group=2, kl=0.0),
-    "dgpo": DGPO(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, shared="group"), beta=1.0),
-    "crd": CRD(JPEG, steps=STEPS, group=2),
-    "online_dpo": OnlineDPO(JPEG, steps=STEPS, group=2, times=TrainingTimes(2, shared="group")),
-}
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_one_pass_has_the_gradient_of_two(tinies, name):
     """Under guidance, with a KL, and with activations that are computed again in the backward pass."""
@@ -410,24 +366,9 @@ def test_two_runs_cover_the_matrix(monkeypatch):
 
 @pytest.mark.parametrize("name, method", CELLS)
 def test_every_method_trains_every_family(tinies, name, method):
-    algorithm, config = METHODS[method], tinies[name]
-    learns, prompts = isinstance(algorithm, SFT | SOAR), ShapesPrompts(count=4, tags=("counting",))
-    if learns and isinstance(config, Wan):
-        config = replace(config, frames=1)  # from images
-    run = Run(
-        algorithm,
-        ShapesImages(count=4, tags=("counting",))
-        if learns
-        else SampledPairs(prompts, JPEG, per_prompt=2, steps=2)
-        if method == "dpo"
-        else prompts,
-        config,
-        LoRA(rank=2, alpha=4),
-        teachers=(GUIDED,) if method == "flow_opd" else (),
-        judge=ShapesJudge(noise=1.0) if method == "pref_grpo" else None,
-        name="cell",
-    ).with_options(iterations=2, batch=2, chunk=4, learning_rate=1e-2, inference_steps=2)
-    run = run.with_options(retained_rows=0)  # so that the rollout is replayed
+    algorithm, config = METHODS[method], frames_of(method, tinies[name])
+    # Without retained rows, so that the rollout is replayed.
+    run = small_run(method, config, name="cell", inference_steps=2, retained_rows=0)
     # Pictures are drawn by every method alike, so one method draws them.
     run = run.with_options(sample_every=2 if method == "flow_grpo" else 0)
     folder = execute(run, "cell").folder

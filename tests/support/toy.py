@@ -117,9 +117,14 @@ def learn(
     retained_rows=0,
     lagged=None,
     wrap=lambda velocity: velocity,
+    prompts=lambda step: prompts(8),
+    pairs=None,
     **explore_options,
 ):
-    """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics."""
+    """Iterations first .. last - 1 of the real loop, `velocity` standing in for the model; yields their metrics.
+
+    prompts and pairs return those of an iteration; pairs of None are 256 images, of which one in two may have lost.
+    """
     lagged = averages(algorithm, model) if lagged is None else lagged
     fields = {name: wrap(network) for name, (network, _) in lagged.items()}
     explorer = fields.get(algorithm.requirements.explorer)
@@ -129,11 +134,11 @@ def learn(
         options = ExploreOptions(seed=0, latent_shape=(2,), chunk=chunk, updates=updates, **explore_options)
         size = algorithm.requirements.history
         history = RewardHistory(size) if size else None
-        explorer = Explorer(algorithm, models, lambda step: prompts(8), score, options, processes, clock, history)
+        explorer = Explorer(algorithm, models, prompts, score, options, processes, clock, history)
         source = iterations(explorer, steps, retained_rows)
     else:
         chosen = lambda step: images(256, torch.Generator().manual_seed(step))
-        pairs = (lambda step: preferences(256, step)) if algorithm.requirements.pairs else chosen
+        pairs = pairs or ((lambda step: preferences(256, step)) if algorithm.requirements.pairs else chosen)
         source = supervised(algorithm, pairs, steps, seed=0, chunk=256, processes=processes)
     parameters = dict(model.named_parameters())
     optimizer = processes.accelerator.prepare(optimizer or optimize(model, lr))
