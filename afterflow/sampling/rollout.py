@@ -146,8 +146,7 @@ def sample(
         plan: What every step does.
         cond: The P prompts.
         noise: Where the P trees begin, (P, W_0, ...).
-        generators: One for each prompt, so that its images depend neither on the other prompts nor on how many
-            processes share them.
+        generators: One for each prompt, so that its images depend on no other prompt and on no number of processes.
         states_device: Where states wait for the update, None: where they are made.  The leaves stay, to be decoded.
         retain: The states whose velocities keep their graph; None: no one's.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -19,6 +20,7 @@ import tinies
 import toy
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.cli.main import main
+from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.experiment.doctor import examine
 from afterflow.experiment.execute import execute
@@ -26,7 +28,7 @@ from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.wrappers import in_chunks
 from afterflow.rewards.base import RewardModels
 from afterflow.sampling.conditioning import Pairs
-from afterflow.system.input_pictures import png_address
+from afterflow.sampling.device_copies import to_device
 from afterflow.train.distributed import Processes
 from pretended_device import WAITS, recording
 from small_runs import METHODS, frames_of, small_run
@@ -81,9 +83,9 @@ def outcomes():
         "there.copy_(here)",
         "here.copy_(there)",
         "torch.randn(2, generator=torch.Generator()).to('pretend')",
-        "here.pin_memory().to('pretend', non_blocking=True)",
+        "to_device(here[:1].expand(2, 3), 'pretend')",
     )
-    values = {"torch": torch, "nn": nn, "there": there, "here": here, "index": index}
+    values = {"torch": torch, "to_device": to_device, "nn": nn, "there": there, "here": here, "index": index}
     return {line: outcome(lambda line=line: eval(line, dict(values))) for line in lines}
 
 
@@ -105,7 +107,7 @@ def waits_by_line():
         "torch.tensor([1.0], device='pretend')",
         "there[torch.tensor([0, 1])]",
         "there.repeat_interleave(mask.long(), output_size=3)",
-        "torch.zeros(3).pin_memory().to('pretend', non_blocking=True)",
+        "to_device(torch.zeros(3), 'pretend')",
         "torch.zeros(3, device='pretend')",
         "there[1:3] * 2",
         "there[mask.long()]",
@@ -116,7 +118,7 @@ def waits_by_line():
     kinds = {}
     for line in lines:
         with recording() as events:
-            eval(line, {"torch": torch, "there": there, "mask": mask})
+            eval(line, {"torch": torch, "to_device": to_device, "there": there, "mask": mask})
         kinds[line] = [event.kind for event in events if event.kind in WAITS]
     return kinds
 
@@ -128,15 +130,12 @@ def for_the_toy(algorithm):
     return replace(algorithm, **weights, **routed)
 
 
-def waits_of_the_toy(method, prompts, one_pass):
-    """How often the host waits in two iterations of the toy, by phase, kind and line.
-
-    Chunks grow with the number of prompts, so that there are as many passes for any number.
-    """
+def waits_of_the_toy(method, prompts, chunk, one_pass):
+    """How often the host waits in two iterations of the toy: at the most in a step and for a loss, else by the line."""
     algorithm, device = for_the_toy(METHODS[method]), torch.device("pretend", 0)
     model = toy.MLP().to(device)
     still = copy.deepcopy(model).requires_grad_(False)
-    wrap = lambda network: in_chunks(network, 64 * prompts)
+    wrap = lambda network: in_chunks(network, chunk)
 
     def pairs(step):
         drawn = toy.preferences(prompts, step)
@@ -150,7 +149,7 @@ def waits_of_the_toy(method, prompts, one_pass):
         reference=wrap(still),
         teachers=dict.fromkeys(toy.TASKS, wrap(toy.MLP(seed=1).to(device))),
         score=lambda leaves, *others: toy.score(leaves.cpu(), *others),
-        chunk=64 * prompts,
+        chunk=chunk,
         updates=1,
         processes=Processes(Accelerator()),
         retained_rows=10**6 if one_pass else 0,
@@ -160,24 +159,32 @@ def waits_of_the_toy(method, prompts, one_pass):
     )
     with recording() as events:
         assert all(metrics["grad_norm"] > 0 for _, metrics in iterations)
-    return Counter((event.phase, event.kind, event.line) for event in events if event.kind in WAITS)
+    waits = [event for event in events if event.kind in WAITS]
+    most_of = {phase: most(wait for wait in waits if wait.phase == phase) for phase in ("step", "loss")}
+    return most_of | Counter(f"{wait.kind}, {wait.line}" for wait in waits if wait.phase == "iteration")
 
 
-def requests(folder):
-    """A list of two prompts, each about a picture."""
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    lines = [{"prompt": f"make it {word}", "input": png_address(x)} for word, x in zip(("red", "blue"), pictures)]
-    file = Path(folder) / "requests.jsonl"
-    file.write_text("\n".join(map(json.dumps, lines)))
-    return PromptFile(str(file))
+def edits(folder):
+    """A folder of two requests, each about a picture, with the pictures that are to come of them."""
+    folder.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), dtype=np.uint8)
+    lines = []
+    for i, (before, after) in enumerate(pictures):
+        for name, pixels in ((f"in_{i}.png", before), (f"out_{i}.png", after)):
+            Image.fromarray(pixels).save(folder / name)
+        lines.append({"prompt": f"request {i}", "input": f"in_{i}.png", "target": f"out_{i}.png", "tag": "counting"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
 
 
 def run_of(method, family, folder, **options):
     """A small run, its pipeline beside its results; the process now works in the folder."""
     os.chdir(folder)
-    config = tinies.built(family, Path(folder) / "pipeline")
-    prompts = requests(folder) if family in EDITORS else None
-    return small_run(method, frames_of(method, config), prompts, **options)
+    config, data = tinies.built(family, Path(folder) / "pipeline"), ()
+    if family in EDITORS:
+        about = edits(Path(folder) / "edits")
+        data = PromptFile(str(about / "metadata.jsonl")), ImageFolder(str(about))
+    return small_run(method, frames_of(method, config), *data, **options)
 
 
 def metrics_of(folder):

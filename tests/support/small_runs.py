@@ -61,11 +61,11 @@ def frames_of(method, config):
     return replace(config, frames=1) if images else config
 
 
-def small_run(method, config, prompts=None, **options):
-    """Two iterations of a method on a pipeline, of two prompts each."""
+def small_run(method, config, prompts=None, images=None, **options):
+    """Two iterations of a method on a pipeline, of two prompts or images each."""
     prompts = prompts or ShapesPrompts(count=4, tags=("counting",))
     if isinstance(METHODS[method], SFT | SOAR):
-        data = ShapesImages(count=4, tags=("counting",))
+        data = images or ShapesImages(count=4, tags=("counting",))
     else:
         data = SampledPairs(prompts, JPEG, per_prompt=2, steps=2) if method == "dpo" else prompts
     run = Run(
