@@ -35,6 +35,7 @@ from ..rewards.registry import find_reward
 from ..system.atomic_files import replacing, write_text_atomically
 from ..system.errors import InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
+from .differences import differences_of_methods
 from .report import Report, ShapesSettings
 from .shapes_suite import Judged, judge, shapes_report, suite_pictures, suite_prompts, true_pictures
 
@@ -188,10 +189,29 @@ def pooled(runs: Sequence[Judged]) -> Judged:
 
 def comparison(runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
     """Return what the page shows, as JSON, with one entry for each method in the order given."""
+    methods = methods_of(runs)
     return {
         "suite": to_json(settings),
-        "methods": [method_entry(name, of_method, settings) for name, of_method in methods_of(runs).items()],
+        "methods": [method_entry(name, of_method, settings) for name, of_method in methods.items()],
+        "differences": differences_on_same_prompts(methods, settings),
     }
+
+
+def differences_on_same_prompts(
+    methods: Mapping[str, Sequence[Finished]], settings: ShapesSettings
+) -> list[dict[str, Any]]:
+    """Return the differences of every two methods of those whose models draw the same prompts."""
+    of_prompts: dict[str, tuple[list[dict], dict[str, list[Judged]]]] = {}
+    for name, runs in methods.items():
+        run = runs[0].run
+        records = base_of(run.model, guided_settings(run, settings)).records
+        judged = of_prompts.setdefault(json.dumps(records), (records, {}))[1]
+        judged[name] = [finished.judged for finished in runs]
+    return [
+        entry
+        for records, judged in of_prompts.values()
+        for entry in differences_of_methods(judged, records, settings.split)
+    ]
 
 
 def methods_of(runs: Sequence[Finished]) -> dict[str, list[Finished]]:

@@ -101,6 +101,11 @@ def test_the_page_has_everything_in_it(place, capsys):
     points = first["runs"][0]["curve"]
     assert points[0]["evaluations"] == 2 * 4 * (2.75 + 1.75) and len(points) == 2
     assert (place[0] / "runs/report/comparison.png").is_file()
+    [apart] = found["differences"]
+    assert (apart["first"], apart["second"]) == ("branch", "chain")
+    gains = [method["report"]["overall"]["strict"]["delta"]["value"] for method in (first, second)]
+    assert apart["strict"]["value"] == pytest.approx(gains[0] - gains[1])
+    assert apart["strict"]["low"] is None  # a seed each says nothing of others
 
 
 def test_the_bases_pictures_are_drawn_once_for_all_commands(place, monkeypatch):
