@@ -78,11 +78,25 @@ def difference(
         noise: What seeds do, from these methods or from more of their kind.
         confidence: Probability that the interval holds the true difference.
     """
-    apart = first.mean(0) - second.mean(0)
+    shares = 1 / len(first) + 1 / len(second)
+    return crossed_interval(first.mean(0) - second.mean(0), shares, strata, noise, confidence)
+
+
+def gain_over_base(
+    figures: np.ndarray, base: np.ndarray, strata: Sequence[np.ndarray], confidence: float = CONFIDENCE
+) -> Estimate:
+    """Return by how much a method, (S, P), is above its base, (P,), which has no seed of training."""
+    noise = seed_noise([figures], strata)
+    return crossed_interval(figures.mean(0) - base, 1 / len(figures), strata, noise, confidence)
+
+
+def crossed_interval(
+    apart: np.ndarray, shares: float, strata: Sequence[np.ndarray], noise: SeedNoise, confidence: float
+) -> Estimate:
+    """Return the mean of differences (P,) of prompts, which has `shares` of the variance of one training's seed."""
     value = float(mean_of_means(apart[:, None], strata)[0])
     if not noise.degrees or min(len(rows) for rows in strata) < 2:
         return Estimate(value)
-    shares = 1 / len(first) + 1 / len(second)
     seeds = noise.variance * shares
     prompts = sum(float(apart[rows].var(ddof=1)) / len(rows) for rows in strata) / len(strata) ** 2
     # Images add to both, so they are taken off once; what remains is never less than either alone.

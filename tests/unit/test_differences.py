@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from afterflow.evaluation.differences import SeedNoise, difference, differences_of_methods, seed_noise
+from afterflow.evaluation.differences import (
+    SeedNoise,
+    difference,
+    differences_of_methods,
+    gain_over_base,
+    seed_noise,
+)
 from afterflow.evaluation.shapes_suite import Judged
 
 STRATA = [np.arange(0, 30), np.arange(30, 90)]
@@ -57,6 +63,15 @@ def test_shared_prompts_do_not_widen_it_and_seeds_do():
     # A variance that is known from three trainings alone is hardly known: Student's t with two degrees of freedom.
     few = difference(first, second, STRATA, SeedNoise(0.01**2, 2, 0.0))
     assert few.high - few.value == pytest.approx(4.303 * 0.01 * (2 / 3) ** 0.5, rel=1e-3)
+
+
+def test_a_base_has_no_seed_and_adds_no_noise_of_one():
+    rng = np.random.default_rng(4)
+    method = methods(rng, 3, 0.05, of_seed=0.05)[0]
+    base, noise = method.mean(0) - 0.05, seed_noise([method], STRATA)
+    gain, with_another = gain_over_base(method, base, STRATA), difference(method, base[None], STRATA, noise)
+    assert gain.value == pytest.approx(with_another.value) == pytest.approx(0.05)
+    assert with_another.high - with_another.low > 1.5 * (gain.high - gain.low)
 
 
 def test_more_trainings_are_a_narrower_interval_and_a_tag_weighs_as_much_as_another():
