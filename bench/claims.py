@@ -30,6 +30,8 @@ this size.
 Unless a row says otherwise, a score is the share of held-out prompts met (strict). It is given as the gain over the
 untrained model, with its 95 % interval. The [glossary](glossary.md) defines the terms.
 
+What others reached on real models is on the page of [published results](frontier.md).
+
 | verdict | meaning |
 |---|---|
 | held, not held | of two gains: their difference is beyond 1.96 standard errors, the two taken as independent |
