@@ -34,6 +34,8 @@ untrained model, with its 95 % interval. The [glossary](glossary.md) defines the
 "Ahead by" is the difference on the same prompts. Its interval is for other prompts and other seeds. Where it is
 missing, the two gains are taken as independent, and their intervals are for other prompts alone.
 
+What others reached on real models is on the page of [published results](frontier.md).
+
 | verdict | meaning |
 |---|---|
 | held, not held | of two gains: the 95 % interval of their difference is on one side of 0 |
