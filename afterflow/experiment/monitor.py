@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..algorithms.base import WIN_RATE
+from ..algorithms.base import WIN_RATE, explores
+from ..data.images import ImageSource
 from ..models.generate import decode_groups, draw_latents, latent_spread
 from ..objectives.preferences import win_rates
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
@@ -27,13 +28,13 @@ from ..system.side_outputs import SideOutputs, failure_words
 from ..train.budget import Budget
 from ..train.clock import Clock
 from ..train.distributed import Processes
-from ..train.progress import Progress
 from ..train.reward_hacking import reward_hacking_signs
 from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
 from .group_recorder import GroupRecorder
 from .health import HealthWatch
 from .image_grid import save_groups
+from .progress_display import Progress
 from .run_folder import BASE_STEP, MetricsFile, RunFolder
 from .setup import TrainingSetup
 from .shown_pictures import GroupPictures, HeldOutPictures, SamplePictures
@@ -247,7 +248,9 @@ class RunMonitor:
             return
         last = setup.first - 1
         try:
-            bar = Progress(run.name, self.budget, setup.first)
+            earlier = RunFolder(run.folder).metrics() if setup.first and setup.processes.main else []
+            items, shows = items_of_iteration(setup), setup.processes.main
+            bar = Progress(run.name, self.budget, self.side, items, earlier, shows)
             grace, stages = run.checkpoints.grace_seconds, breakable_stages(setup.processes)
             watched = interruptible(self.clock, grace, stages, lambda: last + 1)
             with RUNNING_TIME.watched(), watched as signals, bar as progress:
@@ -396,6 +399,15 @@ def metrics_file(setup: TrainingSetup, file: Path) -> MetricsFile | None:
         return None
     checkpoints = RunFolder(setup.run.folder).checkpoints()
     return MetricsFile(file, setup.first, checkpoints[-1] if setup.first and checkpoints else None)
+
+
+def items_of_iteration(setup: TrainingSetup) -> tuple[int, str]:
+    """Return how many images, clips or pairs an iteration draws or learns from, over all processes, and their name."""
+    batch, source = setup.run.batches.batch, setup.run.data
+    noun = "clips" if len(setup.model.latent_shape) == 4 else "images"
+    if explores(setup.algorithm):
+        return batch * setup.algorithm.plan(0, generator(setup.run.seed, 0, "plan")).widths[-1], noun
+    return batch, "pairs" if isinstance(source, ImageSource) and source.pairs else noun
 
 
 def termination_name(signals: Collection[int]) -> str:
