@@ -38,6 +38,7 @@ from .progress_display import Progress
 from .run_folder import BASE_STEP, MetricsFile, RunFolder
 from .setup import TrainingSetup
 from .shown_pictures import GroupPictures, HeldOutPictures, SamplePictures
+from .tracker_pictures import HeldOutMeasurement, TrackerPictures
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class HeldOutEvaluator:
         earliest = self.file.earliest if self.file is not None else {}
         self.earliest = {name: values for name, values in earliest.items() if name != "step"}
         self.base_images = self._base_images() if setup.run.held_out_judge is not None else None
+        self.last: HeldOutMeasurement | None = None
+        """The last measurement, on the first process."""
 
     def _base_images(self) -> np.ndarray:
         """Return the images before training; they are saved, because a resumed run has no such model."""
@@ -109,12 +112,13 @@ class HeldOutEvaluator:
         latents = self.sampler.latents(self.prompts[share], run.evaluation.eval_images)
         parts = processes.run_on_all(lambda: self._scores(decode_groups(self.setup.model, latents), share, step))
         rewards = self._gather(parts, step)
-        if processes.main:
-            self.pictures.save(step, [entry for part in parts for entry in part["pictures"]])
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.file is not None:
             self.file.write(step, by_prompt)
         self.earliest = self.earliest or by_prompt
+        if processes.main:
+            files = self.pictures.save(step, [entry for part in parts for entry in part["pictures"]])
+            self.last = HeldOutMeasurement(step, self.prompts.records(), self.earliest, by_prompt, files)
         means = {name: values.nanmean().item() for name, values in rewards.items()}
         means |= latent_spread(processes.all_gather_rows(latents, total))
         return {f"eval/{name}": value for name, value in means.items()} | self._alarm(step, by_prompt)
@@ -224,6 +228,7 @@ class RunMonitor:
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SAMPLE_PROMPTS, len(prompts))).long()]
         self.samples = SamplePictures(setup, self.shown.records(), SAMPLE_IMAGES, side)
         self.groups = GroupPictures(setup, recorder)
+        self.tracked = TrackerPictures(setup, side)
         self.best = BestKeeper(setup, side)
         self.evaluator = HeldOutEvaluator(setup, self.sampler, held_out, side) if held_out is not None else None
         folder = RunFolder(setup.run.folder)
@@ -337,6 +342,9 @@ class RunMonitor:
         for tracker in self.setup.processes.accelerator.trackers:
             with self.side.making(f"curves of {tracker.name}", step):
                 tracker.log(metrics, step=step)
+        measured = self.evaluator.last if self.evaluator is not None else None
+        if measured is not None and measured.step == step:
+            self.tracked.tabulate(measured)
         with self.side.making("the progress line", step):
             progress.show(step, metrics)
 
@@ -384,7 +392,8 @@ class RunMonitor:
         with self.side.making("sample pictures", step):
             folder = self.setup.run.folder / "samples"
             make_folder(folder)
-            save_groups(folder / f"step_{step:06d}.png", self.shown.records(), images, 2)
+            files = save_groups(folder / f"step_{step:06d}.png", self.shown.records(), images, 2)
+            self.tracked.show_samples(step, files)
 
     def close(self) -> None:
         """Close the files of metrics."""
