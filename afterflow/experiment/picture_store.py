@@ -75,8 +75,8 @@ class PictureStore:
                 content = encode_picture(as_drawn(name, height, width))
                 write_bytes(self.folder / "inputs" / f"{p:03d}_{i}{picture_suffix(content)}", content)
 
-    def write(self, step: int, pictures: Sequence[bytes], about: Mapping[str, Any]) -> None:
-        """Store encoded pictures of iteration `step`, and what is known about them.
+    def write(self, step: int, pictures: Sequence[bytes], about: Mapping[str, Any]) -> list[Path]:
+        """Store encoded pictures of iteration `step`, and what is known about them, and return their files.
 
         OutputError where the disk does not take them; then the step is not there.
         """
@@ -92,6 +92,7 @@ class PictureStore:
             write_bytes(folder / file, content)
         text = json.dumps(json_value({"step": step, "pictures": names, **about}), allow_nan=False)
         write_text_atomically(about_file, text + "\n")
+        return [folder / file for file in names]
 
 
 def write_bytes(file: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from ..experiment.run_folder import PICTURE_SETS, PICTURE_SUFFIXES
 from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.own_folders import check_own_file
+from ..system.smaller_pictures import smaller_picture
 from .answers import Answers
 from .picture_sets import PictureSet
 from .run_reader import RunReader
@@ -23,8 +24,6 @@ TITLE = "afterflow: runs"
 PAGE_FOLDER = Path(__file__).parent / "web"
 FITS = tuple((steps, side) for steps in (24, 12, 8, 5, 3, 2) for side in (None, 192, 96))
 """Stages and longest side in pixels of the pictures, from the best to the smallest; None: as they are stored."""
-QUALITY = 80
-"""Quality of pictures that are made smaller."""
 
 
 def write_report_file(run: Path, file: Path) -> None:
@@ -104,12 +103,9 @@ def data_address(file: Path, side: int | None) -> str:
     content, kind = file.read_bytes(), PICTURE_SUFFIXES[file.suffix][1]
     if side is not None:
         with Image.open(io.BytesIO(content)) as image:
-            if max(image.size) > side or file.suffix == ".gif":
-                smaller = image.convert("RGB")
-                smaller.thumbnail((side, side))
-                stream = io.BytesIO()
-                smaller.save(stream, format="JPEG", quality=QUALITY)
-                content, kind = stream.getvalue(), "image/jpeg"
+            larger = max(image.size) > side
+        if larger or file.suffix == ".gif":
+            content, kind = smaller_picture(content, side), "image/jpeg"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
