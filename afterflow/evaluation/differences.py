@@ -93,7 +93,15 @@ def gain_over_base(
 def crossed_interval(
     apart: np.ndarray, shares: float, strata: Sequence[np.ndarray], noise: SeedNoise, confidence: float
 ) -> Estimate:
-    """Return the mean of differences (P,) of prompts, which has `shares` of the variance of one training's seed."""
+    """Return the mean of the differences of prompts with its interval.
+
+    Args:
+        apart: The difference of each prompt, (P,), averaged over trainings.
+        shares: Share of the variance of one training's seed that the mean has.
+        strata: Row numbers of the prompts of each tag.
+        noise: What seeds do.
+        confidence: Probability that the interval holds the true difference.
+    """
     value = float(mean_of_means(apart[:, None], strata)[0])
     if not noise.degrees or min(len(rows) for rows in strata) < 2:
         return Estimate(value)
