@@ -35,8 +35,17 @@ from ..rewards.registry import find_reward
 from ..system.atomic_files import replacing, write_text_atomically
 from ..system.errors import InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
+from .method_curve import method_curve
 from .report import Report, ShapesSettings
-from .shapes_suite import Judged, judge, shapes_report, suite_pictures, suite_prompts, true_pictures
+from .shapes_suite import (
+    Judged,
+    judge,
+    paired_differences,
+    shapes_report,
+    suite_pictures,
+    suite_prompts,
+    true_pictures,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -187,11 +196,30 @@ def pooled(runs: Sequence[Judged]) -> Judged:
 
 
 def comparison(runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
-    """Return what the page shows, as JSON, with one entry for each method in the order given."""
+    """Return what the page shows, as JSON: an entry for each method in the order given, and for each pair of them."""
+    methods = methods_of(runs)
     return {
         "suite": to_json(settings),
-        "methods": [method_entry(name, of_method, settings) for name, of_method in methods_of(runs).items()],
+        "methods": [method_entry(name, of_method, settings) for name, of_method in methods.items()],
+        "differences": method_differences(methods, settings),
     }
+
+
+def method_differences(methods: Mapping[str, Sequence[Finished]], settings: ShapesSettings) -> list[dict[str, Any]]:
+    """Return for each pair of methods with the same prompts how much more one gained in strict over its base."""
+    records_of: dict[tuple[str, ...], list[dict]] = {}
+    gains: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
+    for name, runs in methods.items():
+        base = base_of(runs[0].run.model, guided_settings(runs[0].run, settings))
+        prompts = tuple(record["prompt"] for record in base.records)
+        records_of[prompts] = base.records
+        strict = pooled([finished.judged for finished in runs]).figures["strict"]
+        gains.setdefault(prompts, {})[name] = strict - base.judged.figures["strict"]
+    return [
+        {"of": one, "from": other, "strict": to_json(difference)}
+        for prompts, of_methods in gains.items()
+        for (one, other), difference in paired_differences(settings, records_of[prompts], of_methods).items()
+    ]
 
 
 def methods_of(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
@@ -279,6 +307,9 @@ def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) 
             seconds
             for finished in runs
             for seconds in np.diff([0.0, *(line["seconds_trained"] for line in finished.lines)]).tolist()
+        ),
+        "curve": method_curve(
+            [(RunFolder(finished.folder), finished.lines) for finished in runs], settings.draws, settings.seed
         ),
         "runs": [
             {

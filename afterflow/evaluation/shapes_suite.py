@@ -6,6 +6,7 @@ to hold back, so `single_object` stands apart in test; so does `text`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ..envs.shapes.fidelity import fidelity
 from ..envs.shapes.render import render_batch
 from ..envs.shapes.verify import verify
 from ..envs.shapes.world import TAGS, world_size
-from ..experiment.intervals import Estimate
+from ..experiment.intervals import Estimate, estimates
 from ..models.generate import draw_images
 from ..models.pipeline import Model
 from ..sampling.seeds import number
@@ -177,6 +178,27 @@ def shapes_report(
     tags = {tag: over([tag]) for tag in rows}
     counts = {tag: len(of_tag) for tag, of_tag in rows.items()}
     return Report(settings, *names, settings.images, settings.draws, counts, overall, tags, six, distance, truth)
+
+
+def paired_differences(
+    settings: ShapesSettings, records: Sequence[dict], figures: Mapping[str, np.ndarray]
+) -> dict[tuple[str, str], Estimate]:
+    """Return how much higher a figure is of one model than of another, for all pairs of models in the order given.
+
+    Args:
+        settings: How the images were drawn.
+        records: The P prompts, which are those of all models.
+        figures: Name of a model → its figures (P,).
+    """
+    pairs = list(combinations(figures, 2))
+    if not pairs:
+        return {}
+    prompts = list({record["prompt"]: record for record in records}.values())
+    by_model = by_prompt(figures, records, prompts)
+    rows, rng = rows_by_tag(prompts), np.random.default_rng(settings.seed)
+    values = np.stack([by_model[one] - by_model[other] for one, other in pairs], 1)
+    strata = [rows[tag] for tag in averaged_tags(settings.split, rows)]
+    return dict(zip(pairs, estimates(values, strata, settings.draws, rng)))
 
 
 def beside_teachers(

@@ -547,7 +547,7 @@ function groups(step) {
   drawn.groups = text;
   cards = [];
   const box = el("div", { class: "grid" }, ...(shown?.groups ?? []).map((group, g) => groupCard(group, g, shown)));
-  element("pictures").replaceChildren(el("p", { class: "quiet-text" }, `Groups of the rollout of iteration ${step}. A group is all images of one prompt; their rewards are compared with each other.`), box);
+  element("pictures").replaceChildren(el("h2", {}, `Groups of the rollout of iteration ${step}`), el("p", { class: "quiet-text" }, "A group is all images of one prompt. Their rewards are compared with each other."), box);
 }
 
 function groupCard(group, g, shown) {
