@@ -95,8 +95,8 @@
     }
     for (const image of shown("img")) if (!image.alt.trim()) faults.push(`${about(image)} has no alt`);
     if (!document.documentElement.lang || !document.title) faults.push("the page has no language or no title");
-    const width = document.documentElement.scrollWidth;
-    if (width > innerWidth) faults.push(`the page is ${width} px wide and the window ${innerWidth}`);
+    const { scrollWidth, clientWidth } = document.documentElement;
+    if (scrollWidth > clientWidth) faults.push(`the page is ${scrollWidth} px wide and the window ${clientWidth}`);
     return faults;
   }
 

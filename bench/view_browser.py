@@ -26,6 +26,7 @@ from afterflow.experiment.picture_store import PictureStore, encode_picture
 
 HOSTILE = "a cat</h1></script><img src=x onerror=alert(1)><script>document.title = 'owned'</script> \u202eand so on"
 TITLE = "afterflow: runs"
+NAMES = tuple(f"{run} <b> shapes_flow_grpo_guard_with_a_name_that_is_long_0" for run in ("one", "two"))
 RUNS, ITERATIONS, PICTURES = 20, 5000, 100
 """Runs, iterations of each, and pictures of each, of the folder that is timed."""
 
@@ -42,15 +43,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, sync_playwright() as driver:
         folder = Path(name)
         browser = driver.chromium.launch(executable_path=args.browser, args=["--no-sandbox"])
-        for run in ("one", "two"):
-            make_run(folder / "small" / "runs" / f"{run} <b>", 40, 12)
+        for run in NAMES:
+            make_run(folder / "small" / "runs" / run, 40, 12)
         with Server(folder / "small") as server:
             errors: list[str] = []
             desk, phone = open_pages(browser, server.address, errors, out)
             walk(desk, out / "desk")
             walk(phone, out / "phone")
             assert phone.evaluate("document.documentElement.scrollWidth") == 390
-            see_iteration(desk, folder / "small" / "runs" / "one <b>")
+            see_iteration(desk, folder / "small" / "runs" / NAMES[0])
             assert not errors and desk.title() == phone.title() == TITLE, errors
             read_from_elsewhere(browser, server.address)
         see_report(browser, folder / "small", out)
