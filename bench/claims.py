@@ -121,7 +121,7 @@ def better(
 def lead(result: str, first: str, second: str, figure: str) -> Estimate | None:
     """By how much `first` is above `second` on the same prompts; None where no interval over seeds is stored."""
     for entry in stored(result).get("differences", ()):
-        if {entry["first"], entry["second"]} == {first, second} and entry[figure]["low"] is not None:
+        if {entry["first"], entry["second"]} == {first, second} and entry["of_seeds"]:
             apart = Estimate(**entry[figure])
             return apart if entry["first"] == first else Estimate(-apart.value, -apart.high, -apart.low)
     return None

@@ -37,6 +37,10 @@ class SeedNoise:
     """The part of that variance which the suite's images add: it is smaller with more prompts."""
 
 
+PROMPTS_ALONE = SeedNoise(0.0, 1, 0.0)
+"""No noise of seeds, for an interval over prompts alone."""
+
+
 def seed_noise(methods: Iterable[np.ndarray], strata: Sequence[np.ndarray]) -> SeedNoise:
     """Return the noise of seeds of methods whose figures are (S, P), S trainings on P prompts; strata as a suite's."""
     total, image, degrees = 0.0, 0.0, 0
@@ -121,6 +125,9 @@ def differences_of_methods(
 ) -> list[dict[str, Any]]:
     """Return the differences of every two methods as JSON: by how much `first` is above `second`, figure by figure.
 
+    `of_seeds` says whether intervals are for other seeds too, as they are where one of the two has a second seed; else
+    they are for other prompts alone.
+
     Args:
         methods: Name of a method → what its trainings drew, judged on the same prompts.  The noise of seeds is that of
             the two methods: some are ten times as noisy as others.
@@ -138,9 +145,12 @@ def differences_of_methods(
         }
         for name, judged in methods.items()
     }
-    noise = lambda a, b, figure: seed_noise([figures[a][figure], figures[b][figure]], strata)
+    several = {name: len(judged) > 1 for name, judged in methods.items()}
+    noise = lambda a, b, figure: (
+        seed_noise([figures[a][figure], figures[b][figure]], strata) if several[a] or several[b] else PROMPTS_ALONE
+    )
     return [
-        {"first": a, "second": b}
+        {"first": a, "second": b, "of_seeds": several[a] or several[b]}
         | {
             figure: to_json(difference(figures[a][figure], figures[b][figure], strata, noise(a, b, figure)))
             for figure in SHOWN

@@ -21,7 +21,7 @@ SHOWN_HELD_OUT = 16
 
 
 class SamplePictures:
-    """Stores the pictures of the sampler's prompts, with the scores of rewards that are functions."""
+    """Stores the pictures of the sampler's prompts, with the scores of rewards of ours that are functions."""
 
     def __init__(self, setup: TrainingSetup, records: Sequence[dict], per_prompt: int, side: SideOutputs) -> None:
         self.setup, self.records, self.per_prompt, self.side = setup, records, per_prompt, side

@@ -103,7 +103,7 @@ def test_methods_are_compared_two_by_two_over_the_tags_of_the_overall_figure():
     }
     entries = differences_of_methods(of_method, records, "test")
     assert [(entry["first"], entry["second"]) for entry in entries] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert set(entries[0]) == {"first", "second", "strict", "closed"}
+    assert set(entries[0]) == {"first", "second", "of_seeds", "strict", "closed"}
     overall = lambda name: np.mean(
         [
             np.mean([[x[0:2].mean(), x[2]], [x[3], x[4]]][tag])
@@ -112,4 +112,7 @@ def test_methods_are_compared_two_by_two_over_the_tags_of_the_overall_figure():
         ]
     )
     assert entries[2]["strict"]["value"] == pytest.approx(overall("b") - overall("c"))
+    one_seed = differences_of_methods({name: judged[:1] for name, judged in of_method.items()}, records, "test")
+    assert (entries[0]["of_seeds"], one_seed[0]["of_seeds"]) == (True, False)
+    assert one_seed[0]["strict"]["low"] < one_seed[0]["strict"]["value"] < one_seed[0]["strict"]["high"]
     assert entries[2]["strict"]["low"] < entries[2]["strict"]["value"] < entries[2]["strict"]["high"]
