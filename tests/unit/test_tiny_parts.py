@@ -14,6 +14,7 @@ from afterflow.models.tiny_parts.editing import (
     TEXT_TOKENS,
     TEXT_WIDTH,
     assemble_editing,
+    even_out_states,
     make_editing_transformer,
     make_language_model,
     make_patch_autoencoder,
@@ -164,3 +165,23 @@ def test_the_shipped_klein_has_half_the_bytes_and_loads_in_32_bits(tmp_path):
         Flux2Klein(str(tmp_path / "shipped"), size=64, max_sequence_length=TEXT_TOKENS).load().encode(["remove it"])
     )
     assert encoded.sequence.shape[1:] == (TEXT_TOKENS, 3 * TEXT_WIDTH)
+
+
+@torch.no_grad()
+def test_the_first_layer_of_the_tiny_klein_sees_every_direction_of_text():
+    """One word of a request is a small part of its states, and must not be one of what is made of them."""
+    torch.manual_seed(0)
+    pipeline = assemble_editing(make_patch_autoencoder(), make_language_model(), make_editing_transformer(1, 1))
+    requests = [f"make the {color} star {other}" for color in ("red", "blue", "green") for other in ("pink", "black")]
+
+    def share_of_a_word() -> float:
+        states, _ = pipeline.encode_prompt(requests, max_sequence_length=TEXT_TOKENS)
+        seen = pipeline.transformer.context_embedder(states)
+        return float((seen[0] - seen[1]).norm() / seen[0].norm())
+
+    before = share_of_a_word()
+    even_out_states(pipeline, requests)
+    assert share_of_a_word() > 2 * before
+    states = pipeline.encode_prompt(requests, max_sequence_length=TEXT_TOKENS)[0].flatten(0, 1)
+    spread = torch.linalg.svdvals(pipeline.transformer.context_embedder(states))
+    assert spread[0] < 5 * spread[20]
