@@ -11,7 +11,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from rich.cells import cell_len
 
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.dpo import DPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.data.images import ShapesImages
+from afterflow.data.pairs import PairFolder
+from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment import progress_display
+from afterflow.experiment.monitor import items_of_iteration
 from afterflow.experiment.progress import ARROWS, RunProgress, held_out_reward, main_trend, progress_words, time_beside
 from afterflow.experiment.progress_display import Progress, arrows_of
 from afterflow.system.messages import show_messages
@@ -138,6 +146,21 @@ def test_words_stand_for_arrows_where_there_are_none():
         assert ("↑" in line) == knows and ("reward 0.5 up (before 0.1)" in line) != knows
         assert knows or line.isascii()
     assert arrows_of(SimpleNamespace(encoding=None)) != ARROWS and arrows_of(object()) != ARROWS
+
+
+@pytest.mark.parametrize(
+    "algorithm, data, shape, items",
+    [
+        (FlowGRPO({"ocr": 1.0}, group=6), ShapesPrompts(), (4, 8, 8), (18, "images")),
+        (BranchGRPO({"ocr": 1.0}, steps=8, splits=(0, 2, 4)), ShapesPrompts(), (4, 3, 8, 8), (3 * 8, "clips")),
+        (SFT(), ShapesImages(), (4, 8, 8), (3, "images")),
+        (DPO(), PairFolder("pairs"), (4, 8, 8), (3, "pairs")),
+    ],
+)
+def test_an_iteration_has_as_many_images_as_it_draws_or_learns_from(algorithm, data, shape, items):
+    run = SimpleNamespace(batches=SimpleNamespace(batch=3), data=data, seed=0)
+    model = SimpleNamespace(latent_shape=shape)
+    assert items_of_iteration(SimpleNamespace(run=run, model=model, algorithm=algorithm)) == items
 
 
 # Where it is shown
