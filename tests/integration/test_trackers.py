@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.experiment import tracker_pictures
+from afterflow.experiment import monitor, tracker_pictures
 from afterflow.experiment.config import Logging, Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.image_grid import save_pictures
@@ -71,7 +71,10 @@ def runs(pipeline, tmp_path_factory):
     """The folder of a run with tensorboard, and what it and the same run without one asked of a reward."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("runs"))
-        asked = {}
+        asked, progress = {}, monitor.Progress
+        patch.setattr(
+            monitor, "Progress", lambda *options: asked.setdefault("progress", options) and progress(*options)
+        )
         for tracker in ("none", "tensorboard"):
             CALLS.clear()
             execute(small(pipeline, tracker, tracker=tracker))
@@ -120,6 +123,11 @@ def test_pictures_can_be_kept_from_a_tracker(pipeline, own_folder):
     read = events(folder / "afterflow")
     assert read.Tags()["images"] == [] and read.Tags()["tensors"] == []
     assert "reward" in read.Tags()["scalars"] and len(list((folder / "samples").iterdir())) == 2
+
+
+def test_the_first_process_shows_the_progress_of_all_images(runs):
+    name, budget, _, items, earlier, shows = runs[1]["progress"]
+    assert (name, budget.iterations, items, earlier, shows) == ("none", 3, (2 * 2, "images"), [], True)
 
 
 # Each tracker in its own terms

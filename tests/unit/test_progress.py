@@ -11,7 +11,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from rich.cells import cell_len
 
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.dpo import DPO
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
+from afterflow.data.images import ShapesImages
+from afterflow.data.pairs import PairFolder
+from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment import progress_display
+from afterflow.experiment.monitor import items_of_iteration
 from afterflow.experiment.progress import ARROWS, RunProgress, held_out_reward, main_trend, progress_words, time_beside
 from afterflow.experiment.progress_display import Progress, arrows_of
 from afterflow.system.messages import show_messages
@@ -140,6 +148,21 @@ def test_words_stand_for_arrows_where_there_are_none():
     assert arrows_of(SimpleNamespace(encoding=None)) != ARROWS and arrows_of(object()) != ARROWS
 
 
+@pytest.mark.parametrize(
+    "algorithm, data, shape, items",
+    [
+        (FlowGRPO({"ocr": 1.0}, group=6), ShapesPrompts(), (4, 8, 8), (18, "images")),
+        (BranchGRPO({"ocr": 1.0}, steps=8, splits=(0, 2, 4)), ShapesPrompts(), (4, 3, 8, 8), (3 * 8, "clips")),
+        (SFT(), ShapesImages(), (4, 8, 8), (3, "images")),
+        (DPO(), PairFolder("pairs"), (4, 8, 8), (3, "pairs")),
+    ],
+)
+def test_an_iteration_has_as_many_images_as_it_draws_or_learns_from(algorithm, data, shape, items):
+    run = SimpleNamespace(batches=SimpleNamespace(batch=3), data=data, seed=0)
+    model = SimpleNamespace(latent_shape=shape)
+    assert items_of_iteration(SimpleNamespace(run=run, model=model, algorithm=algorithm)) == items
+
+
 # Where it is shown
 
 
@@ -262,7 +285,8 @@ def test_what_others_print_stands_above_the_line(screen):
 def test_what_goes_to_a_file_stays_out_of_the_terminal(screen, tmp_path):
     with (tmp_path / "err").open("w") as file, printing(screen, file):
         train(each=lambda step: print("a warning", file=sys.stderr))
-    assert screen.shows()[1:] == [""] and (tmp_path / "err").read_text() == "a warning\n" * 4
+    assert screen.shows()[1:] == [""] and screen.text.count("\r") == 1 + 4
+    assert (tmp_path / "err").read_text() == "a warning\n" * 4
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
@@ -289,19 +313,21 @@ def test_ctrl_c_is_answered_on_a_line_of_its_own(screen):
     assert screen.shows()[0] == "afterflow: finishing" and screen.shows()[1].startswith("it: 4/4")
 
 
-def test_a_terminal_that_shrinks_gets_no_line_that_is_too_long(screen, monkeypatch):
+@pytest.mark.parametrize("messages", [0, 1])
+def test_a_terminal_that_shrinks_gets_no_line_that_is_too_long(screen, monkeypatch, messages):
     monkeypatch.setenv("COLUMNS", "120")
     screen.columns = 120
 
     def each(step):
-        monkeypatch.setenv("COLUMNS", "30")
         if step == 1:
+            monkeypatch.setenv("COLUMNS", "30")
             before = len(screen.rows)
             screen.columns, screen.rows[-1], screen.column = 30, "", 0  # what it had wrapped is above
             each.rows = before
+            print("a message\n" * messages, end="")
 
     train_on(screen, each=each)
-    assert len(screen.rows) == each.rows + 1
+    assert len(screen.rows) == each.rows + messages + 1
 
 
 def test_quick_iterations_are_not_all_shown_and_the_last_is(screen, monkeypatch):
