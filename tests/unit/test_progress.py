@@ -117,6 +117,10 @@ def test_the_held_out_reward_is_the_first_that_is_not_trained_at_its_last_measur
     assert held_out_reward(lines_of([0.0])) is None
 
 
+def test_names_of_rewards_steer_no_terminal():
+    assert "\\x1b[2J 1 held out" in words_of([{**lines_of([0.1])[0], "eval/\x1b[2J\n": 1.0}], Budget(10))
+
+
 def test_what_is_beside_training_is_counted_since_the_run_was_resumed():
     lines = lines_of([0] * 6)
     assert time_beside(lines) == 1.5 and time_beside(lines[:1]) == 1.0
@@ -285,7 +289,8 @@ def test_what_others_print_stands_above_the_line(screen):
 def test_what_goes_to_a_file_stays_out_of_the_terminal(screen, tmp_path):
     with (tmp_path / "err").open("w") as file, printing(screen, file):
         train(each=lambda step: print("a warning", file=sys.stderr))
-    assert screen.shows()[1:] == [""] and (tmp_path / "err").read_text() == "a warning\n" * 4
+    assert screen.shows()[1:] == [""] and screen.text.count("\r") == 1 + 4
+    assert (tmp_path / "err").read_text() == "a warning\n" * 4
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
@@ -312,19 +317,21 @@ def test_ctrl_c_is_answered_on_a_line_of_its_own(screen):
     assert screen.shows()[0] == "afterflow: finishing" and screen.shows()[1].startswith("it: 4/4")
 
 
-def test_a_terminal_that_shrinks_gets_no_line_that_is_too_long(screen, monkeypatch):
+@pytest.mark.parametrize("messages", [0, 1])
+def test_a_terminal_that_shrinks_gets_no_line_that_is_too_long(screen, monkeypatch, messages):
     monkeypatch.setenv("COLUMNS", "120")
     screen.columns = 120
 
     def each(step):
-        monkeypatch.setenv("COLUMNS", "30")
         if step == 1:
+            monkeypatch.setenv("COLUMNS", "30")
             before = len(screen.rows)
             screen.columns, screen.rows[-1], screen.column = 30, "", 0  # what it had wrapped is above
             each.rows = before
+            print("a message\n" * messages, end="")
 
     train_on(screen, each=each)
-    assert len(screen.rows) == each.rows + 1
+    assert len(screen.rows) == each.rows + messages + 1
 
 
 def test_quick_iterations_are_not_all_shown_and_the_last_is(screen, monkeypatch):
