@@ -253,9 +253,7 @@ class RunMonitor:
             return
         last = setup.first - 1
         try:
-            earlier = RunFolder(run.folder).metrics() if setup.first and setup.processes.main else []
-            items, shows = items_of_iteration(setup), setup.processes.main
-            bar = Progress(run.name, self.budget, self.side, items, earlier, shows)
+            bar = self._progress()
             grace, stages = run.checkpoints.grace_seconds, breakable_stages(setup.processes)
             watched = interruptible(self.clock, grace, stages, lambda: last + 1)
             with RUNNING_TIME.watched(), watched as signals, bar as progress:
@@ -273,6 +271,15 @@ class RunMonitor:
             raise TrainingStopped(f"{termination_name(self.signals)}; {resume_advice(run, last)}")
         if self.signals and not self.budget.ends(last):
             _log.info(f"Stopped after iteration {last}; go on with: afterflow train --resume {run.folder}")
+
+    def _progress(self) -> Progress:
+        """Return what shows how far the run is, on the first process, with the lines of a run that is resumed."""
+        setup, earlier = self.setup, []
+        if setup.first and setup.processes.main:
+            with self.side.making("the progress line"):
+                earlier = RunFolder(setup.run.folder).metrics()
+        items = items_of_iteration(setup)
+        return Progress(setup.run.name, self.budget, self.side, items, earlier, setup.processes.main)
 
     def _watch(
         self, steps: Iterator[tuple[int, dict[str, float]]], progress: Progress, signals: Sequence[int]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.cells import cell_len
 
+from ..system.escapes import one_line
 from ..train.budget import Budget
 from .run_folder import RunFolder, duration, is_json_number
 
@@ -51,7 +52,7 @@ class RunProgress:
     budget: Budget
     lines: MetricLines
     items: tuple[int, str] | None = None
-    """Number of what an iteration draws or learns from, and its name in the plural; None: nobody asks."""
+    """Number of what an iteration draws or learns from, and its name in the plural; None: not known."""
 
     @property
     def done(self) -> int:
@@ -114,7 +115,7 @@ class RunProgress:
             before = "" if trend.before is None else f" (before {trend.before:.3g})"
             parts.append(ProgressPart(value + before, value, 2))
         if held_out is not None:
-            words = f"{held_out[0]} {held_out[1]:.3g} held out"
+            words = f"{one_line(held_out[0])} {held_out[1]:.3g} held out"
             parts.append(ProgressPart(words, words, 3))
         parts.append(ProgressPart(self.pace, "", 5))
         if self.items is not None and self.seconds > 0:

@@ -40,7 +40,7 @@ class TerminalLine:
     def show(self, text: str) -> None:
         """Show a text in place of the one before; what is too long is cut off."""
         with self.lock:
-            self.text = text if cell_len(text) <= self.width else set_cell_size(text, self.width)
+            self.text = text
             self._draw()
 
     @contextmanager
@@ -61,10 +61,11 @@ class TerminalLine:
         """Write the line, where the cursor is at the begin of one."""
         if self.open or not self.text:
             return
-        columns = cell_len(self.text)
         # The terminal may have become narrower meanwhile.
+        text = self.text if cell_len(self.text) <= self.width else set_cell_size(self.text, self.width)
+        columns = cell_len(text)
         self.columns = max(columns, min(self.columns, self.width))
-        self.stream.put(f"\r{self.text}{' ' * (self.columns - columns)}")
+        self.stream.put(f"\r{text}{' ' * (self.columns - columns)}")
         self.stream.flush()
 
     def close(self) -> None:

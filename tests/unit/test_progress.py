@@ -117,6 +117,10 @@ def test_the_held_out_reward_is_the_first_that_is_not_trained_at_its_last_measur
     assert held_out_reward(lines_of([0.0])) is None
 
 
+def test_names_of_rewards_steer_no_terminal():
+    assert "\\x1b[2J 1 held out" in words_of([{**lines_of([0.1])[0], "eval/\x1b[2J\n": 1.0}], Budget(10))
+
+
 def test_what_is_beside_training_is_counted_since_the_run_was_resumed():
     lines = lines_of([0] * 6)
     assert time_beside(lines) == 1.5 and time_beside(lines[:1]) == 1.0
