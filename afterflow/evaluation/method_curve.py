@@ -51,7 +51,7 @@ def method_curve(runs: Sequence[tuple[RunFolder, Sequence[Line]]], draws: int, s
 
 def shared_measurements(runs: Sequence[Sequence[Line]]) -> list[list[Line]]:
     """Return for each iteration that all runs measured the line of every run, then their last lines if these differ."""
-    by_step = [{line["step"]: line for line in lines if held_out_names(line)} for lines in runs]
+    by_step = [{line["step"]: line for line in lines if measured_names(line)} for lines in runs]
     if not all(by_step):
         return []
     shared = sorted(set.intersection(*(set(of_run) for of_run in by_step)))
@@ -62,14 +62,14 @@ def shared_measurements(runs: Sequence[Sequence[Line]]) -> list[list[Line]]:
     return [[of_run[step] for of_run, step in zip(by_step, of_point)] for of_point in steps]
 
 
-def held_out_names(line: Line) -> list[str]:
+def measured_names(line: Line) -> list[str]:
     """Return the names of what was measured on held-out prompts after an iteration."""
     return [name.removeprefix("eval/") for name in line if name.startswith("eval/")]
 
 
 def plain_means(lines: Sequence[Line], without: Mapping[str, object]) -> dict[str, Any]:
     """Return means over runs of what all of them measured at a point, of names that are not in `without`."""
-    values = {name: [line.get(f"eval/{name}", np.nan) for line in lines] for name in held_out_names(lines[0])}
+    values = {name: [line.get(f"eval/{name}", np.nan) for line in lines] for name in measured_names(lines[0])}
     means = {name: float(np.mean(of_runs)) for name, of_runs in values.items() if name not in without}
     return {name: to_json(Estimate(value)) for name, value in means.items() if np.isfinite(value)}
 

@@ -113,7 +113,7 @@ def test_a_tracker_knows_the_folder_and_the_command_that_shows_the_run(runs):
 
 def test_nothing_is_drawn_scored_or_trained_differently_for_a_tracker(runs):
     folder, asked = runs
-    assert asked["tensorboard"] == asked["none"] and len(asked["none"]) > 4
+    assert asked["tensorboard"] == asked["none"] and len(asked["none"]) == 2  # after the first iteration and the last
     lora = "lora/pytorch_lora_weights.safetensors"
     assert (folder / "tensorboard" / lora).read_bytes() == (folder / "none" / lora).read_bytes()
 
