@@ -61,7 +61,8 @@ def main() -> None:
             timed = open_large(browser, server)
         browser.close()
     sizes = {"runs": RUNS, "iterations": ITERATIONS, "pictures": RUNS * PICTURES}
-    write_json({**sizes, **timed, **provenance("python bench/view_browser.py")}, args.json, indent=2)
+    command = "python bench/view_browser.py --json bench/results/view.json"
+    write_json({**sizes, **timed, **provenance(command)}, args.json, indent=2)
     print(f"every key did what it should; look at the pictures in {out}")
 
 

@@ -1,13 +1,11 @@
 """One page about several runs: what they say in sentences, a chart, tables, pictures; no network needed to read it."""
 
 import base64
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
 
 from ..experiment.intervals import Estimate
 from ..experiment.run_folder import duration
@@ -49,7 +47,6 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {
         "one_line": one_line,
-        "name": breakable_name,
         "duration": duration,
         "number": lambda figure, sign="": number_text(Estimate(**figure).value, sign),
         "interval": lambda figure, sign="": interval_text(Estimate(**figure), sign),
@@ -57,11 +54,6 @@ def environment() -> jinja2.Environment:
         "evaluations": evaluations_text,
     }
     return made
-
-
-def breakable_name(text: str) -> Markup:
-    """Return a name, escaped, that may be broken after an underscore, a dot or a slash."""
-    return Markup(re.sub(r"([_./])", r"\1<wbr>", str(escape(one_line(text)))))
 
 
 def content(data: Mapping[str, Any], ranked: Sequence[Series]) -> dict[str, Any]:
@@ -90,13 +82,13 @@ def content(data: Mapping[str, Any], ranked: Sequence[Series]) -> dict[str, Any]
     }
 
 
-def page_style(methods: int) -> Markup:
+def page_style(methods: int) -> str:
     """Return the style of the page: a row of the ranking that is pointed at dims what the chart draws of others."""
     dims = "".join(
         f".first:has(.row{i}:hover, .row{i} :focus-visible) [data-series]:not([data-series='{i}']) {{ opacity: .1; }}\n"
         for i in range(methods)
     )
-    return Markup(with_palette(TEMPLATES / "comparison.css") + dims)
+    return with_palette(TEMPLATES / "comparison.css") + dims
 
 
 def shown(method: Mapping[str, Any]) -> dict[str, Any]:
