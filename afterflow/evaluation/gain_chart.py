@@ -24,8 +24,8 @@ ON_THE_WAY = "shapes_strict"
 """The reward that measures it while a run trains."""
 CURVE_COLORS = ("#0b57b0", "#b3560a", "#1a7a3c", "#9a2aa0", "#a3123f", "#5b6470")
 """The colours c0 to c5 of the palette on a light ground."""
-DASHES = ("none", "7 4", "2 3")
-"""Dashes of curves, in pixels; where the colours are used up, the next ones take over."""
+DASHES = ("-", "--", ":")
+"""Dashes of curves, by matplotlib's names, which are d0 to d2 of the page; the next ones follow when colours repeat."""
 MOST_BANDS = 4
 """Number of methods, the best ones, whose curves have bands."""
 UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
@@ -227,7 +227,7 @@ def chart_figure(series: Sequence[Series], title: str) -> Figure:
 
 def draw_method(left: Any, right: Any, series: Series, unit: float) -> None:
     """Draw a method's curve with its band on the left axes, and its gain with its interval on the right ones."""
-    color, dash = CURVE_COLORS[series.color], ("-", "--", ":")[series.dash]
+    color, dash = CURVE_COLORS[series.color], DASHES[series.dash]
     times = [seconds / unit for seconds, _ in series.points]
     values = [value for _, value in series.points]
     left.plot(times, [value.value for value in values], dash, color=color, marker="o", markersize=3, linewidth=1.6)

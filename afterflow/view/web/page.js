@@ -269,7 +269,7 @@ let WIDTH = 440; // of a drawing in pixels of the screen, so that its text is as
 function fitCharts(count) {
   const rem = parseFloat(getComputedStyle(document.documentElement).fontSize), gap = GAP_REM * rem;
   const total = element("content").clientWidth;
-  const columns = Math.min(count, Math.max(1, Math.floor((total + gap) / (LEAST_REM * rem + gap))));
+  const columns = Math.max(1, Math.min(count, Math.floor((total + gap) / (LEAST_REM * rem + gap))));
   WIDTH = Math.max(200, Math.round((total - gap * (columns - 1)) / columns - 2 * GAP_REM * rem - 2));
 }
 
