@@ -2,9 +2,10 @@
 
     python bench/claims.py
 
-Reads bench/results and nothing else.  A comparison of two methods holds when the difference of their gains over the
-base is beyond 1.96 standard errors, the two taken as independent though they share prompts; within that
-it is undecided.  A claim about time holds when the measured ratio is at most a twentieth above the published one.
+Reads bench/results and nothing else.  A comparison of two methods holds when the 95 % interval of their difference is
+above 0.  Where the trainings' figures of every prompt are stored, that is the interval for other prompts and seeds;
+else the two gains are taken as independent though they share prompts.  A claim about time holds when the measured ratio
+is at most a twentieth above the published one.
 """
 
 import json
@@ -30,10 +31,15 @@ this size.
 Unless a row says otherwise, a score is the share of held-out prompts met (strict). It is given as the gain over the
 untrained model, with its 95 % interval. The [glossary](glossary.md) defines the terms.
 
+"Ahead by" is the difference on the same prompts. Its interval is for other prompts and other seeds. Where it is
+missing, the two gains are taken as independent, and their intervals are for other prompts alone.
+
+What others reached on real models is on the page of [published results](frontier.md).
+
 | verdict | meaning |
 |---|---|
-| held, not held | of two gains: their difference is beyond 1.96 standard errors, the two taken as independent |
-| undecided | of two gains: their difference is within that |
+| held, not held | of two gains: the 95 % interval of their difference is on one side of 0 |
+| undecided | of two gains: it is on both sides |
 | held | of a time: the measured ratio is at most a twentieth above the published one |
 """
 
@@ -104,9 +110,25 @@ def better(
         a = gain(method(result, first)["report"], figure)
         b = gain(method(of_second or result, second)["report"], figure)
         commands = dict.fromkeys(stored(name)["command"] for name in (result, of_second or result))
-        return Finding(f"{first} {a}, {second} {b}", beyond(a, b), ", then ".join(commands))
+        apart = None if of_second else lead(result, first, second, figure)
+        verdict = beyond(a, b) if apart is None else above_zero(apart)
+        measured = f"{first} {a}, {second} {b}" + ("" if apart is None else f": ahead by {apart}")
+        return Finding(measured, verdict, ", then ".join(commands))
 
     return find
+
+
+def lead(result: str, first: str, second: str, figure: str) -> Estimate | None:
+    """By how much `first` is above `second` on the same prompts; None where no interval over seeds is stored."""
+    for entry in stored(result).get("differences", ()):
+        if {entry["first"], entry["second"]} == {first, second} and entry["of_seeds"]:
+            apart = Estimate(**entry[figure])
+            return apart if entry["first"] == first else Estimate(-apart.value, -apart.high, -apart.low)
+    return None
+
+
+def above_zero(apart: Estimate) -> str:
+    return "held" if apart.low > 0 else "not held" if apart.high < 0 else "undecided"
 
 
 def alike(result: str, first: str, second: str, margin: float) -> Callable[[], Finding]:

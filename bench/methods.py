@@ -37,8 +37,9 @@ from afterflow.evaluation.comparison import (
     judged_to_json,
     pooled,
 )
+from afterflow.evaluation.differences import differences_of_methods
 from afterflow.evaluation.report import ShapesSettings
-from afterflow.evaluation.shapes_suite import Judged
+from afterflow.evaluation.shapes_suite import Judged, suite_prompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.run_folder import RunFolder
@@ -176,13 +177,20 @@ def shortened(judged: Judged) -> dict:
 
 def report_methods() -> None:
     """Pool the stored seeds of each method, in one file and as a table."""
-    methods = []
+    methods, judged = [], {}
     for name in METHODS:
         stored = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{name}_[0-9]*.json"))]
         if stored:
             methods.append(pooled_entry(name, stored))
-    command = "python bench/methods.py time, train --seeds 0 1 2, then report"
-    result = {"budget_seconds": BUDGET, "methods": methods, "suite": to_json(SUITE), "command": command}
+            judged[name] = [judged_from_json(one["judged"]) for one in stored]
+    records = suite_prompts(SUITE, RECIPES["demo"]().model.load().drawn_size)
+    result = {
+        "budget_seconds": BUDGET,
+        "methods": methods,
+        "differences": differences_of_methods(judged, records, SUITE.split),
+        "suite": to_json(SUITE),
+        "command": "python bench/methods.py time, train --seeds 0 1 2, then report",
+    }
     (RESULTS.parent / "methods.json").write_text(json.dumps(result) + "\n")
     print("| method | seeds | strict | closed | fidelity | diversity |\n|---|---|---|---|---|---|")
     for entry in methods:

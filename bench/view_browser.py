@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import provenance, write_json
+from page_checks import check_focus, check_page
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from afterflow.envs.shapes.prompts import suite
@@ -23,6 +26,7 @@ from afterflow.experiment.picture_store import PictureStore, encode_picture
 
 HOSTILE = "a cat</h1></script><img src=x onerror=alert(1)><script>document.title = 'owned'</script> \u202eand so on"
 TITLE = "afterflow: runs"
+NAMES = tuple(f"{run} <b> shapes_flow_grpo_guard_with_a_name_that_is_long_0" for run in ("one", "two"))
 RUNS, ITERATIONS, PICTURES = 20, 5000, 100
 """Runs, iterations of each, and pictures of each, of the folder that is timed."""
 
@@ -32,30 +36,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--browser", default="/usr/bin/chromium")
     parser.add_argument("--out", default="screenshots")
+    parser.add_argument("--json", default="-", help="file of what was timed; - prints it only")
     args = parser.parse_args()
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as driver:
         folder = Path(name)
         browser = driver.chromium.launch(executable_path=args.browser, args=["--no-sandbox"])
-        for run in ("one", "two"):
-            make_run(folder / "small" / "runs" / f"{run} <b>", 40, 12)
+        for run in NAMES:
+            make_run(folder / "small" / "runs" / run, 40, 12)
         with Server(folder / "small") as server:
             errors: list[str] = []
             desk, phone = open_pages(browser, server.address, errors, out)
             walk(desk, out / "desk")
             walk(phone, out / "phone")
             assert phone.evaluate("document.documentElement.scrollWidth") == 390
-            see_iteration(desk, folder / "small" / "runs" / "one <b>")
+            see_iteration(desk, folder / "small" / "runs" / NAMES[0])
             assert not errors and desk.title() == phone.title() == TITLE, errors
             read_from_elsewhere(browser, server.address)
         see_report(browser, folder / "small", out)
         for index in range(RUNS):
             make_run(folder / "large" / "runs" / f"run_{index:02d}", ITERATIONS, PICTURES)
         with Server(folder / "large") as server:
-            seconds, megabytes = open_large(browser, server)
+            timed = open_large(browser, server)
         browser.close()
-    print(f"{RUNS} runs of {ITERATIONS} iterations and {RUNS * PICTURES} pictures: {seconds:.2f} s, {megabytes:.0f} MB")
+    sizes = {"runs": RUNS, "iterations": ITERATIONS, "pictures": RUNS * PICTURES}
+    command = "python bench/view_browser.py --json bench/results/view.json"
+    write_json({**sizes, **timed, **provenance(command)}, args.json, indent=2)
     print(f"every key did what it should; look at the pictures in {out}")
 
 
@@ -75,6 +82,11 @@ class Server:
         """Return the memory of the process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
+
+    def cpu_seconds(self) -> float:
+        """Return the seconds that the process has computed so far, which another program does not lengthen much."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def __enter__(self) -> "Server":
         return self
@@ -178,7 +190,7 @@ def walk(page: Page, picture: Path) -> None:
     page.keyboard.press("k")
     page.keyboard.press("o")
     wait(page, "document.querySelectorAll('.frame svg').length >= 4 && document.querySelector('.words')")
-    page.screenshot(path=f"{picture}_run.png", full_page=True)
+    look(page, picture, "run")
     page.keyboard.press("t")
     assert page.evaluate("state.tag !== '' && cards.filter((card) => !card.element.hidden).length === 1")
     while page.evaluate("state.tag"):
@@ -188,19 +200,31 @@ def walk(page: Page, picture: Path) -> None:
     page.keyboard.press("w")
     page.keyboard.press("?")
     assert page.evaluate("document.getElementById('help').open")
+    look(page, picture, "help")
     page.keyboard.press("Escape")
     page.keyboard.press("3")
     wait(page, "document.querySelector('svg.tree') && document.querySelector('svg.strip')")
-    page.screenshot(path=f"{picture}_groups.png", full_page=True)
+    look(page, picture, "groups")
     page.keyboard.press("4")
     wait(page, "state.view === 'compare' && cards.length === 3 && cards[0].sides.every((side) => side)")
-    page.screenshot(path=f"{picture}_compare.png", full_page=True)
+    look(page, picture, "compare")
     page.keyboard.press("1")
     wait(page, "state.view === 'runs' && document.querySelector('#open-0')")
-    page.screenshot(path=f"{picture}_runs.png", full_page=True)
-    assert page.evaluate("[...document.images].every((image) => image.alt || image.hidden)")
+    look(page, picture, "runs")
     page.keyboard.press("2")
     wait(page, "state.view === 'run'")
+
+
+def look(page: Page, picture: Path, view: str) -> None:
+    """Check that everybody can read and reach what a view shows, and take pictures of it in light and in dark."""
+    check_page(page, f"{picture.name} {view}")
+    if view != "help":  # where Tab goes on to the browser
+        check_focus(page, f"{picture.name} {view}")
+    page.evaluate("scrollTo(0, 0)")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=f"{picture}_{view}_{scheme}.png", full_page=True)
+    page.emulate_media(color_scheme="light")
 
 
 def see_iteration(page: Page, run: Path) -> None:
@@ -245,19 +269,25 @@ def see_report(browser: Browser, folder: Path, out: Path) -> None:
     assert not errors and page.title() == TITLE and file.stat().st_size <= 3_000_000, errors
 
 
-def open_large(browser: Browser, server: Server) -> tuple[float, float]:
-    """Return the seconds until all runs are shown, and the memory of the server after each was opened."""
-    page = browser.new_page(viewport={"width": 1280, "height": 800})
+def open_large(browser: Browser, server: Server) -> dict[str, float]:
+    """Time how long it takes until all runs are shown, and until each was opened; measure the memory after that.
+
+    `cpu` are the seconds that the server computed, whatever else the machine did.
+    """
+    page, before = browser.new_page(viewport={"width": 1280, "height": 800}), server.cpu_seconds()
     start = time.monotonic()
     page.goto(server.address)
     wait(page, f"document.querySelectorAll('article').length === {RUNS}", seconds=30)
-    seconds = time.monotonic() - start
-    for _ in range(RUNS):
-        page.keyboard.press("2")
-        wait(page, "state.view === 'run' && cards.length === 3", seconds=30)
-        page.keyboard.press("]")
-        time.sleep(0.3)
-    return seconds, server.megabytes()
+    timed = {"seconds_all_shown": time.monotonic() - start, "cpu_all_shown": server.cpu_seconds() - before}
+    before, opened = server.cpu_seconds(), []
+    for run in range(RUNS):
+        start = time.monotonic()
+        page.keyboard.press("]" if run else "2")
+        charts = "document.querySelectorAll('svg.chart').length === 4"
+        wait(page, f"state.run === {run} && answer('curves/{run}') && cards.length === 3 && {charts}", seconds=30)
+        opened.append(time.monotonic() - start)
+    timed |= {"median_seconds_a_run": statistics.median(opened), "cpu_a_run": (server.cpu_seconds() - before) / RUNS}
+    return {name: round(value, 3) for name, value in timed.items()} | {"megabytes": round(server.megabytes())}
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ from ..rewards.registry import find_reward
 from ..system.atomic_files import replacing, write_text_atomically
 from ..system.errors import InputError
 from ..system.stamps import file_stamps, options_digest, source_digest
+from .differences import differences_of_methods
+from .method_curve import method_curve
 from .report import Report, ShapesSettings
 from .shapes_suite import Judged, judge, shapes_report, suite_pictures, suite_prompts, true_pictures
 
@@ -187,11 +189,34 @@ def pooled(runs: Sequence[Judged]) -> Judged:
 
 
 def comparison(runs: Sequence[Finished], settings: ShapesSettings) -> dict[str, Any]:
-    """Return what the page shows, as JSON, with one entry for each method in the order given."""
+    """Return what the page shows, as JSON: an entry for each method in the order given, and for each pair of them."""
+    methods = methods_of(runs)
     return {
         "suite": to_json(settings),
-        "methods": [method_entry(name, of_method, settings) for name, of_method in methods_of(runs).items()],
+        "methods": [method_entry(name, of_method, settings) for name, of_method in methods.items()],
+        "differences": differences_on_same_prompts(methods, settings),
     }
+
+
+def differences_on_same_prompts(
+    methods: Mapping[str, Sequence[Finished]], settings: ShapesSettings
+) -> list[dict[str, Any]]:
+    """Return for each pair of methods with the same prompts how much more one gained over its base."""
+    of_prompts: dict[str, tuple[list[dict], dict[str, list[Judged]]]] = {}
+    for name, runs in methods.items():
+        base = base_of(runs[0].run.model, guided_settings(runs[0].run, settings))
+        gains = of_prompts.setdefault(json.dumps(base.records), (base.records, {}))[1]
+        gains[name] = [over_base(finished.judged, base.judged) for finished in runs]
+    return [
+        entry
+        for records, gains in of_prompts.values()
+        for entry in differences_of_methods(gains, records, settings.split)
+    ]
+
+
+def over_base(judged: Judged, base: Judged) -> Judged:
+    """Return by how much each prompt's figures are above those of the base."""
+    return replace(judged, figures={name: values - base.figures[name] for name, values in judged.figures.items()})
 
 
 def methods_of(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
@@ -279,6 +304,9 @@ def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) 
             seconds
             for finished in runs
             for seconds in np.diff([0.0, *(line["seconds_trained"] for line in finished.lines)]).tolist()
+        ),
+        "curve": method_curve(
+            [(RunFolder(finished.folder), finished.lines) for finished in runs], settings.draws, settings.seed
         ),
         "runs": [
             {

@@ -159,7 +159,7 @@ def shapes_report(
         truth: Figures of fresh renders.
         names: Names of the model and of the one to compare with.
     """
-    prompts = list({record["prompt"]: record for record in records}.values())
+    prompts = prompts_of_suite(records)
     figures = by_prompt(tuned.figures, records, prompts)
     base_figures = None if base is None else by_prompt(base.figures, records, prompts)
     rows = rows_by_tag(prompts)
@@ -193,6 +193,11 @@ def beside_teachers(
         return compare_figures(student, teacher, [rows[tag] for tag in tags], settings.draws, rng)["strict"]
 
     return {tag: over([tag]) for tag in rows} | {AVERAGE: over(list(rows))}
+
+
+def prompts_of_suite(records: Sequence[dict]) -> list[dict]:
+    """Return the records of a suite without those that repeat a prompt."""
+    return list({record["prompt"]: record for record in records}.values())
 
 
 def by_prompt(

@@ -248,6 +248,9 @@ class Logging:
 
     tracker: Option[Literal["none", "tensorboard", "wandb", "trackio"]] = "none"
     """Tracker that gets the metrics besides metrics.jsonl."""
+    tracker_pictures: Option[bool] = True
+    """Give the tracker sample pictures, and held-out prompts with their scores and pictures.  A tracker on the network
+    then gets your prompts."""
     sample_every: Option[int] = 20
     """Iterations between sample pictures.  0: never."""
 

@@ -125,8 +125,9 @@ def start_tracker(setup: TrainingSetup, side: SideOutputs) -> None:
     if run.logging.tracker == "none":
         return
     options = tracker_options(run.folder, run.name) if setup.processes.main else {}
+    about = {"run": json.dumps(to_json(run)), "folder": str(run.folder), "page": f"afterflow view {run.folder}"}
     with side.making(f"start of {run.logging.tracker}"):
-        accelerator.init_trackers("afterflow", {"run": json.dumps(to_json(run))}, options)
+        accelerator.init_trackers("afterflow", about, options)
         return
     accelerator.trackers = []  # perhaps half open
 

@@ -20,8 +20,8 @@ FRAMES_PER_SECOND = 8
 """Frame rate of a GIF."""
 
 
-def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], columns: int) -> None:
-    """Save one sheet of uint8 (B, H, W, 3) with B captions.
+def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], columns: int) -> list[Path]:
+    """Save one sheet of uint8 (B, H, W, 3) with B captions, and return the files.
 
     Of clips (B, F, H, W, 3) the sheet shows four frames side by side, and a GIF beside it all of them.
     """
@@ -29,7 +29,7 @@ def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], colum
     if images.ndim == 4:
         with replacing(file) as partial:
             save_sheet(image_sheet(images, captions, columns, scale), partial)
-        return
+        return [file]
     shown = np.linspace(0, images.shape[1] - 1, min(4, images.shape[1])).round().astype(int)
     strips = np.concatenate([images[:, frame] for frame in shown], 2)
     sheet = image_sheet(strips, captions, max(1, columns // len(shown)), scale)
@@ -38,8 +38,10 @@ def save_pictures(file: Path, images: np.ndarray, captions: Sequence[str], colum
     with replacing(file) as partial:
         save_sheet(sheet, partial)
     animation = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
-    with replacing(file.with_suffix(".gif")) as partial:
+    moving = file.with_suffix(".gif")
+    with replacing(moving) as partial:
         first.save(partial, format="GIF", comment=MAKER, **animation)
+    return [file, moving]
 
 
 def save_sheet(image: Image.Image, file: Path) -> None:
@@ -96,8 +98,8 @@ def first_images(records: Sequence[Mapping[str, Any]], sets: Sequence[tuple[np.n
     return before_after([records[row] for row in rows], [(images[rows, 0], passed[rows, 0]) for images, passed in sets])
 
 
-def save_groups(file: Path, records: Sequence[Mapping[str, Any]], images: np.ndarray, in_a_row: int) -> None:
-    """Save one sheet of the images of prompts, after the pictures that each is about.
+def save_groups(file: Path, records: Sequence[Mapping[str, Any]], images: np.ndarray, in_a_row: int) -> list[Path]:
+    """Save one sheet of the images of prompts, after the pictures that each is about, and return the files.
 
     Args:
         file: Where it goes.
@@ -113,7 +115,7 @@ def save_groups(file: Path, records: Sequence[Mapping[str, Any]], images: np.nda
         images = np.concatenate([inputs, images], 1)
     cells, drawn = images.shape[1], images.shape[1] - len(before[0])
     captions = [c for r in records for c in ["before"] * (cells - drawn) + [r["prompt"]] * drawn]
-    save_pictures(file, images.reshape(-1, *images.shape[2:]), captions, in_a_row * cells)
+    return save_pictures(file, images.reshape(-1, *images.shape[2:]), captions, in_a_row * cells)
 
 
 def underlined(images: np.ndarray, passed: np.ndarray | None, scale: int) -> np.ndarray:

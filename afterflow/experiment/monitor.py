@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..algorithms.base import WIN_RATE
+from ..algorithms.base import WIN_RATE, explores
+from ..data.images import ImageSource
 from ..models.generate import decode_groups, draw_latents, latent_spread
 from ..objectives.preferences import win_rates
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
@@ -27,16 +28,17 @@ from ..system.side_outputs import SideOutputs, failure_words
 from ..train.budget import Budget
 from ..train.clock import Clock
 from ..train.distributed import Processes
-from ..train.progress import Progress
 from ..train.reward_hacking import reward_hacking_signs
 from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
 from .group_recorder import GroupRecorder
 from .health import HealthWatch
 from .image_grid import save_groups
+from .progress_display import Progress
 from .run_folder import BASE_STEP, MetricsFile, RunFolder
 from .setup import TrainingSetup
 from .shown_pictures import GroupPictures, HeldOutPictures, SamplePictures
+from .tracker_pictures import HeldOutMeasurement, TrackerPictures
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ class HeldOutEvaluator:
         earliest = self.file.earliest if self.file is not None else {}
         self.earliest = {name: values for name, values in earliest.items() if name != "step"}
         self.base_images = self._base_images() if setup.run.held_out_judge is not None else None
+        self.last: HeldOutMeasurement | None = None
+        """The last measurement, on the first process."""
 
     def _base_images(self) -> np.ndarray:
         """Return the images before training; they are saved, because a resumed run has no such model."""
@@ -108,12 +112,13 @@ class HeldOutEvaluator:
         latents = self.sampler.latents(self.prompts[share], run.evaluation.eval_images)
         parts = processes.run_on_all(lambda: self._scores(decode_groups(self.setup.model, latents), share, step))
         rewards = self._gather(parts, step)
-        if processes.main:
-            self.pictures.save(step, [entry for part in parts for entry in part["pictures"]])
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.file is not None:
             self.file.write(step, by_prompt)
         self.earliest = self.earliest or by_prompt
+        if processes.main:
+            files = self.pictures.save(step, [entry for part in parts for entry in part["pictures"]])
+            self.last = HeldOutMeasurement(step, self.prompts.records(), self.earliest, by_prompt, files)
         means = {name: values.nanmean().item() for name, values in rewards.items()}
         means |= latent_spread(processes.all_gather_rows(latents, total))
         return {f"eval/{name}": value for name, value in means.items()} | self._alarm(step, by_prompt)
@@ -223,6 +228,7 @@ class RunMonitor:
         self.shown = prompts[torch.linspace(0, len(prompts) - 1, min(SAMPLE_PROMPTS, len(prompts))).long()]
         self.samples = SamplePictures(setup, self.shown.records(), SAMPLE_IMAGES, side)
         self.groups = GroupPictures(setup, recorder)
+        self.tracked = TrackerPictures(setup, side)
         self.best = BestKeeper(setup, side)
         self.evaluator = HeldOutEvaluator(setup, self.sampler, held_out, side) if held_out is not None else None
         folder = RunFolder(setup.run.folder)
@@ -247,7 +253,7 @@ class RunMonitor:
             return
         last = setup.first - 1
         try:
-            bar = Progress(run.name, self.budget, setup.first)
+            bar = self._progress()
             grace, stages = run.checkpoints.grace_seconds, breakable_stages(setup.processes)
             watched = interruptible(self.clock, grace, stages, lambda: last + 1)
             with RUNNING_TIME.watched(), watched as signals, bar as progress:
@@ -265,6 +271,15 @@ class RunMonitor:
             raise TrainingStopped(f"{termination_name(self.signals)}; {resume_advice(run, last)}")
         if self.signals and not self.budget.ends(last):
             _log.info(f"Stopped after iteration {last}; go on with: afterflow train --resume {run.folder}")
+
+    def _progress(self) -> Progress:
+        """Return what shows how far the run is, on the first process, with the lines of a run that is resumed."""
+        setup, earlier = self.setup, []
+        if setup.first and setup.processes.main:
+            with self.side.making("the progress line"):
+                earlier = RunFolder(setup.run.folder).metrics()
+        items = items_of_iteration(setup)
+        return Progress(setup.run.name, self.budget, self.side, items, earlier, setup.processes.main)
 
     def _watch(
         self, steps: Iterator[tuple[int, dict[str, float]]], progress: Progress, signals: Sequence[int]
@@ -334,6 +349,9 @@ class RunMonitor:
         for tracker in self.setup.processes.accelerator.trackers:
             with self.side.making(f"curves of {tracker.name}", step):
                 tracker.log(metrics, step=step)
+        measured = self.evaluator.last if self.evaluator is not None else None
+        if measured is not None and measured.step == step:
+            self.tracked.tabulate(measured)
         with self.side.making("the progress line", step):
             progress.show(step, metrics)
 
@@ -381,7 +399,8 @@ class RunMonitor:
         with self.side.making("sample pictures", step):
             folder = self.setup.run.folder / "samples"
             make_folder(folder)
-            save_groups(folder / f"step_{step:06d}.png", self.shown.records(), images, 2)
+            files = save_groups(folder / f"step_{step:06d}.png", self.shown.records(), images, 2)
+            self.tracked.show_samples(step, files)
 
     def close(self) -> None:
         """Close the files of metrics."""
@@ -396,6 +415,15 @@ def metrics_file(setup: TrainingSetup, file: Path) -> MetricsFile | None:
         return None
     checkpoints = RunFolder(setup.run.folder).checkpoints()
     return MetricsFile(file, setup.first, checkpoints[-1] if setup.first and checkpoints else None)
+
+
+def items_of_iteration(setup: TrainingSetup) -> tuple[int, str]:
+    """Return how many images, clips or pairs an iteration draws or learns from, over all processes, and their name."""
+    batch, source = setup.run.batches.batch, setup.run.data
+    noun = "clips" if len(setup.model.latent_shape) == 4 else "images"
+    if explores(setup.algorithm):
+        return batch * setup.algorithm.plan(0, generator(setup.run.seed, 0, "plan")).widths[-1], noun
+    return batch, "pairs" if isinstance(source, ImageSource) and source.pairs else noun
 
 
 def termination_name(signals: Collection[int]) -> str:

@@ -9,20 +9,17 @@ pictures/SET/step_000030.json       their names and scores, written last, so tha
 import io
 import json
 import math
-import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..rewards.edited import as_drawn
 from ..rewards.grouped import GroupScores, score_groups
-from ..rewards.registry import find_reward
+from ..rewards.registry import REWARDS, find_reward
 from ..system.atomic_files import make_folder, replacing, write_text_atomically, writing
 from ..system.input_pictures import input_names
 from ..system.text_files import read_json
@@ -75,8 +72,8 @@ class PictureStore:
                 content = encode_picture(as_drawn(name, height, width))
                 write_bytes(self.folder / "inputs" / f"{p:03d}_{i}{picture_suffix(content)}", content)
 
-    def write(self, step: int, pictures: Sequence[bytes], about: Mapping[str, Any]) -> None:
-        """Store encoded pictures of iteration `step`, and what is known about them.
+    def write(self, step: int, pictures: Sequence[bytes], about: Mapping[str, Any]) -> list[Path]:
+        """Store encoded pictures of iteration `step`, and what is known about them, and return their files.
 
         OutputError where the disk does not take them; then the step is not there.
         """
@@ -92,6 +89,7 @@ class PictureStore:
             write_bytes(folder / file, content)
         text = json.dumps(json_value({"step": step, "pictures": names, **about}), allow_nan=False)
         write_text_atomically(about_file, text + "\n")
+        return [folder / file for file in names]
 
 
 def write_bytes(file: Path, content: bytes) -> None:
@@ -128,17 +126,22 @@ def json_value(value: Any) -> Any:
     return [json_value(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def cheap_rewards(run: Run) -> tuple[str, ...]:
-    """Return the watched rewards that are functions: networks and servers cost too much for pictures beside them."""
+def verifier_rewards(run: Run) -> tuple[str, ...]:
+    """Return the watched rewards of ours that are functions.
+
+    Networks and servers cost too much for pictures beside them.  Code of a user or of another package may be slow, or
+    count its calls, so it is called for what is trained and measured alone.
+    """
     servers = run.reward_models.servers
-    return tuple(name for name in run.watched if find_reward(name).load is None and name not in servers)
+    return tuple(
+        name for name in run.watched if name in REWARDS and find_reward(name).load is None and name not in servers
+    )
 
 
 def score_pictures(run: Run, images: np.ndarray, records: Sequence[dict]) -> dict[str, Any]:
-    """Return scores and parts of images (P, K, ...) by the rewards that are functions, in one row of P K each."""
-    with generators_unchanged():
-        scores = {name: score_groups(name, images, records, run.reward_models) for name in cheap_rewards(run)}
-    return scores_of_pictures(scores)
+    """Return scores and parts of images (P, K, ...) by the rewards of ours that are functions, in rows of P K each."""
+    names = verifier_rewards(run)
+    return scores_of_pictures({name: score_groups(name, images, records, run.reward_models) for name in names})
 
 
 def scores_of_pictures(scores: Mapping[str, GroupScores]) -> dict[str, Any]:
@@ -151,15 +154,3 @@ def scores_of_pictures(scores: Mapping[str, GroupScores]) -> dict[str, Any]:
             for part, values in score.parts.items()
         },
     }
-
-
-@contextmanager
-def generators_unchanged() -> Iterator[None]:
-    """Leave the global generators as they are, so that a reward that draws moves no number of training."""
-    python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(of_numpy)

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ SHOWN_HELD_OUT = 16
 
 
 class SamplePictures:
-    """Stores the pictures of the sampler's prompts, with the scores of rewards that are functions."""
+    """Stores the pictures of the sampler's prompts, with the scores of rewards of ours that are functions."""
 
     def __init__(self, setup: TrainingSetup, records: Sequence[dict], per_prompt: int, side: SideOutputs) -> None:
         self.setup, self.records, self.per_prompt, self.side = setup, records, per_prompt, side
@@ -64,16 +65,17 @@ class HeldOutPictures:
                     entries.append({"row": row, "picture": picture, **scores_of_pictures(of_one)})
         return entries
 
-    def save(self, step: int, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Store what all processes returned from `of_process`."""
-        by_row = {entry["row"]: entry for entry in entries}
+    def save(self, step: int, entries: Sequence[Mapping[str, Any]]) -> dict[int, Path]:
+        """Store what all processes returned from `of_process`, and return the files by the rows of their prompts."""
+        by_row, files = {entry["row"]: entry for entry in entries}, []
         with self.side.making("stored held-out pictures", step):
             chosen = [by_row[row] for row in self.rows]
             about = {
                 kind: {name: [entry[kind].get(name, [None])[0] for entry in chosen] for name in chosen[0][kind]}
                 for kind in ("scores", "parts")
             }
-            self.store.write(step, [base64.b64decode(entry["picture"]) for entry in chosen], about)
+            files = self.store.write(step, [base64.b64decode(entry["picture"]) for entry in chosen], about)
+        return dict(zip(self.rows.tolist(), files))
 
     def save_base(self, step: int, images: np.ndarray) -> None:
         """Store the first of each prompt's images (P, K, ...), which were drawn before the first iteration."""

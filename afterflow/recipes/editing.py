@@ -43,7 +43,7 @@ def klein_edit_flow_grpo() -> Run:
 
 def qwen_image_edit_nft() -> Run:
     """DiffusionNFT on Qwen-Image-Edit 2511: edits as a vision-language model rates them."""
-    algorithm = DiffusionNFT(EDIT_WEIGHTS, steps=10, times=FIRST_HALF)
+    algorithm = DiffusionNFT(EDIT_WEIGHTS, steps=10, schedule=None, times=FIRST_HALF)
     return _editing(replace(klein_nft(), algorithm=algorithm, model=QWEN_IMAGE_EDIT), "qwen_image_edit_nft")
 
 

@@ -2,6 +2,7 @@
 
 Settings of the base models are those of Flow-Factory's examples for DiffusionNFT: klein at 384 px with 8 steps and
 guidance 4, Z-Image at 512 px with 10 steps and its pipeline's guidance 4, which is 5 here.  An iteration has 8 prompts.
+Rollouts have the schedule of the model's own pipeline.
 
 Distilled models draw in 4 (klein) and 8 (Z-Image-Turbo) steps without guidance, and are trained so.  Steps are long
 there, so that likelihoods move far with small weights: a ratio is clipped at 1e-5.  DiffusionNFT without a KL was seen
@@ -28,18 +29,19 @@ FIRST_HALF = TrainingTimes(2, "segments", (0.0, 0.5))
 
 def klein_nft() -> Run:
     """DiffusionNFT on FLUX.2-klein base 4B: what people prefer, by PickScore."""
-    algorithm = DiffusionNFT(PICKSCORE, steps=8, beta=0.1, times=FIRST_HALF)
+    algorithm = DiffusionNFT(PICKSCORE, steps=8, schedule=None, beta=0.1, times=FIRST_HALF)
     return _run("klein_nft", algorithm, KLEIN, guidance=4.0, rate=1e-4)
 
 
 def klein_flow_grpo() -> Run:
     """Flow-GRPO on FLUX.2-klein base 4B: what people prefer, by PickScore."""
-    return _run("klein_flow_grpo", FlowGRPO(PICKSCORE, steps=8, clip=1e-5), KLEIN, guidance=4.0, rate=1e-4)
+    algorithm = FlowGRPO(PICKSCORE, steps=8, clip=1e-5, schedule=None)
+    return _run("klein_flow_grpo", algorithm, KLEIN, guidance=4.0, rate=1e-4)
 
 
 def klein_distilled_nft() -> Run:
     """DiffusionNFT on FLUX.2-klein 4B, which draws in four steps without guidance; a KL keeps it sharp."""
-    algorithm = DiffusionNFT(PICKSCORE, steps=4, beta=0.1, times=FIRST_HALF, kl=0.01)
+    algorithm = DiffusionNFT(PICKSCORE, steps=4, schedule=None, beta=0.1, times=FIRST_HALF, kl=0.01)
     return _run("klein_distilled_nft", algorithm, KLEIN_DISTILLED, guidance=1.0, rate=1e-4)
 
 
@@ -51,12 +53,13 @@ def klein_distilled_flow_grpo() -> Run:
 
 def z_image_nft() -> Run:
     """DiffusionNFT on Z-Image: what people prefer, by PickScore."""
-    return _run("z_image_nft", DiffusionNFT(PICKSCORE, steps=10, times=FIRST_HALF), Z_IMAGE, guidance=5.0, rate=3e-4)
+    algorithm = DiffusionNFT(PICKSCORE, steps=10, schedule=None, group=16, times=FIRST_HALF)
+    return _run("z_image_nft", algorithm, Z_IMAGE, guidance=5.0, rate=3e-4)
 
 
 def z_image_turbo_nft() -> Run:
     """DiffusionNFT on Z-Image-Turbo, which draws in eight steps without guidance; a KL keeps it sharp."""
-    algorithm = DiffusionNFT(PICKSCORE, steps=8, times=FIRST_HALF, kl=0.01)
+    algorithm = DiffusionNFT(PICKSCORE, steps=8, schedule=None, times=FIRST_HALF, kl=0.01)
     return _run("z_image_turbo_nft", algorithm, Z_IMAGE_TURBO, guidance=1.0, rate=1e-4)
 
 

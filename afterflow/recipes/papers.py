@@ -1,11 +1,12 @@
 """The papers' settings on the models that they are about.
 
 Each recipe is for one GPU: fewer prompts an iteration than published, 4000 prompts of a kind (those of T5 take 1.6 MB
-each, in the CPU's memory), and LoRAs where a paper trained all weights, with the rates that LoRAs take.  `_8gpu` has
-the paper's number of images an iteration, for several processes: torchrun --nproc-per-node 8 -m afterflow train NAME.
-What else differs from the paper is said with each recipe; rewards are the published ones, but OCR's, whose published
-formula pays for text beside what was asked.  Losses are means over all steps, those of tied groups included, as the
-papers' are; rates and betas are theirs, and AdamW's step is the same for any constant share of tied groups.
+each, in the CPU's memory), and LoRAs where a paper trained all weights, with the rates that LoRAs take, but SOAR's with
+the paper's.  `_8gpu` has the published number of images an iteration, of BranchGRPO on FLUX half of it, for several
+processes: torchrun --nproc-per-node 8 -m afterflow train NAME.  docs/paper_settings.md has the published settings
+beside ours, one by one, and says why two differ.  Rewards are the published ones, but OCR's, whose published formula
+pays for text beside what was asked.  Losses are means over all steps, those of tied groups included, as the papers'
+are; rates and betas are theirs, and AdamW's step is the same for any constant share of tied groups.
 
 What is not ours to ship are files of yours: prompts/pickscore.txt, prompts/hpd.txt, prompts/video.txt, GenEval's own
 prompts/evaluation_metadata.jsonl, which are never trained on, for SOAR the folder images/ with its metadata.jsonl, and
@@ -124,6 +125,7 @@ def sd35_dpo() -> Run:
         batch=64,
         chunk=4,
         learning_rate=1e-4,
+        warmup=200,
     )
 
 

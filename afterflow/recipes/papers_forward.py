@@ -56,8 +56,9 @@ def sd35_awm_ocr() -> Run:
 
 
 def sd35_v_grpo_pickscore() -> Run:
-    """V-GRPO on SD3.5 Medium: what people prefer, in 40 steps; second-hand."""
-    return _forward("sd35_v_grpo_pickscore", VGRPO(PICKSCORE, steps=40), PICKSCORE_PROMPTS, None)
+    """V-GRPO on SD3.5 Medium: what people prefer, in 40 steps at 720 px; second-hand."""
+    run = _forward("sd35_v_grpo_pickscore", VGRPO(PICKSCORE, steps=40), PICKSCORE_PROMPTS, None)
+    return run.with_options(model=replace(SD35, size=720))
 
 
 def sd35_flow_awr_pickscore() -> Run:
@@ -81,14 +82,15 @@ def sd35_generalist() -> Chain:
     """NFT for composition, Guard for text and for what people prefer, and one student of all three by the ODE.
 
     The chain of DiffusionOPD (arXiv:2605.15055), which has no anchor.  It sums a batch of every task before each
-    update; here the prompts of all tasks are mixed in every batch.
+    update; here the prompts of all tasks are mixed in every batch, which has as many images.
     """
-    text, preference = _guard("ocr", OCR_PROMPTS, SignPrompts("test", 64)), _guard("pickscore", PICKSCORE_PROMPTS, None)
+    text = _guard("ocr", OCR_PROMPTS, SignPrompts("test", 64), 2e-6)
+    preference = _guard("pickscore", PICKSCORE_PROMPTS, None, 4e-6)
     runs = {"geneval": sd35_nft_geneval(), "ocr": text, "pickscore": preference}
     tags = {"geneval": tuple(TASK_SHARES), "ocr": ("text",), "pickscore": ("preference",)}
     scales = {"geneval": 1.0, "ocr": 4.5, "pickscore": 4.5}
     student = Run(
-        FlowOPD(beta=0.0),
+        FlowOPD(group=6, beta=0.0),
         MixedPrompts((GENEVAL_PROMPTS, OCR_PROMPTS, replace(PICKSCORE_PROMPTS, tag="preference"))),
         SD35,
         LoRA(rank=32, alpha=64),
@@ -101,10 +103,11 @@ def sd35_generalist() -> Chain:
     return Chain("sd35_generalist", (*runs.values(), student))
 
 
-def _guard(reward: str, data: Prompts, held_out: Prompts | None) -> Run:
+def _guard(reward: str, data: Prompts, held_out: Prompts | None, clip: float) -> Run:
+    """GRPO-Guard, whose clip is published for each reward."""
     run = _flow_grpo(f"sd35_guard_{reward}", reward, 0.0, data, held_out)
-    algorithm = FlowGRPO({reward: 1.0}, beta=0.0, guard=True, clip=2e-6)
-    return run.with_options(algorithm=algorithm, eval_every=run.evaluation.eval_every)
+    algorithm = FlowGRPO({reward: 1.0}, beta=0.0, guard=True, clip=clip)
+    return run.with_options(algorithm=algorithm, learning_rate=1e-4, eval_every=run.evaluation.eval_every)
 
 
 def _forward(name: str, algorithm: AnyAlgorithm, data: Prompts, held_out: Prompts | None) -> Run:

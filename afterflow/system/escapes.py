@@ -8,7 +8,8 @@ from typing import Any
 
 STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Categories of characters that a terminal does not show but follows."""
-MARKDOWN = re.compile(r"[\\`*\[\]|~$]")
+MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+"""Markup of Markdown; an underscore between letters is none."""
 LOCAL_PATH = re.compile(r"""(?<![\w/.:~-])(?:~|[A-Za-z]:)?(?:[/\\]+[^\s/\\"'`<>|)\]]+){2,}""")
 """A path from the root, a home folder or a drive, in a text; not the path of an address."""
 

@@ -5,7 +5,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .terminal_line import TerminalLine
 
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN, errno.EINTR}
 """Failures after which a stream is written again, because they may pass; after others it is left alone."""
@@ -25,15 +28,24 @@ class LastingStream:
         """Whether the first failure is said on the other stream."""
         self.gone = False
         """Whether nothing can be written any more."""
+        self.line: TerminalLine | None = None
+        """A line that stays below what is written."""
 
     def write(self, text: str) -> int:
         """Write a text, or leave it out."""
+        if self.line is None:
+            return self.put(text)
+        with self.line.aside(text):
+            return self.put(text)
+
+    def put(self, text: str) -> int:
+        """Write a text where the cursor is, or leave it out."""
         try:
             if not self.gone:
                 self.stream.write(text)
         except UnicodeEncodeError:
             encoding = getattr(self.stream, "encoding", None) or "ascii"
-            return self.write(text.encode(encoding, "replace").decode(encoding))
+            return self.put(text.encode(encoding, "replace").decode(encoding))
         except (OSError, ValueError) as error:  # ValueError where it has been closed
             self._leave_out(error)
         return len(text)

@@ -4,7 +4,7 @@ import math
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,23 @@ class MetricCurves:
         anew, lines = self.file.read()
         if anew:
             self.series, self.alarms = {}, []
-        for line in lines:
-            step = int(line["step"])
-            for name, value in line.items():
-                if name != "step" and is_number(value):
-                    steps, values = self.series.setdefault(name, (array("q"), array("f")))
-                    steps.append(step)
-                    values.append(value)
-            if line.get("alarm"):
-                self.alarms.append(step)
+        for names, alike in groupby(lines, key=tuple):
+            self._add(names, list(alike))
+
+    def _add(self, names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines that have the same names, name by name; what is no number is left out."""
+        steps = [int(line["step"]) for line in lines]
+        for name in names:
+            column = [line[name] for line in lines]
+            pairs = (steps, column)
+            if set(map(type, column)) != {float}:  # the check of each value would take most of the time
+                known = [i for i, value in enumerate(column) if is_number(value)]
+                pairs = [steps[i] for i in known], [column[i] for i in known]
+            if name != "step" and pairs[0]:
+                for values, new in zip(self.series.setdefault(name, (array("q"), array("f"))), pairs):
+                    values.extend(new)
+            if name == "alarm":
+                self.alarms += [step for step, value in zip(steps, column) if value]
 
     def thinned(self, names: Sequence[str]) -> dict[str, list[list[float | None]]]:
         """Return the curves of these names as lists of [iteration, value]; a name without one is left out."""

@@ -2,11 +2,16 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..system.errors import InputError
 
+LINES_AT_ONCE = 1000
+"""Number of lines that are parsed at once."""
+LARGEST_NUMBER = 1 << 53
+"""Bound of whole numbers, below which a float holds each of them."""
 LARGEST_TAIL = 1 << 17
 """Bytes at the end of a file that are read where the last lines are enough."""
 
@@ -39,7 +44,10 @@ class GrowingFile:
         A line that is no object of JSON with a step is passed over.  A file that is not there has no lines.
         """
         anew, content = self.read_bytes()
-        return anew, [line for line in map(parse_line, content.splitlines()) if line is not None]
+        texts, lines = content.splitlines(), []
+        for start in range(0, len(texts), LINES_AT_ONCE):
+            lines += parse_lines(texts[start : start + LINES_AT_ONCE])
+        return anew, lines
 
     def read_bytes(self) -> tuple[bool, bytes]:
         """Return whether the file is another one than before, and the bytes of its whole lines that were not read."""
@@ -58,18 +66,40 @@ class GrowingFile:
         return anew, content[:whole]
 
 
+def parse_lines(texts: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return the objects of those lines that are lines of metrics.
+
+    They are parsed at once, which takes half the time and shares their keys, and one by one where one of them is
+    no JSON.
+    """
+    try:
+        values = json.loads(b"[" + b",".join(texts) + b"]")
+    except (ValueError, RecursionError):
+        values = []
+    if len(values) != len(texts):
+        return [line for line in map(parse_line, texts) if line is not None]
+    return [line for line in values if is_metrics_line(line)]
+
+
 def parse_line(text: bytes) -> dict[str, Any] | None:
     """Return the object of a line of metrics; None where it is none, or has no step."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and is_number(line.get("step")) and line["step"] >= 0 else None
+    return line if is_metrics_line(line) else None
+
+
+def is_metrics_line(value: object) -> bool:
+    """Return whether a value of JSON is an object with the number of an iteration."""
+    return isinstance(value, dict) and is_number(value.get("step")) and 0 <= value["step"] < LARGEST_NUMBER
 
 
 def is_number(value: object) -> bool:
     """Return whether a value of JSON is a number that a float can hold."""
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < LARGEST_NUMBER
+    return isinstance(value, float)
 
 
 def first_and_last_lines(file: Path, run_folder: Path, last: int) -> list[dict[str, Any]]:

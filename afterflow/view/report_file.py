@@ -1,7 +1,6 @@
 """One run as a file that holds the page, its answers and its pictures: it needs no server and no network."""
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ from PIL import Image
 from ..experiment.run_folder import PICTURE_SETS, PICTURE_SUFFIXES
 from ..system.atomic_files import make_folder, write_text_atomically
 from ..system.own_folders import check_own_file
+from ..system.page_style import policy_digest, with_palette
+from ..system.smaller_pictures import smaller_picture
 from .answers import Answers
 from .picture_sets import PictureSet
 from .run_reader import RunReader
@@ -23,8 +24,6 @@ TITLE = "afterflow: runs"
 PAGE_FOLDER = Path(__file__).parent / "web"
 FITS = tuple((steps, side) for steps in (24, 12, 8, 5, 3, 2) for side in (None, 192, 96))
 """Stages and longest side in pixels of the pictures, from the best to the smallest; None: as they are stored."""
-QUALITY = 80
-"""Quality of pictures that are made smaller."""
 
 
 def write_report_file(run: Path, file: Path) -> None:
@@ -104,18 +103,16 @@ def data_address(file: Path, side: int | None) -> str:
     content, kind = file.read_bytes(), PICTURE_SUFFIXES[file.suffix][1]
     if side is not None:
         with Image.open(io.BytesIO(content)) as image:
-            if max(image.size) > side or file.suffix == ".gif":
-                smaller = image.convert("RGB")
-                smaller.thumbnail((side, side))
-                stream = io.BytesIO()
-                smaller.save(stream, format="JPEG", quality=QUALITY)
-                content, kind = stream.getvalue(), "image/jpeg"
+            larger = max(image.size) > side
+        if larger or file.suffix == ".gif":
+            content, kind = smaller_picture(content, side), "image/jpeg"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def page_with(stored: Mapping[str, Any]) -> str:
     """Return the page with style, script and data in it; its policy lets in nothing else, by their digests."""
-    style, script = (f"\n{(PAGE_FOLDER / name).read_text(encoding='utf-8')}" for name in ("page.css", "page.js"))
+    style = "\n" + with_palette(PAGE_FOLDER / "page.css")
+    script = "\n" + (PAGE_FOLDER / "page.js").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src '{policy_digest(script)}'; style-src '{policy_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -132,8 +129,3 @@ def page_with(stored: Mapping[str, Any]) -> str:
     page = page.replace('<script src="page.js" defer></script>\n', "")
     block = f'<script type="application/json" id="stored">{data}</script>\n<script>{script}</script>\n</body>'
     return page.replace("</body>", block)
-
-
-def policy_digest(text: str) -> str:
-    """Return the digest by which a policy lets in a block with this text."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..experiment.progress import RECENT, progress_of
 from ..experiment.run_folder import PICTURE_SETS, RESULTS, RunFolder, duration
 from ..system.errors import InputError
 from ..system.escapes import printable
 from .curves import AlarmSearch, HeldOutCurves, MetricCurves, finite_or_none
 from .growing_file import first_and_last_lines, is_number
+from .health import QUIET, health_warnings
 from .picture_sets import PictureSet, read_json_object
-from .progress import QUIET, RECENT, health_warnings, progress_line, recent_seconds
 from .verifier_sight import sight
 
 
@@ -63,11 +64,9 @@ class RunReader:
         lines = self._first_and_last()
         if not lines:
             return {"state": "waiting", "progress": "no iteration has ended yet", "share": 0, "health": []}
-        recent = lines[-RECENT - 1 :]
-        limits, last, ended = self.folder.limits(), lines[-1], self.folder.result() is not None
-        seconds, idle = recent_seconds(recent), now - file.stat().st_mtime
-        quiet = not ended and idle > QUIET * max(seconds, 1)
-        share = last["seconds_trained"] / limits[1] if limits[1] else (last["step"] + 1) / limits[0]
+        progress, last, ended = progress_of(self.folder, lines), lines[-1], self.folder.result() is not None
+        idle = now - file.stat().st_mtime
+        quiet = not ended and idle > QUIET * max(progress.seconds, 1)
         health = health_warnings(lines[-RECENT:], self.alarm.update())
         if quiet:
             health.insert(0, f"it has written nothing for {duration(idle)}")
@@ -80,8 +79,8 @@ class RunReader:
         }
         return {
             "state": "ended" if ended else "quiet" if quiet else "training",
-            "progress": progress_line(limits, recent, seconds, ended),
-            "share": finite_or_none(min(1.0, max(0.0, share))),
+            "progress": progress.sentence(ended),
+            "share": finite_or_none(progress.share),
             "iteration": int(last["step"]),
             "alarm": self.alarm.first,
             "health": health,

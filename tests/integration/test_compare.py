@@ -92,15 +92,24 @@ def test_the_page_has_everything_in_it(place, capsys):
     assert main(["report", "runs/pair/branch_0", "runs/pair/chain_0", "--prompts", "7", "--images", "2"]) == 0
     page = (place[0] / "runs/report/index.html").read_text()
     assert "branch" in page and "BranchGRPO" in page and "FlowGRPO" in page
-    assert not re.search(r'(src|href)="(?!data:)', page)  # readable without a network
-    assert page.count("data:image/png;base64,") == 1 + 2 + 1  # curves, before and after of each, one tree
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # readable without a network
+    assert page.count("data:image/png;base64,") == 2 + 1  # before and after of each, one tree
     found = json.loads((place[0] / "runs/report/comparison.json").read_text())
     first, second = found["methods"]
     assert (first["nfe"]["rollout"], second["nfe"]["rollout"]) == (2.75, 4.0)
     assert first["report"]["overall"]["strict"]["base"] == second["report"]["overall"]["strict"]["base"]
     points = first["runs"][0]["curve"]
+    assert [point["steps"] for point in first["curve"]] == [[0], [1]]
+    assert first["curve"][1]["means"]["jpeg_compressibility"]["value"] == pytest.approx(
+        points[1]["eval/jpeg_compressibility"]
+    )
     assert points[0]["evaluations"] == 2 * 4 * (2.75 + 1.75) and len(points) == 2
     assert (place[0] / "runs/report/comparison.png").is_file()
+    [apart] = found["differences"]
+    assert (apart["first"], apart["second"]) == ("branch", "chain")
+    gains = [method["report"]["overall"]["strict"]["delta"]["value"] for method in (first, second)]
+    assert apart["strict"]["value"] == pytest.approx(gains[0] - gains[1])
+    assert not apart["of_seeds"]  # a seed each says nothing of others
 
 
 def test_the_bases_pictures_are_drawn_once_for_all_commands(place, monkeypatch):

@@ -18,6 +18,7 @@ from afterflow.experiment import monitor
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.run_folder import MetricsFile
+from afterflow.experiment.tracker_pictures import TensorBoardOutlet
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.system.atomic_files import writing
@@ -75,6 +76,7 @@ DISK = OSError(errno.ENOSPC, "No space left on device")
 BESIDE = {
     "start of tensorboard": (TensorBoardTracker, "start", Anything("x")),
     "curves of tensorboard": (TensorBoardTracker, "log", SystemExit(3)),
+    "pictures of tensorboard": (TensorBoardOutlet, "show", Anything("x")),
     "end of tensorboard": (TensorBoardTracker, "finish", RuntimeError("no network")),
     "sample pictures": (monitor, "save_groups", DISK),
     "the progress line": (monitor.Progress, "show", BrokenPipeError(errno.EPIPE, "Broken pipe")),

@@ -38,11 +38,19 @@ def test_a_run_under_way_says_how_far_it_is():
     assert status_lines(RunFolder(folder), now + 600)[0].endswith("ended after 18 s of training")
 
 
-def test_a_budget_of_time_is_what_is_left_of_it():
-    folder, now = run_of([{}, {}], budget_seconds=120.0)
-    assert status_lines(RunFolder(folder), now)[
-        0
-    ] == "runs/it: iteration 2 (10%), 6 s an iteration, about 108 s to go".replace("108 s", "2 min")
+@pytest.mark.parametrize(
+    "iterations, words",
+    [(100, "2 (10%), 6 s an iteration, about 2 min"), (4, "2 of 4 (50%), 6 s an iteration, about 12 s")],
+)
+def test_the_nearer_of_two_limits_is_what_is_left(iterations, words):
+    folder, now = run_of([{}, {}], budget_seconds=120.0, iterations=iterations)
+    assert status_lines(RunFolder(folder), now)[0] == f"runs/it: iteration {words} to go"
+
+
+def test_evaluation_and_pictures_take_part_of_the_time_that_is_left():
+    seconds = [{"seconds": value} for value in (90.0, 99.0, 18.0, 30.0, 42.0)]  # resumed after the second iteration
+    folder, now = run_of(seconds)
+    assert "about 60 s to go" in status_lines(RunFolder(folder), now)[0]
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,31 @@ def test_a_run_stores_the_same_prompts_at_every_stage_with_their_scores(pipeline
         stored = about("samples", step)
         assert stored["step"] == number and len(stored["pictures"]) == 20
         assert sorted(stored["pictures"]) == sorted(file.name for file in (folder / "samples" / step).iterdir())
-        assert set(stored["scores"]) == {"jpeg_compressibility", "drawn"}
+        assert set(stored["scores"]) == {"jpeg_compressibility"}
         assert all(len(values) == 20 for values in stored["scores"].values())
         assert len(about("held_out", step)["pictures"]) == 5, "the first of each prompt"
     lines = [json.loads(line) for line in Path("runs/it/held_out.jsonl").read_text().splitlines()]
     means = lines[-1]["drawn"]
     assert len(means) == 5 and about("held_out", "step_000002")["scores"]["drawn"] != means, "one image, and two"
     assert not list(folder.rglob("*.partial"))
+
+
+def test_a_reward_of_a_user_is_called_for_training_and_measuring_alone(pipeline):
+    images = []
+
+    def counted(pictures, records):
+        images.append(len(pictures))
+        return np.zeros(len(pictures))
+
+    algorithm = FlowGRPO({counted: 0.5, "jpeg_compressibility": 0.5}, steps=4, group=4, window=2, beta=0.0)
+    for name, sample_every in (("without", 0), ("it", 1)):
+        images.clear()
+        execute(small(pipeline, algorithm, name=name, sample_every=sample_every, held_out_share=0.5, eval_every=2))
+        # Three rollouts of 2 x 4, and two measurements of 5 x 2; the base and the samples of each iteration are not.
+        assert sum(images) == 3 * 8 + 2 * 10, name
+    assert set(about("samples", "base")["scores"]) == {"jpeg_compressibility"}
+    assert set(about("held_out", "base")["scores"]) == {"jpeg_compressibility"}
+    assert set(about("held_out", "step_000002")["scores"]) == {"jpeg_compressibility", "counted"}
 
 
 def test_base_and_later_pictures_begin_from_the_same_noise(pipeline):

@@ -16,9 +16,10 @@ from PIL import Image
 from afterflow.cli.main import main
 from afterflow.experiment.picture_store import PictureStore, encode_picture
 from afterflow.rewards.remote.local_page import HEADERS
+from afterflow.system.page_style import policy_digest
 from afterflow.view import report_file
 from afterflow.view.answers import Answers
-from afterflow.view.report_file import LARGEST_REPORT, policy_digest, write_report_file
+from afterflow.view.report_file import LARGEST_REPORT, write_report_file
 from afterflow.view.service import build_view
 from run_folders import RECORDS, groups_of, pictures_of, run_of
 from served import served

@@ -90,7 +90,7 @@ def test_a_function_is_trained_on_and_the_result_can_be_used(run, capsys):
     record = json.loads((result.folder / "run.json").read_text())
     assert record["config"]["algorithm"]["weights"] == {"redness": 1.0} and record["recipe"] == "FlowGRPO"
     assert record["config"]["functions"] == {"redness": give_function("redness", redness)}
-    assert "red 1" in capsys.readouterr().out  # progress, without any set-up of logging
+    assert "red: iteration 2 of 2" in capsys.readouterr().out  # progress, without any set-up of logging
 
 
 def test_a_run_is_resumed_by_the_same_function_alone(run, capsys):

@@ -213,7 +213,8 @@ def test_a_run_that_cheats_is_told_and_keeps_its_best_weights(run, monkeypatch, 
 
     def hidden(images, records):
         looks["count"] += any(record["prompt"] == held_out for record in records)
-        return np.full(len(images), [0.5, 0.9, 0.1][looks["count"] - 1])
+        # Before the first iteration the pictures that are stored are looked at.
+        return np.full(len(images), [0.5, 0.5, 0.9, 0.1][looks["count"] - 1])
 
     rising = lambda images, records: np.arange(len(images)) % 7 / 100 + looks["count"]
     monkeypatch.setitem(REWARDS, "hidden", hidden)

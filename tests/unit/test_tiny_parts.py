@@ -1,18 +1,30 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import Flux2KleinPipeline, StableDiffusion3Pipeline
 from transformers import T5EncoderModel
 
 from afterflow.envs.shapes.prompts import draw
 from afterflow.envs.shapes.world import TAGS
+from afterflow.models.flux2_klein import Flux2Klein
 from afterflow.models.sd3 import SD3
 from afterflow.models.tiny_parts.autoencoder import make_autoencoder, standardize, to_images
 from afterflow.models.tiny_parts.build import draw_records, edit, make_pairs, transformer_config, untrained_tiny_sd3
+from afterflow.models.tiny_parts.editing import (
+    TEXT_TOKENS,
+    TEXT_WIDTH,
+    assemble_editing,
+    even_out_states,
+    make_editing_transformer,
+    make_language_model,
+    make_patch_autoencoder,
+)
 from afterflow.models.tiny_parts.ship import ship
 from afterflow.models.tiny_parts.text import WIDTHS, contrastive_loss, make_text_encoder, token_ids
 from afterflow.models.tiny_parts.tokenizer import EOS_ID, MAX_LENGTH, UNK_ID, make_tokenizer
 from afterflow.models.vae import to_pixels
+
+FOLDERS = ("run", "shipped")
 
 
 def words(prompt):
@@ -134,3 +146,42 @@ def test_the_shipped_folder_loads_without_a_word_and_its_t5_is_silence(tmp_path)
     ]
     assert drawn[0].shape == (1, 32, 32, 3)
     assert np.array_equal(*drawn)
+
+
+@torch.no_grad()
+def test_the_shipped_klein_has_half_the_bytes_and_loads_in_32_bits(tmp_path):
+    """Stock diffusers lets the encoder's own file say in what it computes; halves would not fit the transformer."""
+    torch.manual_seed(0)
+    pipeline = assemble_editing(make_patch_autoencoder(), make_language_model(), make_editing_transformer(1, 1))
+    pipeline.save_pretrained(tmp_path / "run")
+    ship(tmp_path / "run", tmp_path / "shipped")
+    weights = [sum(file.stat().st_size for file in (tmp_path / name).rglob("*.safetensors")) for name in FOLDERS]
+    assert weights[1] < 0.55 * weights[0]
+    shipped = Flux2KleinPipeline.from_pretrained(tmp_path / "shipped")
+    assert {part.dtype for part in (shipped.transformer, shipped.vae, shipped.text_encoder)} == {torch.float32}
+    size = {"height": 64, "width": 64, "num_inference_steps": 1, "max_sequence_length": TEXT_TOKENS}
+    assert shipped(prompt="make the red circle blue", **size).images[0].size == (64, 64)
+    encoded = (
+        Flux2Klein(str(tmp_path / "shipped"), size=64, max_sequence_length=TEXT_TOKENS).load().encode(["remove it"])
+    )
+    assert encoded.sequence.shape[1:] == (TEXT_TOKENS, 3 * TEXT_WIDTH)
+
+
+@torch.no_grad()
+def test_the_first_layer_of_the_tiny_klein_sees_every_direction_of_text():
+    """One word of a request is a small part of its states, and must not be one of what is made of them."""
+    torch.manual_seed(0)
+    pipeline = assemble_editing(make_patch_autoencoder(), make_language_model(), make_editing_transformer(1, 1))
+    requests = [f"make the {color} star {other}" for color in ("red", "blue", "green") for other in ("pink", "black")]
+
+    def share_of_a_word() -> float:
+        states, _ = pipeline.encode_prompt(requests, max_sequence_length=TEXT_TOKENS)
+        seen = pipeline.transformer.context_embedder(states)
+        return float((seen[0] - seen[1]).norm() / seen[0].norm())
+
+    before = share_of_a_word()
+    even_out_states(pipeline, requests)
+    assert share_of_a_word() > 2 * before
+    states = pipeline.encode_prompt(requests, max_sequence_length=TEXT_TOKENS)[0].flatten(0, 1)
+    spread = torch.linalg.svdvals(pipeline.transformer.context_embedder(states))
+    assert spread[0] < 5 * spread[20]

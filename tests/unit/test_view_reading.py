@@ -12,6 +12,7 @@ from afterflow.experiment.picture_store import PictureStore, encode_picture
 from afterflow.experiment.run_folder import BASE_STEP, step_name, step_of_name
 from afterflow.view.answers import Answers
 from afterflow.view.curves import mean_intervals, thin
+from afterflow.view.growing_file import parse_line, parse_lines
 from afterflow.view.picture_sets import group_of, tree_of_group
 from afterflow.view.run_reader import RunReader, runs_below
 from afterflow.view.verifier_sight import sight
@@ -57,6 +58,33 @@ def test_only_new_lines_are_read_and_a_replaced_file_from_its_start(tmp_path):
     replaced.write_text('{"step": 0, "kl": 7.0}\n')
     replaced.replace(run.folder.metrics_file)
     assert run.curves(["kl"]) == {"kl": [[0, 7.0]]} and run.details()["alarms"] == []
+
+
+def test_lines_that_are_parsed_at_once_are_those_that_are_parsed_one_by_one():
+    good = [b'{"step": 0, "x": 1.5}', b'{"step": 1, "x": NaN}', b'{"step": 2, "y": [1, "\xc3\xa9"]}']
+    bad = [b"", b"no json", b'{"x": 1}', b'{"step": -1}', b'{"step": true}', b"[1]", b"\xff", b'{"step": 1e300}']
+    bad += [b'{"step": 3}, {"step": 4}', b'{"step": 5, "x": [1', b"2]}"]
+    for texts in (good, bad, good + bad, [good[0], *bad, good[1]], *([good[0], text] for text in bad)):
+        expected = [line for line in map(parse_line, texts) if line is not None]
+        assert str(parse_lines(texts)) == str(expected)
+    assert [line["step"] for line in parse_lines(good)] == [0, 1, 2] and parse_lines(bad) == []
+
+
+def test_a_metric_has_the_numbers_of_its_lines_whatever_else_they_hold(tmp_path):
+    lines = [
+        {"x": 1.5},
+        {"x": 2},
+        {"x": "3"},
+        {"x": True},
+        {"y": 1.0, "x": 5.0},
+        {"x": 1 << 60},
+        {"x": None},
+        {"x": 8.0},
+    ]
+    run = RunReader(run_of(tmp_path, [*lines, {"alarm": 0.0, "x": 1.0}, {"alarm": 1.0}, {"alarm": 1.0}]))
+    curves = run.curves(["x", "y"])
+    assert curves == {"x": [[0, 1.5], [1, 2.0], [4, 5.0], [7, 8.0], [8, 1.0]], "y": [[4, 1.0]]}
+    assert run.details()["alarms"] == [9, 10]
 
 
 def test_a_summary_says_how_far_a_run_is_and_whether_it_is_well(tmp_path):

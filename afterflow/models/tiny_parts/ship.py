@@ -2,6 +2,7 @@
 
 python -m afterflow.models.tiny_parts.ship runs/tiny_sd3_pretrain/model afterflow/models/assets/tiny_sd3
 python -m afterflow.models.tiny_parts.ship runs/tiny_wan_pretrain/model afterflow/models/assets/tiny_wan
+python -m afterflow.models.tiny_parts.ship runs/tiny_klein_pretrain/model afterflow/models/assets/tiny_klein
 """
 
 import json
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusion3Pipeline, WanPipeline
+from diffusers import Flux2KleinPipeline, StableDiffusion3Pipeline, WanPipeline
 from transformers import T5Config, T5EncoderModel
 
 
@@ -27,10 +28,20 @@ def silent_t5(width: int, vocabulary: int) -> T5EncoderModel:
 
 
 def ship(source: Path, target: Path) -> None:
-    """Store the transformer and the autoencoder in half precision; the encoders are small and stay as they are."""
+    """Store the transformer and the autoencoder in half precision; the encoders are small and stay as they are.
+
+    That of klein is as large as its autoencoder, and is stored in half precision too, as weights to compute with in 32
+    bits.
+    """
     kind = json.loads((source / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    changes: dict[str, dict[str, str]] = {}
     if kind == "WanPipeline":
         pipe = WanPipeline.from_pretrained(source)
+    elif kind == "Flux2KleinPipeline":
+        pipe = Flux2KleinPipeline.from_pretrained(source)
+        pipe.text_encoder.half()
+        # transformers computes in the precision that this names, and diffusers does not ask for another.
+        changes["text_encoder"] = {"dtype": "float32"}
     else:
         pipe = StableDiffusion3Pipeline.from_pretrained(source, text_encoder_3=None, tokenizer_3=None)
         t5 = silent_t5(pipe.transformer.config.joint_attention_dim, len(pipe.tokenizer))
@@ -40,9 +51,13 @@ def ship(source: Path, target: Path) -> None:
     pipe.save_pretrained(target)
     for file in target.rglob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+        if isinstance(content, dict):
             # Where it lay on the machine that made it is nobody's business.
-            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+            named = content.pop("_name_or_path", None) is not None
+            change = changes.get(file.parent.name, {}) if file.name == "config.json" else {}
+            if named or change:
+                text = json.dumps(content | change, indent=2) + "\n"
+                file.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,9 @@ const mean = (values) => {
   return numbers.length ? numbers.reduce((sum, value) => sum + value, 0) / numbers.length : null;
 };
 
+// A name may be broken after a sign that joins words.
+const breakable = (text) => text.split(/(?<=[_./])/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+
 function fill(select, options, value) {
   const text = JSON.stringify(options);
   if (select.dataset.options !== text) {
@@ -186,7 +189,7 @@ function overview() {
     const open = el("button", { type: "button", id: `open-${i}` }, "Open");
     open.setAttribute("aria-label", `Open ${run.name}`);
     open.onclick = () => go("run", i);
-    list.append(el("article", { class: "card" }, el("div", { class: "head" }, el("h2", {}, run.name), badge(run)), ...progress(run), open));
+    list.append(el("article", { class: "card" }, el("div", { class: "head" }, el("h2", {}, ...breakable(run.name)), badge(run)), ...progress(run), open));
   });
   return [list];
 }
@@ -208,7 +211,7 @@ function progress(run) {
 function oneRun() {
   const run = runs[state.run];
   const details = answer(`run/${state.run}`);
-  const head = el("article", { class: "card" }, el("div", { class: "head" }, el("h2", {}, run.name), badge(run)), ...progress(run));
+  const head = el("article", { class: "card" }, el("div", { class: "head" }, el("h2", {}, ...breakable(run.name)), badge(run)), ...progress(run));
   return details ? [head, charts([state.run])] : [head];
 }
 
@@ -216,14 +219,16 @@ function charts(indices) {
   const box = el("div", { class: "charts" });
   const details = indices.map((index) => answer(`run/${index}`));
   const alarms = [...new Set(details.flatMap((one) => one?.alarms ?? []))].slice(0, 1);
-  const options = { alarms, now: stages()[state.step] };
-  for (const [kind, title] of [["trained", "Held-out prompts: trained rewards"], ["hidden", "Held-out prompts: hidden evaluators"]]) {
+  const options = { alarms, now: stages()[state.step] }, plots = [];
+  for (const [kind, title] of [["trained", "Held-out: trained rewards"], ["hidden", "Held-out: hidden evaluators"]]) {
     const lines = indices.flatMap((index, side) => heldOutLines(details[side], details[side]?.[kind] ?? [], indices, side));
-    if (lines.length) box.append(chart(title, lines, options));
+    if (lines.length) plots.push([title, lines]);
   }
   const rewards = indices.flatMap((index, side) => metricLines(index, rewardNames(details[side]), indices, side));
-  if (rewards.length) box.append(chart("Training: rewards of the rollouts", rewards, options));
+  if (rewards.length) plots.push(["Rollouts: rewards", rewards]);
   const chosen = indices.flatMap((index, side) => metricLines(index, [state.metric], indices, side));
+  fitCharts(plots.length + (chosen.length ? 1 : 0));
+  box.append(...plots.map(([title, lines]) => chart(title, lines, options)));
   if (chosen.length) {
     const figure = chart(state.metric, chosen, options);
     const select = el("select", { id: "metric" });
@@ -257,7 +262,16 @@ function metricLines(index, names, indices, side) {
 
 // Charts
 
-const WIDTH = 440, HEIGHT = 200, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 36;
+const HEIGHT = 200, LEFT = 46, RIGHT = 10, TOP = 10, BOTTOM = 36, LEAST_REM = 17.5, GAP_REM = 0.8;
+let WIDTH = 440; // of a drawing in pixels of the screen, so that its text is as large as other small text
+
+// As many columns as page.css makes of them.
+function fitCharts(count) {
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize), gap = GAP_REM * rem;
+  const total = element("content").clientWidth;
+  const columns = Math.max(1, Math.min(count, Math.floor((total + gap) / (LEAST_REM * rem + gap))));
+  WIDTH = Math.max(200, Math.round((total - gap * (columns - 1)) / columns - 2 * GAP_REM * rem - 2));
+}
 
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
@@ -279,7 +293,7 @@ function scales(lines) {
   return {
     x: (value) => LEFT + ((value - x0) / (x1 - x0)) * (WIDTH - LEFT - RIGHT),
     y: (value) => HEIGHT - BOTTOM - ((value - y0) / (y1 - y0)) * (HEIGHT - TOP - BOTTOM),
-    xTicks: ticks(x0, x1, 6).filter((tick) => Number.isInteger(tick)), yTicks: ticks(y0, y1, 4),
+    xTicks: ticks(x0, x1, Math.max(3, Math.round(WIDTH / 75))).filter((tick) => Number.isInteger(tick)), yTicks: ticks(y0, y1, 4),
   };
 }
 
@@ -360,7 +374,7 @@ function promptCard(prompt, sides) {
   const made = el("article", { class: "card", tabIndex: -1 }, title, head);
   const boxes = sides.map((side, i) => {
     const cells = side ? cellsOf(side) : el("p", { class: "quiet-text" }, "This run does not show the prompt.");
-    return sides.length > 1 ? el("div", {}, el("p", { class: "quiet-text" }, `${i ? "B" : "A"}: ${runs[shownRuns()[i] ?? 0].name}`), cells) : cells;
+    return sides.length > 1 ? el("div", {}, el("p", { class: "quiet-text" }, i ? "B" : "A"), cells) : cells;
   });
   made.append(...(sides.length > 1 ? [el("div", { class: "columns" }, ...boxes)] : boxes));
   return { element: made, prompt, sides, change };
@@ -547,7 +561,7 @@ function groups(step) {
   drawn.groups = text;
   cards = [];
   const box = el("div", { class: "grid" }, ...(shown?.groups ?? []).map((group, g) => groupCard(group, g, shown)));
-  element("pictures").replaceChildren(el("p", { class: "quiet-text" }, `Groups of the rollout of iteration ${step}. A group is all images of one prompt; their rewards are compared with each other.`), box);
+  element("pictures").replaceChildren(el("h2", {}, `Groups of the rollout of iteration ${step}`), el("p", { class: "quiet-text" }, "A group is all images of one prompt. Their rewards are compared with each other."), box);
 }
 
 function groupCard(group, g, shown) {
@@ -564,7 +578,7 @@ function groupCard(group, g, shown) {
     cards.push(cell);
     extremes.append(cell.figure);
   });
-  made.append(extremes, strip(group));
+  made.append(el("div", { class: "group" }, extremes, strip(group)));
   if (group.tree.length) made.append(tree(group.tree));
   return made;
 }
@@ -572,7 +586,7 @@ function groupCard(group, g, shown) {
 function strip(group) {
   const known = group.total.filter((value) => Number.isFinite(value));
   const low = Math.min(...known), high = Math.max(...known);
-  const at = (value) => (high > low ? 14 + ((value - low) / (high - low)) * 352 : 190);
+  const at = (value) => (high > low ? 14 + ((value - low) / (high - low)) * 252 : 140);
   const stacks = new Map();
   const dots = group.total.flatMap((value, i) => {
     if (!Number.isFinite(value)) return [];
@@ -585,10 +599,10 @@ function strip(group) {
   const spread = Math.sqrt(mean(known.map((value) => (value - mean(known)) ** 2)) ?? 0);
   const same = `All ${known.length} images have the reward ${number(low)}: the group teaches nothing`;
   const words = high === low ? same : `${known.length} of ${group.total.length} images have a reward: lowest ${number(low)}, mean ${number(mean(known))}, highest ${number(high)}, standard deviation ${number(spread)}`;
-  const picture = drawing("svg", { class: "strip", viewBox: `0 0 380 ${height}`, role: "img", "aria-label": words });
-  picture.append(drawing("line", { class: "axis", x1: 8, x2: 372, y1: height - 16, y2: height - 16 }));
+  const picture = drawing("svg", { class: "strip", viewBox: `0 0 280 ${height}`, role: "img", "aria-label": words });
+  picture.append(drawing("line", { class: "axis", x1: 8, x2: 272, y1: height - 16, y2: height - 16 }));
   for (const dot of dots) picture.append(drawing("circle", { class: "dot", cx: dot.x, cy: height - 16 - gap * (dot.row - 0.5), r: 4, color: dot.isBest ? "var(--good)" : dot.isWorst ? "var(--bad)" : "var(--c0)" }));
-  const ends = high > low ? [[8, "start", low], [372, "end", high]] : [[190, "middle", low]];
+  const ends = high > low ? [[8, "start", low], [272, "end", high]] : [[140, "middle", low]];
   for (const [x, anchor, value] of ends) picture.append(drawing("text", { x, y: height - 3, "text-anchor": anchor }, number(value)));
   return el("figure", {}, picture, el("p", { class: "quiet-text" }, words + "."));
 }
@@ -599,7 +613,8 @@ function shade(value, low, high) {
 }
 
 function tree(levels) {
-  const leaves = levels.at(-1).rewards.length, gap = 20, across = 92;
+  const leaves = levels.at(-1).rewards.length, gap = 20;
+  const across = Math.min(120, (Math.min(590, element("content").clientWidth - 40) - 70) / Math.max(1, levels.length - 1));
   const y = (level, i) => ((i + 0.5) * leaves * gap) / levels[level].rewards.length + 16;
   const width = across * (levels.length - 1) + 70, height = leaves * gap + 20;
   const values = levels.flatMap((level) => level.rewards).filter((value) => Number.isFinite(value));
@@ -624,7 +639,7 @@ function tree(levels) {
 function comparison() {
   const head = el("div", { class: "columns" }, ...[state.run, state.other].map((index, side) => {
     const run = runs[index];
-    return el("article", { class: "card" }, el("div", { class: "head" }, el("h2", {}, `${side ? "B" : "A"}: ${run.name}`), badge(run)), el("p", {}, run.progress));
+    return el("article", { class: "card" }, el("div", { class: "head" }, el("h2", {}, ...breakable(`${side ? "B" : "A"}: ${run.name}`)), badge(run)), el("p", {}, run.progress));
   }));
   return [head, charts([state.run, state.other])];
 }
@@ -713,4 +728,6 @@ function soon() {
 }
 
 soon().then(() => { if (runs.length === 1) go("run", 0); });
+// A chart that has the focus, in its list of metrics, is left as it is.
+addEventListener("resize", () => { if (!element("content").contains(document.activeElement)) markNow(); });
 if (!stored) setInterval(() => { if (!document.hidden) soon(); }, POLL_MILLISECONDS);

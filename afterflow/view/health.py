@@ -1,36 +1,12 @@
-"""How far a run is, how long it will take, and whether it is well, from the lines of its metrics."""
+"""Whether a run is well, from the lines of its metrics."""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
-from ..experiment.run_folder import duration
+from ..experiment.progress import MetricLines
 
-RECENT = 20
-"""Number of iterations whose time predicts that of the next ones."""
 QUIET = 10
 """Number of iteration times without a new line, after which a run seems to be gone."""
-
-MetricLines = Sequence[Mapping[str, float]]
-
-
-def progress_line(limits: tuple[int, float | None], metrics: MetricLines, seconds: float, ended: bool) -> str:
-    """Return how far a run is; `limits` are iterations and seconds of training, `seconds` those of an iteration."""
-    iterations, budget = limits
-    done, last = int(metrics[-1]["step"]) + 1, metrics[-1]
-    share = last["seconds_trained"] / budget if budget else done / iterations
-    position = f"iteration {done}" + ("" if budget else f" of {iterations}") + f" ({min(share, 1):.0%})"
-    if ended:
-        return f"{position}, ended after {duration(last['seconds_trained'])} of training"
-    remaining = budget - last["seconds_trained"] if budget else seconds * (iterations - done)
-    return f"{position}, {seconds:.3g} s an iteration, about {duration(max(0, remaining))} to go"
-
-
-def recent_seconds(metrics: MetricLines) -> float:
-    """Return the median seconds of the last iterations."""
-    ends = [line["seconds_trained"] for line in metrics[-RECENT - 1 :]]
-    return statistics.median([b - a for a, b in pairwise(ends)] or ends)
 
 
 def first_and_last(name: str, metrics: MetricLines) -> str | None:
