@@ -13,7 +13,7 @@ LOWEST_RUN := $(LOWEST_VENV)/bin/python
 LOWEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest mutants lint docs audit clean
+.PHONY: help demo test docs-test test-lowest mutants lint docs audit clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -24,6 +24,10 @@ demo: $(VENV)/.installed  ## post-train the tiny pipeline on this machine
 
 test: $(VENV)/.installed-dev  ## run the test suite; make test ARGS='-k kernels' runs a part of it
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PARALLEL) $(ARGS)
+
+# One thread each, a page or a notebook at a time.
+docs-test: $(VENV)/.installed-dev  ## carry out all code of README, docs, tutorial and notebooks; about ten minutes on two cores
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 2 --dist worksteal tests/documents $(ARGS)
 
 test-lowest: $(LOWEST_VENV)/.installed  ## run the test suite with the lowest versions that pyproject.toml claims
 	OMP_NUM_THREADS=1 $(LOWEST_RUN) -m pytest $(PARALLEL) $(ARGS)

@@ -1,8 +1,11 @@
 """Released models as their configuration files have them, for what is counted or tried without a hub.
 
+    python bench/released.py "SD3.5 medium" FOLDER     # writes them, so that --base FOLDER --plan needs no account
+
 Widths, heads and layers are those of diffusers' classes and conversion scripts and of the models' cards.
 """
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -266,3 +269,16 @@ def write_configurations(files: dict[str, dict], folder: Path) -> None:
     for name, part in files["model_index.json"].items():
         if isinstance(part, list):
             (folder / name).mkdir(exist_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=RELEASED)
+    parser.add_argument("folder", type=Path, help="folder for its configuration files; there are no weights in it")
+    options = parser.parse_args()
+    write_configurations(RELEASED[options.model].files, options.folder)
+    print(f"{options.folder} has the configuration files of {options.model}, and no weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
+from afterflow.algorithms.v_grpo import VGRPO
 from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
 from afterflow.data.pairs import SampledPairs
@@ -143,6 +144,14 @@ def test_noise_that_does_not_keep_the_marginals_is_found(run):
     assert failed(replace(run, algorithm=replace(run.algorithm, eta=9.0))) == [
         "noise in the steps leaves the latents as spread out as they were"
     ]
+
+
+@pytest.mark.parametrize("eta, checked", [(0.0, False), (0.5, True)])
+def test_the_spread_is_checked_where_steps_have_noise(run, eta, checked):
+    """The ODE of few steps by another solver spreads latents otherwise, which is nobody's fault."""
+    algorithm = VGRPO(JPEG, steps=4, group=4, eta=eta, solver="euler" if eta else "dpm")
+    checks = [each.check for each in examine(replace(run, algorithm=algorithm))]
+    assert any(check.startswith("noise in the steps") for check in checks) == checked
 
 
 def test_a_reward_that_changes_its_mind_is_found(run, monkeypatch):

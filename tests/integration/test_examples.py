@@ -1,4 +1,4 @@
-"""The scripts in examples/ do what they say, in this process and with small numbers."""
+"""The scripts in examples/ do what they say, in this process and with small numbers; pages end as their blocks do."""
 
 import json
 import re
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+
+from documents import run_notebook, run_page
+from forked import Forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -74,3 +77,34 @@ def test_every_example_is_run_here_and_is_short():
     for script in scripts:
         assert f'"{script.name}"' in text
         assert len(script.read_text().splitlines()) <= 50
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        ("```\nafterflow recipes\n```", 0),
+        ("```\nafterflow recipe\n```", 1),
+        ("```\n# fails on purpose\nafterflow recipe\n```", 0),
+        ("```\n# fails on purpose\nafterflow recipes\n```", 1),
+        ("```\n# not run here: there is none\nafterflow recipe\n```", 0),
+        ("    afterflow recipe\n", 1),
+        ("```python\n# own.py\nx = 3\n```\n\n```python\nfrom own import x\n```\n\n```python\nassert x == 3\n```", 0),
+        ("```python\nassert False\n```", 1),
+        ("```\npython examples/no_such_script.py\n```", 1),
+    ],
+)
+def test_a_page_ends_as_its_blocks_do(text, code, tmp_path):
+    page, clone = tmp_path / "page.md", tmp_path / "clone"
+    page.write_text(text)
+    clone.mkdir()
+    assert Forked(run_page, page, clone).wait(60) == code
+
+
+@pytest.mark.parametrize("cell, code", [("print(f())", 0), ("assert inspect.getsource(f) == '1'", 1)])
+def test_cells_of_a_notebook_share_their_names_and_show_their_source(cell, code, tmp_path):
+    first = "import inspect\n\ndef f():\n    return inspect.getsource(f)"
+    cells = [{"cell_type": "code", "source": source} for source in (first, "# words", cell)]
+    notebook, clone = tmp_path / "notebook.ipynb", tmp_path / "clone"
+    notebook.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "no code ("}, *cells]}))
+    clone.mkdir()
+    assert Forked(run_notebook, notebook, clone).wait(60) == code

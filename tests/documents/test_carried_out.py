@@ -1,0 +1,29 @@
+"""README, docs, tutorial and notebooks are carried out, block by block and cell by cell: make docs-test."""
+
+import shutil
+
+import pytest
+
+from documents import LARGEST, NOTEBOOKS, PAGES, ROOT, blocks_of, pictures_of, run_notebook, run_page
+from forked import Forked
+
+LIMIT = 1800
+"""Seconds after which a page that has not ended is given up."""
+CARRIED_OUT = [page for page in PAGES if any(block.is_run for block in blocks_of(page))]
+CARRIED_OUT.sort(key=lambda page: page.name != "reading_a_run.md")  # what takes longest is begun first
+
+
+@pytest.mark.parametrize("page", CARRIED_OUT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_can_be_carried_out_as_it_stands(page, tmp_path, request):
+    assert Forked(run_page, page, tmp_path).wait(LIMIT) == 0
+    for picture in pictures_of(page):
+        made = tmp_path / picture.name
+        assert made.is_file(), f"no block of {page.name} makes {picture.name}"
+        assert made.stat().st_size <= LARGEST
+        if request.config.getoption("--write-pictures"):
+            shutil.copy(made, picture)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
+def test_a_notebook_can_be_carried_out_cell_by_cell(notebook, tmp_path):
+    assert Forked(run_notebook, notebook, tmp_path).wait(LIMIT) == 0
