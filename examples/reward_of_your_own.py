@@ -14,10 +14,19 @@ def dark(images: np.ndarray, records: list[dict]) -> np.ndarray:
 
 
 def main(iterations: int = 20, batch: int = 4) -> None:
-    """Train for dark images, and print the mean reward of each iteration."""
+    """Train for dark images, and print the mean reward of each iteration, without evaluations in between."""
     run = RECIPES["demo"]()
     algorithm = replace(run.algorithm, weights={dark: 1.0}, group=8)
-    run = run.with_options(algorithm=algorithm, name="dark", iterations=iterations, batch=batch, sample_every=0)
+    run = run.with_options(
+        algorithm=algorithm,
+        name="dark",
+        iterations=iterations,
+        batch=batch,
+        held_out=None,
+        eval_every=0,
+        eval_rewards=(),
+        sample_every=0,
+    )
     result = execute(run)
     print(result.metrics["reward"])
     print(f"The LoRA is in {result.lora}")

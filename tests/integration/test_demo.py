@@ -1,8 +1,9 @@
 """The demo trains, judges, prints its figures, says where its files are, and replaces no folder but its own."""
 
+import io
 import json
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,19 +17,36 @@ from afterflow.evaluation.report import ShapesSettings
 from afterflow.recipes.shapes import demo
 
 
-@pytest.fixture
-def short(own_folder, monkeypatch):
-    """The demo with one small iteration and a small suite."""
+def shorten(patch):
+    """Give the demo one small iteration and a small suite, and one process."""
     algorithm = replace(demo().algorithm, steps=2, group=2)
     run = demo().with_options(algorithm=algorithm, iterations=1, batch=1, chunk=2, sample_every=0, threads=1)
-    monkeypatch.setattr(command, "demo", lambda: run)
-    monkeypatch.setattr(command, "SUITE", ShapesSettings(prompts=7, images=2, steps=2))
+    patch.setattr(command, "demo", lambda: run)
+    patch.setattr(command, "SUITE", ShapesSettings(prompts=7, images=2, steps=2))
+    patch.setattr("os.cpu_count", lambda: 1)
 
 
-def test_the_demo_says_what_it_reached_and_where_its_files_are(short, capsys):
-    assert guarded(command.run_demo) == 0
-    printed, warned = capsys.readouterr()
-    assert "text_encoder" not in warned
+@pytest.fixture
+def short(own_folder, monkeypatch):
+    shorten(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """The folder in which the short demo has run, and what it returned and printed."""
+    folder, printed = tmp_path_factory.mktemp("demo"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        patch.chdir(folder)
+        with redirect_stdout(printed), redirect_stderr(printed):
+            code = guarded(command.run_demo)
+    return folder, code, printed.getvalue()
+
+
+def test_the_demo_says_what_it_reached_and_where_its_files_are(before, monkeypatch):
+    folder, code, printed = before
+    monkeypatch.chdir(folder)
+    assert code == 0 and "text_encoder" not in printed
     summary = json.loads(Path("runs/demo/summary.json").read_text())
     assert summary["seconds"] > 0 and {"before", "after"} <= summary["strict"].keys()
     for name in ("lora", "before_after.png", "summary.json", "report.html"):
@@ -62,8 +80,9 @@ def test_a_second_process_that_fails_costs_time_and_not_the_demo(short, monkeypa
         raise KeyError
 
 
-def test_the_demo_replaces_its_own_folder_alone(short, capsys):
-    assert guarded(command.run_demo) == guarded(command.run_demo) == 0
+def test_the_demo_replaces_its_own_folder_alone(short, before, capsys):
+    shutil.copytree(before[0] / "runs", "runs")
+    assert guarded(command.run_demo) == 0
     assert "runs/demo is there already and is replaced" in capsys.readouterr().out
     Path("runs/demo/run.json").unlink()
     assert guarded(command.run_demo) == 1
