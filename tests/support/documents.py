@@ -303,14 +303,10 @@ def code_cells(notebook: Path) -> list[str]:
 
 def enter(folder: Path) -> None:
     """Make a folder that looks like the root of a clone the working one."""
-    import torch
-
     for name in ("afterflow", "bench", "examples"):
         (folder / name).symlink_to(ROOT / name)
     os.chdir(folder)
     sys.path.insert(0, "")
-    torch.set_num_threads(1)
-    torch.set_num_threads = lambda count: None  # pages are carried out side by side, one on each core
 
 
 def run_command(words: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ class Forked:
     """A process that runs a function, and ends with the exit code it returns or with a traceback and 1."""
 
     def __init__(self, function, *arguments):
-        self.process = get_context("fork").Process(target=lambda: sys.exit(function(*arguments)))
+        self.process = get_context("fork").Process(target=lambda: sys.exit(in_one_thread(function, *arguments)))
         self.process.start()
 
     def wait(self, timeout=None):
@@ -24,6 +24,18 @@ class Forked:
 
     def send_signal(self, number):
         os.kill(self.process.pid, number)
+
+
+def in_one_thread(function, *arguments):
+    """Call a function in a forked process, where torch stays on one thread whatever a run asks for.
+
+    Where this process has once computed with several, a second thread of its child would wait for them for ever.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda count: None
+    return function(*arguments)
 
 
 def forked_command(command, env):
