@@ -177,7 +177,7 @@ def check_afterflow(args: Sequence[str], whole: bool) -> None:
     command, *rest = args
     if command not in COMMANDS:
         raise unknown_name("command", command, COMMANDS)
-    if not rest and not whole:
+    if "--help" in rest or (not rest and not whole):
         return
     if command in ("train", "doctor"):
         check_train(rest)
