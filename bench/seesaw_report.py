@@ -46,10 +46,13 @@ def write_report() -> None:
     draw(report)
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    PAGE.write_text(
-        before + BEGIN + table(report) + "\n" + findings(report) + END + rest.split(END)[1], encoding="utf-8"
-    )
-    print(table(report), findings(report), sep="\n")
+    PAGE.write_text(before + block(report) + rest.split(END)[1], encoding="utf-8")
+    print(block(report))
+
+
+def block(report: Mapping[str, Any]) -> str:
+    """The part of the page that is made of the numbers."""
+    return BEGIN + table(report) + "\n" + findings(report) + END
 
 
 def make_report() -> dict[str, Any]:
@@ -60,11 +63,11 @@ def make_report() -> dict[str, Any]:
     stored = {name: results_of(name) for name in METHODS}
     raw = {name: stacked([one["figures"] for one in results]) for name, results in stored.items() if results}
     base = stacked([json.loads((RESULTS / "base.json").read_text())["figures"]])
-    ends = {task: raw.get(task, base) for task in SEESAW_TASKS}
-    gained = {task: mean_of(ends[task], base, task, strata) for task in SEESAW_TASKS}
+    gained = {task: mean_of(raw[task], base, task, strata) for task in SEESAW_TASKS if task in raw}
     every = {name: with_both(figures, gained, strata) for name, figures in raw.items()}
     of_base = with_both(base, gained, strata)
-    strata["both"] = [*strata["composition"], *strata["style"]]
+    if gained.keys() == strata.keys():  # else there is nothing to have a share of
+        strata["both"] = [*strata["composition"], *strata["style"]]
     text = rows["text"]
     return {
         "suite": to_json(SUITE),
@@ -105,7 +108,7 @@ def with_both(figures: Figures, gained: Mapping[str, float], strata: Mapping[str
     both = np.zeros_like(figures["style"])
     for task, figure in FIGURE_OF.items():
         for part in strata[task]:
-            both[:, part] = figures[figure][:, part] / (gained[task] or 1.0)
+            both[:, part] = figures[figure][:, part] / gained.get(task, 1.0)
     return {task: figures[figure] for task, figure in FIGURE_OF.items()} | {
         "both": both,
         "fidelity": figures["fidelity"],
@@ -147,7 +150,7 @@ def differences(every: Mapping[str, Figures], strata: Mapping[str, Sequence[np.n
             task: to_json(difference(first[task], second[task], parts, noise_of([first[task], second[task]], parts)))
             for task, parts in strata.items()
         }
-        yield {"first": a, "second": b, "of_seeds": max(len(first["both"]), len(second["both"])) > 1} | apart
+        yield {"first": a, "second": b, "of_seeds": max(len(first["style"]), len(second["style"])) > 1} | apart
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -162,9 +165,9 @@ def table(report: Mapping[str, Any]) -> str:
     ]
     for method in report["methods"]:
         cells = [estimate_text(Estimate(**method["gains"][task]), "+") for task in ("composition", "style")]
-        both = estimate_text(Estimate(**method["gains"]["both"]))
+        both = estimate_text(Estimate(**method["gains"]["both"])) if "both" in method["gains"] else ""
         rest = f"{both} | {method['text']:.3f} | {method['fidelity']:.3f}"
-        count = len(method["gains"]["seeds"]["both"])
+        count = len(method["gains"]["seeds"]["style"])
         seeds = "" if count == 3 else f", {count} seed{'s' * (count > 1)}"
         lines.append(f"| {method['says']}{seeds} | {method['seconds']} | {' | '.join(cells)} | {rest} |")
     return "\n".join(lines) + "\n"
@@ -189,7 +192,8 @@ def conflict_lines(gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def rival_lines(report: Mapping[str, Any], gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Whether Flow-OPD is ahead of what it competes with, in the share of both gains."""
-    best = max((name for name in REWARDS if name in gains), key=lambda name: gains[name]["both"]["value"], default="")
+    mixed = [name for name in REWARDS if "both" in gains.get(name, {})]
+    best = max(mixed, key=lambda name: gains[name]["both"]["value"], default="")
     for name, words in ((best, f"the best of the mixed rewards, `{best}`"), *RIVALS.items()):
         apart = lead(report, "opd", name)
         if apart is not None:
@@ -214,7 +218,7 @@ def budget_lines(gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def lead(report: Mapping[str, Any], first: str, second: str) -> dict[str, float] | None:
     """By how much `first` is above `second` in the share of both gains; None where one of them has no result."""
     for pair in report["differences"]:
-        if {pair["first"], pair["second"]} == {first, second}:
+        if {pair["first"], pair["second"]} == {first, second} and "both" in pair:
             apart = pair["both"]
             swapped = {"value": -apart["value"], "low": -apart["high"], "high": -apart["low"]}
             return apart if pair["first"] == first else swapped
