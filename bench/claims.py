@@ -313,7 +313,7 @@ def in_conflict(first: str, second: str, task: str) -> Estimate:
 
 
 def ahead_in_conflict(first: str, others: Sequence[str]) -> Callable[[], Finding]:
-    """The claim that `first` has a larger share of both specialists' gains than each of the others."""
+    """The claim that `first` stands nearer to both specialists, in the mean over tasks, than each of the others."""
 
     def find() -> Finding:
         apart = {name: in_conflict(first, name, "both") for name in others}

@@ -2,6 +2,7 @@
 
     python bench/seesaw.py train --seeds 0 1 2    # goes on where it was stopped
     python bench/seesaw.py report                 # bench/results/seesaw.json, and plot and table of the docs
+    python bench/claims.py; python bench/evidence.py
 
 The tasks and their runs are those of afterflow/recipes/seesaw.py.  A run is as many iterations as make its seconds on
 one quiet core, so that results do not depend on what else runs.  Flow-OPD's two specialists and its student have as
@@ -226,7 +227,12 @@ def train_methods(names: list[str], seeds: list[int]) -> None:
             folder = execute_chain(Chain(f"seesaw_{name}", stages))
             model = MODEL.load(default_device())
             model.load_lora(folder / "lora")
-            result = {"name": name, "seed": seed, "stages": to_json(stages), "figures": judge(model)}
+            result = {
+                "name": name,
+                "seed": seed,
+                "stages": [to_json(stage) for stage in stages],
+                "figures": judge(model),
+            }
             store(f"{name}_{seed}", result)
             print(name, seed, "is stored", flush=True)
 
@@ -235,7 +241,7 @@ def is_stored(name: str, seed: int, stages: tuple[Run | Merge, ...]) -> bool:
     """Whether the result is there.  SystemExit where it is that of other settings."""
     file = result_file(f"{name}_{seed}")
     stored = read_json(str(file))
-    if stored and stored["stages"] != to_json(stages):
+    if stored and stored["stages"] != [to_json(stage) for stage in stages]:
         raise SystemExit(f"{file} is of other settings; delete it")
     return bool(stored)
 

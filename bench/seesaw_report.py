@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from seesaw import METHODS, RESULTS, SIDES, STUDENT, SUITE, TEACHER, TOTAL, WIDE, total_seconds
 
 from afterflow.evaluation.differences import PROMPTS_ALONE, SeedNoise, crossed_interval, difference, seed_noise
@@ -35,7 +36,7 @@ RECIPES_OF = {
     "cascade": "shapes_seesaw_cascade",
 }
 """Method → the recipe that is the same run with other iterations."""
-Figures = dict[str, np.ndarray]
+Figures = dict[str, NDArray[np.floating]]
 """Figure → (S, P): S trainings on P prompts."""
 
 
@@ -63,10 +64,12 @@ def make_report() -> dict[str, Any]:
     stored = {name: results_of(name) for name in METHODS}
     raw = {name: stacked([one["figures"] for one in results]) for name, results in stored.items() if results}
     base = stacked([json.loads((RESULTS / "base.json").read_text())["figures"]])
-    gained = {task: mean_of(raw[task], base, task, strata) for task in SEESAW_TASKS if task in raw}
-    every = {name: with_both(figures, gained, strata) for name, figures in raw.items()}
-    of_base = with_both(base, gained, strata)
-    if gained.keys() == strata.keys():  # else there is nothing to have a share of
+    every = {name: by_task(figures) for name, figures in raw.items()}
+    of_base = by_task(base)
+    if raw.keys() >= SEESAW_TASKS.keys():  # else there is nothing to stand between
+        standings = {name: between(figures, every, strata) for name, figures in every.items()}
+        every = {name: figures | {"both": standings[name]} for name, figures in every.items()}
+        of_base["both"] = np.zeros_like(base["style"])
         strata["both"] = [*strata["composition"], *strata["style"]]
     text = rows["text"]
     return {
@@ -94,25 +97,25 @@ def stacked(figures: Sequence[Mapping[str, Sequence[float]]]) -> Figures:
     return {name: np.array([one[name] for one in figures]) for name in figures[0]}
 
 
-def mean_of(figures: Figures, base: Figures, task: str, strata: Mapping[str, Sequence[np.ndarray]]) -> float:
-    """What a method gained of a task over the base."""
-    apart = figures[FIGURE_OF[task]].mean(0) - base[FIGURE_OF[task]][0]
-    return float(np.mean([apart[part].mean() for part in strata[task]]))
+def by_task(figures: Figures) -> Figures:
+    """The figure of each task, and fidelity."""
+    return {task: figures[figure] for task, figure in FIGURE_OF.items()} | {"fidelity": figures["fidelity"]}
 
 
-def with_both(figures: Figures, gained: Mapping[str, float], strata: Mapping[str, Sequence[np.ndarray]]) -> Figures:
-    """The figures by task, and `both`: on each prompt that of its task, in units of what its specialist gained.
+def between(
+    figures: Figures, every: Mapping[str, Figures], strata: Mapping[str, Sequence[np.ndarray]]
+) -> NDArray[np.floating]:
+    """Where a method stands on each prompt between two specialists, (S, P): 0 is the other task's, and 1 its own.
 
-    The mean of `both`, less the base's, is the mean over tasks of the share of the specialist's gain.
+    That is so in the mean over a task's prompts; the specialists' own levels are taken as known.
     """
-    both = np.zeros_like(figures["style"])
-    for task, figure in FIGURE_OF.items():
+    standing = np.zeros_like(figures["style"])
+    for task, other in (("composition", "style"), ("style", "composition")):
+        own, low = (every[name][task].mean(0) for name in (task, other))
+        span = float(np.mean([(own - low)[part].mean() for part in strata[task]]))
         for part in strata[task]:
-            both[:, part] = figures[figure][:, part] / gained.get(task, 1.0)
-    return {task: figures[figure] for task, figure in FIGURE_OF.items()} | {
-        "both": both,
-        "fidelity": figures["fidelity"],
-    }
+            standing[:, part] = (figures[task] - low)[:, part] / span
+    return standing
 
 
 def noise_of(figures: Sequence[np.ndarray], strata: Sequence[np.ndarray]) -> SeedNoise:
@@ -160,7 +163,7 @@ def table(report: Mapping[str, Any]) -> str:
         f"![Gains in both tasks](curves/{PLOT.name})\n",
         f"The base model has {base['composition']:.3f} in composition and {base['style']:.3f} in style. Gains over it "
         "on held-out prompts:\n",
-        "| way | seconds, teachers included | composition | style | share of both gains | text | fidelity |",
+        "| way | seconds, teachers included | composition | style | both | text | fidelity |",
         "|---|---|---|---|---|---|---|",
     ]
     for method in report["methods"]:
@@ -191,13 +194,13 @@ def conflict_lines(gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def rival_lines(report: Mapping[str, Any], gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Whether Flow-OPD is ahead of what it competes with, in the share of both gains."""
+    """Whether Flow-OPD is ahead of what it competes with, in `both`."""
     mixed = [name for name in REWARDS if "both" in gains.get(name, {})]
     best = max(mixed, key=lambda name: gains[name]["both"]["value"], default="")
     for name, words in ((best, f"the best of the mixed rewards, `{best}`"), *RIVALS.items()):
         apart = lead(report, "opd", name)
         if apart is not None:
-            yield f"Flow-OPD is {standing(apart)} {words}: {text_of(apart)} of both gains."
+            yield f"Flow-OPD is {standing(apart)} {words}: {text_of(apart)} in `both`."
     for name, words in WIDE_RIVALS.items():
         apart = lead(report, "wide_opd", name)
         if apart is not None:
@@ -216,7 +219,7 @@ def budget_lines(gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def lead(report: Mapping[str, Any], first: str, second: str) -> dict[str, float] | None:
-    """By how much `first` is above `second` in the share of both gains; None where one of them has no result."""
+    """By how much `first` is above `second` in `both`; None where one of them has no result."""
     for pair in report["differences"]:
         if {pair["first"], pair["second"]} == {first, second} and "both" in pair:
             apart = pair["both"]

@@ -19,6 +19,7 @@ from ..rewards.shapes import STYLE_TAGS
 from .shapes_forward import STEPS, shapes_nft
 
 COMPOSITION_TAGS = ("counting", "colors", "color_attr")
+_ROUTED = {"shapes_style_or_verdict": 1.0}
 RANK = 2
 SEESAW_TASKS = {"composition": COMPOSITION_TAGS, "style": STYLE_TAGS}
 """Task → the tags of its prompts."""
@@ -26,7 +27,7 @@ SEESAW_TASKS = {"composition": COMPOSITION_TAGS, "style": STYLE_TAGS}
 
 def shapes_seesaw_prompts() -> Run:
     """Both tasks at once, each prompt with the reward of its own task."""
-    return _run("shapes_seesaw_prompts", {"shapes_style_or_verdict": 1.0}, (*COMPOSITION_TAGS, *STYLE_TAGS), 130)
+    return _run("shapes_seesaw_prompts", _ROUTED, (*COMPOSITION_TAGS, *STYLE_TAGS), 130)
 
 
 def shapes_seesaw_rewards() -> Run:
@@ -38,7 +39,7 @@ def shapes_seesaw_rewards() -> Run:
 def shapes_seesaw_cascade() -> Chain:
     """First composition, then style from there."""
     first = _teacher("composition")
-    second = _run("shapes_seesaw_cascade", first.algorithm.requirements.weights, STYLE_TAGS, 80)
+    second = _run("shapes_seesaw_cascade", _ROUTED, STYLE_TAGS, 80)
     second = replace(second, tune=replace(_LORA, start=f"runs/{first.name}/lora"))
     return Chain("shapes_seesaw_cascade", (first, second))
 
@@ -48,7 +49,7 @@ def shapes_seesaw_opd() -> Chain:
     teachers = tuple(_teacher(task) for task in SEESAW_TASKS)
     merge = Merge(tuple(f"runs/{run.name}/lora" for run in teachers), name="shapes_seesaw_merge", rank=RANK)
     student = shapes_seesaw_prompts().with_options(
-        algorithm=FlowOPD({"shapes_style_or_verdict": 1.0}, steps=STEPS, group=4),
+        algorithm=FlowOPD(_ROUTED, steps=STEPS, group=4),
         name="shapes_seesaw_opd",
         teachers=tuple(
             Teacher(task, f"runs/{run.name}/lora", tags) for run, (task, tags) in zip(teachers, SEESAW_TASKS.items())
@@ -65,7 +66,7 @@ _LORA = LoRA(rank=RANK, alpha=2 * RANK)
 
 
 def _teacher(task: str) -> Run:
-    return _run(f"shapes_seesaw_teacher_{task}", {"shapes_style_or_verdict": 1.0}, SEESAW_TASKS[task], 50)
+    return _run(f"shapes_seesaw_teacher_{task}", _ROUTED, SEESAW_TASKS[task], 50)
 
 
 def _run(name: str, weights: dict[str, float], tags: tuple[str, ...], iterations: int) -> Run:
