@@ -71,7 +71,9 @@ def curve_results() -> Iterator[tuple[str, Evidence]]:
     for file in sorted(RESULTS.rglob("*.json")):
         data = json.loads(file.read_text())
         entry = Evidence("verified-curve", str(file.relative_to(ROOT)), describe(machine(data)), committed(file))
-        if "suite" in data and isinstance(data.get("methods"), list):
+        if file.name == "seesaw.json":
+            yield from ((method["recipe"], entry) for method in data["methods"] if method["recipe"])
+        elif "suite" in data and isinstance(data.get("methods"), list):
             yield from ((method["name"], entry) for method in data["methods"])
         elif file.name == "generalist.json":
             yield from (
