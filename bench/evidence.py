@@ -121,8 +121,9 @@ def committed(file: Path) -> str:
 
 def page(by_recipe: dict[str, Evidence]) -> str:
     cell = lambda text: text or ""
+    file = lambda entry: cell(entry.result).removeprefix("bench/results/")
     rows = [
-        f"| `{name}` | {entry.label} | {cell(entry.result).removeprefix('bench/results/')} | {cell(entry.hardware)} | {cell(entry.date)} |"
+        f"| `{name}` | {entry.label} | {file(entry)} | {cell(entry.hardware)} | {cell(entry.date)} |"
         for name, entry in by_recipe.items()
     ]
     return HEAD + "\n".join(rows) + "\n"
