@@ -4,6 +4,7 @@
 
     verified-exact  as verified-curve, and two runs of its first iterations gave the same numbers to the last bit
     verified-curve  trained to its end, or for a stated time, and measured on held-out prompts
+    verified-earlier  as verified-curve, but the recipe has other settings now
     smoke           an iteration in its own settings, of real models on a tiny random one of their family
     untested        none of these
 
@@ -13,10 +14,15 @@ Reads bench/results and nothing else; the date of a result is that of its last c
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+from afterflow.experiment.compatibility import upgrade
+from afterflow.experiment.config import Run
+from afterflow.experiment.serialization import from_json
+from afterflow.experiment.stages import Chain
 from afterflow.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +41,7 @@ these methods on that of [published results](frontier.md). Results are files in 
 |---|---|
 | verified-exact | as verified-curve, and its first iterations were repeated bit for bit (`bench/exact.py`) |
 | verified-curve | trained to its end, or for the time that the result states, and measured on held-out prompts |
+| verified-earlier | as verified-curve, but the recipe has other settings now |
 | smoke | one iteration in its own settings, with a tiny random model in place of the real one (`bench/smoke.py`) |
 | untested | none of these |
 
@@ -74,19 +81,47 @@ def curve_results() -> Iterator[tuple[str, Evidence]]:
         if file.name == "seesaw.json":
             yield from ((method["recipe"], entry) for method in data["methods"] if method["recipe"])
         elif "suite" in data and isinstance(data.get("methods"), list):
-            yield from ((method["name"], entry) for method in data["methods"])
+            configs = {method["name"]: method.get("config") or config_of(file, method) for method in data["methods"]}
+            yield from ((name, dated(entry, name, config)) for name, config in configs.items())
         elif file.name == "generalist.json":
             yield from (
                 (name, entry._replace(hardware=describe(machine(seeds)))) for name, seeds in data["recipes"].items()
             )
         elif "seeds" in data and data["run"]["name"] == file.stem:
-            yield file.stem, entry
+            yield file.stem, dated(entry, file.stem, data["run"])
         elif file.name == "moving.json":
             yield from ((name, entry) for name in data["methods"])
         elif file.name == "demo.json":
             yield "demo", entry
         elif "recipe" in data:
             yield data["recipe"], entry
+
+
+def config_of(file: Path, method: dict) -> dict | None:
+    """The configuration that a method of counted seconds was trained with, from the result of its first seed."""
+    result = file.with_suffix("") / f"{method['name']}_{method['runs'][0]['seed']}.json"
+    return json.loads(result.read_text())["config"] if result.is_file() else None
+
+
+def dated(entry: Evidence, name: str, config: dict | None) -> Evidence:
+    """The entry, labelled as that of earlier settings where the recipe learns with others now."""
+    if name not in RECIPES or config is None:
+        return entry
+    recipe = RECIPES[name]()
+    run = recipe.stages[-1] if isinstance(recipe, Chain) else recipe
+    assert isinstance(run, Run)
+    try:
+        before = from_json(Run, upgrade(config))
+    except ValueError:  # written before records had a form that stays readable
+        return entry._replace(label="verified-earlier")
+    return entry if learning_of(before) == learning_of(run) else entry._replace(label="verified-earlier")
+
+
+def learning_of(run: Run) -> tuple:
+    """What decides what a run learns, but for its length, its pipeline's folder and the precision of passes."""
+    optimization = replace(run.optimization, mixed_precision="no", fp32_streams=None, gradient_checkpointing=False)
+    batches = run.batches.batch, run.batches.updates, run.batches.guidance_scale
+    return run.algorithm, run.data, run.tune, run.judge, optimization, batches
 
 
 def ran(name: str) -> Iterator[tuple[str, Evidence]]:

@@ -2,12 +2,14 @@
 
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from afterflow.cli.recipes import recipe_summaries
 from afterflow.experiment.config import Run
+from afterflow.experiment.serialization import to_json
 from afterflow.experiment.stages import Chain
 from afterflow.recipes import RECIPES
 from afterflow.recipes.papers import _flow_opd
@@ -25,10 +27,19 @@ def test_every_recipe_has_a_label_that_comes_from_stored_runs(bench):
     assert set(written) == set(RECIPES), "run python bench/evidence.py"
     found = {name: each._replace(date=None)._asdict() for name, each in bench["evidence"]().items()}
     assert {name: each | {"date": None} for name, each in written.items()} == found, "run python bench/evidence.py"
-    labels = ("verified-exact", "verified-curve", "smoke", "untested")
+    labels = ("verified-exact", "verified-curve", "verified-earlier", "smoke", "untested")
     assert {each["label"] for each in written.values()} <= set(labels)
     for each in written.values():
         assert each["label"] == "untested" or ((ROOT / each["result"]).is_file() and each["hardware"] and each["date"])
+
+
+def test_a_label_expires_where_the_recipe_learns_otherwise_now(bench):
+    entry, run = bench["Evidence"]("verified-curve"), RECIPES["shapes_nft"]()
+    label = lambda run: bench["dated"](entry, "shapes_nft", to_json(run)).label
+    assert label(run) == label(run.with_options(iterations=3, seed=7, name="x", mixed_precision="no")) == entry.label
+    for options in ({"learning_rate": 1e-5}, {"batch": 3}, {"algorithm": replace(run.algorithm, group=4)}):
+        assert label(run.with_options(**options)) == "verified-earlier"
+    assert bench["dated"](entry, "shapes_nft", {"judge": {"noise": 0.1}}).label == "verified-earlier"
 
 
 def test_the_page_says_what_the_file_says(bench):
