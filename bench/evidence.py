@@ -4,7 +4,7 @@
 
     verified-exact  as verified-curve, and two runs of its first iterations gave the same numbers to the last bit
     verified-curve  trained to its end, or for a stated time, and measured on held-out prompts
-    verified-earlier  as verified-curve, but the recipe has other settings now
+    verified-earlier  as verified-curve, but the recipe has other settings now; known where the result holds its own
     smoke           an iteration in its own settings, of real models on a tiny random one of their family
     untested        none of these
 
@@ -41,7 +41,7 @@ these methods on that of [published results](frontier.md). Results are files in 
 |---|---|
 | verified-exact | as verified-curve, and its first iterations were repeated bit for bit (`bench/exact.py`) |
 | verified-curve | trained to its end, or for the time that the result states, and measured on held-out prompts |
-| verified-earlier | as verified-curve, but the recipe has other settings now |
+| verified-earlier | as verified-curve, but the recipe has other settings now (known where the result holds its own) |
 | smoke | one iteration in its own settings, with a tiny random model in place of the real one (`bench/smoke.py`) |
 | untested | none of these |
 
@@ -66,15 +66,18 @@ def main() -> None:
 
 def evidence() -> dict[str, Evidence]:
     """Recipe → what is known of it."""
-    curves, exact = dict(curve_results()), dict(ran("exact.json"))
+    # A result of today's settings stands for one of earlier settings, wherever its file is in the order of names.
+    curves = dict(sorted(curve_results(), key=lambda curve: curve[1].label == "verified-curve"))
+    exact = dict(ran("exact.json"))
     tried = exact | dict(ran("smoke.json"))
     best = {name: curves.get(name) or tried.get(name) or Evidence("untested") for name in RECIPES}
-    both = curves.keys() & exact.keys()
-    return {name: entry._replace(label="verified-exact") if name in both else entry for name, entry in best.items()}
+    # That the recipe of today repeats itself says nothing of a curve of earlier settings.
+    repeated = {name for name in curves.keys() & exact.keys() if curves[name].label == "verified-curve"}
+    return {name: entry._replace(label="verified-exact") if name in repeated else entry for name, entry in best.items()}
 
 
 def curve_results() -> Iterator[tuple[str, Evidence]]:
-    """Of every recipe that was trained to an end and measured; a later result stands for an earlier one."""
+    """Of every recipe that was trained to an end and measured, by the names of the files of results."""
     for file in sorted(RESULTS.rglob("*.json")):
         data = json.loads(file.read_text())
         entry = Evidence("verified-curve", str(file.relative_to(ROOT)), describe(machine(data)), committed(file))

@@ -35,7 +35,7 @@ RECIPES_OF = {
     "opd": "shapes_seesaw_opd",
     "cascade": "shapes_seesaw_cascade",
 }
-"""Method → the recipe that is the same run with other iterations."""
+"""Method → the recipe of the same run, but for its iterations and the number of prompts that are drawn from."""
 Figures = dict[str, NDArray[np.floating]]
 """Figure → (S, P): S trainings on P prompts."""
 
@@ -229,7 +229,7 @@ def lead(report: Mapping[str, Any], first: str, second: str) -> dict[str, float]
 
 
 def standing(apart: Mapping[str, float]) -> str:
-    return "ahead of" if apart["low"] > 0 else "behind" if apart["high"] < 0 else "not to be told from"
+    return "ahead of" if apart["low"] > 0 else "behind" if apart["high"] < 0 else "neither clearly ahead of nor behind"
 
 
 def text_of(estimate: Mapping[str, float]) -> str:

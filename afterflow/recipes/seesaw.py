@@ -1,11 +1,11 @@
 """Two tasks in conflict on the shapes world, which is what Flow-OPD was made for, and the ways to learn both.
 
 Composition: prompts that count or name colours, rewarded by the verifier.  Style: prompts that do neither, rewarded for
-one small colourless object (`shapes_style`).  Either makes pictures of the other's prompts worse.  A LoRA of rank 2 and
-minutes of training leave little room to tell the two kinds of prompt apart.
+one small colourless object (`shapes_style`).  Training for one makes pictures of the other's prompts worse.  A LoRA of
+rank 2 and minutes of training leave little room to tell the two kinds of prompt apart.
 
-All train by DiffusionNFT, which reaches Flow-GRPO's score in a third of its time here (docs/claims.md).  Iterations are
-counted by seconds, and shares moved, in bench/seesaw.py.
+All but the student of Flow-OPD train by DiffusionNFT, which reaches Flow-GRPO's score in a third of its time here
+(docs/claims.md).  Iterations are counted by seconds, and shares moved, in bench/seesaw.py.
 """
 
 from dataclasses import replace

@@ -285,6 +285,7 @@ def restore_optimizer(files: Sequence[Any], weights: WeightState) -> None:
     for key in files[0].keys():  # noqa: SIM118
         name, quantity = key.rsplit("|", 1)
         p, value = weights.parameters[name], join_shards(files, key)
+        # Other shapes, as the count of steps, are put on the device by accelerate, which prepares the optimizer later.
         restored = shard_like(p, value) if value.shape == p.shape else value
         weights.optimizer.state[p][quantity] = value.item() if value.dtype == torch.int64 else restored
 

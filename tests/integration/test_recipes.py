@@ -42,6 +42,17 @@ def test_a_label_expires_where_the_recipe_learns_otherwise_now(bench):
     assert bench["dated"](entry, "shapes_nft", {"judge": {"noise": 0.1}}).label == "verified-earlier"
 
 
+def test_a_result_of_todays_settings_stands_for_earlier_ones_and_no_repetition_renews_a_label(bench, monkeypatch):
+    evidence = bench["evidence"]
+    curve, earlier = (bench["Evidence"](f"verified-{name}", name) for name in ("curve", "earlier"))
+    curves = [("demo", curve), ("demo", earlier), ("shapes_nft", earlier), ("shapes_awm", curve)]
+    exact = [(name, bench["Evidence"]("verified-exact")) for name in ("shapes_nft", "shapes_awm")]
+    monkeypatch.setitem(evidence.__globals__, "curve_results", lambda: iter(curves))
+    monkeypatch.setitem(evidence.__globals__, "ran", lambda name: iter(exact if name == "exact.json" else []))
+    labels = {name: evidence()[name].label for name in ("demo", "shapes_nft", "shapes_awm")}
+    assert labels == {"demo": "verified-curve", "shapes_nft": "verified-earlier", "shapes_awm": "verified-exact"}
+
+
 def test_the_page_says_what_the_file_says(bench):
     written = json.loads(bench["EVIDENCE"].read_text())
     page = bench["page"]({name: bench["Evidence"](**each) for name, each in written.items()})

@@ -78,11 +78,13 @@ def test_every_way_can_be_trained_after_those_that_it_names(seesaw):
             assert stage.tune.rank == (seesaw.WIDE if name.startswith("wide") else seesaw.RANK)
 
 
-def test_the_seconds_of_a_known_run_are_those_that_were_measured(seesaw):
+@pytest.mark.parametrize("name", ["shapes_v_grpo", "shapes_crd", "shapes_awm", "shapes_flow_awr", "shapes_dgpo"])
+def test_the_seconds_that_are_counted_are_those_that_were_measured_of_other_methods(seesaw, name):
+    """The seconds of an image are those of shapes_nft."""
     from afterflow.recipes import RECIPES
 
-    measured = json.loads((BENCH / "results" / "methods" / "times.json").read_text())["seconds"]["shapes_nft"]
-    assert seesaw.iteration_seconds(RECIPES["shapes_nft"]()) == pytest.approx(measured)
+    measured = json.loads((BENCH / "results" / "methods" / "times.json").read_text())["seconds"][name]
+    assert seesaw.iteration_seconds(RECIPES[name]()) == pytest.approx(measured, rel=0.05)
     assert min(seesaw.image_seconds()) > 0
 
 
@@ -129,10 +131,9 @@ def test_without_both_specialists_there_is_nothing_to_stand_between(report):
 def test_the_page_holds_what_is_stored(seesaw):
     import seesaw_report
 
-    if seesaw_report.RESULT.is_file():
-        assert seesaw_report.block(json.loads(seesaw_report.RESULT.read_text())) in seesaw_report.PAGE.read_text(
-            "utf-8"
-        )
+    page, result = seesaw_report.PAGE.read_text("utf-8"), seesaw_report.RESULT
+    nothing = f"{seesaw_report.BEGIN}The runs are not complete, so nothing is reported yet.\n{seesaw_report.END}"
+    assert (seesaw_report.block(json.loads(result.read_text())) if result.is_file() else nothing) in page
 
 
 def test_the_page_says_who_is_ahead(report):
@@ -142,7 +143,7 @@ def test_the_page_says_who_is_ahead(report):
     text = seesaw_report.findings(made)
     assert "Flow-OPD is ahead of the best of the mixed rewards, `rewards_50`" in text
     assert "Flow-OPD is behind mixed prompts" in text
-    assert "Flow-OPD is not to be told from the merge" in text
+    assert "Flow-OPD is neither clearly ahead of nor behind the merge" in text
     assert "cascade" not in text and "rank 32" not in text
     rows = [line for line in seesaw_report.table(made).splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(made["methods"])
