@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,3 +135,14 @@ def test_a_command_says_so_in_one_sentence_before_torch_is_imported(variable):
     environment = {key: text for key, text in os.environ.items() if key not in NEEDED} | {name: value}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0 and name in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+
+
+@pytest.mark.parametrize("mac", [True, False])
+def test_a_mac_computes_on_its_cpu_where_models_are_loaded(monkeypatch, mac):
+    asked = {}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mac)
+    stand_in = lambda **options: asked.update(options) or SimpleNamespace(num_processes=1)
+    monkeypatch.setattr("afterflow.train.distributed.Accelerator", stand_in)
+    make_accelerator("no")
+    assert asked["cpu"] == mac
