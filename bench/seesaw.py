@@ -241,7 +241,9 @@ def is_stored(name: str, seed: int, stages: tuple[Run | Merge, ...]) -> bool:
     """Whether the result is there.  SystemExit where it is that of other settings."""
     file = result_file(f"{name}_{seed}")
     stored = read_json(str(file))
-    if stored and stored["stages"] != [to_json(stage) for stage in stages]:
+    asked = {"stages": [to_json(stage) for stage in stages], "suite": to_json(SUITE)}
+    # The first results do not name the suite, which was this one.
+    if stored and {name: stored.get(name, asked[name]) for name in asked} != asked:
         raise SystemExit(f"{file} is of other settings; delete it")
     return bool(stored)
 
@@ -253,7 +255,7 @@ def result_file(name: str) -> Path:
 def store(name: str, result: dict) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     made = provenance("python bench/seesaw.py train --seeds 0 1 2")
-    write_text_atomically(result_file(name), json.dumps(result | made) + "\n")
+    write_text_atomically(result_file(name), json.dumps(result | {"suite": to_json(SUITE)} | made) + "\n")
 
 
 def judge(model: Model) -> dict[str, list[float]]:
