@@ -186,8 +186,8 @@ def make_accelerator(mixed_precision: str, **options: Any) -> Accelerator:
     if launched_processes() > 1:
         # Others wait in a message while the first downloads weights or encodes images, or a reward is slow.
         options["kwargs_handlers"] = [InitProcessGroupKwargs(timeout=MESSAGE_TIMEOUT)]
-    # Without this flag, accelerate takes a CPU process for a run of its own, whatever the launcher has set.  On a Mac it
-    # takes the graphics processor, where models are not loaded.
+    # Without this flag, accelerate takes a CPU process for a run of its own, whatever the launcher has set.  On a Mac
+    # it takes the graphics processor, where models are not loaded.
     cpu = not torch.cuda.is_available() and (launched_processes() > 1 or torch.backends.mps.is_available())
     # No variable decides on the accumulation of gradients, which accelerate asks the environment about even for 1.
     accelerator = Accelerator(
