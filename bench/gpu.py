@@ -14,11 +14,13 @@ import argparse
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -129,7 +131,7 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
     """Return the cases of five methods at the size of SD3.5 medium, 512 px: images a second, and shares of the peak."""
 
     def cases(rehearsal: bool) -> Iterator[Case]:
-        from real_size import METHODS, prepared, ready, speed
+        from real_size import prepared, ready, speed
 
         options = argparse.Namespace(
             arch="tiny" if rehearsal else "sd35_medium",
@@ -144,13 +146,19 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
             model, counted = prepared(options, Path(folder))
             cond = ready(options, model)
         yield "counted", lambda: counted | {"chunk": options.chunk}
-        # Short rollouts: how fast a row is does not depend on how many there are.
-        short = {name: replace(algorithm, steps=10) for name, algorithm in METHODS.items()}
-        for name, algorithm in list(short.items())[: 1 if rehearsal and compiled else None]:
+        for name, algorithm in list(short_methods().items())[: 1 if rehearsal and compiled else None]:
             yield name, lambda algorithm=algorithm: speed(options, model, counted, cond, algorithm)
         yield "memory", lambda: {"peak_gib": peak_gib()}
 
     return cases
+
+
+def short_methods() -> dict:
+    """Return the methods that are timed, with short rollouts of eight images: a row takes as long in a long one."""
+    from real_size import METHODS
+
+    eight = lambda name: {"splits": (0, 2, 4)} if name.startswith("branch") else {"group": 8}
+    return {name: replace(algorithm, steps=6, **eight(name)) for name, algorithm in METHODS.items()}
 
 
 def chunk_of(checkpointing: bool) -> int:
@@ -200,8 +208,9 @@ def planned(rehearsal: bool, method: str, checkpointing: bool) -> dict:
 
 def waits(rehearsal: bool) -> Iterator[Case]:
     """Yield how often the host waits in two iterations of tiny pipelines, beside the counts of a pretended device."""
-    from pretended_device import cell, start
-
+    # It has the name of a module of the tests, which it imports.
+    bench = runpy.run_path(str(ROOT / "bench" / "pretended_device.py"))
+    cell, start = bench["cell"], bench["start"]
     stored = json.loads((ROOT / "bench" / "results" / "pretended_device.json").read_text())["cells"]
     of_sd3 = [f"{method}, sd3" for method in ("flow_grpo", "mix_grpo", "branch_grpo", "nft", "sft")]
     others = [f"flow_grpo, {family}" for family in ("wan", "flux", "flux2_klein", "z_image", "qwen_image", "wan_pair")]
@@ -228,17 +237,18 @@ def waits_noted() -> Iterator[None]:
 
     On a machine without a card nothing is noted here: the pretended device does.
     """
-    import warnings
-
-    from pretended_device import recorder
+    from pretended_device import NUMBER, recorder
 
     if not torch.cuda.is_available():
         yield
         return
 
-    def note(message: object, category: object, *place: object) -> None:
+    def note(message: Warning | str, *about: object) -> None:
         if "synchronizing CUDA operation" in str(message):
-            recorder.note("number")
+            frame = sys._getframe(1)
+            while frame is not None and frame.f_code.co_filename == warnings.__file__:
+                frame = frame.f_back
+            recorder.note(NUMBER, frame)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -254,7 +264,7 @@ def profiled() -> dict:
     """Return how often CUDA was waited for and copied in two iterations of Flow-GRPO, as torch's profiler counts it."""
     from torch.profiler import ProfilerActivity, profile
 
-    from pretended_device import trained
+    from pretended_runs import trained
 
     before = Path.cwd()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
@@ -343,11 +353,11 @@ def card() -> dict:
     """Return the card, its driver and the versions of what computes on it."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip().splitlines()
+        cards = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip().splitlines()
     except (OSError, subprocess.TimeoutExpired):
-        told = []
+        cards = []
     return {
-        "cards": told,
+        "cards": cards,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "versions": {name: version(name) for name in LIBRARIES},
@@ -412,9 +422,7 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; there are: {'; '.join(PARTS)}")
     if not options.rehearse and not torch.cuda.is_available():
-        sys.exit(
-            "bench/gpu.sh: torch sees no GPU on this machine; bench/gpu.sh --rehearse tries the script without one"
-        )
+        sys.exit("bench/gpu.sh: torch sees no GPU here; bench/gpu.sh --rehearse tries the script without one")
     if options.part:
         carry_out(options.part, options.rehearse)
         return

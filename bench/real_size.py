@@ -61,16 +61,16 @@ def outline(arch: str, size: int | None, folder: Path) -> Model:
     return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
 
 
-def materialise(model: Model, device: torch.device, place: Callable[[nn.Module], object] | None = None) -> None:
+def materialise(model: Model, device: torch.device, allocate: Callable[[nn.Module], object] | None = None) -> None:
     """Random weights; buffers, which are sines and cosines, are random as well.
 
-    place: gives the network memory for its tensors; None leaves that to torch.
+    allocate: gives the network memory for its tensors; None leaves that to torch.
     """
     model.device = device
-    if place is None:
+    if allocate is None:
         model.module.to_empty(device=device)
     else:
-        place(model.module)
+        allocate(model.module)
     with torch.no_grad():
         for tensor in [*model.module.parameters(), *model.module.buffers()]:
             tensor.normal_(0, 0.02)

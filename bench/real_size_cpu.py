@@ -61,6 +61,7 @@ METHODS: dict[str, OnPolicy] = {
     "diffusion_nft": DiffusionNFT(REWARD, steps=2, group=IMAGES),
 }
 STORED = str(Path(__file__).parent / "results" / "real_size_cpu.json")
+COMMAND = "python bench/real_size_cpu.py --json bench/results/real_size_cpu.json"
 MOST_GIB = 13.0
 """Memory that a process may ask for; beyond it the pair fails, and the file says so."""
 
@@ -253,7 +254,7 @@ def resumed(trial: Trial, trained: Trainer, folder: Path) -> dict:
     saved = save_checkpoint(folder, 0, trained.weights, keep=1)
     shape, cond = small_case(trial)
 
-    def go_on(weights_from: Path | None) -> dict[str, Tensor]:
+    def continued(weights_from: Path | None) -> dict[str, Tensor]:
         trainer, explorer = trial.trainer(shape, cond)
         trainer = trainer if weights_from else replace(trainer, weights=trained.weights)
         first = load_checkpoint(weights_from, trainer.weights) if weights_from else 1
@@ -261,11 +262,11 @@ def resumed(trial: Trial, trained: Trainer, folder: Path) -> dict:
             pass
         return state_of(trainer)
 
-    before, at_once = state_of(trained), go_on(None)
+    before, at_once = state_of(trained), continued(None)
     with torch.no_grad():
         for p in [*trial.parameters.values(), *lagged_of(trained).values()]:
             p.normal_()
-    again = go_on(saved)
+    again = continued(saved)
     return {
         "tensors": len(at_once),
         "changed": sum(not before[name].equal(value) for name, value in at_once.items()),
@@ -372,22 +373,23 @@ def measured_in_a_process(pair: str) -> dict:
     if ended.returncode:
         print(ended.stderr, file=sys.stderr)
         last = (ended.stderr.splitlines() or [""])[-1]
-        return {"failed": last or f"the process ended with {ended.returncode}"} | provenance()
-    return json.loads(ended.stdout.splitlines()[-1]) | provenance()
+        return {"failed": last or f"the process ended with {ended.returncode}"} | provenance(COMMAND)
+    return json.loads(ended.stdout.splitlines()[-1]) | provenance(COMMAND)
 
 
 def measure_all(pairs: list[str], file: str) -> int:
     """Measure pairs that the file does not hold, and store each at once; return the number of those that failed."""
-    result = read_json(file)
-    stored = result.get("pairs", {})
+    stored: dict[str, dict] = {}
     for pair in pairs or PAIRS:
+        stored = read_json(file).get("pairs", {})
         if pair in stored and "failed" not in stored[pair]:
             continue
-        stored[pair] = measured_in_a_process(pair)
+        made = measured_in_a_process(pair)
+        stored = read_json(file).get("pairs", {}) | {pair: made}  # other pairs may have been stored meanwhile
         print(pair, stored[pair], flush=True)
         ordered = {name: stored[name] for name in PAIRS if name in stored}
         write_json({"pairs": ordered}, file, indent=1, show=False)
-    return sum("failed" in stored[pair] for pair in pairs or PAIRS)
+    return sum("failed" in stored.get(pair, {}) for pair in pairs or PAIRS)
 
 
 def main() -> None:
