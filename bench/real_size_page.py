@@ -6,8 +6,6 @@ python bench/real_size_page.py
 import json
 from pathlib import Path
 
-from real_size_cpu import PAIRS, SIZES
-
 ROOT = Path(__file__).parents[1]
 PAGE, STORED = ROOT / "docs" / "real_size.md", ROOT / "bench" / "results" / "real_size_cpu.json"
 NAMES = {"flow_grpo": "Flow-GRPO", "diffusion_nft": "DiffusionNFT"}
@@ -43,8 +41,9 @@ COSTS = """
 
 """
 COST_MEANING = """
-- **Memory** is the peak of the process during the iteration, without the libraries. **Counted** is what
-  `afterflow train --plan` says of the same run, without the autoencoder.
+- **Memory** is the peak of the process during the iteration, without the libraries. Where frozen weights lie in a file,
+  it is the size of the file and the peak of the rest.
+- **Counted** is what `afterflow train --plan` says of the same run, without the autoencoder.
 - **CPU seconds** are those of the process. Other programs used the machine, so seconds of a clock say little.
 - **Share** compares the counted FLOPs a second with those of plain bf16 matrix products in the same process.
 """
@@ -76,7 +75,7 @@ environment of your own.
 
 def page(result: dict) -> str:
     """Return the page of a result."""
-    pairs = [(*name.split(", "), result["pairs"][name]) for name in PAIRS if name in result["pairs"]]
+    pairs = [(*name.split(", "), entry) for name, entry in result["pairs"].items()]
     held = [
         "| model | billion weights | method | ratio | without gradient | LoRA | resumed |",
         "|---|---|---|---|---|---|---|",
@@ -90,7 +89,9 @@ def page(result: dict) -> str:
         if "failed" in entry:
             held.append(f"{start}| {NAMES[method]} | failed: {entry['failed']} | | | |")
             continue
-        held.append(f"{start}{entry['parameters'] / 1e9:.2f} | {NAMES[method]} | {held_cells(entry)} |")
+        held.append(
+            f"{start}{(entry['parameters'] - entry['trained']) / 1e9:.2f} | {NAMES[method]} | {held_cells(entry)} |"
+        )
         cost.append(f"{start}{NAMES[method]} | {cost_cells(entry)} |")
     tables = ["\n".join(held), "\n", MEANING, sizes_text(result), without_text(result), COSTS, "\n".join(cost), "\n"]
     return HEAD + "".join(tables) + COST_MEANING + FOOT
@@ -117,16 +118,26 @@ def cost_cells(entry: dict) -> str:
 def sizes_text(result: dict) -> str:
     """Return the sizes that were tried, as lines of a list."""
     lines = []
-    for model in SIZES:
-        entry = next((entry for name, entry in result["pairs"].items() if name.startswith(f"{model},")), None)
-        if entry is not None and "failed" not in entry:
+    for model, entry in first_of_each(result).items():
+        if "failed" not in entry:
             latents = " × ".join(map(str, entry["latent_shape"]))
             tokens, options = entry["text_shape"][0], entry["options"]
             drawn = f"{options['frames']} frames of " if "frames" in options else ""
             side = options.get("size", options.get("height"))
             of = f"latents of {latents}, prompts of {tokens} tokens, a LoRA of rank {entry['rank']}"
-            lines.append(f"- **{model}**: {drawn}{side} × {side} px, {of}.")
+            where = ", frozen weights in a file that is mapped into memory" * entry["memory"]["weights_in_file"]
+            lines.append(f"- **{model}**: {drawn}{side} × {side} px, {of}{where}.")
     return "\n".join(["", *lines, ""])
+
+
+def first_of_each(result: dict) -> dict[str, dict]:
+    """Return the first result of each model that has one, or its failure."""
+    entries: dict[str, dict] = {}
+    for name, entry in result["pairs"].items():
+        model = name.split(", ")[0]
+        if "failed" in entries.get(model, {"failed": ""}):
+            entries[model] = entry
+    return entries
 
 
 def without_text(result: dict) -> str:

@@ -187,7 +187,7 @@ def test_the_page_about_real_sizes_says_what_is_stored(real_size):
 
 
 def test_what_is_stored_of_whole_networks_holds(real_size):
-    page, stored = real_size
+    _, stored = real_size
     entries = [entry for entry in stored["pairs"].values() if "failed" not in entry]
     assert entries
     for entry in entries:
