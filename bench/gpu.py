@@ -6,11 +6,12 @@
 Each part has a process and a limit of seconds of its own.  A part that fails or is cut is stored as such, with its
 reason and with what it had measured by then, and the others go on.  The exit status is 1 where one was not done.
 
-Results go to bench/results/gpu/CARD.json, with a summary in CARD.md: machine, versions and commit, and for each part
-its cases.  No weights are fetched: models have random ones.
+Results go to bench/results/gpu/NAME.json, after the card, and a summary to NAME.md: machine, versions and commit, and
+for each part its cases.  No weights are fetched: models have random ones.
 """
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -24,13 +25,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from harness import provenance, write_json
 
 from afterflow.experiment.provenance import LIBRARIES
+
+if TYPE_CHECKING:
+    from afterflow.models.pipeline import Model
 
 TOTAL_SECONDS = 535
 """Seconds of all parts together."""
@@ -76,44 +82,48 @@ def ratios(rehearsal: bool) -> Iterator[Case]:
 
     names = ("MATH", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")[: 2 if rehearsal else 4]
     for precision in ("float32", "bfloat16", "float16")[: 2 if rehearsal else 3]:
+        model = cache(partial(short_model, rehearsal, precision))
         for name in names:
-            yield (
-                f"{precision}, {name.lower()}",
-                lambda precision=precision, name=name: ratio(rehearsal, precision, SDPBackend.__members__[name]),
-            )
+            backend = SDPBackend.__members__[name]
+            yield f"{precision}, {name.lower()}", lambda model=model, backend=backend: ratio(model(), backend)
 
 
-def ratio(rehearsal: bool, precision: str, backend: object) -> dict:
-    """Return how far ratios are from 1 where Flow-GRPO replays its own rollout, before any update.
-
-    The network has the widths of SD3.5 medium and two blocks.
-    """
+def short_model(rehearsal: bool, precision: str) -> "Model":
+    """Return a model with random weights, two blocks and the widths of SD3.5 medium, and a LoRA."""
     from real_layers import shortened
-    from real_size import materialise, prompts
+    from real_size import materialise
     from released import RELEASED, write_configurations
-    from torch.nn.attention import sdpa_kernel
 
-    from afterflow.algorithms.base import Models
-    from afterflow.algorithms.flow_grpo import FlowGRPO
-    from afterflow.experiment.cost_estimate import trial_iteration
     from afterflow.models.adapters import LoRA, attach
     from afterflow.models.base import default_device
     from afterflow.models.sd3 import SD3
-    from afterflow.models.wrappers import in_chunks
-    from afterflow.train.clock import Clock
-    from afterflow.train.explore import ExploreOptions
 
-    device, chunk = default_device(), 4
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         write_configurations(shortened(RELEASED["SD3.5 medium"]).files, Path(folder))
         config = SD3("tiny") if rehearsal else SD3(folder, size=512)
         model = replace(config, dtype=precision).load("meta")
     attach(model, LoRA())
-    materialise(model, device)
+    materialise(model, default_device())
+    return model
+
+
+def ratio(model: "Model", backend: object) -> dict:
+    """Return how far ratios are from 1 where Flow-GRPO replays its own rollout, before any update."""
+    from real_size import prompts
+    from torch.nn.attention import sdpa_kernel
+
+    from afterflow.algorithms.base import Models
+    from afterflow.algorithms.flow_grpo import FlowGRPO
+    from afterflow.experiment.cost_estimate import trial_iteration
+    from afterflow.models.wrappers import in_chunks
+    from afterflow.train.clock import Clock
+    from afterflow.train.explore import ExploreOptions
+
+    chunk, dtype, device = 4, model.module.dtype, model.device
     algorithm = FlowGRPO({"reward": 1.0}, steps=4, group=4, beta=0.0)
     models = Models(in_chunks(model.velocity(model.module), chunk))
-    autocast = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     try:
         with torch.no_grad(), autocast, sdpa_kernel(backend):
             options = ExploreOptions(0, model.latent_shape, chunk)
@@ -131,7 +141,7 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
     """Return the cases of five methods at the size of SD3.5 medium, 512 px: images a second, and shares of the peak."""
 
     def cases(rehearsal: bool) -> Iterator[Case]:
-        from real_size import prepared, ready, speed
+        from real_size import peak_of, prepared, ready, speed
 
         options = argparse.Namespace(
             arch="tiny" if rehearsal else "sd35_medium",
@@ -145,7 +155,7 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
         with tempfile.TemporaryDirectory() as folder:
             model, counted = prepared(options, Path(folder))
             cond = ready(options, model)
-        yield "counted", lambda: counted | {"chunk": options.chunk}
+        yield "counted", lambda: counted | {"chunk": options.chunk, "peak_flops": peak_of(model.device)}
         for name, algorithm in list(short_methods().items())[: 1 if rehearsal and compiled else None]:
             yield name, lambda algorithm=algorithm: speed(options, model, counted, cond, algorithm)
         yield "memory", lambda: {"peak_gib": peak_gib()}
@@ -174,6 +184,11 @@ def peak_gib() -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
 
 
+def gib_now() -> float | None:
+    """Return the memory that tensors have on the card; None without one."""
+    return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
 def memory(rehearsal: bool) -> Iterator[Case]:
     """Yield the peak of memory of a whole iteration, optimizer included, beside what `--plan` counts for the run."""
     for method in ("flow_grpo", "diffusion_nft"):
@@ -197,13 +212,17 @@ def planned(rehearsal: bool, method: str, checkpointing: bool) -> dict:
         options = {"chunk": chunk, "gradient_checkpointing": checkpointing}
         run = run_of("SD3.5 medium", method, Path(folder), {"size": 512}, **options)
         run = replace(run, model=SD3("tiny")) if rehearsal else run
-        counted = count_needs(run)[1]
+        counted = count_needs(run)[1] / 2**30
+        gc.collect()  # the model of the case before
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        before = gib_now()
         _, measured = one_iteration(Trial.build(run, default_device()))
-    gib, peak = counted / 2**30, peak_gib()
-    result = {"chunk": chunk, "counted_gib": gib, "measured_gib": peak, "grad_norm": measured["grad_norm"]}
-    return result | ({} if peak is None else {"measured_over_counted": peak / gib})
+    result = {"chunk": chunk, "counted_gib": counted, "grad_norm": measured["grad_norm"]}
+    if before is None:
+        return result
+    used = peak_gib() - before
+    return result | {"measured_gib": used, "measured_over_counted": used / counted}
 
 
 def waits(rehearsal: bool) -> Iterator[Case]:
@@ -213,7 +232,7 @@ def waits(rehearsal: bool) -> Iterator[Case]:
     cell, start = bench["cell"], bench["start"]
     stored = json.loads((ROOT / "bench" / "results" / "pretended_device.json").read_text())["cells"]
     of_sd3 = [f"{method}, sd3" for method in ("flow_grpo", "mix_grpo", "branch_grpo", "nft", "sft")]
-    others = [f"flow_grpo, {family}" for family in ("wan", "flux", "flux2_klein", "z_image", "qwen_image", "wan_pair")]
+    others = [f"flow_grpo, {family}" for family in ("wan", "flux2_klein", "qwen_image", "wan_pair")]
     if rehearsal:
         start()
 
@@ -226,9 +245,9 @@ def waits(rehearsal: bool) -> Iterator[Case]:
         result = {"real": real, "pretended": pretended, "lines": counted["lines"]}
         return result | ({"failed": f"more waits than counted: {', '.join(more)}"} if more else {})
 
+    yield "profiler, flow_grpo, sd3", profiled
     for pair in (of_sd3 + others)[: 1 if rehearsal else None]:
         yield pair, lambda pair=pair: compared(pair)
-    yield "profiler, flow_grpo, sd3", profiled
 
 
 @contextmanager
@@ -272,7 +291,7 @@ def profiled() -> dict:
         trained("flow_grpo", "sd3", folder)
         os.chdir(before)
     counted = {event.key: event.count for event in profiler.key_averages()}
-    return {"calls": {key: n for key, n in counted.items() if key.startswith(("cudaM", "cuda", "Memcpy")) and n}}
+    return {"calls": {key: n for key, n in counted.items() if key.startswith(("cuda", "Memcpy")) and n}}
 
 
 PARTS = {

@@ -65,8 +65,9 @@ It needs no weights and no account. It measures:
 - images a second and the share of the card's peak (MFU), of five methods, with and without compiler and checkpointing
 
 Each part has a limit of seconds. A part that fails or is cut is stored with its reason, and the others go on. The
-result is `bench/results/gpu/CARD.json`, and `CARD.md` beside it is a summary. Please open an issue or a pull request
-in this repository and attach the JSON, also where parts failed. It holds the name of the card, versions and figures.
+result is `bench/results/gpu/NAME.json` with the name of the card, and the summary beside it ends in `.md`. Please open
+an issue or a pull request in this repository and attach the JSON, also where parts failed. It holds the name of the
+card, its driver, versions and figures.
 
 `bench/gpu.sh --rehearse` tries the same parts on a CPU with tiny models. `PYTHON=python3 bench/gpu.sh` takes an
 environment of your own.
