@@ -107,7 +107,8 @@ def run_of(name: str, method: str, folder: Path, options: Mapping[str, int], ran
 def count_needs(run: Run) -> tuple[CostEstimate, int]:
     """Return what `--plan` counts for a run, and the bytes of it without those of the autoencoder."""
     counted = estimate_cost(run)
-    return counted, counted.total_bytes - tensor_bytes(run.model.load("meta").vae.parameters())
+    vae = run.model.load("meta").vae
+    return counted, counted.total_bytes - tensor_bytes([*vae.parameters(), *vae.buffers()])
 
 
 @dataclass
