@@ -186,7 +186,7 @@ def about(trial: Trial) -> dict:
     network, tune = trial.model.module, trial.run.tune
     assert isinstance(tune, LoRA)
     return {
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "frozen": sum(p.numel() for name, p in network.named_parameters() if ".lora_" not in name),
         "trained": sum(parameter.numel() for parameter in trial.parameters.values()),
         "blocks": {name: len(part) for name, part in network.named_children() if isinstance(part, nn.ModuleList)},
         "rank": tune.rank,

@@ -43,7 +43,7 @@ COSTS = """
 COST_MEANING = """
 - **Memory** is the peak of the process during the iteration, without the libraries. Where frozen weights lie in a file,
   it is the size of the file and the peak of the rest.
-- **Counted** is what `afterflow train --plan` says of the same run, without the autoencoder.
+- **Counted** is what `--plan` says of the same run, without the autoencoder.
 - **CPU seconds** are those of the process. Other programs used the machine, so seconds of a clock say little.
 - **Share** compares the counted FLOPs a second with those of plain bf16 matrix products in the same process.
 """
@@ -78,7 +78,7 @@ def page(result: dict) -> str:
     """Return the page of a result."""
     pairs = [(*name.split(", "), entry) for name, entry in result["pairs"].items()]
     held = [
-        "| model | billion weights | method | ratio | without gradient | LoRA | resumed |",
+        "| model | billions of weights | method | ratio | without gradient | LoRA | resumed |",
         "|---|---|---|---|---|---|---|",
     ]
     cost = [
@@ -90,9 +90,7 @@ def page(result: dict) -> str:
         if "failed" in entry:
             held.append(f"{start}| {NAMES[method]} | failed: {entry['failed']} | | | |")
             continue
-        held.append(
-            f"{start}{(entry['parameters'] - entry['trained']) / 1e9:.2f} | {NAMES[method]} | {held_cells(entry)} |"
-        )
+        held.append(f"{start}{entry['frozen'] / 1e9:.2f} | {NAMES[method]} | {held_cells(entry)} |")
         cost.append(f"{start}{NAMES[method]} | {cost_cells(entry)} |")
     tables = ["\n".join(held), "\n", MEANING, sizes_text(result), without_text(result), COSTS, "\n".join(cost), "\n"]
     return HEAD + "".join(tables) + COST_MEANING + FOOT
