@@ -12,12 +12,13 @@ Reads bench/results and nothing else; the date of a result is that of its last c
 """
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from afterflow.experiment.compatibility import upgrade
 from afterflow.experiment.config import Run
@@ -48,6 +49,21 @@ these methods on that of [published results](frontier.md). Results are files in 
 | recipe | label | result | hardware | date |
 |---|---|---|---|---|
 """
+BESIDE_HEAD = """
+## Beside recipes
+
+These results are of no recipe, and say what was tried without released weights and GPUs.
+
+| result | shows | command | hardware |
+|---|---|---|---|
+"""
+BESIDE = {
+    "real_size_cpu.json": "[whole networks](real_size.md) with random weights: one iteration, a LoRA, a resumed run",
+    "real_layers.json": "every family in released widths, with two blocks of each kind: one iteration",
+    "pretended_device.json": "[waits](speed.md#waits-of-the-host) of the host on a device that pretends",
+    "gpu/*.json": "what a card showed that somebody had ([bench/gpu.sh](real_size.md#on-your-card))",
+}
+"""Pattern of the names of results that are of no recipe → what they show."""
 
 
 class Evidence(NamedTuple):
@@ -137,10 +153,15 @@ def ran(name: str) -> Iterator[tuple[str, Evidence]]:
 
 def machine(data: object) -> dict | None:
     """The first hardware that is named anywhere inside."""
-    if isinstance(data, dict) and isinstance(data.get("hardware"), dict):
-        return data["hardware"]
+    return first_of("hardware", dict, data)
+
+
+def first_of(name: str, kind: type, data: object) -> Any:
+    """The first value of this name and kind anywhere inside, or None."""
+    if isinstance(data, dict) and isinstance(data.get(name), kind):
+        return data[name]
     inside = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
-    return next((hardware for value in inside if (hardware := machine(value)) is not None), None)
+    return next((value for part in inside if (value := first_of(name, kind, part)) is not None), None)
 
 
 def describe(hardware: dict | None) -> str | None:
@@ -164,7 +185,17 @@ def page(by_recipe: dict[str, Evidence]) -> str:
         f"| `{name}` | {entry.label} | {file(entry)} | {cell(entry.hardware)} | {cell(entry.date)} |"
         for name, entry in by_recipe.items()
     ]
-    return HEAD + "\n".join(rows) + "\n"
+    return HEAD + "\n".join(rows) + "\n" + BESIDE_HEAD + "\n".join(beside()) + "\n"
+
+
+def beside() -> Iterator[str]:
+    """The rows of results that are of no recipe."""
+    for pattern, shows in BESIDE.items():
+        for file in sorted(RESULTS.glob(pattern)):
+            data = json.loads(file.read_text())
+            # What follows the file names the part that was made last.
+            command = re.sub(r"(\.json) .*", r"\1", first_of("command", str, data) or "")
+            yield f"| {file.relative_to(ROOT)} | {shows} | `{command}` | {describe(machine(data)) or ''} |"
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ are written from what diffusers states of each model, so that no hub is needed. 
 network's own FLOPs run at 40 % of the card's dense bf16 peak.  Nobody has measured them here.
 """
 
+import json
 import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from harness import make_parser, provenance, write_json
+from PIL import Image
 from released import FLUX_DEV, SD35_MEDIUM, WAN_1_3B, write_configurations
 
 from afterflow.experiment.cost_estimate import estimate_cost
@@ -60,6 +62,8 @@ def main() -> None:
         for name in ("hpd", "video"):  # stand-ins: prompts count only in the CPU's memory, which is left out
             Path(f"prompts/{name}.txt").write_text("\n".join(f"prompt {i}" for i in range(100)))
         Path("images").mkdir()
+        Image.new("RGB", (64, 64)).save("images/0.png")
+        Path("images/metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a cat"}))
         recipes = {command: counted(command, files) for command, files in COMMANDS.items()}
         os.chdir(before)
     write_json(provenance() | {"share_of_peak": SHARE, "recipes": recipes}, options.json, indent=1)

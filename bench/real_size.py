@@ -3,21 +3,24 @@
     python bench/real_size.py --arch sd35_medium --size 512 --json bench/results/real_size.json
     python bench/real_size.py --arch sd35_medium --size 512 --chunk 8 --count
     python bench/real_size.py --arch tiny
+    python bench/real_size.py --cpu
 
 For each method one iteration of a few prompts, timed by stage after one that warms up: images a second, seconds of an
 iteration beside DanceGRPO's, and which share of the device's peak (dense bf16) the network's own FLOPs make up (MFU).
-ratio_max is 1 where the update replays the rollout.
+ratio_max is 1 where the update replays the rollout.  With --cpu it is real_size_cpu.py that runs, and times little.
 """
 
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from harness import make_parser, provenance, write_json
 from released import SD35_MEDIUM, write_configurations
+from torch import nn
 
 from afterflow.algorithms.base import Models, OnPolicy
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -58,10 +61,16 @@ def outline(arch: str, size: int | None, folder: Path) -> Model:
     return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
 
 
-def materialise(model: Model, device: torch.device) -> None:
-    """Random weights; buffers, which are sines and cosines, are random as well."""
+def materialise(model: Model, device: torch.device, allocate: Callable[[nn.Module], object] | None = None) -> None:
+    """Random weights; buffers, which are sines and cosines, are random as well.
+
+    allocate: gives the network memory for its tensors; None leaves that to torch.
+    """
     model.device = device
-    model.module.to_empty(device=device)
+    if allocate is None:
+        model.module.to_empty(device=device)
+    else:
+        allocate(model.module)
     with torch.no_grad():
         for tensor in [*model.module.parameters(), *model.module.buffers()]:
             tensor.normal_(0, 0.02)
@@ -117,36 +126,60 @@ def timed(algorithm: OnPolicy, model: Model, cond: Conditioning, chunk: int, dev
     }
 
 
+def prepared(options: argparse.Namespace, folder: Path) -> tuple[Model, dict]:
+    """Return the model without weights and with what is trained, and what its passes of a chunk need."""
+    model = outline(options.arch, options.size, folder)
+    attach(model, LoRA() if options.tune == "lora" else Full())
+    if options.checkpointing:
+        model.module.enable_gradient_checkpointing()
+    activations, forward, backward = count_passes(model, options.chunk)
+    return model, {
+        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
+        "gib_activations": activations / 2**30,
+        "tflop_forward": forward / 1e12,
+        "tflop_backward": backward / 1e12,
+    }
+
+
+def peak_of(device: torch.device) -> float | None:
+    """Return the FLOP/s of dense bf16 matrix products of a card, as its maker states them; None where unknown."""
+    if device.type != "cuda":
+        return None
+    return next((peak for name, peak in PEAK.items() if name in torch.cuda.get_device_name()), None)
+
+
+def ready(options: argparse.Namespace, model: Model) -> Conditioning:
+    """Give the model random weights on the device, compiled if asked, and return encoded prompts for it."""
+    device = default_device()
+    materialise(model, device)
+    if options.compile:
+        compile_blocks(model.module)
+    return prompts(model, options.prompts, device)
+
+
+def speed(
+    options: argparse.Namespace, model: Model, counted: dict, cond: Conditioning, algorithm: OnPolicy
+) -> dict[str, float]:
+    """Return how fast a model that is ready draws and learns with a method."""
+    device = default_device()
+    timing, peak = timed(algorithm, model, cond, options.chunk, device), peak_of(device)
+    timing["images_per_second"] = timing["images"] / (timing["rollout"] + timing["update"])
+    if peak is not None:
+        forward, backward = (1e12 * counted[name] / options.chunk for name in ("tflop_forward", "tflop_backward"))
+        timing["mfu_rollout"] = timing["rows_rollout"] * forward / timing["rollout"] / peak
+        timing["mfu_update"] = timing["rows_update"] * (forward + backward) / timing["update"] / peak
+    return timing
+
+
 def measure(options: argparse.Namespace) -> dict:
     device = default_device()
-    peak = next((p for name, p in PEAK.items() if device.type == "cuda" and name in torch.cuda.get_device_name()), None)
     with tempfile.TemporaryDirectory() as folder:
-        model = outline(options.arch, options.size, Path(folder))
-        attach(model, LoRA() if options.tune == "lora" else Full())
-        if options.checkpointing:
-            model.module.enable_gradient_checkpointing()
-        activations, forward, backward = count_passes(model, options.chunk)
-        counted = {
-            "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-            "gib_activations": activations / 2**30,
-            "tflop_forward": forward / 1e12,
-            "tflop_backward": backward / 1e12,
-        }
+        model, counted = prepared(options, Path(folder))
         if options.count:
             return counted | {"command": " ".join(["python", *sys.argv])}
-        materialise(model, device)
-        if options.compile:
-            compile_blocks(model.module)
-        cond, results = prompts(model, options.prompts, device), {}
+        cond, results = ready(options, model), {}
         for name, algorithm in METHODS.items():
-            timing = timed(algorithm, model, cond, options.chunk, device)
-            timing["images_per_second"] = timing["images"] / (timing["rollout"] + timing["update"])
-            if peak is not None:
-                rollout_flops = timing["rows_rollout"] * forward / options.chunk
-                update_flops = timing["rows_update"] * (forward + backward) / options.chunk
-                timing["mfu_rollout"] = rollout_flops / timing["rollout"] / peak
-                timing["mfu_update"] = update_flops / timing["update"] / peak
-            results[name] = timing
+            results[name] = timing = speed(options, model, counted, cond, algorithm)
             print(name, {key: round(value, 4) for key, value in timing.items()}, file=sys.stderr)
     dance = results["dance_grpo"]["rollout"] + results["dance_grpo"]["update"]
     for timing in results.values():
@@ -155,7 +188,7 @@ def measure(options: argparse.Namespace) -> dict:
     about = {
         key: getattr(options, key) for key in ("arch", "size", "tune", "chunk", "prompts", "checkpointing", "compile")
     }
-    about |= {"gib": memory, "peak_flops": peak, "torch": torch.__version__}
+    about |= {"gib": memory, "peak_flops": peak_of(device), "torch": torch.__version__}
     return {"methods": results, **counted, **about, **provenance()}
 
 
@@ -169,7 +202,12 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again in the backward pass")
     parser.add_argument("--count", action="store_true", help="count memory and FLOPs of a chunk, and run nothing")
     parser.add_argument("--compile", action="store_true", help="the repeated blocks, for rollout and update alike")
+    parser.add_argument("--cpu", action="store_true", help="whole released networks on this CPU, see real_size_cpu.py")
     options = parser.parse_args()
+    if options.cpu:
+        from real_size_cpu import STORED, measure_all
+
+        sys.exit(min(1, measure_all([], STORED if options.json == "-" else options.json)))
     write_json(measure(options), options.json)
 
 

@@ -49,7 +49,7 @@ class NetworkCounts:
     frozen: int
     """Bytes of the network's weights before anything is attached to it or stored in fewer bits."""
     weights: int
-    """Bytes of all weights as they are stored: network, adapters and autoencoder."""
+    """Bytes of all weights as they are stored: network, adapters and autoencoder, with their buffers."""
     computed: int
     """Bytes of the network's weights and adapters in the precision that passes compute in."""
     trained: int
@@ -144,7 +144,8 @@ def count_network(run: Run) -> NetworkCounts:
     quantized = saved_bytes(model.module, model.config.quantize) if model.config.quantize is not None else 0
     frozen = tensor_bytes(model.module.parameters())
     parameters = attach(model, run.tune)
-    weights = tensor_bytes([*model.module.parameters(), *model.vae.parameters()]) - quantized
+    buffers = [*model.module.buffers(), *model.vae.buffers()]
+    weights = tensor_bytes([*model.module.parameters(), *model.vae.parameters(), *buffers]) - quantized
     trained = sum(parameter.numel() for parameter in parameters.values())
     if precision is not None:  # autocast has no device `meta`; the weights in that precision compute in its shapes
         model.module.to(precision)

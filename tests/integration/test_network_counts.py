@@ -6,11 +6,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from afterflow.experiment import network_counts as counting
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.network_counts import NetworkCounts, count_network, counts_key, network_counts
-from afterflow.models.adapters import Full, LoRA
+from afterflow.experiment.passes import tensor_bytes
+from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.pipeline_files import TINY
 from afterflow.models.wan import Wan
 from afterflow.recipes import RECIPES
@@ -45,6 +47,17 @@ def test_an_estimate_from_kept_counts_is_the_same(run, only_once, name):
     run = RECIPES[name]()
     assert estimate_cost(run) == estimate_cost(run.with_options(seed=run.seed + 1))
     assert len(only_once) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_are_as_many_bytes_as_a_loaded_pipeline_has_with_its_buffers(run, dtype):
+    run = replace(run, model=replace(run.model, dtype=dtype))
+    model = run.model.load()
+    attach(model, run.tune)
+    parts = [tensor for part in (model.module, model.vae) for tensor in (*part.parameters(), *part.buffers())]
+    positions = dict(model.module.named_buffers())["pos_embed.pos_embed"]
+    assert positions.dtype == getattr(torch, dtype)
+    assert count_network(run).weights == tensor_bytes(parts)
 
 
 DECIDING = {

@@ -70,12 +70,12 @@ class Recorder:
         self.lock = threading.Lock()
         self.unit, self.last = 0, ("", [])
 
-    def note(self, kind: str) -> None:
-        """Note an event at the lines that are being run."""
+    def note(self, kind: str, frame: FrameType | None = None) -> None:
+        """Note an event at the lines that are being run; `frame` is the innermost of them, None the caller's."""
         if self.events is None:
             return
         line, caller, key = "", "", ("around", [])
-        frame: FrameType | None = sys._getframe(1)
+        frame = frame or sys._getframe(1)
         while frame is not None and key[0] == "around":
             name, file = frame.f_code.co_name, frame.f_code.co_filename
             if file.startswith(PACKAGE):

@@ -1,0 +1,455 @@
+"""Everything of afterflow that only a GPU can show, in one command of at most nine minutes.
+
+    bench/gpu.sh                 # on a machine with an NVIDIA card, after `make demo`
+    bench/gpu.sh --rehearse      # the same parts on the CPU with tiny models: tries this script, measures nothing
+
+Each part has a process and a limit of seconds of its own.  A part that fails or is cut is stored as such, with its
+reason and with what it had measured by then, and the others go on.  The exit status is 1 where one was not done.
+
+Results go to bench/results/gpu/NAME.json, after the card, and a summary to NAME.md: machine, versions and commit, and
+for each part its cases.  No weights are fetched: models have random ones.
+"""
+
+import argparse
+import gc
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from harness import provenance, write_json
+
+from afterflow.experiment.provenance import LIBRARIES
+
+if TYPE_CHECKING:
+    from afterflow.models.pipeline import Model
+
+TOTAL_SECONDS = 535
+"""Seconds of all parts together."""
+MARK = "RESULT "
+"""What a line begins with by which a part reports a case."""
+REHEARSAL = 900
+"""Limit of a part that is rehearsed, in seconds."""
+ROOT = Path(__file__).parents[1]
+Case = tuple[str, Callable[[], dict]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Measurements that share a process."""
+
+    seconds: int
+    """Limit of its process."""
+    cases: Callable[[bool], Iterator[Case]]
+    """Yields its cases: a name and what measures it.  It is told whether this is a rehearsal."""
+    about: str
+    """What it shows."""
+
+
+def doctor(rehearsal: bool) -> Iterator[Case]:
+    """Yield what `afterflow doctor` finds of the shipped pipelines, in fp32 and bf16."""
+    from afterflow.experiment.doctor import examine
+    from afterflow.recipes import RECIPES
+
+    def findings(recipe: str, precision: str) -> dict:
+        made = list(examine(RECIPES[recipe]().with_options(mixed_precision=precision)))
+        wrong = [f"{finding.check}: {finding.detail}" for finding in made if finding.passed is False]
+        checks = {finding.check: [finding.passed, finding.detail] for finding in made}
+        return {"checks": checks} | ({"failed": "; ".join(wrong)} if wrong else {})
+
+    for recipe in ("shapes_flow_grpo", "moving_flow_grpo")[: 1 if rehearsal else 2]:
+        for precision in ("no", "bf16"):
+            yield f"{recipe}, {precision}", lambda recipe=recipe, precision=precision: findings(recipe, precision)
+
+
+def ratios(rehearsal: bool) -> Iterator[Case]:
+    """Yield the ratios of a replayed rollout by precision and by kernel of the attention."""
+    from torch.nn.attention import SDPBackend
+
+    names = ("MATH", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")[: 2 if rehearsal else 4]
+    for precision in ("float32", "bfloat16", "float16")[: 2 if rehearsal else 3]:
+        model = cache(partial(short_model, rehearsal, precision))
+        for name in names:
+            backend = SDPBackend.__members__[name]
+            yield f"{precision}, {name.lower()}", lambda model=model, backend=backend: ratio(model(), backend)
+
+
+def short_model(rehearsal: bool, precision: str) -> "Model":
+    """Return a model with random weights, two blocks and the widths of SD3.5 medium, and a LoRA."""
+    from real_layers import shortened
+    from real_size import materialise
+    from released import RELEASED, write_configurations
+
+    from afterflow.models.adapters import LoRA, attach
+    from afterflow.models.base import default_device
+    from afterflow.models.sd3 import SD3
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        write_configurations(shortened(RELEASED["SD3.5 medium"]).files, Path(folder))
+        config = SD3("tiny") if rehearsal else SD3(folder, size=512)
+        model = replace(config, dtype=precision).load("meta")
+    attach(model, LoRA())
+    materialise(model, default_device())
+    return model
+
+
+def ratio(model: "Model", backend: object) -> dict:
+    """Return how far ratios are from 1 where Flow-GRPO replays its own rollout, before any update."""
+    from real_size import prompts
+    from torch.nn.attention import sdpa_kernel
+
+    from afterflow.algorithms.base import Models
+    from afterflow.algorithms.flow_grpo import FlowGRPO
+    from afterflow.experiment.cost_estimate import trial_iteration
+    from afterflow.models.wrappers import in_chunks
+    from afterflow.train.clock import Clock
+    from afterflow.train.explore import ExploreOptions
+
+    chunk, dtype, device = 4, model.module.dtype, model.device
+    algorithm = FlowGRPO({"reward": 1.0}, steps=4, group=4, beta=0.0)
+    models = Models(in_chunks(model.velocity(model.module), chunk))
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    try:
+        with torch.no_grad(), autocast, sdpa_kernel(backend):
+            options = ExploreOptions(0, model.latent_shape, chunk)
+            iteration = trial_iteration(algorithm, models, prompts(model, 2, device), options, Clock())
+            metrics = [algorithm.loss(models, iteration.rows[rows])[1] for rows in iteration.updates[0][0]]
+    except RuntimeError as error:
+        if "No available kernel" not in str(error) and "No viable backend" not in str(error):
+            raise
+        return {"refused": "torch has no such kernel for this precision here"}
+    off = [abs(float(each[name]) - 1) for each in metrics for name in ("ratio_mean", "ratio_max")]
+    return {"largest_deviation": max(off)} | ({"failed": f"a ratio is off by {max(off):.1e}"} if max(off) else {})
+
+
+def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Case]]:
+    """Return the cases of five methods at the size of SD3.5 medium, 512 px: images a second, and shares of the peak."""
+
+    def cases(rehearsal: bool) -> Iterator[Case]:
+        from real_size import peak_of, prepared, ready, speed
+
+        options = argparse.Namespace(
+            arch="tiny" if rehearsal else "sd35_medium",
+            size=None if rehearsal else 512,
+            tune="lora",
+            chunk=chunk_of(checkpointing),
+            prompts=1,
+            checkpointing=checkpointing,
+            compile=compiled,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            model, counted = prepared(options, Path(folder))
+            cond = ready(options, model)
+        yield "counted", lambda: counted | {"chunk": options.chunk, "peak_flops": peak_of(model.device)}
+        for name, algorithm in list(short_methods().items())[: 1 if rehearsal and compiled else None]:
+            yield name, lambda algorithm=algorithm: speed(options, model, counted, cond, algorithm)
+        yield "memory", lambda: {"peak_gib": peak_gib()}
+
+    return cases
+
+
+def short_methods() -> dict:
+    """Return the methods that are timed, with short rollouts of eight images: a row takes as long in a long one."""
+    from real_size import METHODS
+
+    eight = lambda name: {"splits": (0, 2, 4)} if name.startswith("branch") else {"group": 8}
+    return {name: replace(algorithm, steps=6, **eight(name)) for name, algorithm in METHODS.items()}
+
+
+def chunk_of(checkpointing: bool) -> int:
+    """Return how many rows of 512 px a pass may have: without checkpointing 3 GiB each, as `--plan` counts."""
+    if not torch.cuda.is_available():
+        return 4
+    room = 0.8 * torch.cuda.get_device_properties(0).total_memory / 2**30 - 6
+    return max(1, min(8, int(room / (0.5 if checkpointing else 3))))
+
+
+def peak_gib() -> float | None:
+    """Return the most memory that tensors had on the card; None without one."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
+def gib_now() -> float | None:
+    """Return the memory that tensors have on the card; None without one."""
+    return torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
+def memory(rehearsal: bool) -> Iterator[Case]:
+    """Yield the peak of memory of a whole iteration, optimizer included, beside what `--plan` counts for the run."""
+    for method in ("flow_grpo", "diffusion_nft"):
+        for checkpointing in (True, False):
+            name = f"{method}, {'checkpointing' if checkpointing else 'plain'}"
+            yield (
+                name,
+                lambda method=method, checkpointing=checkpointing: planned(rehearsal, method, checkpointing),
+            )
+
+
+def planned(rehearsal: bool, method: str, checkpointing: bool) -> dict:
+    """Return the counted and the measured memory of an iteration of a method."""
+    from real_size_cpu import Trial, count_needs, one_iteration, run_of
+
+    from afterflow.models.base import default_device
+    from afterflow.models.sd3 import SD3
+
+    chunk = chunk_of(checkpointing)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"chunk": chunk, "gradient_checkpointing": checkpointing}
+        run = run_of("SD3.5 medium", method, Path(folder), {"size": 512}, **options)
+        run = replace(run, model=SD3("tiny")) if rehearsal else run
+        counted = count_needs(run)[1] / 2**30
+        gc.collect()  # the model of the case before
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        before = gib_now()
+        _, measured = one_iteration(Trial.build(run, default_device()))
+    result = {"chunk": chunk, "counted_gib": counted, "grad_norm": measured["grad_norm"]}
+    if before is None:
+        return result
+    used = peak_gib() - before
+    return result | {"measured_gib": used, "measured_over_counted": used / counted}
+
+
+def waits(rehearsal: bool) -> Iterator[Case]:
+    """Yield how often the host waits in two iterations of tiny pipelines, beside the counts of a pretended device."""
+    # It has the name of a module of the tests, which it imports.
+    bench = runpy.run_path(str(ROOT / "bench" / "pretended_device.py"))
+    cell, start = bench["cell"], bench["start"]
+    stored = json.loads((ROOT / "bench" / "results" / "pretended_device.json").read_text())["cells"]
+    of_sd3 = [f"{method}, sd3" for method in ("flow_grpo", "mix_grpo", "branch_grpo", "nft", "sft")]
+    others = [f"flow_grpo, {family}" for family in ("wan", "flux2_klein", "qwen_image", "wan_pair")]
+    if rehearsal:
+        start()
+
+    def compared(pair: str) -> dict:
+        with waits_noted():
+            counted = cell(*pair.split(", "))
+        numbers = ("step", "loss", "network", "iteration")
+        real, pretended = ({name: counts[name] for name in numbers} for counts in (counted, stored[pair]))
+        more = [name for name in ("step", "loss") if real[name] > pretended[name]]
+        result = {"real": real, "pretended": pretended, "lines": counted["lines"]}
+        return result | ({"failed": f"more waits than counted: {', '.join(more)}"} if more else {})
+
+    yield "profiler, flow_grpo, sd3", profiled
+    for pair in (of_sd3 + others)[: 1 if rehearsal else None]:
+        yield pair, lambda pair=pair: compared(pair)
+
+
+@contextmanager
+def waits_noted() -> Iterator[None]:
+    """Note the waits that torch warns of, at the lines of afterflow that are being run, as the pretended device does.
+
+    On a machine without a card nothing is noted here: the pretended device does.
+    """
+    from pretended_device import NUMBER, recorder
+
+    if not torch.cuda.is_available():
+        yield
+        return
+
+    def note(message: Warning | str, *about: object) -> None:
+        if "synchronizing CUDA operation" in str(message):
+            frame = sys._getframe(1)
+            while frame is not None and frame.f_code.co_filename == warnings.__file__:
+                frame = frame.f_back
+            recorder.note(NUMBER, frame)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def profiled() -> dict:
+    """Return how often CUDA was waited for and copied in two iterations of Flow-GRPO, as torch's profiler counts it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from pretended_runs import trained
+
+    before = Path.cwd()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with tempfile.TemporaryDirectory() as folder, profile(activities=kinds) as profiler:
+        trained("flow_grpo", "sd3", folder)
+        os.chdir(before)
+    counted = {event.key: event.count for event in profiler.key_averages()}
+    return {"calls": {key: n for key, n in counted.items() if key.startswith(("cuda", "Memcpy")) and n}}
+
+
+PARTS = {
+    "doctor": Part(75, doctor, "afterflow doctor on the shipped pipelines, in fp32 and bf16"),
+    "ratios": Part(45, ratios, "a replayed rollout has a ratio of 1, by precision and kernel of the attention"),
+    "waits": Part(65, waits, "how often the host waits, beside the counts of the pretended device"),
+    "memory": Part(60, memory, "peak of an iteration of SD3.5 medium's size, beside the plan"),
+    "speed": Part(60, speeds(False, False), "images a second and share of the peak, five methods"),
+    "speed, checkpointing": Part(60, speeds(True, False), "the same, activations computed again"),
+    "speed, compiled": Part(80, speeds(False, True), "the same, blocks compiled"),
+    "speed, compiled, checkpointing": Part(80, speeds(True, True), "the same, both"),
+}
+
+
+def carry_out(name: str, rehearsal: bool) -> None:
+    """Measure the cases of a part in this process, and report each on a line of its own."""
+    from afterflow.models.pipeline import no_progress_bars
+
+    no_progress_bars()
+    for case, call in PARTS[name].cases(rehearsal):
+        try:
+            result = call()
+        except Exception as error:  # the others are worth having all the same; what failed is reported
+            lines = str(error).splitlines() or [""]
+            result = {"failed": f"{type(error).__name__}: {lines[0]}"}
+        print(MARK + json.dumps([case, result]), flush=True)
+
+
+def run_part(name: str, seconds: float, rehearsal: bool, folder: str) -> dict:
+    """Carry out a part in a process of its own within so many seconds, and return what came of it."""
+    command = [sys.executable, __file__, "--part", name, *(["--rehearse"] if rehearsal else [])]
+    caches = {"AFTERFLOW_CACHE": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
+    started, out = time.monotonic(), Path(folder) / "out"
+    with out.open("w") as text:
+        # A group of its own, so that the compiler's processes end with it.
+        process = subprocess.Popen(
+            command, stdout=text, stderr=subprocess.STDOUT, env=os.environ | caches, start_new_session=True
+        )
+        try:
+            code = process.wait(timeout=max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            end_group(process)
+    lines = out.read_text(errors="replace").splitlines()
+    result = {"limit": round(seconds), "seconds": round(time.monotonic() - started, 1)}
+    return result | outcome(code, lines, seconds)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """End a process and those that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def outcome(code: int | None, lines: list[str], seconds: float) -> dict:
+    """Return the state of a part, the reason where it is not done, and its cases, from its exit status and its lines.
+
+    code: The exit status; None where the part was cut.
+    """
+    cases = dict(json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK))
+    wrong = [f"{name}: {case['failed']}" for name, case in cases.items() if "failed" in case]
+    said = [line for line in lines if line.strip() and not line.startswith(MARK)]
+    if code is None:
+        reason = f"cut after {seconds:.0f} s, with {len(cases)} cases measured"
+        return {"state": "cut", "reason": reason, "cases": cases}
+    if code:
+        return {"state": "failed", "reason": said[-1] if said else f"exit status {code}", "cases": cases}
+    return (
+        {"state": "failed", "reason": "; ".join(wrong), "cases": cases} if wrong else {"state": "done", "cases": cases}
+    )
+
+
+def card() -> dict:
+    """Return the card, its driver and the versions of what computes on it."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
+    try:
+        cards = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip().splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        cards = []
+    return {
+        "cards": cards,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def summary(result: dict) -> str:
+    """Return the result in words: a table of the parts, and one of the cases of each."""
+    lines = [f"# {result['name']}", "", "| part | state | seconds | about |", "|---|---|---|---|"]
+    for name, part in result["parts"].items():
+        state = part["state"] + (f": {part['reason']}" if "reason" in part else "")
+        lines.append(f"| {name} | {cell_text(state)} | {part['seconds']} | {PARTS[name].about} |")
+    for name, part in result["parts"].items():
+        lines += ["", f"## {name}", "", "| case | result |", "|---|---|"]
+        lines += [f"| {case} | {cell_text(short_words(values))} |" for case, values in part["cases"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def short_words(values: dict) -> str:
+    """Return the numbers and words of a case in a line; of doctor the number of checks that passed."""
+    if "checks" in values:
+        passed = [check[0] for check in values["checks"].values() if check[0] is not None]
+        values = {"passed": f"{sum(passed)} of {len(passed)}"} | {k: v for k, v in values.items() if k == "failed"}
+    shown = {name: value for name, value in values.items() if name != "lines"}
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
+    )
+
+
+def cell_text(text: str) -> str:
+    """Return a text that ends no cell of a table."""
+    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+
+
+def carry_out_all(names: list[str], rehearsal: bool, folder: Path) -> int:
+    """Carry out parts in turn within the time of all, storing after each; return how many were not done."""
+    name = "rehearsal" if rehearsal else re.sub(r"\W+", "_", torch.cuda.get_device_name())
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"name": name, "rehearsal": rehearsal, "card": card(), **provenance("bench/gpu.sh"), "parts": {}}
+    begun = time.monotonic()
+    for part in names:
+        left = TOTAL_SECONDS - (time.monotonic() - begun)
+        seconds = REHEARSAL if rehearsal else min(PARTS[part].seconds, left)
+        with tempfile.TemporaryDirectory() as scratch:
+            result["parts"][part] = made = run_part(part, seconds, rehearsal, scratch)
+        print(f"{part}: {made['state']} after {made['seconds']} s" + f" ({made.get('reason')})" * ("reason" in made))
+        result["seconds"] = round(time.monotonic() - begun, 1)
+        write_json(result, str(folder / f"{name}.json"), indent=1, show=False)
+        (folder / f"{name}.md").write_text(summary(result), encoding="utf-8")
+    print(f"\nresult: {folder / name}.json, summary: {folder / name}.md")
+    return sum(part["state"] != "done" for part in result["parts"].values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"all without a name: {'; '.join(PARTS)}")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny models")
+    parser.add_argument("--out", type=Path, help="folder of result and summary")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    unknown = [name for name in options.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}; there are: {'; '.join(PARTS)}")
+    if not options.rehearse and not torch.cuda.is_available():
+        sys.exit("bench/gpu.sh: torch sees no GPU here; bench/gpu.sh --rehearse tries the script without one")
+    if options.part:
+        carry_out(options.part, options.rehearse)
+        return
+    folder = options.out or (
+        ROOT / "runs" / "gpu_rehearsal" if options.rehearse else ROOT / "bench" / "results" / "gpu"
+    )
+    sys.exit(min(1, carry_out_all(options.parts or list(PARTS), options.rehearse, folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""bench/gpu.sh: its parts end in time, one that fails stops no other, and what came of each is stored.
+
+And docs/real_size.md says what is stored of whole networks on a CPU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from afterflow.models.wrappers import in_context
+from pretended_device import NUMBER, recording
+
+ROOT = Path(__file__).parents[2]
+WAIT = "called a synchronizing CUDA operation"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """bench/gpu.py, and no module of bench/ stays imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    before = set(sys.modules)
+    import gpu
+
+    yield gpu
+    for name in set(sys.modules) - before:
+        if str(ROOT / "bench") in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def script(gpu, monkeypatch, tmp_path):
+    """Puts a program of some lines in the place of bench/gpu.py."""
+
+    def put(lines):
+        (tmp_path / "part.py").write_text(lines)
+        monkeypatch.setattr(gpu, "__file__", str(tmp_path / "part.py"))
+
+    return put
+
+
+def test_all_parts_end_within_nine_minutes(gpu):
+    assert sum(part.seconds for part in gpu.PARTS.values()) <= gpu.TOTAL_SECONDS < 9 * 60
+
+
+def test_the_parts_have_every_method_precision_and_kernel(gpu):
+    cases = {name: [case for case, _ in gpu.PARTS[name].cases(False)] for name in ("doctor", "ratios", "memory")}
+    assert len(cases["ratios"]) == len(set(cases["ratios"])) == 12
+    assert {case.split(", ")[1] for case in cases["doctor"]} == {"no", "bf16"}
+    assert {case.split(", ")[1] for case in cases["memory"]} == {"checkpointing", "plain"}
+    assert len(gpu.short_methods()) == 5
+    assert {name for name in gpu.PARTS if "speed" in name} == {
+        "speed",
+        "speed, checkpointing",
+        "speed, compiled",
+        "speed, compiled, checkpointing",
+    }
+
+
+@pytest.mark.parametrize(
+    "code, lines, state, reason",
+    [
+        (0, ['RESULT ["a", {"x": 1}]', "noise"], "done", None),
+        (0, ['RESULT ["a", {"x": 1}]', 'RESULT ["b", {"failed": "no memory"}]'], "failed", "b: no memory"),
+        (1, ['RESULT ["a", {"x": 1}]', "ValueError: no"], "failed", "ValueError: no"),
+        (-9, [], "failed", "exit status -9"),
+        (None, ['RESULT ["a", {"x": 1}]'], "cut", "cut after 7 s, with 1 cases measured"),
+    ],
+)
+def test_a_part_has_a_state_and_a_reason_where_it_is_not_done(gpu, code, lines, state, reason):
+    result = gpu.outcome(code, lines, 7)
+    assert (result["state"], result.get("reason")) == (state, reason)
+    assert ("a" in result["cases"]) == bool(lines)
+
+
+def test_a_part_that_is_cut_leaves_its_cases_and_no_process(gpu, script, tmp_path):
+    script(
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "print('RESULT [\"a\", {}]', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    result = gpu.run_part("speed", 5, True, str(tmp_path))
+    assert result["state"] == "cut" and result["cases"] == {"a": {}} and result["seconds"] < 30
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def is_gone(pid):
+    """Whether a process has ended, also where nobody has asked for its status."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_part_that_fails_does_not_stop_the_next_and_the_status_says_so(gpu, script, tmp_path, capsys):
+    script(
+        "import sys\n"
+        "assert sys.argv[1:] == ['--part', sys.argv[2], '--rehearse']\n"
+        "if sys.argv[2] == 'doctor':\n"
+        "    raise ValueError('the | pipe')\n"
+        'print(\'RESULT ["a", {"x": 0.25}]\')\n'
+    )
+    out = tmp_path / "out"
+    assert gpu.carry_out_all(["doctor", "ratios"], True, out) == 1
+    result = json.loads((out / "rehearsal.json").read_text())
+    assert {name: part["state"] for name, part in result["parts"].items()} == {"doctor": "failed", "ratios": "done"}
+    assert result["parts"]["doctor"]["reason"] == "ValueError: the | pipe"
+    assert result["parts"]["ratios"]["cases"] == {"a": {"x": 0.25}}
+    assert {"command", "git_commit", "hardware", "card", "seconds"} <= result.keys()
+    table = (out / "rehearsal.md").read_text()
+    assert "the \\| pipe" in table and "| a | x 0.25 |" in table
+    assert "doctor: failed" in capsys.readouterr().out
+
+
+def test_no_part_may_take_more_than_what_is_left(gpu, monkeypatch, tmp_path):
+    given = []
+    part = lambda name, seconds, *others: given.append(seconds) or {"state": "done", "seconds": 0, "cases": {}}
+    monkeypatch.setattr(gpu, "run_part", part)
+    monkeypatch.setattr(gpu, "TOTAL_SECONDS", 70)
+    monkeypatch.setattr(gpu.time, "monotonic", iter([0, 0, 0, 60, 60]).__next__)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB/HBM3")
+    monkeypatch.setattr(gpu, "provenance", lambda command: {})
+    assert gpu.carry_out_all(["doctor", "ratios"], False, tmp_path) == 0
+    assert given == [70, 10]
+    assert (tmp_path / "NVIDIA_H100_80GB_HBM3.json").is_file()
+
+
+def test_what_torch_warns_of_is_noted_at_the_line_of_afterflow(gpu, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    waiting = in_context(warnings.warn, nullcontext)  # like an operation of torch, it has no frame of its own
+    with recording() as events, gpu.waits_noted():
+        waiting(WAIT, UserWarning, 1)
+        waiting(WAIT, UserWarning, 1)
+        waiting("something else", UserWarning, 1)
+    assert [(event.kind, event.caller) for event in events] == [(NUMBER, "")] * 2
+    assert all(event.line.startswith("models/wrappers.py:") and event.line.endswith(" v") for event in events)
+    assert modes == ["warn", "default"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_a_sentence():
+    ended = start(PYTHON=sys.executable)
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr == (
+        "bench/gpu.sh: torch sees no GPU here; bench/gpu.sh --rehearse tries the script without one\n"
+    )
+
+
+def test_without_an_environment_it_says_what_to_do():
+    ended = start(PYTHON="/no/such/python")
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.count("\n") == 1 and "make demo" in ended.stderr and "/no/such/python" in ended.stderr
+
+
+def start(**environment):
+    """Start bench/gpu.sh from another folder, and return how it ended."""
+    command = ["sh", str(ROOT / "bench" / "gpu.sh")]
+    return subprocess.run(command, cwd="/", env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def real_size(gpu):
+    """The page about whole networks, and what is stored of them."""
+    import real_size_page
+
+    return real_size_page, json.loads(real_size_page.STORED.read_text())
+
+
+def test_the_page_about_real_sizes_says_what_is_stored(real_size):
+    page, stored = real_size
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(stored), "run python bench/real_size_page.py"
+
+
+def test_what_is_stored_of_whole_networks_holds(real_size):
+    _, stored = real_size
+    entries = [entry for entry in stored["pairs"].values() if "failed" not in entry]
+    assert entries
+    for entry in entries:
+        assert [entry[name] for name in ("ratio_mean", "ratio_max") if name in entry] in ([1.0, 1.0], [])
+        assert entry["not_finite"] == [] and entry["grad_norm"] > 0
+        assert entry["resume"]["differing"] == [] and entry["resume"]["changed"] > 0
+        assert entry["lora"]["largest_difference"] == 0 < entry["lora"]["largest_difference_without_it"]
+        assert 0.9 < entry["memory"]["measured_over_counted"] < 1.1
+        assert 0 < entry["share_of_matmul"] < 1
+
+
+def test_a_ratio_that_is_off_and_a_pair_that_failed_are_on_the_page(real_size):
+    page, stored = real_size
+    (name, entry), *_ = [pair for pair in stored["pairs"].items() if "ratio_mean" in pair[1]]
+    changed = entry | {"ratio_mean": 0.998}
+    assert "| 0.002 |" in page.page({"pairs": {name: changed}})
+    assert "| failed: no memory |" in page.page({"pairs": {name: {"failed": "no memory"}}})
