@@ -315,11 +315,11 @@ def matmul_peak() -> float:
     best = 0.0
     for rows, width in ((512, 1536), (512, 3840), (4096, 4096)):
         a, b = (torch.randn(n, width, dtype=torch.bfloat16) for n in (rows, width))
+        repeats = max(1, 2**33 // (rows * width**2))
         for _ in range(4):
             started = time.process_time()
-            for _ in range(max(1, 2**33 // (rows * width**2))):
+            for _ in range(repeats):
                 nn.functional.linear(a, b)
-            repeats = max(1, 2**33 // (rows * width**2))
             best = max(best, repeats * 2 * rows * width**2 / (time.process_time() - started))
     return best
 

@@ -241,9 +241,9 @@ def is_stored(name: str, seed: int, stages: tuple[Run | Merge, ...]) -> bool:
     """Whether the result is there.  SystemExit where it is that of other settings."""
     file = result_file(f"{name}_{seed}")
     stored = read_json(str(file))
-    asked = {"stages": [to_json(stage) for stage in stages], "suite": to_json(SUITE)}
+    settings = {"stages": [to_json(stage) for stage in stages], "suite": to_json(SUITE)}
     # The first results do not name the suite, which was this one.
-    if stored and {name: stored.get(name, asked[name]) for name in asked} != asked:
+    if stored and {name: stored.get(name, settings[name]) for name in settings} != settings:
         raise SystemExit(f"{file} is of other settings; delete it")
     return bool(stored)
 

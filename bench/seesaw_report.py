@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from seesaw import METHODS, RESULTS, SIDES, STUDENT, SUITE, TEACHER, TOTAL, WIDE, total_seconds
 
+from afterflow.evaluation.conclusion import lead
 from afterflow.evaluation.differences import PROMPTS_ALONE, SeedNoise, crossed_interval, difference, seed_noise
 from afterflow.evaluation.report import rows_by_tag
 from afterflow.evaluation.shapes_suite import prompts_of_suite, suite_prompts
@@ -187,10 +188,8 @@ def conflict_lines(gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """How much the specialist of one task changes the other."""
     for task, other in (("style", "composition"), ("composition", "style")):
         if task in gains:
-            yield (
-                f"The conflict: the specialist of {task} changes {other} by {text_of(gains[task][other])}, and {task} "
-                f"by {text_of(gains[task][task])}."
-            )
+            lost, won = (text_of(Estimate(**gains[task][name])) for name in (other, task))
+            yield f"The conflict: the specialist of {task} changes {other} by {lost}, and {task} by {won}."
 
 
 def rival_lines(report: Mapping[str, Any], gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -198,11 +197,11 @@ def rival_lines(report: Mapping[str, Any], gains: Mapping[str, Mapping[str, Any]
     mixed = [name for name in REWARDS if "both" in gains.get(name, {})]
     best = max(mixed, key=lambda name: gains[name]["both"]["value"], default="")
     for name, words in ((best, f"the best of the mixed rewards, `{best}`"), *RIVALS.items()):
-        apart = lead(report, "opd", name)
+        apart = lead(report, "opd", name, "both")
         if apart is not None:
             yield f"Flow-OPD is {standing(apart)} {words}: {text_of(apart)} in `both`."
     for name, words in WIDE_RIVALS.items():
-        apart = lead(report, "wide_opd", name)
+        apart = lead(report, "wide_opd", name, "both")
         if apart is not None:
             yield f"At rank {WIDE} it is {standing(apart)} {words}: {text_of(apart)}."
 
@@ -218,22 +217,13 @@ def budget_lines(gains: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             )
 
 
-def lead(report: Mapping[str, Any], first: str, second: str) -> dict[str, float] | None:
-    """By how much `first` is above `second` in `both`; None where one of them has no result."""
-    for pair in report["differences"]:
-        if {pair["first"], pair["second"]} == {first, second} and "both" in pair:
-            apart = pair["both"]
-            swapped = {"value": -apart["value"], "low": -apart["high"], "high": -apart["low"]}
-            return apart if pair["first"] == first else swapped
-    return None
+def standing(apart: Estimate) -> str:
+    assert apart.low is not None and apart.high is not None
+    return "ahead of" if apart.low > 0 else "behind" if apart.high < 0 else "neither clearly ahead of nor behind"
 
 
-def standing(apart: Mapping[str, float]) -> str:
-    return "ahead of" if apart["low"] > 0 else "behind" if apart["high"] < 0 else "neither clearly ahead of nor behind"
-
-
-def text_of(estimate: Mapping[str, float]) -> str:
-    return estimate_text(Estimate(**estimate), "+")
+def text_of(estimate: Estimate) -> str:
+    return estimate_text(estimate, "+")
 
 
 REWARDS = ("rewards_25", "rewards_50", "rewards_75")

@@ -50,7 +50,7 @@ class DPO(Supervised):
     def regression_losses(self, models: Models, batch: Pairs, random: RowRandom) -> Iterator[tuple[Tensor, Metrics]]:
         """Yield the loss of the pairs, at one noise and time each."""
         assert self.shift is not None and batch.rejected is not None and models.reference is not None
-        noise = to_device(random.normal(batch.x0.shape[1:]), batch.x0.device).to(batch.x0.dtype)
+        noise = random.normal(batch.x0.shape[1:], batch.x0.device).to(batch.x0.dtype)
         t = to_device(shifted(DENSITIES[self.density](random), self.shift), noise.device)
         cond = batch.cond.dropped(random.uniform() < self.dropout)
         images = (batch.x0, batch.rejected)

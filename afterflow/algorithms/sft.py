@@ -40,7 +40,7 @@ class SFT(Supervised):
         x0 = batch.x0
         assert self.shift is not None
         for _ in range(self.num_noises):
-            noise = to_device(random.normal(x0.shape[1:]), x0.device).to(x0.dtype)
+            noise = random.normal(x0.shape[1:], x0.device).to(x0.dtype)
             t = to_device(shifted(DENSITIES[self.density](random), self.shift), x0.device)
             cond = batch.cond.dropped(random.uniform() < self.dropout)
             v = models.policy(interpolate(x0, noise, t), t, cond)

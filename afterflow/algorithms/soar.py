@@ -76,7 +76,7 @@ class SOAR(Supervised):
     def _draw(self, batch: Pairs, random: RowRandom) -> tuple[Tensor, Tensor, Tensor]:
         """Return the noise of each row, and the times t and s between which its roll-out steps."""
         assert self.shift is not None
-        noise = to_device(random.normal(batch.x0.shape[1:]), batch.x0.device)
+        noise = random.normal(batch.x0.shape[1:], batch.x0.device)
         u = to_device(DENSITIES[self.density](random), noise.device)
         return noise, shifted(u, self.shift), shifted((u - 1 / self.steps).clamp(min=0), self.shift)
 

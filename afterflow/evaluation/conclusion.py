@@ -71,10 +71,10 @@ def about_others(data: Mapping[str, Any], best: Series, others: Sequence[Series]
     return sentences + [unpaired(best, series) for series in others if series.name not in ahead][:MOST_LISTED]
 
 
-def lead(data: Mapping[str, Any], one: str, other: str) -> Estimate | None:
+def lead(data: Mapping[str, Any], one: str, other: str, figure: str = HEADLINE) -> Estimate | None:
     """Return how far one method is ahead of another over the same prompts; None where that is not known."""
-    for pair in data.get("differences", []):
-        difference = Estimate(**pair[HEADLINE])
+    for pair in (pair for pair in data.get("differences", []) if figure in pair):
+        difference = Estimate(**pair[figure])
         if (pair["first"], pair["second"]) == (one, other):
             return difference
         if (pair["first"], pair["second"]) == (other, one):

@@ -50,8 +50,8 @@ class NoisedImages:
     def noise(self) -> Tensor:
         """Return the noise of each row, (M, ...) fp32; rows of one seed have the same."""
         seeds, position = self.seed.unique(return_inverse=True)
-        drawn = RowRandom.seeded(seeds).normal(self.images.shape[1:])
-        return to_device(drawn, self.images.device)[to_device(position, self.images.device)]
+        drawn = RowRandom.seeded(seeds).normal(self.images.shape[1:], self.images.device)
+        return drawn[to_device(position, drawn.device)]
 
 
 def noised_images(

@@ -9,6 +9,7 @@ parents, K of their children, R rewards that keep advantages of their own.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -257,7 +258,7 @@ def siblings(child_noise: Tensor, parent_noise: Tensor, lam: float) -> Tensor:
 
 def prompt_noise(generators: Sequence[torch.Generator], width: int, like: Tensor) -> Tensor:
     """Draw standard normal noise (P, width, ...) fp32 in the state shape of like (P, W, ...), a generator a prompt."""
-    return to_device(RowRandom(generators).normal((width, *like.shape[2:])), like.device)
+    return RowRandom(generators).normal((width, *like.shape[2:]), like.device)
 
 
 PARENT_COLUMNS = ("x", "mean", "t", "s", "eta")
@@ -279,7 +280,7 @@ class Transitions:
     log_prob: Tensor  # (K,) under the policy that took the step
     advantage: Tensor  # (K, R), weights of the rewards included
 
-    @property
+    @cached_property
     def parent(self) -> Tensor:
         """Return the row of each child's parent, (K,) long, on the device of the states."""
         return to_device(torch.arange(len(self)).repeat_interleave(self.count), self.x.device)

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from .conditioning import Conditioning, Velocity, linear_guidance
-from .device_copies import to_device
 from .flow import expand
 from .kernels import Kernel
 from .row_random import RowRandom
@@ -27,7 +26,7 @@ def sampler_step(
     if random is None:
         return x - expand(t - s, x) * v
     p = kernel(x, v, t, s, torch.full_like(t, eta))
-    return p.mean + p.std * to_device(random.normal(x.shape[1:]), x.device).to(x.dtype)
+    return p.mean + p.std * random.normal(x.shape[1:], x.device).to(x.dtype)
 
 
 def counts_when_stochastic(t: Tensor, s: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ class OneStream:
     def __init__(self, rows, generator):
         self.rows, self.generator = rows, generator
 
-    def normal(self, shape):
-        return torch.randn(self.rows, *shape, generator=self.generator)
+    def normal(self, shape, device="cpu"):
+        return torch.randn(self.rows, *shape, generator=self.generator).to(device)
 
     def uniform(self):
         return torch.rand(self.rows, generator=self.generator)
