@@ -1,13 +1,16 @@
 """Are the numbers those of version 0.1?  Every method trains the shipped pipeline for four iterations, seeded.
 
     python bench/same_numbers.py
+    python bench/same_numbers.py --store FILE       # on one commit, then on another:
+    python bench/same_numbers.py --against FILE
 
 Metrics, held-out scores and every tensor that a run leaves are compared with bench/results/same_numbers_0_1.json, which
 the code of version 0.1 wrote on one CPU thread of the machine named there.  Another kind of CPU rounds otherwise, so
-there only --store on both commits is a fair comparison.  Since losses are means over all steps, ddpo, dance_grpo,
-mix_grpo, branch_grpo and pref_grpo differ from 0.1 where groups are tied (bench/results/mean_of_all_steps.json); sft,
-soar, flow_grpo with its KL and flow_opd do not.  The demo's summary is compared too, where runs/demo has one.  Files of
-LoRAs hold alpha = rank since 0.2, so B is compared without its factor, and comfyui.safetensors is left out.
+there only numbers that --store wrote on an earlier commit are a fair comparison.  Since losses are means over all
+steps, ddpo, dance_grpo, mix_grpo, branch_grpo and pref_grpo differ from 0.1 where groups are tied
+(bench/results/mean_of_all_steps.json); sft, soar, flow_grpo with its KL and flow_opd do not.  The demo's summary is
+compared too, where runs/demo has one.  Files of LoRAs hold alpha = rank since 0.2, so B is compared without its factor,
+and comfyui.safetensors is left out.
 """
 
 import argparse
@@ -51,6 +54,7 @@ def numbers(method: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", help="write the numbers to this file instead of comparing them")
+    parser.add_argument("--against", help="compare with a file that --store wrote, and not with version 0.1")
     options = parser.parse_args()
     demo = Path("runs/demo/summary.json").absolute()
     home = Path.cwd()
@@ -61,8 +65,13 @@ def main() -> None:
     if options.store:
         Path(options.store).write_text(json.dumps(results, indent=1) + "\n")
         return
-    stored = json.loads(STORED.read_text())["numbers"]
+    stored = (
+        json.loads(Path(options.against).read_text()) if options.against else json.loads(STORED.read_text())["numbers"]
+    )
     for method, result in results.items():
+        if method not in stored:
+            print(method, "is newer than the stored numbers", flush=True)
+            continue
         parts = {name: "equal" if result[name] == stored[method][name] else "DIFFERENT" for name in result}
         print(method, parts, flush=True)
     if demo.is_file():
