@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One worker a core, one thread each. A file's tests stay together, so that what they share is made once.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# One worker a core, one thread each. A file's tests stay together, so that what they share is made once. Files are begun
+# in the order of testpaths, long ones first, and not by their numbers of tests, by which long ones would come last.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # `make test-lowest` installs the lowest versions that pyproject.toml claims, into a folder of its own.
 LOWEST_VENV := .venv-lowest

@@ -16,6 +16,7 @@ from ..system.messages import show_messages
 from ..system.own_folders import check_own, remove_own
 from ..system.running_time import running_seconds
 from ..system.side_outputs import SideOutputs
+from ..train.cpu_threads import cpu_threads
 from ..view.report_file import write_report_file
 from .output import result_console, write_text
 
@@ -37,7 +38,7 @@ def run_demo() -> None:
         remove_own(run.folder, is_of_run, RECORD_MARK)
     with base_drawn_meanwhile(run, SUITE):
         folder = execute(run, "demo").folder
-    with locked_folder(folder):  # so that nobody replaces it meanwhile
+    with locked_folder(folder), cpu_threads(run.distribution.threads):  # locked so that nobody replaces it meanwhile
         judge_demo(run, folder, start)
 
 

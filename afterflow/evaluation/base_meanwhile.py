@@ -14,10 +14,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from ..experiment.config import Run
 from ..experiment.serialization import from_json, to_json
+from ..train.cpu_threads import cpu_threads
 from .comparison import base_pictures, guided_settings
 from .report import ShapesSettings
 
@@ -50,9 +49,8 @@ def draw_requested_base() -> None:
     """Draw the base of the requested run as the training process will look for it, on as many threads."""
     request = json.loads(sys.argv[1])
     run, settings = from_json(Run, request["run"]), from_json(ShapesSettings, request["suite"])
-    if run.distribution.threads is not None:
-        torch.set_num_threads(run.distribution.threads)
-    base_pictures(run.model, guided_settings(run, settings))
+    with cpu_threads(run.distribution.threads):
+        base_pictures(run.model, guided_settings(run, settings))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ..system.own_folders import check_place
 from ..system.side_outputs import SideOutputs, failure_words
 from ..system.streams import lasting_streams
 from ..train.clock import Clock
+from ..train.cpu_threads import cpu_threads
 from ..train.distributed import select_device
 from ..train.explore import ExploreOptions, Explorer, Iteration, supervised
 from ..train.loop import Trainer, TrainOptions
@@ -74,7 +75,8 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
     clock = Clock()
     # Rank 0 writes the folder; where it is refused, its launcher ends the others.
     claim = locked_folder(run.folder) if launched_rank() == 0 else nullcontext()
-    with lasting_streams(announces=True), claim, SideOutputs() as side, explain_out_of_memory(clock):
+    threads = cpu_threads(run.distribution.threads)
+    with lasting_streams(announces=True), claim, SideOutputs() as side, explain_out_of_memory(clock), threads:
         resolve_rewards(run)
         records, held_out = prompt_records(run), held_out_records(run)
         inputs = check_input_pictures(run, [*records, *held_out])

@@ -177,8 +177,6 @@ def other_options(run: Run) -> str:
 
 def start_processes(run: Run, checkpoints: Sequence[Path]) -> Processes:
     """Return the processes of the run, each on its device.  ConfigError where they cannot do this run."""
-    if run.distribution.threads:
-        torch.set_num_threads(run.distribution.threads)
     AcceleratorState._reset_state()  # a process may train several runs, each in a precision of its own
     accelerator = make_accelerator(
         run.optimization.mixed_precision,

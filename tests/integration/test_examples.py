@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageChops
 
 from documents import run_notebook, run_page
@@ -20,6 +21,7 @@ def run_example(name, *words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name, *map(str, words)])
         patch.syspath_prepend(EXAMPLES)  # as the interpreter does for a script
+        patch.setattr(torch, "set_num_threads", lambda count: None)  # the other core is of another test
         return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 

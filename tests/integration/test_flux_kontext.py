@@ -32,7 +32,7 @@ from afterflow.models.packing import pack_latents
 from afterflow.models.wrappers import guided
 from afterflow.system.errors import InputError
 from afterflow.system.input_pictures import check_inputs, png_address, read_input
-from tinies import built
+from tinies import built, keep_blocks
 
 ROOT = Path(__file__).parents[2]
 DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -235,6 +235,7 @@ def test_the_released_configuration_is_planned_without_weights(tmp_path, capsys)
     model = FluxKontext(str(tmp_path / "kontext"), size=1024).load("meta")
     assert model.latent_shape == (16, 128, 128) and model.text_shape == (512, 4096, 768)
     assert sum(parameter.numel() for parameter in model.module.parameters()) == pytest.approx(11.9e9, rel=0.01)
+    keep_blocks(tmp_path / "kontext", num_layers=2, num_single_layers=2)
     prompt_file(tmp_path / "edits.jsonl", records(64, 64))
     words = ["--base", str(tmp_path / "kontext"), "--prompts", str(tmp_path / "edits.jsonl"), "--model.size", "512"]
     assert main(["train", "flux_mix_grpo", "--plan", *words]) == 0

@@ -28,7 +28,7 @@ from afterflow.models.tiny_parts.tokenizer import make_tokenizer
 from afterflow.models.wrappers import guided, in_context
 from afterflow.sampling.conditioning import condition
 from afterflow.system.errors import ConfigError
-from tinies import T5, built
+from tinies import T5, built, keep_blocks
 
 PROMPTS = ["a picture of a red heart and a blue circle", 'a sign that says "K4ZN"']
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -285,5 +285,6 @@ def test_sd35_large_is_planned_from_its_configuration(tmp_path, monkeypatch, cap
     assert model.text_shape == (77 + (256 if t5 == "speaks" else 0), 4096, 2048)
     assert len(model.module.transformer_blocks) == 38
     assert sum(parameter.numel() for parameter in model.module.parameters()) == pytest.approx(8.06e9, rel=0.01)
+    keep_blocks(tmp_path / "large", num_layers=2)
     assert main(["train", "shapes_flow_grpo", "--plan", "--base", "large", "--model.size", "512"]) == 0
     assert "frozen and trained weights" in capsys.readouterr().out

@@ -2,9 +2,11 @@
 
 import itertools
 import json
+import math
 import os
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +97,25 @@ def at_second_call(monkeypatch, act, number=2):
 
     monkeypatch.setitem(rewards.REWARDS, "jpeg_compressibility", acting)
     return asked
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan])
+def test_the_threads_of_a_run_end_with_it(run, value, monkeypatch):
+    threads = [8]  # noted and not used: tests share the cores
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    inside = set()
+
+    def counted(images, records):
+        inside.add(torch.get_num_threads())
+        return np.full(len(images), value)
+
+    counting = replace(run, algorithm=replace(run.algorithm, weights={counted: 1.0})).with_options(iterations=1)
+    for asked, used in ((3, 3), (None, 8)):
+        inside.clear()
+        with nullcontext() if value == value else pytest.raises(TrainingStopped):
+            execute(counting.with_options(threads=asked, name=f"asked_{asked}"))
+        assert inside == {used} and threads[-1] == 8
 
 
 def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, whole, monkeypatch, caplog):
