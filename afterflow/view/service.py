@@ -6,14 +6,11 @@ from fastapi import FastAPI, Request, Response
 
 from ..experiment.run_folder import PICTURE_SUFFIXES
 from ..rewards.remote.local_page import FILES, PageGate, file_of_page, refusal
-from ..system.page_style import with_palette
 from .answers import Answers
 from .report_file import PAGE_FOLDER
 
 ICON = "icon.svg"
 """The sign of the page in a browser's tab."""
-STYLE = "page.css"
-"""The style of the page, which is served after the palette."""
 MOST_NAMES = 64
 """Number of curves that one request names, at most."""
 
@@ -34,8 +31,6 @@ def build_view(answers: Answers, token: str) -> FastAPI:
     def answer(path: str, request: Request) -> Response:
         if path == ICON:
             return Response((PAGE_FOLDER / ICON).read_bytes(), 200, None, "image/svg+xml")
-        if path == STYLE:
-            return Response(with_palette(PAGE_FOLDER / STYLE), 200, None, "text/css")
         if path in FILES:
             return file_of_page(PAGE_FOLDER, path)
         names = request.query_params.getlist("name")[:MOST_NAMES]

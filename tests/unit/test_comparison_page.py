@@ -233,6 +233,18 @@ def test_the_png_has_the_colours_of_the_page():
     assert re.findall(r"--c\d: (#\w+);", palette) == list(CURVE_COLORS)
 
 
+STYLES = [file for file in sorted(PALETTE_FILE.parents[1].rglob("*.css")) if file != PALETTE_FILE]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.parent.parent.name)
+def test_pages_have_the_colours_of_the_palette_alone(style):
+    text, palette = style.read_text(encoding="utf-8"), PALETTE_FILE.read_text(encoding="utf-8")
+    assert set(re.findall(r"#[0-9a-f]{3,8}\b", text)) <= {"#000", "#fff"}, "black and white are drawn over pictures"
+    assert not re.search(r"\b(rgb|hsl)a?\(|\bCanvas", text)
+    used = set(re.findall(r"var\((--\w+)\)", text))
+    assert used and used <= set(re.findall(r"(--\w+):", palette))
+
+
 def test_figures_have_three_digits():
     assert [number_text(value) for value in (0.5123, -0.0004, 4.508, 31.92, 604.2)] == [
         ".512",

@@ -9,13 +9,11 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
+from ...system.page_style import with_palette
 from .gate import Message, Receive, Send, is_this_machine
 
-FILES = {
-    "": ("page.html", "text/html"),
-    "page.js": ("page.js", "text/javascript"),
-    "page.css": ("page.css", "text/css"),
-}
+STYLE = "page.css"
+FILES = {"": ("page.html", "text/html"), "page.js": ("page.js", "text/javascript"), STYLE: (STYLE, "text/css")}
 """Path below the token → the file of a page and its type."""
 HEADERS = {
     "content-security-policy": (
@@ -70,8 +68,12 @@ def refusal(status: int, reason: str) -> JSONResponse:
 
 
 def file_of_page(web: Path, name: str) -> Response:
-    """Return a file of a page from the folder `web`, or the answer that there is none of that name."""
+    """Return a file of a page from the folder `web`, or the answer that there is none of that name.
+
+    The style comes after the palette of all pages.
+    """
     if name not in FILES:
         return refusal(404, "no such page")
     path, kind = FILES[name]
-    return Response((web / path).read_bytes(), media_type=kind)
+    content = with_palette(web / path).encode() if name == STYLE else (web / path).read_bytes()
+    return Response(content, media_type=kind)
