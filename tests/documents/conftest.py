@@ -1,7 +1,9 @@
-"""The option that takes new pictures into the repository."""
+"""The option that takes new pictures and figures into the repository."""
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--write-pictures", action="store_true", help="copy the pictures that tutorial pages make to docs/tutorial"
+        "--write-results",
+        action="store_true",
+        help="keep the pictures and the figures that pages of the tutorial make: docs/tutorial, bench/results/tutorial",
     )

@@ -41,6 +41,8 @@ VARIABLE = r"[A-Z_]+=\S+"
 TUTORIAL = ROOT / "docs" / "tutorial"
 LARGEST, ALL_TOGETHER = 60_000, 600_000
 """Bytes of a picture of the tutorial, and of all of them."""
+TUTORIAL_FIGURES = ROOT / "bench" / "results" / "tutorial"
+"""PAGE.json: what the commands of a page of the tutorial measured."""
 STAND_IN = "shapes_flow_grpo"
 """The recipe that is parsed where a page writes RECIPE or an ellipsis."""
 
@@ -279,6 +281,36 @@ def run_page(page: Path, folder: Path) -> int:
     return 0
 
 
+def measured_figures(folder: Path) -> dict[str, dict]:
+    """Return what the commands of a page measured in a folder.
+
+    evaluations: Of each in turn, metric or task → before, after, and both ends of the change's interval.
+    runs: Run → number of its metrics → the first and the last value.
+    """
+    evaluations = []
+    for file in sorted(folder.glob(evaluation_file("*"))):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        evaluations.append(
+            {
+                name: [figure["base"]["value"], figure["tuned"]["value"], change["low"], change["high"]]
+                for name, figure in (report["overall"] | report["taught"]).items()
+                if (change := figure["delta"]) and figure["base"]
+            }
+        )
+    runs = {}
+    for file in sorted(folder.glob("runs/*/metrics.jsonl")):
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if lines:
+            names = [name for name in lines[0] if name in lines[-1] and not name.startswith("seconds")]
+            runs[file.parent.name] = {name: [lines[0][name], lines[-1][name]] for name in names}
+    return {"evaluations": evaluations, "runs": runs}
+
+
+def evaluation_file(number: int | str) -> str:
+    """Return the name of the file in which an evaluation of a page is kept."""
+    return f"evaluation_{number}.json"
+
+
 def run_notebook(notebook: Path, folder: Path) -> int:
     """Carry out the code cells of a notebook in order, in one namespace, and return 0."""
     enter(folder)
@@ -310,13 +342,15 @@ def enter(folder: Path) -> None:
 
 
 def run_command(words: Sequence[str]) -> int:
-    """Carry out a command in this process and return its exit code."""
+    """Carry out a command in this process and return its exit code; an evaluation also leaves its figures."""
     program, *args = words
     if program in INSTALL:
         return 0
     if program == "afterflow":
         from afterflow.cli.main import main
 
+        if args[0] == "eval" and "--json" not in args:
+            args += ["--json", evaluation_file(len(list(Path().glob(evaluation_file("*")))))]
         return main(args)
     script, *options = args
     before = sys.argv, list(sys.path)

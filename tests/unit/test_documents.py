@@ -17,6 +17,7 @@ from documents import (
     PAGES,
     ROOT,
     TUTORIAL,
+    TUTORIAL_FIGURES,
     Block,
     blocks_of,
     check_block,
@@ -121,6 +122,54 @@ def test_pictures_of_the_tutorial_are_small_and_none_is_left_over():
     files = set((TUTORIAL / "pictures").iterdir())
     assert files == shown and sum(file.stat().st_size for file in files) <= ALL_TOGETHER
     assert set(TUTORIAL.glob("*.md")) == set(PARTS)
+
+
+FIGURES = {file.stem: json.loads(file.read_text()) for file in sorted(TUTORIAL_FIGURES.glob("*.json"))}
+"""Part of the tutorial → what its commands measured when they were last carried out to be kept."""
+SENTENCES = [
+    ("own_reward", "The reward rose from {} to {} in 20 iterations", "blue", "reward", 0),
+    ("own_pictures", "The loss falls from {} to about {} and then stays", "corner", "flow_matching", 2),
+    (
+        "own_pictures",
+        "about {}, where the policy is still the reference. After 40 updates it was {},",
+        "corner_dpo",
+        "preference_loss",
+        2,
+    ),
+    ("one_student", "`teacher_distance` falls from about {} to {}", "student", "teacher_distance", 4),
+]
+"""Part, words around the first and the last value, run, metric, and digits after the point."""
+
+
+def printed(value, digits, signed=False):
+    """A number as pages print it: without a zero before the point, and with a true minus."""
+    text = f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return re.sub(r"^([+−]?)0\.", r"\1.", text)
+
+
+def test_every_part_with_figures_has_those_that_were_measured():
+    assert {part.stem for part in PARTS if "95 % interval" in part.read_text(encoding="utf-8")} <= set(FIGURES)
+    assert {part for part, *_ in SENTENCES} <= set(FIGURES)
+
+
+@pytest.mark.parametrize("part", FIGURES)
+def test_a_table_of_the_tutorial_has_the_figures_that_its_commands_measured(part):
+    text = (TUTORIAL / f"{part}.md").read_text(encoding="utf-8")
+    tables = [block for block in re.findall(r"(?:^\|.*\n)+", text, re.M) if "95 % interval" in block]
+    assert len(tables) == len(FIGURES[part]["evaluations"])
+    for table, measured in zip(tables, FIGURES[part]["evaluations"]):
+        for row in table.splitlines()[2:]:
+            name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+            before, after, low, high = measured[name.split(",")[0]]
+            interval = f"{printed(low, 3, True)} to {printed(high, 3, True)}"
+            assert cells == [printed(before, 3), printed(after, 3), interval], name
+
+
+@pytest.mark.parametrize("part, words, run, metric, digits", SENTENCES)
+def test_a_sentence_of_the_tutorial_has_the_figures_that_its_commands_measured(part, words, run, metric, digits):
+    text = " ".join((TUTORIAL / f"{part}.md").read_text(encoding="utf-8").split())
+    values = (printed(value, digits) for value in FIGURES[part]["runs"][run][metric])
+    assert words.format(*values) in text
 
 
 def pathologies():
