@@ -20,10 +20,11 @@ from playwright.sync_api import Page, sync_playwright
 from scipy import stats
 from view_browser import Server
 
-BLOCK = 8
+BLOCK = 4
+"""Iterations: short, so that a block and its neighbour meet the same machine."""
 TRAINING = (
     *("train", "shapes_nft", "--name", "seen", "--batch", "2", "--algorithm.group", "8", "--threads", "1"),
-    *("--sample-every", "16", "--held-out.count", "12", "--eval-every", "1000", "--mixed-precision", "no"),
+    *("--sample-every", "20", "--held-out.count", "12", "--eval-every", "1000", "--mixed-precision", "no"),
 )
 
 
@@ -41,23 +42,32 @@ def main() -> None:
         wait_for(metrics, BLOCK, training)  # the first are slower
         page = driver.chromium.launch(executable_path=options.browser, args=["--no-sandbox"]).new_page()
         with Server(folder) as server:
-            shown = watch(page, server.address, metrics, training, options.blocks)
+            shown, busy = watch(page, server, metrics, training, options.blocks)
         assert training.wait() == 0
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     seconds = np.diff([line["seconds_trained"] for line in lines])
     blocks = [float(np.median(seconds[(i + 1) * BLOCK : (i + 2) * BLOCK - 1])) for i in range(len(shown))]
-    result = {"iterations": len(lines), "median_seconds": statistics.median(seconds), **ratio_of(blocks, shown)}
+    result = {"iterations": len(lines), "median_seconds": statistics.median(seconds), "server_share": busy}
+    result |= ratio_of(blocks, shown)
     write_json(result | provenance(), options.json, indent=1)
 
 
-def watch(page: Page, address: str, metrics: Path, training: subprocess.Popen, blocks: int) -> list[bool]:
-    """Open the page for half of the blocks, by turns with, without, without, with, and return which blocks saw it."""
-    shown = []
+def watch(
+    page: Page, server: Server, metrics: Path, training: subprocess.Popen, blocks: int
+) -> tuple[list[bool], float]:
+    """Open the page for half of the blocks, by turns with, without, without, with.
+
+    Returns which blocks saw it, and the share of a core that the server computed on while it was open.
+    """
+    shown, busy, passed = [], 0.0, 0.0
     for block in range(blocks):
-        shown.append(block % 4 in (0, 3))  # so that neither drift nor the pictures of every second block favour one
-        page.goto(address if shown[-1] else "about:blank")
+        shown.append(block % 4 in (0, 3))  # so that neither drift nor the pictures of every fifth block favour one
+        start, before = time.monotonic(), server.cpu_seconds()
+        page.goto(server.address if shown[-1] else "about:blank")
         wait_for(metrics, (block + 2) * BLOCK, training)
-    return shown
+        if shown[-1]:
+            busy, passed = busy + server.cpu_seconds() - before, passed + time.monotonic() - start
+    return shown, busy / passed
 
 
 def wait_for(metrics: Path, lines: int, training: subprocess.Popen) -> None:
