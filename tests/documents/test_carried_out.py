@@ -37,6 +37,7 @@ def test_a_page_can_be_carried_out_as_it_stands(page, tmp_path, request):
         if keep:
             shutil.copy(made, picture)
     if keep and page.parent == TUTORIAL:
+        TUTORIAL_FIGURES.mkdir(exist_ok=True)
         file = TUTORIAL_FIGURES / f"{page.stem}.json"
         file.write_text(json.dumps(measured_figures(tmp_path), indent=1) + "\n", encoding="utf-8")
 
