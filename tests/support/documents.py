@@ -43,6 +43,8 @@ LARGEST, ALL_TOGETHER = 60_000, 600_000
 """Bytes of a picture of the tutorial, and of all of them."""
 TUTORIAL_FIGURES = ROOT / "bench" / "results" / "tutorial"
 """PAGE.json: what the commands of a page of the tutorial measured."""
+LONGEST_BUDGET = 120
+"""Seconds of training that a command may name which is carried out."""
 STAND_IN = "shapes_flow_grpo"
 """The recipe that is parsed where a page writes RECIPE or an ellipsis."""
 
@@ -249,6 +251,9 @@ def check_block(block: Block) -> None:
     if block.kind == "commands":
         for words in block.commands():
             assert words[0] in OURS or not block.is_run, f"{words[0]} cannot be run here; say so in the first line"
+            assert budget_of(words) <= LONGEST_BUDGET or not block.is_run, (
+                f"{words} takes long; say so in the first line"
+            )
             check_command(words)
     elif block.kind == "python":
         check_python(block.text)
@@ -257,6 +262,14 @@ def check_block(block: Block) -> None:
     else:
         hidden = [line for line in block.text.splitlines() if line.strip().startswith("afterflow ")]
         assert not hidden, f"put commands into a block of their own: {hidden}"
+
+
+def budget_of(words: Sequence[str]) -> float:
+    """Return the seconds of training that a command names; those of a comparison are of each recipe and seed."""
+    values = [dict(zip(words, words[1:])).get(option) for option in ("--budget-seconds", "--seeds")]
+    seconds, seeds = (float(value) if value else default for value, default in zip(values, (0.0, 1.0)))
+    recipes = [word for word in words[2:] if word.startswith(("shapes_", "moving_"))]
+    return seconds * (seeds * len(recipes) if words[1:2] == ["compare"] else 1)
 
 
 def run_page(page: Path, folder: Path) -> int:

@@ -7,6 +7,8 @@ import os
 import sys
 from multiprocessing import get_context
 
+import psutil
+
 
 class Forked:
     """A process that runs a function, and ends with the exit code it returns or with a traceback and 1."""
@@ -16,8 +18,11 @@ class Forked:
         self.process.start()
 
     def wait(self, timeout=None):
-        """Return the exit code; a process that has not ended in time is killed."""
+        """Return the exit code; a process that has not ended in time is killed, with those that it has started."""
         self.process.join(timeout)
+        if self.process.is_alive():
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                process.kill()
         self.process.kill()
         self.process.join()
         return self.process.exitcode

@@ -70,7 +70,16 @@ def test_a_mistyped_command_is_seen(line, words):
         check_block(Block(ROOT / "README.md", 1, "commands", line))
 
 
-@pytest.mark.parametrize("program", ["hf auth login", "curl -O https://example.org/x", "ls runs"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "hf auth login",
+        "curl -O https://example.org/x",
+        "ls runs",
+        "afterflow train demo --budget-seconds 300",
+        "afterflow compare shapes_sft shapes_soar --budget-seconds 60 --seeds 3",
+    ],
+)
 def test_what_cannot_be_run_here_must_say_so(program):
     with pytest.raises(AssertionError, match="say so in the first line"):
         check_block(Block(ROOT / "README.md", 1, "commands", program))
