@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -266,7 +267,7 @@ def check_block(block: Block) -> None:
 
 def budget_of(words: Sequence[str]) -> float:
     """Return the seconds of training that a command names; those of a comparison are of each recipe and seed."""
-    values = [dict(zip(words, words[1:])).get(option) for option in ("--budget-seconds", "--seeds")]
+    values = [dict(pairwise(words)).get(option) for option in ("--budget-seconds", "--seeds")]
     seconds, seeds = (float(value) if value else default for value, default in zip(values, (0.0, 1.0)))
     recipes = [word for word in words[2:] if word.startswith(("shapes_", "moving_"))]
     return seconds * (seeds * len(recipes) if words[1:2] == ["compare"] else 1)
