@@ -7,7 +7,6 @@ python bench/view_browser.py --browser /usr/bin/chromium --out screenshots
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -92,7 +91,7 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.process.send_signal(signal.SIGINT)
+        self.process.terminate()  # a process in the background may have to ignore SIGINT
         self.process.wait(20)
 
 

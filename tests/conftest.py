@@ -4,6 +4,7 @@ Heavy libraries are imported by the fixtures that need them: the process that ha
 """
 
 import copy
+import gc
 import os
 import signal
 import sys
@@ -76,6 +77,11 @@ def no_wait_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
         yield
+
+
+def pytest_collection_finish():
+    """Libraries stay until the end, so the search for garbage leaves out what they have made so far."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

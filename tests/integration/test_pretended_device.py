@@ -11,7 +11,7 @@ from afterflow.algorithms.base import explores
 from afterflow.algorithms.forward_process import learns_from_finished
 from afterflow.experiment.execute import execute
 from afterflow.models.families import FAMILIES
-from small_runs import METHODS
+from small_runs import METHODS, in_this_half
 from tinies import BUILDERS, saved
 
 PAIRS = [
@@ -34,6 +34,7 @@ PAIRS = [
     ("online_dpo", "sd3"),
 ]
 """Every method and every family at least once; bench/pretended_device.py has all pairs."""
+TODAY = [pair for number, pair in enumerate(PAIRS) if in_this_half(number)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_pairs_are_of_all_methods_and_families():
     assert {type(saved(family)) for _, family in PAIRS} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("method, family", PAIRS)
+@pytest.mark.parametrize("method, family", TODAY)
 def test_every_method_and_family_trains_there(ask, tmp_path, method, family):
     result = ask(pretended_runs.trained, method, family, tmp_path)
     assert len(result["metrics"]) == 2 and all(line["grad_norm"] > 0 for line in result["metrics"])

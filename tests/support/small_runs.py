@@ -1,6 +1,8 @@
-"""Every method in two iterations of a tiny pipeline."""
+"""Every method in two iterations of a tiny pipeline, and which of many trainings a run of the tests does."""
 
+import os
 from dataclasses import replace
+from datetime import date
 
 from afterflow.algorithms.awm import AWM
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -77,3 +79,11 @@ def small_run(method, config, prompts=None, images=None, **options):
         judge=ShapesJudge(noise=1.0) if method == "pref_grpo" else None,
     )
     return run.with_options(**dict(iterations=2, batch=2, chunk=4, learning_rate=1e-2, sample_every=0) | options)
+
+
+def in_this_half(number):
+    """Whether this run does the training of this number: half of them, and the other half every other day.
+
+    AFTERFLOW_MATRIX=0 and =1 name a half, and =all does both.
+    """
+    return os.environ.get("AFTERFLOW_MATRIX", str(date.today().toordinal() % 2)) in ("all", str(number % 2))
