@@ -283,11 +283,11 @@ def test_a_plan_of_the_released_pair_counts_both_networks_without_weights(pair, 
     without_weights(tmp_path / "a14b")
     config = WanPair(str(tmp_path / "a14b"), height=32, width=32, frames=5, dtype="bfloat16", max_sequence_length=16)
     numbers = {}
-    for blocks in (40, 4):  # to count passes through all 40 takes seconds
+    for depth in (40, 4):  # to count passes through all 40 takes seconds
         for part in EXPERTS:
-            content = {"_class_name": "WanTransformer3DModel", "num_layers": blocks}
+            content = {"_class_name": "WanTransformer3DModel", "num_layers": depth}
             (tmp_path / "a14b" / part / "config.json").write_text(json.dumps(content))
-        numbers[blocks] = sum(weights.numel() for weights in config.load("meta").module.parameters())
+        numbers[depth] = sum(weights.numel() for weights in config.load("meta").module.parameters())
     assert numbers[40] == pytest.approx(2 * 14.29e9, rel=1e-3)
     run = run_of(config, FlowGRPO(JPEG, steps=4, group=2, beta=0.0))
     counts = network_counts(run)
