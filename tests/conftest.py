@@ -115,6 +115,17 @@ def base(tmp_path_factory):
     return model.requires_grad_(False)
 
 
+@pytest.fixture
+def noted_threads(monkeypatch):
+    """Numbers of threads that torch is asked for, after the 8 it has; noted and not used: tests share the cores."""
+    import torch
+
+    threads = [8]
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    return threads
+
+
 @pytest.fixture(scope="session")
 def tinies(tmp_path_factory):
     """A tiny pipeline of every family with random weights."""

@@ -30,6 +30,7 @@ from ..system.errors import ConfigError
 from ..system.escapes import one_line
 from ..system.folder_lock import locked_folder
 from ..train.clock import Clock
+from ..train.cpu_threads import cpu_threads
 from ..train.explore import ExploreOptions, Iteration, supervised
 from ..train.gradients import gradients
 from .config import Run
@@ -73,7 +74,8 @@ def examine(run: Run) -> Iterator[Finding]:
         fp32_streams=fp32_streams(run),
     )
     # The lock takes its folder away again, because nothing is written into it.
-    with tempfile.TemporaryDirectory() as folder, locked_folder(small.folder):
+    threads = cpu_threads(run.distribution.threads)
+    with tempfile.TemporaryDirectory() as folder, locked_folder(small.folder), threads:
         setup = TrainingSetup.build(small, resume=False)
         cond = encode_records(setup.model, (prompt_records(run) or ANYTHING)[:2])
         yield from check_sampler(setup, cond)

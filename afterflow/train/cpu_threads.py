@@ -9,9 +9,11 @@ import torch
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Compute with so many threads inside, and with as many as before afterwards; None changes nothing."""
+    if count is None:
+        yield
+        return
     before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -55,6 +55,11 @@ def test_a_sound_set_up_passes(run, name, tmp_path):
     assert sum(each.passed is True for each in found) == 8
 
 
+def test_it_computes_with_the_threads_of_the_run_and_gives_them_back(run, noted_threads):
+    assert [each.check for each in examine(run.with_options(threads=3)) if each.passed is False] == []
+    assert noted_threads == [8, 3, 8]
+
+
 @pytest.mark.parametrize("algorithm", [SFT(), BranchGRPO(JPEG, steps=4, splits=(0, 1), eta=0.5)])
 def test_other_methods_are_asked_what_concerns_them(run, algorithm):
     data = ShapesImages(count=4) if isinstance(algorithm, SFT) else run.data

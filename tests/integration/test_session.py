@@ -100,10 +100,7 @@ def at_second_call(monkeypatch, act, number=2):
 
 
 @pytest.mark.parametrize("value", [0.5, math.nan])
-def test_the_threads_of_a_run_end_with_it(run, value, monkeypatch):
-    threads = [8]  # noted and not used: tests share the cores
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+def test_the_threads_of_a_run_end_with_it(run, value, noted_threads):
     inside = set()
 
     def counted(images, records):
@@ -115,7 +112,7 @@ def test_the_threads_of_a_run_end_with_it(run, value, monkeypatch):
         inside.clear()
         with nullcontext() if value == value else pytest.raises(TrainingStopped):
             execute(counting.with_options(threads=asked, name=f"asked_{asked}"))
-        assert inside == {used} and threads[-1] == 8
+        assert inside == {used} and noted_threads[-1] == 8
 
 
 def test_ctrl_c_ends_after_the_iteration_under_way_and_the_rest_follows_bit_for_bit(run, whole, monkeypatch, caplog):

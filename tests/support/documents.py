@@ -299,10 +299,10 @@ def measured_figures(folder: Path) -> dict[str, dict]:
     """Return what the commands of a page measured in a folder.
 
     evaluations: Of each in turn, metric or task → before, after, and both ends of the change's interval.
-    runs: Run → number of its metrics → the first and the last value.
+    runs: Run → metric → its first and its last value.
     """
     evaluations = []
-    for file in sorted(folder.glob(evaluation_file("*"))):
+    for file in evaluation_files(folder):
         report = json.loads(file.read_text(encoding="utf-8"))
         evaluations.append(
             {
@@ -320,9 +320,9 @@ def measured_figures(folder: Path) -> dict[str, dict]:
     return {"evaluations": evaluations, "runs": runs}
 
 
-def evaluation_file(number: int | str) -> str:
-    """Return the name of the file in which an evaluation of a page is kept."""
-    return f"evaluation_{number}.json"
+def evaluation_files(folder: Path) -> list[Path]:
+    """Return the files in which evaluations of a page are kept, in the order of their commands."""
+    return sorted(folder.glob("evaluation_*.json"))
 
 
 def run_notebook(notebook: Path, folder: Path) -> int:
@@ -364,7 +364,7 @@ def run_command(words: Sequence[str]) -> int:
         from afterflow.cli.main import main
 
         if args[0] == "eval" and "--json" not in args:
-            args += ["--json", evaluation_file(len(list(Path().glob(evaluation_file("*")))))]
+            args += ["--json", f"evaluation_{len(evaluation_files(Path())):02}.json"]
         return main(args)
     script, *options = args
     before = sys.argv, list(sys.path)

@@ -536,7 +536,7 @@ def built(name, folder):
     return replace(saved(name), path=str(folder))
 
 
-def keep_blocks(folder: Path, **blocks: int) -> None:
-    """Leave a pipeline's configuration with so many blocks of each kind: a plan of whole depth takes seconds."""
-    file = folder / "transformer" / "config.json"
+def keep_blocks(folder: Path, part: str = "transformer", **blocks: int) -> None:
+    """Leave a network's configuration with so many blocks of each kind: a plan of whole depth takes seconds."""
+    file = folder / part / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | blocks))

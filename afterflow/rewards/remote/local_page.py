@@ -13,6 +13,7 @@ from ...system.page_style import with_palette
 from .gate import Message, Receive, Send, is_this_machine
 
 STYLE = "page.css"
+"""The style of a page, which is served after the palette."""
 FILES = {"": ("page.html", "text/html"), "page.js": ("page.js", "text/javascript"), STYLE: (STYLE, "text/css")}
 """Path below the token → the file of a page and its type."""
 HEADERS = {
@@ -68,10 +69,7 @@ def refusal(status: int, reason: str) -> JSONResponse:
 
 
 def file_of_page(web: Path, name: str) -> Response:
-    """Return a file of a page from the folder `web`, or the answer that there is none of that name.
-
-    The style comes after the palette of all pages.
-    """
+    """Return a file of a page from the folder `web`, or the answer that there is none of that name."""
     if name not in FILES:
         return refusal(404, "no such page")
     path, kind = FILES[name]
