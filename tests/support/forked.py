@@ -21,8 +21,11 @@ class Forked:
         """Return the exit code; a process that has not ended in time is killed, with those that it has started."""
         self.process.join(timeout)
         if self.process.is_alive():
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                process.kill()
+            process = psutil.Process(self.process.pid)
+            # Stopped first: it would start further ones, or end as if nothing had been once they are killed.
+            process.suspend()
+            for started in process.children(recursive=True):
+                started.kill()
         self.process.kill()
         self.process.join()
         return self.process.exitcode
