@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev  ## run the test suite; make test ARGS='-k kernels'
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 # One thread each, a page or a notebook at a time.
-docs-test: $(VENV)/.installed-dev  ## carry out all code of README, docs, tutorial and notebooks; about eight minutes on two idle cores
+docs-test: $(VENV)/.installed-dev  ## carry out all code of README, docs, tutorial and notebooks; about seven minutes on two idle cores
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 2 --dist worksteal tests/documents $(ARGS)
 
 test-lowest: $(LOWEST_VENV)/.installed  ## run the test suite with the lowest versions that pyproject.toml claims

@@ -44,6 +44,8 @@ LARGEST, ALL_TOGETHER = 60_000, 600_000
 """Bytes of a picture of the tutorial, and of all of them."""
 TUTORIAL_FIGURES = ROOT / "bench" / "results" / "tutorial"
 """PAGE.json: what the commands of a page of the tutorial measured."""
+PARTS_WITH_FIGURES = ("first_run", "own_reward", "own_pictures", "one_student")
+"""Those pages; the figures of reading_a_run are bench/results/pathologies.json."""
 LONGEST_BUDGET = 120
 """Seconds of training that a command may name which is carried out."""
 STAND_IN = "shapes_flow_grpo"

@@ -15,6 +15,7 @@ from documents import (
     LARGEST,
     NOTEBOOKS,
     PAGES,
+    PARTS_WITH_FIGURES,
     ROOT,
     TUTORIAL,
     TUTORIAL_FIGURES,
@@ -157,6 +158,7 @@ def printed(value, digits, signed=False):
 
 
 def test_every_part_with_figures_has_those_that_were_measured():
+    assert set(FIGURES) == set(PARTS_WITH_FIGURES)
     assert {part.stem for part in PARTS if "95 % interval" in part.read_text(encoding="utf-8")} <= set(FIGURES)
     assert {part for part, *_ in SENTENCES} <= set(FIGURES)
 
