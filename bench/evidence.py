@@ -25,6 +25,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.serialization import from_json
 from afterflow.experiment.stages import Chain
 from afterflow.recipes import RECIPES
+from afterflow.recipes.generalist import TASKS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -103,9 +104,11 @@ def curve_results() -> Iterator[tuple[str, Evidence]]:
             configs = {method["name"]: method.get("config") or config_of(file, method) for method in data["methods"]}
             yield from ((name, dated(entry, name, config)) for name, config in configs.items())
         elif file.name == "generalist.json":
-            yield from (
-                (name, entry._replace(hardware=describe(machine(seeds)))) for name, seeds in data["recipes"].items()
-            )
+            for name, seeds in data["recipes"].items():
+                of_chain = entry._replace(hardware=describe(machine(seeds)))
+                yield name, of_chain
+                if name == "shapes_generalist":  # its teachers are measured beside it, each in its own task
+                    yield from ((f"shapes_teacher_{task}", of_chain) for task in TASKS)
         elif "seeds" in data and data["run"]["name"] == file.stem:
             yield file.stem, dated(entry, file.stem, data["run"])
         elif file.name == "moving.json":
