@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch._inductor import config as inductor
 
 from ..algorithms.base import Models
 from ..models.adapters import (
@@ -241,10 +240,9 @@ def fp32_streams(run: Run) -> bool:
 
 def compile_blocks(network: nn.Module) -> None:
     """Compile what a transformer repeats; blocks of a kind share it."""
-    # Else passes with and without gradients round to bf16 in different places, and ratios are off by 2e-4.
-    inductor.emulate_precision_casts = True
     for block in blocks(network):
-        block.compile()
+        # Else passes with and without gradients round to bf16 in different places, and ratios are off by 2e-4.
+        block.compile(options={"emulate_precision_casts": True})
 
 
 def weight_state(
