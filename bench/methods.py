@@ -189,7 +189,7 @@ def report_methods() -> None:
         "methods": methods,
         "differences": differences_of_methods(judged, records, SUITE.split),
         "suite": to_json(SUITE),
-        "command": "python bench/methods.py time, train --seeds 0 1 2, then report",
+        "command": " && ".join(f"python bench/methods.py {work}" for work in ("time", "train --seeds 0 1 2", "report")),
     }
     (RESULTS.parent / "methods.json").write_text(json.dumps(result) + "\n")
     print("| method | seeds | strict | closed | fidelity | diversity |\n|---|---|---|---|---|---|")

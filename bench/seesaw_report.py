@@ -86,7 +86,7 @@ def make_report() -> dict[str, Any]:
             for name in every
         ],
         "differences": list(differences(every, strata)),
-        "command": "python bench/seesaw.py train --seeds 0 1 2, then report",
+        "command": "python bench/seesaw.py train --seeds 0 1 2 && python bench/seesaw.py report",
     }
 
 

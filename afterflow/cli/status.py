@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from ..experiment.progress import RECENT, progress_of
+from ..experiment.progress import RECENT, progress_of, state_of
 from ..experiment.run_folder import RESULTS, RunFolder, duration
 from ..system.errors import InputError
 from ..system.escapes import printable
-from ..view.health import QUIET, first_alarm, first_and_last, health_warnings
+from ..view.health import first_alarm, first_and_last, health_warnings
 from .parsing import parse_options
 
 
@@ -63,10 +63,10 @@ def status_lines(folder: RunFolder, now: float) -> list[str]:
     metrics = folder.metrics()
     if not metrics:
         return [f"{folder.path}: no iteration has ended yet"]
-    progress, ended = progress_of(folder, metrics), folder.result() is not None
-    lines = [f"{folder.path}: {progress.sentence(ended)}"]
-    idle = now - folder.metrics_file.stat().st_mtime
-    if not ended and idle > QUIET * max(progress.seconds, 1):
+    progress = progress_of(folder, metrics)
+    state, idle = state_of(folder, progress, now)
+    lines = [f"{folder.path}: {progress.sentence(state == 'ended')}"]
+    if state == "quiet":
         resume = f"afterflow train --resume {folder.path}"
         lines.append(f"  it has written nothing for {duration(idle)}; go on with: {resume}")
     checkpoints = folder.checkpoints()

@@ -47,7 +47,7 @@ class Vote:
 
     path: Positional[str]
     """Folder of a run, or of pictures with prompts: in GenEval's layout, or with captions as --data.path takes them.
-    Of a run without single pictures, some are drawn by its result into PATH/votes/drawn."""
+    Where a run's votes/ has none, some are drawn by its result into PATH/votes/drawn."""
     images: int | None = None
     """Number of pictures of each prompt that are drawn; None: 4."""
     prompts: int | None = None
@@ -154,6 +154,10 @@ class Vote:
         lora = str(result) if result.name == RESULTS[0] else None
         base = str(locate(run.model.path, run.model.revision)) if lora is not None else str(result)
         records = self.records(run)
+        for record in records:
+            check_without_input(record, of_best)
+        if len(replace(run.model, path=base, revision=None).load("meta").latent_shape) != 3:
+            raise InputError(f"{of_best}: it draws clips, and people judge pictures alone here")
         steps = self.steps or run.evaluation.inference_steps
         drawing = Drawing(self.images or 4, steps, run.batches.guidance_scale, run.seed)
         print_progress(f"{len(records)} prompts x {drawing.images} pictures by {result}, into {drawn}")

@@ -95,8 +95,8 @@ class Batches:
     """Rows whose graphs may wait for their rewards, so that an update need not compute the rollout again.  None: as
     many as fit into an accelerator, and into 2 GB on a CPU.  0: the update computes every row again."""
     guidance_scale: Option[float] = 1.0
-    """Scale of classifier-free guidance in rollouts, updates and sample pictures.  Where images teach, only pictures
-    have it.  1 is no guidance, and half the work."""
+    """Scale of classifier-free guidance in rollouts and sample pictures, and in updates where steps of the rollout are
+    trained.  1 is no guidance, and half the work."""
     tag_schedule: Option[Mapping[str, int]] = field(default_factory=dict)
     """Number of consecutive iterations whose prompts all have one tag, tag by tag.  Empty mixes the tags."""
     long_prompts: Option[Literal["cut", "stop"]] = "cut"

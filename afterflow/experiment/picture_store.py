@@ -51,6 +51,8 @@ class PictureStore:
         make_folder(self.folder)
         with writing(self.folder):
             self._remove(BASE_STEP if first == 0 else first)
+            if first == 0 and (self.folder / "inputs").is_dir():
+                shutil.rmtree(self.folder / "inputs")
         if records:
             write_text_atomically(file, json.dumps(about) + "\n")
 
@@ -65,7 +67,9 @@ class PictureStore:
                 path.unlink()
 
     def write_inputs(self, records: Sequence[Mapping[str, Any]], height: int, width: int) -> None:
-        """Store the pictures that prompts are about, in the size of what is drawn."""
+        """Store the pictures that prompts are about, in the size of what is drawn, unless they are there."""
+        if (self.folder / "inputs").exists():
+            return
         for p, record in enumerate(records):
             for i, name in enumerate(input_names(record)):
                 make_folder(self.folder / "inputs")

@@ -27,9 +27,12 @@ MAIN_METRICS = (
 SPREAD = ("eval/diversity", "eval/std")
 """What is measured on held-out images and is no reward."""
 ARROWS = {"up": "↑", "down": "↓", "flat": "→"}
+QUIET, PAUSES = 10, 3
+"""After how many iteration times without a new line, and how many times its longest known pause, a run seems gone."""
 
 MetricLines = Sequence[Mapping[str, float]]
 Direction = Literal["up", "down", "flat"]
+RunState = Literal["training", "quiet", "ended"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,18 @@ class RunProgress:
         if self.budget.seconds is not None:
             training = min(training, self.budget.seconds - self.budget.used)
         return max(0.0, training) * time_beside(self.lines)
+
+    @property
+    def longest_pause(self) -> float:
+        """The most seconds beside training between two iterations, such as those of a measurement, that lines tell."""
+        lines = [line for line in self.lines if is_json_number(line.get("seconds"))]
+        beside = [line["seconds"] - line["seconds_trained"] for line in lines[:1] if line["step"] == 0]
+        beside += [line["seconds/eval"] for line in lines if is_json_number(line.get("seconds/eval"))]
+        for before, after in pairwise(lines):
+            if after["step"] == before["step"] + 1:
+                passed, trained = (after[name] - before[name] for name in ("seconds", "seconds_trained"))
+                beside.append(passed - trained)
+        return max(beside, default=0.0)
 
     @property
     def position(self) -> str:
@@ -141,6 +156,24 @@ def progress_of(folder: RunFolder, lines: MetricLines) -> RunProgress:
     return RunProgress(Budget(iterations, seconds, lines[-1]["seconds_trained"]), lines)
 
 
+def state_of(folder: RunFolder, progress: RunProgress, now: float) -> tuple[RunState, float]:
+    """Return whether a run has ended, trains, or is quiet for so long that it seems gone, and the seconds it is quiet.
+
+    A run that is trained further still has the result from before, which is older than its lines.
+
+    Args:
+        folder: The run's folder.
+        progress: How far it is, from lines of its metrics.
+        now: The time in seconds since 1970.
+    """
+    written, result = folder.metrics_file.stat().st_mtime, folder.result()
+    idle = now - written
+    if result is not None and (progress.share >= 1 or result.stat().st_mtime >= written):
+        return "ended", idle
+    is_gone = idle > max(QUIET * max(progress.seconds, 1), PAUSES * progress.longest_pause)
+    return "quiet" if is_gone else "training", idle
+
+
 def progress_words(name: str, parts: Sequence[ProgressPart], width: int | None = None) -> str:
     """Return a line of at most `width` columns with as many parts as fit, or one that is too long with the first."""
     line = ""
@@ -202,6 +235,9 @@ def time_beside(lines: MetricLines) -> float:
     first = last = lines[-1]
     for line in reversed(lines):
         if not is_json_number(line.get("seconds")) or line["seconds"] > first["seconds"]:
+            break
+        # Within one session no more seconds are trained than pass, so this line is from before.
+        if last["seconds"] - line["seconds"] < last["seconds_trained"] - line["seconds_trained"]:
             break
         first = line
     trained = last["seconds_trained"] - first["seconds_trained"]

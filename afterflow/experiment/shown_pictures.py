@@ -1,11 +1,13 @@
 """Which pictures a run stores while it trains, and when: samples, held-out pictures and groups of the rollout."""
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..algorithms.base import explores
 from ..rewards.grouped import GroupScores
@@ -33,8 +35,7 @@ class SamplePictures:
     def save(self, step: int, images: np.ndarray) -> None:
         """Store images (P, K, ...) of iteration `step`."""
         with self.side.making("stored pictures", step):
-            if not (self.store.folder / "inputs").exists():
-                self.store.write_inputs(self.records, *images.shape[-3:-1])
+            self.store.write_inputs(self.records, *images.shape[-3:-1])
             about = score_pictures(self.setup.run, images, self.records)
             self.store.write(step, [encode_picture(image) for of_prompt in images for image in of_prompt], about)
 
@@ -74,7 +75,11 @@ class HeldOutPictures:
                 kind: {name: [entry[kind].get(name, [None])[0] for entry in chosen] for name in chosen[0][kind]}
                 for kind in ("scores", "parts")
             }
-            files = self.store.write(step, [base64.b64decode(entry["picture"]) for entry in chosen], about)
+            pictures = [base64.b64decode(entry["picture"]) for entry in chosen]
+            with Image.open(io.BytesIO(pictures[0])) as first:
+                width, height = first.size
+            self.store.write_inputs(self.records, height, width)
+            files = self.store.write(step, pictures, about)
         return dict(zip(self.rows.tolist(), files))
 
     def save_base(self, step: int, images: np.ndarray) -> None:

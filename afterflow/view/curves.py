@@ -83,6 +83,11 @@ class HeldOutCurves:
         self.points: list[dict[str, Any]] = []
         """{"step", "means": name → [mean, low, high, number of prompts]}, oldest first."""
 
+    def thinned(self) -> list[dict[str, Any]]:
+        """Return at most MOST_POINTS points, spread over all, with the first and the last."""
+        chosen = np.linspace(0, len(self.points) - 1, min(len(self.points), MOST_POINTS)).round().astype(int)
+        return [self.points[i] for i in chosen]
+
     def update(self) -> None:
         """Read the lines that are new."""
         if not self.file.changed():

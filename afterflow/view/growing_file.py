@@ -12,6 +12,8 @@ LINES_AT_ONCE = 1000
 """Number of lines that are parsed at once."""
 LARGEST_NUMBER = 1 << 53
 """Bound of whole numbers, below which a float holds each of them."""
+KEPT_BYTES = 256
+"""Bytes of the end of what was read that are kept, to see whether a file still holds them."""
 LARGEST_TAIL = 1 << 17
 """Bytes at the end of a file that are read where the last lines are enough."""
 
@@ -28,15 +30,17 @@ class GrowingFile:
 
     def __init__(self, file: Path, run_folder: Path) -> None:
         self.file, self.run_folder = file, run_folder
-        self.position, self.inode = 0, -1
+        self.position, self.inode, self.time = 0, -1, -1
+        self.end = b""
+        """The last bytes that were read."""
 
     def changed(self) -> bool:
-        """Return whether the file holds something that was not read."""
+        """Return whether the file holds something that was not read, or is gone."""
         try:
             state = self.file.stat()
         except OSError:
-            return False
-        return state.st_ino != self.inode or state.st_size != self.position
+            return self.inode != -1
+        return (state.st_ino, state.st_size, state.st_mtime_ns) != (self.inode, self.position, self.time)
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
         """Return whether the file is another one than before, and its whole lines that were not read.
@@ -52,17 +56,20 @@ class GrowingFile:
     def read_bytes(self) -> tuple[bool, bytes]:
         """Return whether the file is another one than before, and the bytes of its whole lines that were not read."""
         if not self.file.is_file():
-            anew, self.inode, self.position = self.inode != -1, -1, 0
+            anew, self.inode, self.position, self.end = self.inode != -1, -1, 0, b""
             return anew, b""
         with check_inside_run(self.file, self.run_folder).open("rb") as stream:
             state = os.fstat(stream.fileno())
-            anew = self.inode != -1 and (state.st_ino != self.inode or state.st_size < self.position)
+            # A file that was deleted and made anew may have the number of the old one.
+            stream.seek(self.position - len(self.end))
+            anew = self.inode != -1 and (state.st_ino != self.inode or stream.read(len(self.end)) != self.end)
             if anew or self.inode == -1:
-                self.inode, self.position = state.st_ino, 0
+                self.inode, self.position, self.end = state.st_ino, 0, b""
             stream.seek(self.position)
             content = stream.read()
         whole = content.rfind(b"\n") + 1
-        self.position += whole
+        self.position, self.time = self.position + whole, state.st_mtime_ns
+        self.end = (self.end + content[:whole])[-KEPT_BYTES:]
         return anew, content[:whole]
 
 

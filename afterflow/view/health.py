@@ -5,9 +5,6 @@ import statistics
 
 from ..experiment.progress import MetricLines
 
-QUIET = 10
-"""Number of iteration times without a new line, after which a run seems to be gone."""
-
 
 def first_and_last(name: str, metrics: MetricLines) -> str | None:
     """Return the first and last value of a metric that is not measured at every iteration."""

@@ -45,10 +45,9 @@ def is_own_report(file: Path) -> bool:
 def report_text(run: Path) -> str:
     """Return the page of a run as one text, with its best pictures that fit."""
     answers = Answers([run])
-    text = ""
     for stages, side in FITS:
-        text = page_with(stored_answers(answers, run, stages, side))
-        if len(text.encode()) <= LARGEST_REPORT:
+        content = stored_answers(answers, run, stages, side)
+        if content is not None and len((text := page_with(content)).encode()) <= LARGEST_REPORT:
             return text
     return page_with({"answers": answers_without_pictures(answers), "pictures": {}})
 
@@ -64,9 +63,13 @@ def answers_without_pictures(answers: Answers) -> dict[str, Any]:
     }
 
 
-def stored_answers(answers: Answers, run: Path, stages: int, side: int | None) -> dict[str, Any]:
-    """Return every answer that the page may ask for, with pictures of at most `stages` stages and `side` pixels."""
+def stored_answers(answers: Answers, run: Path, stages: int, side: int | None) -> dict[str, Any] | None:
+    """Return every answer that the page may ask for, with pictures of at most `stages` stages and `side` pixels.
+
+    None as soon as the pictures alone are too large.
+    """
     content, pictures, reader = answers_without_pictures(answers), {}, RunReader(run)
+    size = 0
     for name in PICTURE_SETS:
         stored = reader.sets[name].content()
         if not stored["steps"]:
@@ -78,6 +81,9 @@ def stored_answers(answers: Answers, run: Path, stages: int, side: int | None) -
             content[f"seen/0/{name}/{step['name']}"] = reader.seen(name, step["name"])
         for address, file in picture_files(reader.sets[name], stored):
             pictures[f"0/{name}/{address}"] = data_address(file, side)
+            size += len(pictures[f"0/{name}/{address}"])
+            if size > LARGEST_REPORT:
+                return None
     return {"answers": content, "pictures": pictures}
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..experiment.progress import RECENT, progress_of
+from ..experiment.progress import RECENT, progress_of, state_of
 from ..experiment.run_folder import PICTURE_SETS, RESULTS, RunFolder, duration
 from ..system.errors import InputError
 from ..system.escapes import printable
 from .curves import AlarmSearch, HeldOutCurves, MetricCurves, finite_or_none
 from .growing_file import first_and_last_lines, is_number
-from .health import QUIET, health_warnings
+from .health import health_warnings
 from .picture_sets import PictureSet, read_json_object
 from .verifier_sight import sight
 
@@ -60,15 +60,15 @@ class RunReader:
 
     def _progress(self, now: float) -> dict[str, Any]:
         """Return state, progress and health."""
-        file = self.folder.metrics_file
+        if not self.folder.record_file.is_file():
+            return {"state": "gone", "progress": "its folder is gone", "share": 0, "health": []}
         lines = self._first_and_last()
         if not lines:
             return {"state": "waiting", "progress": "no iteration has ended yet", "share": 0, "health": []}
-        progress, last, ended = progress_of(self.folder, lines), lines[-1], self.folder.result() is not None
-        idle = now - file.stat().st_mtime
-        quiet = not ended and idle > QUIET * max(progress.seconds, 1)
+        progress, last = progress_of(self.folder, lines), lines[-1]
+        state, idle = state_of(self.folder, progress, now)
         health = health_warnings(lines[-RECENT:], self.alarm.update())
-        if quiet:
+        if state == "quiet":
             health.insert(0, f"it has written nothing for {duration(idle)}")
         rewards = {
             printable(name): [finite_or_none(lines[0][name]), finite_or_none(last[name])]
@@ -78,8 +78,8 @@ class RunReader:
             and is_number(lines[0].get(name))
         }
         return {
-            "state": "ended" if ended else "quiet" if quiet else "training",
-            "progress": progress.sentence(ended),
+            "state": state,
+            "progress": progress.sentence(state == "ended"),
             "share": finite_or_none(progress.share),
             "iteration": int(last["step"]),
             "alarm": self.alarm.first,
@@ -108,7 +108,7 @@ class RunReader:
         return {
             "names": list(self.metrics.series),
             "alarms": self.metrics.alarms[:MOST_ALARMS],
-            "held_out": self.held_out.points,
+            "held_out": self.held_out.thinned(),
             "trained": [name for name in measured if name in trained],
             "hidden": [name for name in measured if name not in trained],
             "sets": {name: len(stored.update()) for name, stored in self.sets.items()},

@@ -6,6 +6,8 @@ from fastapi import FastAPI, Request, Response
 
 from ..experiment.run_folder import PICTURE_SUFFIXES
 from ..rewards.remote.local_page import FILES, PageGate, file_of_page, refusal
+from ..system.errors import InputError
+from ..system.escapes import printable
 from .answers import Answers
 from .report_file import PAGE_FOLDER
 
@@ -25,7 +27,11 @@ def build_view(answers: Answers, token: str) -> FastAPI:
         path = answers.picture(index, set_name, step, file)
         if path is None:
             return refusal(404, "there is no such picture")
-        return Response(path.read_bytes(), 200, None, PICTURE_SUFFIXES[path.suffix][1])
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            return refusal(422, printable(str(error)))
+        return Response(content, 200, None, PICTURE_SUFFIXES[path.suffix][1])
 
     @app.get(f"/{token}/{{path:path}}")
     def answer(path: str, request: Request) -> Response:
@@ -34,7 +40,10 @@ def build_view(answers: Answers, token: str) -> FastAPI:
         if path in FILES:
             return file_of_page(PAGE_FOLDER, path)
         names = request.query_params.getlist("name")[:MOST_NAMES]
-        content = answers.answer(path, names)
+        try:
+            content = answers.answer(path, names)
+        except (InputError, OSError) as error:
+            return refusal(422, printable(str(error)))
         if content is None:
             return refusal(404, "there is no such run, set or step")
         return Response(json.dumps(content), 200, None, "application/json")

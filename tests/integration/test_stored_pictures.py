@@ -22,6 +22,7 @@ from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3
 from afterflow.rewards.grouped import GroupScores
 from afterflow.system.errors import InputError
+from afterflow.system.input_pictures import png_address
 from afterflow.system.side_outputs import SideOutputs
 from afterflow.train.distributed import Processes
 
@@ -213,6 +214,18 @@ def test_a_set_of_other_prompts_is_begun_anew():
         assert sorted(json.loads(file.read_text())["step"] for file in store.folder.glob("[bs]*.json")) == steps
         for step in (BASE_STEP, 4, 6):
             store.write(step, [b"\x89PNG"], {})
+
+
+def test_input_pictures_are_those_of_the_prompts_that_the_set_has():
+    store = PictureStore(Path("runs/it"), "samples")
+    for first, grey in ((0, 10), (0, 20), (5, 20), (5, 30)):
+        address = png_address(np.full((8, 8, 3), grey, np.uint8))
+        record = {"prompt": "it", "input": address}
+        store.begin(first, [record], 1)
+        store.write_inputs([record], 8, 8)
+        assert np.asarray(Image.open(store.folder / "inputs" / "000_0.png")).max() == grey
+    store.begin(0, [{"prompt": "it"}], 1)
+    assert not (store.folder / "inputs").exists()
 
 
 def test_a_folder_of_pictures_without_a_record_is_somebody_elses():

@@ -155,6 +155,18 @@ def test_no_file_of_metrics_is_read_through_a_link(page, run, name):
     assert "secret" not in json.dumps(summary) + "".join(reply.text for reply in replies)
 
 
+def test_what_cannot_be_read_is_said_in_a_sentence(page, run):
+    pictures = run / "pictures"
+    elsewhere = run.parents[1] / "moved"
+    pictures.rename(elsewhere)
+    pictures.symlink_to(elsewhere)
+    assert get(f"{page}/runs").status_code == 200
+    for path in ("run/0", "set/0/samples"):
+        reply = get(f"{page}/{path}")
+        assert reply.status_code == 422 and "by a symbolic link" in reply.json()["error"]
+        assert reply.headers["x-content-type-options"] == "nosniff"
+
+
 def test_markup_in_names_and_prompts_travels_as_text(page):
     reply = get(f"{page}/set/0/samples")
     assert reply.headers["content-type"] == "application/json" and reply.headers["x-content-type-options"] == "nosniff"

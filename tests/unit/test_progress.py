@@ -128,6 +128,19 @@ def test_what_is_beside_training_is_counted_since_the_run_was_resumed():
     resumed = [*lines[:3], *({**line, "seconds": line["seconds_trained"] * 2} for line in lines[3:])]
     resumed[2] = {**resumed[2], "seconds": 1000.0}
     assert time_beside(resumed) == 2.0
+    # The first line and the last ones are kept; of the first, seconds are few as well.
+    late = [{"seconds": 900 + 2.0 * i, "seconds_trained": 1000 + 1.0 * i} for i in range(20)]
+    assert time_beside([lines[0], *late]) == 2.0
+
+
+def test_the_longest_pause_is_that_of_a_measurement_or_of_pictures():
+    lines = lines_of([0] * 4)
+    assert RunProgress(Budget(10), lines).longest_pause == 1.0
+    assert RunProgress(Budget(10), [{**lines[0], "seconds": 90.0}, *lines[2:]]).longest_pause == 88.0
+    assert RunProgress(Budget(10), [*lines[1:3], {**lines[3], "seconds/eval": 70.0}]).longest_pause == 70.0
+    later = [{**line, "seconds": line["seconds"] + 50} for line in lines[2:]]
+    assert RunProgress(Budget(10), [*lines[:2], *later]).longest_pause == 51.0
+    assert RunProgress(Budget(10), [lines[0], *later]).longest_pause == 1.0, "what is between is not known"
 
 
 def test_a_line_fits_and_says_more_where_there_is_more_room():

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 
@@ -99,10 +101,45 @@ def test_a_summary_says_how_far_a_run_is_and_whether_it_is_well(tmp_path):
     assert quiet["state"] == "quiet" and "written nothing for 10 min" in quiet["health"][0]
     (tmp_path / "lora").mkdir()
     assert run.summary(written + 600)["state"] == "ended"
+    os.utime(tmp_path / "lora", (written - 60, written - 60))
+    assert run.summary(written)["state"] == "training", "it is trained further, and still has its first result"
+    assert run.summary(written + 600)["state"] == "quiet"
     stamp = run.stamp()
     pictures_of(tmp_path)
     assert run.stamp() != stamp, "a page asks for pictures when there are new ones"
     assert RunReader(run_of(tmp_path / "new")).summary()["state"] == "waiting"
+
+
+def test_a_run_that_measures_for_long_is_not_silent_meanwhile(tmp_path):
+    lines = [
+        {"seconds": 2.0 * i + 102, "seconds/eval": 100.0} if i == 0 else {"seconds": 2.0 * i + 102} for i in range(6)
+    ]
+    run = RunReader(run_of(tmp_path, lines))
+    written = run.folder.metrics_file.stat().st_mtime
+    assert [run.summary(written + idle)["state"] for idle in (60, 250, 350)] == ["training", "training", "quiet"]
+
+
+def test_a_run_that_is_gone_says_so_and_has_no_curves(tmp_path):
+    run = RunReader(run_of(tmp_path / "it", [{"kl": 1.0}], [{"strict": [1.0]}]))
+    assert run.curves(["kl"]) and run.details()["held_out"]
+    shutil.rmtree(tmp_path / "it")
+    assert run.summary()["state"] == "gone" and run.curves(["kl"]) == {}
+    assert run.details()["held_out"] == run.details()["alarms"] == []
+
+
+def test_a_run_that_was_made_anew_in_the_same_file_is_read_from_its_start(tmp_path):
+    run = RunReader(run_of(tmp_path, [{"kl": 1.0}, {"kl": 2.0}]))
+    assert run.curves(["kl"]) == {"kl": [[0, 1.0], [1, 2.0]]}
+    run_of(tmp_path, [{"kl": 3.0}, {"kl": 4.0}, {"kl": 5.0}])  # written into the same inode
+    assert run.curves(["kl"]) == {"kl": [[0, 3.0], [1, 4.0], [2, 5.0]]}
+    run_of(tmp_path, [{"kl": 6.0}, {"kl": 7.0}, {"kl": 8.0}])  # and as many bytes
+    assert run.curves(["kl"]) == {"kl": [[0, 6.0], [1, 7.0], [2, 8.0]]}
+
+
+def test_curves_of_held_out_rewards_are_thinned_too(tmp_path):
+    run = RunReader(run_of(tmp_path, [{}], [{"strict": [float(i)]} for i in range(2000)]))
+    steps = [point["step"] for point in run.details()["held_out"]]
+    assert len(steps) == 600 and (steps[0], steps[-1]) == (0, 1999) and steps == sorted(set(steps))
 
 
 def test_the_summary_of_a_long_run_has_its_first_line_and_its_last(tmp_path):

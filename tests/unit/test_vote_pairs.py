@@ -142,6 +142,20 @@ def test_undo_takes_back_the_last_verdict_of_the_same_page_and_shows_its_pair(fo
     assert table.undo(B).pair.key == other.pair.key, "also after a restart"
 
 
+def test_after_undo_a_changed_picture_is_judged_as_it_is_now(folder):
+    judge_all(voting(folder, pairs_of(2)), A)
+    Image.fromarray(flat(9)).save(folder / "0.png")
+    table = voting(folder, pairs_of(2))
+    table.vote(A, table.undo(A).id, "left")
+    [verdict] = verdict_file(folder).read()
+    assert table.is_of_today(verdict) and table.progress() == {"judged": 1, "open": 0, "waiting": 0, "gone": 0}
+    table.undo(A)
+    assert table.progress()["open"] == 1 and table.show(A) is not None
+    (folder / "0.png").unlink()
+    table = voting(folder, pairs_of(2))
+    assert table.show(A) is None and table.progress() == {"judged": 0, "open": 0, "waiting": 0, "gone": 1}
+
+
 def test_sides_are_drawn_by_the_seed(folder):
     left = lambda seed: [shown_left(voting(folder, [pair], seed=seed)) for pair in pairs_of()]
     shown_left = lambda table: table.show(A).left.path

@@ -81,9 +81,8 @@ class Voting:
         self.equal: set[tuple[str, frozenset[str]]] = set()
         self.digests: dict[str, str] = {}
         self.count: Counter[tuple[str, frozenset[str]]] = Counter()
-        for verdict in self.verdicts:
-            if all(self.digest(picture.path) == picture.digest for picture in (verdict.left, verdict.right)):
-                self.count[paths_of(verdict)] += 1
+        for verdict in filter(self.is_of_today, self.verdicts):
+            self.count[paths_of(verdict)] += 1
 
     def show(self, session: str) -> ShownPair | None:
         """Return the pair that a page shows, another one where it has none; None where no pair is left."""
@@ -151,8 +150,15 @@ class Voting:
         page.shown = None
         return verdict
 
-    def undo(self, session: str) -> ShownPair:
-        """Take back the last verdict of a page, and show its pair again.  NotShown where there is none."""
+    def is_of_today(self, verdict: Verdict) -> bool:
+        """Whether the pictures of a verdict are still those that were judged."""
+        return all(self.digest(picture.path) == picture.digest for picture in (verdict.left, verdict.right))
+
+    def undo(self, session: str) -> ShownPair | None:
+        """Take back the last verdict of a page, and show its pair again.  NotShown where there is none.
+
+        Where its pictures have changed since, they are shown as they are now; None where one of them is gone.
+        """
         page = self.session(session)
         last = next((verdict for verdict in reversed(self.verdicts) if verdict.session == session), None)
         if last is None:
@@ -160,9 +166,12 @@ class Voting:
         self.file.undo(last, utc_now())
         self.verdicts.remove(last)
         pair = PicturePair(last.prompt, last.left.path, last.right.path)
-        self.count[pair.key] -= 1
         page.judged.discard(pair.key)
-        page.seen, page.shown = self.clock(), ShownPair(secrets.token_hex(8), pair, last.left, last.right)
+        now = self.prepare(pair)  # reads both pictures again
+        same_pair = (verdict for verdict in self.verdicts if paths_of(verdict) == pair.key)
+        self.count[pair.key] = sum(map(self.is_of_today, same_pair))
+        again = ShownPair(secrets.token_hex(8), pair, last.left, last.right)
+        page.seen, page.shown = self.clock(), again if now is not None and self.is_of_today(last) else now
         return page.shown
 
     def leave(self, session: str) -> None:

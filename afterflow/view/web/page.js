@@ -4,7 +4,7 @@ const POLL_MILLISECONDS = 1500;
 const COLORS = 6;
 const VIEWS = ["runs", "run", "groups", "compare"];
 const SETS = { held_out: "held-out prompts", samples: "sample prompts" };
-const STATES = { training: "training", ended: "ended", quiet: "silent", waiting: "starting", unreadable: "unreadable" };
+const STATES = { training: "training", ended: "ended", quiet: "silent", waiting: "starting", gone: "gone", unreadable: "unreadable" };
 
 const element = (id) => document.getElementById(id);
 // A file that holds the page has its answers and pictures in it; else they come from this machine.
@@ -144,7 +144,8 @@ function show() {
     button.disabled = button.dataset.view === "compare" && runs.length < 2;
   }
   choices();
-  const stamps = shownRuns().map((index) => runs[index].stamp);
+  // Whether a run is silent or has ended shows in no file's stamp.
+  const stamps = shownRuns().map((index) => [runs[index].stamp, runs[index].state, runs[index].health]);
   const content = JSON.stringify([state.view, state.run, state.other, state.metric, state.view === "runs" ? runs : stamps]);
   const pictures = JSON.stringify([state.view, state.run, state.other, state.set, shownRuns().map((index) => setOf(index)?.prompts)]);
   const isSame = content === drawn.content && pictures === drawn.pictures;
@@ -218,7 +219,7 @@ function oneRun() {
 function charts(indices) {
   const box = el("div", { class: "charts" });
   const details = indices.map((index) => answer(`run/${index}`));
-  const alarms = [...new Set(details.flatMap((one) => one?.alarms ?? []))].slice(0, 1);
+  const alarms = details.map((one, side) => ({ at: one?.alarms?.[0], name: indices.length > 1 ? `alarm ${side ? "B" : "A"}` : "alarm" })).filter(({ at }) => at !== undefined);
   const options = { alarms, now: stages()[state.step] }, plots = [];
   for (const [kind, title] of [["trained", "Held-out: trained rewards"], ["hidden", "Held-out: hidden evaluators"]]) {
     const lines = indices.flatMap((index, side) => heldOutLines(details[side], details[side]?.[kind] ?? [], indices, side));
@@ -318,7 +319,7 @@ function chart(title, lines, { alarms, now }) {
   const scale = scales(lines);
   const last = (line) => line.points.filter((point) => Number.isFinite(point[1])).at(-1)?.[1];
   const words = lines.map((line) => `${line.name} ${number(line.points[0]?.[1])} to ${number(last(line))}`).join(", ");
-  const picture = drawing("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${words}${alarms.length ? `, alarm at iteration ${alarms[0]}` : ""}` });
+  const picture = drawing("svg", { class: "chart", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}: ${words}${alarms.map(({ at, name }) => `, ${name} at iteration ${at}`).join("")}` });
   for (const tick of scale.yTicks) {
     picture.append(drawing("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: scale.y(tick), y2: scale.y(tick) }));
     picture.append(drawing("text", { x: LEFT - 5, y: scale.y(tick) + 4, "text-anchor": "end" }, number(tick)));
@@ -326,11 +327,11 @@ function chart(title, lines, { alarms, now }) {
   picture.append(drawing("text", { x: WIDTH - RIGHT, y: HEIGHT - 4, "text-anchor": "end" }, "iteration"));
   for (const tick of scale.xTicks) picture.append(drawing("text", { x: scale.x(tick), y: HEIGHT - 20, "text-anchor": "middle" }, String(tick)));
   if (now !== undefined && now >= 0) picture.append(drawing("line", { class: "now", x1: scale.x(now), x2: scale.x(now), y1: TOP, y2: HEIGHT - BOTTOM }));
-  for (const alarm of alarms) {
-    picture.append(drawing("line", { class: "alarm", x1: scale.x(alarm), x2: scale.x(alarm), y1: TOP, y2: HEIGHT - BOTTOM }));
-    const isLate = scale.x(alarm) > WIDTH - 60;
-    picture.append(drawing("text", { class: "alarm-text", x: scale.x(alarm) + (isLate ? -4 : 4), y: TOP + 9, "text-anchor": isLate ? "end" : "start" }, "alarm"));
-  }
+  alarms.forEach(({ at, name }, i) => {
+    picture.append(drawing("line", { class: "alarm", x1: scale.x(at), x2: scale.x(at), y1: TOP, y2: HEIGHT - BOTTOM }));
+    const isLate = scale.x(at) > WIDTH - 60;
+    picture.append(drawing("text", { class: "alarm-text", x: scale.x(at) + (isLate ? -4 : 4), y: TOP + 9 + 12 * i, "text-anchor": isLate ? "end" : "start" }, name));
+  });
   for (const line of lines) {
     if (line.band.length > 1) picture.append(drawing("path", { class: "band", d: area(line.band, scale), color: color(line.color) }));
     picture.append(drawing("path", { class: `curve${line.dashed ? " dashed" : ""}`, d: path(line.points, scale), color: color(line.color) }));
