@@ -9,7 +9,7 @@ the options that several algorithms have in common; an algorithm repeats a field
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Generic, Literal, Protocol, TypeGuard, TypeVar
 
 import torch
@@ -57,8 +57,6 @@ class Models:
     """Averages of the policy by name, which follow it iteration by iteration."""
     explorer: Velocity | None = None
     """The field that makes the images of a rollout, where that is not the policy that is trained."""
-    before: Velocity | None = None
-    """The policy before the first of several updates of an iteration; None where there is one update."""
 
     @property
     def draws(self) -> Velocity:
@@ -243,6 +241,14 @@ class OnPolicy(Algorithm[R]):
     """Kernel that draws a stochastic step."""
     eta: float = 0.7
     """Noise level of the stochastic steps (the papers' a; for cps on [0, 1])."""
+
+    def check_unused(self, *names: str) -> None:
+        """Raise ConfigError for options that were changed and that the method has no use for, as it is set."""
+        defaults = {option.name: option.default for option in fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            unused = f"{name} = {value}: {type(self).__name__} has no use for it as it is set; leave it out"
+            require(value == defaults[name], unused)
 
     @property
     def step_kernel(self) -> Kernel:

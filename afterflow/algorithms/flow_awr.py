@@ -5,8 +5,9 @@ credit  A_i = G softmax_i(R / γ) - 1 over the group,   γ = std of all rewards 
 loss    ‖v_θ - sg[v_old + A (v* - v_old)]‖²  +  λ ‖v_θ - v_ref‖²
 old     d of itself and 1 - d of the policy after each iteration,   d = min(0.001 k, 0.5)
 
-A is above -1, so that a bad image pushes away at most as hard as an average one would pull.  Second-hand: no official
-code was seen, and equations are those of a re-implementation.
+A is above -1, so that a bad image pushes away at most as hard as an average one would pull.  Ours bounds it from above
+too, by max_advantage: one good image among many failures would have nearly G.  Second-hand: no official code was seen,
+and equations are those of a re-implementation.
 """
 
 from dataclasses import dataclass

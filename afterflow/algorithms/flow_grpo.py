@@ -67,6 +67,10 @@ class FlowGRPO(GroupRelative):
         odd = self.density == "variance_free" and (self.guard or self.kernel != "cps" or self.divergence is not None)
         require(not odd, "density = variance_free is flow_grpo's for plain cps; take the true density here")
         check_window(self.window, self.window_range, self.steps)
+        if self.beta == 0:
+            self.check_unused("reference")
+        if self.beta == 0 or self.reference.model != "average":
+            self.check_unused("lag")
 
     @property
     def requirements(self) -> Requirements:

@@ -11,7 +11,7 @@ in the mean of the loss.  Rollouts have the run's guidance; what is trained is t
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, TypeGuard
 
 import torch
@@ -99,13 +99,11 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         require(self.blend.how != "separate", "blend.how = separate: an image has one advantage here; take z_sum")
         require(self.max_advantage > 0, f"max_advantage = {self.max_advantage}: it must be positive")
         require(self.kl >= 0, f"kl = {self.kl}: a weight, so 0 or more")
-
-    def check_unused(self, *names: str) -> None:
-        """Raise ConfigError for options of the kind that were changed and that this method has no use for."""
-        defaults = {option.name: option.default for option in fields(self)}
-        for name in names:
-            value = getattr(self, name)
-            require(value == defaults[name], f"{name} = {value}: {type(self).__name__} has no use for it; leave it out")
+        reference = self.requirements.reference
+        if reference is None:
+            self.check_unused("reference")
+        if not self.uses_old and (reference is None or reference.model != "average"):
+            self.check_unused("lag")
 
     @property
     def requirements(self) -> Requirements:
@@ -148,6 +146,11 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         """T, the number of times that an image is noised again to."""
         return self.times.number(self.steps)
 
+    @property
+    def unit_rows(self) -> int:
+        """The number of rows of a whole unit; one backward pass has at least these."""
+        return {"row": 1, "group": self.group, "image": self.num_times}[self.together]
+
     def units(self, advantage: Tensor) -> Tensor:
         """Return how many units that microbatches do not cut each group has, (P, G) → (P,)."""
         used = trainable_images(advantage)
@@ -171,13 +174,14 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         seeds = row_seeds(t.shape[1:], self.noise == "prompt", self.noise != "fresh", sources)
         return noised_images(rollout.leaves, rollout.cond, t, seeds, advantage, self.together)
 
-    @torch.no_grad()
     def rows(self, models: Models, steps: NoisedImages) -> NoisedImages:
-        """Return the rows with the log-likelihoods of the policy before the first of several updates."""
-        if models.before is None or not self.has_ratio or not len(steps):
-            return steps
-        states = self._states(replace(models, policy=models.before), steps)
-        return replace(steps, before=self.log_likelihood(states).detach())
+        """Return the rows themselves."""
+        return steps
+
+    @torch.no_grad()
+    def log_likelihoods(self, models: Models, rows: NoisedImages) -> Tensor:
+        """Return what stands for the policy's log-likelihood of each row, (B,), without gradients."""
+        return self.log_likelihood(self._states(replace(models, reference=None, lagged={}), rows))
 
     def log_likelihood(self, states: NoisedStates) -> Tensor:
         """Return what stands for the log-likelihood of each row, (B,); methods with a ratio have one."""

@@ -51,6 +51,8 @@ class OnlineDPO(ForwardProcess):
         require(plain, "blend: a pair is of the best and the worst by one sum; take raw_sum without again")
         require(self.beta > 0, f"beta = {self.beta}: it must be positive")
         self.compare.check(self.group)
+        if WIN_RATE not in self.weights:
+            self.check_unused("compare")
 
     @property
     def requirements(self) -> Requirements:
@@ -62,6 +64,11 @@ class OnlineDPO(ForwardProcess):
     def uses_old(self) -> bool:
         """Whether the loss needs the old policy's velocity: it does not."""
         return False
+
+    @property
+    def unit_rows(self) -> int:
+        """The number of rows of a pair."""
+        return 2
 
     def credit(self, plan: Plan, log_prob: Levels, scores: Scores) -> Levels:
         """Return 1 for the best image of a group and -1 for its worst, NaN for the others, one level of (P, G, 1)."""

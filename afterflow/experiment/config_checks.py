@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
+from ..algorithms.forward_process import learns_from_finished
 from ..algorithms.policy_gradient import PolicyGradient
 from ..data.images import ImageSource
 from ..data.pairs import SampledPairs
@@ -42,6 +43,7 @@ def check_run(run: "Run") -> None:
     if explores(algorithm):
         check_rewards_of(run, algorithm)
         check_divergence(run, algorithm)
+        check_lag(run, algorithm)
     else:
         check_supervised(run)
     check_teachers(run, algorithm.requirements)
@@ -128,6 +130,16 @@ def check_divergence(run: "Run", algorithm: OnPolicy) -> None:
         raise ConfigError(
             f"algorithm.divergence = {algorithm.divergence}: with updates = 1 the policy is the one that sampled, and "
             "no step is ever masked; take --updates 2 or more, or leave it out"
+        )
+
+
+def check_lag(run: "Run", algorithm: OnPolicy) -> None:
+    """Check that the old policy, where it is compared with, is not the policy itself after the first update."""
+    compares = learns_from_finished(algorithm) and algorithm.uses_old and algorithm.lag.follows_at_once
+    if compares and run.batches.updates > 1:
+        raise ConfigError(
+            f"algorithm.lag: d is always 0, so with updates = {run.batches.updates} the old policy would follow every "
+            "update; take --updates 1, or a small lag.slope such as 1e-9"
         )
 
 

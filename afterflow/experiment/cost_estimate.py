@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from ..algorithms.base import WIN_RATE, Models, OnPolicy, Scores, explores
+from ..algorithms.forward_process import learns_from_finished
 from ..data.images import ImageSource
 from ..data.pairs import SampledPairs
 from ..models.adapters import Full
@@ -80,7 +81,9 @@ def passes_of(run: Run, network: NetworkCounts) -> Passes:
 def memory_needs(run: Run, network: NetworkCounts, passes: Passes) -> dict[str, int]:
     """Return the bytes of accelerator memory that a run needs, by what needs them."""
     trained, chunk = network.trained, run.batches.chunk
-    waiting = max(chunk * (1 + run.algorithm.requirements.pairs), passes.retained_rows)  # of winner and loser
+    # Of winner and loser; and the passes of a unit that one backward pass takes whole.
+    passes_of_unit = -(-run.algorithm.unit_rows // chunk) if learns_from_finished(run.algorithm) else 1
+    waiting = max(chunk * (passes_of_unit + run.algorithm.requirements.pairs), passes.retained_rows)
     return {
         "frozen and trained weights": network.weights,
         "gradients, Adam and EMA": trained
@@ -112,7 +115,7 @@ def count_rows(run: Run) -> dict[str, float]:
         embedding, embedding, [record] * run.batches.batch, torch.zeros(run.batches.batch, dtype=torch.long)
     )
     history = RewardHistory(requirements.history) if requirements.history else None
-    options = ExploreOptions(run.seed, (1,), run.batches.chunk)
+    options = ExploreOptions(run.seed, (1,), run.batches.chunk, run.batches.updates)
     metrics = trial_iteration(algorithm, models, cond, options, Clock(), history).metrics
     images = run.batches.batch * algorithm.plan(0, generator(run.seed, 0, "plan")).widths[-1]
     rows = {name.removeprefix("nfe/"): images * count for name, count in metrics.items() if name.startswith("nfe/")}
@@ -130,7 +133,7 @@ def trial_iteration(
     clock: Clock,
     history: RewardHistory | None = None,
 ) -> Iteration:
-    """Return an iteration with one update and random scores.
+    """Return an iteration with random scores.
 
     Args:
         algorithm: The method that explores.

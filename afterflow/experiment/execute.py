@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +18,7 @@ from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_judge_sees, check_rewards, resolve_reward
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
-from ..system.errors import ConfigError, InputError, TrainingStopped
+from ..system.errors import CheckpointError, ConfigError, InputError, TrainingStopped
 from ..system.folder_lock import locked_folder
 from ..system.launcher import launched_rank
 from ..system.messages import show_messages_by_default
@@ -91,7 +92,7 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
         start_tracker(setup, side)
         for line in describe_run(setup, recipe, records, held_out):
             _log.info(line)
-        train_setup(setup, records, held_out, clock, side)
+        train_setup(setup, records, held_out, clock, side, accept_changed_data)
         save_result(setup, side)
     return Result(run.folder)
 
@@ -135,7 +136,12 @@ def start_tracker(setup: TrainingSetup, side: SideOutputs) -> None:
 
 
 def train_setup(
-    setup: TrainingSetup, records: Sequence[dict], held_out: Sequence[dict], clock: Clock, side: SideOutputs
+    setup: TrainingSetup,
+    records: Sequence[dict],
+    held_out: Sequence[dict],
+    clock: Clock,
+    side: SideOutputs,
+    accept_changed_data: bool = False,
 ) -> None:
     """Train from the first iteration to the last, and watch it.
 
@@ -145,12 +151,15 @@ def train_setup(
         held_out: The held-out prompts.
         clock: The clock that the stages of an iteration are timed by.
         side: What may fail without ending the run.
+        accept_changed_data: Whether a resumed run may learn from other pairs than it began with.
     """
     optimization = setup.run.optimization
     recorder = GroupRecorder(setup.algorithm.requirements.weights, side)
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
-        source, prompts, passes = training_data(setup, records, clock, recorder)
+        source, prompts, passes, drawn = training_data(setup, records, clock, recorder)
         held_out_prompts = encode_prompts(setup, held_out) if held_out else None
+    if drawn is not None:
+        check_drawn_pairs(setup, drawn, accept_changed_data)
     if isinstance(setup.run.data, ImageSource):
         _log.info(f"  data      {len(prompts)} {image_noun(setup.run.data)} to learn from")
     seconds = pass_seconds(setup, prompts)
@@ -186,20 +195,51 @@ def save_result(setup: TrainingSetup, side: SideOutputs) -> None:
     accelerator.end_training()
 
 
-def training_data(
-    setup: TrainingSetup, records: Sequence[dict], clock: Clock, recorder: GroupRecorder
-) -> tuple[Iterator[Iteration | OnePass], Conditioning, Passes]:
-    """Return the iterations to train on, the encoded prompts they are about, and their passes."""
+class TrainingData(NamedTuple):
+    """What a run trains on."""
+
+    source: Iterator[Iteration | OnePass]
+    """The iterations."""
+    prompts: Conditioning
+    """The encoded prompts that they are about."""
+    passes: Passes
+    drawn: str | None = None
+    """Digest of which images are the pairs that were drawn for the run; None where there are none."""
+
+
+def check_drawn_pairs(setup: TrainingSetup, drawn: str, accept_changed_data: bool) -> None:
+    """Check that all processes have the same drawn pairs, and a resumed run those that it began with.
+
+    CheckpointError says what is to be done.
+    """
+    folder = RunFolder(setup.run.folder)
+    if len(set(setup.processes.all_gather_objects(drawn))) > 1:
+        raise CheckpointError(
+            "the processes have drawn or judged other pairs than each other; let them share a cache (data.cache), or "
+            "draw the pairs with one process first"
+        )
+    if not setup.processes.main:
+        return
+    begun = folder.data().get("drawn_pairs") if setup.first else None
+    if begun is not None and begun != drawn and not accept_changed_data:
+        raise CheckpointError(
+            f"{folder.path}: pairs are drawn or judged otherwise than when the run began, as a judge that varies or a "
+            "lost cache can make them; go on with those of now by --accept-changed-data, or start anew"
+        )
+    folder.write_data({"drawn_pairs": drawn})
+
+
+def training_data(setup: TrainingSetup, records: Sequence[dict], clock: Clock, recorder: GroupRecorder) -> TrainingData:
+    """Return what a run trains on."""
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
-        pairs, prompts, left_out = image_pairs(
-            run, run.data, model, partial(encode_prompts, setup), setup.models.reference
-        )
+        images = image_pairs(run, run.data, model, partial(encode_prompts, setup), setup.models.reference)
         if setup.processes.main:
-            RunFolder(run.folder).write_data({"images": len(prompts), "left_out": left_out})
+            RunFolder(run.folder).write_data({"images": len(images.prompts), "left_out": images.left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}
-        return supervised(setup.algorithm, pairs, steps, **options), prompts, NO_ROLLOUT
+        source = supervised(setup.algorithm, images.pairs, steps, **options)
+        return TrainingData(source, images.prompts, NO_ROLLOUT, images.drawn)
     assert explores(setup.algorithm)
     prompts = encode_prompts(setup, records)
     explorer = Explorer(
@@ -223,7 +263,7 @@ def training_data(
     )
     passes = setup_passes(setup, prompts)
     _log.info(f"  passes    {passes.words}")
-    return iterations(explorer, steps, passes.retained_rows), prompts, passes
+    return TrainingData(iterations(explorer, steps, passes.retained_rows), prompts, passes)
 
 
 def encode_prompts(setup: TrainingSetup, records: Sequence[dict]) -> Conditioning:

@@ -51,16 +51,27 @@ class Bucket(NamedTuple):
     records: list[dict]
 
 
+class LearntImages(NamedTuple):
+    """What a run of supervised training learns from."""
+
+    pairs: Callable[[int], Pairs]
+    """Each iteration's batch of latents with prompts."""
+    prompts: Conditioning
+    """The prompts of all images, encoded beforehand."""
+    left_out: Counter[str]
+    """Reason → number of images, or of pairs, that are left out."""
+    drawn: str | None
+    """Digest of which images are the pairs that were drawn for the run; None for pictures that were there."""
+
+
 def image_pairs(
     run: Run,
     data: ImageSource,
     model: Model,
     encode: Callable[[Sequence[dict]], Conditioning],
     reference: Velocity | None = None,
-) -> tuple[Callable[[int], Pairs], Conditioning, Counter[str]]:
-    """Return each iteration's batch of latents with prompts, all encoded beforehand; the prompts; what is left out.
-
-    The last is reason → number of images, or of pairs.
+) -> LearntImages:
+    """Return each iteration's batch of latents with prompts, all encoded beforehand.
 
     Args:
         run: The run.
@@ -69,9 +80,10 @@ def image_pairs(
         encode: Encodes the prompts of records.
         reference: The model before training, which draws what its user does not bring.
     """
+    drawn = None
     if isinstance(data, SampledPairs):
         assert reference is not None
-        latents, records, left_out = PairSampler(run, data, model, reference).gather(encode)
+        latents, records, left_out, drawn = PairSampler(run, data, model, reference).gather(encode)
         buckets = [Bucket(latents, records)]
     else:
         assert isinstance(data, ListedImages)
@@ -92,7 +104,7 @@ def image_pairs(
         winners, losers = latents.unbind(1) if data.pairs else (latents, None)
         return Pairs(winners, prompts, rejected=losers)
 
-    return pairs, cond, left_out
+    return LearntImages(pairs, cond, left_out, drawn)
 
 
 def gather_buckets(

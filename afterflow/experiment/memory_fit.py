@@ -82,10 +82,7 @@ def fitted_variants(run: Run) -> Iterator[MemoryFit]:
             continue
         counts, chunk = network_counts(changed), run.batches.chunk
         while chunk:
-            try:
-                smaller = changed.with_options(chunk=chunk)
-            except ConfigError:  # some methods need the images of a prompt in one pass
-                break
+            smaller = changed.with_options(chunk=chunk)
             yield MemoryFit(smaller, needed_bytes(smaller, counts, run.batches.chunk), changed_options(run, smaller))
             chunk = -(-chunk // 2) if chunk > 1 else 0
 

@@ -1,5 +1,6 @@
 """Pairs of the model's own images, drawn before training: of each prompt the best and the worst by a reward."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from ..models.adapters import LoRA
 from ..models.base import latents_file, read_cache_file, write_cache_file
 from ..models.generate import solve_ode
 from ..models.pipeline import Model
-from ..models.wrappers import guided, in_chunks
+from ..models.wrappers import in_chunks
 from ..objectives.advantages import combine
 from ..objectives.preferences import best_and_worst, win_rates
 from ..rewards.registry import find_reward
@@ -27,7 +28,7 @@ from ..sampling.seeds import generator
 from ..system.errors import InputError
 from ..train.clock import Clock
 from .config import Run
-from .contents import lora_contents, pipeline_contents
+from .contents import digest, lora_contents, pipeline_contents
 from .prompt_checks import prompt_records
 from .scoring import score_latents
 
@@ -63,18 +64,21 @@ class PairSampler:
         rewards = dict.fromkeys([*self.data.weights, *self.data.min_reward], 1.0)
         return Requirements(rewards, comparisons=Comparisons() if WIN_RATE in self.data.weights else None)
 
-    def gather(self, encode: Callable[[Sequence[dict]], Conditioning]) -> tuple[Tensor, list[dict], Counter[str]]:
-        """Return latents (N, 2, ...) of winners and losers, the records of their prompts, and what is left out.
+    def gather(self, encode: Callable[[Sequence[dict]], Conditioning]) -> tuple[Tensor, list[dict], Counter[str], str]:
+        """Return latents (N, 2, ...) of winners and losers, their prompts' records, what is left out, and a digest.
 
-        The last is reason → number of prompts.  InputError where no prompt has a best and a worst image.
+        What is left out is reason → number of prompts.  The digest says which images the pairs are.  InputError is
+        raised where no prompt has a best and a worst image.
         """
         records, left_out = prompt_records(self.run), Counter()
         cond = encode(records)
-        parts, chosen = [], []
+        parts, chosen, which = [], [], []
         for rows in torch.arange(len(records)).split(max(1, IMAGES // self.data.per_prompt)):
-            latents, pairs, reasons = self.part(cond[rows], rows, [records[i] for i in rows.tolist()])
+            latents, members, reasons = self.part(cond[rows], rows, [records[i] for i in rows.tolist()])
             parts.append(latents)
-            chosen += [records[i] for i in rows[pairs].tolist()]
+            prompts = rows[members[:, 0]].tolist()
+            chosen += [records[i] for i in prompts]
+            which += [[i, *pair] for i, pair in zip(prompts, members[:, 1:].tolist())]
             left_out += reasons
         words = f"{len(chosen)} of {len(records)} prompts have a best and a worst image"
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
@@ -84,11 +88,13 @@ class PairSampler:
                 f"none of {len(records)} prompts makes a pair: {reasons}; take more images of a prompt "
                 "(data.per_prompt), prompts that are met now and then, or a reward with degrees (data.weights)"
             )
-        return torch.cat(parts), chosen, left_out
+        return torch.cat(parts), chosen, left_out, digest(json.dumps(which))
 
     @torch.no_grad()
     def part(self, cond: Conditioning, rows: Tensor, records: Sequence[dict]) -> tuple[Tensor, Tensor, Counter[str]]:
-        """Return latents (n, 2, ...) of the pairs of some prompts, (n,) which prompts have one, and what is left out.
+        """Return latents (n, 2, ...) of the pairs of some prompts, (n, 3) which they are, and what is left out.
+
+        Which they are: the row of the prompt, and the numbers of its best and its worst image.
 
         Args:
             cond: The prompts.
@@ -97,25 +103,27 @@ class PairSampler:
         """
         file = self.cache_file(rows, records)
         stored = read_cache_file(file) if self.data.cache else None
-        if stored is not None:
+        if stored is not None and "members" in stored:
             counts: Counter[str] = Counter(dict(zip(REASONS, stored["left_out"].tolist())))
-            return stored["latents"], stored["pairs"], +counts
+            return stored["latents"], stored["members"], +counts
         noise = prompt_noise(
             [generator(self.run.seed, "pairs", i) for i in rows.tolist()],
             self.data.per_prompt,
             torch.empty(len(rows), 1, *self.model.latent_shape, device=cond.device),
         )
-        field = in_chunks(guided(self.reference, self.scale, self.model.combine), self.run.batches.chunk)
+        self.model.check_guidance(self.model.folder, self.scale)
+        field = in_chunks(self.model.guide(self.reference, self.scale), self.run.batches.chunk)
         images = solve_ode(field, cond.on_device(), noise, self.model.schedule.times(self.data.steps))
         best, worst, reason = self.judge(images, rows, records)
         pairs = torch.tensor([i for i, why in enumerate(reason) if why is None], dtype=torch.long)
         both = torch.stack([best[pairs], worst[pairs]], 1).to(images.device)
         latents = images[pairs.to(images.device)[:, None], both].cpu()
+        members = torch.stack([pairs, best[pairs], worst[pairs]], 1)
         left_out = Counter(why for why in reason if why is not None)
         if self.data.cache and not left_out[UNSCORED]:  # what has no score today is asked for again
-            columns = {"pairs": pairs, "left_out": torch.tensor([left_out[why] for why in REASONS])}
+            columns = {"members": members, "left_out": torch.tensor([left_out[why] for why in REASONS])}
             write_cache_file(file, {"latents": latents.contiguous(), **columns})
-        return latents, pairs, left_out
+        return latents, members, left_out
 
     def judge(
         self, images: Tensor, rows: Tensor, records: Sequence[dict]

@@ -258,7 +258,7 @@ def weight_state(
         copies: The parameters of each lagged policy, by name.
     """
     if processes.sharded:
-        shard_model(run, processes, model.module)
+        shard_model(run, processes, model.module, run.distribution.shard)
         parameters = trainable_parameters(model.module)
     decay, requirements = run.optimization.ema_decay, run.algorithm.requirements
     history = requirements.history

@@ -27,7 +27,7 @@ from ..models.pipeline import Model
 from ..models.wrappers import identity, in_chunks, in_context
 from ..sampling.conditioning import Velocity
 from ..train.distributed import Processes
-from ..train.sharding import shard_network
+from ..train.sharding import Sharding, shard_network
 from .config import Run
 
 
@@ -133,8 +133,12 @@ class VelocityFactory:
         return in_context(velocity, partial(precision, self.processes.accelerator, checkpointing))
 
     def shards(self, network: nn.Module) -> nn.Module:
-        """Return a copy of the network as it is, or in shards where weights are sharded."""
-        return shard_model(self.run, self.processes, network) if self.processes.sharded else identity(network)
+        """Return a copy of the network as it is, or in shards where weights are sharded.
+
+        Its weights are gathered whenever a block runs: no backward pass of its own would let them go, and averages
+        change in their shards alone.
+        """
+        return shard_model(self.run, self.processes, network, "full") if self.processes.sharded else identity(network)
 
 
 def load_teacher(run: Run, model: Model, teacher: Teacher) -> Wrapped:
@@ -158,9 +162,9 @@ def precision(accelerator: Accelerator, checkpointing: bool) -> Iterator[None]:
         yield
 
 
-def shard_model(run: Run, processes: Processes, network: nn.Module) -> nn.Module:
+def shard_model(run: Run, processes: Processes, network: nn.Module, mode: Sharding) -> nn.Module:
     """Return the network, each process holding a part of its weights."""
     device = processes.accelerator.device
     if isinstance(network, Experts):
         network.all_needed = processes.all_any
-    return shard_network(network, blocks(network), run.distribution.shard, device, processes.count)
+    return shard_network(network, blocks(network), mode, device, processes.count)

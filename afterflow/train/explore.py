@@ -11,6 +11,8 @@ from torch import Tensor
 from ..algorithms.base import Algorithm, Models, OnPolicy, Rows, Scores, Supervised
 from ..algorithms.forward_process import OLD, learns_from_finished
 from ..sampling.conditioning import Conditioning, Pairs
+from ..sampling.device_copies import to_device
+from ..sampling.noised import NoisedImages
 from ..sampling.rollout import Plan, Retain, Rollout, concatenate, prompt_noise, sample, transitions
 from ..sampling.seeds import generator, number
 from .clock import Clock
@@ -133,7 +135,7 @@ class Explorer:
             selected = self.algorithm.select(plan, len(cond), generator(seed, step, "credit"))
             advantages = credited(self.algorithm, plan, log_prob, scores, selected)
             local = self._local_rows(rollout, advantages, prompts, step)
-            rows = self.algorithm.rows(self._before(), cast(Any, local.examples))
+            rows = self.algorithm.rows(self.models, cast(Any, local.examples))
         order = torch.randperm(local.global_count, generator=generator(seed, step, "shuffle"))
         low_noise = None if self.options.low_noise is None else self.options.low_noise(local.examples.t)
         updates = [
@@ -145,7 +147,37 @@ class Explorer:
         work = self.evaluations(plan, count / (len(cond) * plan.widths[-1]))
         metrics = {**score_metrics(scores, self.algorithm.weights), **work}
         idle = self._idle_row(rollout, rows) if processes.sharded else None
+        if self.remembers_before:
+            with self.clock("credit"):
+                rows, idle = self._with_before(rows, updates, cast(Any, idle))
         return Iteration(step, rows, updates, metrics, idle, local.share)
+
+    @property
+    def remembers_before(self) -> bool:
+        """Whether the loss compares with the policy before the first of several updates."""
+        return learns_from_finished(self.algorithm) and self.algorithm.has_ratio and self.options.updates > 1
+
+    def _with_before(
+        self, rows: NoisedImages, updates: Sequence[Sequence[Sequence[Tensor]]], idle: NoisedImages | None
+    ) -> tuple[NoisedImages, NoisedImages | None]:
+        """Return the rows and the idle one with the policy's log-likelihoods, in the passes that updates will make.
+
+        Where weights are sharded, every process makes as many passes.
+        """
+        assert learns_from_finished(self.algorithm)
+        parts = [part for update in updates for partition in update for part in partition]
+        missing = 0 if idle is None else self.processes.all_max(len(parts)) - len(parts)
+        found = [self.algorithm.log_likelihoods(self.models, rows[part]) for part in parts]
+        if found:
+            values = torch.cat(found)
+            before = torch.empty_like(values).index_copy_(0, to_device(torch.cat(parts), values.device), values)
+            rows = replace(rows, before=before)
+        others = [self.algorithm.log_likelihoods(self.models, cast(Any, idle)) for _ in range(missing)]
+        if idle is not None and found:
+            idle = rows[torch.zeros(1, dtype=torch.long)]
+        elif idle is not None and others:
+            idle = replace(idle, before=others[0])
+        return rows, idle
 
     def _local_rows(
         self, rollout: Rollout, advantages: Sequence[Tensor], prompts: LocalPrompts, step: int
@@ -155,10 +187,6 @@ class Explorer:
         if learns_from_finished(algorithm):
             return local_noised_rows(algorithm, rollout, advantages[0][..., 0], prompts, self.options.seed, step)
         return local_rows(rollout, advantages, prompts.index, algorithm.requirements.all_rows)
-
-    def _before(self) -> Models:
-        """Return the models, with the policy before the first update where there are several."""
-        return replace(self.models, before=self.models.policy) if self.options.updates > 1 else self.models
 
     def _sample_and_score(self, plan: Plan, prompts: LocalPrompts) -> tuple[Rollout, Scores]:
         """Return the rollout of this process's prompts, and the scores of all prompts."""
@@ -208,6 +236,7 @@ class Explorer:
             "reference": self.algorithm.requirements.reference is not None or self.models.anchor is not None,
             "teacher": bool(self.models.teachers),
             "old policy": OLD in self.models.lagged,
+            "before": self.remembers_before,
         }
         updates = {f"nfe/{name}": rows for name, present in beside.items() if present}
         return {"nfe/rollout": plan.evaluations, "nfe/update": rows, **updates}

@@ -48,6 +48,7 @@ class LocalRows:
     share: float  # of all rows in the mean of the loss, that the rows of all processes are; the others have no pull
     prompt: Tensor  # (U,) long: index among the iteration's prompts
     sizes: Tensor | None = None  # (U,) long: rows of each unit; None: one
+    unit_rows: int = 1  # rows of a whole unit, on every process
 
     def microbatches(
         self, chosen: Tensor, partitions: Sequence[Tensor], chunk: int, low_noise: Tensor | None = None
@@ -72,7 +73,7 @@ class LocalRows:
         parts = [units[(prompt >= prompts[0].item()) & (prompt <= prompts[-1].item())] for prompts in partitions]
         if self.sizes is None:
             return [chunks(part, chunk, low_noise) for part in parts]
-        whole = max(1, chunk // int(self.sizes.max())) if len(self.sizes) else 1
+        whole = max(1, chunk // self.unit_rows)
         return [[self._rows(some) for some in part.split(whole)] if len(part) else () for part in parts]
 
     def _rows(self, units: Tensor) -> Tensor:
@@ -165,4 +166,4 @@ def local_noised_rows(
     rank = torch.arange(len(group)) - (local.cumsum(0) - local)[group]
     share = int(used.sum()) / max(1, int(advantage.isfinite().sum()))
     whole = None if algorithm.together == "row" else sizes
-    return LocalRows(rows, first[owner] + rank, int(units.sum()), share, owner, whole)
+    return LocalRows(rows, first[owner] + rank, int(units.sum()), share, owner, whole, algorithm.unit_rows)

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +21,17 @@ from afterflow.data.pairs import HubPairs, PairFolder, SampledPairs, same_shape
 from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import count_rows
-from afterflow.experiment.execute import execute
+from afterflow.experiment.execute import check_drawn_pairs, execute
 from afterflow.experiment.latent_dataset import gather_buckets
 from afterflow.experiment.sampled_pairs import EQUAL, LOW, PairSampler
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import LoRA
 from afterflow.models.generate import encode_records
+from afterflow.models.pipeline import Model
 from afterflow.models.sd3 import SD3
 from afterflow.rewards.grouped import score_groups
 from afterflow.rewards.shapes_judge import ShapesJudge
+from afterflow.system.errors import CheckpointError, ConfigError
 from afterflow.system.pictures import picture_digest
 from afterflow.system.verdicts import JudgedPicture, Verdict, verdict_file
 from afterflow.train.checkpoint import list_checkpoints
@@ -290,7 +293,7 @@ def sampled(**options):
 
 
 def gathered(run):
-    """The model, and the latents of pairs, their records and what is left out."""
+    """The model, and the latents of pairs, their records, what is left out, and which images they are."""
     setup = TrainingSetup.build(run, resume=False)
     sampler = PairSampler(run, run.data, setup.model, setup.models.reference)
     return setup.model, sampler.gather(partial(encode_records, setup.model))
@@ -298,13 +301,14 @@ def gathered(run):
 
 def test_the_models_own_images_win_and_lose_by_the_reward(config, monkeypatch):
     run = run_of(config, sampled())
-    model, (latents, records, left_out) = gathered(run)
+    model, (latents, records, left_out, which) = gathered(run)
     assert latents.shape[:2] == (6, 2) and not left_out and len(records) == 6
     images = model.decode(latents.flatten(0, 1)).reshape(6, 2, 32, 32, 3)
     best, worst = score_groups("jpeg_compressibility", images, records).values.unbind(1)
     assert (best > worst).all()
     monkeypatch.setattr("afterflow.experiment.sampled_pairs.solve_ode", None)  # the second time from the cache
-    assert torch.equal(gathered(run)[1][0], latents)
+    again, _, _, which_again = gathered(run)[1]
+    assert torch.equal(again, latents) and which_again == which
     with pytest.raises(TypeError):  # by another seed they are drawn anew
         gathered(replace(run, seed=1))
 
@@ -322,7 +326,7 @@ def test_groups_without_spread_make_no_pair_and_are_counted(config, caplog):
 def test_a_judge_decides_who_wins(config):
     data, judge = sampled(weights={WIN_RATE: 1.0}), ShapesJudge(noise=1.0)
     run = Run(DPO(), data, config, LoRA(rank=4, alpha=8), judge=judge, name="judged")
-    _, (latents, records, left_out) = gathered(run)
+    _, (latents, records, left_out, _) = gathered(run)
     assert len(latents) == len(records) == 6 - left_out.total() > 0
     with pytest.raises(ValueError, match=r"win_rate of data\.weights needs a judge"):
         replace(run, judge=None)
@@ -335,6 +339,40 @@ def test_a_run_learns_from_its_own_images(config):
     assert first["preference_loss"] == pytest.approx(np.log(2), abs=1e-6) and first["grad_norm"] > 0
     assert json.loads((run.folder / "run.json").read_text())["contents"]["prompts"]
     assert "| rewards | jpeg_compressibility × 1 |" in (run.folder / "lora" / "README.md").read_text()
+
+
+def test_a_resumed_run_has_the_pairs_that_it_began_with_unless_told_otherwise(config):
+    run = run_of(config, sampled(cache=False))
+    execute(run.with_options(iterations=1), "pairs")
+    file = run.folder / "data.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data | {"drawn_pairs": "of a judge that varies"}))
+    with pytest.raises(CheckpointError, match="drawn or judged otherwise than when the run began"):
+        execute(run, "pairs", resume=True)
+    execute(run, "pairs", resume=True, accept_changed_data=True)
+    assert json.loads(file.read_text())["drawn_pairs"] == data["drawn_pairs"]
+
+
+def test_processes_with_other_pairs_than_each_other_stop(config):
+    apart = SimpleNamespace(all_gather_objects=lambda mine: [mine, "other"], main=True)
+    setup = SimpleNamespace(run=run_of(config, sampled()), processes=apart, first=0)
+    with pytest.raises(CheckpointError, match="have drawn or judged other pairs than each other"):
+        check_drawn_pairs(setup, "mine", False)
+
+
+def test_pairs_are_drawn_under_the_guidance_that_the_model_has(config, monkeypatch):
+    seen, run = [], run_of(config, sampled(guidance_scale=3.0, cache=False))
+    monkeypatch.setattr(Model, "guide", lambda self, velocity, scale: seen.append(scale) or velocity)
+    gathered(run)
+    assert 3.0 in seen
+
+    def refuse(folder, scale):
+        if scale == 3:
+            raise ConfigError(f"guidance scale {scale:g}: it draws without guidance")
+
+    monkeypatch.setattr(Model, "check_guidance", staticmethod(refuse))
+    with pytest.raises(ConfigError, match="scale 3: it draws without guidance"):
+        gathered(run)
 
 
 def test_pairs_are_counted_with_winner_loser_and_reference(config):

@@ -51,7 +51,17 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(found):
     assert first["a loss that is not finite"].startswith("TrainingStopped: step 0: ")
 
 
-@pytest.mark.parametrize("case", ["shards", "shards, zero2", "shards, nothing to train on", "shards of SFT"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "shards",
+        "shards, zero2",
+        "shards, nothing to train on",
+        "shards of NFT",
+        "shards of V-GRPO, nothing to train on",
+        "shards of SFT",
+    ],
+)
 def test_sharded_weights_are_trained_alike(found, case):
     _, alone, (first, second) = found
     assert "weights" not in second[case]  # the first process alone has them whole

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from torch._inductor import config as inductor
 
 from afterflow.algorithms.ddpo import DDPO
+from afterflow.algorithms.dgpo import DGPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
+from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
@@ -314,6 +316,7 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
         (dict(algorithm=DDPO(JPEG, group=2, blend=Blend(gate={"sharpnes": 1.0}))), "sharpnes"),
         (dict(algorithm=MixGRPO({"jpeg_compressibility": -1.0})), "their sum must be positive"),
         (dict(algorithm=DDPO(JPEG, group=2, divergence=1e-6), updates=1), "no step is ever masked; take --updates 2"),
+        (dict(algorithm=DGPO(JPEG, lag=Lag(highest=0.0)), updates=2), "the old policy would follow every update"),
         (dict(budget_seconds=0.0), "budget_seconds = 0.0: it must be positive"),
         (dict(algorithm=SFT(), data=ShapesImages(), offload=True), "offload is of rollouts; leave it out"),
     ],

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
+from afterflow.algorithms.base import explores
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.ddpo import DDPO
@@ -27,6 +28,7 @@ from afterflow.system.errors import TrainingStopped
 from afterflow.train.checkpoint import WeightState, save_checkpoint
 from afterflow.train.distributed import Processes, make_accelerator
 from afterflow.train.ema import Ema
+from afterflow.train.lagged import LaggedPolicy
 from afterflow.train.sharding import gather_network, reshard, shard_network
 from toy import MLP, learn, optimize, prompts, score
 
@@ -112,7 +114,7 @@ def nothing(x, t, cond):
     return x * (torch.nan if accelerator_rank() == 1 else 1.0) + torch.zeros((), requires_grad=True)
 
 
-def in_shards(accelerator, folder, algorithm, score=score, how="full"):
+def in_shards(accelerator, folder, algorithm, score=score, how="full", updates=1):
     """All of it in a process, or a part in each of two; and a checkpoint of the shards."""
     sharded = accelerator.num_processes > 1
     processes = Processes(accelerator, sharded, grad_partitions=2)
@@ -121,8 +123,14 @@ def in_shards(accelerator, folder, algorithm, score=score, how="full"):
         shard_network(model, (), how, torch.device("cpu"), processes.count)
         assert all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in model.parameters())
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
-    velocity = in_chunks(model, 64, processes.all_max if sharded else int)
-    options = {"velocity": velocity, "ema": ema, "updates": 1, "score": score}
+    chunked = lambda network: in_chunks(network, 64, processes.all_max if sharded else int)
+    velocity, lagged = chunked(model), {}
+    for name, lag in (algorithm.requirements.lagged if explores(algorithm) else {}).items():
+        network = MLP().requires_grad_(False)
+        if sharded:
+            shard_network(network, (), "full", torch.device("cpu"), processes.count)
+        lagged[name] = network, LaggedPolicy(named(network), lag)
+    options = {"velocity": velocity, "ema": ema, "updates": updates, "score": score, "lagged": lagged, "wrap": chunked}
     metrics = seen(learn(algorithm, model, 3, optimizer=optimizer, processes=processes, **options))
     weights = WeightState(named(model), optimizer, ema, processes=processes)
     save_checkpoint(folder / "checkpoints", 2, weights, keep=2)
@@ -155,6 +163,10 @@ def main(folder):
     ties = tied(accelerator.process_index)
     found["shards, nothing to train on"] = in_shards(accelerator, folder / "tied", ALGORITHMS["flow_grpo"], ties)
     found["shards, zero2"] = in_shards(accelerator, folder / "zero2", ALGORITHMS["flow_grpo"], how="zero2")
+    found["shards of NFT"] = in_shards(accelerator, folder / "nft", ALGORITHMS["nft"], how="zero2")
+    found["shards of V-GRPO, nothing to train on"] = in_shards(
+        accelerator, folder / "v_grpo", ALGORITHMS["v_grpo"], ties, updates=2
+    )
     found["shards of SFT"] = in_shards(accelerator, folder / "sft", ALGORITHMS["sft"])
     (folder / f"{accelerator.process_index}_of_{accelerator.num_processes}.json").write_text(json.dumps(found))
 

@@ -2,12 +2,13 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from afterflow.algorithms.awm import AWM
-from afterflow.algorithms.base import Models, Reference, Scores
+from afterflow.algorithms.base import Comparisons, Models, Reference, Scores
 from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.dgpo import DGPO
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
@@ -17,6 +18,14 @@ from afterflow.algorithms.forward_process import learns_from_finished
 from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.online_dpo import OnlineDPO
 from afterflow.algorithms.v_grpo import VGRPO
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.experiment import velocities
+from afterflow.experiment.config import Run
+from afterflow.experiment.cost_estimate import memory_needs, random_scores, trial_iteration
+from afterflow.experiment.network_counts import network_counts
+from afterflow.experiment.passes import NO_ROLLOUT
+from afterflow.models.adapters import LoRA
+from afterflow.models.sd3 import SD3
 from afterflow.objectives.advantages import Blend, Normalize
 from afterflow.objectives.regression import (
     centred,
@@ -34,6 +43,8 @@ from afterflow.sampling.schedules import LinearShift
 from afterflow.sampling.seeds import generator
 from afterflow.sampling.training_times import TrainingTimes
 from afterflow.system.errors import ConfigError
+from afterflow.train.clock import Clock
+from afterflow.train.explore import ExploreOptions
 from afterflow.train.lagged import LaggedPolicy
 from afterflow.train.local_rows import LocalRows, local_noised_rows, local_prompts
 from toy import MLP, averages, learn, prompts, reward
@@ -175,9 +186,20 @@ def test_options_of_one_method_are_refused():
         ("online_dpo", dict(normalize=Normalize()), "OnlineDPO has no use for it"),
         ("online_dpo", dict(max_advantage=1.0), "max_advantage = 1.0: OnlineDPO has no use"),
         ("online_dpo", dict(blend=Blend("z_sum")), "take raw_sum"),
+        ("online_dpo", dict(compare=Comparisons(both_orders=False)), "compare = .*: OnlineDPO has no use"),
+        ("online_dpo", dict(lag=Lag(slope=0.01)), "lag = .*: OnlineDPO has no use"),
+        ("v_grpo", dict(lag=Lag(slope=0.01)), "lag = .*: VGRPO has no use for it as it is set"),
+        ("v_grpo", dict(reference=Reference("base")), "reference = .*: VGRPO has no use"),
+        ("awm", dict(trust=0.0, lag=Lag(slope=0.01)), "lag = .*: AWM has no use"),
+        ("nft", dict(kl=0.0, reference=Reference("average")), "reference = .*: DiffusionNFT has no use"),
+        ("flow_grpo", dict(beta=0.0, reference=Reference("base")), "reference = .*: FlowGRPO has no use"),
+        ("flow_grpo", dict(lag=Lag(slope=0.01)), "lag = .*: FlowGRPO has no use"),
     ):
         with pytest.raises(ConfigError, match=said):
-            replace(METHODS[name], **options)
+            replace({**METHODS, "flow_grpo": FlowGRPO(NEAR)}[name], **options)
+    average = Reference("average")
+    for method, options in ((FlowGRPO, {}), (VGRPO, {"kl": 0.1}), (OnlineDPO, {})):
+        method(NEAR, reference=average, lag=Lag(slope=0.01), **options)  # which is held near to that average
 
 
 # Rows
@@ -253,6 +275,8 @@ def test_rows_and_microbatches_are_those_of_one_process_however_prompts_are_spre
     plan = algorithm.plan(0, generator(0))
     advantage = noise(4, 8)
     advantage[1], advantage[2, :3] = 0.0, NAN
+    if name == "online_dpo":
+        advantage[:, 2:] = NAN  # a prompt has one pair
     policy = MLP()
 
     def rows_of(index):
@@ -269,12 +293,13 @@ def test_rows_and_microbatches_are_those_of_one_process_however_prompts_are_spre
     for column in ("t", "seed", "advantage"):
         spread = torch.cat([getattr(part.examples, column) for part in parts])
         assert torch.equal(spread, getattr(whole.examples, column))
-    assert whole.share == 21 / 29  # eight are tied, and three have no reward
+    # Eight are tied, and three have no reward.
+    assert whole.share == {"online_dpo": 4 / 6}.get(name, 21 / 29)
     order = torch.randperm(whole.global_count, generator=torch.Generator().manual_seed(0))
     (batches,) = whole.microbatches(order, [torch.arange(4)], 7)
     everything = torch.cat(list(batches))
     assert everything.sort().values.tolist() == list(range(len(whole.examples)))
-    largest = 1 if whole.sizes is None else int(whole.sizes.max())
+    largest = whole.unit_rows
     for rows in batches:
         assert len(rows) <= max(7, largest)
         if whole.sizes is not None:  # no unit is cut
@@ -349,21 +374,65 @@ def test_awm_has_the_gradient_of_its_weighted_log_likelihood():
     assert not torch.allclose(pulled, ours)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("awm", "v_grpo")])
-def test_a_method_without_a_ratio_spends_no_pass_on_the_policy_before(name):
-    rows = some_rows(2.0)
-    assert METHODS[name].rows(Models(MLP(), before=None), rows) is rows
-    assert METHODS[name].rows(Models(MLP(), before=lambda x, t, cond: 1 / 0), rows) is rows
+@pytest.mark.parametrize("updates", [1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_policy_before_several_updates_takes_one_more_pass_of_its_own_rows_alone(name, updates):
+    algorithm, passes = METHODS[name], []
+
+    def policy(x, t, cond):
+        passes.append(len(x))
+        return MLP()(x, t, cond)
+
+    other = lambda x, t, cond: 1 / 0  # of the other networks none is asked
+    models = Models(policy, other, lagged=dict.fromkeys(algorithm.requirements.lagged, other), explorer=MLP())
+    options = ExploreOptions(seed=0, latent_shape=(2,), chunk=8, updates=updates)
+    iteration = trial_iteration(algorithm, models, prompts(4), options, Clock())
+    needed = updates > 1 and algorithm.has_ratio
+    assert ("nfe/before" in iteration.metrics) == needed == (iteration.rows.before is not None) == bool(passes)
+    if needed:
+        microbatches = [len(part) for update in iteration.updates for partition in update for part in partition]
+        assert passes == microbatches and max(passes) <= max(8, algorithm.unit_rows)
+        alone = algorithm.log_likelihoods(Models(MLP()), iteration.rows)
+        torch.testing.assert_close(iteration.rows.before, alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_whole_unit_has_the_rows_that_the_method_says(name):
+    algorithm = METHODS[name]
+    plan, sources = algorithm.plan(0, generator(0)), [generator(0)] * 2
+    rollout = sample(MLP(), algorithm.step_kernel, plan, prompts(2), noise(2, algorithm.group, 2), sources)
+    scores = random_scores(algorithm, rollout.leaves, [{}, {}], sources, Clock())
+    sizes = algorithm.noised(rollout, algorithm.credit(plan, [], scores)[0][..., 0], sources, 0)[2]
+    assert sizes.unique().tolist() == [algorithm.unit_rows]
+
+
+@pytest.mark.parametrize("name, rows", [("dgpo", 24), ("v_grpo", 4), ("nft", 4), ("online_dpo", 4)])
+def test_memory_is_counted_for_all_rows_of_one_backward_pass(name, rows):
+    algorithm = replace(METHODS[name], group=24, weights={"jpeg_compressibility": 1.0})
+    run = Run(algorithm, ShapesPrompts(count=4), SD3("tiny"), LoRA(rank=2, alpha=2), name="it").with_options(chunk=4)
+    counts = network_counts(run)
+    needs = memory_needs(run.with_options(retained_rows=0), counts, NO_ROLLOUT)
+    assert needs["graphs until their backward pass"] == counts.saved * rows // 4
+
+
+@pytest.mark.parametrize("sharding", ["zero2", "full"])
+def test_copies_beside_the_policy_hold_no_gathered_weights(monkeypatch, sharding):
+    """A copy has no backward pass that would let them go, and an average changes in its shards alone."""
+    seen = []
+    monkeypatch.setattr(velocities, "shard_network", lambda *arguments: seen.append(arguments[2]))
+    monkeypatch.setattr(velocities, "blocks", lambda network: ())
+    run = SimpleNamespace(distribution=SimpleNamespace(shard=sharding))
+    processes = SimpleNamespace(sharded=True, count=2, accelerator=SimpleNamespace(device="cpu"))
+    velocities.VelocityFactory(run, None, processes).shards(MLP())
+    assert seen == ["full"]
 
 
 @pytest.mark.parametrize("name", ["awm", "v_grpo"])
 def test_with_several_updates_the_ratio_is_to_the_policy_before_the_first(name):
     algorithm, rows = replace(METHODS[name], clip=1e-3, **({"trust": 0.0} if name == "awm" else {})), some_rows(2.0)
-    before = algorithm.rows(Models(MLP(), before=MLP()), rows)
-    assert algorithm.rows(Models(MLP()), rows) is rows
-    ratio_one = gradient(algorithm, before)
+    ratio_one = gradient(algorithm, replace(rows, before=algorithm.log_likelihoods(Models(MLP()), rows)))
     assert ratio_one[2]["ratio_mean"] == pytest.approx(1) and ratio_one[0].norm() > 0
-    elsewhere = algorithm.rows(Models(MLP(), before=MLP(seed=5)), rows)
+    elsewhere = replace(rows, before=algorithm.log_likelihoods(Models(MLP(seed=5)), rows))
     model = MLP()
     _, _, metrics = gradient(algorithm, elsewhere, model)
     assert metrics["ratio_max"] != 1
@@ -555,7 +624,7 @@ def test_averages_are_made_only_where_they_differ_from_the_policy(name):
     assert set(algorithm.requirements.lagged) == expected
     drawn = {"nft": "old", "flow_awr": "old", "crd": "drawing"}
     assert algorithm.requirements.explorer == drawn.get(name)
-    if name != "crd":
+    if "old" in expected and name != "crd":
         still = replace(algorithm, lag=Lag(highest=0.0))
         assert not still.requirements.lagged and still.requirements.explorer is None
 
@@ -566,8 +635,6 @@ def test_the_reference_is_the_one_that_was_asked_for(reference):
         held = replace(algorithm, reference=Reference(reference, 4.5)).requirements
         assert held.reference == Reference(reference, 4.5)
         assert ("average" in held.lagged) == (reference == "average")
-    unused = replace(METHODS["nft"], kl=0.0, reference=Reference("average")).requirements
-    assert unused.reference is None and "average" not in unused.lagged
     assert FlowGRPO(NEAR, beta=0.0).requirements.reference is None
     assert METHODS["nft"].requirements.reference is None and METHODS["dgpo"].requirements.reference is not None
 

@@ -97,7 +97,10 @@ def test_an_answer_that_the_server_does_not_name_has_at_most_what_is_left():
     least = scored(answering(of_count=(("five", 0.6), ("six", 0.2), ("seven", 0.01))))[0][0]
     assert least.parts["count"][0] == pytest.approx(0.01), "the least that is named"
     sure = scored(answering(of_white=(("No", 1.0),)))[0]
-    assert [each.values[0] for each in sure] == pytest.approx([(0.875 + 0 + 1) / 3, 0], abs=1e-6)
+    assert sure[0].values[0] == pytest.approx((0.875 + 0 + 1) / 3, abs=1e-6)
+    assert sure[1].values[0] == pytest.approx(gmean([0.875, 1e-6, 1])), "a product keeps what the other answers are"
+    exact = scored(answering(of_count=(("three", 1.0), ("six", 1e-9))))
+    assert 0 < exact[0][0].parts["count"][0] <= 1.1e-9
 
 
 @pytest.mark.parametrize("answer", ["four", " Four ", "4", "FOUR"])

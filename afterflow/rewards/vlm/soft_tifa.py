@@ -34,6 +34,8 @@ COUNTS = (
 NUMBER_TOKENS = (*COUNTS, *map(str, range(100)), "no", "none", "many", "several")
 """First tokens of an answer to a question for a number.  An unexpected one is a wrong answer, and not none."""
 OPPOSITE = {"yes": "no", "no": "yes"}
+ROUNDING = 1e-6
+"""Probability that is left beside the named tokens at least, since theirs are rounded."""
 
 Atoms = list[list[float | Unanswered]]
 """For each picture the probabilities of its expected answers, or why there is none."""
@@ -94,7 +96,7 @@ def expected_share(answer: ChatAnswer, words: Sequence[str], kind: Sequence[str]
     if share > 0:
         return share
     named = [math.exp(log_prob) for _, log_prob in answer.first]
-    return max(0.0, min(min(named), 1 - sum(named)))
+    return min(min(named), max(1 - sum(named), ROUNDING))
 
 
 @cache
