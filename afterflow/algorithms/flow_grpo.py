@@ -67,8 +67,10 @@ class FlowGRPO(GroupRelative):
         odd = self.density == "variance_free" and (self.guard or self.kernel != "cps" or self.divergence is not None)
         require(not odd, "density = variance_free is flow_grpo's for plain cps; take the true density here")
         check_window(self.window, self.window_range, self.steps)
+        written = self.kl_scale == "exact" or self.kernel in ("flow_sde", "dance_sde")
+        require(written, f"kl_scale = legacy: flow_grpo's KL of {self.kernel} has no Δt to leave out; take exact")
         if self.beta == 0:
-            self.check_unused("reference")
+            self.check_unused("reference", "kl_scale")
         if self.beta == 0 or self.reference.model != "average":
             self.check_unused("lag")
 

@@ -76,8 +76,9 @@ class Compare:
         runs = {name: last_run(chain) for name, chain in chains.items()}
         check_comparable(list(runs.values()))
         from ..experiment.stages import Chain, execute_chain
-        from ..experiment.train_subprocess import train_all
+        from ..experiment.train_subprocess import checked_runs, train_all
 
+        checked_runs(runs, self.budget_seconds, self.seeds, self.name)  # before hours go into the stages below
         for name, chain in chains.items():
             if chain.stages[:-1]:
                 execute_chain(Chain(name, chain.stages[:-1]))

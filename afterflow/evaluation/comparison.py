@@ -77,6 +77,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
         "step": lines[-1]["step"],
         "weights": [weights_digest(run.model.path), result_digest(run, folder)],
         "judge": find_reward("shapes_strict").version,
+        "drawn with": drawing_environment(str(default_device())),
     }
     file = folder / "evaluation.json"
     stored = read_object(file) if file.is_file() else {}
@@ -151,11 +152,18 @@ def pictures_key(model: Model, records: Sequence[dict], settings: ShapesSettings
         "files": file_stamps(model.folder),
         "prompts": [record["prompt"] for record in records],
         "settings": to_json(settings),
-        "machine": [platform.node(), str(model.device), hardware()],
+        **drawing_environment(str(model.device)),
+    }
+    return options_digest(options)
+
+
+def drawing_environment(device: str) -> dict[str, Any]:
+    """Return what decides pictures beside a model, prompts and settings: machine, libraries and our own sampler."""
+    return {
+        "machine": [platform.node(), device, hardware()],
         "libraries": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "afterflow": source_digest(DRAWING),
     }
-    return options_digest(options)
 
 
 def tuned_model(run: Run, folder: Path) -> Model:

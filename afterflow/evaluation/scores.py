@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.prompt_lists import check_record
+from ..experiment.contents import reward_contents
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
 from ..rewards.registry import find_reward, needs_of
@@ -33,8 +34,8 @@ class ScoreCache:
             self.rows = read_json(self.file)
 
     def rows_of(self, reward: str) -> dict[str, ScoreRow]:
-        """Return digest → row of a reward, of its present version and models."""
-        return self.rows.setdefault(f"{reward} {find_reward(reward).version} {self.models!r}", {})
+        """Return digest → row of a reward, of its present version, code and models."""
+        return self.rows.setdefault(f"{reward} {reward_contents(reward, self.models)} {self.models!r}", {})
 
     def get(self, reward: str, digests: Sequence[str]) -> list[ScoreRow]:
         """Return the rows with these digests; KeyError where one is not there."""

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ..algorithms.base import WIN_RATE, OnPolicy, Requirements, explores
+from ..algorithms.ddpo import DDPO
 from ..algorithms.forward_process import learns_from_finished
 from ..algorithms.policy_gradient import PolicyGradient
 from ..data.images import ImageSource
@@ -44,6 +45,7 @@ def check_run(run: "Run") -> None:
         check_rewards_of(run, algorithm)
         check_divergence(run, algorithm)
         check_lag(run, algorithm)
+        check_compared(run, algorithm)
     else:
         check_supervised(run)
     check_teachers(run, algorithm.requirements)
@@ -141,6 +143,12 @@ def check_lag(run: "Run", algorithm: OnPolicy) -> None:
             f"algorithm.lag: d is always 0, so with updates = {run.batches.updates} the old policy would follow every "
             "update; take --updates 1, or a small lag.slope such as 1e-9"
         )
+
+
+def check_compared(run: "Run", algorithm: OnPolicy) -> None:
+    """Check that an image is compared with another one, or with earlier ones."""
+    if isinstance(algorithm, DDPO) and not algorithm.history and run.batches.batch * algorithm.group < 2:
+        raise ConfigError("batch = 1 with algorithm.group = 1: an image is compared with nothing; take more of one")
 
 
 def check_rewards_of(run: "Run", algorithm: OnPolicy) -> None:

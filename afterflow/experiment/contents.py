@@ -14,6 +14,8 @@ from ..data.pairs import HubPairs, PairFolder
 from ..models.adapters import LoRA
 from ..models.lora.files import lora_files
 from ..models.pipeline_files import fingerprint
+from ..rewards.base import RewardModels
+from ..rewards.functions import GIVEN, is_given
 from ..rewards.named_code import module_file
 from ..rewards.registry import find_reward
 from ..rewards.vlm.judge import VLMJudge, connect
@@ -43,7 +45,9 @@ def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], mo
     for teacher in run.teachers:
         if teacher.lora is not None:
             contents[f"teacher {teacher.name}"] = lora_contents(teacher.lora)
-    contents |= {f"reward {name}": reward_contents(name, run) for name in run.rewards}
+    # Functions that were given in Python are compared by the record of the run (`check_same_functions`).
+    named = [name for name in run.rewards if not is_given(name)]
+    contents |= {f"reward {name}": reward_contents(name, run.reward_models) for name in named}
     if isinstance(run.judge, VLMJudge):
         contents["judge"] = served_model(run.judge)
     return contents
@@ -116,16 +120,21 @@ def lora_contents(lora: str) -> str:
     return digest("".join(folder_contents(path, whole=True) for path in beside))
 
 
-def reward_contents(name: str, run: Run) -> str:
-    """Return the version of a reward, with a digest of local weights and of a user's own function."""
+def reward_contents(name: str, models: RewardModels) -> str:
+    """Return the version of a reward, with a digest of local weights and of a user's own function.
+
+    Scores that are kept are those of another reward where this differs.
+    """
     reward = find_reward(name)
     parts = [reward.version]
-    weights = run.reward_models.weights.get(name)
+    weights = models.weights.get(name)
     if weights is not None and Path(weights).exists():
         parts.append(folder_contents(Path(weights)))
     file = Path(module_file(name.split(":")[0]))
     if ":" in name and file.is_file():
         parts.append(folder_contents(file, whole=True))
+    if is_given(name):
+        parts.append(GIVEN[name][1])
     return " ".join(parts)
 
 

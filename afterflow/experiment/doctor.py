@@ -68,7 +68,7 @@ def examine(run: Run) -> Iterator[Finding]:
     small = run.with_options(
         name=f"doctor_{uuid4().hex}",
         tracker="none",
-        batch=1,
+        batch=1 if getattr(run.algorithm, "group", 2) > 1 else 2,  # an image is compared with another one
         grad_partitions=1,
         shard="none",
         fp32_streams=fp32_streams(run),
@@ -227,16 +227,20 @@ def moved(setup: TrainingSetup, size: float) -> Iterator[None]:
 
 
 def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> Iteration:
-    """Return an iteration of one prompt and random scores, or of two random images."""
+    """Return an iteration of one prompt and random scores, or of two random images.
+
+    A method that draws one image of a prompt compares it with those of others, and so has two prompts.
+    """
     run, algorithm, model = setup.run, setup.algorithm, setup.model
-    one = cond[torch.zeros(1, dtype=torch.long)]
     if not explores(algorithm):
         rejected = noise_for(setup, len(cond), "rejected")[:, 0] if algorithm.requirements.pairs else None
         pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond, rejected=rejected)
         options = {"seed": 0, "chunk": run.batches.chunk, "processes": setup.processes}
         return next(supervised(algorithm, lambda step: pairs, range(1), **options))
+    count = 1 if algorithm.plan(0, generator(run.seed, "plan")).widths[-1] > 1 else 2
     options = ExploreOptions(run.seed, model.latent_shape, run.batches.chunk, low_noise=model.low_noise)
-    return trial_iteration(algorithm, setup.models, one, options, clock, setup.weights.history)
+    some = cond[torch.arange(count) % len(cond)]
+    return trial_iteration(algorithm, setup.models, some, options, clock, setup.weights.history)
 
 
 def gradient_norm(setup: TrainingSetup) -> float:

@@ -35,6 +35,7 @@ from ..sampling.conditioning import Conditioning, Pairs, Velocity
 from ..sampling.device_copies import to_device
 from ..system.errors import InputError
 from .config import Run
+from .contents import reward_contents
 from .sampled_pairs import PairSampler
 
 _log = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ def cache_file(part: Sequence[CaptionedImage], model: Model, data: ImageSource, 
     inputs = [
         model.image_key,
         __version__,
-        {name: (value, find_reward(name).version) for name, value in data.min_reward.items()},
+        {name: (value, reward_contents(name, models)) for name, value in data.min_reward.items()},
         repr(models) if data.min_reward else "",
         [(p.digest, p.record if data.min_reward else "") for p in part],
         part[0].size,

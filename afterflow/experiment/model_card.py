@@ -41,7 +41,7 @@ def write_card(run: Run, result: Path) -> None:
         "",
     ]
     folder = RunFolder(run.folder)
-    sheets, measurements = folder.sample_sheets(), folder.held_out()
+    sheets, measurements = folder.sample_sheets(), folder.measurements_of_now()
     if measurements:
         lines += [*score_table(run, measurements), ""]
     if len(sheets) > 1:

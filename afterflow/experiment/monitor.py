@@ -75,8 +75,10 @@ class HeldOutEvaluator:
         self.setup, self.sampler, self.prompts = setup, sampler, prompts
         self.pictures = HeldOutPictures(setup, prompts.records(), side)
         self.file = metrics_file(setup, RunFolder(setup.run.folder).held_out_file)
-        earliest = self.file.earliest if self.file is not None else {}
-        self.earliest = {name: values for name, values in earliest.items() if name != "step"}
+        self.since = RunFolder(setup.run.folder).unchanged_since("held-out prompts") if setup.first else 0
+        """The iteration since which the held-out prompts are those of now; what was measured before is of others."""
+        measured = RunFolder(setup.run.folder).measurements_of_now() if setup.first and self.file is not None else []
+        self.earliest = {name: values for line in measured[:1] for name, values in line.items() if name != "step"}
         self.base_images = self._base_images() if setup.run.held_out_judge is not None else None
         self.last: HeldOutMeasurement | None = None
         """The last measurement, on the first process."""
@@ -90,6 +92,11 @@ class HeldOutEvaluator:
                 with writing(file):
                     np.save(file, images)
             return images
+        if self.since:
+            raise CheckpointError(
+                f"{file} has the base's images of other held-out prompts, and the win rate compares with those; "
+                "take the prompts of before, or start the run anew"
+            )
         if not file.is_file():
             raise CheckpointError(f"{file} is gone, and with it the base of the win rate; start the run anew")
         return np.load(file, allow_pickle=False)
@@ -293,25 +300,39 @@ class RunMonitor:
         start = before = running_seconds()
         for step, metrics in steps:
             self._agree(running_seconds() - before, signals)
-            preempted = bool(self.signals & set(TERMINATIONS))
             last = self.budget.ends(step) or signal.SIGINT in self.signals
             # A machine that is taken away has no time for evaluation and pictures.
             try:
-                if self.evaluator is not None and is_due(run.evaluation.eval_every, step, last) and not preempted:
+                if self.evaluator is not None and is_due(run.evaluation.eval_every, step, last) and not self.preempted:
                     metrics |= self._evaluate(step)
+                    self._look_again(signals)
             except Exception:
                 if self.setup.processes.count == 1:  # several would wait for each other in a checkpoint
                     self._keep(step, metrics, start, saves=True)
                 raise
-            self._keep(step, metrics, start, last or preempted or (step + 1) % run.checkpoints.save_every == 0)
+            saves = last or self.preempted or (step + 1) % run.checkpoints.save_every == 0
+            self._keep(step, metrics, start, saves)
             self._show(step, metrics, progress)
-            if is_due(run.logging.sample_every, step, last) and not preempted:
+            if is_due(run.logging.sample_every, step, last) and not self.preempted:
                 self._save_samples(step)
+                self._look_again(signals)
+                if self.preempted and not saves:
+                    self._save(step)
             self.groups.save(step)
             yield step
-            if last or preempted:
+            if last or self.preempted:
                 return
             before = running_seconds()
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the machine is being taken away, as far as all processes know."""
+        return bool(self.signals & set(TERMINATIONS))
+
+    def _look_again(self, signals: Sequence[int]) -> None:
+        """See a signal that came while the only process measured or drew; several agree after the next iteration."""
+        if self.setup.processes.count == 1:
+            self.signals |= {int(number) for number in signals if number in TERMINATIONS}
 
     def _keep(self, step: int, metrics: dict[str, float], start: float, saves: bool) -> None:
         """Write the metrics of an iteration, with the seconds since `start`, and a checkpoint where it is due."""

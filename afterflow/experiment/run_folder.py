@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,21 @@ class RunFolder:
                     raise InputError(f"{self.held_out_file}: {name!r} is no list of numbers; the file is damaged")
         return lines
 
+    def measurements_of_now(self) -> list[dict[str, Any]]:
+        """Return the measurements on the held-out prompts that the run has now, oldest first."""
+        since = self.unchanged_since("held-out prompts")
+        return [line for line in self.held_out() if line["step"] >= since]
+
+    def unchanged_since(self, content: str) -> int:
+        """Return the iteration since which a content of the run, such as its held-out prompts, is what it is now."""
+        record = self.record()
+        resumed = [(entry["iteration"], entry.get("contents", {})) for entry in record.get("resumed", ())]
+        known = [(i, of[content]) for i, of in [(0, record.get("contents", {})), *resumed] if content in of]
+        since = 0
+        for (_, before), (i, now) in pairwise(known):
+            since = i if now != before else since
+        return since
+
     def best(self) -> dict[str, Any] | None:
         """Return step, reward and value of the weights in best/, if there are any."""
         return read_object(self.best_file) if self.best_file.is_file() else None
@@ -182,10 +198,19 @@ class RunFolder:
                 check_own(path, is_of_run, RECORD_MARK)
 
     def has_ended(self, iterations: int, budget_seconds: float | None) -> bool:
-        """Return whether the run left a result and did so many iterations, or used up so many seconds."""
-        lines = self.metrics() if self.result() is not None else []
+        """Return whether the run left a result and did so many iterations, or used up so many seconds.
+
+        A run that was extended and ended before it left another result still has the one from before.
+        """
+        result = self.result()
+        lines = self.metrics() if result is not None else []
         if not lines:
             return False
+        if result is not None and (result / "run.json").is_file():
+            batches = read_record(result / "run.json")["config"].get("batches", {})
+            limits = batches.get("iterations", iterations), batches.get("budget_seconds", budget_seconds)
+            if limits != (iterations, budget_seconds):
+                return False
         return Budget(iterations, budget_seconds, lines[-1]["seconds_trained"]).ends(lines[-1]["step"])
 
 
@@ -309,8 +334,6 @@ class MetricsFile:
         """Why the last lines are not written; None where all are."""
         self.before: dict[str, float] = lines[-1] if lines else {}
         """Numbers of the iteration before the first one."""
-        self.earliest: dict[str, Any] = lines[0] if lines else {}
-        """The first line, if there is one."""
         self._open()
 
     def _open(self) -> None:

@@ -21,14 +21,13 @@ from ..models.pipeline import Model
 from ..models.wrappers import in_chunks
 from ..objectives.advantages import combine
 from ..objectives.preferences import best_and_worst, win_rates
-from ..rewards.registry import find_reward
 from ..sampling.conditioning import Conditioning, Velocity
 from ..sampling.rollout import prompt_noise
 from ..sampling.seeds import generator
 from ..system.errors import InputError
 from ..train.clock import Clock
 from .config import Run
-from .contents import digest, lora_contents, pipeline_contents
+from .contents import digest, lora_contents, pipeline_contents, reward_contents
 from .prompt_checks import prompt_records
 from .scoring import score_latents
 
@@ -160,7 +159,7 @@ class PairSampler:
             None if start is None else lora_contents(start),
             [run.optimization.mixed_precision, run.batches.chunk, run.seed],
             [data.per_prompt, data.steps, self.scale, dict(data.weights), dict(data.min_reward)],
-            {name: find_reward(name).version for name in names},
+            {name: reward_contents(name, run.reward_models) for name in names},
             repr(run.reward_models),
             repr(run.judge),
             list(zip(rows.tolist(), records)),

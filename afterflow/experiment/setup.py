@@ -119,12 +119,19 @@ class TrainingSetup:
         OutputError where it cannot be written, and where a folder of that name is not of a run.
         """
         partial = result.with_suffix(".partial")
-        if self.processes.main:
-            remove_own(partial, is_of_run, RECORD_MARK)
-            make_folder(partial)
-            # First, so that a folder that is never finished says whose it is.
-            record = RunFolder(self.run.folder).record_file.read_text(encoding="utf-8")
-            write_text_atomically(partial / RECORD_MARK, record)
+
+        def begin() -> None:
+            if self.processes.main:
+                remove_own(partial, is_of_run, RECORD_MARK)
+                make_folder(partial)
+                # First, so that a folder that is never finished says whose it is.
+                record = RunFolder(self.run.folder).record_file.read_text(encoding="utf-8")
+                write_text_atomically(partial / RECORD_MARK, record)
+
+        if self.processes.sharded:  # where the first fails, the others would wait for its shards
+            self.processes.run_on_all(begin)
+        else:
+            begin()
         self.export(partial)
         if self.processes.main:
             with writing(result):

@@ -219,7 +219,7 @@ def check_stage(stage: Stage) -> None:
     if is_done(stage) and inputs_file(stage).is_file():
         before, now = read_json(inputs_file(stage)), inputs(stage)
         for name in before:
-            if before[name] != now[name]:
+            if before[name] != now.get(name):
                 raise CheckpointError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
 
 
@@ -247,6 +247,9 @@ def inputs(stage: Stage) -> dict[str, str | None]:
         folders += [stage.model.path] if Path(stage.model.path).parts[:1] == ("runs",) else []
         loras += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
         folders += [stage.data.path] if isinstance(stage.data, ImageFolder | PairFolder) else []
+    sources = [stage.data, stage.evaluation.held_out] if isinstance(stage, Run) else []
+    sources += [stage.prompts] if isinstance(stage, Samples) else []
+    folders += [source.path for source in sources if isinstance(source, PromptFile) and Path(source.path).exists()]
     paths = {lora: lora_folder(Path(lora)) for lora in loras} | {folder: Path(folder) for folder in folders}
     return {name: digest_of_path(path) for name, path in paths.items()}
 

@@ -35,6 +35,22 @@ def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: i
     goes on from its checkpoint.  CheckpointError is raised when a folder holds a run with other settings,
     TrainingStopped when one could not be finished.
     """
+    runs = checked_runs(recipes, budget_seconds, seeds, name)
+    for recipe, run in runs:
+        if has_ended(run.folder, run):
+            _log.info(f"{run.folder} is there already")
+        else:
+            train_in_subprocess(run, recipe)
+    return [run.folder for _, run in runs]
+
+
+def checked_runs(
+    recipes: Mapping[str, Run], budget_seconds: float | None, seeds: int, name: str
+) -> list[tuple[str, Run]]:
+    """Return each recipe's run with every seed, whose folders hold no other run and are used by nobody.
+
+    CheckpointError, or what `check_same` raises, says what is to be done.
+    """
     runs = [
         (recipe, budgeted(run, budget_seconds, seed, f"{name}/{recipe}_{seed}"))
         for seed in range(seeds)
@@ -43,12 +59,7 @@ def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: i
     for _, run in runs:
         check_same(run)
         check_unlocked(run.folder)
-    for recipe, run in runs:
-        if has_ended(run.folder, run):
-            _log.info(f"{run.folder} is there already")
-        else:
-            train_in_subprocess(run, recipe)
-    return [run.folder for _, run in runs]
+    return runs
 
 
 def check_same(run: Run) -> None:

@@ -30,8 +30,8 @@ class Ema:
     def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Replace the parameters by their averages inside the block, and put them back after it."""
         live = {name: p.detach().clone() for name, p in parameters.items()}
-        copy_values(parameters, self.values)
         try:
+            copy_values(parameters, self.values)  # which a signal may break off in the middle
             yield
         finally:
             copy_values(parameters, live)

@@ -14,7 +14,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
 from afterflow.data.images import ImageFolder
-from afterflow.data.prompts import ShapesPrompts, check_tag_schedule, prompt_rows
+from afterflow.data.prompts import PromptFile, ShapesPrompts, check_tag_schedule, prompt_rows
 from afterflow.experiment import stages as chains
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute as train
@@ -123,6 +123,20 @@ def test_a_stage_made_from_what_has_changed_since_is_refused():
         for file, content in before.items():
             file.write_bytes(content)
     execute_chain(whole())
+
+
+def test_a_stage_knows_the_prompts_that_it_was_made_from(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    run = next(stage for stage in whole().stages if isinstance(stage, Run))
+    for stage in (
+        replace(run, data=PromptFile(str(prompts))),
+        run.with_options(held_out=PromptFile(str(prompts)), eval_every=1),
+        Samples(run.model, (Teacher("base", None),), PromptFile(str(prompts))),
+    ):
+        prompts.write_text("a star\n")
+        before = inputs(stage)
+        prompts.write_text("a ring\n")
+        assert str(prompts) in before and inputs(stage)[str(prompts)] != before[str(prompts)]
 
 
 def test_a_later_stage_that_cannot_be_run_is_refused_before_the_first_is():

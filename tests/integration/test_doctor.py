@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.sft import SFT
@@ -75,6 +76,14 @@ def test_a_method_of_pairs_is_tried_on_two_images_against_its_reference(run):
     assert {"gradients arrive at what is trained", "the KL to the reference pulls the policy back"} <= {
         each.check for each in found
     }
+
+
+@pytest.mark.parametrize("history", [0, 8])
+def test_a_method_with_one_image_of_a_prompt_is_tried_on_two_prompts(run, history):
+    algorithm = DDPO(JPEG, steps=4, history=history, min_count=4)
+    found = list(examine(replace(run, algorithm=algorithm).with_options(batch=2)))
+    assert [each.check for each in found if each.passed is False] == []
+    assert "gradients arrive at what is trained" in {each.check for each in found}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Pairs of images for DPO: what is read, what is refused or counted, and pairs that the model draws itself."""
 
+import importlib
 import io
 import json
 from dataclasses import replace
@@ -19,6 +20,7 @@ from afterflow.cli.train import Parts
 from afterflow.data.images import ImageFolder, LeftOut, ShapesImages
 from afterflow.data.pairs import HubPairs, PairFolder, SampledPairs, same_shape
 from afterflow.data.prompts import PromptFile, ShapesPrompts
+from afterflow.evaluation.scores import ScoreCache
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import count_rows
 from afterflow.experiment.execute import check_drawn_pairs, execute
@@ -29,6 +31,7 @@ from afterflow.models.adapters import LoRA
 from afterflow.models.generate import encode_records
 from afterflow.models.pipeline import Model
 from afterflow.models.sd3 import SD3
+from afterflow.rewards.base import RewardModels
 from afterflow.rewards.grouped import score_groups
 from afterflow.rewards.shapes_judge import ShapesJudge
 from afterflow.system.errors import CheckpointError, ConfigError
@@ -373,6 +376,31 @@ def test_pairs_are_drawn_under_the_guidance_that_the_model_has(config, monkeypat
     monkeypatch.setattr(Model, "check_guidance", staticmethod(refuse))
     with pytest.raises(ConfigError, match="scale 3: it draws without guidance"):
         gathered(run)
+
+
+def test_scores_that_are_kept_are_those_of_the_reward_as_it_is_now(config, tmp_path, monkeypatch):
+    (tmp_path / "kept_rewards.py").write_text("from afterflow import reward\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"1")
+    models = RewardModels(weights={"pickscore": str(weights)})
+    monkeypatch.setattr("afterflow.experiment.contents.find_reward", lambda name: SimpleNamespace(version="1"))
+    run = replace(run_of(config, sampled()), reward_models=models)
+    data = replace(run.data, weights={"kept_rewards:f": 1.0})
+    sampler = PairSampler(run, data, SimpleNamespace(folder=Path(config.path)), None)
+
+    def identities():
+        scores = ScoreCache(tmp_path, models)
+        kept = [str(sampler.cache_file(torch.arange(1), [{"prompt": "it"}]))]
+        for name in ("kept_rewards:f", "pickscore"):
+            scores.rows_of(name)
+        return [*scores.rows, *kept]
+
+    before = identities()
+    (tmp_path / "kept_rewards.py").write_text("from afterflow import reward, api\n")
+    weights.write_bytes(b"2")
+    assert not set(before) & set(identities())
 
 
 def test_pairs_are_counted_with_winner_loser_and_reference(config):

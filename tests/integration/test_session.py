@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from contextlib import nullcontext
@@ -30,6 +31,8 @@ from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.envs.shapes.world import TAGS
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
+from afterflow.experiment.monitor import HeldOutEvaluator, PolicySampler
+from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
@@ -152,6 +155,57 @@ def test_a_machine_that_is_taken_away_leaves_a_checkpoint_and_the_rest_follows_b
     for name in ("lora/pytorch_lora_weights.safetensors", "checkpoints/step_000002/optimizer.safetensors"):
         ours, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("where", ["measure", "samples"])
+def test_a_machine_that_is_taken_away_while_a_run_measures_or_draws_starts_no_other_iteration(run, monkeypatch, where):
+    """The stage is broken off, and the iteration before it is saved although no checkpoint was due."""
+
+    def reclaim(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    drawn = itertools.count()
+    black = lambda cond, count: np.zeros((len(cond), count, 32, 32, 3), np.uint8)
+    if where == "measure":
+        monkeypatch.setattr(HeldOutEvaluator, "measure", reclaim)
+        options = dict(held_out=ShapesPrompts("test", count=2), eval_every=1, eval_rewards=("jpeg_compressibility",))
+    else:  # the first pictures are those of the base
+        sampled = lambda self, cond, count: reclaim() if next(drawn) else black(cond, count)
+        monkeypatch.setattr(PolicySampler, "images", sampled)
+        options = {"sample_every": 1}
+    slow = run.with_options(grace_seconds=0.0, save_every=50, iterations=60, **options)
+    with pytest.raises(TrainingStopped, match=r"SIGTERM.*iteration 0 is saved, go on with: .*--resume"):
+        execute(slow, "short")
+    assert [line["step"] for line in metrics(run.folder)] == [0]
+    assert [path.name for path in RunFolder(run.folder).checkpoints()] == ["step_000000"]
+
+
+def test_an_extended_run_that_leaves_no_new_result_has_not_ended(run):
+    folder = RunFolder(execute(run, "short").folder)
+    assert folder.has_ended(3, None) and not folder.has_ended(5, None)
+    kept = shutil.copytree(folder.path / "lora", folder.path / "kept")
+    assert main(["train", "--extend", "runs/short", "--iterations", "5"]) == 0
+    assert folder.has_ended(5, None)
+    shutil.rmtree(folder.path / "lora")
+    kept.rename(folder.path / "lora")  # as if it had died before the export
+    assert len(folder.metrics()) == 5 and not folder.has_ended(5, None)
+
+
+def test_measurements_of_other_held_out_prompts_are_not_compared_with(run, tmp_path, monkeypatch, caplog):
+    prompts = tmp_path / "held_out.txt"
+    prompts.write_text("a star\na ring\n")
+    measured = run.with_options(held_out=PromptFile(str(prompts)), eval_every=1, eval_rewards=("jpeg_compressibility",))
+    at_second_call(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT))
+    execute(measured, "short")
+    prompts.write_text("a star\na ring\na heart\n")
+    with pytest.raises(CheckpointError, match="held-out prompts changed"):
+        execute(measured, "short", resume=True)
+    execute(measured, "short", resume=True, accept_changed_data=True)
+    assert "failed" not in caplog.text, "the card compares the last two measurements"
+    assert [len(line["jpeg_compressibility"]) for line in RunFolder(run.folder).held_out()] == [2, 3, 3]
+    assert RunFolder(run.folder).unchanged_since("held-out prompts") == 1
+    assert RunFolder(run.folder).unchanged_since("prompts") == 0
 
 
 def state_of(folder):
@@ -317,6 +371,7 @@ def test_averages_in_8_bits_learn_and_are_part_of_a_checkpoint(run):
         (dict(algorithm=MixGRPO({"jpeg_compressibility": -1.0})), "their sum must be positive"),
         (dict(algorithm=DDPO(JPEG, group=2, divergence=1e-6), updates=1), "no step is ever masked; take --updates 2"),
         (dict(algorithm=DGPO(JPEG, lag=Lag(highest=0.0)), updates=2), "the old policy would follow every update"),
+        (dict(algorithm=DDPO(JPEG, group=1), batch=1), "an image is compared with nothing"),
         (dict(budget_seconds=0.0), "budget_seconds = 0.0: it must be positive"),
         (dict(algorithm=SFT(), data=ShapesImages(), offload=True), "offload is of rollouts; leave it out"),
     ],

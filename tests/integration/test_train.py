@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -120,6 +121,12 @@ def test_the_average_is_applied_inside_and_undone_outside_even_after_an_error():
     moved = copy.deepcopy(model)
     with ema.applied(named(model)):
         assert same(model, before)
+    assert same(model, moved)
+    with pytest.MonkeyPatch.context() as patch:  # broken off in the middle of the copy
+        copy_, calls = torch.Tensor.copy_, itertools.count()
+        patch.setattr(torch.Tensor, "copy_", lambda p, value: 1 / 0 if next(calls) == 1 else copy_(p, value))
+        with pytest.raises(ZeroDivisionError), ema.applied(named(model)):
+            pass
     assert same(model, moved)
     with pytest.raises(KeyError), ema.applied(named(model)):
         raise KeyError

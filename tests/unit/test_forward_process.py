@@ -194,6 +194,8 @@ def test_options_of_one_method_are_refused():
         ("nft", dict(kl=0.0, reference=Reference("average")), "reference = .*: DiffusionNFT has no use"),
         ("flow_grpo", dict(beta=0.0, reference=Reference("base")), "reference = .*: FlowGRPO has no use"),
         ("flow_grpo", dict(lag=Lag(slope=0.01)), "lag = .*: FlowGRPO has no use"),
+        ("flow_grpo", dict(kernel="cps", kl_scale="legacy"), "has no Δt to leave out"),
+        ("flow_grpo", dict(beta=0.0, kl_scale="legacy"), "kl_scale = legacy: FlowGRPO has no use"),
     ):
         with pytest.raises(ConfigError, match=said):
             replace({**METHODS, "flow_grpo": FlowGRPO(NEAR)}[name], **options)

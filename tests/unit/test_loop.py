@@ -407,6 +407,12 @@ def test_what_is_logged_of_scores():
     assert "zero_std_groups" not in score_metrics(Scores({"near": torch.ones(3, 1)}), NEAR)
 
 
+@pytest.mark.parametrize("value", [1 / 3, 2 / 3, 0.6, 0.8, 0.1])
+def test_equal_rewards_are_equal_whatever_their_sum_is_rounded_to(value):
+    equal = Scores({"a": torch.full((5, 16), value), "b": torch.zeros(5, 16)})
+    assert score_metrics(equal, {"a": 0.5, "b": 0.5})["zero_std_groups"] == 1.0
+
+
 def test_evaluations_are_counted_for_each_image():
     made = iteration_of(GRPO)
     assert made.metrics["nfe/rollout"] == 4 and made.metrics["nfe/update"] == 3  # of 4 steps the last is not trained
