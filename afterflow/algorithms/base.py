@@ -250,6 +250,12 @@ class OnPolicy(Algorithm[R]):
             unused = f"{name} = {value}: {type(self).__name__} has no use for it as it is set; leave it out"
             require(value == defaults[name], unused)
 
+    def without_use(self, *names: str) -> tuple[str, ...]:
+        """Return a sentence for each of these options that was changed, where the method has no use for it now."""
+        defaults = {option.name: option.default for option in fields(self)}
+        changed = [name for name in names if getattr(self, name) != defaults[name]]
+        return tuple(f"algorithm.{name} = {getattr(self, name)} has no use without a KL" for name in changed)
+
     @property
     def step_kernel(self) -> Kernel:
         """Return the kernel that draws each step of a rollout."""

@@ -39,14 +39,15 @@ class DiffusionNFT(ForwardProcess):
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is known of β with the rewards that are trained."""
+        """What is known of β with the rewards that are trained, and options without use."""
         known = {name: span for name in self.weights for key, span in MEASURED_BETAS.items() if name.startswith(key)}
-        return tuple(
+        unmeasured = (
             f"beta = {self.beta:g} has not been measured with {name}: published are {low:g} to {high:g}, and others "
             "saw rewards collapse elsewhere; watch the hidden evaluators"
             for name, (low, high) in known.items()
             if not low <= self.beta <= high
         )
+        return (*super().remarks, *unmeasured)
 
     def objective(self, states: NoisedStates) -> tuple[Tensor, Metrics]:
         """Return the loss of each row, (B,), and the mean probability to be good."""

@@ -69,10 +69,13 @@ class FlowGRPO(GroupRelative):
         check_window(self.window, self.window_range, self.steps)
         written = self.kl_scale == "exact" or self.kernel in ("flow_sde", "dance_sde")
         require(written, f"kl_scale = legacy: flow_grpo's KL of {self.kernel} has no Δt to leave out; take exact")
-        if self.beta == 0:
-            self.check_unused("reference", "kl_scale")
-        if self.beta == 0 or self.reference.model != "average":
+        if self.beta > 0 and self.reference.model != "average":
             self.check_unused("lag")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Options that a recipe may have set for a KL that is switched off."""
+        return self.without_use("reference", "lag", "kl_scale") if self.beta == 0 else ()
 
     @property
     def requirements(self) -> Requirements:

@@ -100,8 +100,6 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         require(self.max_advantage > 0, f"max_advantage = {self.max_advantage}: it must be positive")
         require(self.kl >= 0, f"kl = {self.kl}: a weight, so 0 or more")
         reference = self.requirements.reference
-        if reference is None:
-            self.check_unused("reference")
         if not self.uses_old and (reference is None or reference.model != "average"):
             self.check_unused("lag")
 
@@ -112,6 +110,11 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         whole_batch = "batch" in (self.normalize.centre, self.normalize.scale) or self.blend.again
         options = {"reference": reference, "lagged": self.averages, "explorer": self.explorer}
         return Requirements(self.weights, self.blend, whole_batch=whole_batch, **options)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Options that a recipe may have set for a KL that is switched off."""
+        return self.without_use("reference") if self.requirements.reference is None else ()
 
     @property
     def uses_old(self) -> bool:

@@ -167,13 +167,13 @@ class Explorer:
         assert learns_from_finished(self.algorithm)
         parts = [part for update in updates for partition in update for part in partition]
         missing = 0 if idle is None else self.processes.all_max(len(parts)) - len(parts)
-        found = [self.algorithm.log_likelihoods(self.models, rows[part]) for part in parts]
-        if found:
-            values = torch.cat(found)
+        likelihoods = [self.algorithm.log_likelihoods(self.models, rows[part]) for part in parts]
+        if likelihoods:
+            values = torch.cat(likelihoods)
             before = torch.empty_like(values).index_copy_(0, to_device(torch.cat(parts), values.device), values)
             rows = replace(rows, before=before)
         others = [self.algorithm.log_likelihoods(self.models, cast(Any, idle)) for _ in range(missing)]
-        if idle is not None and found:
+        if idle is not None and likelihoods:
             idle = rows[torch.zeros(1, dtype=torch.long)]
         elif idle is not None and others:
             idle = replace(idle, before=others[0])

@@ -189,19 +189,34 @@ def test_options_of_one_method_are_refused():
         ("online_dpo", dict(compare=Comparisons(both_orders=False)), "compare = .*: OnlineDPO has no use"),
         ("online_dpo", dict(lag=Lag(slope=0.01)), "lag = .*: OnlineDPO has no use"),
         ("v_grpo", dict(lag=Lag(slope=0.01)), "lag = .*: VGRPO has no use for it as it is set"),
-        ("v_grpo", dict(reference=Reference("base")), "reference = .*: VGRPO has no use"),
         ("awm", dict(trust=0.0, lag=Lag(slope=0.01)), "lag = .*: AWM has no use"),
-        ("nft", dict(kl=0.0, reference=Reference("average")), "reference = .*: DiffusionNFT has no use"),
-        ("flow_grpo", dict(beta=0.0, reference=Reference("base")), "reference = .*: FlowGRPO has no use"),
         ("flow_grpo", dict(lag=Lag(slope=0.01)), "lag = .*: FlowGRPO has no use"),
         ("flow_grpo", dict(kernel="cps", kl_scale="legacy"), "has no Δt to leave out"),
-        ("flow_grpo", dict(beta=0.0, kl_scale="legacy"), "kl_scale = legacy: FlowGRPO has no use"),
     ):
         with pytest.raises(ConfigError, match=said):
             replace({**METHODS, "flow_grpo": FlowGRPO(NEAR)}[name], **options)
     average = Reference("average")
     for method, options in ((FlowGRPO, {}), (VGRPO, {"kl": 0.1}), (OnlineDPO, {})):
-        method(NEAR, reference=average, lag=Lag(slope=0.01), **options)  # which is held near to that average
+        made = method(NEAR, reference=average, lag=Lag(slope=0.01), **options)  # which is held near to that average
+        assert made.remarks == ()
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (VGRPO(NEAR, reference=Reference("base")), ["reference"]),
+        (DiffusionNFT(NEAR, kl=0.0, reference=Reference("average")), ["reference"]),
+        (
+            FlowGRPO(NEAR, beta=0.0, reference=Reference("average"), lag=Lag(slope=0.01), kl_scale="legacy"),
+            ["reference", "lag", "kl_scale"],
+        ),
+        (FlowGRPO(NEAR, beta=0.0), []),
+    ],
+)
+def test_what_a_switched_off_kl_has_no_use_for_is_said(made, said):
+    """It is not refused: a recipe may have set it, and its user only switches off the KL."""
+    assert [sentence.split(" = ")[0] for sentence in made.remarks] == [f"algorithm.{name}" for name in said]
+    assert all("has no use without a KL" in sentence for sentence in made.remarks)
 
 
 # Rows
