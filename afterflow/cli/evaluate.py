@@ -226,20 +226,25 @@ class Eval:
 
     def image_sets(self) -> "tuple[ImageSet, ImageSet | None]":
         """Return the images of MODEL and of --against, of the same records, before any is drawn."""
-        from ..evaluation.image_set import ImageSet
+        from ..evaluation.image_set import ImageSet, check_same_inputs
         from ..evaluation.image_store import read_records
+        from ..system.input_pictures import input_names, with_digests
 
         tuned, base = self.sources()
         sources = [tuned] if base is None else [tuned, base]
         drawn = [source for source in sources if source.is_drawn]
         self.check_drawn(drawn, len(drawn) == len(sources))
         lists = [read_records(Path(source.path)) for source in drawn]
+        for source, records in zip(drawn, lists):
+            check_same_inputs(Path(source.path), records)
         if len(drawn) < len(sources):
             lists.append(suite_records(self.suite, self.prompts_from, self.prompts, self.judges))
-        prompts = [[record["prompt"] for record in records] for records in lists]
-        if any(texts != prompts[0] for texts in prompts):
-            paths = " and ".join(source.path for source in drawn)
-            raise ConfigError(f"{paths}: not the pictures of the same prompts in the same order")
+        texts = [[record["prompt"] for record in records] for records in lists]
+        inputs = [[input_names(with_digests(record)) for record in records] for records in lists]
+        for what, values in (("prompts", texts), ("input pictures", inputs)):
+            if any(of_set != values[0] for of_set in values):
+                paths = " and ".join(source.path for source in drawn)
+                raise ConfigError(f"{paths}: not the pictures of the same {what} in the same order")
         out, records = Path(self.out or f"evals/{self.suite}"), lists[-1]
         sets = [
             ImageSet(source, records, Path(source.path) if source.is_drawn else out / name)

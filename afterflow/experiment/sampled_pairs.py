@@ -25,6 +25,7 @@ from ..sampling.conditioning import Conditioning, Velocity
 from ..sampling.rollout import prompt_noise
 from ..sampling.seeds import generator
 from ..system.errors import InputError
+from ..system.input_pictures import with_digests
 from ..train.clock import Clock
 from .config import Run
 from .contents import lora_contents, pipeline_contents
@@ -155,6 +156,6 @@ class PairSampler:
             {name: find_reward(name).version for name in names},
             repr(run.reward_models),
             repr(run.judge),
-            list(zip(rows.tolist(), records)),
+            list(zip(rows.tolist(), map(with_digests, records))),
         ]
         return latents_file(inputs)

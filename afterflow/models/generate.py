@@ -11,7 +11,7 @@ from ..sampling.conditioning import Conditioning, Velocity, condition
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
-from ..system.input_pictures import check_inputs, input_names, read_input
+from ..system.input_pictures import check_inputs, prompt_key, read_input
 from ..system.once import say_once
 from .pipeline import InputPictures, Model
 
@@ -89,7 +89,7 @@ def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
     for cut in model.cut_prompts(distinct_prompts(records)):
         say_once(_log, cut.sentence(), cut.sentence())
     check_inputs(records, model.takes_pictures, model.stock, model.most_pictures)
-    about = [(record["prompt"], input_names(record)) for record in records]
+    about = [prompt_key(record) for record in records]
     texts = {text: i for i, text in enumerate(dict.fromkeys(about))}
     prompts, inputs = [prompt for prompt, _ in texts], [names for _, names in texts]
     positive, negative = model.encode_texts(prompts, read_inputs(model, inputs))

@@ -111,6 +111,8 @@ class Model(ABC):
     """Whether a prompt has pictures that it is about, to edit them or to begin with them."""
     most_pictures: int | None = None
     """Largest number of pictures of a prompt.  None: there is no limit."""
+    reads_pictures: bool = False
+    """Whether the encoders see a prompt's pictures, so that the empty text is encoded anew for each prompt."""
     combine: Combine = staticmethod(linear_guidance)
     """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
     vae_encode: Callable[[Any, np.ndarray], Tensor] = staticmethod(encode_images)

@@ -52,7 +52,7 @@ class QwenImageEditModel(QwenImageModel):
 
     stock = "QwenImageEditPlusPipeline"
     encoders = ("text_encoder", "tokenizer", "processor")
-    takes_pictures = "must"
+    takes_pictures, reads_pictures = "must", True
 
     def configure(self) -> None:
         """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
