@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from afterflow.algorithms.base import Scores
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
 from afterflow.cli.compare import Tree
 from afterflow.cli.evaluate import Eval
 from afterflow.data.images import ImageFolder
@@ -26,14 +28,24 @@ from afterflow.experiment.contents import run_contents
 from afterflow.experiment.cost_estimate import prompt_bytes
 from afterflow.experiment.first_lines import held_out_words
 from afterflow.experiment.picture_store import PictureStore
-from afterflow.experiment.prompt_checks import held_out_records, known_records, prompt_records, without_share
+from afterflow.experiment.prompt_checks import (
+    check_input_pictures,
+    held_out_records,
+    known_records,
+    prompt_records,
+    without_share,
+)
+from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.sampled_pairs import PairSampler
+from afterflow.models.flux2_klein import Flux2Klein
+from afterflow.models.qwen_image_edit import QwenImageEdit
 from afterflow.rewards.base import ImagePairs
 from afterflow.rewards.edited import as_drawn, check_mask, picture_size, stays
 from afterflow.rewards.vlm.judge import question_keys
 from afterflow.system.errors import ConfigError, InputError
 from afterflow.system.input_pictures import png_address, with_digests
 from afterflow.train.reward_history import RewardHistory
+from afterflow.view.picture_sets import PictureSet
 
 REQUEST = "remove the cup"
 
@@ -244,3 +256,49 @@ def test_rewards_see_a_picture_that_was_exchanged_while_they_run(tmp_path):
     write(mask, 255, size=16)
     assert as_drawn(str(file), 8, 8).max() == 2 and picture_size(str(file)) == (16, 16)
     assert not stays(str(mask), 8, 8).any()
+
+
+def test_the_page_shows_every_picture_of_a_prompt_in_order(tmp_path):
+    records = [
+        {"prompt": REQUEST, "input": [str(write(tmp_path / f"{p}_{i}.png", i)) for i in range(n)]} for p, n in COUNTS
+    ]
+    store = PictureStore(tmp_path / "runs/edits", "samples")
+    store.begin(0, records)
+    store.write_inputs(records, 8, 8)
+    (store.folder / "inputs" / "notes.txt").write_text("no picture")
+    shown = PictureSet(RunFolder(tmp_path / "runs/edits"), "samples").content()["prompts"]
+    assert [prompt["inputs"] for prompt in shown] == [[f"{p:03d}_{i}.png" for i in range(n)] for p, n in COUNTS]
+
+
+COUNTS = ((0, 12), (1, 4), (2, 1))
+
+
+def image_run(folder, pairs, model, about="in.png", **options):
+    """A run that learns from one image, or one pair, which may be an edit."""
+    for name, grey in (("in", 1), ("best", 2), ("worst", 3)):
+        write(folder / f"{name}.png", grey)
+    line = {"prompt": REQUEST, "input": about, "file_name": "best.png", "chosen": "best.png", "rejected": "worst.png"}
+    for file in ("metadata.jsonl", "pairs.jsonl"):
+        (folder / file).write_text(json.dumps(line))
+    data = (PairFolder if pairs else ImageFolder)(path=str(folder), **options)
+    return Run(DPO() if pairs else SFT(), data, model, name="edits")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("name, value", [("buckets", True), ("background", "#000")])
+def test_targets_of_another_shape_or_background_than_their_inputs_are_refused(tmp_path, name, value, pairs):
+    options = {name: value}
+    with pytest.raises(ConfigError, match=f"data.{name} = {value}: input pictures are"):
+        check_input_pictures(image_run(tmp_path, pairs, Flux2Klein(), **options), [])
+    assert check_input_pictures(image_run(tmp_path, pairs, Flux2Klein(), background="white"), []) == 1
+    assert check_input_pictures(image_run(tmp_path, pairs, Flux2Klein(), about="", **options), []) == 0
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_input_pictures_of_images_are_asked_for_and_opened_before_weights(tmp_path, pairs):
+    with pytest.raises(InputError, match="has no input picture, and QwenImageEditPlusPipeline edits pictures"):
+        check_input_pictures(image_run(tmp_path, pairs, QwenImageEdit(), about=""), [])
+    run = image_run(tmp_path, pairs, QwenImageEdit())
+    (tmp_path / "in.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"in\.png: not a readable image"):
+        check_input_pictures(run, [])
