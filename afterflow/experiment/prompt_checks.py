@@ -53,6 +53,14 @@ def number_of_inputs(run: Run) -> int:
     return len(input_names(records[0])) if records else 0
 
 
+def has_inputs(run: Run) -> bool:
+    """Return whether the prompts of a run, or what its images are made of, have input pictures."""
+    if isinstance(run.data, ImageSource) and not isinstance(run.data, SampledPairs):
+        return number_of_inputs(run) > 0
+    prompts = run.data.prompts if isinstance(run.data, SampledPairs) else run.data
+    return any(map(input_names, prompts.records(run.seed)))
+
+
 def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
     """Return the number of pictures that each prompt, or caption of images, is about.
 

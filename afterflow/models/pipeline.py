@@ -172,6 +172,11 @@ class Model(ABC):
         """Whether a pipeline is of this family, by its model_index.json."""
         return index["_class_name"] == cls.stock
 
+    @classmethod
+    def also_reads(cls, index: Mapping[str, Any]) -> bool:
+        """Whether a pipeline of another class is of this family where prompts have input pictures."""
+        return False
+
     def network(self) -> nn.Module:
         """Return the network of the pipeline that is trained."""
         return self.pipe.transformer
