@@ -1,5 +1,6 @@
 """Prompts about pictures: what is drawn, learnt and kept, and what is refused."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -33,9 +34,10 @@ from afterflow.experiment.doctor import ANYTHING, trial_records
 from afterflow.experiment.execute import execute
 from afterflow.models.families import FAMILIES, pretrained
 from afterflow.models.flux2_klein import Flux2Klein
-from afterflow.models.generate import decode_groups, encode_records, solve_ode
+from afterflow.models.generate import decode_groups, encode_records, read_inputs, solve_ode
 from afterflow.models.packing import pack_latents
 from afterflow.models.pipeline import Model
+from afterflow.models.qwen_image_edit import resized
 from afterflow.models.wan import Wan
 from afterflow.models.wan_image import WanImage, WanImageModel
 from afterflow.models.wrappers import guided
@@ -43,7 +45,7 @@ from afterflow.rewards.votes.judge import Votes
 from afterflow.sampling.schedules import SD3Grid
 from afterflow.system.errors import InputError
 from afterflow.system.input_pictures import check_inputs, input_names, locate_inputs, png_address, read_input
-from afterflow.system.pictures import fit_picture
+from afterflow.system.pictures import fit_picture, picture_digest
 from tinies import built
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -501,3 +503,27 @@ def test_doctor_tries_an_editor_on_its_own_edits(tmp_path):
     Image.fromarray(picture(0)).save(plain / "a.png")
     (plain / "a.txt").write_text("a caption")
     assert trial_records(replace(run, data=ImageFolder(str(plain)))) == ANYTHING
+
+
+def test_input_pictures_are_kept_as_they_are_seen_and_encoded_in_batches(tmp_path, monkeypatch):
+    """Keys of the cache are those of whole pictures, as before, so that nothing is encoded anew."""
+    monkeypatch.setattr("afterflow.models.qwen_image_edit.READER_SIZE", 64)
+    config = built("qwen_image_edit", tmp_path / "pipeline")
+    model, large = config.load(), [picture(i, 200)[:150] for i in range(3)]
+    inputs = [[png_address(pixels)] for pixels in large]
+    read = read_inputs(model, inputs)
+    side = config.picture_size
+    assert {tuple(seen.shape for seen in views) for views in read.views} == {((64, 64, 3), (side, side, 3))}
+    held = lambda array: array.nbytes if array.base is None else memoryview(array.base).nbytes
+    assert all(held(seen) == seen.nbytes for views in read.views for seen in views), "none of them is a view of all"
+    parts = [*(picture_digest(model.fit_input(pixels)) for pixels in large), str(read.rows.tolist())]
+    assert read.digest == hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    counts, encode = [], type(model).encode_images
+    monkeypatch.setattr("afterflow.models.pipeline.batch_size", lambda pixels: 2)
+    monkeypatch.setattr(
+        type(model), "encode_images", lambda self, images: counts.append(len(images)) or encode(self, images)
+    )
+    latents = model.encode_pictures(read)
+    assert counts == [2, 1]
+    alone = [encode(model, np.asarray(resized(model.fit_input(pixels), side, side))[None]) for pixels in large]
+    torch.testing.assert_close(latents[:, 0], torch.cat(alone), atol=1e-5, rtol=1e-4)
