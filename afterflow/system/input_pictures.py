@@ -78,7 +78,8 @@ def file_version(name: str) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=65536)
 def _file_digest(name: str, version: tuple[int, int]) -> str:
-    return "sha256:" + hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    with Path(name).open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_input(name: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Stored pictures of a run, read as plain data: each step's file is read once, until it changes."""
 
+import hashlib
 import json
 import os
 import re
@@ -68,7 +69,8 @@ class PictureSet:
         order, (records, per_prompt) = self.update(), self.records()
         steps = [{"step": step, "name": name, **(self.steps[name][1] or {})} for step, name in order]
         inputs = self.inputs()
-        prompts = [{**prompt_of(record), "inputs": inputs.get(p, [])} for p, record in enumerate(records)]
+        about = lambda p, record: {"key": row_key(record), "inputs": inputs.get(p, [])}
+        prompts = [prompt_of(record) | about(p, record) for p, record in enumerate(records)]
         return {"per_prompt": per_prompt, "prompts": prompts, "steps": steps}
 
     def inputs(self) -> dict[int, list[str]]:
@@ -142,6 +144,12 @@ def score_lists(scores: object, count: int) -> dict[str, list[float | None]]:
 def prompt_of(record: Mapping[str, Any]) -> dict[str, str]:
     """Return prompt and tag of a record; signs that a reader would not see are written out."""
     return {name: printable(str(record.get(name) or "")) for name in ("prompt", "tag")}
+
+
+def row_key(record: Mapping[str, Any]) -> str:
+    """Return what a prompt has in common with the same one of another run: a digest of its text and its inputs."""
+    about = [record.get("prompt"), record.get("input")]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def group_of(group: object) -> dict[str, Any]:

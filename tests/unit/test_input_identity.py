@@ -268,6 +268,7 @@ def test_the_page_shows_every_picture_of_a_prompt_in_order(tmp_path):
     (store.folder / "inputs" / "notes.txt").write_text("no picture")
     shown = PictureSet(RunFolder(tmp_path / "runs/edits"), "samples").content()["prompts"]
     assert [prompt["inputs"] for prompt in shown] == [[f"{p:03d}_{i}.png" for i in range(n)] for p, n in COUNTS]
+    assert len({prompt["key"] for prompt in shown}) == 3, "by which two runs are laid side by side"
 
 
 COUNTS = ((0, 12), (1, 4), (2, 1))
