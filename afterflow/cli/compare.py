@@ -143,6 +143,8 @@ class Tree:
     """One of the run's own prompts, or any text where its rewards need no more than that."""
     out: str = "tree.png"
     """Where the picture goes: .png or .svg."""
+    input: tuple[str, ...] = ()
+    """Files of the pictures that the prompt is about.  Empty: those of the run, where it has the prompt once."""
     seed: int = 0
     """Seed of the noise."""
     trust_code: bool = False
@@ -166,7 +168,7 @@ class Tree:
 
         run, _ = read_run(Path(self.run))
         no_progress_bars()
-        record = known_records(run).get(self.prompt, {"prompt": self.prompt})
+        record = self.record_among(known_records(run, self.prompt))
         names = run.algorithm.requirements.rewards
         for name in names:
             resolve_reward(name)
@@ -178,6 +180,23 @@ class Tree:
             about = {"Title" if ending == "svg" else "Software": MAKER}
             figure.savefig(partial, dpi=110, format=ending, metadata=about)
         print(self.out)
+
+    def record_among(self, known: Sequence[dict]) -> dict:
+        """Return the record to draw, one of the run's own where there is one.
+
+        ConfigError where the run has the prompt about several pictures, and none of them is named.
+        """
+        from ..system.input_pictures import content_key, input_names
+
+        named = {"prompt": self.prompt, **({"input": list(self.input)} if self.input else {})}
+        if self.input:
+            return next((record for record in known if content_key(record) == content_key(named)), named)
+        if len(known) > 1:
+            first = " ".join(name[:80] for name in input_names(known[0])) or "nothing"
+            raise ConfigError(
+                f"the run has {self.prompt!r} about {len(known)} pictures; name one with --input, such as {first}"
+            )
+        return next(iter(known), named)
 
 
 def as_chain(recipe: str) -> "Chain":

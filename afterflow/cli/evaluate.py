@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,7 @@ from ..experiment.serialization import to_json
 from ..rewards.base import RewardModels
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
+from ..system.input_pictures import input_names, with_digests
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_own_file, holds_object, is_own_picture
@@ -152,6 +154,8 @@ class Eval:
 
         (tuned, base), teachers = self.sources(), teachers_by_tag(self.teachers)
         check_sources([tuned.path, base and base.path], [self.lora, self.lora_against, *teachers.values()])
+        for path in filter(None, (tuned.path, base and base.path)):
+            self.source.check_prompts(path, [{"prompt": "all of shapes"}])
         scale = 1.0 if self.guidance is None else self.guidance
         settings = ShapesSettings(
             self.split, self.prompts or 350, self.images, self.steps or 20, scale, self.seed, self.draws
@@ -198,9 +202,10 @@ class Eval:
         both = [tuned] if base is None else [tuned, base]
         self.check_rewards([images.source for images in both], tuned.records, rewards)
         if not all(images.source.is_drawn for images in both):
+            load = partial(self.source.load, inputs=any(map(input_names, tuned.records)))
             drawing = Drawing(self.images, self.steps or 40, self.scale(tuned, base), self.seed, self.chunk or 16)
             for images in both:
-                images.draw(drawing, self.source.load, to_json(self.source), print_progress)
+                images.draw(drawing, load, to_json(self.source), print_progress)
         for sentence in drawing_differences(tuned.folder, base.folder) if base is not None else ():
             print_progress(sentence)
         scores = [score_images(images, rewards, self.reward_models, print_progress, parts) for images in both]
@@ -226,7 +231,7 @@ class Eval:
 
     def image_sets(self) -> "tuple[ImageSet, ImageSet | None]":
         """Return the images of MODEL and of --against, of the same records, before any is drawn."""
-        from ..evaluation.image_set import ImageSet
+        from ..evaluation.image_set import ImageSet, check_same_inputs
         from ..evaluation.image_store import read_records
 
         tuned, base = self.sources()
@@ -234,12 +239,16 @@ class Eval:
         drawn = [source for source in sources if source.is_drawn]
         self.check_drawn(drawn, len(drawn) == len(sources))
         lists = [read_records(Path(source.path)) for source in drawn]
+        for source, records in zip(drawn, lists):
+            check_same_inputs(Path(source.path), records)
         if len(drawn) < len(sources):
             lists.append(suite_records(self.suite, self.prompts_from, self.prompts, self.judges))
-        prompts = [[record["prompt"] for record in records] for records in lists]
-        if any(texts != prompts[0] for texts in prompts):
-            paths = " and ".join(source.path for source in drawn)
-            raise ConfigError(f"{paths}: not the pictures of the same prompts in the same order")
+        texts = [[record["prompt"] for record in records] for records in lists]
+        inputs = [[input_names(with_digests(record)) for record in records] for records in lists]
+        for what, values in (("prompts", texts), ("input pictures", inputs)):
+            if any(of_set != values[0] for of_set in values):
+                paths = " and ".join(source.path for source in drawn)
+                raise ConfigError(f"{paths}: not the pictures of the same {what} in the same order")
         out, records = Path(self.out or f"evals/{self.suite}"), lists[-1]
         sets = [
             ImageSet(source, records, Path(source.path) if source.is_drawn else out / name)
@@ -272,7 +281,6 @@ class Eval:
     ) -> None:
         """Raise ValueError for libraries, weights or rewards that this evaluation could not use, before it starts."""
         from ..evaluation.scores import check_scorable
-        from ..models.families import pretrained
         from ..models.wan import Wan
         from ..rewards.registry import check_rewards, find_reward, resolve_reward
 
@@ -284,13 +292,21 @@ class Eval:
             rewards = tuple(dict.fromkeys((*rewards, "clipscore")))  # its CLIP is what distances see by
         to_draw = [source.path for source in sources if not source.is_drawn]
         check_sources(to_draw, [self.lora, self.lora_against])
-        check_rewards(rewards, self.reward_models)
         of_clips = [name for name in rewards if find_reward(name).clips]
-        for path in to_draw if of_clips else ():
-            if not isinstance(pretrained(path, self.source.dtype, {}), Wan):
+        sides = {name: side for name in rewards if (side := find_reward(name).side) is not None}
+        for path in to_draw:
+            config = self.source.check_prompts(path, records)
+            if of_clips and not isinstance(config, Wan):
                 raise ConfigError(
                     f"{of_clips[0]} judges clips, and {path} draws images; take a Wan, or name other --rewards"
                 )
+            height, width = config.load("meta").drawn_size if sides else (0, 0)
+            for name, side in sides.items():
+                if (height, width) != (side, side):
+                    raise ConfigError(
+                        f"{name} judges {side} x {side} px, and {path} draws {width} x {height}; add --size {side}"
+                    )
+        check_rewards(rewards, self.reward_models)
 
     def scale(self, tuned: "ImageSet", base: "ImageSet | None") -> float:
         """Return the guidance scale: as given, of the drawn images, of a LoRA's training, or usual for the family."""

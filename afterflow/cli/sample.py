@@ -65,7 +65,8 @@ class Sample:
         for name in self.input:
             read_input(name)  # what cannot be read is said before weights are loaded
         records = [{"prompt": prompt, "input": list(self.input)} for prompt in self.prompts]
-        model = self.source.load(self.model, self.lora)
+        self.source.check_prompts(self.model, records)
+        model = self.source.load(self.model, self.lora, inputs=bool(self.input))
         images = draw_images(model, records, self.images, self.steps, self.guidance, self.seed)
         make_folder(Path(self.out).parent)
         save_groups(Path(self.out), records, images, 1)

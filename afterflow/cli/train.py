@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
@@ -352,9 +352,22 @@ class Parts:
             run = run.with_options(
                 held_out=PromptFile(self.held_out_prompts), eval_every=run.evaluation.eval_every or 20
             )
+        run = self.begin_with_pictures(run)
         if self.adapt is not None:
             run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())
         if self.judge is not None:
             judges = {"shapes": ShapesJudge, "vlm": VLMJudge, "votes": partial(people_of, run)}
             run = replace(run, judge=judges[self.judge]())
         return run
+
+    def begin_with_pictures(self, run: "Run") -> "Run":
+        """Return the run with the family of --base that draws from input pictures, where its prompts have some."""
+        from ..experiment.prompt_checks import has_inputs
+        from ..models.families import pretrained
+
+        if self.base is None:
+            return run
+        kind = type(pretrained(self.base, "float32", {}, inputs=True))
+        if kind is type(run.model) or not has_inputs(run):
+            return run
+        return replace(run, model=kind(**{field.name: getattr(run.model, field.name) for field in fields(run.model)}))

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..system.errors import InputError
-from ..system.input_pictures import input_names, locate_inputs
+from ..system.input_pictures import locate_inputs, prompt_key
 from ..system.json_text import parse_strict_json
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text, parse_json, read_json, read_text, read_text_lines, texts_in
@@ -39,7 +39,7 @@ def read_prompts(source: str, checks: RecordChecks = NO_CHECKS) -> list[dict]:
     by_prompt = {}
     for location, record in locate_prompts(source):
         check_record(record, location, checks)
-        by_prompt[record["prompt"], input_names(record)] = {"tag": DEFAULT_TAG} | record
+        by_prompt[prompt_key(record)] = {"tag": DEFAULT_TAG} | record
     return list(by_prompt.values())
 
 

@@ -1,5 +1,7 @@
 """A set of images to judge: drawn by a model into a folder, or read from a folder that holds them already."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ from ..models.generate import decode_groups, draw_latents, encode_records
 from ..models.lora.files import lora_digest
 from ..models.pipeline import Model
 from ..models.pipeline_files import weights_digest
+from ..system.errors import InputError
 from ..system.folder_lock import locked_folder
+from ..system.input_pictures import file_version, input_names, with_digests
 from . import image_store
 from .suites import Drawing
 
@@ -30,6 +34,21 @@ def drawing_differences(one: Path, other: Path) -> list[str]:
     return [
         f"the sets differ in {name} too: {first.get(name)} in {one}, {second.get(name)} in {other}" for name in names
     ]
+
+
+def inputs_digest(records: Sequence[dict]) -> dict[str, str]:
+    """Return the digest of the pictures that records are about, under "inputs"; empty where they are about none."""
+    inputs = [with_digests(record).get("input") for record in records]
+    return {"inputs": hashlib.sha256(json.dumps(inputs).encode()).hexdigest()} if any(inputs) else {}
+
+
+def check_same_inputs(folder: Path, records: Sequence[dict]) -> None:
+    """Raise InputError where pictures that the images of a folder were drawn of are there and are others now."""
+    drawn = image_store.drawn_with(folder).get("inputs")
+    names = [name for record in records for name in input_names(record)]
+    there = all(name.startswith("data:") or file_version(name) is not None for name in names)
+    if drawn is not None and there and inputs_digest(records) != {"inputs": drawn}:
+        raise InputError(f"{folder}: its input pictures changed since it was drawn; put them back, or draw it anew")
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,8 @@ class ImageSet:
             path, lora = self.source.path, self.source.lora
             weights = weights_digest(path) + ("" if lora is None else " " + lora_digest(lora))
             drawn_with = {"model": path, "lora": lora, **to_json(drawing), **settings, "weights": weights}
-            image_store.open_store(self.folder, drawn_with | {"prompts": [record["prompt"] for record in self.records]})
+            drawn_with |= {"prompts": [record["prompt"] for record in self.records], **inputs_digest(self.records)}
+            image_store.open_store(self.folder, drawn_with)
             image_store.update_records(self.folder, self.records)
             missing = image_store.missing_prompts(self.folder, len(self.records))
             if not missing:

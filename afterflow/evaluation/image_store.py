@@ -18,6 +18,7 @@ from PIL import Image
 from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.errors import InputError
 from ..system.folder_lock import LOCK
+from ..system.input_pictures import with_digests
 from ..system.own_folders import check_links
 from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
@@ -152,8 +153,8 @@ def picture_formats(folder: Path) -> str:
 
 
 def content_digest(prompt_dir: Path, record: dict) -> str:
-    """Hash a prompt's record and images."""
-    sha = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    """Hash a prompt's record, with the pictures that it is about, and its images."""
+    sha = hashlib.sha256(json.dumps(with_digests(record), sort_keys=True).encode())
     for file in (file for files in sample_files(prompt_dir) for file in files):
         sha.update(file.name.encode() + file.read_bytes())
     return sha.hexdigest()

@@ -20,7 +20,9 @@ from ..rewards.named_code import module_file
 from ..rewards.registry import find_reward
 from ..rewards.vlm.judge import VLMJudge, connect
 from ..system.errors import CheckpointError, ConfigError
+from ..system.input_pictures import content_key, input_names, with_digests
 from .config import Run
+from .prompt_checks import caption_records
 
 
 def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], model: Path) -> dict[str, str]:
@@ -35,9 +37,12 @@ def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], mo
     contents = {"model": pipeline_contents(model)}
     for name, prompts in (("prompts", records), ("held-out prompts", held_out)):
         if prompts:
-            contents[name] = digest(json.dumps(list(prompts), sort_keys=True))
+            contents[name] = digest(json.dumps([with_digests(prompt) for prompt in prompts], sort_keys=True))
     if isinstance(run.data, ImageFolder | PairFolder):
         contents["pictures"] = folder_contents(Path(run.data.path), whole=True)
+        if Path(run.data.path).is_file() and any(map(input_names, edits := caption_records(run.data))):
+            # They lie beside the file.
+            contents["input pictures"] = digest(json.dumps([content_key(record) for record in edits]))
     if isinstance(run.data, HubImages | HubPairs):
         contents["pictures"] = hub_contents(run.data)
     if isinstance(run.tune, LoRA) and run.tune.start is not None:

@@ -17,8 +17,10 @@ from ..data.images import ImageSource
 from ..data.pairs import SampledPairs
 from ..models.adapters import Full
 from ..models.base import default_device
+from ..models.families import FAMILIES
 from ..sampling.conditioning import Conditioning, Embedding, condition
 from ..sampling.seeds import generator
+from ..system.input_pictures import prompt_key
 from ..train.clock import Clock
 from ..train.distributed import Processes
 from ..train.explore import ExploreOptions, Explorer, Iteration
@@ -198,11 +200,16 @@ def rollout_bytes(run: Run, network: NetworkCounts) -> int:
 
 
 def prompt_bytes(run: Run, network: NetworkCounts) -> int:
-    """Return the bytes of all encoded prompts; captions of a folder are not counted before they are read."""
-    texts = {record["prompt"] for record in [*held_out_records(run), *prompt_records(run)]}
+    """Return the bytes of all encoded prompts and of their pictures' latents, a request about each picture by itself.
+
+    Captions of a folder are not counted before they are read.
+    """
+    prompts = {prompt_key(record) for record in [*held_out_records(run), *prompt_records(run)]}
     length, width, pooled = network.text_shape
     size = torch.finfo(getattr(torch, run.model.dtype)).bits // 8
-    return (len(texts) + 1) * (length * width + (pooled or 0)) * size
+    empty = len(prompts) if FAMILIES[type(run.model)].reads_pictures else 1
+    pictures = sum(len(names) for _, names in prompts) * torch.Size(network.input_shape).numel()
+    return (len(prompts) + empty) * (length * width + (pooled or 0)) * size + 4 * pictures
 
 
 def cost_table(run: Run, cost: CostEstimate) -> Table:

@@ -36,7 +36,7 @@ from ..train.gradients import gradients
 from .config import Run
 from .cost_estimate import estimate_cost, trial_iteration
 from .network_counts import rollout_rows, rows_of_pass
-from .prompt_checks import prompt_records
+from .prompt_checks import caption_records, number_of_inputs, prompt_records
 from .setup import TrainingSetup, fp32_streams
 
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
@@ -77,7 +77,7 @@ def examine(run: Run) -> Iterator[Finding]:
     threads = cpu_threads(run.distribution.threads)
     with tempfile.TemporaryDirectory() as folder, locked_folder(small.folder), threads:
         setup = TrainingSetup.build(small, resume=False)
-        cond = encode_records(setup.model, (prompt_records(run) or ANYTHING)[:2])
+        cond = encode_records(setup.model, trial_records(run)[:2])
         yield from check_sampler(setup, cond)
         yield from check_training(setup, cond, run)
         if isinstance(run.tune, LoRA):
@@ -87,6 +87,11 @@ def examine(run: Run) -> Iterator[Finding]:
         if run.judge is not None:
             yield check_judge(setup, cond)
         yield peak_memory(setup)
+
+
+def trial_records(run: Run) -> list[dict]:
+    """Return prompts to try the model with: the run's own, or those of its images where these are edits."""
+    return prompt_records(run) or (caption_records(run.data) if number_of_inputs(run) else []) or ANYTHING
 
 
 def noise_for(setup: TrainingSetup, count: int, name: str) -> Tensor:

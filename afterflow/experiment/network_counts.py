@@ -62,6 +62,8 @@ class NetworkCounts:
     """FLOPs of its backward pass."""
     latent_shape: tuple[int, ...]
     """Shape of one image's latents."""
+    input_shape: tuple[int, ...]
+    """Shape of the latents of an input picture."""
     text_shape: tuple[int, int, int | None]
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
     schedule: AnySchedule
@@ -152,8 +154,8 @@ def count_network(run: Run) -> NetworkCounts:
     if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     saved, forward, backward = count_passes(model, rows_of_pass(run), number_of_inputs(run))
-    shapes = {"latent_shape": model.latent_shape, "text_shape": model.text_shape, "schedule": model.schedule}
     computed = tensor_bytes(model.module.parameters())
+    shapes = {name: getattr(model, name) for name in ("latent_shape", "input_shape", "text_shape", "schedule")}
     return NetworkCounts(frozen, weights, computed, trained, saved, forward, backward, **shapes)
 
 

@@ -6,6 +6,7 @@ pictures/SET/step_000030/000.png    the pictures after iteration 30; base/ holds
 pictures/SET/step_000030.json       their names and scores, written last, so that it never names a missing picture
 """
 
+import hashlib
 import io
 import json
 import math
@@ -21,7 +22,7 @@ from ..rewards.edited import as_drawn
 from ..rewards.grouped import GroupScores, score_groups
 from ..rewards.registry import REWARDS, find_reward
 from ..system.atomic_files import make_folder, replacing, write_text_atomically, writing
-from ..system.input_pictures import input_names
+from ..system.input_pictures import input_names, with_digests
 from ..system.text_files import read_json
 from .config import Run
 from .image_grid import FRAMES_PER_SECOND
@@ -42,11 +43,13 @@ class PictureStore:
     def begin(self, first: int, records: Sequence[Mapping[str, Any]] = (), per_prompt: int = 1) -> None:
         """Remove what iterations from `first` on will store again, and store the prompts, if the set has fixed ones.
 
-        A set of other prompts is begun anew.  OutputError where the disk does not take it.
+        A set of other prompts, or about other pictures, is begun anew.  OutputError where the disk does not take it.
         """
         about = {"per_prompt": per_prompt, "records": list(records)}
+        if any(map(input_names, records)):
+            about["digest"] = hashlib.sha256(json.dumps(list(map(with_digests, records))).encode()).hexdigest()
         file = self.folder / "records.json"
-        if first and records and file.is_file() and read_json(file) != about:
+        if first and records and file.is_file() and not same_prompts(read_json(file), about):
             first = 0
         make_folder(self.folder)
         with writing(self.folder):
@@ -94,6 +97,12 @@ class PictureStore:
         text = json.dumps(json_value({"step": step, "pictures": names, **about}), allow_nan=False)
         write_text_atomically(about_file, text + "\n")
         return [folder / file for file in names]
+
+
+def same_prompts(one: Any, other: Mapping[str, Any]) -> bool:
+    """Return whether two sets are of the same prompts, about the same pictures wherever these lie."""
+    names = ("per_prompt", "digest") if isinstance(one, dict) and "digest" in one else ("per_prompt", "records")
+    return isinstance(one, dict) and all(one.get(name) == other.get(name) for name in names)
 
 
 def write_bytes(file: Path, content: bytes) -> None:

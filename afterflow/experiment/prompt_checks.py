@@ -1,10 +1,11 @@
 """The prompts of a run, each checked against the rewards that will read its record."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from ..data.edits import EditImages, EditPrompts
-from ..data.images import ImageFolder, ImageSource
-from ..data.pairs import SampledPairs
+from ..data.images import HubImages, ImageSource, StoredImages, StoredSource
+from ..data.pairs import HubPairs, SampledPairs, StoredPairs
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.edits import edit_suite
 from ..envs.shapes.prompts import validate
@@ -14,8 +15,9 @@ from ..rewards.registry import find_reward
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.votes.judge import Votes
 from ..sampling.seeds import number
-from ..system.errors import InputError
-from ..system.input_pictures import check_inputs, input_names
+from ..system.errors import ConfigError, InputError
+from ..system.input_pictures import check_inputs, check_readable, content_key, input_names, prompt_key
+from ..system.pictures import WHITE, check_color
 from .config import Run
 from .evaluation_fit import rewards_of_data
 
@@ -27,31 +29,68 @@ def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
 
 
 def caption_records(data: object) -> list[dict]:
-    """Return records of images to learn from that are there before training, for the pictures they are about."""
+    """Return records of images to learn from that are there before training, for the pictures they are about.
+
+    InputError where the images, or the pictures that they are about, are not there.
+    """
     if isinstance(data, EditImages):
         return edit_suite(data.split, 1, 0, data.tasks[:1])
-    return [entry.record for entry in data.listing().entries] if isinstance(data, ImageFolder) else []
+    if isinstance(data, StoredImages):
+        return [entry.record for entry in data.listing().entries]
+    return [winner.record for winner, _ in data.pair_listing().pairs] if isinstance(data, StoredPairs) else []
 
 
 def number_of_inputs(run: Run) -> int:
-    """Return the number of pictures that each prompt of the run is about."""
+    """Return the number of pictures that each prompt of the run is about.
+
+    A data set of the hub, which would be fetched to know it, counts as one without, or with one for an editor.
+    """
     if isinstance(run.data, EditPrompts):
         return 1  # without the drawing of all of them
+    if isinstance(run.data, HubImages | HubPairs) and not Path(run.data.dataset).is_dir():
+        return int(FAMILIES[type(run.model)].takes_pictures == "must")
     records = caption_records(run.data) or prompt_records(run)
     return len(input_names(records[0])) if records else 0
 
 
-def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
-    """Return the number of pictures that each prompt, or caption of a folder, is about.
+def has_inputs(run: Run) -> bool:
+    """Return whether the prompts of a run, or what its images are made of, have input pictures."""
+    if isinstance(run.data, ImageSource) and not isinstance(run.data, SampledPairs):
+        return number_of_inputs(run) > 0
+    prompts = run.data.prompts if isinstance(run.data, SampledPairs) else run.data
+    return any(map(input_names, prompts.records(run.seed)))
 
-    InputError where the model has no use for them or needs some, and where people judge, who would not see them.
+
+def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
+    """Return the number of pictures that each prompt, or caption of images, is about.
+
+    InputError where the model has no use for them or needs some, where one cannot be read, and where people judge, who
+    would not see them.  ConfigError where targets would be brought to another shape or background than they are.
     """
     family = FAMILIES[type(run.model)]
     records = [*records, *caption_records(run.data)]
     inputs = check_inputs(records, family.takes_pictures, family.stock, family.most_pictures)
     if inputs and isinstance(run.judge, Votes):
         raise InputError("judge = Votes: its page does not show what an edit began with; take another judge")
+    if inputs and isinstance(run.data, StoredSource):
+        check_like_targets(run.data)
+    for name in dict.fromkeys(name for record in records for name in input_names(record)):
+        check_readable(name)
     return inputs
+
+
+def check_like_targets(data: StoredSource) -> None:
+    """Raise ConfigError where targets would have another shape or background than the pictures they are made of."""
+    if data.buckets:
+        raise ConfigError(
+            "data.buckets = True: input pictures are cropped to the one shape that the model draws, so other targets "
+            "would not fit them; leave it out, and train on each shape in a run of its own"
+        )
+    if check_color("data.background", data.background) != WHITE:
+        raise ConfigError(
+            f"data.background = {data.background}: input pictures are laid over white, and targets would not be; take "
+            "white, or save both without transparency"
+        )
 
 
 def prompt_records(run: Run) -> list[dict]:
@@ -91,16 +130,18 @@ def held_out_records(run: Run) -> list[dict]:
 def without_share(records: list[dict], share: float) -> tuple[list[dict], list[dict]]:
     """Return the records without a share of their different prompts, and one record of each prompt in that share.
 
-    A prompt's text alone decides which come first, so that seeds, and lists that grow, hold out the same ones.
+    A prompt is a text about its pictures.  Both alone decide which come first, so that seeds, and lists that grow or
+    move, hold out the same ones.
     """
-    by_text = {record["prompt"]: record for record in records}
-    count = min(round(share * len(by_text)), len(by_text) - 1)
-    held_out = set(sorted(by_text, key=lambda text: number("held out", text))[:count])
-    return [record for record in records if record["prompt"] not in held_out], [
-        by_text[text] for text in sorted(held_out)
+    by_prompt = {content_key(record): record for record in records}
+    count = min(round(share * len(by_prompt)), len(by_prompt) - 1)
+    held_out = set(sorted(by_prompt, key=lambda key: number("held out", *key))[:count])
+    return [record for record in records if content_key(record) not in held_out], [
+        by_prompt[key] for key in sorted(held_out)
     ]
 
 
-def known_records(run: Run) -> dict[str, dict]:
-    """Return the run's own prompts, held out or not, by their text."""
-    return {record["prompt"]: record for record in [*held_out_records(run), *prompt_records(run)]}
+def known_records(run: Run, prompt: str) -> list[dict]:
+    """Return the run's own records of a prompt's text, held out or not, each about other pictures."""
+    records = [record for record in [*held_out_records(run), *prompt_records(run)] if record["prompt"] == prompt]
+    return list({prompt_key(record): record for record in records}.values())

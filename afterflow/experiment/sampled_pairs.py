@@ -25,6 +25,7 @@ from ..sampling.conditioning import Conditioning, Velocity
 from ..sampling.rollout import prompt_noise
 from ..sampling.seeds import generator
 from ..system.errors import InputError
+from ..system.input_pictures import with_digests
 from ..train.clock import Clock
 from .config import Run
 from .contents import digest, lora_contents, pipeline_contents, reward_contents
@@ -162,6 +163,6 @@ class PairSampler:
             {name: reward_contents(name, run.reward_models) for name in names},
             repr(run.reward_models),
             repr(run.judge),
-            list(zip(rows.tolist(), records)),
+            list(zip(rows.tolist(), map(with_digests, records))),
         ]
         return latents_file(inputs)

@@ -33,13 +33,17 @@ FAMILIES: dict[type[Pretrained], type[Model]] = {
 }
 
 
-def pretrained(path: str, dtype: str, options: Mapping[str, Any]) -> Pretrained:
+def pretrained(path: str, dtype: str, options: Mapping[str, Any], inputs: bool = False) -> Pretrained:
     """Return the configuration of the pipeline at `path`, of whatever family it is, with some options set.
+
+    inputs: Whether prompts have input pictures.  The pipeline of Wan 2.2 TI2V-5B is then `WanImage`, else `Wan`.
 
     Raises InputError where no family draws with it, ConfigError where the family has no such option.
     """
     index = read_index(locate(path, None, weights=False))
-    kind = next((kind for kind, model in FAMILIES.items() if model.reads(index)), None)
+    kinds = [kind for kind, model in FAMILIES.items() if inputs and model.also_reads(index)]
+    kinds += [kind for kind, model in FAMILIES.items() if model.reads(index)]
+    kind = next(iter(kinds), None)
     if kind is None:
         supported = ", ".join(dict.fromkeys(model.stock for model in FAMILIES.values()))
         raise InputError(f"model {path!r} is a {index['_class_name']}; afterflow knows {supported}")

@@ -11,8 +11,9 @@ from ..sampling.conditioning import Conditioning, Velocity, condition
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
-from ..system.input_pictures import check_inputs, input_names, read_input
+from ..system.input_pictures import check_inputs, prompt_key, read_input
 from ..system.once import say_once
+from ..system.pictures import picture_digest
 from .pipeline import InputPictures, Model
 
 _log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def encode_records(model: Model, records: Sequence[dict]) -> Conditioning:
     for cut in model.cut_prompts(distinct_prompts(records)):
         say_once(_log, cut.sentence(), cut.sentence())
     check_inputs(records, model.takes_pictures, model.stock, model.most_pictures)
-    about = [(record["prompt"], input_names(record)) for record in records]
+    about = [prompt_key(record) for record in records]
     texts = {text: i for i, text in enumerate(dict.fromkeys(about))}
     prompts, inputs = [prompt for prompt, _ in texts], [names for _, names in texts]
     positive, negative = model.encode_texts(prompts, read_inputs(model, inputs))
@@ -105,16 +106,18 @@ def read_inputs(model: Model, inputs: Sequence[Sequence[str]]) -> InputPictures 
     if not inputs or not inputs[0]:
         return None
     names = {name: i for i, name in enumerate(dict.fromkeys(name for of_text in inputs for name in of_text))}
-    pictures, fitted = [], 0
-    for name in names:
+    views, digests, fitted = [], [], 0
+    for name in names:  # of which none is kept in its own size
         pixels = read_input(name)
-        pictures.append(model.fit_input(pixels))
-        fitted += pictures[-1].shape != pixels.shape
+        taken = model.fit_input(pixels)
+        views.append(model.views(taken))
+        digests.append(picture_digest(taken))
+        fitted += taken.shape != pixels.shape
     if fitted:
         height, width = model.drawn_size
         sentence = f"{fitted} of {len(names)} input pictures are cropped or scaled to draw {width} x {height} px"
         say_once(_log, sentence, sentence)
-    return InputPictures(pictures, torch.tensor([[names[name] for name in of_text] for of_text in inputs]))
+    return InputPictures(views, digests, torch.tensor([[names[name] for name in of_text] for of_text in inputs]))
 
 
 def distinct_prompts(records: Sequence[dict]) -> list[str]:

@@ -28,7 +28,7 @@ from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError
 from ..system.input_pictures import input_names, read_input
 from ..system.once import say_each_once
-from ..system.pictures import fit_picture, picture_digest
+from ..system.pictures import fit_picture
 from .base import cache_folder, latents_file, read_cache_file, write_cache_file
 from .lora.factors import LoRAFactors
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
@@ -37,7 +37,7 @@ from .packing import pack_latents, unpack_latents
 from .pipeline_files import check_family, fingerprint, is_distilled, locate, read_index, reading_parts
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
-from .vae import decode_images, encode_images
+from .vae import batch_size, decode_images, encode_images
 from .wrappers import Combine, guided, in_chunks
 
 if TYPE_CHECKING:
@@ -78,16 +78,17 @@ class Pretrained(ABC):
 class InputPictures(NamedTuple):
     """The pictures that texts are about, each once."""
 
-    pixels: Sequence[np.ndarray]
-    """Pictures as the model takes them, uint8 (H, W, 3) each."""
+    views: Sequence[tuple[np.ndarray, ...]]
+    """Pictures in the sizes in which they are seen, uint8 (H, W, 3) each, that of the autoencoder last."""
+    digests: Sequence[str]
+    """Digests of the pictures as the model takes them, before they are scaled to what is seen."""
     rows: Tensor
     """Which of them are those of each of U texts, (U, N) long."""
 
     @property
     def digest(self) -> str:
         """Digest of the pictures and of whose they are."""
-        parts = [*map(picture_digest, self.pixels), str(self.rows.tolist())]
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+        return hashlib.sha256(" ".join([*self.digests, str(self.rows.tolist())]).encode()).hexdigest()
 
 
 class Model(ABC):
@@ -111,6 +112,8 @@ class Model(ABC):
     """Whether a prompt has pictures that it is about, to edit them or to begin with them."""
     most_pictures: int | None = None
     """Largest number of pictures of a prompt.  None: there is no limit."""
+    reads_pictures: bool = False
+    """Whether the encoders see a prompt's pictures, so that the empty text is encoded anew for each prompt."""
     combine: Combine = staticmethod(linear_guidance)
     """How the family's own pipeline guides: (v_∅, v_c, scale) → velocity."""
     vae_encode: Callable[[Any, np.ndarray], Tensor] = staticmethod(encode_images)
@@ -169,6 +172,11 @@ class Model(ABC):
     def reads(cls, index: Mapping[str, Any]) -> bool:
         """Whether a pipeline is of this family, by its model_index.json."""
         return index["_class_name"] == cls.stock
+
+    @classmethod
+    def also_reads(cls, index: Mapping[str, Any]) -> bool:
+        """Whether a pipeline of another class is of this family where prompts have input pictures."""
+        return False
 
     def network(self) -> nn.Module:
         """Return the network of the pipeline that is trained."""
@@ -310,7 +318,10 @@ class Model(ABC):
         file = latents_file([self.image_key, self.input_shape, __version__, pictures.digest])
         stored = read_cache_file(file)
         if stored is None:
-            stored = {"latents": self.input_latents(pictures.pixels).cpu()}
+            seen = [views[-1] for views in pictures.views]
+            batch = batch_size(seen[0].shape[0] * seen[0].shape[1])
+            parts = [self.encode_images(np.stack(seen[i : i + batch])).cpu() for i in range(0, len(seen), batch)]
+            stored = {"latents": torch.cat(parts)}
             write_cache_file(file, stored)
         return stored["latents"][pictures.rows]
 
@@ -329,9 +340,9 @@ class Model(ABC):
         """Scale and crop an input picture, uint8 (H, W, 3), to what the model takes."""
         return fit_picture(pixels, *self.drawn_size)
 
-    def input_latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Encode n input pictures, uint8 (H, W, 3) each, to latents (n, C, h, w)."""
-        return self.encode_images(np.stack(pictures))
+    def views(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return a fitted input picture in the sizes in which it is seen, that of the autoencoder last."""
+        return (pixels,)
 
     def _cache_file(self, prompts: Sequence[str]) -> Path:
         digest = hashlib.sha256(f"{self.stock} {self.encoder_key} {self.config.dtype}".encode())

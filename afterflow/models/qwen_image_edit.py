@@ -52,7 +52,7 @@ class QwenImageEditModel(QwenImageModel):
 
     stock = "QwenImageEditPlusPipeline"
     encoders = ("text_encoder", "tokenizer", "processor")
-    takes_pictures = "must"
+    takes_pictures, reads_pictures = "must", True
 
     def configure(self) -> None:
         """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
@@ -84,6 +84,11 @@ class QwenImageEditModel(QwenImageModel):
         top, left = (height - rows) // 2, (width - columns) // 2
         return pixels[top : top + rows, left : left + columns]
 
+    def views(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return an input picture in the size of the language model, and in that of the network."""
+        sides = READER_SIZE, self.config.picture_size
+        return tuple(np.asarray(resized(pixels, *rounded_size(side, self.ratio))) for side in sides)
+
     def embed(self, pipe: Any, prompts: list[str], pictures: list[Image.Image] | None = None) -> Embedding:
         """Encode texts about the same pictures by the stock pipeline."""
         return with_mask(*pipe.encode_prompt(prompts, image=pictures))
@@ -106,8 +111,7 @@ class QwenImageEditModel(QwenImageModel):
         with reading_parts(self.config.path):
             pipe: Any = self.pipeline(("vae", "processor"), transformer=self.module).to(self.device)
         pipe.processor = self.reader()
-        size = rounded_size(READER_SIZE, self.ratio)
-        shown = [resized(pixels, *size) for pixels in pictures.pixels]
+        shown = [Image.fromarray(views[0]) for views in pictures.views]
         parts: list[list[Embedding]] = [[], []]
         for text, rows in zip(texts, pictures.rows.tolist()):
             for part, prompt in zip(parts, (text, "")):
@@ -127,11 +131,6 @@ class QwenImageEditModel(QwenImageModel):
                 AutoTokenizer.from_pretrained(self.folder / "tokenizer"),
                 Qwen2VLImageProcessor.from_pretrained(self.folder / "processor"),
             )
-
-    def input_latents(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Encode n input pictures, uint8 (H, W, 3) each, in the size that the network sees: (n, C, h, w)."""
-        size = rounded_size(self.config.picture_size, self.ratio)
-        return self.encode_images(np.stack([np.asarray(resized(pixels, *size)) for pixels in pictures]))
 
     @property
     def text_tokens(self) -> dict[str, int]:

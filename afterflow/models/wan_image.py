@@ -5,6 +5,7 @@ whose latents are always the picture's.  What it predicts there is of no use; he
 picture in a straight line, so that every solver ends on it and no method trains it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,11 @@ class WanImageModel(WanModel):
 
     stock, also = "WanImageToVideoPipeline", ("WanPipeline",)  # the released folder may name either
     takes_pictures, most_pictures = "must", 1
+
+    @classmethod
+    def also_reads(cls, index: Mapping[str, Any]) -> bool:
+        """Whether the pipeline from text is TI2V-5B's, which is told a time for every token.  The released one is."""
+        return index["_class_name"] in cls.also and index.get("expand_timesteps") is True
 
     def configure(self) -> None:
         """Set shapes, schedule and encoder key.  InputError for a pipeline that is not told a time for every token."""

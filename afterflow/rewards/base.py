@@ -186,6 +186,8 @@ class Reward:
     needs: Callable[[dict], None] | None = None
     """Raises ValueError, in one sentence, where a record lacks what the reward reads besides the prompt.  A service
     tells its clients the sentence of an InputError."""
+    side: int | None = None
+    """Height and width in pixels of the only images that it judges.  None: it judges those of every size."""
     clips: bool = False
     """Whether it scores whole clips.  Other rewards score images, and the frames of a clip one by one."""
     extra: str | None = None

@@ -4,13 +4,13 @@ A record names its input pictures under `input`, and under `mask` one that is wh
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ..system.errors import InputError
-from ..system.input_pictures import input_names, read_input
+from ..system.input_pictures import file_version, input_names, read_input
 from ..system.pictures import fit_picture
 
 LEAST_WHITE = 128
@@ -41,11 +41,9 @@ def check_mask(record: dict) -> None:
         raise InputError("its mask is white everywhere, so that nothing is left to compare")
 
 
-@cache
 def picture_size(name: str) -> tuple[int, int]:
     """Return height and width of an input picture; InputError where it cannot be read."""
-    height, width = read_input(name).shape[:2]
-    return height, width
+    return _picture_size(name, file_version(name))
 
 
 def pictures_before(record: Mapping[str, Any], height: int, width: int) -> list[np.ndarray]:
@@ -63,14 +61,29 @@ def untouched(records: Sequence[dict], height: int, width: int) -> np.ndarray:
     return np.stack([stays(record["mask"], height, width) for record in records])
 
 
-# A group's pictures have one input; a few prompts are in a batch.
-@lru_cache(maxsize=64)
 def as_drawn(name: str, height: int, width: int) -> np.ndarray:
     """Return an input picture scaled and cropped to a size, uint8 (H, W, 3)."""
+    return _as_drawn(name, file_version(name), height, width)
+
+
+def stays(name: str, height: int, width: int) -> np.ndarray:
+    """Return which pixels a mask leaves alone, bool (H, W)."""
+    return _stays(name, file_version(name), height, width)
+
+
+# By the version of a file as well, which may be exchanged while a server of rewards runs.
+@lru_cache(maxsize=65536)
+def _picture_size(name: str, version: tuple[int, int] | None) -> tuple[int, int]:
+    height, width = read_input(name).shape[:2]
+    return height, width
+
+
+# A group's pictures have one input; a few prompts are in a batch.
+@lru_cache(maxsize=64)
+def _as_drawn(name: str, version: tuple[int, int] | None, height: int, width: int) -> np.ndarray:
     return fit_picture(read_input(name), height, width)
 
 
 @lru_cache(maxsize=64)
-def stays(name: str, height: int, width: int) -> np.ndarray:
-    """Return which pixels a mask leaves alone, bool (H, W)."""
-    return as_drawn(name, height, width).max(2) < LEAST_WHITE
+def _stays(name: str, version: tuple[int, int] | None, height: int, width: int) -> np.ndarray:
+    return _as_drawn(name, version, height, width).max(2) < LEAST_WHITE

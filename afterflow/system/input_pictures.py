@@ -5,8 +5,11 @@ name one more in the same way.
 """
 
 import base64
+import hashlib
 import io
+import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from PIL import Image
 
 from .errors import InputError
 from .own_folders import check_inside
-from .pictures import named_picture, read_picture
+from .pictures import named_picture, read_header, read_picture
 
 PNG_ADDRESS = "data:image/png;base64,"
 """Start of an address that holds a PNG itself."""
@@ -32,6 +35,53 @@ def input_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def prompt_key(record: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return what tells a prompt from others: its text, which edits repeat, and the names of its input pictures."""
+    return record["prompt"], input_names(record)
+
+
+def content_key(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what tells a prompt from others wherever its pictures lie: its text, and their contents."""
+    return record["prompt"], *map(picture_content, input_names(record))
+
+
+def with_digests(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a record whose inputs and mask are named by the digests of their files, which may move or change.
+
+    A record without inputs is returned as it is.  So are data: addresses, which are contents themselves, and names of
+    files that are not there.
+    """
+    if not input_names(record):
+        return record
+    value, mask = record["input"], record.get("mask")
+    digests = picture_content(value) if isinstance(value, str) else [picture_content(name) for name in value]
+    masked = {"mask": picture_content(mask)} if isinstance(mask, str) and mask else {}
+    return {**record, "input": digests, **masked}
+
+
+def picture_content(name: str) -> str:
+    """Return the digest of the file of an input or a mask; a data: address, or a file that is not there, as it is."""
+    version = file_version(name)
+    return name if version is None else _file_digest(name, version)
+
+
+def file_version(name: str) -> tuple[int, int] | None:
+    """Return the time and the size of the file of an input, which change with it.
+
+    None for a data: address, and for a file that is not there.
+    """
+    if name.startswith("data:") or not os.path.isfile(name):  # which a text that is no name is not, either
+        return None
+    state = Path(name).stat()
+    return state.st_mtime_ns, state.st_size
+
+
+@lru_cache(maxsize=65536)
+def _file_digest(name: str, version: tuple[int, int]) -> str:
+    with Path(name).open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def read_input(name: str) -> np.ndarray:
     """Read an input picture as uint8 (H, W, 3); InputError where it cannot be read."""
     if not name.startswith("data:"):
@@ -43,6 +93,14 @@ def read_input(name: str) -> np.ndarray:
     except ValueError as error:
         raise InputError(f"input {name[:40]}…: not base64 ({error})") from None
     return read_picture(data, f"{name[:40]}…", formats=("PNG",), max_pixels=MOST_PIXELS)
+
+
+def check_readable(name: str) -> None:
+    """Raise InputError for an input picture that is none, by the header of its file, or by all of a data: address."""
+    if name.startswith("data:"):
+        read_input(name)
+    else:
+        read_header(Path(name), name)
 
 
 def png_address(pixels: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """Stored pictures of a run, read as plain data: each step's file is read once, until it changes."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..experiment.run_folder import PICTURE_SUFFIXES, RunFolder, step_of_name
+from ..experiment.run_folder import RunFolder, step_of_name
 from ..system.errors import InputError
 from ..system.escapes import printable
 from .curves import finite_or_none
@@ -67,13 +68,22 @@ class PictureSet:
         """Return the set as a page gets it: prompts, and the names and scores of each step's pictures."""
         order, (records, per_prompt) = self.update(), self.records()
         steps = [{"step": step, "name": name, **(self.steps[name][1] or {})} for step, name in order]
-        prompts = [{**prompt_of(record), "inputs": self.inputs(p)} for p, record in enumerate(records)]
+        inputs = self.inputs()
+        about = lambda p, record: {"key": row_key(record), "inputs": inputs.get(p, [])}
+        prompts = [prompt_of(record) | about(p, record) for p, record in enumerate(records)]
         return {"per_prompt": per_prompt, "prompts": prompts, "steps": steps}
 
-    def inputs(self, prompt: int) -> list[str]:
-        """Return the names of the stored pictures that a prompt is about."""
-        names = [f"{prompt:03d}_{i}{suffix}" for i in range(3) for suffix in PICTURE_SUFFIXES]
-        return [name for name in names if (self.folder / "inputs" / name).is_file()]
+    def inputs(self) -> dict[int, list[str]]:
+        """Return the names of the stored pictures that prompts are about, in order, by the number of the prompt."""
+        folder, names = self.folder / "inputs", []
+        if folder.is_dir():
+            check_inside_run(folder, self.run.path)
+            names = [name for name in os.listdir(folder) if is_picture_name(name) and "_" in name]
+        numbered = sorted((*map(int, name.partition(".")[0].split("_")), name) for name in names)
+        by_prompt: dict[int, list[str]] = {}
+        for prompt, _, name in numbered:
+            by_prompt.setdefault(prompt, []).append(name)
+        return by_prompt
 
     def picture(self, step: str, file: str) -> Path | None:
         """Return the path of a stored picture, or of an input; None where there is none that lies in the run."""
@@ -134,6 +144,12 @@ def score_lists(scores: object, count: int) -> dict[str, list[float | None]]:
 def prompt_of(record: Mapping[str, Any]) -> dict[str, str]:
     """Return prompt and tag of a record; signs that a reader would not see are written out."""
     return {name: printable(str(record.get(name) or "")) for name in ("prompt", "tag")}
+
+
+def row_key(record: Mapping[str, Any]) -> str:
+    """Return what a prompt has in common with the same one of another run: a digest of its text and its inputs."""
+    about = [record.get("prompt"), record.get("input")]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def group_of(group: object) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Prompts about pictures: what is drawn, learnt and kept, and what is refused."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -21,6 +22,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
+from afterflow.cli.train import Parts
 from afterflow.cli.vote import stored_pictures
 from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.pairs import HubPairs, PairFolder
@@ -28,22 +30,27 @@ from afterflow.data.prompts import PromptFile
 from afterflow.evaluation.image_store import add_images
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import estimate_cost
+from afterflow.experiment.doctor import ANYTHING, trial_records
 from afterflow.experiment.execute import execute
-from afterflow.models.families import FAMILIES
-from afterflow.models.generate import decode_groups, encode_records, solve_ode
+from afterflow.models.families import FAMILIES, pretrained
+from afterflow.models.flux2_klein import Flux2Klein
+from afterflow.models.generate import decode_groups, encode_records, read_inputs, solve_ode
 from afterflow.models.packing import pack_latents
 from afterflow.models.pipeline import Model
+from afterflow.models.qwen_image_edit import resized
+from afterflow.models.wan import Wan
 from afterflow.models.wan_image import WanImage, WanImageModel
 from afterflow.models.wrappers import guided
 from afterflow.rewards.votes.judge import Votes
 from afterflow.sampling.schedules import SD3Grid
 from afterflow.system.errors import InputError
 from afterflow.system.input_pictures import check_inputs, input_names, locate_inputs, png_address, read_input
-from afterflow.system.pictures import fit_picture
+from afterflow.system.pictures import fit_picture, picture_digest
 from tinies import built
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 STEPS = 3
+EDITS = ("eval", "owner/model", "--suite", "edits", "--prompts", "7")
 JPEG = {"jpeg_compressibility": 1.0}
 
 
@@ -437,3 +444,86 @@ def test_a_data_set_names_no_file_of_this_machine(tmp_path, monkeypatch, source,
         monkeypatch.setattr(f"afterflow.data.{module}.load_hub_dataset", lambda *about: rows)
     with pytest.raises(InputError, match=r"\[0\]: input '.*' is a file's name, and here only data:"):
         getattr(source("owner/name"), listing)()
+
+
+@pytest.mark.parametrize(
+    "family, words, said",
+    [
+        ("qwen_image_edit", ["sample", "owner/model", "make it red"], "has no input picture, and QwenImageEditPlus"),
+        ("flux", ["sample", "owner/model", "make it red", "--input", "in.png"], "FluxPipeline draws from text alone"),
+        ("flux_kontext", ["sample", "owner/model", "red", "--input", *["in.png"] * 2], "KontextPipeline takes 1"),
+        ("flux2_klein", ["sample", "owner/model", "red", "--size", "30"], "draws multiples of"),
+        ("qwen_image_edit", ["eval", "owner/model"], "has no input picture, and QwenImageEditPlus"),
+        ("flux", [*EDITS], "FluxPipeline draws from text alone"),
+        ("flux2_klein", [*EDITS, "--size", "32"], "judges 64 x 64 px, and owner/model draws 32 x 32"),
+    ],
+)
+def test_sample_and_eval_refuse_before_weights_are_fetched(tinies, tmp_path, monkeypatch, capsys, family, words, said):
+    def download(path, revision, weights):
+        assert not weights, "weights are fetched"
+        return tinies[family].path if family in tinies else built(family, tmp_path / "pipeline").path
+
+    monkeypatch.setattr("afterflow.models.pipeline_files.download", download)
+    Image.fromarray(picture(0)).save("in.png")
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_pipeline_of_wan_5b_begins_with_a_picture_where_prompts_have_one(tmp_path, monkeypatch):
+    """The released folder is of the pipeline from text."""
+    folder, config = edits(tmp_path / "edits"), built("wan_ti2v", tmp_path / "pipeline")
+    size = {"height": 32, "width": 32, "frames": 5}
+    assert type(pretrained(config.path, "float32", size)) is Wan
+    assert type(pretrained(config.path, "float32", size, inputs=True)) is WanImage
+    plain = built("wan", tmp_path / "plain")
+    assert type(pretrained(plain.path, "float32", size, inputs=True)) is Wan, "2.1 has no time for every token"
+    run = Run(FlowGRPO(JPEG, steps=STEPS, group=2), PromptFile(prompts_of(folder)), config, name="moved")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a cat\n")
+    for images in (None, str(folder)):
+        given = run if images is None else replace(run, algorithm=SFT(), data=ImageFolder(images))
+        base = Parts(base=config.path).put_into(given)
+        assert type(base.model) is WanImage and vars(base.model) == vars(config)
+    assert type(Parts(base=config.path, prompts=str(texts)).put_into(run).model) is Wan
+    loaded = []
+    monkeypatch.setattr(WanImage, "load", lambda self, device: loaded.append(self) or WanImageModel(self, device))
+    options = ["--height", "32", "--width", "32", "--frames", "5", "--max-sequence-length", "16", "--steps", "2"]
+    Image.fromarray(picture(0)).save("in.png")
+    assert main(["sample", config.path, "it moves", "-n", "1", "--input", "in.png", *options]) == 0 and loaded
+    words = ["--suite", "drawbench", "--prompts-from", prompts_of(folder), "--rewards", "jpeg_compressibility"]
+    assert main(["eval", config.path, *words, "--images", "1", "--guidance", "1", *options]) == 0 and len(loaded) == 2
+
+
+def test_doctor_tries_an_editor_on_its_own_edits(tmp_path):
+    folder = edits(tmp_path / "edits")
+    run = Run(SFT(), ImageFolder(str(folder)), Flux2Klein("klein"), name="doctor")
+    assert [record["prompt"] for record in trial_records(run)[:2]] == ["make it darker", "make it brighter"]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    Image.fromarray(picture(0)).save(plain / "a.png")
+    (plain / "a.txt").write_text("a caption")
+    assert trial_records(replace(run, data=ImageFolder(str(plain)))) == ANYTHING
+
+
+def test_input_pictures_are_kept_as_they_are_seen_and_encoded_in_batches(tmp_path, monkeypatch):
+    """Keys of the cache are those of whole pictures, as before, so that nothing is encoded anew."""
+    monkeypatch.setattr("afterflow.models.qwen_image_edit.READER_SIZE", 64)
+    config = built("qwen_image_edit", tmp_path / "pipeline")
+    model, large = config.load(), [picture(i, 200)[:150] for i in range(3)]
+    inputs = [[png_address(pixels)] for pixels in large]
+    read = read_inputs(model, inputs)
+    side = config.picture_size
+    assert {tuple(seen.shape for seen in views) for views in read.views} == {((64, 64, 3), (side, side, 3))}
+    held = lambda array: array.nbytes if array.base is None else memoryview(array.base).nbytes
+    assert all(held(seen) == seen.nbytes for views in read.views for seen in views), "none of them is a view of all"
+    parts = [*(picture_digest(model.fit_input(pixels)) for pixels in large), str(read.rows.tolist())]
+    assert read.digest == hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    counts, encode = [], type(model).encode_images
+    monkeypatch.setattr("afterflow.models.pipeline.batch_size", lambda pixels: 2)
+    monkeypatch.setattr(
+        type(model), "encode_images", lambda self, images: counts.append(len(images)) or encode(self, images)
+    )
+    latents = model.encode_pictures(read)
+    assert counts == [2, 1]
+    alone = [encode(model, np.asarray(resized(model.fit_input(pixels), side, side))[None]) for pixels in large]
+    torch.testing.assert_close(latents[:, 0], torch.cat(alone), atol=1e-5, rtol=1e-4)

@@ -37,7 +37,8 @@ def only_once(monkeypatch):
 @pytest.fixture
 def at_once(monkeypatch):
     """Each run counts as the same network, and the runs that were counted."""
-    counted, counts = [], NetworkCounts(7, 6, 5, 4, 3, 2, 1, (16, 4, 4), (77, 8, None), DynamicShift(4, (1, 0.5)))
+    counted, latents = [], (16, 4, 4)
+    counts = NetworkCounts(7, 6, 5, 4, 3, 2, 1, latents, latents, (77, 8, None), DynamicShift(4, (1, 0.5)))
     monkeypatch.setattr(counting, "count_network", lambda run: counted.append(run) or counts)
     return counted
 

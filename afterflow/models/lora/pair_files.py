@@ -4,6 +4,7 @@ diffusers and ComfyUI load a file into one network.  In a LoRA that is read, the
 network.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,16 @@ def noise_files(file: Path) -> tuple[Path, Path]:
 
 
 def sorted_pair(files: Sequence[Path]) -> tuple[Path, Path] | None:
-    """Return two files, high noise first, where the name of one says high and that of the other low; else None."""
-    high, low = ([file for file in files if word in file.stem.lower()] for word in ("high", "low"))
-    if len(files) == 2 and len(high) == len(low) == 1 and high != low:
-        return high[0], low[0]
+    """Return two files, high noise first, where the name of one says high and that of the other low; else None.
+
+    Whole words count first, as in flow_low_noise and flow_high_noise, then letters anywhere, as in wanlow and wanhigh.
+    """
+    words = {file: re.findall("[A-Z]?[a-z]+|[A-Z]+", file.stem) for file in files}
+    whole = {file: {word.lower().removesuffix("noise") for word in words[file]} for file in files}
+    for texts in (whole, {file: file.stem.lower() for file in files}):
+        high, low = ([file for file in files if word in texts[file]] for word in ("high", "low"))
+        if len(files) == 2 and len(high) == len(low) == 1 and high != low:
+            return high[0], low[0]
     return None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...system.checks import check_positive
 from ...system.errors import ConfigError
-from ...system.input_pictures import input_names
+from ...system.input_pictures import input_names, picture_content
 from ...system.optional_dependencies import check_extra
 from ...system.pictures import picture_digest
 from ..base import ImagePairs, Scored, check_address
@@ -149,9 +149,9 @@ def verdict_memory(judge: VLMJudge) -> dict[Question, float]:
 
 
 def question_keys(pairs: ImagePairs) -> list[Question]:
-    """Return what each pair asks, by the content of its images."""
+    """Return what each pair asks, by the content of its images and of those that its prompt is about."""
     digests = [picture_digest(image) for image in pairs.images]
-    tasks = [(record["prompt"], input_names(record)) for record in pairs.records]
+    tasks = [(record["prompt"], tuple(map(picture_content, input_names(record)))) for record in pairs.records]
     return [(*tasks[i], digests[i], digests[j]) for i, j in zip(pairs.first, pairs.second)]
 
 

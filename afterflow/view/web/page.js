@@ -359,7 +359,7 @@ function grid() {
   const box = el("div", { class: `grid${single ? " single" : ""}${indices.length > 1 ? " pairs" : ""}` });
   cards = prompts.map((prompt, p) => {
     const sides = indices.map((index, side) => {
-      const row = side ? (sets[side]?.prompts ?? []).findIndex((other) => other.prompt === prompt.prompt) : p;
+      const row = side ? (sets[side]?.prompts ?? []).findIndex((other) => other.key === prompt.key) : p;
       return row < 0 || !sets[side] ? null : { index, set: sets[side], row, cells: [] };
     });
     return promptCard(prompt, sides);
