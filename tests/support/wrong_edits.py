@@ -154,7 +154,8 @@ def columns_of_a_letter(before, after, rng):
 
 
 def shifted_grounds(right):
-    """The right picture with other light."""
+    """The right picture with other light, or with a pattern."""
+    yield "a pattern of single pixels", whole(right + 8.0 * (np.indices((64, 64)).sum(0) % 2 * 2 - 1)[..., None])
     yield "all 4 levels lighter", whole(right + 4.0)
     yield "all 4 levels darker", whole(right - 4.0)
     yield "4 levels redder", whole(right + np.array([4.0, 0.0, -4.0]))
@@ -168,7 +169,9 @@ def nearly_kept(record, rng):
         item, angle = stays[rng.integers(len(stays))], rng.uniform(0, 2 * np.pi)
         moved = replace(item, cx=item.cx + np.cos(angle), cy=item.cy + np.sin(angle))
         yield "a kept object is moved by 1 px", render_scene(replaced(after, item, moved))
-        yield "a kept object is 12 % larger", render_scene(replaced(after, item, replace(item, r=1.12 * item.r)))
+        for name, factor in (("larger", 1.12), ("smaller", 0.88)):
+            resized = render_scene(replaced(after, item, replace(item, r=factor * item.r)))
+            yield f"a kept object is 12 % {name}", resized
 
 
 def true_variants(record, rng):

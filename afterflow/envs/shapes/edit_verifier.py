@@ -27,8 +27,8 @@ from .world import Array, coverage
 
 PLACE, ARRIVAL = 1.0, 2.0
 """Pixels that the centre of an object may be off where it was to stay, and where it was to go."""
-GROWTH = 1.125
-"""Largest ratio of the sizes of an object before and after the edit."""
+LEAST_SIZE, LARGEST_SIZE = 0.9, 1.09
+"""Bounds of the ratio of an object's sizes after and before the edit.  An autoencoder takes off thin tips."""
 CLEAR_MOVE = 4.0
 """Pixels that a moved object goes at least."""
 OBJECT_ERROR, GROUND_ERROR = 12.0, 3.0
@@ -36,6 +36,8 @@ OBJECT_ERROR, GROUND_ERROR = 12.0, 3.0
 PATCH_ERROR, NEW_ERROR = 16.0, 32.0
 """Largest difference in grey levels between the means of 5x5 pixels and what they are to show: anywhere, and within
 three pixels of an object that was asked for.  Two colours of the world differ by 85 or more in a channel."""
+PIXEL_ERROR, TEXTURE_ERROR = 32.0, 5.0
+"""Largest difference in grey levels of a single pixel of the ground, and the largest mean of those."""
 LETTER_ERROR, STROKE_ERROR = 30.0, 30.0
 """Largest difference, in grey levels, on the pixels of a sign's letters, old and new, from the new sign: their mean,
 and between the means of any 5x5 pixels."""
@@ -101,7 +103,7 @@ def verify_edit(record: Record, image: NDArray[np.uint8]) -> EditScores:
     errors = _errors_in_zone(EditScene(before.seed, tuple(stays)), shown, image, zone) if crowd == 0 else []
     done = float(alone and min(credits) == 1.0 and _within(errors))
     done_partly = float(np.mean(credits)) * math.exp(-crowd) * _soft(errors, ZONE_FADE)
-    preserved, preserved_partly = _preservation(record, image, zone, stays)
+    preserved, preserved_partly = _preservation(record, image, zone, [_mask(item) for item in stays])
     present = sum(match is not None for match in matches)
     preserved *= present == len(stays)
     return EditScores(done, preserved, done_partly, preserved_partly * (present / len(stays) if stays else 1.0))
@@ -170,7 +172,7 @@ def _moved(record: Record, old: PlacedObject, d: Detection) -> float:
 def _same_size(d: Detection, item: PlacedObject) -> float:
     """Return 1 where a detection is as large as the object, less where it grew or shrank."""
     ratio = longer_side(d.box) / longer_side(object_box(item))
-    return 1.0 if 1 / GROWTH <= ratio <= GROWTH else max(0.0, 1 - abs(math.log(ratio)))
+    return 1.0 if LEAST_SIZE <= ratio <= LARGEST_SIZE else max(0.0, 1 - abs(math.log(ratio)))
 
 
 def _match_stays(stays: Sequence[PlacedObject], there: Sequence[Detection]) -> list[Detection | None]:
@@ -199,31 +201,37 @@ def _errors_in_zone(scene: EditScene, shown: Sequence[_Shown], image: NDArray[np
     drawn = [shown_object(d, known, pixels, ground) for d, known in shown]
     canvas = ground.copy()
     draw_objects(canvas, drawn)
-    patches, near = _patches(pixels - canvas, 5), _zone(drawn, 3)
-    # Where the means of 5x5 pixels see the zone, those of what is to stay are not looked at.
+    difference, near = pixels - canvas, _zone(drawn, 3)
+    # Means of 5x5 pixels that see the zone say nothing of what is to stay, so all of them are looked at here.
     seen = _spread(zone)
-    return _largest_in(patches, seen & ~near, PATCH_ERROR) + _largest_in(patches, seen & near, NEW_ERROR)
+    patches, free = _patches(difference, 5), seen & ~near
+    errors = _largest_in(patches, free, PATCH_ERROR) + _largest_in(patches, seen & near, NEW_ERROR)
+    return errors + _texture_errors(difference, free & ~_spread(_zone(scene.objects, 1)))
 
 
-def _preservation(
-    record: Record, image: NDArray[np.uint8], zone: Mask, stays: Sequence[PlacedObject] = ()
-) -> tuple[float, float]:
+def _preservation(record: Record, image: NDArray[np.uint8], zone: Mask, stays: Sequence[Mask]) -> tuple[float, float]:
     """Return whether all outside of the zone that the edit may touch is as it was, and how nearly."""
     before, after = EditScene.from_record(record["scene"]), EditScene.from_record(record["result"])
     difference = image.astype(np.float32) - _picture(before)
     patches, error, free = _patches(difference, 5), _patches(difference, 3), ~_spread(zone)
-    objects = [_mask(item) & ~zone for item in stays]
-    covered = np.any([_mask(item) for item in stays], 0) if stays else np.zeros_like(zone)
+    objects = [mask & ~zone for mask in stays]
+    covered = np.any(stays, 0) if len(stays) else np.zeros_like(zone)
     ground = free & ~_spread(dilate(covered, 1))
     errors = [(float(error[mask].mean()), OBJECT_ERROR) for mask in objects if mask.any()]
     if ground.any():
         errors.append((float(error[ground].mean()), GROUND_ERROR))
-    errors += _largest_in(patches, free, PATCH_ERROR)
+    errors += _largest_in(patches, free, PATCH_ERROR) + _texture_errors(difference, ground)
     sharp = edge_sharpness(image) / max(_sharpness(after), 1e-6)
     preserved = _within(errors) and sharp >= SHARPNESS
     # Below the limits there is still something to gain.
     used = max((min(1.0, error / limit) for error, limit in errors), default=0.0)
     return float(preserved), _soft(errors, FADE) * (1 - SLOPE * used) * min(1.0, sharp / SHARPNESS)
+
+
+def _texture_errors(difference: Array, ground: Mask) -> _Errors:
+    """Return the errors of single pixels of the ground, which means of 5x5 pixels do not see: the largest, the mean."""
+    error = largest(abs(difference))[ground]
+    return [(float(error.max()), PIXEL_ERROR), (float(error.mean()), TEXTURE_ERROR)] if error.size else []
 
 
 def _patches(difference: Array, side: int) -> Array:
@@ -285,7 +293,8 @@ def _verify_sign(record: Record, before: EditScene, after: EditScene, image: NDA
     # What a sign of the same length shares with the new one: its plate, but for the strokes of either text.
     old = source.astype(np.float32) - expected
     strokes = dilate(largest(abs(old)) > 20, 1)
-    preserved, preserved_partly = _preservation(record, image, strokes)
+    plate = largest(abs(expected - _canvas(EditScene(after.seed)))) > 20
+    preserved, preserved_partly = _preservation(record, image, strokes, [plate])
     off = max(abs(a - b) for a, b in zip(line.box[:2], corner)) if line.text else SIZE
     difference = image.astype(np.float32) - expected
     errors = [(float(abs(difference[strokes]).mean()), LETTER_ERROR)]
@@ -302,7 +311,7 @@ def _share_of(difference: Array, old: Array) -> float:
     shared, size = (
         scipy.ndimage.uniform_filter((part * old).sum(-1), 7, mode="constant") for part in (difference, old)
     )
-    enough = size > 0.2 * size.max()
+    enough = size > 0.1 * size.max()
     return float((shared[enough] / size[enough]).max())
 
 
