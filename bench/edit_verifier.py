@@ -2,11 +2,11 @@
 
     python bench/edit_verifier.py --json bench/results/edit_verifier.json
 
-True edits are the rendered results, the same with noise of 2 grey levels and light that is up to 2 levels off, and added
-objects at other places.  A hard negative is one fact away from a right picture: another colour or shape, an object that
-is gone or 6 px off, a wrong letter, a ground that is 12 grey levels lighter or darker.  The attacks are lazy edits, and
-right pictures with a part that is not: what is left of an old object, old letters, other light, an object that was to
-stay and is 1 px off or 12 % larger or smaller.  All are made in tests/support/wrong_edits.py.
+True edits are the rendered results, the same with noise of 2 grey levels and light that is up to 2 levels off, and
+added objects at other places.  A hard negative is one fact away from a right picture: another colour or shape, an
+object that is gone or 6 px off, a wrong letter, a ground that is 12 grey levels lighter or darker.  The attacks are
+lazy edits, and right pictures with a part that is not: what is left of an old object or of old letters, other light, an
+object that was to stay and is 1 px off or of another size.  All are made in tests/support/wrong_edits.py.
 """
 
 import sys
