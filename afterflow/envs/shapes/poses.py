@@ -6,13 +6,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..geneval_rules import Detection
+from ..geneval_rules import Box, Detection
 from .detector import matte_extent
 from .render import PlacedObject
 from .world import PALETTE, Array, coverage
 
-Box = tuple[float, float, float, float]
-"""Corners x0, y0, x1, y1 in pixels."""
 TURNS = (-0.2, -0.1, 0.0, 0.1, 0.2)
 """Rotations in radians that are tried where the rotation of an object is open."""
 _UNIT = 8.0
