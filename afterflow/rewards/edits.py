@@ -11,7 +11,7 @@ from .base import Canary, remember_last_batch, verdict_reward
 
 _RECORD = edit_suite("train", 1, 0, ("recolor",))[0]
 _CANARY = Canary(lambda: render_scene(EditScene.from_record(_RECORD["result"])), _RECORD, 1.0, 0.02)
-_FIELDS = {"needs": validate_edit, "canary": _CANARY, "side": SIZE}
+_FIELDS = {"needs": validate_edit, "canary": _CANARY, "version": "2", "side": SIZE}
 
 
 @remember_last_batch

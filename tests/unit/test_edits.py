@@ -6,14 +6,29 @@ import numpy as np
 import pytest
 
 from afterflow.data.edits import EditImages, EditPrompts
+from afterflow.envs.shapes import edits
+from afterflow.envs.shapes.detector import detect
 from afterflow.envs.shapes.edit_verifier import validate_edit, verify_edit
 from afterflow.envs.shapes.edits import EDIT_TASKS, EditScene, draw_edit, edit_suite, render_scene
+from afterflow.envs.shapes.poses import object_box, shown_object
 from afterflow.rewards.registry import find_reward
 from afterflow.system.errors import ConfigError, InputError
 from afterflow.system.input_pictures import read_input
-from wrong_edits import attacks, hard_negative, scenes
+from wrong_edits import attacks, elsewhere, hard_negative, scenes, true_variants, whole
 
 PER_TASK = 4
+ATTACKS = (
+    *("the input", "all blurred", "the input blurred", "one grey", "another right scene"),
+    *("a quarter of the old object", "a third of the old object", "every second row of the old object"),
+    *(
+        "a silhouette of the old object",
+        "a dark patch beside the new object",
+        "half of the new object in another colour",
+    ),
+    *("30 % of the old letters", "40 % of one old letter", "a pattern of single pixels"),
+    *("all 4 levels lighter", "all 4 levels darker", "4 levels redder"),
+    *("a kept object is moved by 1 px", "a kept object is 12 % larger", "a kept object is 12 % smaller"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +36,57 @@ def records():
     return [record for split in ("train", "test") for record in edit_suite(split, PER_TASK // 2, 0)]
 
 
+@pytest.fixture(scope="module")
+def attacked(records):
+    """Attacks on all records, by kind."""
+    rng, made = np.random.default_rng(1), {}
+    for record in records:
+        for name, picture in attacks(record, rng):
+            made.setdefault(name, []).append((record, picture))
+    return made
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_picture_with_a_part_that_is_wrong_fails(attacked, name):
+    assert set(attacked) == set(ATTACKS)
+    for record, picture in attacked[name]:
+        scores = verify_edit(record, picture)
+        assert scores.strict == 0 and scores.partial < 0.99, record["prompt"]
+
+
+def test_right_pictures_pass_with_noise_and_at_other_places(records):
+    rng = np.random.default_rng(3)
+    for record in records:
+        for name, picture in true_variants(record, rng):
+            scores = verify_edit(record, picture)
+            assert scores.strict == 1 and scores.partial > 0.85, (record["prompt"], name)
+
+
+def test_what_is_left_costs_partial_credit_of_what_was_asked(records):
+    """The more of the old object is left, the less credit, and below the limits other light costs some, too."""
+    record = next(record for record in records if record["tag"] == "remove")
+    before, after = scenes(record)
+    right, source = (render_scene(scene).astype(float) for scene in (after, before))
+    (gone,) = [o for o in before.objects if o not in after.objects]
+    left, top, right_edge, bottom = (round(edge) for edge in object_box(gone))
+    credits = []
+    for width in (0, 3, 5):
+        picture = right.copy()
+        picture[top:bottom, left : left + width] = source[top:bottom, left : left + width]
+        credits.append(verify_edit(record, whole(picture)).done_partly)
+    assert left + 5 < right_edge and credits[0] == 1 > credits[1] > credits[2] > 0
+    kept = [verify_edit(record, whole(right + level)).preserved_partly for level in (0, 1, 2)]
+    assert kept[0] == pytest.approx(1.0, abs=0.005) and kept[0] > kept[1] > kept[2] > 0.9
+
+
 def test_a_true_edit_passes_and_everything_else_does_not(records):
     rng = np.random.default_rng(0)
     for record in records:
         before, after = scenes(record)
         true = verify_edit(record, render_scene(after))
-        assert true.strict == 1 and true.partial == pytest.approx(1.0), record["prompt"]
+        assert true.strict == 1 and true.partial == pytest.approx(1.0, abs=0.005), record["prompt"]
         wrong, what = hard_negative(record, rng)
         assert verify_edit(record, wrong).strict == 0, (record["prompt"], what)
-        for name, picture in attacks(record, rng):
-            assert verify_edit(record, picture).strict == 0, (record["prompt"], name)
         untouched = verify_edit(record, render_scene(before))
         assert (untouched.done, untouched.preserved) == (0, 1) and untouched.partial < 0.05
 
@@ -60,6 +116,37 @@ def test_splits_share_no_request_that_is_held_out(task):
         drawn = [draw_edit(split, task, rng) for _ in range(30)]
         ends[split] = {asked(record) for record in drawn}
     assert ends["train"] and ends["test"] and not ends["train"] & ends["test"]
+
+
+def test_every_request_to_move_is_fulfilled_by_its_own_result():
+    """Results of these three were at the very limit of their direction."""
+    records = edits.edit_suite("test", 64, 0, ("move",))
+    for record in (records[i] for i in (26, 44, 63)):
+        validate_edit(record)
+
+
+def test_a_layout_that_is_drawn_again_changes_no_other_request(monkeypatch):
+    drawn = edits.edit_suite("test", 50, 0, ("move",))
+    monkeypatch.setattr(edits, "MOVE_MARGIN", -1.0)
+    first = edits.edit_suite("test", 50, 0, ("move",))
+    changed = [i for i in range(50) if drawn[i] != first[i]]
+    assert 0 < len(changed) < 7 and all(drawn[i]["prompt"] == first[i]["prompt"] for i in changed)
+
+
+def test_the_pose_of_an_object_is_seen_in_a_picture(records):
+    """What was added is found within half a pixel, whatever its place, size and rotation."""
+    rng = np.random.default_rng(4)
+    for record in [record for record in records if record["tag"] == "add"] * 3:
+        _, after = scenes(record)
+        scene = elsewhere(after, after.objects[-1], rng)
+        picture = render_scene(scene)
+        item = scene.objects[-1]
+        x, y = (sum(object_box(item)[axis::2]) / 2 for axis in (0, 1))
+        d = min(detect(picture).detections, key=lambda d: abs(d.box[0] + d.box[2] - 2 * x) + abs(d.box[1] - y))
+        bare = render_scene(EditScene(scene.seed, scene.objects[:-1])).astype(np.float32)
+        seen = shown_object(d, None, picture.astype(np.float32), bare)
+        assert (seen.cls, seen.color) == (item.cls, item.color)
+        assert np.hypot(seen.cx - item.cx, seen.cy - item.cy) < 0.5 and seen.r == pytest.approx(item.r, rel=0.05)
 
 
 def asked(record):
@@ -97,7 +184,7 @@ def test_the_rewards_are_the_verdicts(records):
         ("edits_preserved", 1.0),
     ):
         pictures = np.stack([render_scene(EditScene.from_record(record["result"])) for record in records[:4]])
-        assert find_reward(name).score(pictures, records[:4]).tolist() == pytest.approx([expected] * 4)
+        assert find_reward(name).score(pictures, records[:4]).tolist() == pytest.approx([expected] * 4, abs=0.005)
 
 
 def test_data_of_the_world_are_the_same_for_a_seed():

@@ -100,7 +100,7 @@ def background_plane(pixels: Array) -> Array:
     median = np.median(y[border], 0)
     flat = coef = np.stack([median, np.zeros(3), np.zeros(3)]).astype(np.float32)
     for tolerance, among in ((30, border), (22, True), (16, True), (12, True)):
-        follows = (_largest(abs(y - x @ coef)) < tolerance) & among
+        follows = (largest(abs(y - x @ coef)) < tolerance) & among
         if follows.sum() < 12:
             coef = flat
             break
@@ -146,7 +146,7 @@ def _median(values: Array) -> float:
     return float(np.partition(values, middle)[middle])
 
 
-def _largest(values: Array) -> Array:
+def largest(values: Array) -> Array:
     """(..., 3) → (...): numpy is slow along an axis this short."""
     return np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
 
@@ -166,7 +166,7 @@ def _is_background(pixels: Array, plane: Array, slack: float) -> Mask:
     """(S, S): a pixel that the plane explains up to a shadow, which dims all channels alike."""
     ratio = pixels / np.maximum(plane, 1)
     level = (ratio[..., 0] + ratio[..., 1] + ratio[..., 2]) / 3
-    spread = _largest(abs(ratio - level[..., None]))
+    spread = largest(abs(ratio - level[..., None]))
     lit = (level > 0.66 - 0.5 * slack) & (level < 1.12 + 0.5 * slack)
     return lit & (spread < 0.085 + slack + 0.05 * abs(1 - level))
 
@@ -224,7 +224,7 @@ def _pad(box: tuple[slice, slice], size: int) -> tuple[slice, slice]:
 
 def _describe(matte: Array, colors: NDArray[np.integer], color: int, corner: tuple[int, int]) -> Detection | None:
     """Name and score the shape of a matte whose top left is at `corner`, or None where it is a sliver."""
-    extent = _extent(matte)
+    extent = matte_extent(matte)
     if extent is None:
         return None
     x0, y0, x1, y1 = extent
@@ -248,7 +248,7 @@ def _matte(pixels: Array, plane: Array, core: Mask, reach: Mask) -> Array:
     return np.where(keep, alpha, 0)
 
 
-def _extent(matte: Array) -> tuple[float, float, float, float] | None:
+def matte_extent(matte: Array) -> tuple[float, float, float, float] | None:
     """Sub-pixel bounding box x0, y0, x1, y1 of a matte, or None below two pixels."""
     spans = []
     for profile in (matte.max(0), matte.max(1)):
@@ -289,7 +289,7 @@ def _bank(diameter: float) -> tuple[Array, Array]:
 
 def _template(shape: str, size: int, r: float, rot: float, shift: tuple[float, float]) -> Array:
     matte = coverage(shape, size, size / 2 + shift[0], size / 2 + shift[1], r, rot)
-    extent = _extent(matte)
+    extent = matte_extent(matte)
     assert extent is not None
     return _resample(matte, extent)
 

@@ -35,6 +35,8 @@ SIZE = 64
 EDIT_TASKS = ("recolor", "remove", "add", "move", "count", "swap", "retype")
 MOVES = {"left": "left of", "right": "right of", "up": "above", "down": "below"}
 """Word of a request to move → the relation of the new place to the old one."""
+MOVE_MARGIN = 0.5
+"""Pixels by which a move goes further in its direction than it must, for what it goes across."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,23 @@ def _add(rng: np.random.Generator) -> _Made:
 def _move(rng: np.random.Generator) -> _Made:
     pairs, word = _pairs(int(rng.integers(1, 4)), rng), str(rng.choice(list(MOVES)))
     *objects, target = _placed([*pairs, pairs[0]], rng, MOVES[word])
+    # A layout that is drawn again takes numbers of its own, so that all requests after it stay the same.
+    again = rng.spawn(1)[0]
+    while not _clearly(MOVES[word], objects[0], target):
+        *objects, target = _placed([*pairs, pairs[0]], again, MOVES[word])
     mover = objects[0] = replace(objects[0], r=_common_radius(objects[0], target))
     before = EditScene(_seed(rng), _shuffled(objects, rng))
     moved = replace(mover, cx=target.cx, cy=target.cy)
     after = replace(before, objects=tuple(moved if o is mover else o for o in before.objects))
     where = word if word in ("up", "down") else f"to the {word}"
     return before, after, f"move the {_noun(mover)} {where}", _fact("move", mover)
+
+
+def _clearly(relation: str, item: PlacedObject, target: PlacedObject) -> bool:
+    """Return whether a target stands in a relation to an object with a margin, so that who measures it agrees."""
+    dx, dy = abs(target.cx - item.cx), abs(target.cy - item.cy)
+    along, across = (dx, dy) if relation in ("left of", "right of") else (dy, dx)
+    return along > 1.6 * across + MOVE_MARGIN
 
 
 def _count(rng: np.random.Generator) -> _Made:
