@@ -192,7 +192,8 @@ class Tree:
         if self.input:
             return next((record for record in known if content_key(record) == content_key(named)), named)
         if len(known) > 1:
-            first = " ".join(name[:80] for name in input_names(known[0])) or "nothing"
+            short = (name[:80] if name.startswith("data:") else name for name in input_names(known[0]))
+            first = " ".join(short) or "nothing"
             raise ConfigError(
                 f"the run has {self.prompt!r} about {len(known)} pictures; name one with --input, such as {first}"
             )
