@@ -270,7 +270,7 @@ def test_sample_draws_about_the_pictures_that_are_named(klein, tmp_path, capsys)
 def test_sheets_show_what_an_edit_began_with(klein, tmp_path):
     folder = edits(tmp_path / "edits")
     run = Run(FlowGRPO(JPEG, steps=STEPS, group=2), PromptFile(prompts_of(folder)), klein, name="sheets")
-    run = run.with_options(batch=2, iterations=1, sample_every=1, inference_steps=2)
+    run = run.with_options(batch=2, chunk=4, iterations=1, sample_every=1, inference_steps=2)
     execute(run)
     sheet = np.asarray(Image.open("runs/sheets/samples/step_000000.png"))
     assert left_of(sheet, [picture(0)], 96 // 64) == [True]
@@ -346,7 +346,7 @@ def test_people_are_not_asked_about_edits_whose_beginning_they_do_not_see(klein,
     data = PromptFile(prompts_of(edits(tmp_path / "edits")))
     run = Run(PrefGRPO(steps=STEPS, group=2), data, klein, judge=Votes("runs/votes"), name="votes")
     with pytest.raises(InputError, match="its page does not show what an edit began with"):
-        execute(run.with_options(batch=2, iterations=1))
+        execute(run.with_options(batch=2, chunk=4, iterations=1))
     store = tmp_path / "store"
     add_images(store, 0, records(1)[0], np.stack([picture(1), picture(2)]))
     with pytest.raises(InputError, match="about an input picture, which the page does not show"):
@@ -356,7 +356,7 @@ def test_people_are_not_asked_about_edits_whose_beginning_they_do_not_see(klein,
 def test_a_target_that_is_its_input_is_refused(klein, tmp_path):
     folder = edits(tmp_path / "edits")
     (folder / "out_1.png").write_bytes((folder / "in_1_0.png").read_bytes())
-    run = Run(SFT(), ImageFolder(str(folder)), klein, name="same").with_options(batch=2)
+    run = Run(SFT(), ImageFolder(str(folder)), klein, name="same").with_options(batch=2, chunk=4)
     with pytest.raises(InputError, match=r"metadata.jsonl:2: the input .*in_1_0.png is the same picture as .*out_1"):
         execute(run, "same")
 
