@@ -244,17 +244,20 @@ class OnPolicy(Algorithm[R]):
 
     def check_unused(self, *names: str) -> None:
         """Raise ConfigError for options that were changed and that the method has no use for, as it is set."""
-        defaults = {option.name: option.default for option in fields(self)}
-        for name in names:
-            value = getattr(self, name)
-            unused = f"{name} = {value}: {type(self).__name__} has no use for it as it is set; leave it out"
-            require(value == defaults[name], unused)
+        for name, value in self._changed(names).items():
+            raise ConfigError(f"{name} = {value}: {type(self).__name__} has no use for it as it is set; leave it out")
 
     def without_use(self, *names: str) -> tuple[str, ...]:
         """Return a sentence for each of these options that was changed, where the method has no use for it now."""
+        return tuple(
+            f"algorithm.{name} = {value} has no use without a KL" for name, value in self._changed(names).items()
+        )
+
+    def _changed(self, names: Sequence[str]) -> dict[str, object]:
+        """Return those of the options that have another value than by default, with it."""
         defaults = {option.name: option.default for option in fields(self)}
-        changed = [name for name in names if getattr(self, name) != defaults[name]]
-        return tuple(f"algorithm.{name} = {getattr(self, name)} has no use without a KL" for name in changed)
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value != defaults[name]}
 
     @property
     def step_kernel(self) -> Kernel:

@@ -75,8 +75,6 @@ class HeldOutEvaluator:
         self.setup, self.sampler, self.prompts = setup, sampler, prompts
         self.pictures = HeldOutPictures(setup, prompts.records(), side)
         self.file = metrics_file(setup, RunFolder(setup.run.folder).held_out_file)
-        self.since = RunFolder(setup.run.folder).unchanged_since("held-out prompts") if setup.first else 0
-        """The iteration since which the held-out prompts are those of now; what was measured before is of others."""
         measured = RunFolder(setup.run.folder).measurements_of_now() if setup.first and self.file is not None else []
         self.earliest = {name: values for line in measured[:1] for name, values in line.items() if name != "step"}
         self.base_images = self._base_images() if setup.run.held_out_judge is not None else None
@@ -92,7 +90,7 @@ class HeldOutEvaluator:
                 with writing(file):
                     np.save(file, images)
             return images
-        if self.since:
+        if RunFolder(self.setup.run.folder).unchanged_since("held-out prompts"):
             raise CheckpointError(
                 f"{file} has the base's images of other held-out prompts, and the win rate compares with those; "
                 "take the prompts of before, or start the run anew"

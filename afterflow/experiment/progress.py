@@ -159,7 +159,7 @@ def progress_of(folder: RunFolder, lines: MetricLines) -> RunProgress:
 def state_of(folder: RunFolder, progress: RunProgress, now: float) -> tuple[RunState, float]:
     """Return whether a run has ended, trains, or is quiet for so long that it seems gone, and the seconds it is quiet.
 
-    A run that is trained further still has the result from before, which is older than its lines.
+    A run that is trained further still has the result from before, which is older than its lines, and of a shorter run.
 
     Args:
         folder: The run's folder.
@@ -168,7 +168,9 @@ def state_of(folder: RunFolder, progress: RunProgress, now: float) -> tuple[RunS
     """
     written, result = folder.metrics_file.stat().st_mtime, folder.result()
     idle = now - written
-    if result is not None and (progress.share >= 1 or result.stat().st_mtime >= written):
+    if result is not None and result.stat().st_mtime >= written:
+        return "ended", idle
+    if progress.share >= 1 and folder.has_result_of(folder.limits()):
         return "ended", idle
     is_gone = idle > max(QUIET * max(progress.seconds, 1), PAUSES * progress.longest_pause)
     return "quiet" if is_gone else "training", idle

@@ -181,6 +181,14 @@ class RunFolder:
         """Return the folder of the LoRA or pipeline that the run left at its end; None while there is none."""
         return next((self.path / name for name in RESULTS if (self.path / name).is_dir()), None)
 
+    def has_result_of(self, limits: tuple[int, float | None]) -> bool:
+        """Return whether the run left the result of a run of this length, in iterations and seconds.
+
+        A run that was extended and died before it left another result still has the one from before.
+        """
+        result = self.result()
+        return result is not None and (not (result / RECORD_MARK).is_file() or RunFolder(result).limits() == limits)
+
     def check_safe(self) -> None:
         """Check that no link leads out of the folder, and that what the run will replace is of a run.
 
@@ -198,19 +206,10 @@ class RunFolder:
                 check_own(path, is_of_run, RECORD_MARK)
 
     def has_ended(self, iterations: int, budget_seconds: float | None) -> bool:
-        """Return whether the run left a result and did so many iterations, or used up so many seconds.
-
-        A run that was extended and ended before it left another result still has the one from before.
-        """
-        result = self.result()
-        lines = self.metrics() if result is not None else []
+        """Return whether the run left a result and did so many iterations, or used up so many seconds."""
+        lines = self.metrics() if self.has_result_of((iterations, budget_seconds)) else []
         if not lines:
             return False
-        if result is not None and (result / "run.json").is_file():
-            batches = read_record(result / "run.json")["config"].get("batches", {})
-            limits = batches.get("iterations", iterations), batches.get("budget_seconds", budget_seconds)
-            if limits != (iterations, budget_seconds):
-                return False
         return Budget(iterations, budget_seconds, lines[-1]["seconds_trained"]).ends(lines[-1]["step"])
 
 

@@ -29,6 +29,7 @@ from afterflow.cli.main import main
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.envs.shapes.world import TAGS
+from afterflow.experiment import progress
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.monitor import HeldOutEvaluator, PolicySampler
@@ -190,6 +191,8 @@ def test_an_extended_run_that_leaves_no_new_result_has_not_ended(run):
     shutil.rmtree(folder.path / "lora")
     kept.rename(folder.path / "lora")  # as if it had died before the export
     assert len(folder.metrics()) == 5 and not folder.has_ended(5, None)
+    how_far = progress.progress_of(folder, folder.metrics())
+    assert how_far.share == 1 and progress.state_of(folder, how_far, time.time())[0] == "training"
 
 
 def test_measurements_of_other_held_out_prompts_are_not_compared_with(run, tmp_path, monkeypatch, caplog):
