@@ -17,8 +17,10 @@ from harness import make_parser, provenance, write_json
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.intervals import estimates
+from afterflow.experiment.run_folder import RunFolder, rewards_of
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
+from afterflow.train.repeated_prompts import REPEATED, prompts_of_rows
 
 METHODS = ("moving_dance_grpo", "moving_branch_grpo")
 STAGES = ("rollout", "decode", "reward", "credit", "update")
@@ -33,13 +35,13 @@ def trained(name: str, seconds: float) -> dict:
     folder = execute(run, name).folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     whole = [sum(line.get(f"seconds/{stage}", 0.0) for stage in STAGES) for line in lines]
-    held_out = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    held_out = RunFolder(folder).held_out()
     first, last = held_out[0], held_out[-1]
     held_out_scores = {}
-    for reward in (name for name in last if name != "step"):
+    for reward in rewards_of(last):
         columns = np.stack([first[reward], last[reward], np.subtract(last[reward], first[reward])], 1)
-        every = [np.arange(len(columns))]
-        intervals = estimates(columns, every, 2000, np.random.default_rng(0))
+        every, prompts = [np.arange(len(columns))], prompts_of_rows(len(columns), last.get(REPEATED, {}))
+        intervals = estimates(columns, every, 2000, np.random.default_rng(0), prompts)
         held_out_scores[reward] = {
             key: [round(x, 3) for x in (interval.value, interval.low, interval.high) if x is not None]
             for key, interval in zip(("before", "after", "difference"), intervals)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..experiment.intervals import Estimate, estimates
-from ..experiment.run_folder import RunFolder
+from ..experiment.run_folder import RunFolder, rewards_of
 from ..experiment.serialization import to_json
+from ..train.repeated_prompts import REPEATED, prompts_of_rows
 
 Line = Mapping[str, Any]
 
@@ -32,7 +33,7 @@ def method_curve(runs: Sequence[tuple[RunFolder, Sequence[Line]]], draws: int, s
         draws: Number of bootstrap resamples.
         seed: Seed of the resamples.
     """
-    points = shared_measurements([lines for _, lines in runs])
+    points = shared_measurements([lines_of_now(folder, lines) for folder, lines in runs])
     if not points:
         return []
     scores = prompt_scores([folder for folder, _ in runs], points)
@@ -47,6 +48,12 @@ def method_curve(runs: Sequence[tuple[RunFolder, Sequence[Line]]], draws: int, s
         }
         for i, lines in enumerate(points)
     ]
+
+
+def lines_of_now(folder: RunFolder, lines: Sequence[Line]) -> list[Line]:
+    """Return the lines since which a run's held-out prompts are those that it has now."""
+    since = folder.unchanged_since("held-out prompts")
+    return [line for line in lines if line["step"] >= since]
 
 
 def shared_measurements(runs: Sequence[Sequence[Line]]) -> list[list[Line]]:
@@ -76,24 +83,26 @@ def plain_means(lines: Sequence[Line], without: Mapping[str, object]) -> dict[st
 
 def prompt_scores(
     folders: Sequence[RunFolder], points: Sequence[Sequence[Line]]
-) -> dict[str, tuple[np.ndarray, list[np.ndarray]]]:
-    """Return name → scores (P, points) of the prompts of all runs, and the rows of each stratum.
+) -> dict[str, tuple[np.ndarray, list[np.ndarray], np.ndarray]]:
+    """Return name → scores (P, points) of the prompts of all runs, the rows of each stratum, and each row's prompt.
 
-    Only prompts with a score at every point count.  A name is left out where a run has no such prompt.
+    Only rows with a score at every point count.  A name is left out where a run has no such row.
     """
     measured = [{line["step"]: line for line in folder.held_out()} for folder in folders]
     contents = [folder.record().get("contents", {}).get("held-out prompts") for folder in folders]
     rows = [[of_run.get(line["step"], {}) for line in lines] for of_run, lines in zip(measured, zip(*points))]
-    names = [name for name in rows[0][0] if name != "step"]
     scores = {}
-    for name in names:
+    for name in rewards_of(rows[0][0]):
         of_runs = [scores_by_prompt([line.get(name, []) for line in of_run]) for of_run in rows]
+        prompts = [prompts_of_rows(len(table), of_run[0].get(REPEATED, {})) for table, of_run in zip(of_runs, rows)]
         same = contents[0] is not None and len(set(contents)) == 1 and len({len(table) for table in of_runs}) == 1
         strata = [np.mean(of_runs, 0)] if same else of_runs
-        strata = [table[np.isfinite(table).all(1)] for table in strata]
-        if all(len(table) for table in strata):
-            ends = np.cumsum([0, *(len(table) for table in strata)])
-            scores[name] = np.concatenate(strata), [np.arange(a, b) for a, b in pairwise(ends)]
+        known = [np.isfinite(table).all(1) for table in strata]
+        if all(of_stratum.any() for of_stratum in known):
+            ends = np.cumsum([0, *(of_stratum.sum() for of_stratum in known)])
+            tables, numbers = ([values[i] for values, i in zip(of_all, known)] for of_all in (strata, prompts))
+            of_strata = [np.arange(a, b) for a, b in pairwise(ends)]
+            scores[name] = np.concatenate(tables), of_strata, np.concatenate(numbers)
     return scores
 
 
@@ -105,9 +114,17 @@ def scores_by_prompt(columns: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def score_curve(
-    scores: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator
+    scores: np.ndarray, strata: Sequence[np.ndarray], prompts: np.ndarray, draws: int, rng: np.random.Generator
 ) -> tuple[list[Estimate], list[Estimate]]:
-    """Return the means and the changes since the first point of scores (P, points), with intervals over prompts."""
+    """Return the means and the changes since the first point, with intervals over prompts.
+
+    Args:
+        scores: (P, points) of all runs.
+        strata: Row numbers of each stratum.
+        prompts: (P,) which prompt is each row's.
+        draws: Number of bootstrap resamples.
+        rng: Their source.
+    """
     points = scores.shape[1]
-    both = estimates(np.concatenate([scores, scores - scores[:, :1]], 1), strata, draws, rng)
+    both = estimates(np.concatenate([scores, scores - scores[:, :1]], 1), strata, draws, rng, prompts)
     return both[:points], both[points:]

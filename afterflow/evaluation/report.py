@@ -110,6 +110,7 @@ def compare_figures(
     strata: Sequence[np.ndarray],
     draws: int,
     rng: np.random.Generator,
+    prompts: np.ndarray | None = None,
 ) -> dict[str, Comparison]:
     """Compare every metric over the prompts of the strata.
 
@@ -119,12 +120,13 @@ def compare_figures(
         strata: Row numbers of the prompts of each tag.
         draws: Number of bootstrap resamples.
         rng: Source of the resamples.
+        prompts: (P,) which prompt is each row's, where rows repeat a prompt.
     """
     a = np.stack(list(tuned.values()), 1)
     if base is None:
-        return {name: Comparison(figure) for name, figure in zip(tuned, estimates(a, strata, draws, rng))}
+        return {name: Comparison(figure) for name, figure in zip(tuned, estimates(a, strata, draws, rng, prompts))}
     b = np.stack([base[name] for name in tuned], 1)
-    figures = estimates(np.concatenate([a, b, a - b], 1), strata, draws, rng)
+    figures = estimates(np.concatenate([a, b, a - b], 1), strata, draws, rng, prompts)
     return {name: Comparison(*figures[i :: len(tuned)]) for i, name in enumerate(tuned)}
 
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
+from ..system.input_pictures import prompt_key
+from ..train.repeated_prompts import prompts_of_rows, repeated_rows
 from .report import Comparison, Report, compare_figures, rows_by_tag
 
 
@@ -152,6 +154,7 @@ def suite_report(
         draws: Number of bootstrap resamples.
     """
     rows, both = rows_by_tag(records), [tuned] if base is None else [tuned, base]
+    prompts = prompts_of_rows(len(records), repeated_rows([prompt_key(record) for record in records]))
     overall, tags = {}, {tag: {} for tag in rows}
     for name in tuned:
         means = [mean_of_scored(scores[name]) for scores in both]
@@ -162,7 +165,7 @@ def suite_report(
 
         def over(strata: Sequence[np.ndarray], means: Sequence[np.ndarray] = means) -> Comparison:
             one, other = {"": means[0]}, {"": means[1]} if base is not None else None
-            return compare_figures(one, other, strata, draws, np.random.default_rng(seed))[""]
+            return compare_figures(one, other, strata, draws, np.random.default_rng(seed), prompts)[""]
 
         for tag, of_tag in strata.items():
             tags[tag][name] = over([of_tag])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..train.repeated_prompts import sums_by_prompt
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -23,23 +25,49 @@ def mean_of_means(values: np.ndarray, strata: Sequence[np.ndarray]) -> np.ndarra
     return np.mean([values[stratum].mean(0) for stratum in strata], 0)
 
 
-def bootstrap(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Return means of means of figures (P, F) → (draws, F), with the prompts of each stratum resampled."""
+def bootstrap(
+    values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator, prompts: np.ndarray
+) -> np.ndarray:
+    """Return means of means of figures (P, F) → (draws, F), with the prompts of each stratum resampled.
+
+    Args:
+        values: The figures.
+        strata: Row numbers of each tag.
+        draws: Number of resamples.
+        rng: Their source.
+        prompts: (P,) which prompt is each row's; the rows of one are drawn together.
+    """
     total = np.zeros((draws, values.shape[1]))
     for stratum in strata:
-        n = len(stratum)
+        sums, rows = sums_by_prompt(values[stratum], prompts[stratum])
+        n = len(sums)
         # How often each prompt is drawn is all that a mean needs to know.
         times = rng.multinomial(n - 1, np.full(n, 1 / n), draws)
-        total += times @ values[stratum] / (n - 1)
+        total += times @ sums / (times @ rows)[:, None]
     return total / len(strata)
 
 
-def estimates(values: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> list[Estimate]:
-    """Return F means of means of figures (P, F) with 95 % intervals; none where a tag has only one prompt."""
+def estimates(
+    values: np.ndarray,
+    strata: Sequence[np.ndarray],
+    draws: int,
+    rng: np.random.Generator,
+    prompts: np.ndarray | None = None,
+) -> list[Estimate]:
+    """Return F means of means of figures (P, F) with 95 % intervals; none where a tag has only one prompt.
+
+    Args:
+        values: The figures.
+        strata: Row numbers of each tag.
+        draws: Number of bootstrap resamples.
+        rng: Source of the resamples.
+        prompts: (P,) which prompt is each row's; without it every row has its own.
+    """
+    prompts = np.arange(len(values)) if prompts is None else prompts
     value = mean_of_means(values, strata).tolist()
-    if min(len(stratum) for stratum in strata) < 2:
+    if min(len(set(prompts[stratum].tolist())) for stratum in strata) < 2:
         return [Estimate(v) for v in value]
-    low, high = np.percentile(bootstrap(values, strata, draws, rng), [2.5, 97.5], axis=0).tolist()
+    low, high = np.percentile(bootstrap(values, strata, draws, rng, prompts), [2.5, 97.5], axis=0).tolist()
     return [Estimate(*numbers) for numbers in zip(value, low, high)]
 
 

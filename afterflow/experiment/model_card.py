@@ -18,9 +18,10 @@ from ..models.pipeline_files import SHIPPED
 from ..models.wan import Wan
 from ..system.atomic_files import write_text_atomically, writing
 from ..system.escapes import code_span, markdown_text, python_text
+from ..train.repeated_prompts import REPEATED, prompts_of_rows
 from .config import Run
 from .intervals import Estimate, estimate_text, estimates
-from .run_folder import RunFolder
+from .run_folder import RunFolder, rewards_of
 
 CARD_RESAMPLES = 2000
 """Number of bootstrap resamples."""
@@ -171,12 +172,14 @@ def load_calls(run: Run, result: Path) -> list[str]:
 def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:
     """Return a table of the rewards on held-out prompts, first and last, with intervals over prompts."""
     first, last = measurements[0], measurements[-1]
-    rows = {name: gains(np.array(first[name]), np.array(values)) for name, values in last.items() if name != "step"}
+    before, after, repeated = rewards_of(first), rewards_of(last), last.get(REPEATED, {})
+    rows = {name: gains(np.array(before[name]), np.array(values), repeated) for name, values in after.items()}
     cells = lambda before, after, gain: f"{estimate_text(before)} | {estimate_text(after)} | {estimate_text(gain, '+')}"
     lines = [f"| {markdown_text(name)} | {cells(*gain)} |" for name, gain in rows.items()]
-    prompts = len(next(values for name, values in last.items() if name != "step"))
+    prompts = len(next(iter(after.values())))
+    different = f" ({prompts - len(repeated)} different ones)" if repeated else ""
     about = (
-        f"Means over {prompts} held-out prompts of {run.evaluation.eval_images} images each, "
+        f"Means over {prompts} held-out prompts{different} of {run.evaluation.eval_images} images each, "
         f"{run.evaluation.inference_steps} steps, "
         f"guidance {run.batches.guidance_scale:g}; 95 % intervals over prompts. First: after iteration {first['step']}."
     )
@@ -184,10 +187,18 @@ def score_table(run: Run, measurements: list[dict[str, Any]]) -> list[str]:
     return ["## Held-out prompts", "", about, "", *head, *lines]
 
 
-def gains(before: np.ndarray, after: np.ndarray) -> list[Estimate]:
-    """Return the mean before, after, and of the difference, of each prompt's rewards (P,)."""
+def gains(before: np.ndarray, after: np.ndarray, repeated: Mapping[str, int]) -> list[Estimate | None]:
+    """Return the mean before, after, and of the difference, of prompts' rewards (P,); None where no prompt has both.
+
+    repeated: the rows that repeat a prompt, as `repeated_rows` returns them.
+    """
     columns = np.stack([before, after, after - before], 1)
-    return estimates(columns, [np.arange(len(before))], CARD_RESAMPLES, np.random.default_rng(0))
+    known = np.isfinite(columns).all(1)
+    if not known.any():
+        return [None] * 3
+    prompts = prompts_of_rows(len(before), repeated)[known]
+    every = [np.arange(len(prompts))]
+    return [*estimates(columns[known], every, CARD_RESAMPLES, np.random.default_rng(0), prompts)]
 
 
 def licence(run: Run) -> str:

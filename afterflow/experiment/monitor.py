@@ -23,11 +23,13 @@ from ..sampling.seeds import generator
 from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.ended import TERMINATIONS, signal_name
 from ..system.errors import CheckpointError, TrainingStopped
+from ..system.input_pictures import content_key
 from ..system.running_time import RUNNING_TIME, running_seconds
 from ..system.side_outputs import SideOutputs, failure_words
 from ..train.budget import Budget
 from ..train.clock import Clock
 from ..train.distributed import Processes
+from ..train.repeated_prompts import REPEATED, repeated_rows
 from ..train.reward_hacking import reward_hacking_signs
 from ..train.signals import INTERRUPTIBLE_STAGES, Preempted, interruptible
 from .config import Run
@@ -35,7 +37,7 @@ from .group_recorder import GroupRecorder
 from .health import HealthWatch
 from .image_grid import save_groups
 from .progress_display import Progress
-from .run_folder import BASE_STEP, MetricsFile, RunFolder
+from .run_folder import BASE_STEP, MetricsFile, RunFolder, rewards_of
 from .setup import TrainingSetup
 from .shown_pictures import GroupPictures, HeldOutPictures, SamplePictures
 from .tracker_pictures import HeldOutMeasurement, TrackerPictures
@@ -76,7 +78,9 @@ class HeldOutEvaluator:
         self.pictures = HeldOutPictures(setup, prompts.records(), side)
         self.file = metrics_file(setup, RunFolder(setup.run.folder).held_out_file)
         measured = RunFolder(setup.run.folder).measurements_of_now() if setup.first and self.file is not None else []
-        self.earliest = {name: values for line in measured[:1] for name, values in line.items() if name != "step"}
+        self.earliest = rewards_of(measured[0]) if measured else {}
+        self.repeated = repeated_rows([content_key(record) for record in prompts.records()])
+        """The rows that repeat a prompt."""
         self.base_images = self._base_images() if setup.run.held_out_judge is not None else None
         self.last: HeldOutMeasurement | None = None
         """The last measurement, on the first process."""
@@ -119,7 +123,7 @@ class HeldOutEvaluator:
         rewards = self._gather(parts, step)
         by_prompt = {name: values.tolist() for name, values in rewards.items()}
         if rewards and self.file is not None:
-            self.file.write(step, by_prompt)
+            self.file.write(step, by_prompt | ({REPEATED: self.repeated} if self.repeated else {}))
         self.earliest = self.earliest or by_prompt
         if processes.main:
             files = self.pictures.save(step, [entry for part in parts for entry in part["pictures"]])
@@ -150,7 +154,7 @@ class HeldOutEvaluator:
         trained = [name for name in by_prompt if name not in hidden]
         if not hidden or not trained:
             return {}
-        signs = reward_hacking_signs(self.earliest, by_prompt, trained, hidden)
+        signs = reward_hacking_signs(self.earliest, by_prompt, trained, hidden, self.repeated)
         for sentence in signs:
             _log.warning(f"step {step}: ALARM: {sentence}; look at samples/, the policy may be cheating")
         return {"alarm": float(bool(signs))}

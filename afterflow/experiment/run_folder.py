@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..system.atomic_files import make_folder, write_text_atomically, writing
 from ..system.checks import LARGEST
@@ -19,6 +19,7 @@ from ..system.own_folders import check_links, check_own, check_own_file, holds_o
 from ..system.side_outputs import failure_words
 from ..system.text_files import read_json, read_text
 from ..train.budget import Budget
+from ..train.repeated_prompts import REPEATED
 
 if TYPE_CHECKING:
     from .config import Run
@@ -122,8 +123,13 @@ class RunFolder:
         lines = read_lines(self.held_out_file, ("step",))
         for line in lines:
             for name, values in line.items():
+                if name == REPEATED:
+                    continue
                 if name != "step" and not (isinstance(values, list) and values and all(map(is_json_number, values))):
                     raise InputError(f"{self.held_out_file}: {name!r} is no list of numbers; the file is damaged")
+            rows = min(map(len, rewards_of(line).values()), default=0)
+            if not are_repeated_rows(line.get(REPEATED, {}), rows):
+                raise InputError(f"{self.held_out_file}: {REPEATED!r} names no rows of its line; the file is damaged")
         return lines
 
     def measurements_of_now(self) -> list[dict[str, Any]]:
@@ -300,6 +306,19 @@ def read_lines(file: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
             raise InputError(f"{file}:{n}: no JSON object{named}; the file is damaged, or afterflow did not write it")
         lines.append(line)
     return lines
+
+
+def rewards_of(line: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return name → rewards of the prompts, of a line of held_out.jsonl."""
+    return {name: values for name, values in line.items() if isinstance(values, list)}
+
+
+def are_repeated_rows(value: object, rows: int) -> TypeGuard[dict[str, int]]:
+    """Return whether a value of JSON is what `repeated_rows` returns of so many rows."""
+    if not isinstance(value, dict):
+        return False
+    known = {str(row): row for row in range(rows)}
+    return all(row in known and type(first) is int and 0 <= first < known[row] for row, first in value.items())
 
 
 def is_count(value: object) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..experiment.run_folder import are_repeated_rows, rewards_of
+from ..train.repeated_prompts import REPEATED, mean_and_error, prompts_of_rows
 from .growing_file import GrowingFile, is_number
 
 MOST_POINTS = 600
@@ -95,22 +97,25 @@ class HeldOutCurves:
         anew, lines = self.file.read()
         self.points = [] if anew else self.points
         for line in lines:
-            lists = {name: values for name, values in line.items() if isinstance(values, list)}
-            self.points.append({"step": int(line["step"]), "means": mean_intervals(lists)})
+            repeated = line.get(REPEATED, {})
+            self.points.append({"step": int(line["step"]), "means": mean_intervals(rewards_of(line), repeated)})
 
 
-def mean_intervals(values: Mapping[str, Sequence[Any]]) -> dict[str, list[float | None]]:
-    """Return name → [mean, low, high, n] of n prompts with a score; an interval needs two, a mean one.
+def mean_intervals(values: Mapping[str, Sequence[Any]], repeated: object) -> dict[str, list[float | None]]:
+    """Return name → [mean, low, high, n] of n different prompts with a score; an interval needs two, a mean one.
 
-    The interval is 1.96 standard errors on either side, over prompts.
+    The interval is 1.96 standard errors on either side, over prompts.  repeated: the rows that repeat a prompt, as a
+    line of held_out.jsonl has them; what is no such thing is taken for none.
     """
     means: dict[str, list[float | None]] = {}
     for name, column in values.items():
-        known = np.array([value for value in column if is_number(value) and math.isfinite(value)], np.float64)
-        if len(known):
-            mean = float(known.mean())
-            half = Z * float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.nan
-            means[name] = [finite_or_none(mean), finite_or_none(mean - half), finite_or_none(mean + half), len(known)]
+        known = [row for row, value in enumerate(column) if is_number(value) and math.isfinite(value)]
+        if known:
+            rows = repeated if are_repeated_rows(repeated, len(column)) else {}
+            prompts = prompts_of_rows(len(column), rows)[known]
+            mean, error = mean_and_error(np.array([column[row] for row in known], np.float64), prompts)
+            ends = [finite_or_none(mean + sign * Z * error) for sign in (-1, 1)]
+            means[name] = [finite_or_none(mean), *ends, len(set(prompts.tolist()))]
     return means
 
 

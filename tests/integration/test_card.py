@@ -76,8 +76,18 @@ def test_the_card_says_in_what_the_base_was_kept(options, said):
 def test_a_gain_is_an_interval_of_the_difference():
     """What prompts differ in is not uncertainty of the gain."""
     before = np.random.default_rng(0).normal(0, 10, 200)
-    difference = gains(before, before + 1)[2]
+    difference = gains(before, before + 1, {})[2]
     assert difference.value == pytest.approx(1) and difference.high - difference.low < 1e-9
+
+
+def test_a_gain_is_over_different_prompts_that_have_both_scores():
+    before, after = np.random.default_rng(0).normal(size=(2, 20))
+    twice = {str(20 + row): row for row in range(20)}
+    for repeated, once in zip(gains(np.tile(before, 2), np.tile(after, 2), twice), gains(before, after, {})):
+        assert (repeated.value, repeated.low, repeated.high) == pytest.approx((once.value, once.low, once.high))
+    partly = np.append(before, np.nan), np.append(after, 5.0)
+    assert gains(*partly, {}) == gains(before, after, {})
+    assert gains(np.array([np.nan]), np.array([1.0]), {}) == [None] * 3
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -80,7 +80,7 @@ def test_bootstrap_draws_what_brute_force_enumerates():
     every = [
         (np.mean(x) + np.mean(y)) / 2 for x in itertools.product(a, repeat=2) for y in itertools.product(b, repeat=1)
     ]
-    drawn = bootstrap(values, strata(3, 2), 200_000, np.random.default_rng(0))[:, 0]
+    drawn = bootstrap(values, strata(3, 2), 200_000, np.random.default_rng(0), np.arange(len(values)))[:, 0]
     points = np.linspace(0.05, 0.95, 19)
     shares = [(np.mean(drawn <= p), np.mean(np.array(every) <= p)) for p in points]
     assert max(abs(found - true) for found, true in shares) < 0.005
@@ -89,7 +89,7 @@ def test_bootstrap_draws_what_brute_force_enumerates():
 def test_bootstrap_has_the_variance_of_a_stratified_mean():
     values = RNG.normal(size=(60, 2)) * [1, 5]
     parts = strata(50, 10)
-    drawn = bootstrap(values, parts, 50_000, np.random.default_rng(0))
+    drawn = bootstrap(values, parts, 50_000, np.random.default_rng(0), np.arange(len(values)))
     # The unbiased one: what Rao and Wu's n - 1 draws are for.
     variance = np.sum([values[part].var(0, ddof=1) / len(part) for part in parts], 0) / 4
     assert drawn.mean(0) == pytest.approx(mean_of_means(values, parts), abs=0.02)

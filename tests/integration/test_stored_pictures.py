@@ -12,7 +12,7 @@ from PIL import Image
 
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.data.prompts import ShapesPrompts
+from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.picture_store import PictureStore, encode_picture, picture_suffix
@@ -73,6 +73,15 @@ def test_a_run_stores_the_same_prompts_at_every_stage_with_their_scores(pipeline
     means = lines[-1]["drawn"]
     assert len(means) == 5 and about("held_out", "step_000002")["scores"]["drawn"] != means, "one image, and two"
     assert not list(folder.rglob("*.partial"))
+
+
+def test_a_run_says_which_held_out_prompts_repeat_another(pipeline, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cube\na blue ball\na red cube\n")
+    execute(held_out(pipeline, held_out=PromptFile(str(prompts)), held_out_share=0.0))
+    lines = [json.loads(line) for line in Path("runs/it/held_out.jsonl").read_text().splitlines()]
+    assert [line["repeated_prompts"] for line in lines] == [{"2": 0}] * len(lines) and len(lines) > 1
+    assert "3 held-out prompts (2 different ones)" in Path("runs/it/lora/README.md").read_text()
 
 
 def test_a_reward_of_a_user_is_called_for_training_and_measuring_alone(pipeline):

@@ -34,16 +34,23 @@ def test_a_thinned_curve_keeps_its_ends_its_order_and_every_peak():
 
 def test_an_interval_is_of_the_mean_over_prompts_that_have_a_score():
     column = [0.0, 1.0, 1.0, 0.0, None, math.nan]
-    mean, low, high, count = mean_intervals({"x": column, "none": [math.nan], "one": [2.0]})["x"]
+    mean, low, high, count = mean_intervals({"x": column, "none": [math.nan], "one": [2.0]}, {})["x"]
     half = 1.96 * np.std([0, 1, 1, 0], ddof=1) / 2
     assert (
         (mean, count) == (0.5, 4)
         and low == pytest.approx(0.5 - half, abs=1e-5)
         and high == pytest.approx(0.5 + half, abs=1e-5)
     )
-    assert mean_intervals({"one": [2.0]}) == {"one": [2.0, None, None, 1]} and "none" not in mean_intervals(
-        {"none": [None]}
+    assert mean_intervals({"one": [2.0]}, {}) == {"one": [2.0, None, None, 1]} and "none" not in mean_intervals(
+        {"none": [None]}, {}
     )
+
+
+def test_rows_that_repeat_a_prompt_count_once():
+    known = mean_intervals({"x": [0.0, 1.0, 1.0]}, {})
+    assert mean_intervals({"x": [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]}, {"1": 0, "3": 2, "5": 4}) == known
+    for damaged in ([1], {"1": 2}, {"9": 0}, {"1": "0"}, {"x": 0}, {"1": -1}, {"1": True}):
+        assert mean_intervals({"x": [0.0, 1.0, 1.0]}, damaged) == known
 
 
 def test_only_new_lines_are_read_and_a_replaced_file_from_its_start(tmp_path):
