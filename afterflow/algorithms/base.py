@@ -10,6 +10,7 @@ the options that several algorithms have in common; an algorithm repeats a field
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Generic, Literal, Protocol, TypeGuard, TypeVar
 
 import torch
@@ -26,6 +27,9 @@ from ..system.errors import ConfigError
 from .lag import Lag
 
 Metrics = dict[str, Tensor]
+
+WITHOUT_KL = "without a KL"
+"""Why an option that holds the policy near to a reference has no use."""
 
 
 def require(holds: bool, message: str) -> None:
@@ -185,7 +189,25 @@ class Algorithm(ABC, Generic[R]):
     @property
     def remarks(self) -> tuple[str, ...]:
         """Sentences about its options that a run says at its start; nothing is refused for them."""
-        return ()
+        return tuple(
+            f"algorithm.{name} = {value} has no use {why}"
+            for why, names in self.unused().items()
+            for name, value in self._changed(names).items()
+        )
+
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Return why → names of options that do nothing as the others are set; they may come from a recipe."""
+        return {}
+
+    def check_unused(self, *names: str) -> None:
+        """Raise ConfigError for options that were changed and that the method has no use for, as it is set."""
+        for name, value in self._changed(names).items():
+            raise ConfigError(f"{name} = {value}: {type(self).__name__} has no use for it as it is set; leave it out")
+
+    def _changed(self, names: Sequence[str]) -> dict[str, object]:
+        """Return the values of those options, such as beta or prune.every, that are not at their defaults."""
+        values = {name: attrgetter(name)(self) for name in names}
+        return {name: value for name, value in values.items() if value != default_of(type(self), name)}
 
     @abstractmethod
     def losses(self, models: Models, batch: R) -> Iterator[tuple[Tensor, Metrics]]:
@@ -193,6 +215,13 @@ class Algorithm(ABC, Generic[R]):
 
         Both add up to averages over the mass of the batch.
         """
+
+
+def default_of(options: type, name: str) -> object:
+    """Return the default of an option of a dataclass, or of an option of its options, such as prune.every."""
+    name, _, rest = name.partition(".")
+    (default,) = (option.default for option in fields(options) if option.name == name)
+    return attrgetter(rest)(default) if rest else default
 
 
 @dataclass(frozen=True)
@@ -241,23 +270,6 @@ class OnPolicy(Algorithm[R]):
     """Kernel that draws a stochastic step."""
     eta: float = 0.7
     """Noise level of the stochastic steps (the papers' a; for cps on [0, 1])."""
-
-    def check_unused(self, *names: str) -> None:
-        """Raise ConfigError for options that were changed and that the method has no use for, as it is set."""
-        for name, value in self._changed(names).items():
-            raise ConfigError(f"{name} = {value}: {type(self).__name__} has no use for it as it is set; leave it out")
-
-    def without_use(self, *names: str) -> tuple[str, ...]:
-        """Return a sentence for each of these options that was changed, where the method has no use for it now."""
-        return tuple(
-            f"algorithm.{name} = {value} has no use without a KL" for name, value in self._changed(names).items()
-        )
-
-    def _changed(self, names: Sequence[str]) -> dict[str, object]:
-        """Return those of the options that have another value than by default, with it."""
-        defaults = {option.name: option.default for option in fields(self)}
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value != defaults[name]}
 
     @property
     def step_kernel(self) -> Kernel:

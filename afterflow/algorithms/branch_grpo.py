@@ -65,6 +65,12 @@ class BranchGRPO(PolicyGradient):
             self.mix.check(self.steps)
             require(self.prune.depth == 0, "prune.depth and mix both choose the steps to train: take one of them")
 
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add the options of ways to prune, or of a window, that are not taken."""
+        idle = super().unused()
+        idle |= {} if self.prune.width == "extreme" else {f"with prune.width = {self.prune.width}": ("prune.extreme",)}
+        return idle | ({} if self.prune.depth else {"with prune.depth = 0": ("prune.every", "prune.towards")})
+
     @property
     def group(self) -> int:
         """Return the number of images per prompt."""

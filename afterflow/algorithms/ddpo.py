@@ -47,6 +47,10 @@ class DDPO(PolicyGradient):
         plain = self.blend.how == "raw_sum" and not self.blend.again
         require(plain, "blend: DDPO has one sum and one advantage; take raw_sum without again")
 
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add the count of a history that is not kept."""
+        return super().unused() | ({"with history = 0": ("min_count",)} if self.history == 0 else {})
+
     @property
     def requirements(self) -> Requirements:
         """Return the rewards, and their history if it counts."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..objectives.advantages import Normalize
 from ..sampling.rollout import Levels, Plan, Transitions, chain
 from ..sampling.schedules import grid
-from .base import Metrics, Models, Reference, Requirements, Scores, require
+from .base import WITHOUT_KL, Metrics, Models, Reference, Requirements, Scores, require
 from .lag import Lag
 from .policy_gradient import GroupRelative, check_unguarded, compares_prompts, group_advantages
 from .ratios import LogDensity, density_loss, distance_to_reference, guarded_loss, step
@@ -72,10 +72,9 @@ class FlowGRPO(GroupRelative):
         if self.beta > 0 and self.reference.model != "average":
             self.check_unused("lag")
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Options that a recipe may have set for a KL that is switched off."""
-        return self.without_use("reference", "lag", "kl_scale") if self.beta == 0 else ()
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add the options of a KL that is switched off."""
+        return super().unused() | ({WITHOUT_KL: ("reference", "lag", "kl_scale")} if self.beta == 0 else {})
 
     @property
     def requirements(self) -> Requirements:

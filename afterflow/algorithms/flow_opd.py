@@ -96,6 +96,11 @@ class FlowOPD(OnPolicy[TeacherTargets]):
         plain = not self.self_normalise or self.gradient == "pathwise"
         require(plain, f"self_normalise changes the distance that gradient = {self.gradient} is of: take pathwise")
 
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add what only another gradient, or an anchor with a weight, asks for."""
+        clip = {"with gradient = pathwise": ("clip",)} if self.gradient == "pathwise" else {}
+        return super().unused() | clip | ({"with beta = 0": ("anchor",)} if self.beta == 0 else {})
+
     @property
     def requirements(self) -> Requirements:
         """Return the rewards to log, the route to the teachers, and the anchor where it has a weight."""

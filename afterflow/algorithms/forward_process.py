@@ -24,7 +24,7 @@ from ..sampling.noised import NoisedImages, Together, noised_images, row_seeds, 
 from ..sampling.rollout import Levels, Plan, Rollout, chain
 from ..sampling.schedules import grid
 from ..sampling.training_times import TrainingTimes
-from .base import Algorithm, Metrics, Models, OnPolicy, Reference, Requirements, Scores, check_cps, require
+from .base import WITHOUT_KL, Algorithm, Metrics, Models, OnPolicy, Reference, Requirements, Scores, check_cps, require
 from .lag import Lag
 
 NoiseSharing = Literal["fresh", "group", "prompt"]
@@ -111,10 +111,10 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         options = {"reference": reference, "lagged": self.averages, "explorer": self.explorer}
         return Requirements(self.weights, self.blend, whole_batch=whole_batch, **options)
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """Options that a recipe may have set for a KL that is switched off."""
-        return self.without_use("reference") if self.requirements.reference is None else ()
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add the reference where nothing is held near to it, and the kernel of an ODE."""
+        unheld = {WITHOUT_KL: ("reference",)} if self.requirements.reference is None else {}
+        return super().unused() | unheld | ({"with eta = 0, the ODE": ("kernel",)} if self.eta == 0 else {})
 
     @property
     def uses_old(self) -> bool:

@@ -43,6 +43,11 @@ class MixGRPO(GroupRelative):
         require(share, f"flash = {self.flash}: a share of the steps after the window, so 0 < flash < 1")
         self.window.check(self.steps)
 
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add the options of other orders of the window."""
+        idle = {f"with window.order = {self.window.order}": tuple(f"window.{name}" for name in self.window.unused())}
+        return super().unused() | idle
+
     @property
     def requirements(self) -> Requirements:
         """Return the rewards."""

@@ -32,6 +32,10 @@ class PolicyGradient(OnPolicy[Transitions]):
     """δ of Flow-DPPO, which replaces the clip: the loss is -ρA, and a step has no gradient where the policy has left
     the one that sampled by a KL above δ and would go further.  Published: 1e-7, for cps 1e-6.  None: the clip."""
 
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add the clip where a mask replaces it."""
+        return super().unused() | ({"beside divergence": ("clip",)} if self.divergence is not None else {})
+
     def rows(self, models: Models, steps: Transitions) -> Transitions:
         """Return the steps themselves."""
         return steps

@@ -59,6 +59,13 @@ class SOAR(Supervised):
         require(self.paths == 1 or self.eta > 0, f"eta = {self.eta}: stochastic roll-outs need noise; take eta > 0")
         check_cps(self.kernel, self.eta)
 
+    def unused(self) -> dict[str, tuple[str, ...]]:
+        """Add the options of roll-outs that are not there."""
+        if self.correction == 0:
+            names = ("steps", "points", "rollout_guidance", "min_time", "paths", "kernel", "eta")
+            return super().unused() | {"with correction = 0, which is SFT": names}
+        return super().unused() | ({"with paths = 1": ("kernel", "eta")} if self.paths == 1 else {})
+
     @property
     def requirements(self) -> Requirements:
         """Return the evaluations of the base loss, of the guidance and of the points."""

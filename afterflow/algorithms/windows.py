@@ -38,6 +38,11 @@ class SlidingWindow:
             require(getattr(self, name) >= 0, f"window.{name} = {getattr(self, name)}: 0 or more")
         require(self.idle >= 1, f"window.idle = {self.idle}: at least 1, the step onto the image is never trained")
 
+    def unused(self) -> tuple[str, ...]:
+        """Return the names of options that only other orders use."""
+        moving = ("every", "stride", "roll_back") if self.order in ("frozen", "random") else ()
+        return moving + (("decay_rate", "decay_from") if self.order != "exp_decay" else ())
+
     def check(self, steps: int) -> None:
         """Raise ValueError where the window does not fit a rollout of so many steps."""
         room = steps - self.idle
