@@ -24,7 +24,7 @@ from desk import (
 )
 from terminal_streams import piped_words
 
-from afterflow.experiment.run_folder import MetricsFile
+from afterflow.experiment.metrics_file import MetricsFile
 from afterflow.system.folder_lock import LOCK
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))

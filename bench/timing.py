@@ -11,7 +11,7 @@ from harness import seconds_of
 
 from afterflow.algorithms.base import Models, Scores
 from afterflow.data.prompts import batch_rows
-from afterflow.experiment.run_folder import MetricsFile
+from afterflow.experiment.metrics_file import MetricsFile
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.train.checkpoint import WeightState
 from afterflow.train.clock import Clock

@@ -4,19 +4,16 @@ Reading needs no torch, and a run may be writing meanwhile.
 """
 
 import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from ..system.atomic_files import make_folder, write_text_atomically, writing
+from ..system.atomic_files import write_text_atomically
 from ..system.checks import LARGEST
-from ..system.errors import InputError, OutputError
+from ..system.errors import InputError
 from ..system.own_folders import check_links, check_own, check_own_file, holds_object
-from ..system.side_outputs import failure_words
 from ..system.text_files import read_json, read_text
 from ..train.budget import Budget
 from ..train.repeated_prompts import REPEATED
@@ -24,7 +21,6 @@ from ..train.repeated_prompts import REPEATED
 if TYPE_CHECKING:
     from .config import Run
 
-_log = logging.getLogger(__name__)
 
 RESULTS = ("lora", "model")
 """Folders that a run that has ended leaves: a LoRA, or a pipeline."""
@@ -329,89 +325,6 @@ def is_count(value: object) -> bool:
 def is_json_number(value: object) -> bool:
     """Return whether a value of JSON is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-class MetricsFile:
-    """A file such as metrics.jsonl, open for writing: one line for each iteration, readable while it grows.
-
-    Lines that cannot be written are kept and written when that is possible again.  A file that is gone is made anew.
-    """
-
-    def __init__(self, file: Path, first: int, checkpoint: Path | None = None) -> None:
-        """Open the file for iterations from `first` on; lines of later ones, which are repeated, are removed.
-
-        Lines that the file lacks and that `checkpoint` has in a file of the same name are added.
-        """
-        stored = read_lines(file, ("step",)) + (read_lines(checkpoint / file.name, ("step",)) if checkpoint else [])
-        by_step = {line["step"]: line for line in stored if line["step"] < first}
-        lines = [by_step[step] for step in sorted(by_step)]
-        self.file = file
-        self.texts = [json.dumps(line) + "\n" for line in lines]
-        """All lines, those that are not written at the end."""
-        self.failure: OutputError | None = None
-        """Why the last lines are not written; None where all are."""
-        self.before: dict[str, float] = lines[-1] if lines else {}
-        """Numbers of the iteration before the first one."""
-        self._open()
-
-    def _open(self) -> None:
-        """Write all lines to a new file, and open that."""
-        write_text_atomically(self.file, "".join(self.texts))
-        with writing(self.file):
-            self.stream = self.file.open("ab", buffering=0)
-        self.size, self.written = os.fstat(self.stream.fileno()).st_size, len(self.texts)
-
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write the line of an iteration, and those before it that could not be written.
-
-        Where they cannot be written the first time, that is said.
-        """
-        self.texts.append(json.dumps({"step": step, **metrics}) + "\n")
-        before = self.failure
-        try:
-            self._catch_up()
-        except OutputError as error:
-            self.failure = error
-            if before is None:
-                why = failure_words(error)
-                _log.warning(f"iteration {step}: {why}; its lines are kept, and written when that is possible again")
-
-    def _catch_up(self) -> None:
-        """Write the lines that are not written.  OutputError where that cannot be; no line is then half there."""
-        if not self._is_there():
-            _log.warning(f"{self.file} is gone and is made anew")
-            self.stream.close()
-            make_folder(self.file.parent)
-            self._open()
-        with writing(self.file):
-            data = "".join(self.texts[self.written :]).encode()
-            try:
-                while data:
-                    data = data[self.stream.write(data) :]
-            except OSError:
-                self.stream.truncate(self.size)
-                raise
-            self.size = os.fstat(self.stream.fileno()).st_size
-        self.written, self.failure = len(self.texts), None
-
-    def _is_there(self) -> bool:
-        """Return whether the file is the one that is open; where that cannot be known, it is."""
-        if self.stream.closed:
-            return False
-        try:
-            return os.path.samestat(self.file.stat(), os.fstat(self.stream.fileno()))
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-
-    def unwritten(self) -> dict[str, str]:
-        """Return the lines that could not be written, by the file's name; empty where there are none."""
-        return {self.file.name: "".join(self.texts[self.written :])} if self.failure is not None else {}
-
-    def close(self) -> None:
-        """Close the file."""
-        self.stream.close()
 
 
 def duration(seconds: float) -> str:

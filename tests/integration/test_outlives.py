@@ -17,7 +17,7 @@ from afterflow.experiment import execute as execution
 from afterflow.experiment import monitor
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.run_folder import MetricsFile
+from afterflow.experiment.metrics_file import MetricsFile
 from afterflow.experiment.tracker_pictures import TensorBoardOutlet
 from afterflow.models.adapters import LoRA
 from afterflow.models.sd3 import SD3

@@ -32,7 +32,7 @@ from afterflow.envs.shapes.world import TAGS
 from afterflow.experiment import progress
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
-from afterflow.experiment.monitor import HeldOutEvaluator, PolicySampler
+from afterflow.experiment.held_out_evaluation import HeldOutEvaluator, PolicySampler
 from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import LoRA, Teacher

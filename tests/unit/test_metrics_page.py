@@ -71,7 +71,8 @@ def written_by(path, functions):
 @pytest.mark.parametrize(
     "path, functions",
     [
-        ("experiment/monitor.py", ("_watch", "_alarm", "_evaluate")),
+        ("experiment/monitor.py", ("_watch", "_evaluate")),
+        ("experiment/held_out_evaluation.py", ("_alarm",)),
         ("algorithms/ratios.py", ("clipped", "clipped_objective", "surrogate")),
         ("train/explore.py", ("_evaluations", "supervised")),
     ],

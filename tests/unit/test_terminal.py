@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from afterflow.cli.main import guarded
-from afterflow.experiment.run_folder import MetricsFile, read_lines
+from afterflow.experiment.metrics_file import MetricsFile
+from afterflow.experiment.run_folder import read_lines
 from afterflow.experiment.train_subprocess import training_processes
 from afterflow.system import running_time
 from afterflow.system.ended import TERMINATIONS, Ended, handlers, terminations_raised

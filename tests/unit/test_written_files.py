@@ -19,8 +19,8 @@ from afterflow.cli.main import main
 from afterflow.cli.output import save_image, write_text
 from afterflow.evaluation.image_store import add_images, open_store
 from afterflow.experiment.image_grid import save_pictures
+from afterflow.experiment.metrics_file import MetricsFile
 from afterflow.experiment.provenance import tracker_options, write_record
-from afterflow.experiment.run_folder import MetricsFile
 from afterflow.models.base import read_cache_file, write_cache_file
 from afterflow.models.lora.factors import LoRAFactors
 from afterflow.models.lora.files import write_file, write_lora
