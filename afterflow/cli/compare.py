@@ -1,6 +1,7 @@
 """afterflow compare, report and tree: runs side by side on a page."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +79,11 @@ class Compare:
         from ..experiment.stages import Chain, execute_chain
         from ..experiment.train_subprocess import checked_runs, train_all
 
+        settings = ShapesSettings(prompts=self.prompts, images=self.images)
         checked_runs(runs, self.budget_seconds, self.seeds, self.name)  # before hours go into the stages below
         for name, chain in chains.items():
             if chain.stages[:-1]:
                 execute_chain(Chain(name, chain.stages[:-1]))
-        settings = ShapesSettings(prompts=self.prompts, images=self.images)
         folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
         limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
         command = (
@@ -129,7 +130,8 @@ class Page:
         for folder, run in zip(folders, runs):
             check_ended(folder, run)
         settings = ShapesSettings(prompts=self.prompts, images=self.images)
-        command = f"afterflow report {' '.join(self.runs)} --prompts {self.prompts} --images {self.images}"
+        words = ["afterflow", "report", *self.runs, "--prompts", str(self.prompts), "--images", str(self.images)]
+        command = shlex.join([*words, "--out", self.out, *(["--trust-code"] if self.trust_code else [])])
         write_comparison(folders, settings, Path(self.out), "Runs side by side", command)
 
 

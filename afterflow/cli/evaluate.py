@@ -15,13 +15,13 @@ from ..evaluation.report import Report, ShapesSettings, render_report
 from ..evaluation.suites import SUITES, Drawing, suite_records, suite_report
 from ..experiment.serialization import to_json
 from ..rewards.base import RewardModels
-from ..system.checks import check_at_least_one
+from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.input_pictures import input_names, with_digests
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_own_file, holds_object, is_own_picture
-from .model_options import ModelOptions, check_sources
+from .model_options import ModelOptions, check_guidance, check_sources, trained_guidance
 from .output import check_png, print_progress, result_console, save_image, write_text
 from .parsing import parse_options
 
@@ -106,6 +106,7 @@ class Eval:
         if self.against == "base" and self.lora == self.lora_against:
             raise ConfigError("--against base compares MODEL with itself; give a --lora, or name another model")
         check_at_least_one(self, "prompts", "images", "steps", "chunk", "draws")
+        check_not_negative(self, "seed")
         foreign = self.changed(FOLDER_OPTIONS if self.suite == "shapes" else SHAPES_OPTIONS)
         if foreign:
             raise ConfigError(
@@ -123,7 +124,12 @@ class Eval:
         teachers_by_tag(self.teachers)
 
     def __call__(self) -> None:
-        report, grid = self.judge_shapes() if self.suite == "shapes" else self.judge_by_rewards()
+        to_draw = [source for source in self.sources() if source is not None and not source.is_drawn]
+        options = self.source
+        if to_draw:
+            options = options.as_trained(to_draw[0].path, [source.lora for source in to_draw])
+        drawn = replace(self, source=options)
+        report, grid = drawn.judge_shapes() if self.suite == "shapes" else drawn.judge_by_rewards()
         result_console().print(render_report(report))
         if self.json == "-":
             print(json.dumps(to_json(report)))
@@ -157,6 +163,8 @@ class Eval:
         for path in filter(None, (tuned.path, base and base.path)):
             self.source.check_prompts(path, [{"prompt": "all of shapes"}])
         scale = 1.0 if self.guidance is None else self.guidance
+        for path in filter(None, (tuned.path, base and base.path)):
+            check_guidance(path, scale)
         settings = ShapesSettings(
             self.split, self.prompts or 350, self.images, self.steps or 20, scale, self.seed, self.draws
         )
@@ -311,20 +319,20 @@ class Eval:
     def scale(self, tuned: "ImageSet", base: "ImageSet | None") -> float:
         """Return the guidance scale: as given, of the drawn images, of a LoRA's training, or usual for the family."""
         from ..evaluation.image_store import drawn_with
-        from ..experiment.run_folder import folder_of_lora
         from ..models.families import usual_guidance
-        from ..models.lora.files import lora_file
 
         sources = [tuned.source] if base is None else [tuned.source, base.source]
         scales = [self.guidance]
         scales += [drawn_with(Path(source.path)).get("guidance") for source in sources if source.is_drawn]
-        runs = [folder_of_lora(lora_file(source.lora)) for source in sources if source.lora is not None]
-        scales += [run.guidance_scale() for run in runs if run is not None]
+        scales.append(trained_guidance([source.lora for source in sources]))
         scale = next((scale for scale in scales if scale is not None), None)
         if scale is None:
             path = next(source.path for source in sources if not source.is_drawn)
             scale = usual_guidance(path)
         print_progress(f"guidance scale {scale:g}")
+        for source in sources:
+            if not source.is_drawn:
+                check_guidance(source.path, scale)
         return scale
 
 

@@ -1,8 +1,10 @@
 """The pipeline and the LoRA that a command uses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
+
+from .output import print_progress
 
 if TYPE_CHECKING:
     from ..models.pipeline import Model, Pretrained
@@ -13,24 +15,61 @@ class ModelOptions:
     """Size and precision of the model that a command loads."""
 
     size: int | None = None
-    """Height and width in pixels; None: the model's own."""
+    """Height and width in pixels; None: what the LoRA was trained at, or the model's own."""
     width: int | None = None
     """Width in pixels, where it is not the height."""
     height: int | None = None
     """Height of clips in pixels."""
     frames: int | None = None
     """Number of frames of clips."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Precision of the weights; None: that of the LoRA's training, or float32."""
     max_sequence_length: int | None = None
-    """Tokens of the longest text encoder; None: the family's own default (for SD3 256, or 0 where its T5 is mute)."""
+    """Tokens of the longest text encoder; None: those of the LoRA's training, or the family's own default (for SD3 256,
+    or 0 where its T5 is mute)."""
+
+    embedded_guidance: float | None = None
+    """Guidance scale that FLUX.1 gets as an input; None: that of the LoRA's training, or 3.5 (Kontext 2.5)."""
+    guidance_scale_2: float | None = None
+    """Guidance scale of the second transformer of Wan 2.2's pair."""
+    guidance_cap: float | None = None
+    """Largest length of Z-Image's guided velocity over that of the prompt's own; 0 is no limit."""
+    picture_size: int | None = None
+    """Pixels on a side that Qwen-Image-Edit scales input pictures to."""
+    revision: str | None = None
+    """Branch, tag or commit of a pipeline on the hub; None: that of the LoRA's training, or main."""
+
+    def as_trained(self, path: str, loras: Sequence[str | None]) -> "ModelOptions":
+        """Return the options with those that are not set as the first LoRA with a record was trained, and say which.
+
+        A record of another family than that of the pipeline at `path` says nothing.
+        """
+        from ..experiment.run_folder import folder_of_lora
+        from ..models.families import pretrained
+        from ..models.lora.files import lora_file
+
+        folders = (folder_of_lora(lora_file(lora)) for lora in loras if lora is not None)
+        folder = next((folder for folder in folders if folder is not None), None)
+        if folder is None:
+            return self
+        trained = folder.run().model
+        if type(trained) not in {type(pretrained(path, "float32", {}, inputs)) for inputs in (False, True)}:
+            return self
+        options = {name: getattr(trained, name, None) for name, value in vars(self).items() if value is None}
+        foreign = () if trained.path == path else ("revision",)
+        options = {name: value for name, value in options.items() if value is not None and name not in foreign}
+        bits = "" if trained.quantize is None else f"; its base had {trained.quantize} weights then and has not here"
+        if options != {"dtype": "float32"} or bits:
+            words = ", ".join(f"{name} {value}" for name, value in options.items())
+            print_progress(f"as {folder.path} was trained: {words}; options of these names set others{bits}")
+        return replace(self, **options)
 
     def config(self, path: str, inputs: bool) -> "Pretrained":
         """Return the configuration of a pipeline that draws prompts with or without input pictures."""
         from ..models.families import pretrained
 
         options = {name: value for name, value in vars(self).items() if name != "dtype" and value is not None}
-        return pretrained(path, self.dtype, options, inputs)
+        return pretrained(path, self.dtype or "float32", options, inputs)
 
     def check_prompts(self, path: str, records: Sequence[dict]) -> "Pretrained":
         """Return the configuration of a pipeline that draws records; no weights are fetched.
@@ -58,6 +97,24 @@ class ModelOptions:
         if lora is not None:
             model.load_lora(lora)
         return model
+
+
+def check_guidance(path: str, scale: float) -> None:
+    """Raise ConfigError for guidance of a distilled pipeline, before weights are fetched."""
+    from ..models.families import FAMILIES, pretrained
+    from ..models.pipeline_files import locate
+
+    FAMILIES[type(pretrained(path, "float32", {}))].check_guidance(locate(path, None, weights=False), scale)
+
+
+def trained_guidance(loras: Sequence[str | None]) -> float | None:
+    """Return the guidance scale that the first LoRA with a record was trained with; None where none has one."""
+    from ..experiment.run_folder import folder_of_lora
+    from ..models.lora.files import lora_file
+
+    folders = [folder_of_lora(lora_file(lora)) for lora in loras if lora is not None]
+    scales = (folder.guidance_scale() for folder in folders if folder is not None)
+    return next((scale for scale in scales if scale is not None), None)
 
 
 def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:

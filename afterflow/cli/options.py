@@ -37,7 +37,7 @@ def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
     kind = get_args(info.type)[1]
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="[NAME NUMBER ...]",
+        metavar=f"[NAME {'NUMBER' if kind in READERS else 'VALUE'} ...]",
         instance_from_str=partial(values_by_name, read=READERS.get(kind) or kind),
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
@@ -45,12 +45,13 @@ def whole_mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 
 def values_by_name(words: Sequence[str], read: Callable[[str], Any]) -> dict[str, Any]:
-    """Return the values of NAME NUMBER or NAME=NUMBER, any number of times."""
-    words = [part for word in words for part in word.split("=", 1)]
-    if len(words) % 2:
-        raise ConfigError(f"{words[-1]!r} has no number after it; write NAME NUMBER NAME NUMBER ...")
-    names = words[::2]
-    for name in names:
-        if names.count(name) > 1:
+    """Return the values of NAME VALUE or NAME=VALUE, any number of times; a value may have = in it."""
+    kind, pairs, rest = "NUMBER" if read in READERS.values() else "VALUE", {}, list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not equals and not rest:
+            raise ConfigError(f"{name!r} has no {kind.lower()} after it; write NAME {kind} NAME {kind} ...")
+        if name in pairs:
             raise ConfigError(f"{name} is there twice; give it one value")
-    return {name: read(value) for name, value in zip(names, words[1::2])}
+        pairs[name] = read(value if equals else rest.pop(0))
+    return pairs

@@ -13,8 +13,8 @@ from ..system.errors import ConfigError
 from ..system.input_pictures import read_input
 from ..system.own_folders import check_own_file, is_own_picture
 from ..system.text_files import check_text
-from .model_options import ModelOptions, check_sources
-from .output import check_png
+from .model_options import ModelOptions, check_guidance, check_sources, trained_guidance
+from .output import check_png, print_progress
 from .parsing import parse_options
 
 
@@ -41,8 +41,9 @@ class Sample:
     """File of the picture."""
     steps: int = 20
     """Number of ODE steps."""
-    guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is without guidance."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance; 1 is without guidance.  None: the scale that the LoRA was trained with, or the
+    usual one of the family, and 1 of a pipeline that comes with afterflow."""
     seed: int = 0
     """Seed of the starting noise."""
     source: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
@@ -65,9 +66,24 @@ class Sample:
         for name in self.input:
             read_input(name)  # what cannot be read is said before weights are loaded
         records = [{"prompt": prompt, "input": list(self.input)} for prompt in self.prompts]
-        self.source.check_prompts(self.model, records)
-        model = self.source.load(self.model, self.lora, inputs=bool(self.input))
-        images = draw_images(model, records, self.images, self.steps, self.guidance, self.seed)
+        source = self.source.as_trained(self.model, (self.lora,))
+        source.check_prompts(self.model, records)
+        scale = self.scale()
+        model = source.load(self.model, self.lora, inputs=bool(self.input))
+        images = draw_images(model, records, self.images, self.steps, scale, self.seed)
         make_folder(Path(self.out).parent)
         save_groups(Path(self.out), records, images, 1)
         print(self.out)
+
+    def scale(self) -> float:
+        """Return the guidance scale: as given, of the LoRA's training, or usual for the family."""
+        from ..models.families import usual_guidance
+        from ..models.pipeline_files import SHIPPED
+
+        scale = trained_guidance((self.lora,)) if self.guidance is None else self.guidance
+        if scale is None:
+            scale = 1.0 if self.model in SHIPPED else usual_guidance(self.model)
+        if self.guidance is None and scale != 1:
+            print_progress(f"guidance scale {scale:g}")
+        check_guidance(self.model, scale)
+        return scale

@@ -34,7 +34,7 @@ TRAIN_USAGE = """\
 usage: afterflow train RECIPE [--options]             train by a recipe; options override its fields
        afterflow train RECIPE --plan [--options]      the memory and the work it will take, before weights are loaded
        afterflow train RECIPE --fit 24 [--options]    as it fits a card of 24 GB: chunk, checkpointing, offload and
-                                                      bits of frozen weights, never what is learnt
+                                                      bits of frozen weights, never prompts, images, steps or seeds
        afterflow train RECIPE --help                  what the fields of that recipe are and mean
        afterflow train --from RUN/run.json [--options]  repeat what a run recorded
        afterflow train --resume RUN                   go on from the last checkpoint of a run; on other processes
@@ -188,11 +188,12 @@ def resumable(options: Sequence[str]) -> tuple["Run", str]:
         raise ConfigError(f"a resumed run keeps its configuration, so {rejected[0]} cannot be set; use --from instead")
     RunFolder(folder).check_safe()
     if not RunFolder(folder).checkpoints():
-        raise CheckpointError(f"{folder}: no checkpoint to resume from; start anew with --from {folder / 'run.json'}")
+        raise CheckpointError(RunFolder(folder).without_checkpoints())
     run, recipe = read_run(folder)
     if run.folder.resolve() != folder.resolve():
         raise InputError(f"{folder} is recorded as {run.folder}; go to the folder that holds {run.folder}")
     given = {name: value for name, value in vars(changes).items() if value is not None}
+    run = replace(run, distribution=RunFolder(folder).last_distribution(run.distribution))
     return run.with_options(**given), recipe
 
 
@@ -243,11 +244,16 @@ def overridden(run: "Run", options: Sequence[str], prog: str) -> "Run":
     from ..experiment.evaluation_fit import fit_evaluation
 
     refuse_renamed(options)
-    given = option_names(options)
+    given, typed = option_names(options), typed_names(options)
     run, options = unset(run, options)
     default, parts = run, Parts()
     if not asks_for_help(options):
+        switched_off = typed - typed_names(options)
         parts, options = parse_options(Parts, options, prog, return_unknown_args=True)
+        for name in sorted(switched_off & {"held-out", "eval-every"}):
+            if parts.held_out_prompts is not None:
+                why = f"--{name} switches evaluation off, and --held-out-prompts names its prompts"
+                raise ConfigError(f"{why}; leave one of them out")
         default = parts.put_into(run)
     changed = parse_options(AvoidSubcommands[Run], options, prog, default=default, description=PARTS_USAGE, config=())
     if parts.judge == "votes" and changed.judge.path == people_of(default).path:
@@ -266,6 +272,11 @@ def option_names(words: Sequence[str]) -> set[str]:
     """Return the options of a run that are typed, without what stands after a dot or an equals sign."""
     names = {word[2:].split("=")[0].split(".")[0].replace("-", "_") for word in words if word.startswith("--")}
     return names | {"held_out"} if "held_out_prompts" in names else names
+
+
+def typed_names(words: Sequence[str]) -> set[str]:
+    """Return the options that are typed, such as eval-every."""
+    return {word[2:].partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
 
 
 def unset(run: "Run", options: Sequence[str]) -> tuple["Run", list[str]]:
@@ -349,9 +360,8 @@ class Parts:
             folder, hub = (PairFolder, HubPairs) if pairs else (ImageFolder, HubImages)
             run = replace(run, data=folder(self.images) if Path(self.images).exists() else hub(self.images))
         if self.held_out_prompts is not None:
-            run = run.with_options(
-                held_out=PromptFile(self.held_out_prompts), eval_every=run.evaluation.eval_every or 20
-            )
+            held_out = {"held_out": PromptFile(self.held_out_prompts), "held_out_share": 0.0}
+            run = run.with_options(**held_out, eval_every=run.evaluation.eval_every or 20)
         run = self.begin_with_pictures(run)
         if self.adapt is not None:
             run = replace(run, tune=LoRA() if self.adapt == "lora" else Full())

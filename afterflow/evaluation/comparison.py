@@ -273,13 +273,14 @@ def recorded_settings(finished: Finished) -> dict[str, Any]:
     record = RunFolder(finished.folder).record()
     config = {name: value for name, value in to_json(finished.run).items() if name not in ("name", "seed")}
     about = leaves({name: value for name, value in record.items() if name not in NO_SETTINGS})
+    begun = leaves(config) | about
+    for part in record.get("resumed", ()):
+        later = leaves({name: value for name, value in part.items() if name != "iteration"})
+        about |= {f"resumed.{name}": value for name, value in later.items() if value != begun.get(name)}
     # What is drawn from the seed differs with it.
     for name, prompts in (("prompts", finished.run.data), ("held-out prompts", finished.run.evaluation.held_out)):
         if not hasattr(prompts, "path"):
             about.pop(f"contents.{name}", None)
-    for part in record.get("resumed", ()):
-        later = leaves({name: value for name, value in part.items() if name != "iteration"})
-        about |= {f"resumed.{name}": value for name, value in later.items() if value != about.get(name)}
     return leaves(config) | about
 
 
@@ -302,6 +303,7 @@ def method_entry(name: str, runs: Sequence[Finished], settings: ShapesSettings) 
         "algorithm": type(run.algorithm).__name__,
         "config": to_json(run),
         "guidance": run.batches.guidance_scale,
+        "trained": [name for name in ("closed", "fidelity") if f"shapes_{name}" in run.algorithm.requirements.rewards],
         "report": report(pooled([finished.judged for finished in runs]), name),
         "nfe": {
             stage: mean(line[f"nfe/{stage}"] for line in lines)

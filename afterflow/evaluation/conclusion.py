@@ -13,7 +13,7 @@ from .figure_text import figure_text, short_name
 from .gain_chart import HEADLINE, Series
 
 HIDDEN = ("fidelity", "diversity")
-"""Metrics that no shipped recipe trains: where one falls while strict rises, a reward may have been hacked."""
+"""Metrics that hardly a recipe trains: where one falls while strict rises, a reward may have been hacked."""
 MOST_LISTED = 3
 """Number of methods that a sentence names, at most."""
 SIMILAR = 1.1
@@ -27,7 +27,7 @@ def conclusion(data: Mapping[str, Any], ranked: Sequence[Series]) -> list[str]:
     if others:
         sentences += about_others(data, best, others)
     methods = {method["name"]: method for method in data["methods"]}
-    sentences += about_hidden(best.name, methods[best.name]["report"]["overall"])
+    sentences += about_hidden(methods[best.name])
     return sentences + about_seeds(ranked)
 
 
@@ -114,9 +114,10 @@ def times(one: Series, other: Series) -> str:
     return "" if long <= SIMILAR * short else f", after {duration(one.seconds)} against {duration(other.seconds)}"
 
 
-def about_hidden(name: str, overall: Mapping[str, Any]) -> list[str]:
+def about_hidden(method: Mapping[str, Any]) -> list[str]:
     """Say whether what the best method was not trained on has fallen."""
-    changes = {metric: Estimate(**overall[metric]["delta"]) for metric in HIDDEN if overall.get(metric)}
+    overall, hidden = method["report"]["overall"], [name for name in HIDDEN if name not in method.get("trained", ())]
+    changes = {metric: Estimate(**overall[metric]["delta"]) for metric in hidden if overall.get(metric)}
     fallen = [f"{metric} changes by {figure_text(value, '+')}" for metric, value in changes.items() if is_below(value)]
     if fallen:
         return [f"Its {' and its '.join(fallen)}: look at its pictures below."]

@@ -51,8 +51,8 @@ def open_store(folder: Path, settings: dict) -> None:
     if before := drawn_with(folder):
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if changed:
-            listed = ", ".join(f"{name} = {before.get(name)}" for name in changed)
-            raise InputError(f"{folder} holds pictures drawn with {listed}; take another --out, or delete it")
+            listed = ", ".join(f"{name} = {shortened(before.get(name))}" for name in changed)
+            raise InputError(f"{folder} holds pictures drawn with {listed}; delete it, or have them drawn elsewhere")
         return
     if holds_images(folder):
         raise InputError(f"{folder} holds pictures that afterflow did not draw; take another --out")
@@ -61,6 +61,11 @@ def open_store(folder: Path, settings: dict) -> None:
         raise InputError(f"{folder} holds {others[0]} and no {SETTINGS} of afterflow's; take another --out")
     make_folder(folder)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
+
+
+def shortened(value: object) -> str:
+    """Return a setting as a message shows it: of a list, such as that of all prompts, its length and its first."""
+    return f"{len(value)} such as {value[0]!r}" if isinstance(value, list) and value else str(value)
 
 
 def missing_prompts(folder: Path, prompts: int) -> list[int]:

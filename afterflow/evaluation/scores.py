@@ -13,9 +13,10 @@ from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
 from ..rewards.registry import find_reward, needs_of
 from ..system.atomic_files import write_text_atomically
+from ..system.errors import InputError
 from ..system.text_files import read_json
 from .image_set import ImageSet
-from .image_store import content_digest, prompt_folders, read_prompts_together
+from .image_store import content_digest, prompt_folders, read_prompts_together, sample_files
 
 SCORED_TOGETHER = 16
 """Number of prompts whose images are scored at once."""
@@ -73,6 +74,7 @@ def score_images(
     """
     cache = ScoreCache(images.folder, models)
     digests = content_digests(images)
+    check_as_many(images.folder)
     # Some prompts at a time, so that a detector looks at an image once for all its rewards.
     for first in range(0, len(digests), SCORED_TOGETHER):
         for reward in rewards:
@@ -92,6 +94,14 @@ def content_digests(images: ImageSet) -> list[str]:
     """Return the digest of every prompt's record and images."""
     folders = prompt_folders(images.folder)
     return [content_digest(folder, record) for folder, record in zip(folders, images.records)]
+
+
+def check_as_many(folder: Path) -> None:
+    """Raise InputError where the prompts of a folder have different numbers of pictures."""
+    counts = {len(sample_files(prompt_dir)): prompt_dir for prompt_dir in prompt_folders(folder)}
+    if len(counts) > 1:
+        (few, one), (many, other) = min(counts.items()), max(counts.items())
+        raise InputError(f"{one} has {few} pictures and {other} has {many}; give every prompt as many")
 
 
 def blind_rewards(sets: Sequence[ImageSet], rewards: Sequence[str], models: RewardModels) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..algorithms.base import explores
 from ..data.images import ImageSource, image_noun
@@ -109,12 +110,17 @@ def expected_words(setup: TrainingSetup, seconds_per_pass: float, passes: Passes
     return f"  takes     about {duration(left)} for {count} iterations, without {beside}; first guess from one pass"
 
 
+def wait_for(computed: Tensor) -> None:
+    """Wait until an accelerator has computed a tensor, which it only queues."""
+    if computed.device.type != "cpu":
+        torch.get_device_module(computed.device).synchronize()
+
+
 def pass_seconds(setup: TrainingSetup, prompts: Conditioning) -> float:
     """Return the seconds of one forward pass of a chunk, on the slowest process."""
     make = trial_pass(setup, prompts)
     with torch.no_grad():
-        make()  # the first pass also warms up
+        wait_for(make())  # the first pass also warms up
         start = running_seconds()
-        if make().is_cuda:
-            torch.cuda.synchronize()
+        wait_for(make())
     return max(setup.processes.all_gather_objects(running_seconds() - start))

@@ -1,14 +1,15 @@
-"""How a run fits a card of so much memory, without a change of what is learnt.
+"""How a run fits a card of so much memory: with the same prompts, images, steps, seeds and number of updates.
 
 What may change is how much is computed at once and where it waits: the chunk of a forward pass, whether activations are
-computed again, whether states wait in the memory of the CPU, and in how many bits frozen weights are stored.  Prompts,
-images, steps, seeds and the number of updates stay.
+computed again, whether states of rollouts wait in the CPU's memory, and in how many bits frozen weights are stored.
+The last alone moves what the network predicts.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..algorithms.base import explores
 from ..models.adapters import LoRA
 from ..system.errors import ConfigError, MissingDependencyError
 from .config import Run, on_model_schedule
@@ -43,9 +44,10 @@ class MemoryFit:
     def sentence(self, gigabytes: float) -> str:
         """Say in one line what was changed and what that comes to."""
         what = ", ".join(f"{name} {was} → {now}" for name, (was, now) in self.changes.items()) or "nothing is changed"
+        bits = "; frozen weights in fewer bits predict a little otherwise" if "model.quantize" in self.changes else ""
         return (
-            f"fit {gigabytes:g} GB: {what}; counted {self.bytes_needed / 10**9:.1f} GB, of which the decoder, reward "
-            "models and text encoders are no part"
+            f"fit {gigabytes:g} GB: {what}{bits}; counted {self.bytes_needed / 10**9:.1f} GB, of which the decoder, "
+            "reward models and text encoders are no part"
         )
 
 
@@ -70,7 +72,7 @@ def fit_run(run: Run, gigabytes: float) -> MemoryFit:
     assert smallest is not None
     raise ConfigError(
         f"--fit {gigabytes:g}: {run.name} needs {smallest.bytes_needed / 10**9:.1f} GB at least, and "
-        f"{limit / 10**9:.1f} GB of such a card are counted with; take a smaller model or model.size"
+        f"{limit / 10**9:.1f} GB of such a card are counted with; take a smaller model or model.size{missing_bits(run)}"
     )
 
 
@@ -87,9 +89,20 @@ def fitted_variants(run: Run) -> Iterator[MemoryFit]:
             chunk = -(-chunk // 2) if chunk > 1 else 0
 
 
+def missing_bits(run: Run) -> str:
+    """Return how frozen weights could be stored in fewer bits, where a library for that is missing."""
+    try:
+        replace(run.model, quantize=run.model.quantize or "nf4")
+    except MissingDependencyError as error:
+        return f", or let frozen weights have fewer bits: {error}"
+    return ""
+
+
 def with_way(run: Run, way: dict[str, Any]) -> Run | None:
     """Return the run with these changes; None where one cannot be made."""
-    options = {name: value for name, value in way.items() if name != "quantize"}
+    # States of rollouts can wait elsewhere, and a run that learns from images has none.
+    idle = {"quantize"} if explores(run.algorithm) else {"quantize", "offload"}
+    options = {name: value for name, value in way.items() if name not in idle}
     if "quantize" in way:
         if not isinstance(run.tune, LoRA) or run.model.quantize is not None:
             return None

@@ -126,7 +126,9 @@ def setup_passes(setup: "TrainingSetup", prompts: Conditioning) -> Passes:
     trained = sum(parameter.numel() for parameter in setup.weights.parameters.values())
     limit = graph_memory(run, setup.processes.accelerator.device, tensor_bytes(network.parameters()), trained)
     row_bytes = graph_bytes(trial_pass(setup, prompts), network) / run.batches.chunk
-    return choose_passes(run, setup.algorithm, row_bytes, limit)
+    # Processes on cards of different kinds must choose the same, or they would wait for each other for ever.
+    measured = setup.processes.all_gather_objects([row_bytes, limit])
+    return choose_passes(run, setup.algorithm, max(size for size, _ in measured), min(room for _, room in measured))
 
 
 def trial_pass(setup: "TrainingSetup", prompts: Conditioning) -> Callable[[], Tensor]:

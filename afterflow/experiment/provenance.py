@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 import torch
 
+from .. import __version__
 from ..system.atomic_files import write_text_atomically
 from .run_folder import read_object, read_record
 from .serialization import differences
@@ -46,8 +48,7 @@ def write_record(
         "recipe": recipe,
         "config": config,
         "seed": seed,
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
-        | {"python": platform.python_version()},
+        "versions": {name: installed_version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "git_commit": git_commit(),
         "hardware": hardware(),
         "processes": processes,
@@ -59,8 +60,9 @@ def write_record(
     about = ("versions", "git_commit", "hardware", "processes")
     length = extension(begun["config"], config)
     then, now = ({name: source[name] for name in about if name in begun} for source in (begun, record))
+    spread = {"distribution": config["distribution"]} if "distribution" in config else {}
     begun.setdefault("resumed", []).append(
-        {"iteration": first} | {name: record[name] for name in (*about, "contents")} | length
+        {"iteration": first} | {name: record[name] for name in (*about, "contents")} | spread | length
     )
     write_text_atomically(file, json.dumps(begun, indent=2) + "\n")
     return differences(then, now)
@@ -90,9 +92,16 @@ def tracker_options(folder: Path, name: str) -> dict[str, dict[str, str]]:
     }
 
 
+def installed_version(library: str) -> str:
+    """Return the version of a library; of afterflow that of the code in use, which may not be installed."""
+    return __version__ if library == "afterflow" else importlib.metadata.version(library)
+
+
 def git_commit() -> str | None:
-    """Return the commit of the code in use, with + where it was changed; None outside a checkout."""
+    """Return the commit of the code in use, with + where it was changed; None outside a checkout, or without git."""
     here = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
     git = lambda *words: subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
     commit = git("rev-parse", "HEAD")
     if commit.returncode != 0:

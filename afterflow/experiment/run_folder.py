@@ -19,7 +19,7 @@ from ..train.budget import Budget
 from ..train.repeated_prompts import REPEATED
 
 if TYPE_CHECKING:
-    from .config import Run
+    from .config import Distribution, Run
 
 
 RESULTS = ("lora", "model")
@@ -81,6 +81,20 @@ class RunFolder:
     def run(self) -> "Run":
         """Return the run of the record, of this version or an earlier one.  InputError where it cannot be read."""
         return read_run(self.record_file)[0]
+
+    def last_distribution(self, begun: "Distribution") -> "Distribution":
+        """Return how the work was spread when the run went on for the last time; as it begun where it never did.
+
+        InputError where the record says it in other words than afterflow.
+        """
+        from .config import Distribution
+        from .serialization import from_json
+
+        entries = [entry["distribution"] for entry in self.record().get("resumed", []) if "distribution" in entry]
+        try:
+            return from_json(Distribution, entries[-1]) if entries else begun
+        except ValueError as error:
+            raise InputError(f"{self.record_file}: resumed: {error}") from None
 
     def limits(self) -> tuple[int, float | None]:
         """Return the record's iterations and seconds of training, without reading the rest of it."""
@@ -167,6 +181,15 @@ class RunFolder:
         """Return the iteration after the last checkpoint, which is the number of those that are saved."""
         return max((int(path.name.removeprefix("step_")) + 1 for path in self.checkpoints()), default=0)
 
+    def without_checkpoints(self) -> str:
+        """Return why a run that has no checkpoint cannot go on, and what can be done."""
+        if (result := self.result()) is not None:
+            return (
+                f"{self.path}: its checkpoints are gone and {result.name}/ is there, so it cannot go on; give a new "
+                f"run another --name, and where {result.name}/ is a LoRA begin it with --tune.start {self.path}"
+            )
+        return f"{self.path}: no checkpoint to resume from; start anew with --from {self.record_file}"
+
     def advice(self) -> str:
         """Return the last checkpoint that is there, and the command that goes on when the fault is mended."""
         checkpoints = self.checkpoints()
@@ -246,7 +269,9 @@ def read_record(file: Path) -> dict[str, Any]:
         raise InputError(f'{file}: it has no "config", so afterflow did not write it')
     resumed = record.get("resumed", [])
     entries = resumed if isinstance(resumed, list) else [None]
-    if not all(isinstance(part, dict) and isinstance(part.get("contents", {}), dict) for part in (record, *entries)):
+    of_entry = lambda part: [part, part.get("contents", {}), part.get("distribution", {})]
+    parts = [of_entry(part) if isinstance(part, dict) else [None] for part in (record, *entries)]
+    if not all(isinstance(part, dict) for of_one in parts for part in of_one):
         raise InputError(f"{file}: its contents or resumed are not what afterflow writes; the file is damaged")
     return record
 

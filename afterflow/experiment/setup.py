@@ -38,6 +38,9 @@ from .run_folder import RECORD_MARK, RunFolder, is_of_run
 from .serialization import differences, to_json
 from .velocities import VelocityFactory, shard_model
 
+COMPILED_VARIANTS = 64
+"""Variants of a block that are compiled, of all its kinds, adapters and passes together."""
+
 
 @dataclass(frozen=True)
 class TrainingSetup:
@@ -161,9 +164,10 @@ def check_folder(run: Run, resume: bool) -> list[Path]:
             raise ConfigError(f"{run.folder} would lie in the folder of the run {above}; take another --name")
     checkpoints = folder.checkpoints()
     if resume and not checkpoints:
-        raise CheckpointError(f"{run.folder}: no checkpoint to resume from; start the run anew")
-    if checkpoints and not resume:
-        advice = "give this one another --name, or go on with --resume"
+        raise CheckpointError(folder.without_checkpoints())
+    if not resume and (checkpoints or folder.result() is not None):
+        goes_on = ", or go on with --resume" if checkpoints else ""
+        advice = f"give this one another --name{goes_on}"
         raise CheckpointError(f"{run.folder} already holds a run{other_options(run)}; {advice}")
     return checkpoints
 
@@ -247,6 +251,9 @@ def fp32_streams(run: Run) -> bool:
 
 def compile_blocks(network: nn.Module) -> None:
     """Compile what a transformer repeats; blocks of a kind share it."""
+    # Kinds of blocks, adapters, and passes with and without gradients have variants of their own, and what goes beyond
+    # the limit, which is 8, is not compiled: it would then round otherwise than the rest of the same loss.
+    torch._dynamo.config.recompile_limit = max(COMPILED_VARIANTS, torch._dynamo.config.recompile_limit)
     for block in blocks(network):
         # Else passes with and without gradients round to bf16 in different places, and ratios are off by 2e-4.
         block.compile(options={"emulate_precision_casts": True})

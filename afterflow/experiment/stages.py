@@ -3,7 +3,6 @@
 The folder of a stage is runs/STAGE, and the same command goes on with the first that has not ended.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -13,13 +12,10 @@ from typing import Literal
 
 from PIL import Image
 
-from ..data.images import ImageFolder
-from ..data.pairs import PairFolder
 from ..data.prompts import PromptFile, ShapesPrompts
-from ..models.adapters import LoRA, Teacher
+from ..models.adapters import Teacher
 from ..models.base import default_device
 from ..models.generate import draw_images
-from ..models.lora.files import lora_folder
 from ..models.lora.merge import LoRAMerge
 from ..models.sd3 import SD3
 from ..system.atomic_files import make_folder, write_text_atomically, writing
@@ -29,6 +25,7 @@ from ..system.names import check_folder_name
 from ..system.own_folders import check_links, check_own, check_place
 from ..system.text_files import read_json
 from .config import Run
+from .made_from import INPUTS, check_inputs_unchanged, write_inputs
 from .prompt_checks import check_routes, held_out_records, prompt_records
 from .serialization import from_json, to_json
 from .train_subprocess import check_same, has_ended, train_in_subprocess
@@ -192,7 +189,7 @@ def execute_chain(chain: Chain) -> Path:
             continue
         check_unlocked(stage.folder)
         make_folder(stage.folder)
-        write_text_atomically(inputs_file(stage), json.dumps(inputs(stage)) + "\n")
+        write_inputs(stage.folder, stage)
         if isinstance(stage, Run):
             _log.info(title)
             train_in_subprocess(stage, chain.name, processes=chain.processes)
@@ -216,11 +213,8 @@ def check_stage(stage: Stage) -> None:
         check_same_stage(stage)
         if isinstance(stage, Samples):
             stage.records()
-    if is_done(stage) and inputs_file(stage).is_file():
-        before, now = read_json(inputs_file(stage)), inputs(stage)
-        for name in before:
-            if before[name] != now.get(name):
-                raise CheckpointError(f"{stage.folder} was made from another {name}; delete it, and it is made again")
+    if is_done(stage):
+        check_inputs_unchanged(stage.folder, stage)
 
 
 def is_done(stage: Stage) -> bool:
@@ -233,45 +227,13 @@ def record_of(stage: BuildParts | Merge | Samples) -> Path:
     return stage.folder / "stage.json"
 
 
-def inputs_file(stage: Stage) -> Path:
-    """Return the file with the digests of what a stage was made from."""
-    return stage.folder / "inputs.json"
-
-
-def inputs(stage: Stage) -> dict[str, str | None]:
-    """Return the folders and files that a stage is made from, each with a digest; None where it does not exist."""
-    loras, folders = list(stage.loras) if isinstance(stage, Merge) else [], []
-    if isinstance(stage, Run | Samples):
-        loras += [teacher.lora for teacher in stage.teachers if teacher.lora is not None]
-    if isinstance(stage, Run):
-        folders += [stage.model.path] if Path(stage.model.path).parts[:1] == ("runs",) else []
-        loras += [stage.tune.start] if isinstance(stage.tune, LoRA) and stage.tune.start is not None else []
-        folders += [stage.data.path] if isinstance(stage.data, ImageFolder | PairFolder) else []
-    sources = [stage.data, stage.evaluation.held_out] if isinstance(stage, Run) else []
-    sources += [stage.prompts] if isinstance(stage, Samples) else []
-    folders += [source.path for source in sources if isinstance(source, PromptFile) and Path(source.path).exists()]
-    paths = {lora: lora_folder(Path(lora)) for lora in loras} | {folder: Path(folder) for folder in folders}
-    return {name: digest_of_path(path) for name, path in paths.items()}
-
-
-def digest_of_path(path: Path) -> str | None:
-    """Return a digest of a file, or of all files in a folder; None where there are none."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    if not files:
-        return None
-    content = hashlib.sha256()
-    for file in files:
-        content.update(file.name.encode() + file.read_bytes())
-    return content.hexdigest()
-
-
 def check_same_stage(stage: BuildParts | Merge | Samples) -> None:
     """Check that the stage's folder holds no stage with other settings.  CheckpointError where it does.
 
     InputError or OutputError where it is not a stage's alone.
     """
     check_links(stage.folder)
-    check_own(stage.folder, lambda folder: inputs_file(stage).is_file() or record_of(stage).is_file(), "stage.json")
+    check_own(stage.folder, lambda folder: (folder / INPUTS).is_file() or record_of(stage).is_file(), "stage.json")
     file = record_of(stage)
     if file.is_file() and from_json(type(stage), read_json(file), str(file)) != stage:
         raise CheckpointError(

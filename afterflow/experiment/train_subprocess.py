@@ -19,6 +19,7 @@ from ..system.errors import CheckpointError, ConfigError, InputError, TrainingSt
 from ..system.folder_lock import check_unlocked
 from ..system.own_folders import check_place
 from .config import Run
+from .made_from import check_inputs_unchanged, write_inputs
 from .run_folder import RunFolder
 from .serialization import to_json
 
@@ -40,6 +41,8 @@ def train_all(recipes: Mapping[str, Run], budget_seconds: float | None, seeds: i
         if has_ended(run.folder, run):
             _log.info(f"{run.folder} is there already")
         else:
+            make_folder(run.folder)
+            write_inputs(run.folder, run)
             train_in_subprocess(run, recipe)
     return [run.folder for _, run in runs]
 
@@ -59,6 +62,8 @@ def checked_runs(
     for _, run in runs:
         check_same(run)
         check_unlocked(run.folder)
+        if has_ended(run.folder, run):
+            check_inputs_unchanged(run.folder, run)
     return runs
 
 
@@ -78,7 +83,7 @@ def check_same(run: Run) -> None:
     folder.check_safe()
     # Read back, because a field that is newer than the file has its default there.
     if folder.record_file.is_file() and folder.run() != run:
-        raise CheckpointError(f"{run.folder} holds a run with other settings; take another --name, or delete it")
+        raise CheckpointError(f"{run.folder} holds a run with other settings; delete it, or name this one otherwise")
 
 
 def train_in_subprocess(run: Run, recipe: str, processes: int = 1) -> None:

@@ -10,16 +10,20 @@ import pytest
 from PIL import Image
 
 from adapters import save_lora
+from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.sft import SFT
+from afterflow.data.geneval_prompts import MixedPrompts, ObjectPrompts, SignPrompts
 from afterflow.data.images import ImageFolder
+from afterflow.data.pairs import SampledPairs
 from afterflow.data.prompts import PromptFile, ShapesPrompts, check_tag_schedule, prompt_rows
 from afterflow.experiment import stages as chains
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute as train
+from afterflow.experiment.made_from import digest_of_path, inputs
 from afterflow.experiment.serialization import to_json
-from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute_chain, inputs
+from afterflow.experiment.stages import Chain, Merge, Samples, check_same_stage, execute_chain
 from afterflow.models.adapters import LoRA, Teacher
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES, generalist
@@ -123,6 +127,38 @@ def test_a_stage_made_from_what_has_changed_since_is_refused():
         for file, content in before.items():
             file.write_bytes(content)
     execute_chain(whole())
+
+
+def test_a_stage_knows_all_that_it_was_made_from_wherever_it_is_named(tmp_path):
+    run = next(stage for stage in whole().stages if isinstance(stage, Run))
+    named = Path("runs/before/model/model_index.json")
+    named.parent.mkdir(parents=True)
+    prompts = tmp_path / "p.txt"
+    pairs = SampledPairs(PromptFile(str(prompts)), {"jpeg_compressibility": 1.0})
+    mixed = MixedPrompts((SignPrompts(count=4), PromptFile(str(prompts))))
+    whole_path = str(named.parent.resolve())
+    for stage, file, name in (
+        (Samples(SD3("runs/before/model"), (Teacher("base", None),), ShapesPrompts()), named, "runs/before/model"),
+        (replace(run, model=SD3("runs/before/model")), named, "runs/before/model"),
+        (replace(run, model=SD3(whole_path)), named, whole_path),
+        (replace(run, data=mixed), prompts, str(prompts)),
+        (replace(run, data=ObjectPrompts(exclude=str(prompts))), prompts, str(prompts)),
+        (replace(run, data=pairs, algorithm=DPO()), prompts, str(prompts)),
+    ):
+        file.write_text("a star")
+        before = inputs(stage)
+        file.write_text("a ring")
+        assert name in before and inputs(stage)[name] != before[name], stage
+    assert not inputs(replace(run, model=SD3("owner/name")))
+
+
+def test_files_that_trade_places_are_others():
+    for folder in ("a", "b"):
+        Path("runs/model", folder).mkdir(parents=True)
+        Path("runs/model", folder, "config.json").write_text(folder)
+    before = digest_of_path(Path("runs/model"))
+    Path("runs/model/a").rename("c"), Path("runs/model/b").rename("runs/model/a"), Path("c").rename("runs/model/b")
+    assert digest_of_path(Path("runs/model")) != before
 
 
 def test_a_stage_knows_the_prompts_that_it_was_made_from(tmp_path):

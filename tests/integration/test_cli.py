@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ from PIL import Image
 import afterflow
 from adapters import save_lora
 from afterflow.cli.main import main
-from afterflow.cli.train import overridden
+from afterflow.cli.model_options import ModelOptions, trained_guidance
+from afterflow.cli.options import values_by_name
+from afterflow.cli.train import overridden, resumable
 from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment.config import Run
@@ -22,7 +25,10 @@ from afterflow.experiment.run_folder import read_run
 from afterflow.experiment.serialization import to_json
 from afterflow.experiment.stages import Chain
 from afterflow.models.adapters import LoRA
+from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
+from afterflow.system.checks import finite_number
+from afterflow.system.errors import ConfigError, InputError
 
 SCHEMA = {"tag": "colors", "include": [{"class": "star", "count": 1, "color": "red"}], "prompt": "a red star"}
 
@@ -401,6 +407,78 @@ def test_a_run_is_resumed_where_it_was_recorded_and_as_it_was(said, tmp_path):
     (tmp_path / "elsewhere/mine/checkpoints/step_000001").mkdir(parents=True)
     assert "elsewhere/mine is recorded as runs/mine" in said("train", "--resume", "elsewhere/mine")[2]
     assert "keeps its configuration" in said("train", "--resume", "elsewhere/mine", "--seed", 1)[2]
+
+
+def test_a_run_goes_on_spread_as_it_was_the_last_time(tmp_path):
+    file = write_run(tmp_path / "runs" / "mine")
+    (tmp_path / "runs/mine/checkpoints/step_000001").mkdir(parents=True)
+    assert resumable(["runs/mine"])[0].distribution.grad_partitions == 1
+    record, begun = json.loads(file.read_text()), to_json(RECIPES["shapes_flow_grpo"]())["distribution"]
+    spread = [begun | {"grad_partitions": parts} for parts in (4, 2)]
+    resumed = [
+        {"iteration": 2, "distribution": spread[0]},
+        {"iteration": 3},
+        {"iteration": 4, "distribution": spread[1]},
+    ]
+    file.write_text(json.dumps(record | {"resumed": resumed}))
+    assert resumable(["runs/mine"])[0].distribution.grad_partitions == 2
+    assert resumable(["runs/mine", "--grad-partitions", "8"])[0].distribution.grad_partitions == 8
+    for damaged in ({"grad_partitions": "x"}, {"unknown": 1}, [1]):
+        file.write_text(json.dumps(record | {"resumed": [{"iteration": 2, "distribution": damaged}]}))
+        with pytest.raises(InputError, match=r"run\.json: .*resumed"):
+            resumable(["runs/mine"])
+
+
+@pytest.mark.parametrize(
+    "words, values",
+    [
+        ("a /data/run=3/m", {"a": "/data/run=3/m"}),
+        ("a /d/x=1 b /d/y=2", {"a": "/d/x=1", "b": "/d/y=2"}),
+        ("a=http://h:1/?key=k b /d", {"a": "http://h:1/?key=k", "b": "/d"}),
+        ("a= b x", {"a": "", "b": "x"}),
+    ],
+)
+def test_a_value_may_have_an_equals_sign(words, values):
+    assert values_by_name(words.split(), str) == values
+
+
+def test_a_name_without_a_value_is_told_what_is_missing():
+    with pytest.raises(ConfigError, match="'b' has no value after it; write NAME VALUE NAME VALUE"):
+        values_by_name(["a=1", "b"], str)
+    with pytest.raises(ConfigError, match="'b' has no number after it; write NAME NUMBER NAME NUMBER"):
+        values_by_name(["a=1", "b"], finite_number)
+
+
+def test_held_out_prompts_take_the_place_of_a_share():
+    shared = RECIPES["shapes_flow_grpo"]().with_options(held_out=None, held_out_share=0.1, eval_every=5)
+    changed = overridden(shared, ["--held-out-prompts", "h.txt"], "").evaluation
+    assert (changed.held_out, changed.held_out_share, changed.eval_every) == (PromptFile("h.txt"), 0.0, 5)
+
+
+@pytest.mark.parametrize("words", ["--eval-every 0", "--eval-every=0", "--held-out None", "--eval_every 0"])
+def test_evaluation_that_is_switched_off_and_given_prompts_is_refused(words):
+    with pytest.raises(ConfigError, match="switches evaluation off, and --held-out-prompts names its prompts"):
+        overridden(RECIPES["shapes_flow_grpo"](), ["--held-out-prompts", "h.txt", *words.split()], "")
+
+
+def test_a_model_is_drawn_as_its_lora_was_trained(pipeline, tmp_path, capsys):
+    """In size, tokens and precision, but for what is set and for what another family has."""
+    lora = save_lora(pipeline, tmp_path / "runs" / "mine" / "lora", 0)
+    about = {"path": pipeline, "size": 64, "max_sequence_length": 0, "dtype": "bfloat16", "revision": "v2"}
+    trained = SD3(**about)
+    write_run(tmp_path / "runs" / "mine", model=to_json(trained) | {"type": "SD3"})
+    drawn = ModelOptions().as_trained(pipeline, (None, str(lora)))
+    assert drawn == ModelOptions(size=64, max_sequence_length=0, dtype="bfloat16", revision="v2")
+    assert drawn.config(pipeline, False) == trained
+    assert "was trained: size 64, dtype bfloat16, max_sequence_length 0, revision v2" in capsys.readouterr().err
+    assert ModelOptions(size=32).as_trained(pipeline, (str(lora),)).size == 32
+    other = tmp_path / "other"
+    shutil.copytree(pipeline, other)
+    assert ModelOptions().as_trained(str(other), (str(lora),)).revision is None
+    assert (
+        ModelOptions().as_trained("tiny_wan", (str(lora),)) == ModelOptions() == ModelOptions().as_trained(pipeline, ())
+    )
+    assert trained_guidance((None, str(lora))) == 1.0 and trained_guidance((None,)) is None
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(said, tmp_path):

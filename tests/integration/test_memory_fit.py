@@ -6,15 +6,17 @@ from dataclasses import replace
 import pytest
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
+from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.execute import execute
-from afterflow.experiment.memory_fit import SHARE, fit_run, needed_bytes
+from afterflow.experiment.memory_fit import SHARE, WAYS, fit_run, needed_bytes, with_way
 from afterflow.experiment.network_counts import network_counts
 from afterflow.models.adapters import Full, LoRA
-from afterflow.system.errors import ConfigError
+from afterflow.system.errors import ConfigError, MissingDependencyError
 from tinies import built
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -39,6 +41,26 @@ def gigabytes(needed):
 def needs(run, **options):
     changed = run.with_options(retained_rows=0, **options)
     return estimate_cost(changed).total_bytes
+
+
+def test_a_run_that_images_teach_is_fitted_by_bits_too(run):
+    taught = replace(run, algorithm=SFT(), data=ShapesImages(count=8))
+    ways = [with_way(taught, way) for way in WAYS]
+    assert [way is None for way in ways] == [with_way(run, way) is None for way in WAYS]
+    assert [way.model.quantize for way in ways if way] == [
+        with_way(run, way).model.quantize for way in WAYS if with_way(run, way)
+    ]
+    assert not any(way.batches.offload for way in ways if way)
+
+
+def test_bits_that_a_library_is_missing_for_are_named(run, monkeypatch):
+    def missing(self):
+        if self.quantize is not None:
+            raise MissingDependencyError("quantize = nf4 needs bitsandbytes; pip install afterflow[quantize]")
+
+    monkeypatch.setattr(type(run.model), "__post_init__", missing)
+    with pytest.raises(ConfigError, match=r"or let frozen weights have fewer bits: .*afterflow\[quantize\]"):
+        fit_run(run, 1e-6)
 
 
 def test_what_fits_is_not_changed(run):

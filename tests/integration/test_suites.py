@@ -86,7 +86,7 @@ def test_pictures_and_clips_come_back_as_they_were(shape):
     assert np.array_equal(gallery.read_prompts_together(folder, [0])[0], images)
     assert gallery.read_records(folder) == [{"prompt": "a heart", "tag": "x"}]
     gallery.open_store(folder, {"steps": 4})
-    with pytest.raises(ValueError, match=r"drawn holds pictures drawn with steps = 4; take another --out"):
+    with pytest.raises(ValueError, match=r"drawn holds pictures drawn with steps = 4; delete it"):
         gallery.open_store(folder, {"steps": 5})
 
 
@@ -103,6 +103,24 @@ def test_a_folder_of_others_is_read_and_not_written_into():
     Path("theirs/00000/metadata.jsonl").write_text("{}")
     with pytest.raises(ValueError, match=r"00000/metadata\.jsonl: it holds no record with a prompt"):
         gallery.read_records(Path("theirs"))
+
+
+def test_a_folder_that_was_drawn_of_other_prompts_is_not_listed_prompt_by_prompt():
+    prompts = [f"prompt {i}" for i in range(300)]
+    gallery.open_store(Path("drawn"), {"prompts": prompts})
+    with pytest.raises(ValueError, match=r"drawn with prompts = 300 such as 'prompt 0'; delete it") as raised:
+        gallery.open_store(Path("drawn"), {"prompts": prompts[1:]})
+    assert len(str(raised.value)) < 150
+
+
+def test_prompts_with_other_numbers_of_pictures_are_named_before_any_is_scored():
+    for index, many in enumerate((2, 2, 1)):
+        gallery.add_images(Path("drawn"), index, {"prompt": "a"}, np.zeros((many, 4, 4, 3), np.uint8))
+    images = ImageSet(PictureSource("drawn"), [{"prompt": "a", "tag": "all"}] * 3, Path("drawn"))
+    with pytest.raises(
+        ValueError, match=r"drawn/00002 has 1 pictures and drawn/0000[01] has 2; give every prompt as many"
+    ):
+        score_images(images, ["jpeg_compressibility"], RewardModels(), print)
 
 
 # What is said

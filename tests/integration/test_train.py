@@ -1,13 +1,14 @@
 import copy
 import itertools
 import json
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+import afterflow
 from afterflow.algorithms.base import Models, Scores
 from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -380,6 +381,20 @@ def test_a_run_that_goes_on_elsewhere_says_what_is_different(tmp_path, monkeypat
     record = json.loads((tmp_path / "run.json").read_text())
     assert {name: record[name] for name in first} == first
     assert [each["iteration"] for each in record["resumed"]] == [5, 9]
+
+
+def test_a_machine_without_git_and_an_afterflow_that_is_not_installed_leave_a_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("importlib.metadata.version", version_but_of_afterflow)
+    assert write_record(tmp_path, {}, "recipe", 0) == []
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["git_commit"] is None and record["versions"]["afterflow"] == afterflow.__version__
+
+
+def version_but_of_afterflow(name):
+    if name == "afterflow":
+        raise PackageNotFoundError(name)
+    return "1.0"
 
 
 def test_a_tracker_goes_on_with_its_curves(tmp_path):

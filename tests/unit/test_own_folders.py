@@ -25,7 +25,7 @@ from afterflow.models.adapters import LoRA
 from afterflow.models.lora.files import lora_file
 from afterflow.models.sd3 import SD3
 from afterflow.system.atomic_files import write_text_atomically, writing
-from afterflow.system.errors import AfterflowError, InputError, OutputError
+from afterflow.system.errors import AfterflowError, CheckpointError, InputError, OutputError
 from afterflow.system.folder_lock import LOCK, locked_folder
 from afterflow.system.own_folders import (
     MAKER,
@@ -110,11 +110,16 @@ def test_a_folder_with_what_is_not_ours_is_refused_before_training_and_stays_as_
     assert {path: content for path, content in contents("runs").items() if path in before} == before
 
 
-def test_a_run_whose_folder_is_its_own_is_trained_twice_over_its_own_result(run):
+def test_a_run_that_has_left_a_result_is_not_trained_over_where_its_checkpoints_are_gone(run):
     folder = execute(run).folder
     assert is_of_run(folder / "lora") and not (folder / "lora.partial").exists()
     for path in (folder / "checkpoints").iterdir():
         remove_own(path, lambda _: True, "")
+    with pytest.raises(CheckpointError, match=r"already holds a run; give this one another --name$"):
+        execute(run)
+    with pytest.raises(CheckpointError, match="its checkpoints are gone and lora/ is there, so it cannot go on"):
+        execute(run, resume=True)
+    (folder / "lora").rename(folder / "kept")
     assert is_of_run(execute(run).folder / "lora")
 
 

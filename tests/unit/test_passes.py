@@ -1,6 +1,7 @@
 """One pass is taken where the run allows it and its graphs fit, and the words say why not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.ddpo import DDPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.pruning import Pruning
-from afterflow.experiment.passes import choose_passes, graph_bytes, retained_rows
+from afterflow.experiment import passes
+from afterflow.experiment.passes import choose_passes, graph_bytes, retained_rows, setup_passes
+from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full
 from afterflow.objectives.advantages import Normalize
 from afterflow.recipes.shapes import shapes_flow_grpo
@@ -28,6 +31,58 @@ def passes_of(algorithm=FLOW, limit=1e12, row_bytes=100.0, **options):
     run = shapes_flow_grpo().with_options(tune=Full(), **{"batch": 6, "chunk": 16, "retained_rows": None} | options)
     run = replace(run, algorithm=algorithm)
     return choose_passes(run, algorithm, row_bytes, limit)
+
+
+def setup_on(cards, monkeypatch):
+    """A setup whose processes measured these bytes of a row, and have these bytes for graphs."""
+    run = shapes_flow_grpo().with_options(tune=Full(), batch=6, chunk=16, retained_rows=None)
+    run = replace(run, algorithm=FLOW)
+    monkeypatch.setattr(passes, "graph_memory", lambda *_: cards[0][1])
+    monkeypatch.setattr(passes, "graph_bytes", lambda *_: cards[0][0] * 16)
+    monkeypatch.setattr(passes, "trial_pass", lambda *_: None)
+    processes = SimpleNamespace(
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        all_gather_objects=lambda _: [list(card) for card in cards],
+    )
+    model, weights = SimpleNamespace(module=nn.Linear(1, 1)), SimpleNamespace(parameters={})
+    return SimpleNamespace(run=run, algorithm=FLOW, model=model, weights=weights, processes=processes)
+
+
+def test_processes_on_other_cards_choose_the_same(monkeypatch):
+    """Else one would train in one pass and another in two, and their collectives would wait for each other."""
+    cards = [(100.0, 1e9), (200.0, 1e9), (100.0, 12_800.0)]
+    for first in range(3):
+        made = setup_passes(setup_on(cards[first:] + cards[:first], monkeypatch), None)
+        assert made.retained_rows == 64, "64 rows of 200 bytes in 12 800"
+
+
+class Kind(nn.Module):
+    """A block whose code is that of all kinds, as a transformer's is."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        return x * self.kind + 1
+
+
+def test_all_kinds_of_blocks_are_compiled(monkeypatch):
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    network = nn.Module()
+    network.blocks = nn.ModuleList([Kind(kind) for kind in range(2, 14)])
+    compile_of = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda block, options: compile_of(block, backend=backend, dynamic=False))
+    torch._dynamo.reset()
+    compile_blocks(network)
+    for block in network.blocks:
+        block(torch.ones(2))
+    assert len(compiled) == 12
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,29 @@ def test_runs_that_differ_in_their_seed_alone_are_one_method(ended):
     assert seeds(methods_of(runs)) == {"mine": [0, 1], "other": [0]}
 
 
+def test_a_seed_that_was_resumed_stays_one_of_its_method(ended):
+    """Whatever a resume records again, of prompts that the seed draws and of the options that it began with."""
+    spread = to_json(RUN)["distribution"]
+
+    def contents(seed):
+        return {"prompts": f"p{seed}", "held-out prompts": f"h{seed}", "model": "m"}
+
+    def again(seed):
+        return {"iteration": 3, **RECORD, "contents": contents(seed), "distribution": spread}
+
+    runs = [
+        ended(seed=0, contents=contents(0)),
+        ended(seed=1, contents=contents(1), resumed=[again(1)]),
+        ended(seed=2, contents=contents(2), resumed=[again(2), again(2)]),
+    ]
+    assert seeds(methods_of(runs)) == {"mine": [0, 1, 2]}
+    other = again(3) | {"contents": contents(4)}
+    apart = again(3) | {"distribution": spread | {"grad_partitions": 4}}
+    for change, words in ((other, "resumed.contents.prompts"), (apart, "resumed.distribution.grad_partitions = 4")):
+        methods = methods_of([*runs, ended(seed=3, contents=contents(3), resumed=[change])])
+        assert list(seeds(methods).values()) == [[0, 1, 2], [3]] and words in list(methods)[1]
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
