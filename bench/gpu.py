@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -285,11 +285,10 @@ def profiled() -> dict:
 
     from pretended_runs import trained
 
-    before = Path.cwd()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with tempfile.TemporaryDirectory() as folder, profile(activities=kinds) as profiler:
+    # `trained` changes into the folder; where it fails, others are measured after it.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), profile(activities=kinds) as profiler:
         trained("flow_grpo", "sd3", folder)
-        os.chdir(before)
     counted = {event.key: event.count for event in profiler.key_averages()}
     return {"calls": {key: n for key, n in counted.items() if key.startswith(("cuda", "Memcpy")) and n}}
 

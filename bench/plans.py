@@ -8,8 +8,8 @@ network's own FLOPs run at 40 % of the card's dense bf16 peak.  Nobody has measu
 """
 
 import json
-import os
 import tempfile
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,9 +55,7 @@ def counted(command: str, files: dict[str, dict]) -> dict:
 
 def main() -> None:
     options = make_parser(__doc__).parse_args()
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         Path("prompts").mkdir()
         for name in ("hpd", "video"):  # stand-ins: prompts count only in the CPU's memory, which is left out
             Path(f"prompts/{name}.txt").write_text("\n".join(f"prompt {i}" for i in range(100)))
@@ -65,7 +63,6 @@ def main() -> None:
         Image.new("RGB", (64, 64)).save("images/0.png")
         Path("images/metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a cat"}))
         recipes = {command: counted(command, files) for command, files in COMMANDS.items()}
-        os.chdir(before)
     write_json(provenance() | {"share_of_peak": SHARE, "recipes": recipes}, options.json, indent=1)
 
 

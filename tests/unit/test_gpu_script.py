@@ -11,6 +11,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +151,28 @@ def test_what_torch_warns_of_is_noted_at_the_line_of_afterflow(gpu, monkeypatch)
     assert [(event.kind, event.caller) for event in events] == [(NUMBER, "")] * 2
     assert all(event.line.startswith("models/wrappers.py:") and event.line.endswith(" v") for event in events)
     assert modes == ["warn", "default"]
+
+
+@pytest.fixture
+def failing_training(monkeypatch):
+    """Puts a training that fails in the folder it has changed into in the place of the tests' own."""
+
+    def trained(method, family, folder, **options):
+        os.chdir(folder)
+        raise RuntimeError("CUDA error")
+
+    stub = SimpleNamespace(trained=trained, start=lambda: None, EDITORS=())
+    monkeypatch.setitem(sys.modules, "pretended_runs", stub)
+    for name, names in {"tinies": {"BUILDERS": ()}, "small_runs": {"METHODS": ()}}.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**names))
+
+
+def test_a_training_that_fails_leaves_the_next_ones_where_they_were(gpu, failing_training, capsys):
+    home = Path.cwd()
+    gpu.carry_out("waits", False)
+    cases = gpu.outcome(0, capsys.readouterr().out.splitlines(), 1)["cases"]
+    assert len(cases) == 10 and Path.cwd() == home
+    assert {case["failed"] for case in cases.values()} == {"RuntimeError: CUDA error"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
