@@ -7,7 +7,8 @@ Each part has a process and a limit of seconds of its own.  A part that fails or
 reason and with what it had measured by then, and the others go on.  The exit status is 1 where one was not done.
 
 Results go to bench/results/gpu/NAME.json, after the card, and a summary to NAME.md: machine, versions and commit, and
-for each part its cases.  No weights are fetched: models have random ones.
+for each part its cases.  `bench/gpu.sh PART` measures a part again: the others stay in the file, each with the commit
+and the versions that it was measured with.  No weights are fetched: models have random ones.
 """
 
 import argparse
@@ -31,9 +32,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from harness import provenance, write_json
+from harness import provenance, read_json
 
 from afterflow.experiment.provenance import LIBRARIES
+from afterflow.system.atomic_files import write_text_atomically
 
 if TYPE_CHECKING:
     from afterflow.models.pipeline import Model
@@ -384,10 +386,12 @@ def card() -> dict:
 
 def summary(result: dict) -> str:
     """Return the result in words: a table of the parts, and one of the cases of each."""
-    lines = [f"# {result['name']}", "", "| part | state | seconds | about |", "|---|---|---|---|"]
+    lines = [f"# {result['name']}", "", "| part | state | seconds | commit | about |", "|---|---|---|---|---|"]
     for name, part in result["parts"].items():
         state = part["state"] + (f": {part['reason']}" if "reason" in part else "")
-        lines.append(f"| {name} | {cell_text(state)} | {part['seconds']} | {PARTS[name].about} |")
+        about = PARTS[name].about if name in PARTS else ""  # a file may hold a part of an earlier commit
+        commit = (part["git_commit"] or "")[:10]
+        lines.append(f"| {name} | {cell_text(state)} | {part['seconds']} | {commit} | {about} |")
     for name, part in result["parts"].items():
         lines += ["", f"## {name}", "", "| case | result |", "|---|---|"]
         lines += [f"| {case} | {cell_text(short_words(values))} |" for case, values in part["cases"].items()]
@@ -414,19 +418,40 @@ def carry_out_all(names: list[str], rehearsal: bool, folder: Path) -> int:
     """Carry out parts in turn within the time of all, storing after each; return how many were not done."""
     name = "rehearsal" if rehearsal else re.sub(r"\W+", "_", torch.cuda.get_device_name())
     folder.mkdir(parents=True, exist_ok=True)
-    result = {"name": name, "rehearsal": rehearsal, "card": card(), **provenance("bench/gpu.sh"), "parts": {}}
-    begun = time.monotonic()
+    about = {"name": name, "rehearsal": rehearsal, "card": card(), **provenance("bench/gpu.sh")}
+    parts, begun = stored_parts(folder / f"{name}.json"), time.monotonic()
     for part in names:
         left = TOTAL_SECONDS - (time.monotonic() - begun)
         seconds = REHEARSAL if rehearsal else min(PARTS[part].seconds, left)
         with tempfile.TemporaryDirectory() as scratch:
-            result["parts"][part] = made = run_part(part, seconds, rehearsal, scratch)
+            parts[part] = made = run_part(part, seconds, rehearsal, scratch) | made_with(about)
         print(f"{part}: {made['state']} after {made['seconds']} s" + f" ({made.get('reason')})" * ("reason" in made))
-        result["seconds"] = round(time.monotonic() - begun, 1)
-        write_json(result, str(folder / f"{name}.json"), indent=1, show=False)
-        (folder / f"{name}.md").write_text(summary(result), encoding="utf-8")
+        store(about, parts, folder)
     print(f"\nresult: {folder / name}.json, summary: {folder / name}.md")
-    return sum(part["state"] != "done" for part in result["parts"].values())
+    return sum(parts[part]["state"] != "done" for part in names)
+
+
+def made_with(about: dict) -> dict:
+    """Return what a part keeps of the call that measured it: commit, card and versions."""
+    return {name: about.get(name) for name in ("git_commit", "card")}
+
+
+def stored_parts(file: Path) -> dict[str, dict]:
+    """Return the parts that a file of results holds, none without a file; SystemExit where it cannot be read."""
+    try:
+        stored = read_json(str(file))
+        return {name: made_with(stored) | part for name, part in stored.get("parts", {}).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        sys.exit(f"bench/gpu.sh: {file} does not hold results ({error}); move it away or name another folder: --out")
+
+
+def store(about: dict, parts: dict[str, dict], folder: Path) -> None:
+    """Write the parts measured so far and their summary to a folder, in the order of PARTS."""
+    ordered = {name: parts[name] for name in [*PARTS, *parts] if name in parts}
+    seconds = round(sum(part["seconds"] for part in parts.values()), 1)
+    result = about | {"seconds": seconds, "parts": ordered}
+    write_text_atomically(folder / f"{about['name']}.json", json.dumps(result, indent=1) + "\n")
+    write_text_atomically(folder / f"{about['name']}.md", summary(result))
 
 
 def main() -> None:

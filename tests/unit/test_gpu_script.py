@@ -126,14 +126,62 @@ def test_a_part_that_fails_does_not_stop_the_next_and_the_status_says_so(gpu, sc
     assert "doctor: failed" in capsys.readouterr().out
 
 
+@pytest.fixture
+def parts(gpu, monkeypatch):
+    """Puts parts that end at once in the place of those that measure; the commit is the first of `commits`."""
+    commits, calls = ["first", "second"], []
+
+    def run_part(name, seconds, *others):
+        calls.append((name, seconds))
+        return {"state": "done", "seconds": 2.0, "cases": {"a": {"call": len(calls)}}}
+
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    monkeypatch.setattr(gpu, "card", lambda: {"cards": [commits[0]]})
+    monkeypatch.setattr(gpu, "provenance", lambda command: {"command": command, "git_commit": commits.pop(0)})
+    return calls
+
+
+def test_a_part_that_is_measured_again_takes_no_other_out_of_the_file(gpu, parts, tmp_path):
+    assert gpu.carry_out_all(["ratios", "doctor", "speed"], True, tmp_path) == 0
+    assert gpu.carry_out_all(["doctor"], True, tmp_path) == 0
+    result = json.loads((tmp_path / "rehearsal.json").read_text())
+    assert {name: part["cases"]["a"]["call"] for name, part in result["parts"].items()} == {
+        "doctor": 4,
+        "ratios": 1,
+        "speed": 3,
+    }
+    assert list(result["parts"]) == ["doctor", "ratios", "speed"] and result["seconds"] == 6.0
+    commits = {name: (part["git_commit"], part["card"]) for name, part in result["parts"].items()}
+    assert commits["ratios"] == commits["speed"] == ("first", {"cards": ["first"]})
+    assert commits["doctor"] == ("second", {"cards": ["second"]}) and result["git_commit"] == "second"
+    assert "| speed | done | 2.0 | first |" in (tmp_path / "rehearsal.md").read_text()
+
+
+def test_a_part_of_an_earlier_file_keeps_its_commit_and_one_without_a_name_of_today_stays(gpu, parts, tmp_path):
+    old = {"git_commit": "before", "card": {}, "parts": {"gone": {"state": "done", "seconds": 1, "cases": {}}}}
+    (tmp_path / "rehearsal.json").write_text(json.dumps(old))
+    gpu.carry_out_all(["doctor"], True, tmp_path)
+    result = json.loads((tmp_path / "rehearsal.json").read_text())
+    assert list(result["parts"]) == ["doctor", "gone"] and result["parts"]["gone"]["git_commit"] == "before"
+    assert "| gone | done | 1 | before |" in (tmp_path / "rehearsal.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"parts": [1]}', '{"parts": {"doctor": 1}}'])
+def test_a_file_that_holds_no_results_is_not_written_over(gpu, parts, tmp_path, text):
+    (tmp_path / "rehearsal.json").write_text(text)
+    with pytest.raises(SystemExit, match="does not hold results"):
+        gpu.carry_out_all(["doctor"], True, tmp_path)
+    assert (tmp_path / "rehearsal.json").read_text() == text and parts == []
+
+
 def test_no_part_may_take_more_than_what_is_left(gpu, monkeypatch, tmp_path):
     given = []
     part = lambda name, seconds, *others: given.append(seconds) or {"state": "done", "seconds": 0, "cases": {}}
     monkeypatch.setattr(gpu, "run_part", part)
     monkeypatch.setattr(gpu, "TOTAL_SECONDS", 70)
-    monkeypatch.setattr(gpu.time, "monotonic", iter([0, 0, 0, 60, 60]).__next__)
+    monkeypatch.setattr(gpu.time, "monotonic", iter([0, 0, 60]).__next__)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB/HBM3")
-    monkeypatch.setattr(gpu, "provenance", lambda command: {})
+    monkeypatch.setattr(gpu, "provenance", lambda command: {"git_commit": None})
     assert gpu.carry_out_all(["doctor", "ratios"], False, tmp_path) == 0
     assert given == [70, 10]
     assert (tmp_path / "NVIDIA_H100_80GB_HBM3.json").is_file()
