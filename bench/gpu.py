@@ -3,8 +3,9 @@
     bench/gpu.sh                 # on a machine with an NVIDIA card, after `make demo`
     bench/gpu.sh --rehearse      # the same parts on the CPU with tiny models: tries this script, measures nothing
 
-Each part has a process and a limit of seconds of its own.  A part that fails or is cut is stored as such, with its
-reason and with what it had measured by then, and the others go on.  The exit status is 1 where one was not done.
+Each part has a process of its own and so many seconds at the least; what one leaves goes to the next.  A part that
+fails or is cut is stored as such, with its reason and with what it had measured by then, and the others go on.  The
+exit status is 1 where one was not done.
 
 Results go to bench/results/gpu/NAME.json, after the card, and a summary to NAME.md: machine, versions and commit, and
 for each part its cases.  `bench/gpu.sh PART` measures a part again: the others stay in the file, each with the commit
@@ -55,7 +56,7 @@ class Part:
     """Measurements that share a process."""
 
     seconds: int
-    """Limit of its process."""
+    """Seconds that its process may take at the least; it may also take what those before it have left."""
     cases: Callable[[bool], Iterator[Case]]
     """Yields its cases: a name and what measures it.  It is told whether this is a rehearsal."""
     about: str
@@ -160,7 +161,6 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
         yield "counted", lambda: counted | {"chunk": options.chunk, "peak_flops": peak_of(model.device)}
         for name, algorithm in list(short_methods().items())[: 1 if rehearsal and compiled else None]:
             yield name, lambda algorithm=algorithm: speed(options, model, counted, cond, algorithm)
-        yield "memory", lambda: {"peak_gib": peak_gib()}
 
     return cases
 
@@ -182,8 +182,16 @@ def chunk_of(checkpointing: bool) -> int:
 
 
 def peak_gib() -> float | None:
-    """Return the most memory that tensors had on the card; None without one."""
+    """Return the most memory that tensors had on the card since the last reset; None without one."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
+def reset_peak() -> None:
+    """Count the peak of memory anew, from what is in use without the garbage of the case before."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.init()  # else there is no counter yet
+        torch.cuda.reset_peak_memory_stats()
 
 
 def gib_now() -> float | None:
@@ -215,9 +223,7 @@ def planned(rehearsal: bool, method: str, checkpointing: bool) -> dict:
         run = run_of("SD3.5 medium", method, Path(folder), {"size": 512}, **options)
         run = replace(run, model=SD3("tiny")) if rehearsal else run
         counted = count_needs(run)[1] / 2**30
-        gc.collect()  # the model of the case before
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak()
         before = gib_now()
         _, measured = one_iteration(Trial.build(run, default_device()))
     result = {"chunk": chunk, "counted_gib": counted, "grad_norm": measured["grad_norm"]}
@@ -313,16 +319,21 @@ def carry_out(name: str, rehearsal: bool) -> None:
 
     no_progress_bars()
     for case, call in PARTS[name].cases(rehearsal):
+        reset_peak()
         try:
             result = call()
         except Exception as error:  # the others are worth having all the same; what failed is reported
             lines = str(error).splitlines() or [""]
             result = {"failed": f"{type(error).__name__}: {lines[0]}"}
-        print(MARK + json.dumps([case, result]), flush=True)
+        peak = {} if peak_gib() is None else {"peak_gib": peak_gib()}
+        print("\n" + MARK + json.dumps([case, result | peak]), flush=True)  # what a library says may end in no newline
 
 
 def run_part(name: str, seconds: float, rehearsal: bool, folder: str) -> dict:
-    """Carry out a part in a process of its own within so many seconds, and return what came of it."""
+    """Carry out a part in a process of its own within so many seconds, and return what came of it.
+
+    folder: for what it says, and for what is counted and compiled, which later parts find there.
+    """
     command = [sys.executable, __file__, "--part", name, *(["--rehearse"] if rehearsal else [])]
     caches = {"AFTERFLOW_CACHE": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
     started, out = time.monotonic(), Path(folder) / "out"
@@ -337,7 +348,8 @@ def run_part(name: str, seconds: float, rehearsal: bool, folder: str) -> dict:
             code = None
         finally:
             end_group(process)
-    lines = out.read_text(errors="replace").splitlines()
+    # A part that is cut may have been writing its last line.
+    lines = out.read_text(errors="replace").rpartition("\n")[0].splitlines()
     result = {"limit": round(seconds), "seconds": round(time.monotonic() - started, 1)}
     return result | outcome(code, lines, seconds)
 
@@ -420,15 +432,21 @@ def carry_out_all(names: list[str], rehearsal: bool, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     about = {"name": name, "rehearsal": rehearsal, "card": card(), **provenance("bench/gpu.sh")}
     parts, begun = stored_parts(folder / f"{name}.json"), time.monotonic()
-    for part in names:
-        left = TOTAL_SECONDS - (time.monotonic() - begun)
-        seconds = REHEARSAL if rehearsal else min(PARTS[part].seconds, left)
-        with tempfile.TemporaryDirectory() as scratch:
+    # Of the compiler's processes one may still write where all are about to end.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        for i, part in enumerate(names):
+            seconds = REHEARSAL if rehearsal else limit(names[i:], TOTAL_SECONDS - (time.monotonic() - begun))
             parts[part] = made = run_part(part, seconds, rehearsal, scratch) | made_with(about)
-        print(f"{part}: {made['state']} after {made['seconds']} s" + f" ({made.get('reason')})" * ("reason" in made))
-        store(about, parts, folder)
+            reason = f" ({made['reason']})" if "reason" in made else ""
+            print(f"{part}: {made['state']} after {made['seconds']} s{reason}", flush=True)
+            store(about, parts, folder)
     print(f"\nresult: {folder / name}.json, summary: {folder / name}.md")
     return sum(parts[part]["state"] != "done" for part in names)
+
+
+def limit(names: list[str], left: float) -> float:
+    """Return the seconds that the first of the parts to come may take: all that are left beyond the others' least."""
+    return left - sum(PARTS[name].seconds for name in names[1:])
 
 
 def made_with(about: dict) -> dict:
@@ -472,7 +490,7 @@ def main() -> None:
     folder = options.out or (
         ROOT / "runs" / "gpu_rehearsal" if options.rehearse else ROOT / "bench" / "results" / "gpu"
     )
-    sys.exit(min(1, carry_out_all(options.parts or list(PARTS), options.rehearse, folder)))
+    sys.exit(min(1, carry_out_all(list(dict.fromkeys(options.parts or PARTS)), options.rehearse, folder)))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_a_part_that_is_cut_leaves_its_cases_and_no_process(gpu, script, tmp_pat
         "import subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
-        "print('RESULT [\"a\", {}]', flush=True)\n"
+        "print('RESULT [\"a\", {}]\\nRESULT [\"b', end='', flush=True)\n"
         "time.sleep(60)\n"
     )
     result = gpu.run_part("speed", 5, True, str(tmp_path))
@@ -174,17 +174,52 @@ def test_a_file_that_holds_no_results_is_not_written_over(gpu, parts, tmp_path, 
     assert (tmp_path / "rehearsal.json").read_text() == text and parts == []
 
 
-def test_no_part_may_take_more_than_what_is_left(gpu, monkeypatch, tmp_path):
-    given = []
-    part = lambda name, seconds, *others: given.append(seconds) or {"state": "done", "seconds": 0, "cases": {}}
-    monkeypatch.setattr(gpu, "run_part", part)
+def test_what_a_part_leaves_goes_to_the_next_and_none_takes_the_least_of_the_others(gpu, parts, monkeypatch, tmp_path):
+    least = {"doctor": 30, "ratios": 20, "waits": 10}
+    monkeypatch.setattr(gpu, "PARTS", {name: gpu.Part(seconds, None, "") for name, seconds in least.items()})
     monkeypatch.setattr(gpu, "TOTAL_SECONDS", 70)
-    monkeypatch.setattr(gpu.time, "monotonic", iter([0, 0, 60]).__next__)
+    monkeypatch.setattr(gpu.time, "monotonic", iter([0, 0, 5, 50]).__next__)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB/HBM3")
-    monkeypatch.setattr(gpu, "provenance", lambda command: {"git_commit": None})
-    assert gpu.carry_out_all(["doctor", "ratios"], False, tmp_path) == 0
-    assert given == [70, 10]
+    assert gpu.carry_out_all(list(least), False, tmp_path) == 0
+    assert parts == [("doctor", 40), ("ratios", 55), ("waits", 20)]
     assert (tmp_path / "NVIDIA_H100_80GB_HBM3.json").is_file()
+
+
+def test_parts_find_what_those_before_them_counted_and_compiled(gpu, script, tmp_path):
+    script(
+        "import os, pathlib\n"
+        "for name in ('AFTERFLOW_CACHE', 'TORCHINDUCTOR_CACHE_DIR'):\n"
+        "    folder = pathlib.Path(os.environ[name])\n"
+        '    print(\'RESULT ["%s", {"there": %d}]\' % (name, folder.exists()))\n'
+        "    folder.mkdir(exist_ok=True)\n"
+    )
+    gpu.carry_out_all(["doctor", "ratios"], True, tmp_path)
+    parts = json.loads((tmp_path / "rehearsal.json").read_text())["parts"]
+    there = {name: [case["there"] for case in part["cases"].values()] for name, part in parts.items()}
+    assert there == {"doctor": [0, 0], "ratios": [1, 1]}
+
+
+def test_every_case_has_a_peak_of_its_own(gpu, monkeypatch, capsys):
+    events, gib = [], 2**30
+    for name, value in {"is_available": True, "max_memory_allocated": 3 * gib}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for name in ("init", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: events.append(name))
+
+    def fails():
+        events.append("b")
+        raise torch.OutOfMemoryError("too much\nby far")
+
+    cases = [("a", lambda: events.append("a") or {"x": 1}), ("b", fails)]
+    monkeypatch.setattr(gpu, "PARTS", {"speed": gpu.Part(1, lambda rehearsal: iter(cases), "")})
+    print("a library says", end="")
+    gpu.carry_out("speed", False)
+    measured = gpu.outcome(0, capsys.readouterr().out.splitlines(), 1)["cases"]
+    assert measured == {
+        "a": {"x": 1, "peak_gib": 3.0},
+        "b": {"failed": "OutOfMemoryError: too much", "peak_gib": 3.0},
+    }
+    assert events == ["init", "reset_peak_memory_stats", "a", "init", "reset_peak_memory_stats", "b"]
 
 
 def test_what_torch_warns_of_is_noted_at_the_line_of_afterflow(gpu, monkeypatch):
