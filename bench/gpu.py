@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from harness import provenance, read_json
+from harness import failure, provenance, read_json
 
 from afterflow.experiment.provenance import LIBRARIES
 from afterflow.system.atomic_files import write_text_atomically
@@ -370,12 +370,12 @@ def outcome(code: int | None, lines: list[str], seconds: float) -> dict:
     """
     cases = dict(json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK))
     wrong = [f"{name}: {case['failed']}" for name, case in cases.items() if "failed" in case]
-    messages = [line for line in lines if line.strip() and not line.startswith(MARK)]
+    messages = [line for line in lines if not line.startswith(MARK)]
     if code is None:
         reason = f"cut after {seconds:.0f} s, with {len(cases)} cases measured"
         return {"state": "cut", "reason": reason, "cases": cases}
     if code:
-        return {"state": "failed", "reason": messages[-1] if messages else f"exit status {code}", "cases": cases}
+        return {"state": "failed", "reason": failure(code, messages), "cases": cases}
     return (
         {"state": "failed", "reason": "; ".join(wrong), "cases": cases} if wrong else {"state": "done", "cases": cases}
     )

@@ -63,6 +63,7 @@ class Finding:
 
 def examine(run: Run) -> Iterator[Finding]:
     """Yield the findings one by one; nothing stays on disk."""
+    reset_peak_memory()
     for name in run.rewards:
         resolve_reward(name)
     small = run.with_options(
@@ -391,8 +392,15 @@ def check_judge(setup: TrainingSetup, cond: Conditioning) -> Finding:
     )
 
 
+def reset_peak_memory() -> None:
+    """Count the peak of a GPU's memory anew: a process may examine several recipes."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # else there is no counter yet
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory(setup: TrainingSetup) -> Finding:
-    """Report the largest memory of the device, or of the process."""
+    """Report the largest memory of the device since the recipe is examined, or of the process since it began."""
     if setup.processes.accelerator.device.type == "cuda":
         return Finding("memory", None, f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most on the device")
     import resource

@@ -16,7 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from afterflow.experiment import doctor
 from afterflow.models.wrappers import in_context
+from afterflow.system.errors import ConfigError
 from pretended_device import NUMBER, recording
 
 ROOT = Path(__file__).parents[2]
@@ -70,8 +72,15 @@ def test_the_parts_have_every_method_precision_and_kernel(gpu):
     [
         (0, ['RESULT ["a", {"x": 1}]', "noise"], "done", None),
         (0, ['RESULT ["a", {"x": 1}]', 'RESULT ["b", {"failed": "no memory"}]'], "failed", "b: no memory"),
-        (1, ['RESULT ["a", {"x": 1}]', "ValueError: no"], "failed", "ValueError: no"),
-        (-9, [], "failed", "exit status -9"),
+        (1, ['RESULT ["a", {"x": 1}]', "ValueError: no"], "failed", "exit status 1; its last line: ValueError: no"),
+        (3, [], "failed", "exit status 3"),
+        (-9, [], "failed", "ended by SIGKILL (exit status -9)"),
+        (
+            -11,
+            ['RESULT ["a", {"x": 1}]', "UserWarning: slow", ""],
+            "failed",
+            "ended by SIGSEGV (exit status -11); its last line: UserWarning: slow",
+        ),
         (None, ['RESULT ["a", {"x": 1}]'], "cut", "cut after 7 s, with 1 cases measured"),
     ],
 )
@@ -118,7 +127,7 @@ def test_a_part_that_fails_does_not_stop_the_next_and_the_status_says_so(gpu, sc
     assert gpu.carry_out_all(["doctor", "ratios"], True, out) == 1
     result = json.loads((out / "rehearsal.json").read_text())
     assert {name: part["state"] for name, part in result["parts"].items()} == {"doctor": "failed", "ratios": "done"}
-    assert result["parts"]["doctor"]["reason"] == "ValueError: the | pipe"
+    assert result["parts"]["doctor"]["reason"] == "exit status 1; its last line: ValueError: the | pipe"
     assert result["parts"]["ratios"]["cases"] == {"a": {"x": 0.25}}
     assert {"command", "git_commit", "hardware", "card", "seconds"} <= result.keys()
     table = (out / "rehearsal.md").read_text()
@@ -234,6 +243,17 @@ def test_what_torch_warns_of_is_noted_at_the_line_of_afterflow(gpu, monkeypatch)
     assert [(event.kind, event.caller) for event in events] == [(NUMBER, "")] * 2
     assert all(event.line.startswith("models/wrappers.py:") and event.line.endswith(" v") for event in events)
     assert modes == ["warn", "default"]
+
+
+def test_each_recipe_that_is_examined_has_a_peak_of_its_own(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("init", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: events.append(name))
+    findings = doctor.examine(SimpleNamespace(rewards=["no such reward"]))
+    with pytest.raises(ConfigError):
+        next(findings)
+    assert events == ["init", "reset_peak_memory_stats"]
 
 
 @pytest.fixture
