@@ -144,7 +144,9 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
     """Return the cases of five methods at the size of SD3.5 medium, 512 px: images a second, and shares of the peak."""
 
     def cases(rehearsal: bool) -> Iterator[Case]:
-        from real_size import peak_of, prepared, ready, speed
+        from real_size import prepared, ready, speed
+
+        from afterflow.experiment.doctor import peak_flops
 
         options = argparse.Namespace(
             arch="tiny" if rehearsal else "sd35_medium",
@@ -158,7 +160,7 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
         with tempfile.TemporaryDirectory() as folder:
             model, counted = prepared(options, Path(folder))
             cond = ready(options, model)
-        yield "counted", lambda: counted | {"chunk": options.chunk, "peak_flops": peak_of(model.device)}
+        yield "counted", lambda: counted | {"chunk": options.chunk, "peak_flops": peak_flops(model.device)}
         for name, algorithm in list(short_methods().items())[: 1 if rehearsal and compiled else None]:
             yield name, lambda algorithm=algorithm: speed(options, model, counted, cond, algorithm)
 

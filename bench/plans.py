@@ -22,7 +22,7 @@ from afterflow.experiment.doctor import PEAK
 from afterflow.recipes import RECIPES
 
 SHARE = 0.4
-CARDS = ("RTX 4090", "A100", "H100")
+CARDS = {"RTX 4090": "NVIDIA GeForce RTX 4090", "A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3"}
 COMMANDS = {
     "sd35_flow_grpo_ocr": SD35_MEDIUM,
     "sd35_flow_grpo_ocr --gradient-checkpointing": SD35_MEDIUM,
@@ -49,7 +49,7 @@ def counted(command: str, files: dict[str, dict]) -> dict:
         "gib": {part: round(size / 2**30, 2) for part, size in needs.memory.items()},
         "gib_together": round(needs.total_bytes / 2**30, 1),
         "pflop": round(flops / 1e15),
-        "hours": {card: round(flops / (SHARE * PEAK[card]) / 3600, 1) for card in CARDS},
+        "hours": {card: round(flops / (SHARE * PEAK[name]) / 3600, 1) for card, name in CARDS.items()},
     }
 
 

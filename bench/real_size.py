@@ -29,7 +29,7 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.experiment.cost_estimate import trial_iteration
-from afterflow.experiment.doctor import PEAK
+from afterflow.experiment.doctor import peak_flops
 from afterflow.experiment.network_counts import count_passes
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
@@ -141,13 +141,6 @@ def prepared(options: argparse.Namespace, folder: Path) -> tuple[Model, dict]:
     }
 
 
-def peak_of(device: torch.device) -> float | None:
-    """Return the FLOP/s of dense bf16 matrix products of a card, as its maker states them; None where unknown."""
-    if device.type != "cuda":
-        return None
-    return next((peak for name, peak in PEAK.items() if name in torch.cuda.get_device_name()), None)
-
-
 def ready(options: argparse.Namespace, model: Model) -> Conditioning:
     """Give the model random weights on the device, compiled if asked, and return encoded prompts for it."""
     device = default_device()
@@ -162,7 +155,7 @@ def speed(
 ) -> dict[str, float]:
     """Return how fast a model that is ready draws and learns with a method."""
     device = default_device()
-    timing, peak = timed(algorithm, model, cond, options.chunk, device), peak_of(device)
+    timing, peak = timed(algorithm, model, cond, options.chunk, device), peak_flops(device)
     timing["images_per_second"] = timing["images"] / (timing["rollout"] + timing["update"])
     if peak is not None:
         forward, backward = (1e12 * counted[name] / options.chunk for name in ("tflop_forward", "tflop_backward"))
@@ -188,7 +181,7 @@ def measure(options: argparse.Namespace) -> dict:
     about = {
         key: getattr(options, key) for key in ("arch", "size", "tune", "chunk", "prompts", "checkpointing", "compile")
     }
-    about |= {"gib": memory, "peak_flops": peak_of(device), "torch": torch.__version__}
+    about |= {"gib": memory, "peak_flops": peak_flops(device), "torch": torch.__version__}
     return {"methods": results, **counted, **about, **provenance()}
 
 

@@ -39,8 +39,25 @@ from .network_counts import rollout_rows, rows_of_pass
 from .prompt_checks import caption_records, number_of_inputs, prompt_records
 from .setup import TrainingSetup, fp32_streams
 
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
-"""FLOP/s of dense bf16 matrix products, as the makers state them."""
+PEAK = {
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+"""Whole name of a card as CUDA gives it → FLOP/s of its dense bf16 matrix products, as its maker states them.
+
+Cards of another name have another peak, although a name may begin alike: a slice of a card, or a notebook's.
+"""
 ANYTHING = [{"prompt": "a photo of a red cube on a wooden table"}, {"prompt": "a dog"}]
 """Prompts, where images bring theirs."""
 TRIAL_STEPS = 4
@@ -302,13 +319,16 @@ def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str,
         "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
     )
     yield Finding("the whole recipe", None, f"about {hours:.2g} hours, without rewards")
-    device = setup.processes.accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((value for key, value in PEAK.items() if key in name), None)
+    peak = peak_flops(setup.processes.accelerator.device)
     if peak is not None and "rollout" in row_seconds and whole["rollout"]:
         per_row = needs.flops["forward only"] / sum(v for k, v in needs.rows.items() if k != "update") * guidance
         share = per_row / row_seconds["rollout"] / peak
         yield Finding("MFU of the rollout", None, f"{share:.0%} of {peak / 1e12:.0f} TFLOP/s")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the FLOP/s of dense bf16 matrix products of a card, as its maker states them; None where unknown."""
+    return PEAK.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 @torch.no_grad()

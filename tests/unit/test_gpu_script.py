@@ -256,6 +256,30 @@ def test_each_recipe_that_is_examined_has_a_peak_of_its_own(monkeypatch):
     assert events == ["init", "reset_peak_memory_stats"]
 
 
+NAMES = {
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 4090 D": None,
+    "NVIDIA GeForce RTX 4090 Laptop GPU": None,
+    "NVIDIA H100 80GB HBM3 MIG 1g.10gb": None,
+    "NVIDIA A100-SXM4-40GB MIG 3g.20gb": None,
+    "NVIDIA H20": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("name, peak", NAMES.items())
+def test_only_a_card_of_a_known_name_has_a_peak(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert doctor.peak_flops(torch.device("cuda")) == peak
+    assert doctor.peak_flops(torch.device("cpu")) is None
+
+
 @pytest.fixture
 def failing_training(monkeypatch):
     """Puts a training that fails in the folder it has changed into in the place of the tests' own."""
