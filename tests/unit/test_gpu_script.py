@@ -16,9 +16,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from afterflow.algorithms.base import Models
+from afterflow.algorithms.branch_grpo import BranchGRPO
+from afterflow.algorithms.diffusion_nft import DiffusionNFT
+from afterflow.algorithms.flow_grpo import FlowGRPO
+from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment import doctor
-from afterflow.models.wrappers import in_context
+from afterflow.experiment.config import Run
+from afterflow.experiment.cost_estimate import trial_iteration
+from afterflow.models.sd3 import SD3
+from afterflow.models.wrappers import in_chunks, in_context
+from afterflow.sampling.conditioning import Embedding, condition
+from afterflow.sampling.seeds import generator
 from afterflow.system.errors import ConfigError
+from afterflow.train.clock import Clock
+from afterflow.train.explore import ExploreOptions
 from pretended_device import NUMBER, recording
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +290,37 @@ def test_only_a_card_of_a_known_name_has_a_peak(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert doctor.peak_flops(torch.device("cuda")) == peak
     assert doctor.peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("method, flops", [(FlowGRPO, 96 / 4), (DiffusionNFT, 96 / 4 * 2)])
+def test_the_share_of_the_peak_is_of_a_guided_velocity(monkeypatch, method, flops):
+    """Flow-GRPO's passes are counted with guidance, and those of a method that learns from images without."""
+    monkeypatch.setattr(doctor, "network_counts", lambda run: SimpleNamespace(forward=96))
+    monkeypatch.setattr(doctor, "peak_flops", lambda device: 1e3)
+    run = Run(method({"jpeg_compressibility": 1.0}), ShapesPrompts(), SD3("tiny")).with_options(chunk=4, guidance_scale=3.0)
+    finding = doctor.rollout_mfu(run, flops / 500, torch.device("cuda"))
+    assert finding.detail == "50% of 0 TFLOP/s"
+
+
+@pytest.mark.parametrize("prompts, chunk", [(1, 8), (1, 4), (3, 2), (2, 3)])
+def test_each_step_of_a_rollout_pads_its_last_pass(prompts, chunk):
+    calls = []
+
+    def velocity(x, t, cond):
+        calls.append(len(x))
+        return torch.zeros_like(x)
+
+    algorithm = BranchGRPO({"reward": 1.0}, steps=6, splits=(0, 2, 4))
+    trial(algorithm, in_chunks(velocity, chunk), prompts, chunk)
+    plan = algorithm.plan(0, generator(0))
+    assert doctor.padded_rows(plan, prompts, chunk) == sum(calls) > prompts * sum(plan.widths[:-1]) - 1
+
+
+def trial(algorithm, velocity, prompts, chunk):
+    """A small iteration on latents of one number."""
+    embedding = Embedding(torch.zeros(1, 1, 1))
+    cond = condition(embedding, embedding, [{"prompt": ""}] * prompts, torch.zeros(prompts, dtype=torch.long))
+    return trial_iteration(algorithm, Models(velocity), cond, ExploreOptions(0, (1,), chunk), Clock())
 
 
 @pytest.fixture
