@@ -31,20 +31,24 @@ from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
-from harness import failure, provenance, read_json
+from harness import failure, provenance, read_json, seconds_of
 
 from afterflow.experiment.provenance import LIBRARIES
 from afterflow.system.atomic_files import write_text_atomically
 
 if TYPE_CHECKING:
+    from afterflow.algorithms.base import OnPolicy
     from afterflow.models.pipeline import Model
 
 TOTAL_SECONDS = 535
 """Seconds of all parts together."""
 MARK = "RESULT "
 """What a line begins with by which a part reports a case."""
+COMPILED_DEVIATION = 1e-5
+"""How far from 1 ratios of compiled blocks may be in bf16."""
 REHEARSAL = 900
 """Limit of a part that is rehearsed, in seconds."""
 ROOT = Path(__file__).parents[1]
@@ -112,41 +116,39 @@ def short_model(rehearsal: bool, precision: str) -> "Model":
 
 
 def ratio(model: "Model", backend: object) -> dict:
-    """Return how far ratios are from 1 where Flow-GRPO replays its own rollout, before any update."""
-    from real_size import prompts
+    """Return how far ratios are from 1 where Flow-GRPO replays its own rollout, before any update.
+
+    The replay has gradients, as in training: a kernel that keeps what its backward pass needs may be another one.
+    """
+    from real_size import prompts, trained_once
     from torch.nn.attention import sdpa_kernel
 
-    from afterflow.algorithms.base import Models
     from afterflow.algorithms.flow_grpo import FlowGRPO
-    from afterflow.experiment.cost_estimate import trial_iteration
-    from afterflow.models.wrappers import in_chunks
-    from afterflow.train.clock import Clock
-    from afterflow.train.explore import ExploreOptions
 
-    chunk, dtype, device = 4, model.module.dtype, model.device
     algorithm = FlowGRPO({"reward": 1.0}, steps=4, group=4, beta=0.0)
-    models = Models(in_chunks(model.velocity(model.module), chunk))
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     try:
-        with torch.no_grad(), autocast, sdpa_kernel(backend):
-            options = ExploreOptions(0, model.latent_shape, chunk)
-            iteration = trial_iteration(algorithm, models, prompts(model, 2, device), options, Clock())
-            metrics = [algorithm.loss(models, iteration.rows[rows])[1] for rows in iteration.updates[0][0]]
+        with sdpa_kernel(backend):
+            made = trained_once(algorithm, model, prompts(model, 2, model.device), 4, model.module.dtype)
     except RuntimeError as error:
         if "No available kernel" not in str(error) and "No viable backend" not in str(error):
             raise
         return {"refused": "torch has no such kernel for this precision here"}
-    off = [abs(float(each[name]) - 1) for each in metrics for name in ("ratio_mean", "ratio_max")]
-    return {"largest_deviation": max(off)} | ({"failed": f"a ratio is off by {max(off):.1e}"} if max(off) else {})
+    return judged({"largest_deviation": made["ratio_deviation"]}, made["ratio_deviation"], 0.0)
+
+
+def judged(result: dict, deviation: float, allowed: float) -> dict:
+    """Return a result, failed where a ratio is farther from 1 than is allowed, or is NaN."""
+    return result if deviation <= allowed else result | {"failed": f"a ratio is off by {deviation:.1e}"}
 
 
 def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Case]]:
     """Return the cases of five methods at the size of SD3.5 medium, 512 px: images a second, and shares of the peak."""
 
     def cases(rehearsal: bool) -> Iterator[Case]:
-        from real_size import prepared, ready, speed
+        from real_size import METHODS, prepared, ready, speed, trained_once
 
         from afterflow.experiment.doctor import peak_flops
+        from afterflow.experiment.network_counts import network_counts
 
         options = argparse.Namespace(
             arch="tiny" if rehearsal else "sd35_medium",
@@ -157,14 +159,35 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
             checkpointing=checkpointing,
             compile=compiled,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            model, counted = prepared(options, Path(folder))
-            cond = ready(options, model)
-        yield "counted", lambda: counted | {"chunk": options.chunk, "peak_flops": peak_flops(model.device)}
+        model, counted = prepared(options, pipeline_folder(), network_counts)
+        cond = ready(options, model)
+        about = {"chunk": options.chunk, "peak_flops": peak_flops(model.device)}
+
+        def first_passes() -> dict:
+            dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+            short = replace(METHODS["flow_grpo"], steps=2, group=2)
+            return {"seconds": seconds_of(lambda: trained_once(short, model, cond, options.chunk, dtype))}
+
+        def measured(algorithm: "OnPolicy") -> dict:
+            timing = speed(options, model, counted, cond, algorithm, warm_up=False)
+            return judged(timing, timing["ratio_deviation"], COMPILED_DEVIATION if compiled else 0.0)
+
+        yield "counted", lambda: counted | about
+        # All methods have passes of one shape, so that these warm up for all, and are compiled here.
+        yield "first passes", first_passes
         for name, algorithm in list(short_methods().items())[: 1 if rehearsal and compiled else None]:
-            yield name, lambda algorithm=algorithm: speed(options, model, counted, cond, algorithm)
+            yield name, lambda algorithm=algorithm: measured(algorithm)
 
     return cases
+
+
+def pipeline_folder() -> Path:
+    """Return the folder of SD3.5 medium's configuration files.  All parts share it, and so find each other's counts."""
+    from afterflow.models.base import cache_folder
+
+    folder = cache_folder() / "sd35_medium"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def short_methods() -> dict:
@@ -176,11 +199,14 @@ def short_methods() -> dict:
 
 
 def chunk_of(checkpointing: bool) -> int:
-    """Return how many rows of 512 px a pass may have: without checkpointing 3 GiB each, as `--plan` counts."""
+    """Return how many rows of 512 px a pass may have, 1, 2, 4 or 8, so that eight images fill their passes.
+
+    `--plan` counts 2.04 GiB of activations a row without checkpointing, and 4.5 GiB of weights and optimizer.
+    """
     if not torch.cuda.is_available():
         return 4
     room = 0.8 * torch.cuda.get_device_properties(0).total_memory / 2**30 - 6
-    return max(1, min(8, int(room / (0.5 if checkpointing else 3))))
+    return max(rows for rows in (1, 2, 4, 8) if rows == 1 or rows * (0.5 if checkpointing else 2.5) <= room)
 
 
 def peak_gib() -> float | None:
@@ -214,16 +240,16 @@ def memory(rehearsal: bool) -> Iterator[Case]:
 
 def planned(rehearsal: bool, method: str, checkpointing: bool) -> dict:
     """Return the counted and the measured memory of an iteration of a method."""
+    from real_size import config_of
     from real_size_cpu import Trial, count_needs, one_iteration, run_of
 
     from afterflow.models.base import default_device
-    from afterflow.models.sd3 import SD3
 
     chunk = chunk_of(checkpointing)
     with tempfile.TemporaryDirectory() as folder:
         options = {"chunk": chunk, "gradient_checkpointing": checkpointing}
         run = run_of("SD3.5 medium", method, Path(folder), {"size": 512}, **options)
-        run = replace(run, model=SD3("tiny")) if rehearsal else run
+        run = replace(run, model=config_of("tiny" if rehearsal else "sd35_medium", 512, pipeline_folder()))
         counted = count_needs(run)[1] / 2**30
         reset_peak()
         before = gib_now()
@@ -255,8 +281,10 @@ def waits(rehearsal: bool) -> Iterator[Case]:
         result = {"real": real, "pretended": pretended, "lines": counted["lines"]}
         return result | ({"failed": f"more waits than counted: {', '.join(more)}"} if more else {})
 
-    yield "profiler, flow_grpo, sd3", profiled
-    for pair in (of_sd3 + others)[: 1 if rehearsal else None]:
+    first, *rest = of_sd3 + others
+    yield first, lambda: compared(first)
+    yield "profiler, flow_grpo, sd3", profiled  # after a run that has loaded the kernels
+    for pair in [] if rehearsal else rest:
         yield pair, lambda pair=pair: compared(pair)
 
 
@@ -290,17 +318,31 @@ def waits_noted() -> Iterator[None]:
 
 
 def profiled() -> dict:
-    """Return how often CUDA was waited for and copied in two iterations of Flow-GRPO, as torch's profiler counts it."""
+    """Return how often CUDA was waited for and copied in two iterations of Flow-GRPO, as torch's profiler counts it.
+
+    A run loads, encodes, times and saves around its iterations, as often for one as for three.
+    """
+    one, three = (profiled_calls(iterations) for iterations in (1, 3))
+    more = {key: three.get(key, 0) - one.get(key, 0) for key in sorted({*one, *three})}
+    return {"calls": {key: count for key, count in more.items() if count}}
+
+
+def profiled_calls(iterations: int) -> dict[str, int]:
+    """Return how often a run of so many iterations called CUDA, and copied, by name."""
     from torch.profiler import ProfilerActivity, profile
 
     from pretended_runs import trained
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    # `trained` changes into the folder; where it fails, others are measured after it.
-    with tempfile.TemporaryDirectory() as folder, chdir(folder), profile(activities=kinds) as profiler:
-        trained("flow_grpo", "sd3", folder)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        chdir(folder),  # `trained` changes into it; where it fails, others are measured after it
+        patch.dict(os.environ, AFTERFLOW_CACHE=f"{folder}/cache"),  # what one run encoded, no other may find
+        profile(activities=kinds) as profiler,
+    ):
+        trained("flow_grpo", "sd3", folder, iterations=iterations)
     counted = {event.key: event.count for event in profiler.key_averages()}
-    return {"calls": {key: n for key, n in counted.items() if key.startswith(("cuda", "Memcpy")) and n}}
+    return {key: count for key, count in counted.items() if key.startswith(("cuda", "Memcpy"))}
 
 
 PARTS = {
@@ -363,6 +405,11 @@ def end_group(process: subprocess.Popen) -> None:
     except ProcessLookupError:
         return
     process.wait()
+
+
+def end(number: int, frame: object) -> None:
+    """End this process at a signal in the order of an exception, so that the part that is running ends with it."""
+    sys.exit(128 + number)
 
 
 def outcome(code: int | None, lines: list[str], seconds: float) -> dict:
@@ -489,6 +536,7 @@ def main() -> None:
     if options.part:
         carry_out(options.part, options.rehearse)
         return
+    signal.signal(signal.SIGTERM, end)
     folder = options.out or (
         ROOT / "runs" / "gpu_rehearsal" if options.rehearse else ROOT / "bench" / "results" / "gpu"
     )

@@ -5,16 +5,22 @@ And docs/real_size.md says what is stored of whole networks on a CPU.
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend
 
 from afterflow.algorithms.base import Models
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -112,6 +118,27 @@ def test_a_part_that_is_cut_leaves_its_cases_and_no_process(gpu, script, tmp_pat
     )
     result = gpu.run_part("speed", 5, True, str(tmp_path))
     assert result["state"] == "cut" and result["cases"] == {"a": {}} and result["seconds"] < 30
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_part_ends_with_the_script_that_is_ended(gpu, script, monkeypatch, tmp_path):
+    script(f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--rehearse", "--out", str(tmp_path / "out"), "doctor"])
+
+    def end_it():
+        while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=end_it)
+    thread.start()
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            gpu.main()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
     assert is_gone(int((tmp_path / "pid").read_text()))
 
 
@@ -297,7 +324,9 @@ def test_the_share_of_the_peak_is_of_a_guided_velocity(monkeypatch, method, flop
     """Flow-GRPO's passes are counted with guidance, and those of a method that learns from images without."""
     monkeypatch.setattr(doctor, "network_counts", lambda run: SimpleNamespace(forward=96))
     monkeypatch.setattr(doctor, "peak_flops", lambda device: 1e3)
-    run = Run(method({"jpeg_compressibility": 1.0}), ShapesPrompts(), SD3("tiny")).with_options(chunk=4, guidance_scale=3.0)
+    run = Run(method({"jpeg_compressibility": 1.0}), ShapesPrompts(), SD3("tiny")).with_options(
+        chunk=4, guidance_scale=3.0
+    )
     finding = doctor.rollout_mfu(run, flops / 500, torch.device("cuda"))
     assert finding.detail == "50% of 0 TFLOP/s"
 
@@ -324,6 +353,127 @@ def trial(algorithm, velocity, prompts, chunk):
 
 
 @pytest.fixture
+def small_model():
+    """A network of one layer with the parts of a model that a trial reads, and the states of torch at each pass."""
+
+    def make(with_gradients=0.0):
+        layer, seen = nn.Linear(1, 1), []
+        layer.dtype = torch.bfloat16
+
+        def velocity(x, t, cond):
+            seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+            return layer(x).float() + with_gradients * torch.is_grad_enabled()
+
+        about = {"device": torch.device("cpu"), "latent_shape": (1,), "text_shape": (1, 1, None)}
+        return SimpleNamespace(module=layer, velocity=lambda module: velocity, seen=seen, **about)
+
+    return make
+
+
+def test_a_replay_is_that_of_training_with_gradients_and_a_precision_of_each_pass(gpu, small_model, monkeypatch):
+    loss, outside = FlowGRPO.loss, []
+
+    def noted(*arguments):
+        outside.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return loss(*arguments)
+
+    monkeypatch.setattr(FlowGRPO, "loss", noted)
+    model = small_model()
+    assert gpu.ratio(model, SDPBackend.MATH) == {"largest_deviation": 0.0}
+    # Four steps of eight states, of which three are replayed, in passes of four.
+    assert model.seen == [(False, True)] * 8 + [(True, True)] * 6 and outside == [(True, False)] * 6
+    assert model.module.weight.grad is None
+
+
+def test_no_precision_encloses_a_rollout_and_its_update():
+    for file in (ROOT / "bench").glob("*.py"):
+        assert not re.search(r"^\s*with\b.*autocast", file.read_text(), re.MULTILINE), f"{file.name}: see precise"
+
+
+@pytest.mark.parametrize("deviation", [1e-3, -1e-3, float("nan")])
+def test_a_kernel_that_gradients_change_fails(gpu, small_model, deviation):
+    assert "a ratio is off by" in gpu.ratio(small_model(deviation), SDPBackend.MATH)["failed"]
+
+
+@pytest.fixture
+def speeds(gpu, small_model, monkeypatch):
+    """The cases of a part of speeds, where a row takes a second forwards and three in an update."""
+    import real_size
+
+    padded = lambda count, chunk: -(-count // chunk) * chunk
+
+    def trained_once(algorithm, model, cond, chunk, dtype):
+        plan = algorithm.plan(0, generator(0))
+        rows = sum(plan.widths[1:-1]) if isinstance(algorithm, BranchGRPO) else 5
+        rollout = sum(padded(width, chunk) for width in plan.widths[:-1])
+        made = {"rollout": rollout, "update": 3 * padded(rows, chunk), "rows": rows, "ratio_max": 1.0}
+        return {key: float(value) for key, value in made.items()} | {"rows": rows, "ratio_deviation": 1e-6}
+
+    counted = {"tflop_forward": 0.008, "tflop_backward": 0.016, "gib_activations": 0.0}
+    monkeypatch.setattr(real_size, "trained_once", trained_once)
+    monkeypatch.setattr(real_size, "peak_flops", lambda device: 2e9)
+    monkeypatch.setattr(real_size, "prepared", lambda options, folder, count: (small_model(), counted))
+    monkeypatch.setattr(real_size, "ready", lambda options, model: real_size.prompts(model, 1, model.device))
+    monkeypatch.setattr(gpu, "pipeline_folder", Path)
+
+    def of(chunk, compiled=False):
+        monkeypatch.setattr(gpu, "chunk_of", lambda checkpointing: chunk)
+        return {name: call() for name, call in gpu.speeds(False, compiled)(False)}
+
+    return of
+
+
+def test_images_a_second_are_those_of_full_passes(speeds):
+    images = {chunk: {name: case.get("images_per_second") for name, case in speeds(chunk).items()} for chunk in (4, 8)}
+    assert images[4] == pytest.approx(images[8])
+    # A tree of 1, 2, 2, 4, 4 and 8 states, of which those before the last step are trained.
+    assert images[8]["branch_grpo"] == pytest.approx(8 / (21 + 3 * 20))
+
+
+def test_the_share_of_the_peak_is_of_the_rows_that_were_computed(speeds):
+    case = speeds(8)["branch_grpo"]
+    # 1 and 3 GFLOP a row of the chunk's 8, a second and three: half of the peak of 2 GFLOP/s.
+    assert (case["mfu_rollout"], case["mfu_update"]) == pytest.approx((0.5, 0.5))
+
+
+def test_the_speed_of_a_method_counts_only_where_its_ratios_are_1(speeds):
+    plain, compiled = ({name: "failed" in case for name, case in speeds(8, each).items()} for each in (False, True))
+    assert list(plain) == ["counted", "first passes", *METHODS] and not any(compiled.values())
+    assert [name for name, failed in plain.items() if failed] == METHODS
+
+
+METHODS = ["flow_grpo", "dance_grpo", "mix_grpo", "branch_grpo", "branch_grpo_mix"]
+
+
+def test_what_checkpointing_computes_again_is_no_work_of_the_network(gpu, monkeypatch):
+    import real_size
+
+    precisions = []
+
+    def count(run):
+        precisions.append(run.optimization.mixed_precision)
+        again = run.optimization.gradient_checkpointing
+        return SimpleNamespace(saved=2**30 / (1 + again), forward=1e12, backward=2e12 + 1e12 * again)
+
+    options = Namespace(tune="lora", chunk=4, checkpointing=True)
+    counted = real_size.counted_passes(options, SD3("tiny", dtype="bfloat16"), count)
+    assert counted == {
+        "gib_activations": 0.5,
+        "tflop_forward": 1.0,
+        "tflop_backward": 2.0,
+        "tflop_recomputed": 1.0,
+    }
+    assert precisions == ["bf16", "bf16"]  # else what is cast for a LoRA of fp32 is counted as fp32
+
+
+@pytest.mark.parametrize("gib, rows", [(8, 1), (24, 4), (80, 8)])
+def test_a_pass_has_as_many_rows_as_fit_and_eight_images_fill_it(gpu, monkeypatch, gib, rows):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=gib * 2**30))
+    assert gpu.chunk_of(False) == rows
+
+
+@pytest.fixture
 def failing_training(monkeypatch):
     """Puts a training that fails in the folder it has changed into in the place of the tests' own."""
 
@@ -343,6 +493,28 @@ def test_a_training_that_fails_leaves_the_next_ones_where_they_were(gpu, failing
     cases = gpu.outcome(0, capsys.readouterr().out.splitlines(), 1)["cases"]
     assert len(cases) == 10 and Path.cwd() == home
     assert {case["failed"] for case in cases.values()} == {"RuntimeError: CUDA error"}
+
+
+def test_what_a_run_does_around_its_iterations_is_not_counted(gpu, monkeypatch):
+    around, each = {"cudaMalloc": 3, "cudaMemcpyAsync": 40}, {"cudaMemcpyAsync": 5, "Memcpy DtoH": 1}
+    calls = lambda iterations: {k: around.get(k, 0) + iterations * each.get(k, 0) for k in {*around, *each}}
+    monkeypatch.setattr(gpu, "profiled_calls", calls)
+    assert gpu.profiled() == {"calls": {"cudaMemcpyAsync": 10, "Memcpy DtoH": 2}}
+
+
+def test_no_profiled_run_finds_what_another_encoded(gpu, monkeypatch):
+    seen = []
+
+    def trained(method, family, folder, iterations):
+        seen.append((iterations, Path(os.environ["AFTERFLOW_CACHE"])))
+        seen[-1][1].mkdir()  # fails where there is one
+
+    monkeypatch.setitem(sys.modules, "pretended_runs", SimpleNamespace(trained=trained))
+    monkeypatch.setattr(gpu, "chdir", nullcontext)
+    before = os.environ.get("AFTERFLOW_CACHE")
+    assert gpu.profiled() == {"calls": {}}
+    assert [iterations for iterations, _ in seen] == [1, 3] and os.environ.get("AFTERFLOW_CACHE") == before
+    assert not any(cache.exists() for _, cache in seen)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
