@@ -392,10 +392,11 @@ def run_part(name: str, seconds: float, rehearsal: bool, folder: str) -> dict:
             code = None
         finally:
             end_group(process)
-    # A part that is cut may have been writing its last line.
-    lines = out.read_text(errors="replace").rpartition("\n")[0].splitlines()
+    lines = out.read_text(errors="replace").splitlines(keepends=True)
+    if lines and lines[-1].startswith(MARK) and not lines[-1].endswith("\n"):
+        lines.pop()  # it was cut while it wrote this
     result = {"limit": round(seconds), "seconds": round(time.monotonic() - started, 1)}
-    return result | outcome(code, lines, seconds)
+    return result | outcome(code, [line.rstrip() for line in lines], seconds)
 
 
 def end_group(process: subprocess.Popen) -> None:
@@ -507,8 +508,10 @@ def stored_parts(file: Path) -> dict[str, dict]:
     """Return the parts that a file of results holds, none without a file; SystemExit where it cannot be read."""
     try:
         stored = read_json(str(file))
-        return {name: made_with(stored) | part for name, part in stored.get("parts", {}).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        parts = {name: made_with(stored) | part for name, part in stored.get("parts", {}).items()}
+        summary({"name": "", "parts": parts})  # which reads all that is needed of them
+        return parts
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         sys.exit(f"bench/gpu.sh: {file} does not hold results ({error}); move it away or name another folder: --out")
 
 

@@ -66,9 +66,9 @@ It needs no weights and no account. It measures:
 
 Each part has a limit of seconds, and what one leaves goes to the next. A part that fails or is cut is stored with its
 reason, and the others go on. `bench/gpu.sh "speed, compiled"` measures one part again, and the others stay as they are.
-The result is `bench/results/gpu/NAME.json` with the name of the card, and the summary beside it ends in `.md`. Please open
-an issue or a pull request in this repository and attach the JSON, also where parts failed. It holds the name of the
-card, its driver, versions and figures.
+The result is `bench/results/gpu/NAME.json` with the name of the card, and the summary beside it ends in `.md`. Please
+open an issue or a pull request in this repository and attach the JSON, also where parts failed. It holds the name of
+the card, its driver, versions and figures.
 
 Images a second are those of full passes. The share of the peak leaves out what checkpointing computes again. It is
 missing where the peak of a card of this name is not known.

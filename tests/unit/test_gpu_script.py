@@ -214,7 +214,7 @@ def test_a_part_of_an_earlier_file_keeps_its_commit_and_one_without_a_name_of_to
     assert "| gone | done | 1 | before |" in (tmp_path / "rehearsal.md").read_text()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"parts": [1]}', '{"parts": {"doctor": 1}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"parts": [1]}', '{"parts": {"doctor": 1}}', '{"parts": {"doctor": {}}}'])
 def test_a_file_that_holds_no_results_is_not_written_over(gpu, parts, tmp_path, text):
     (tmp_path / "rehearsal.json").write_text(text)
     with pytest.raises(SystemExit, match="does not hold results"):
