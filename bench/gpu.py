@@ -3,11 +3,13 @@
     bench/gpu.sh                 # on a machine with an NVIDIA card, after `make demo`
     bench/gpu.sh --rehearse      # the same parts on the CPU with tiny models: tries this script, measures nothing
 
-Each part has a process and a limit of seconds of its own.  A part that fails or is cut is stored as such, with its
-reason and with what it had measured by then, and the others go on.  The exit status is 1 where one was not done.
+Each part has a process of its own and so many seconds at the least; what one leaves goes to the next.  A part that
+fails or is cut is stored as such, with its reason and with what it had measured by then, and the others go on.  The
+exit status is 1 where one was not done.
 
 Results go to bench/results/gpu/NAME.json, after the card, and a summary to NAME.md: machine, versions and commit, and
-for each part its cases.  No weights are fetched: models have random ones.
+for each part its cases.  `bench/gpu.sh PART` measures a part again: the others stay in the file, each with the commit
+and the versions that it was measured with.  No weights are fetched: models have random ones.
 """
 
 import argparse
@@ -23,25 +25,30 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
-from harness import provenance, write_json
+from harness import failure, provenance, read_json, seconds_of
 
 from afterflow.experiment.provenance import LIBRARIES
+from afterflow.system.atomic_files import write_text_atomically
 
 if TYPE_CHECKING:
+    from afterflow.algorithms.base import OnPolicy
     from afterflow.models.pipeline import Model
 
 TOTAL_SECONDS = 535
 """Seconds of all parts together."""
 MARK = "RESULT "
 """What a line begins with by which a part reports a case."""
+COMPILED_DEVIATION = 1e-5
+"""How far from 1 ratios of compiled blocks may be in bf16."""
 REHEARSAL = 900
 """Limit of a part that is rehearsed, in seconds."""
 ROOT = Path(__file__).parents[1]
@@ -53,7 +60,7 @@ class Part:
     """Measurements that share a process."""
 
     seconds: int
-    """Limit of its process."""
+    """Seconds that its process may take at the least; it may also take what those before it have left."""
     cases: Callable[[bool], Iterator[Case]]
     """Yields its cases: a name and what measures it.  It is told whether this is a rehearsal."""
     about: str
@@ -109,39 +116,39 @@ def short_model(rehearsal: bool, precision: str) -> "Model":
 
 
 def ratio(model: "Model", backend: object) -> dict:
-    """Return how far ratios are from 1 where Flow-GRPO replays its own rollout, before any update."""
-    from real_size import prompts
+    """Return how far ratios are from 1 where Flow-GRPO replays its own rollout, before any update.
+
+    The replay has gradients, as in training: a kernel that keeps what its backward pass needs may be another one.
+    """
+    from real_size import prompts, trained_once
     from torch.nn.attention import sdpa_kernel
 
-    from afterflow.algorithms.base import Models
     from afterflow.algorithms.flow_grpo import FlowGRPO
-    from afterflow.experiment.cost_estimate import trial_iteration
-    from afterflow.models.wrappers import in_chunks
-    from afterflow.train.clock import Clock
-    from afterflow.train.explore import ExploreOptions
 
-    chunk, dtype, device = 4, model.module.dtype, model.device
     algorithm = FlowGRPO({"reward": 1.0}, steps=4, group=4, beta=0.0)
-    models = Models(in_chunks(model.velocity(model.module), chunk))
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     try:
-        with torch.no_grad(), autocast, sdpa_kernel(backend):
-            options = ExploreOptions(0, model.latent_shape, chunk)
-            iteration = trial_iteration(algorithm, models, prompts(model, 2, device), options, Clock())
-            metrics = [algorithm.loss(models, iteration.rows[rows])[1] for rows in iteration.updates[0][0]]
+        with sdpa_kernel(backend):
+            made = trained_once(algorithm, model, prompts(model, 2, model.device), 4, model.module.dtype)
     except RuntimeError as error:
         if "No available kernel" not in str(error) and "No viable backend" not in str(error):
             raise
         return {"refused": "torch has no such kernel for this precision here"}
-    off = [abs(float(each[name]) - 1) for each in metrics for name in ("ratio_mean", "ratio_max")]
-    return {"largest_deviation": max(off)} | ({"failed": f"a ratio is off by {max(off):.1e}"} if max(off) else {})
+    return judged({"largest_deviation": made["ratio_deviation"]}, made["ratio_deviation"], 0.0)
+
+
+def judged(result: dict, deviation: float, allowed: float) -> dict:
+    """Return a result, failed where a ratio is farther from 1 than is allowed, or is NaN."""
+    return result if deviation <= allowed else result | {"failed": f"a ratio is off by {deviation:.1e}"}
 
 
 def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Case]]:
     """Return the cases of five methods at the size of SD3.5 medium, 512 px: images a second, and shares of the peak."""
 
     def cases(rehearsal: bool) -> Iterator[Case]:
-        from real_size import peak_of, prepared, ready, speed
+        from real_size import METHODS, prepared, ready, speed, trained_once
+
+        from afterflow.experiment.doctor import peak_flops
+        from afterflow.experiment.network_counts import network_counts
 
         options = argparse.Namespace(
             arch="tiny" if rehearsal else "sd35_medium",
@@ -152,15 +159,35 @@ def speeds(checkpointing: bool, compiled: bool) -> Callable[[bool], Iterator[Cas
             checkpointing=checkpointing,
             compile=compiled,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            model, counted = prepared(options, Path(folder))
-            cond = ready(options, model)
-        yield "counted", lambda: counted | {"chunk": options.chunk, "peak_flops": peak_of(model.device)}
+        model, counted = prepared(options, pipeline_folder(), network_counts)
+        cond = ready(options, model)
+        about = {"chunk": options.chunk, "peak_flops": peak_flops(model.device)}
+
+        def first_passes() -> dict:
+            dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+            short = replace(METHODS["flow_grpo"], steps=2, group=2)
+            return {"seconds": seconds_of(lambda: trained_once(short, model, cond, options.chunk, dtype))}
+
+        def measured(algorithm: "OnPolicy") -> dict:
+            timing = speed(options, model, counted, cond, algorithm, warm_up=False)
+            return judged(timing, timing["ratio_deviation"], COMPILED_DEVIATION if compiled else 0.0)
+
+        yield "counted", lambda: counted | about
+        # All methods have passes of one shape, so that these warm up for all, and are compiled here.
+        yield "first passes", first_passes
         for name, algorithm in list(short_methods().items())[: 1 if rehearsal and compiled else None]:
-            yield name, lambda algorithm=algorithm: speed(options, model, counted, cond, algorithm)
-        yield "memory", lambda: {"peak_gib": peak_gib()}
+            yield name, lambda algorithm=algorithm: measured(algorithm)
 
     return cases
+
+
+def pipeline_folder() -> Path:
+    """Return the folder of SD3.5 medium's configuration files.  All parts share it, and so find each other's counts."""
+    from afterflow.models.base import cache_folder
+
+    folder = cache_folder() / "sd35_medium"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def short_methods() -> dict:
@@ -172,16 +199,27 @@ def short_methods() -> dict:
 
 
 def chunk_of(checkpointing: bool) -> int:
-    """Return how many rows of 512 px a pass may have: without checkpointing 3 GiB each, as `--plan` counts."""
+    """Return how many rows of 512 px a pass may have, 1, 2, 4 or 8, so that eight images fill their passes.
+
+    `--plan` counts 2.04 GiB of activations a row without checkpointing, and 4.5 GiB of weights and optimizer.
+    """
     if not torch.cuda.is_available():
         return 4
     room = 0.8 * torch.cuda.get_device_properties(0).total_memory / 2**30 - 6
-    return max(1, min(8, int(room / (0.5 if checkpointing else 3))))
+    return max(rows for rows in (1, 2, 4, 8) if rows == 1 or rows * (0.5 if checkpointing else 2.5) <= room)
 
 
 def peak_gib() -> float | None:
-    """Return the most memory that tensors had on the card; None without one."""
+    """Return the most memory that tensors had on the card since the last reset; None without one."""
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+
+
+def reset_peak() -> None:
+    """Count the peak of memory anew, from what is in use without the garbage of the case before."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.init()  # else there is no counter yet
+        torch.cuda.reset_peak_memory_stats()
 
 
 def gib_now() -> float | None:
@@ -202,20 +240,18 @@ def memory(rehearsal: bool) -> Iterator[Case]:
 
 def planned(rehearsal: bool, method: str, checkpointing: bool) -> dict:
     """Return the counted and the measured memory of an iteration of a method."""
+    from real_size import config_of
     from real_size_cpu import Trial, count_needs, one_iteration, run_of
 
     from afterflow.models.base import default_device
-    from afterflow.models.sd3 import SD3
 
     chunk = chunk_of(checkpointing)
     with tempfile.TemporaryDirectory() as folder:
         options = {"chunk": chunk, "gradient_checkpointing": checkpointing}
         run = run_of("SD3.5 medium", method, Path(folder), {"size": 512}, **options)
-        run = replace(run, model=SD3("tiny")) if rehearsal else run
+        run = replace(run, model=config_of("tiny" if rehearsal else "sd35_medium", 512, pipeline_folder()))
         counted = count_needs(run)[1] / 2**30
-        gc.collect()  # the model of the case before
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak()
         before = gib_now()
         _, measured = one_iteration(Trial.build(run, default_device()))
     result = {"chunk": chunk, "counted_gib": counted, "grad_norm": measured["grad_norm"]}
@@ -245,8 +281,10 @@ def waits(rehearsal: bool) -> Iterator[Case]:
         result = {"real": real, "pretended": pretended, "lines": counted["lines"]}
         return result | ({"failed": f"more waits than counted: {', '.join(more)}"} if more else {})
 
-    yield "profiler, flow_grpo, sd3", profiled
-    for pair in (of_sd3 + others)[: 1 if rehearsal else None]:
+    first, *rest = of_sd3 + others
+    yield first, lambda: compared(first)
+    yield "profiler, flow_grpo, sd3", profiled  # after a run that has loaded the kernels
+    for pair in [] if rehearsal else rest:
         yield pair, lambda pair=pair: compared(pair)
 
 
@@ -280,18 +318,31 @@ def waits_noted() -> Iterator[None]:
 
 
 def profiled() -> dict:
-    """Return how often CUDA was waited for and copied in two iterations of Flow-GRPO, as torch's profiler counts it."""
+    """Return how often CUDA was waited for and copied in two iterations of Flow-GRPO, as torch's profiler counts it.
+
+    A run loads, encodes, times and saves around its iterations, as often for one as for three.
+    """
+    one, three = (profiled_calls(iterations) for iterations in (1, 3))
+    more = {key: three.get(key, 0) - one.get(key, 0) for key in sorted({*one, *three})}
+    return {"calls": {key: count for key, count in more.items() if count}}
+
+
+def profiled_calls(iterations: int) -> dict[str, int]:
+    """Return how often a run of so many iterations called CUDA, and copied, by name."""
     from torch.profiler import ProfilerActivity, profile
 
     from pretended_runs import trained
 
-    before = Path.cwd()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with tempfile.TemporaryDirectory() as folder, profile(activities=kinds) as profiler:
-        trained("flow_grpo", "sd3", folder)
-        os.chdir(before)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        chdir(folder),  # `trained` changes into it; where it fails, others are measured after it
+        patch.dict(os.environ, AFTERFLOW_CACHE=f"{folder}/cache"),  # what one run encoded, no other may find
+        profile(activities=kinds) as profiler,
+    ):
+        trained("flow_grpo", "sd3", folder, iterations=iterations)
     counted = {event.key: event.count for event in profiler.key_averages()}
-    return {"calls": {key: n for key, n in counted.items() if key.startswith(("cuda", "Memcpy")) and n}}
+    return {key: count for key, count in counted.items() if key.startswith(("cuda", "Memcpy"))}
 
 
 PARTS = {
@@ -312,16 +363,21 @@ def carry_out(name: str, rehearsal: bool) -> None:
 
     no_progress_bars()
     for case, call in PARTS[name].cases(rehearsal):
+        reset_peak()
         try:
             result = call()
         except Exception as error:  # the others are worth having all the same; what failed is reported
             lines = str(error).splitlines() or [""]
             result = {"failed": f"{type(error).__name__}: {lines[0]}"}
-        print(MARK + json.dumps([case, result]), flush=True)
+        peak = {} if peak_gib() is None else {"peak_gib": peak_gib()}
+        print("\n" + MARK + json.dumps([case, result | peak]), flush=True)  # what a library says may end in no newline
 
 
 def run_part(name: str, seconds: float, rehearsal: bool, folder: str) -> dict:
-    """Carry out a part in a process of its own within so many seconds, and return what came of it."""
+    """Carry out a part in a process of its own within so many seconds, and return what came of it.
+
+    folder: for what it says, and for what is counted and compiled, which later parts find there.
+    """
     command = [sys.executable, __file__, "--part", name, *(["--rehearse"] if rehearsal else [])]
     caches = {"AFTERFLOW_CACHE": f"{folder}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/compiled"}
     started, out = time.monotonic(), Path(folder) / "out"
@@ -336,9 +392,11 @@ def run_part(name: str, seconds: float, rehearsal: bool, folder: str) -> dict:
             code = None
         finally:
             end_group(process)
-    lines = out.read_text(errors="replace").splitlines()
+    lines = out.read_text(errors="replace").splitlines(keepends=True)
+    if lines and lines[-1].startswith(MARK) and not lines[-1].endswith("\n"):
+        lines.pop()  # it was cut while it wrote this
     result = {"limit": round(seconds), "seconds": round(time.monotonic() - started, 1)}
-    return result | outcome(code, lines, seconds)
+    return result | outcome(code, [line.rstrip() for line in lines], seconds)
 
 
 def end_group(process: subprocess.Popen) -> None:
@@ -350,6 +408,11 @@ def end_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def end(number: int, frame: object) -> None:
+    """End this process at a signal in the order of an exception, so that the part that is running ends with it."""
+    sys.exit(128 + number)
+
+
 def outcome(code: int | None, lines: list[str], seconds: float) -> dict:
     """Return the state of a part, the reason where it is not done, and its cases, from its exit status and its lines.
 
@@ -357,12 +420,12 @@ def outcome(code: int | None, lines: list[str], seconds: float) -> dict:
     """
     cases = dict(json.loads(line.removeprefix(MARK)) for line in lines if line.startswith(MARK))
     wrong = [f"{name}: {case['failed']}" for name, case in cases.items() if "failed" in case]
-    messages = [line for line in lines if line.strip() and not line.startswith(MARK)]
+    messages = [line for line in lines if not line.startswith(MARK)]
     if code is None:
         reason = f"cut after {seconds:.0f} s, with {len(cases)} cases measured"
         return {"state": "cut", "reason": reason, "cases": cases}
     if code:
-        return {"state": "failed", "reason": messages[-1] if messages else f"exit status {code}", "cases": cases}
+        return {"state": "failed", "reason": failure(code, messages), "cases": cases}
     return (
         {"state": "failed", "reason": "; ".join(wrong), "cases": cases} if wrong else {"state": "done", "cases": cases}
     )
@@ -385,10 +448,12 @@ def card() -> dict:
 
 def summary(result: dict) -> str:
     """Return the result in words: a table of the parts, and one of the cases of each."""
-    lines = [f"# {result['name']}", "", "| part | state | seconds | about |", "|---|---|---|---|"]
+    lines = [f"# {result['name']}", "", "| part | state | seconds | commit | about |", "|---|---|---|---|---|"]
     for name, part in result["parts"].items():
         state = part["state"] + (f": {part['reason']}" if "reason" in part else "")
-        lines.append(f"| {name} | {cell_text(state)} | {part['seconds']} | {PARTS[name].about} |")
+        about = PARTS[name].about if name in PARTS else ""  # a file may hold a part of an earlier commit
+        commit = (part["git_commit"] or "")[:10]
+        lines.append(f"| {name} | {cell_text(state)} | {part['seconds']} | {commit} | {about} |")
     for name, part in result["parts"].items():
         lines += ["", f"## {name}", "", "| case | result |", "|---|---|"]
         lines += [f"| {case} | {cell_text(short_words(values))} |" for case, values in part["cases"].items()]
@@ -415,19 +480,48 @@ def carry_out_all(names: list[str], rehearsal: bool, folder: Path) -> int:
     """Carry out parts in turn within the time of all, storing after each; return how many were not done."""
     name = "rehearsal" if rehearsal else re.sub(r"\W+", "_", torch.cuda.get_device_name())
     folder.mkdir(parents=True, exist_ok=True)
-    result = {"name": name, "rehearsal": rehearsal, "card": card(), **provenance("bench/gpu.sh"), "parts": {}}
-    begun = time.monotonic()
-    for part in names:
-        left = TOTAL_SECONDS - (time.monotonic() - begun)
-        seconds = REHEARSAL if rehearsal else min(PARTS[part].seconds, left)
-        with tempfile.TemporaryDirectory() as scratch:
-            result["parts"][part] = made = run_part(part, seconds, rehearsal, scratch)
-        print(f"{part}: {made['state']} after {made['seconds']} s" + f" ({made.get('reason')})" * ("reason" in made))
-        result["seconds"] = round(time.monotonic() - begun, 1)
-        write_json(result, str(folder / f"{name}.json"), indent=1, show=False)
-        (folder / f"{name}.md").write_text(summary(result), encoding="utf-8")
+    about = {"name": name, "rehearsal": rehearsal, "card": card(), **provenance("bench/gpu.sh")}
+    parts, begun = stored_parts(folder / f"{name}.json"), time.monotonic()
+    # Of the compiler's processes one may still write where all are about to end.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        for i, part in enumerate(names):
+            seconds = REHEARSAL if rehearsal else limit(names[i:], TOTAL_SECONDS - (time.monotonic() - begun))
+            parts[part] = made = run_part(part, seconds, rehearsal, scratch) | made_with(about)
+            reason = f" ({made['reason']})" if "reason" in made else ""
+            print(f"{part}: {made['state']} after {made['seconds']} s{reason}", flush=True)
+            store(about, parts, folder)
     print(f"\nresult: {folder / name}.json, summary: {folder / name}.md")
-    return sum(part["state"] != "done" for part in result["parts"].values())
+    return sum(parts[part]["state"] != "done" for part in names)
+
+
+def limit(names: list[str], left: float) -> float:
+    """Return the seconds that the first of the parts to come may take: all that are left beyond the others' least."""
+    return left - sum(PARTS[name].seconds for name in names[1:])
+
+
+def made_with(about: dict) -> dict:
+    """Return what a part keeps of the call that measured it: commit, card and versions."""
+    return {name: about.get(name) for name in ("git_commit", "card")}
+
+
+def stored_parts(file: Path) -> dict[str, dict]:
+    """Return the parts that a file of results holds, none without a file; SystemExit where it cannot be read."""
+    try:
+        stored = read_json(str(file))
+        parts = {name: made_with(stored) | part for name, part in stored.get("parts", {}).items()}
+        summary({"name": "", "parts": parts})  # which reads all that is needed of them
+        return parts
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        sys.exit(f"bench/gpu.sh: {file} does not hold results ({error}); move it away or name another folder: --out")
+
+
+def store(about: dict, parts: dict[str, dict], folder: Path) -> None:
+    """Write the parts measured so far and their summary to a folder, in the order of PARTS."""
+    ordered = {name: parts[name] for name in [*PARTS, *parts] if name in parts}
+    seconds = round(sum(part["seconds"] for part in parts.values()), 1)
+    result = about | {"seconds": seconds, "parts": ordered}
+    write_text_atomically(folder / f"{about['name']}.json", json.dumps(result, indent=1) + "\n")
+    write_text_atomically(folder / f"{about['name']}.md", summary(result))
 
 
 def main() -> None:
@@ -445,10 +539,11 @@ def main() -> None:
     if options.part:
         carry_out(options.part, options.rehearse)
         return
+    signal.signal(signal.SIGTERM, end)
     folder = options.out or (
         ROOT / "runs" / "gpu_rehearsal" if options.rehearse else ROOT / "bench" / "results" / "gpu"
     )
-    sys.exit(min(1, carry_out_all(options.parts or list(PARTS), options.rehearse, folder)))
+    sys.exit(min(1, carry_out_all(list(dict.fromkeys(options.parts or PARTS)), options.rehearse, folder)))
 
 
 if __name__ == "__main__":

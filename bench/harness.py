@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +39,21 @@ def write_json(result: dict, file: str, indent: int | None = None, show: bool = 
         Path(file).write_text(text + "\n")
     if show:
         print(text)
+
+
+def failure(code: int, lines: list[str]) -> str:
+    """Return why a process failed, from its exit status and what it wrote: its last line, which may be a warning."""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), None)
+    end = f"ended by {signal_name(-code)} (exit status {code})" if code < 0 else f"exit status {code}"
+    return end if last is None else f"{end}; its last line: {last}"
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, or its number where the system has no name for it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -8,8 +8,8 @@ network's own FLOPs run at 40 % of the card's dense bf16 peak.  Nobody has measu
 """
 
 import json
-import os
 import tempfile
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from afterflow.experiment.doctor import PEAK
 from afterflow.recipes import RECIPES
 
 SHARE = 0.4
-CARDS = ("RTX 4090", "A100", "H100")
+CARDS = {"RTX 4090": "NVIDIA GeForce RTX 4090", "A100": "NVIDIA A100-SXM4-80GB", "H100": "NVIDIA H100 80GB HBM3"}
 COMMANDS = {
     "sd35_flow_grpo_ocr": SD35_MEDIUM,
     "sd35_flow_grpo_ocr --gradient-checkpointing": SD35_MEDIUM,
@@ -49,15 +49,13 @@ def counted(command: str, files: dict[str, dict]) -> dict:
         "gib": {part: round(size / 2**30, 2) for part, size in needs.memory.items()},
         "gib_together": round(needs.total_bytes / 2**30, 1),
         "pflop": round(flops / 1e15),
-        "hours": {card: round(flops / (SHARE * PEAK[card]) / 3600, 1) for card in CARDS},
+        "hours": {card: round(flops / (SHARE * PEAK[name]) / 3600, 1) for card, name in CARDS.items()},
     }
 
 
 def main() -> None:
     options = make_parser(__doc__).parse_args()
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         Path("prompts").mkdir()
         for name in ("hpd", "video"):  # stand-ins: prompts count only in the CPU's memory, which is left out
             Path(f"prompts/{name}.txt").write_text("\n".join(f"prompt {i}" for i in range(100)))
@@ -65,7 +63,6 @@ def main() -> None:
         Image.new("RGB", (64, 64)).save("images/0.png")
         Path("images/metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a cat"}))
         recipes = {command: counted(command, files) for command, files in COMMANDS.items()}
-        os.chdir(before)
     write_json(provenance() | {"share_of_peak": SHARE, "recipes": recipes}, options.json, indent=1)
 
 

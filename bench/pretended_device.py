@@ -9,9 +9,9 @@ either.  `iteration` is the number of waits outside of steps and losses in one i
 iterations.  What is loaded, encoded, logged and saved around them is not counted.
 """
 
-import os
 import sys
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 
 from harness import make_parser, provenance, read_json, write_json
@@ -30,10 +30,9 @@ FAMILIES = [name for name in BUILDERS if name != "deep_sd3"]
 
 def cell(method: str, family: str) -> dict:
     """Return the counts of a method on a family, and how often the host waits for each line."""
-    home = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
+    # `trained` changes into the folder; where it fails, others are measured after it.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         result = trained(method, family, folder)
-        os.chdir(home)
     waits = {key: count for key, count in result["counts"] if key[0] != "around" and key[1] in WAITS}
     outside = sum(count for key, count in waits.items() if key[0] == "iteration")
     counts = {**result["own"], "network": result["most_within"], "iteration": outside / len(result["metrics"])}

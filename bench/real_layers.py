@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from harness import make_parser, provenance, read_json, write_json
-from real_size import materialise, prompts
+from real_size import materialise, precise, prompts
 from released import RELEASED, Released, released
 
 from afterflow.algorithms.base import Models
@@ -72,15 +72,14 @@ def measure(name: str) -> dict:
     parameters = trainable_parameters(model.module)
     cond = prompts(model, 2, torch.device("cpu"), RELEASED[name].edits)
     loaded = time.perf_counter()
-    models, clock = Models(in_chunks(model.velocity(model.module), CHUNK)), Clock()
-    with torch.autocast("cpu", torch.bfloat16):
-        options = ExploreOptions(0, model.latent_shape, CHUNK, low_noise=model.low_noise)
-        iteration = trial_iteration(ALGORITHM, models, cond, options, clock)
-        ratios = []
-        for rows in iteration.updates[0][0]:
-            loss, metrics = ALGORITHM.loss(models, iteration.rows[rows])
-            loss.backward()
-            ratios.append((float(metrics["ratio_mean"]), float(metrics["ratio_max"])))
+    velocity = precise(model.velocity(model.module), torch.device("cpu"), torch.bfloat16)
+    models, clock, ratios = Models(in_chunks(velocity, CHUNK)), Clock(), []
+    options = ExploreOptions(0, model.latent_shape, CHUNK, low_noise=model.low_noise)
+    iteration = trial_iteration(ALGORITHM, models, cond, options, clock)
+    for rows in iteration.updates[0][0]:
+        loss, metrics = ALGORITHM.loss(models, iteration.rows[rows])
+        loss.backward()
+        ratios.append((float(metrics["ratio_mean"]), float(metrics["ratio_max"])))
     gradients = [parameter.grad for parameter in parameters.values()]
     without = [n for n, p in parameters.items() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
     return {

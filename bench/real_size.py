@@ -5,9 +5,10 @@
     python bench/real_size.py --arch tiny
     python bench/real_size.py --cpu
 
-For each method one iteration of a few prompts, timed by stage after one that warms up: images a second, seconds of an
-iteration beside DanceGRPO's, and which share of the device's peak (dense bf16) the network's own FLOPs make up (MFU).
-ratio_max is 1 where the update replays the rollout.  With --cpu it is real_size_cpu.py that runs, and times little.
+For each method one iteration of a few prompts, timed by stage after one that warms up: images a second where passes
+are full, seconds of an image beside DanceGRPO's, and which share of the device's peak (dense bf16) the network's own
+FLOPs make up (MFU), without those that checkpointing computes again.  Where the update replays the rollout, ratio_max
+is 1 and ratio_deviation 0.  With --cpu it is real_size_cpu.py that runs, and times little.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,17 +30,19 @@ from afterflow.algorithms.dance_grpo import DanceGRPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
+from afterflow.data.prompts import ShapesPrompts
+from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import trial_iteration
-from afterflow.experiment.doctor import PEAK
-from afterflow.experiment.network_counts import count_passes
+from afterflow.experiment.doctor import padded_rows, peak_flops
+from afterflow.experiment.network_counts import NetworkCounts, count_network
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.base import default_device
 from afterflow.models.pipeline import Model
 from afterflow.models.pipeline_files import TINY
 from afterflow.models.sd3 import SD3
-from afterflow.models.wrappers import in_chunks
-from afterflow.sampling.conditioning import Conditioning, Embedding, condition
+from afterflow.models.wrappers import in_chunks, in_context
+from afterflow.sampling.conditioning import Conditioning, Embedding, Velocity, condition
 from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
 from afterflow.train.explore import ExploreOptions
@@ -53,12 +57,18 @@ METHODS = {
 }
 
 
+def config_of(arch: str, size: int | None, folder: Path) -> SD3:
+    """Return the configuration of a model whose files lie in a folder; they are written where they do not yet."""
+    if arch == "tiny":
+        return SD3(str(TINY))
+    if not (folder / "model_index.json").is_file():
+        write_configurations(SD35_MEDIUM, folder)
+    return SD3(str(folder), dtype="bfloat16", size=size)
+
+
 def outline(arch: str, size: int | None, folder: Path) -> Model:
     """The model without weights."""
-    if arch == "tiny":
-        return SD3(str(TINY)).load("meta")
-    write_configurations(SD35_MEDIUM, folder)
-    return SD3(str(folder), dtype="bfloat16", size=size).load("meta")
+    return config_of(arch, size, folder).load("meta")
 
 
 def materialise(model: Model, device: torch.device, allocate: Callable[[nn.Module], object] | None = None) -> None:
@@ -95,57 +105,103 @@ def prompts(model: Model, count: int, device: torch.device, edits: bool = False)
     return condition(embedding, embedding.rows(slice(0, 1)), [{"prompt": str(i)} for i in range(count)])
 
 
-def timed(algorithm: OnPolicy, model: Model, cond: Conditioning, chunk: int, device: torch.device) -> dict[str, float]:
-    """Seconds of the rollout and of the update, and rows of each, the padding of chunks included."""
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    models, parameters = Models(in_chunks(model.velocity(model.module), chunk)), list(model.module.parameters())
-    for warm in (True, False):
-        clock, ratios = Clock(), []
-        with autocast:
-            iteration = trial_iteration(algorithm, models, cond, ExploreOptions(0, model.latent_shape, chunk), clock)
-            with clock("update"):
-                for rows in iteration.updates[0][0]:
-                    loss, metrics = algorithm.loss(models, iteration.rows[rows])
-                    loss.backward()
-                    ratios.append(float(metrics["ratio_max"]))
-        for parameter in parameters:
-            parameter.grad = None
-        if warm and device.type == "cuda":
-            torch.cuda.synchronize()
-    seconds = clock.read()
-    plan = algorithm.plan(0, generator(0))
-    padded = lambda rows: -(-rows // chunk) * chunk
-    images = len(cond) * plan.widths[-1]
+def precise(velocity: Velocity, device: torch.device, dtype: torch.dtype) -> Velocity:
+    """Return a velocity computed in a precision below fp32, each call in a context of its own, as in training.
+
+    A context around rollout and update gives the update what the rollout has cast without gradients: torch kept that
+    until its pull request 165068.
+    """
+    if dtype == torch.float32:
+        return velocity
+    return in_context(velocity, partial(torch.autocast, device.type, dtype))
+
+
+def trained_once(
+    algorithm: OnPolicy, model: Model, cond: Conditioning, chunk: int, dtype: torch.dtype
+) -> dict[str, float]:
+    """Return the seconds of a rollout and of its update, the update's rows, and how far ratios are from 1."""
+    models = Models(in_chunks(precise(model.velocity(model.module), model.device, dtype), chunk))
+    model.module.zero_grad()  # of an iteration that has failed
+    clock, metrics = Clock(), []
+    iteration = trial_iteration(algorithm, models, cond, ExploreOptions(0, model.latent_shape, chunk), clock)
+    with clock("update"):
+        for rows in iteration.updates[0][0]:
+            loss, measured = algorithm.loss(models, iteration.rows[rows])
+            loss.backward()
+            metrics.append([float(measured[name]) for name in ("ratio_mean", "ratio_max")])
+    model.module.zero_grad()
+    ratios = torch.tensor(metrics, dtype=torch.float64)  # whose largest is NaN where any is
     return {
-        "images": images,
-        "rollout": seconds["seconds/rollout"],
-        "update": seconds["seconds/update"],
-        "rows_rollout": sum(padded(len(cond) * width) for width in plan.widths[:-1]),
-        "rows_update": padded(len(iteration.rows)),
-        "ratio_max": max(ratios),
+        "rollout": clock.seconds["rollout"],
+        "update": clock.seconds["update"],
+        "rows": len(iteration.rows),
+        "ratio_max": ratios[:, 1].max().item(),
+        "ratio_deviation": (ratios - 1).abs().max().item(),
     }
 
 
-def prepared(options: argparse.Namespace, folder: Path) -> tuple[Model, dict]:
-    """Return the model without weights and with what is trained, and what its passes of a chunk need."""
-    model = outline(options.arch, options.size, folder)
-    attach(model, LoRA() if options.tune == "lora" else Full())
+def timed(algorithm: OnPolicy, model: Model, cond: Conditioning, chunk: int, warm_up: bool = True) -> dict[str, float]:
+    """Return seconds of rollout and update, and rows of each, the padding of chunks included; images a second.
+
+    A pass of few states is padded, and takes as long as a full one.  With more prompts passes are full, so images a
+    second are those of full passes: from the seconds of a row and the rows without padding.
+    warm_up: whether an iteration that is not timed comes first.
+    """
+    dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+    for _ in range(1 + warm_up):
+        made = trained_once(algorithm, model, cond, chunk, dtype)
+    plan = algorithm.plan(0, generator(0))
+    timing = {
+        "images": len(cond) * plan.widths[-1],
+        "rollout": made["rollout"],
+        "update": made["update"],
+        "rows_rollout": padded_rows(plan, len(cond), chunk),
+        "rows_update": -(-made["rows"] // chunk) * chunk,
+        "ratio_max": made["ratio_max"],
+        "ratio_deviation": made["ratio_deviation"],
+    }
+    rows = {"rollout": len(cond) * sum(plan.widths[:-1]), "update": made["rows"]}
+    seconds = sum(count * timing[stage] / timing[f"rows_{stage}"] for stage, count in rows.items())
+    return timing | {"images_per_second": timing["images"] / seconds}
+
+
+def prepared(
+    options: argparse.Namespace, folder: Path, count: Callable[[Run], NetworkCounts] = count_network
+) -> tuple[Model, dict]:
+    """Return the model without weights and with what is trained, and what its passes of a chunk need.
+
+    count: counts what the network of a run needs.
+    """
+    config = config_of(options.arch, options.size, folder)
+    model = config.load("meta")
+    attach(model, tuned(options))
     if options.checkpointing:
         model.module.enable_gradient_checkpointing()
-    activations, forward, backward = count_passes(model, options.chunk)
-    return model, {
-        "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
-        "gib_activations": activations / 2**30,
-        "tflop_forward": forward / 1e12,
-        "tflop_backward": backward / 1e12,
+    parameters = sum(parameter.numel() for parameter in model.module.parameters())
+    return model, {"parameters": parameters} | counted_passes(options, config, count)
+
+
+def tuned(options: argparse.Namespace) -> LoRA | Full:
+    """Return what is trained."""
+    return LoRA() if options.tune == "lora" else Full()
+
+
+def counted_passes(options: argparse.Namespace, config: SD3, count: Callable[[Run], NetworkCounts]) -> dict[str, float]:
+    """Return what a chunk's passes need in the precision they compute in, as `--plan` counts it.
+
+    What checkpointing computes again is no work of the network's own, so that it is counted beside the backward pass.
+    """
+    mixed = config.dtype == "bfloat16" or default_device().type == "cuda"
+    run = Run(FlowGRPO({"jpeg_compressibility": 1.0}), ShapesPrompts(), config, tuned(options))
+    run = run.with_options(chunk=options.chunk, mixed_precision="bf16" if mixed else "no")
+    plain = count(run)
+    computed = count(run.with_options(gradient_checkpointing=True)) if options.checkpointing else plain
+    return {
+        "gib_activations": computed.saved / 2**30,
+        "tflop_forward": plain.forward / 1e12,
+        "tflop_backward": plain.backward / 1e12,
+        "tflop_recomputed": (computed.backward - plain.backward) / 1e12,
     }
-
-
-def peak_of(device: torch.device) -> float | None:
-    """Return the FLOP/s of dense bf16 matrix products of a card, as its maker states them; None where unknown."""
-    if device.type != "cuda":
-        return None
-    return next((peak for name, peak in PEAK.items() if name in torch.cuda.get_device_name()), None)
 
 
 def ready(options: argparse.Namespace, model: Model) -> Conditioning:
@@ -158,12 +214,15 @@ def ready(options: argparse.Namespace, model: Model) -> Conditioning:
 
 
 def speed(
-    options: argparse.Namespace, model: Model, counted: dict, cond: Conditioning, algorithm: OnPolicy
+    options: argparse.Namespace,
+    model: Model,
+    counted: dict,
+    cond: Conditioning,
+    algorithm: OnPolicy,
+    warm_up: bool = True,
 ) -> dict[str, float]:
     """Return how fast a model that is ready draws and learns with a method."""
-    device = default_device()
-    timing, peak = timed(algorithm, model, cond, options.chunk, device), peak_of(device)
-    timing["images_per_second"] = timing["images"] / (timing["rollout"] + timing["update"])
+    timing, peak = timed(algorithm, model, cond, options.chunk, warm_up), peak_flops(model.device)
     if peak is not None:
         forward, backward = (1e12 * counted[name] / options.chunk for name in ("tflop_forward", "tflop_backward"))
         timing["mfu_rollout"] = timing["rows_rollout"] * forward / timing["rollout"] / peak
@@ -181,14 +240,13 @@ def measure(options: argparse.Namespace) -> dict:
         for name, algorithm in METHODS.items():
             results[name] = timing = speed(options, model, counted, cond, algorithm)
             print(name, {key: round(value, 4) for key, value in timing.items()}, file=sys.stderr)
-    dance = results["dance_grpo"]["rollout"] + results["dance_grpo"]["update"]
     for timing in results.values():
-        timing["over_dance_grpo"] = (timing["rollout"] + timing["update"]) / dance
+        timing["over_dance_grpo"] = results["dance_grpo"]["images_per_second"] / timing["images_per_second"]
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     about = {
         key: getattr(options, key) for key in ("arch", "size", "tune", "chunk", "prompts", "checkpointing", "compile")
     }
-    about |= {"gib": memory, "peak_flops": peak_of(device), "torch": torch.__version__}
+    about |= {"gib": memory, "peak_flops": peak_flops(device), "torch": torch.__version__}
     return {"methods": results, **counted, **about, **provenance()}
 
 

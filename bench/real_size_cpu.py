@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import make_parser, provenance, read_json, write_json
+from harness import failure, make_parser, provenance, read_json, write_json
 from real_size import materialise, prompts
 from released import released
 from torch import Tensor, nn
@@ -373,8 +373,7 @@ def measured_in_a_process(pair: str) -> dict:
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
     if ended.returncode:
         print(ended.stderr, file=sys.stderr)
-        last = (ended.stderr.splitlines() or [""])[-1]
-        return {"failed": last or f"the process ended with {ended.returncode}"} | provenance(COMMAND)
+        return {"failed": failure(ended.returncode, ended.stderr.splitlines())} | provenance(COMMAND)
     return json.loads(ended.stdout.splitlines()[-1]) | provenance(COMMAND)
 
 

@@ -64,10 +64,14 @@ It needs no weights and no account. It measures:
 - memory of an iteration of the size of SD3.5 medium, beside the plan
 - images a second and the share of the card's peak (MFU), of five methods, with and without compiler and checkpointing
 
-Each part has a limit of seconds. A part that fails or is cut is stored with its reason, and the others go on. The
-result is `bench/results/gpu/NAME.json` with the name of the card, and the summary beside it ends in `.md`. Please open
-an issue or a pull request in this repository and attach the JSON, also where parts failed. It holds the name of the
-card, its driver, versions and figures.
+Each part has a limit of seconds, and what one leaves goes to the next. A part that fails or is cut is stored with its
+reason, and the others go on. `bench/gpu.sh "speed, compiled"` measures one part again, and the others stay as they are.
+The result is `bench/results/gpu/NAME.json` with the name of the card, and the summary beside it ends in `.md`. Please
+open an issue or a pull request in this repository and attach the JSON, also where parts failed. It holds the name of
+the card, its driver, versions and figures.
+
+Images a second are those of full passes. The share of the peak leaves out what checkpointing computes again. It is
+missing where the peak of a card of this name is not known.
 
 `bench/gpu.sh --rehearse` tries the same parts on a CPU with tiny models. `PYTHON=python3 bench/gpu.sh` takes an
 environment of your own.

@@ -16,8 +16,8 @@ and comfyui.safetensors is left out.
 import argparse
 import hashlib
 import json
-import os
 import tempfile
+from contextlib import chdir
 from pathlib import Path
 
 from small import METHODS, metrics_of, run_of, tensors_of, work
@@ -57,11 +57,8 @@ def main() -> None:
     parser.add_argument("--against", help="compare with a file that --store wrote, and not with version 0.1")
     options = parser.parse_args()
     demo = Path("runs/demo/summary.json").absolute()
-    home = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
         results = {method: numbers(method) for method in METHODS}
-        os.chdir(home)
     if options.store:
         Path(options.store).write_text(json.dumps(results, indent=1) + "\n")
         return

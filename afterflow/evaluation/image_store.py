@@ -51,7 +51,7 @@ def open_store(folder: Path, settings: dict) -> None:
     if before := drawn_with(folder):
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if changed:
-            listed = ", ".join(f"{name} = {shortened(before.get(name))}" for name in changed)
+            listed = ", ".join(f"{name} = {in_short(before.get(name))}" for name in changed)
             raise InputError(f"{folder} holds pictures drawn with {listed}; delete it, or have them drawn elsewhere")
         return
     if holds_images(folder):
@@ -63,7 +63,7 @@ def open_store(folder: Path, settings: dict) -> None:
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
-def shortened(value: object) -> str:
+def in_short(value: object) -> str:
     """Return a setting as a message shows it: of a list, such as that of all prompts, its length and its first."""
     return f"{len(value)} such as {value[0]!r}" if isinstance(value, list) and value else str(value)
 

@@ -16,7 +16,7 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from ..algorithms.base import Algorithm, explores
+from ..algorithms.base import Algorithm, OnPolicy, explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
@@ -35,12 +35,29 @@ from ..train.explore import ExploreOptions, Iteration, supervised
 from ..train.gradients import gradients
 from .config import Run
 from .cost_estimate import estimate_cost, trial_iteration
-from .network_counts import rollout_rows, rows_of_pass
+from .network_counts import network_counts, rollout_ratio, rollout_rows, rows_of_pass
 from .prompt_checks import caption_records, number_of_inputs, prompt_records
 from .setup import TrainingSetup, fp32_streams
 
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
-"""FLOP/s of dense bf16 matrix products, as the makers state them."""
+PEAK = {
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+"""Whole name of a card as CUDA gives it → FLOP/s of its dense bf16 matrix products, as its maker states them.
+
+Cards of another name have another peak, although a name may begin alike: a slice of a card, or a notebook's.
+"""
 ANYTHING = [{"prompt": "a photo of a red cube on a wooden table"}, {"prompt": "a dog"}]
 """Prompts, where images bring theirs."""
 TRIAL_STEPS = 4
@@ -63,6 +80,7 @@ class Finding:
 
 def examine(run: Run) -> Iterator[Finding]:
     """Yield the findings one by one; nothing stays on disk."""
+    reset_peak_memory()
     for name in run.rewards:
         resolve_reward(name)
     small = run.with_options(
@@ -232,20 +250,30 @@ def moved(setup: TrainingSetup, size: float) -> Iterator[None]:
 
 
 def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> Iteration:
-    """Return an iteration of one prompt and random scores, or of two random images.
-
-    A method that draws one image of a prompt compares it with those of others, and so has two prompts.
-    """
+    """Return an iteration of a few prompts and random scores, or of two random images."""
     run, algorithm, model = setup.run, setup.algorithm, setup.model
     if not explores(algorithm):
         rejected = noise_for(setup, len(cond), "rejected")[:, 0] if algorithm.requirements.pairs else None
         pairs = Pairs(noise_for(setup, len(cond), "images")[:, 0], cond, rejected=rejected)
         options = {"seed": 0, "chunk": run.batches.chunk, "processes": setup.processes}
         return next(supervised(algorithm, lambda step: pairs, range(1), **options))
-    count = 1 if algorithm.plan(0, generator(run.seed, "plan")).widths[-1] > 1 else 2
+    count = trial_prompts(algorithm)
     options = ExploreOptions(run.seed, model.latent_shape, run.batches.chunk, low_noise=model.low_noise)
     some = cond[torch.arange(count) % len(cond)]
     return trial_iteration(algorithm, setup.models, some, options, clock, setup.weights.history)
+
+
+def trial_prompts(algorithm: OnPolicy) -> int:
+    """Return the number of prompts of a small iteration.
+
+    A method that draws one image of a prompt compares it with those of others, and so has two.
+    """
+    return 1 if algorithm.plan(0, generator(0, "plan")).widths[-1] > 1 else 2
+
+
+def padded_rows(plan: Plan, prompts: int, chunk: int) -> int:
+    """Return the rows that the passes of a rollout compute: in each step the last pass is padded to a chunk."""
+    return sum(-(-prompts * width // chunk) * chunk for width in plan.widths[:-1])
 
 
 def gradient_norm(setup: TrainingSetup) -> float:
@@ -275,17 +303,15 @@ def check_kl(setup: TrainingSetup, cond: Conditioning) -> Finding:
 
 def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str, float], run: Run) -> Iterator[Finding]:
     """Report the speed of the small iteration, and the hours of the whole recipe without rewards."""
-    needs = estimate_cost(run)
+    needs, chunk = estimate_cost(run), run.batches.chunk
     rollout, update = (seconds.get(f"seconds/{stage}", 0.0) for stage in ("rollout", "update"))
     algorithm = setup.algorithm
-    guidance = rows_of_pass(run) // run.batches.chunk
-    images = algorithm.plan(0, generator(0)).widths[-1] if explores(algorithm) else len(iteration.rows)
-    rows = {
-        "rollout": images * iteration.metrics.get("nfe/rollout", 0.0),
-        "update": images * iteration.metrics["nfe/update"],
-    }
+    guidance, images, padded = rows_of_pass(run) // chunk, len(iteration.rows), {"rollout": 0}
+    if explores(algorithm):
+        plan, prompts = algorithm.plan(0, generator(run.seed, "plan")), trial_prompts(algorithm)
+        images, padded = prompts * plan.widths[-1], {"rollout": padded_rows(plan, prompts, chunk)}
     # Forward passes of a chunk are padded, so a small iteration pays for rows that a large one uses.
-    padded = {name: -(-count // run.batches.chunk) * run.batches.chunk for name, count in rows.items()}
+    padded["update"] = math.ceil(images * iteration.metrics["nfe/update"] / chunk) * chunk
     whole = {
         "rollout": needs.rows.get("rollout", 0.0) / rollout_rows(run),
         "update": needs.rows["update"] / guidance,
@@ -298,16 +324,31 @@ def expected_time(setup: TrainingSetup, iteration: Iteration, seconds: dict[str,
     hours = run.batches.iterations * sum(whole[name] * cost for name, cost in row_seconds.items()) / 3600
     hours = min(hours, (run.batches.budget_seconds or float("inf")) / 3600)
     yield Finding(
-        "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of one prompt"
+        "speed", None, f"{images / (rollout + update):.2f} images a second, rollout and update, of a small iteration"
     )
     yield Finding("the whole recipe", None, f"about {hours:.2g} hours, without rewards")
     device = setup.processes.accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((value for key, value in PEAK.items() if key in name), None)
-    if peak is not None and "rollout" in row_seconds and whole["rollout"]:
-        per_row = needs.flops["forward only"] / sum(v for k, v in needs.rows.items() if k != "update") * guidance
-        share = per_row / row_seconds["rollout"] / peak
-        yield Finding("MFU of the rollout", None, f"{share:.0%} of {peak / 1e12:.0f} TFLOP/s")
+    if device.type == "cuda" and "rollout" in row_seconds:
+        yield rollout_mfu(run, row_seconds["rollout"], device)
+
+
+def rollout_mfu(run: Run, row_seconds: float, device: torch.device) -> Finding:
+    """Report which share of a card's peak the network's own FLOPs of a rollout make up.
+
+    row_seconds: seconds of a velocity, guidance included.
+    """
+    peak = peak_flops(device)
+    if peak is None:
+        detail = f"unknown: there is no peak of {torch.cuda.get_device_name(device)} in afterflow/experiment/doctor.py"
+    else:
+        flops = network_counts(run).forward / run.batches.chunk * rollout_ratio(run)
+        detail = f"{flops / row_seconds / peak:.0%} of {peak / 1e12:.0f} TFLOP/s"
+    return Finding("MFU of the rollout", None, detail)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the FLOP/s of dense bf16 matrix products of a card, as its maker states them; None where unknown."""
+    return PEAK.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 @torch.no_grad()
@@ -391,8 +432,15 @@ def check_judge(setup: TrainingSetup, cond: Conditioning) -> Finding:
     )
 
 
+def reset_peak_memory() -> None:
+    """Count the peak of a GPU's memory anew: a process may examine several recipes."""
+    if torch.cuda.is_available():
+        torch.cuda.init()  # else there is no counter yet
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory(setup: TrainingSetup) -> Finding:
-    """Report the largest memory of the device, or of the process."""
+    """Report the largest memory of the device since the recipe is examined, or of the process since it began."""
     if setup.processes.accelerator.device.type == "cuda":
         return Finding("memory", None, f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most on the device")
     import resource

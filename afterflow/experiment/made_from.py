@@ -46,11 +46,11 @@ def named_paths(made: object) -> Iterator[tuple[str, Path]]:
         yield made.exclude, Path(made.exclude)
     if isinstance(made, Pretrained) and Path(made.path).resolve().is_relative_to(Path("runs").resolve()):
         yield made.path, Path(made.path)
-    for part in parts_of(made):
+    for part in inner_values(made):
         yield from named_paths(part)
 
 
-def parts_of(made: object) -> list[Any]:
+def inner_values(made: object) -> list[Any]:
     """Return the values of a dataclass, of a tuple or of a mapping; none of anything else."""
     if is_dataclass(made):
         return [getattr(made, field.name) for field in fields(made)]
