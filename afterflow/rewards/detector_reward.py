@@ -148,7 +148,7 @@ def detector_rewards(name: str, load_detector: LoadDetector, published: tuple[st
         return DetectorReward(detect, mode, *thresholds)
 
     def declare(suffix: str, mode: Mode, low: float) -> Reward:
-        fields = {"needs": partial(validate, classes=OBJECTS), "canary": DETECTED, "sees": DETECTIONS}
+        fields = {"needs": partial(validate, classes=OBJECTS), "canary": DETECTED, "sees": DETECTIONS, "version": "2"}
         return network_reward(name + suffix, low, 1.0, **fields)(partial(load, mode))
 
     return (

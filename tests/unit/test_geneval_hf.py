@@ -1,15 +1,19 @@
 """GenEval by transformers' models: scores, masks and boxes by hand, and a tiny random detector from end to end."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from afterflow.envs.geneval_rules import OBJECTS, Detection
 from afterflow.envs.shapes.world import COLORS, PALETTE
+from afterflow.rewards import geneval_hf
 from afterflow.rewards.base import RewardModels
 from afterflow.rewards.detector_reward import ColorNamer, Detector, gradable, to_detections
-from afterflow.rewards.geneval_hf import box_around, instances, load_mask2former, masked_objects
+from afterflow.rewards.geneval_hf import box_around, geneval_classes, instances, load_mask2former, masked_objects
 from afterflow.rewards.registry import find_reward, load_reward
+from afterflow.system.errors import ConfigError, InputError
 from tinies import clip, mask2former
 
 RECORD = {"tag": "colors", "prompt": "a photo of a red dog", "include": [{"class": "dog", "count": 1, "color": "red"}]}
@@ -116,3 +120,58 @@ def test_a_record_is_of_genevals_objects():
     assert len(OBJECTS) == len(set(OBJECTS)) == 80
     with pytest.raises(ValueError, match=r"include\[0\]\.class must be one of person, .*, not 'heart'"):
         needs(RECORD | {"include": [{"class": "heart", "count": 1}]})
+
+
+OTHER_LISTS = {
+    "mmdet's old names": {
+        **{"motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa", "potted plant": "pottedplant"},
+        **{"dining table": "diningtable", "tv": "tvmonitor", "computer mouse": "mouse", "tv remote": "remote"},
+        "computer keyboard": "keyboard",
+    },
+    "underscores": {name: name.replace(" ", "_") for name in OBJECTS},
+    "capitals and hyphens": {name: name.title().replace(" ", "-") for name in OBJECTS},
+    "spellings": {"hair drier": "hair dryer", "donut": "doughnut", "tv": "television", "cell phone": "mobile phone"},
+}
+
+
+def labels_of(names, order=range(80)):
+    return {i: names.get(OBJECTS[k], OBJECTS[k]) for i, k in enumerate(order)}
+
+
+@pytest.mark.parametrize("names", OTHER_LISTS.values(), ids=list(OTHER_LISTS))
+def test_every_list_of_cocos_names_gives_genevals_classes(names):
+    assert geneval_classes(labels_of(names)) == dict(enumerate(OBJECTS))
+    order = np.random.default_rng(0).permutation(80)
+    assert geneval_classes(labels_of(names, order)) == {i: OBJECTS[k] for i, k in enumerate(order)}
+
+
+@pytest.mark.parametrize(
+    "labels, said",
+    [
+        (labels_of({"couch": "unicorn"}), r"1 are none of them \(unicorn\); 1 of them have no label \(couch\)"),
+        (labels_of({"couch": "bed"}), r"1 of them have no label \(couch\)"),
+        ({i: f"LABEL_{i}" for i in range(80)}, "80 are none of them"),
+        ({i: name for i, name in enumerate(OBJECTS[:79])}, r"its 79 labels .*\(toothbrush\)"),
+        (dict(enumerate([*OBJECTS, "grass"])), r"its 81 labels .*\(grass\)"),
+        (dict(enumerate([*OBJECTS, "sofa"])), "its 81 labels"),
+    ],
+)
+def test_labels_that_are_not_cocos_classes_are_refused(labels, said):
+    with pytest.raises(InputError, match=said):
+        geneval_classes(labels)
+
+
+def test_a_checkpoint_with_other_labels_is_renamed_or_refused_when_it_is_loaded(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(geneval_hf, "MIN_DETECTION_SCORE", 0)  # a random detector is sure of nothing
+    folder = mask2former(tmp_path, OTHER_LISTS["capitals and hyphens"])
+    find_objects = load_mask2former(models, str(folder), None)
+    images = np.random.default_rng(1).integers(0, 255, (1, 40, 56, 3), dtype=np.uint8)
+    [objects] = find_objects(images)
+    found = {cls for cls, *_ in objects}
+    assert found and found <= set(OBJECTS)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["57"] = "unicorn"
+    (folder / "config.json").write_text(json.dumps(config))
+    refused = RewardModels(weights={"geneval_hf": str(folder)}, batch=3)
+    with pytest.raises(ConfigError, match=r"reward geneval_hf_strict could not be loaded: its 80 labels .*unicorn"):
+        load_reward("geneval_hf_strict", refused)
