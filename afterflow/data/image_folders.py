@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 DEFAULT_CAPTION = "text"
 """Key of captions that users need not name; where it is missing, other usual names are tried."""
+DEFAULT_IMAGE = "image"
+"""Column of pictures that users need not name."""
+METADATA = ("metadata.jsonl", "metadata.csv")
+"""Names of the list of pictures in their folder; the first that exists is read."""
 SIDECARS = (".txt", ".caption")
 """Endings of the file with a picture's caption, beside it; the first that exists is read."""
 NO_CAPTION = "without a caption"
@@ -50,26 +54,43 @@ class Listing(NamedTuple):
     """Reason → number of pictures that are left out for it."""
 
 
-def list_images(path: Path, caption: str) -> Listing:
+def list_images(path: Path, caption: str, image: str | None = None) -> Listing:
     """List the pictures of a folder or file, by the first of these that it holds.
 
     They are metadata.jsonl, metadata.csv, .parquet files, .tar files of webdataset, and .txt or .caption files beside
     pictures.  InputError where it holds none of them, or what cannot be used.
+
+    Args:
+        path: The folder or file.
+        caption: Key or column of captions.
+        image: Column of pictures of parquet files.  None: the only one, or `image`.
     """
     check_inside(path)
-    if path.is_file():
-        readers = {".parquet": list_parquet, ".tar": list_tars}
-        if path.suffix.lower() not in readers:
-            raise InputError(f"images {path}: no folder, and of files only .parquet and .tar are read")
-        return readers[path.suffix.lower()]([path], caption)
-    check_links(path)
-    for name, rows in (("metadata.jsonl", json_rows), ("metadata.csv", csv_rows)):
-        if (path / name).is_file():
-            return list_metadata(path / name, rows(path / name), caption)
-    for ending, lister in ((".parquet", list_parquet), (".tar", list_tars)):
-        if files := sorted(file for file in visible_files(path) if file.suffix.lower() == ending):
-            return lister(files, caption)
+    if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
+        raise InputError(f"images {path}: no folder, and of files only .parquet and .tar are read")
+    if not path.is_file():
+        check_links(path)
+    tables = files_of_kind(path, ".parquet") if not listed_in(path) else []
+    if tables:
+        return list_parquet(tables, caption, image)
+    if image is not None:
+        raise InputError(f"images {path}: data.image = {image} names a column, which parquet files alone have")
+    if file := listed_in(path):
+        return list_metadata(file, {".jsonl": json_rows, ".csv": csv_rows}[file.suffix](file), caption)
+    if tars := files_of_kind(path, ".tar"):
+        return list_tars(tars, caption)
     return list_sidecars(path, caption)
+
+
+def listed_in(path: Path) -> Path | None:
+    """Return the list of pictures in a folder; None where there is none."""
+    return next((file for name in METADATA if (file := path / name).is_file()), None)
+
+
+def files_of_kind(path: Path, ending: str) -> list[Path]:
+    """Return a file that has an ending, or the files below a folder that have it, in order."""
+    files = [path] if path.is_file() else visible_files(path)
+    return sorted(file for file in files if file.suffix.lower() == ending)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -194,13 +215,14 @@ def read_member(file: Path, offset: int, size: int) -> bytes:
         return stream.read(size)
 
 
-def list_parquet(files: Sequence[Path], caption: str) -> Listing:
+def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> Listing:
     """List the rows of parquet files, whose pictures are in a column of bytes, alone or with a path as on the hub."""
     check_extra("a parquet file of images", ["pyarrow"], "data")
-    entries, left_out = [], Counter()
+    entries, left_out, columns = [], Counter(), {}
     for file in files:
         table = open_parquet(file)
-        column = picture_column(table.schema_arrow, file)
+        column = picture_column(table.schema_arrow, file, image)
+        columns[column] = None
         others = [name for name in table.schema_arrow.names if name != column]
         for group in range(table.num_row_groups):
             for i, row in enumerate(table.read_row_group(group, columns=others).to_pylist()):
@@ -216,7 +238,8 @@ def list_parquet(files: Sequence[Path], caption: str) -> Listing:
         raise InputError(
             f"images {files[0]}: no row has a caption under {caption!r}; name its column with --data.caption"
         )
-    return Listing(f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet", entries, left_out)
+    origin = f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet, column {' or '.join(columns)}"
+    return Listing(origin, entries, left_out)
 
 
 def open_parquet(file: Path) -> "ParquetFile":
@@ -230,20 +253,35 @@ def open_parquet(file: Path) -> "ParquetFile":
         raise InputError(f"{file}: no parquet file that can be read ({why})") from None
 
 
-def picture_column(schema: "pyarrow.Schema", file: Path) -> str:
-    """Return the name of the first column that can hold encoded pictures, `image` before others."""
+def picture_column(schema: "pyarrow.Schema", file: Path, image: str | None) -> str:
+    """Return the name of the column of encoded pictures: the one that is named, the only one, or `image`.
+
+    InputError where it is not there, and where several can hold pictures and none is named.
+    """
+    holds = picture_columns(schema)
+    if image is not None and image not in holds:
+        raise InputError(f"{file}: no column {image!r} holds pictures, only {', '.join(holds) or 'none does'}")
+    if not holds:
+        raise InputError(f"{file}: no column holds pictures, only {', '.join(schema.names)}")
+    if image is None and len(holds) > 1 and DEFAULT_IMAGE not in holds:
+        raise InputError(
+            f"{file}: the columns {', '.join(holds)} can all hold pictures; name the one to learn from with "
+            f"--data.image {holds[0]}"
+        )
+    return image or (DEFAULT_IMAGE if DEFAULT_IMAGE in holds else holds[0])
+
+
+def picture_columns(schema: "pyarrow.Schema") -> list[str]:
+    """Return the names of the columns that can hold encoded pictures."""
     import pyarrow.types as types
 
-    holds = [
+    return [
         field.name
         for field in schema
         if types.is_binary(field.type)
         or types.is_large_binary(field.type)
         or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
     ]
-    if not holds:
-        raise InputError(f"{file}: no column holds pictures, only {', '.join(schema.names)}")
-    return "image" if "image" in holds else holds[0]
 
 
 @lru_cache(maxsize=1)

@@ -199,13 +199,15 @@ class ImageFolder(StoredImages):
 
     path: str
     """Path of the folder, or of a .parquet or a webdataset .tar."""
+    image: str | None = None
+    """Name of the column of images of parquet files.  None: the only one that holds pictures, or `image`."""
 
     def __post_init__(self) -> None:
         check_stored(self)
 
     def listing(self) -> Listing:
         """List the images of the folder."""
-        return list_images(Path(self.path), self.caption)
+        return list_images(Path(self.path), self.caption, self.image)
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class HubImages(StoredImages):
             record = caption_record(dict(row), self.caption, None, location)
             check_text(record["prompt"], location)
             entries.append(Entry(location, record, lambda i=i: encoded_bytes(encoded[i][self.image], self.dataset)))
-        return Listing(f"{self.dataset} of the hub", entries, {})
+        return Listing(f"{self.dataset} of the hub, column {self.image}", entries, {})
 
 
 class SurveyedImage(NamedTuple):

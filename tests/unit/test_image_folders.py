@@ -213,3 +213,48 @@ def torch_long(values):
     import torch
 
     return torch.tensor(values)
+
+
+def table_of(folder, **columns):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def colours_of(images):
+    return [image.pixels()[0, 0].tolist() for image in images]
+
+
+RED, BLUE = [255, 0, 0], [0, 0, 255]
+STRUCT = lambda name: [{"bytes": encoded(name), "path": "x.png"}]
+TWO_COLUMNS = {
+    "before and after": {"before": [encoded("red")], "after": [encoded("blue")]},
+    "source and target": {"source": STRUCT("red"), "target": STRUCT("blue")},
+    "jpg_0 and jpg_1": {"jpg_0": [encoded("red")], "jpg_1": STRUCT("blue")},
+}
+
+
+@pytest.mark.parametrize("columns", TWO_COLUMNS.values(), ids=list(TWO_COLUMNS))
+def test_of_several_columns_of_pictures_one_must_be_named(columns, tmp_path, caplog):
+    caplog.set_level("INFO", "afterflow")
+    first, last = columns
+    file = table_of(tmp_path, **columns, text=["x"])
+    for source in (file, tmp_path):
+        with pytest.raises(InputError, match=rf"columns {first}, {last} can all hold.*--data\.image {first}"):
+            used(source)
+    with pytest.raises(InputError, match=f"no column 'photo' holds pictures, only {first}, {last}"):
+        used(file, image="photo")
+    assert colours_of(used(file, image=last)[0]) == [BLUE]
+    assert caplog.records[-1].message.endswith(f"1 parquet, column {last}")
+
+
+def test_a_column_called_image_is_taken_before_others_and_can_be_passed_over(tmp_path):
+    file = table_of(tmp_path, thumbnail=[encoded("red")], image=[encoded("blue")], text=["x"])
+    assert colours_of(used(file)[0]) == [BLUE] and colours_of(used(file, image="thumbnail")[0]) == [RED]
+
+
+@pytest.mark.parametrize("layout", ["metadata.jsonl", "metadata.csv", ".txt files", "1 webdataset tar"])
+def test_a_column_of_pictures_is_refused_where_there_are_no_columns(layout, folder):
+    LAYOUTS[layout](folder)
+    with pytest.raises(InputError, match=r"data\.image = photo names a column, which parquet files alone have"):
+        used(folder, image="photo")
