@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..system.errors import InputError
 from ..system.input_pictures import input_names, locate_inputs
+from ..system.json_text import json_columns
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_inside, check_links
 from ..system.pictures import is_picture_file, named_picture, picture_endings
@@ -223,7 +224,9 @@ def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> List
         table = open_parquet(file)
         column = picture_column(table.schema_arrow, file, image)
         columns[column] = None
-        others = [name for name in table.schema_arrow.names if name != column]
+        binary = picture_columns(table.schema_arrow)
+        check_no_pictures([name for name in binary if name != column], str(file))
+        others = [name for name in table.schema_arrow.names if name not in binary]
         for group in range(table.num_row_groups):
             for i, row in enumerate(table.read_row_group(group, columns=others).to_pylist()):
                 location = f"{file}: row {len(entries) + sum(left_out.values()) + 1}"
@@ -235,11 +238,24 @@ def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> List
                 record = captioned_record(row, key, file.parent, location)
                 entries.append(Entry(location, record, read))
     if not entries:
-        raise InputError(
-            f"images {files[0]}: no row has a caption under {caption!r}; name its column with --data.caption"
-        )
+        raise no_captions(f"images {files[0]}", caption)
     origin = f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet, column {' or '.join(columns)}"
     return Listing(origin, entries, left_out)
+
+
+def no_captions(source: str, caption: str) -> InputError:
+    """Return the error for a table of pictures of which no row has a caption."""
+    return InputError(f"{source}: no row has a caption under {caption!r}; name its column with --data.caption")
+
+
+def check_no_pictures(binary: Sequence[str], source: str) -> None:
+    """Raise InputError where columns of pictures, or of bytes, are those under which a record names its pictures."""
+    for key in ("input", "mask"):
+        if key in binary:
+            raise InputError(
+                f"{source}: its column {key} holds pictures, which are read from files alone; save them beside a "
+                ".jsonl that names them"
+            )
 
 
 def open_parquet(file: Path) -> "ParquetFile":
@@ -306,9 +322,11 @@ def caption_key(row: Mapping[str, Any], caption: str) -> str | None:
 def captioned_record(row: Mapping[str, Any], key: str, folder: Path | None, location: str) -> dict:
     """Make the record of a row whose caption is under `key`, even where another key is called prompt.
 
+    Columns that JSON cannot hold, such as other pictures, are left out, so that no row keeps them in memory.
     Pictures that the caption is about are found in `folder`, as `locate_inputs` says.
     """
-    record = {k: v for k, v in row.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
+    plain = json_columns(row)
+    record = {k: v for k, v in plain.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
     return locate_inputs(record, folder, location)
 
 

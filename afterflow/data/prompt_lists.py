@@ -11,7 +11,7 @@ from typing import Any
 
 from ..system.errors import InputError
 from ..system.input_pictures import locate_inputs, prompt_key
-from ..system.json_text import parse_strict_json
+from ..system.json_text import json_columns, parse_strict_json
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text, parse_json, read_json, read_text, read_text_lines, texts_in
 
@@ -156,18 +156,12 @@ def csv_rows(file: Path) -> Iterator[Located]:
 
 def read_hub_prompts(source: str) -> Iterator[Located]:
     """Read the records of `owner/name[:split]` of the hub; InputError where it cannot be loaded."""
-    from .images import load_hub_dataset
+    from .images import load_hub_dataset, without_pictures
 
     check_extra(f"prompts {source}, a data set of the hub,", ["datasets"], "data")
     dataset, _, split = source.partition(":")
     rows = load_hub_dataset(dataset, split or "train", None)
-    pictures = [name for name, feature in rows.features.items() if hasattr(feature, "decode")]  # or sounds, or clips
-    if "input" in pictures:
-        raise InputError(
-            f"{source}: its column input holds pictures, which are read from files alone; save them beside a .jsonl "
-            "that names them"
-        )
-    for n, row in enumerate(rows.remove_columns(pictures), 1):
+    for n, row in enumerate(without_pictures(rows, source), 1):
         location = f"{source}: row {n}"
         for text in texts_in(row):
             check_text(text, location)
@@ -190,7 +184,7 @@ def record_from_row(row: Mapping[str, Any], location: str) -> dict:
         raise InputError(f"{location} has no text under one of {', '.join(PROMPT_COLUMNS)}{columns}")
     tag = next((row[names[name]] for name in TAG_COLUMNS if name in names), None)
     tagged = {} if tag is None else {"tag": str(tag)}
-    plain = {name: value for name, value in row.items() if isinstance(value, str | int | float | bool | list | dict)}
+    plain = {name: value for name, value in json_columns(row).items() if value is not None}
     return {**plain, "prompt": prompt.strip(), **tagged, **read_test_points(row, location)}
 
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,8 @@ def input_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     value = record.get("input")
     names = () if value is None or value == "" else (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"prompt {record.get('prompt')!r}: input = {value!r}; it names a picture, or a list of them")
+        shown = reprlib.repr(value)  # it may be a whole picture
+        raise InputError(f"prompt {record.get('prompt')!r}: input = {shown}; it names a picture, or a list of them")
     return tuple(names)
 
 

@@ -1,17 +1,21 @@
 """Folders of images as users have them: what is found, what is left out, and what is said about both."""
 
 import csv
+import datetime
 import io
 import json
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from afterflow.data.images import ImageFolder, LeftOut, bucket_sizes, nearest_size
+from afterflow.data.images import HubImages, ImageFolder, LeftOut, bucket_sizes, nearest_size
+from afterflow.data.pairs import HubPairs
 from afterflow.data.prompts import bucket_rows
 from afterflow.system.errors import ConfigError, InputError
+from afterflow.system.input_pictures import input_names
 
 NAMES = ("blue", "green", "red")
 
@@ -258,3 +262,72 @@ def test_a_column_of_pictures_is_refused_where_there_are_no_columns(layout, fold
     LAYOUTS[layout](folder)
     with pytest.raises(InputError, match=r"data\.image = photo names a column, which parquet files alone have"):
         used(folder, image="photo")
+
+
+def test_a_row_keeps_what_json_holds_and_no_other_picture(tmp_path):
+    noise = bytes(1 << 16)
+    columns = {"thumbnail": [noise], "deep": [{"a": [noise]}], "day": [datetime.date(2026, 1, 1)]}
+    plain = {"n": [1], "share": [0.5], "tag": ["x"], "words": [["a", "b"]], "box": [{"x": 1}], "nothing": [None]}
+    file = table_of(tmp_path, image=[encoded("red")], text=["red"], **columns, **plain)
+    [image], _ = used(file)
+    assert image.record == {"prompt": "red"} | {name: value for name, [value] in plain.items()}
+    json.dumps(image.record)
+
+
+@pytest.mark.parametrize("key", ["input", "mask"])
+@pytest.mark.parametrize("cell", [encoded("red", (400, 400)), {"bytes": encoded("red", (400, 400)), "path": "x.png"}])
+def test_pictures_in_the_column_of_inputs_are_refused_without_repeating_them(key, cell, tmp_path):
+    file = table_of(tmp_path, image=[encoded("blue")], text=["x"], **{key: [cell]})
+    with pytest.raises(InputError, match=f"its column {key} holds pictures, which are read from files alone") as error:
+        used(file)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("value", [b"x" * 10_000, {"bytes": b"x" * 10_000}, ["x", b"y" * 10_000], 7])
+def test_an_input_that_names_no_picture_is_said_in_a_short_line(value):
+    with pytest.raises(InputError, match="it names a picture, or a list of them") as error:
+        input_names({"prompt": "a", "input": value})
+    assert len(str(error.value)) < 300
+
+
+def hub(folder, text, **pictures):
+    """A folder that `datasets` reads as a data set of the hub, with pictures in a list and bytes beside them."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    sequence = getattr(datasets, "List", datasets.Sequence)
+    kinds = {"n": datasets.Value("int64"), "text": datasets.Value("string"), "code": datasets.Value("binary")}
+    kinds |= {"views": sequence(datasets.Image())} | {name: datasets.Image() for name in pictures}
+    cells = {name: [{"bytes": data, "path": None} for data in values] for name, values in pictures.items()}
+    count = len(text)
+    rows = {"n": list(range(count)), "text": text, "code": [b"x"] * count, **cells}
+    rows["views"] = [[{"bytes": encoded("red"), "path": None}] * 2] * count
+    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_a_row_of_a_data_set_without_a_caption_is_counted_and_others_keep_no_picture(tmp_path):
+    pictures = [encoded(name) for name in ("red", "blue", "green", "white")]
+    source = HubImages(hub(tmp_path, image=pictures, other=pictures, text=["a", None, " ", "d"]))
+    listing = source.listing()
+    assert [entry.record for entry in listing.entries] == [{"prompt": "a", "n": 0}, {"prompt": "d", "n": 3}]
+    assert dict(listing.left_out) == {"without a caption": 2}
+    images = [image for image in source.images(0, (32, 32)) if not isinstance(image, LeftOut)]
+    assert colours_of(images) == [RED, [255, 255, 255]]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no row has a caption under 'text'"):
+        HubImages(hub(tmp_path / "none", image=pictures, text=[None] * 4)).listing()
+
+
+def test_a_pair_of_a_data_set_without_a_caption_is_counted(tmp_path):
+    red, blue = encoded("red"), encoded("blue")
+    columns = {"one": [red] * 3, "two": [blue] * 3, "third": [blue] * 3}
+    source = partial(HubPairs, hub(tmp_path, **columns, text=["a", None, "c"]), first="one", second="two", label=None)
+    listing = source().pair_listing()
+    assert [winner.record for winner, _ in listing.pairs] == [{"prompt": "a", "n": 0}, {"prompt": "c", "n": 2}]
+    assert dict(listing.left_out) == {"without a caption": 1}
+    with pytest.raises(InputError, match="it has no column 'words'"):
+        source(caption="words").pair_listing()
+    (tmp_path / "none").mkdir()
+    empty = hub(tmp_path / "none", **columns, text=[None] * 3)
+    with pytest.raises(InputError, match="no row has a caption under 'text'"):
+        HubPairs(empty, first="one", second="two", label=None).pair_listing()
