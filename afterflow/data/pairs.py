@@ -100,18 +100,21 @@ def survey_pair(
 
     InputError where a picture cannot be used, or where two shapes would be cropped differently.
     """
-    survey = survey_images(source, Listing("", entries, {}), sizes)
-    if len(survey.images) < 2:
-        return next(iter(survey.left_out))
-    winner, loser = survey.images
+    surveys = [survey_images(source, Listing("", entries[:1], {}), sizes)]
+    if surveys[0].images:  # both are brought to one shape, that of the winner
+        surveys.append(survey_images(source, Listing("", entries[1:], {}), [surveys[0].images[0].size]))
+    if surveys[-1].left_out:
+        return next(iter(surveys[-1].left_out))
+    (winner,), (loser,) = (survey.images for survey in surveys)
     if winner.digest == loser.digest:
         return SAME
     if not same_shape(winner.own_size, loser.own_size):
-        shapes = [f"{image.entry.location}: {image.own_size[1]} x {image.own_size[0]} px" for image in survey.images]
+        shapes = [f"{image.entry.location}: {image.own_size[1]} x {image.own_size[0]} px" for image in (winner, loser)]
         error = InputError(f"{shapes[0]}, and {shapes[1]}; the pictures of a pair have one shape")
         left_out_or_error(source.unreadable, winner.entry.location, error)
         return "of two shapes"
-    remarks.update({remark: n for remark, n in survey.remarks.items() if remark != "duplicates"})
+    for survey in surveys:
+        remarks.update(survey.remarks)
     return SurveyedPair(winner, loser)
 
 
