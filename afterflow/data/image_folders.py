@@ -15,7 +15,7 @@ from ..system.json_text import json_columns
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_inside, check_links
 from ..system.pictures import is_picture_file, named_picture, picture_endings
-from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
+from ..system.text_files import check_text, decode_text, parse_json, read_json, read_text, read_text_lines
 from .prompt_lists import csv_rows, prompt_column
 
 if TYPE_CHECKING:
@@ -117,7 +117,8 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
         record = caption_record(line, caption, folder, location)
         picture = named_picture(folder, line[key], key, location)
         check_differs(picture, input_names(record), location)
-        named.add(picture.resolve())
+        beside = [name for name in (*input_names(record), record.get("mask")) if isinstance(name, str)]
+        named |= {picture.resolve(), *(Path(name).resolve() for name in beside if not name.startswith("data:"))}
         entries.append(Entry(str(picture), record, picture.read_bytes))
     if not entries:
         raise InputError(f"images {folder}: {file.name} is empty; write a line for each image")
@@ -133,18 +134,27 @@ def check_differs(target: Path, inputs: Sequence[str], location: str) -> None:
 
 
 def list_sidecars(folder: Path, caption: str) -> Listing:
-    """List the pictures of a folder that have a file with their caption beside them; its lines are joined."""
+    """List the pictures of a folder that have a file with their caption beside them; its lines are joined.
+
+    A caption that is named is a key of the .json beside a picture.
+    """
     files = list(visible_files(folder))
-    texts = {file.with_suffix(file.suffix.lower()): file for file in files if file.suffix.lower() in SIDECARS}
+    kinds = SIDECARS if caption == DEFAULT_CAPTION else (".json",)
+    texts = {file.with_suffix(file.suffix.lower()): file for file in files if file.suffix.lower() in kinds}
     entries, left_out, endings = [], Counter(), Counter()
     for picture in filter(is_picture_file, files):
-        sidecar = next((texts[key] for ending in SIDECARS if (key := picture.with_suffix(ending)) in texts), None)
-        text = "" if sidecar is None else joined_lines(read_text(sidecar))
-        if sidecar is None or not text:
+        sidecar = next((texts[key] for ending in kinds if (key := picture.with_suffix(ending)) in texts), None)
+        record = None if sidecar is None else sidecar_record(sidecar, caption)
+        if sidecar is None or record is None:
             left_out[NO_CAPTION] += 1
             continue
         endings[sidecar.suffix.lower()] += 1
-        entries.append(Entry(str(picture), {"prompt": text}, picture.read_bytes))
+        entries.append(Entry(str(picture), record, picture.read_bytes))
+    if not entries and caption != DEFAULT_CAPTION:
+        raise InputError(
+            f"images {folder}: no picture has a .json beside it with {caption!r}, which data.caption names; leave it "
+            "out to read .txt and .caption files"
+        )
     if not entries:
         raise InputError(
             f"images {folder}: no metadata.jsonl in it, nor metadata.csv, .parquet or .tar files, nor a picture with a "
@@ -153,13 +163,30 @@ def list_sidecars(folder: Path, caption: str) -> Listing:
     return Listing(f"{folder}, captions from {' and '.join(endings)} files beside them", entries, left_out)
 
 
+def sidecar_record(sidecar: Path, caption: str) -> dict | None:
+    """Return the record of the file beside a picture; None where it has no caption."""
+    if sidecar.suffix.lower() == ".json":
+        return json_record(read_json(sidecar), caption, sidecar.parent, str(sidecar))
+    text = joined_lines(read_text(sidecar))
+    return {"prompt": text} if text else None
+
+
+def json_record(row: Any, caption: str, folder: Path, location: str) -> dict | None:
+    """Return the record of the .json of a picture; None where it has no caption."""
+    key = caption_key(row, caption) if isinstance(row, dict) else None
+    return None if key is None else captioned_record(row, key, folder, location)
+
+
 def joined_lines(text: str) -> str:
     """Join the lines of a caption by spaces."""
     return " ".join(filter(None, (line.strip() for line in text.split("\n"))))
 
 
 def list_tars(files: Sequence[Path], caption: str) -> Listing:
-    """List the pictures of webdataset tars: members of one name, of which .txt, .caption or .json has the caption."""
+    """List the pictures of webdataset tars: members of one name, of which .txt, .caption or .json has the caption.
+
+    A caption that is named is a key of the .json.
+    """
     entries, left_out = [], Counter()
     for file in files:
         for members in tar_samples(file).values():
@@ -173,7 +200,11 @@ def list_tars(files: Sequence[Path], caption: str) -> Listing:
                     read = partial(read_member, file, member.offset_data, member.size)
                     entries.append(Entry(f"{file}:{member.name}", record, read))
     if not entries:
-        raise InputError(f"images {files[0]}: no picture in it has a .txt, .caption or .json with its caption")
+        named = caption != DEFAULT_CAPTION
+        what = (
+            f".json with {caption!r}, which data.caption names" if named else ".txt, .caption or .json with its caption"
+        )
+        raise InputError(f"images {files[0]}: no picture in it has a {what}")
     return Listing(f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} webdataset tar", entries, left_out)
 
 
@@ -190,6 +221,8 @@ def tar_samples(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
         raise InputError(f"{file}: it is cut after {members[-1].name}; copy it again")
     for member in members:
         name = PurePosixPath(member.name)
+        if not name.name:
+            raise InputError(f"{file}: a file in it is called {member.name!r}, which is no name; write the tar again")
         if not name.name.startswith("."):
             samples.setdefault(str(name.with_suffix("")), {})[name.suffix.lower()] = member
     return samples
@@ -204,8 +237,8 @@ def tar_record(file: Path, members: Mapping[str, tarfile.TarInfo], caption: str)
     }
     row = parse_json(texts[".json"], f"{file}:{members['.json'].name}") if ".json" in texts else {}
     plain = next((joined_lines(texts[ending]) for ending in SIDECARS if ending in texts), None)
-    if plain is None and isinstance(row, dict) and (key := caption_key(row, caption)) is not None:
-        return captioned_record(row, key, file.parent, f"{file}:{members['.json'].name}")
+    if plain is None or caption != DEFAULT_CAPTION:
+        return json_record(row, caption, file.parent, f"{file}:{members['.json'].name}") if row else None
     return {"prompt": plain} if plain else None
 
 

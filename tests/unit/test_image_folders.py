@@ -219,17 +219,59 @@ def torch_long(values):
     return torch.tensor(values)
 
 
-def table_of(folder, **columns):
-    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
-    parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
-    return folder / "a.parquet"
+RED, BLUE = [255, 0, 0], [0, 0, 255]
 
 
 def colours_of(images):
     return [image.pixels()[0, 0].tolist() for image in images]
 
 
-RED, BLUE = [255, 0, 0], [0, 0, 255]
+def in_json(folder, tar, **rows):
+    """Pictures with a .txt, and for those that are named a .json, beside them or in a tar."""
+    beside(".txt")(folder)
+    for name, row in rows.items():
+        (folder / f"{name}.json").write_text(json.dumps(row))
+    if tar:
+        with tarfile.open(folder / "a.tar", "w") as archive:
+            for file in sorted(folder.iterdir()):
+                if file.suffix in (".png", ".txt", ".json"):
+                    archive.add(file, f"set/{file.name}")
+                    file.unlink()
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_a_named_caption_is_read_from_the_json_and_no_text_stands_in_for_it(folder, tar):
+    in_json(folder, tar, red={"long": "a red square", "n": 1}, blue={"other": "x"})
+    assert [image.record["prompt"] for image in used(folder)[0]] == [f"all {name}" for name in NAMES]
+    images, left_out = used(folder, caption="long")
+    assert [image.record for image in images] == [{"prompt": "a red square", "n": 1}]
+    assert colours_of(images) == [RED] and left_out == ["without a caption"] * 2
+    with pytest.raises(InputError, match=r"json.* with 'short', which data\.caption names"):
+        used(folder, caption="short")
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "./"])
+def test_a_member_of_a_tar_without_a_name_is_said_with_the_file(folder, name):
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(InputError, match=r"a\.tar: a file in it is called '.*', which is no name"):
+        used(folder)
+
+
+def test_inputs_and_masks_are_named_in_a_list_too(folder):
+    Image.new("L", (40, 40)).save(folder / "mask.png")
+    Image.new("L", (40, 40)).save(folder / "nobody.png")
+    line = {"target": "red.png", "text": "x", "input": ["blue.png", "green.png"], "mask": "mask.png"}
+    (folder / "metadata.jsonl").write_text(json.dumps(line))
+    assert used(folder)[1] == ["not named in metadata.jsonl"]
+
+
+def table_of(folder, **columns):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
 STRUCT = lambda name: [{"bytes": encoded(name), "path": "x.png"}]
 TWO_COLUMNS = {
     "before and after": {"before": [encoded("red")], "after": [encoded("blue")]},
