@@ -203,6 +203,17 @@ class Reward:
     """The factor of its scores: what a published normalisation multiplies by."""
     load: Callable[[RewardModels], Scorer] | None = None
     """Loads a network and returns the function that scores with it."""
+    weights: tuple[str, ...] | None = None
+    """The names in `RewardModels.weights` that `load` reads.  None: its own alone, or none without `load`."""
+    options: tuple[str, ...] = ()
+    """The names in `RewardModels.options` that `load` reads."""
+
+    @property
+    def weights_read(self) -> tuple[str, ...]:
+        """Return the names in `RewardModels.weights` that loading it reads."""
+        if self.load is None:
+            return ()
+        return (self.name,) if self.weights is None else self.weights
 
     def __hash__(self) -> int:
         return hash(self.name)  # so that it can be the key of a weight; a canary's record has no hash

@@ -169,7 +169,7 @@ def read_reference(file: str) -> np.ndarray:
     return read_picture(find_file(Path(), file), file)
 
 
-@network_reward("image_similarity", -1, 1, needs=check_image, canary=SIMILAR)
+@network_reward("image_similarity", -1, 1, needs=check_image, canary=SIMILAR, weights=("clipscore",))
 def image_similarity(models: RewardModels) -> Scorer:
     """Score the cosine of a picture and the one that its record names under "image", by CLIP ViT-L/14."""
     clip = load_clip_vit_l(models)
@@ -188,7 +188,7 @@ LINEAR_LAYERS = (0, 2, 4, 6, 7)
 """The linear layers of the aesthetic predictor and of ImageReward; their other layers are dropout."""
 
 
-@network_reward("aesthetic", canary=BEAUTIFUL)
+@network_reward("aesthetic", canary=BEAUTIFUL, weights=("aesthetic", "clipscore"))
 def aesthetic(models: RewardModels) -> Scorer:
     """Score by LAION's improved aesthetic predictor, a linear map of CLIP ViT-L/14's image embedding, about 1 to 10.
 

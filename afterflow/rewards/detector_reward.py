@@ -149,6 +149,7 @@ def detector_rewards(name: str, load_detector: LoadDetector, published: tuple[st
 
     def declare(suffix: str, mode: Mode, low: float) -> Reward:
         fields = {"needs": partial(validate, classes=OBJECTS), "canary": DETECTED, "sees": DETECTIONS, "version": "2"}
+        fields |= {"weights": (name, "clipscore"), "options": ("geneval_threshold", "geneval_counting_threshold")}
         return network_reward(name + suffix, low, 1.0, **fields)(partial(load, mode))
 
     return (
