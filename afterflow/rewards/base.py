@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -221,11 +222,13 @@ class Reward:
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         """Score B images.  An image without a score, or with one out of range, has NaN and a reason, never a number.
 
-        Raises ValueError when the answer is not one number for each image.
+        The function sees images that it cannot write into, and records of its own.
+
+        Raises ValueError when the answer, or a part of it, is not one number for each image.
         """
         assert self.score is not None
         try:
-            scored = self.score(images, records)
+            scored = self.score(read_only(images), own_copies(records))
         except Exception as error:
             if len(images) == 1 or isinstance(error, NoAnswer):
                 reason = ErrorReason.of(error, f"{type(error).__name__}: {error}")
@@ -234,18 +237,56 @@ class Reward:
             message = "reward %s failed on %d images, which are scored one by one: %r"
             _log.warning(message, self.name, len(images), error)
             return concatenate_scored([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
-        scored = scored if isinstance(scored, Scored) else Scored(scored)
-        values = np.array(scored.values, np.float64)
-        if values.shape != (len(images),):
-            raise ValueError(
-                f"reward {self.name} answered with shape {values.shape} for {len(images)} images; one number for each"
-            )
-        why = dict(scored.why)
+        asked = f"for {len(images)} images; one number for each"
+        scored = checked_answer(f"reward {self.name}", scored, len(images), asked)
+        values, why = np.array(scored.values), dict(scored.why)
         for i in np.flatnonzero(~((values >= self.low) & (values <= self.high) & np.isfinite(values))).tolist():
             out_of_range = f"{values[i]:g} is outside of [{self.low:g}, {self.high:g}]"
             why.setdefault(i, out_of_range if math.isfinite(values[i]) else "it is not a finite number")
         values[list(why)] = np.nan
         return Scored(self.scale * values, scored.parts, why)
+
+
+def read_only(images: np.ndarray) -> np.ndarray:
+    """Return a view of images that cannot be written into: others score, judge and store the same ones."""
+    view = images.view()
+    view.flags.writeable = False
+    return view
+
+
+def own_copies(records: Sequence[dict]) -> list[dict]:
+    """Return copies of records, of which those that are one object stay one."""
+    copies = {id(record): deepcopy(record) for record in records}
+    return [copies[id(record)] for record in records]
+
+
+def checked_answer(who: str, answer: "np.ndarray | Scored", count: int, asked: str) -> Scored:
+    """Return an answer with fp64 numbers; ValueError where it, or a part of it, is not one number for each row.
+
+    Args:
+        who: What messages call the reward or judge.
+        answer: Its answer.
+        count: Number of images, or of pairs.
+        asked: What was asked of it, after the shape of an answer.
+    """
+    scored = answer if isinstance(answer, Scored) else Scored(answer)
+    values = checked_numbers(who, scored.values, count, asked)
+    parts = {name: checked_numbers(f"{who}, part {name!r},", part, count, asked) for name, part in scored.parts.items()}
+    rows = [row for row in scored.why if not (isinstance(row, int | np.integer) and 0 <= row < count)]
+    if rows:
+        raise ValueError(f"{who} gave a reason for row {rows[0]!r}, and its rows are 0 to {count - 1}")
+    return Scored(values, parts, scored.why)
+
+
+def checked_numbers(who: str, numbers: object, count: int, asked: str) -> np.ndarray:
+    """Return numbers as (count,) fp64; ValueError where they are not one for each row."""
+    try:
+        values = np.array(numbers, np.float64)
+    except Exception as error:  # of what is no array, as a tensor of an accelerator, each library has its own
+        raise ValueError(f"{who} answered with no numbers {asked} ({type(error).__name__}: {error})") from error
+    if values.shape != (count,):
+        raise ValueError(f"{who} answered with shape {values.shape} {asked}")
+    return values
 
 
 def concatenate_scored(batches: Sequence[Scored]) -> Scored:

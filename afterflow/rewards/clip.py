@@ -104,7 +104,7 @@ def crop_square(images: np.ndarray, size: int) -> Tensor:
 
 def pad_square(images: np.ndarray, size: int) -> Tensor:
     """Scale the longer side and pad with black, as HPSv2 does to tensors: (B, H, W, 3) → (B, 3, size, size)."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 255
     scale = size / max(x.shape[2:])
     tall, wide = (round(side * scale) for side in x.shape[2:])
     if scale != 1:
