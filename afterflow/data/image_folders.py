@@ -16,7 +16,7 @@ from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_inside, check_links
 from ..system.pictures import is_picture_file, named_picture, picture_endings
 from ..system.text_files import check_text, decode_text, parse_json, read_json, read_text, read_text_lines
-from .prompt_lists import csv_rows, prompt_column
+from .prompt_lists import check_tag, csv_rows, prompt_column
 
 if TYPE_CHECKING:
     import pyarrow
@@ -358,6 +358,7 @@ def captioned_record(row: Mapping[str, Any], key: str, folder: Path | None, loca
     Columns that JSON cannot hold, such as other pictures, are left out, so that no row keeps them in memory.
     Pictures that the caption is about are found in `folder`, as `locate_inputs` says.
     """
+    check_tag(row, location)
     plain = json_columns(row)
     record = {k: v for k, v in plain.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
     return locate_inputs(record, folder, location)

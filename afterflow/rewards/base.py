@@ -187,6 +187,8 @@ class Reward:
     needs: Callable[[dict], None] | None = None
     """Raises ValueError, in one sentence, where a record lacks what the reward reads besides the prompt.  A service
     tells its clients the sentence of an InputError."""
+    client_needs: Callable[[dict], None] | None = None
+    """The part of `needs` that is checked where a service scores, without the reward's libraries.  None: all of it."""
     side: int | None = None
     """Height and width in pixels of the only images that it judges.  None: it judges those of every size."""
     clips: bool = False

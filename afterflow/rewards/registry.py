@@ -74,9 +74,18 @@ def find_reward(name: str) -> Reward:
     raise unknown_name("reward", name, [*REWARDS, *GIVEN, *points])
 
 
-def needs_of(names: Iterable[str]) -> dict[str, Callable[[dict], None]]:
-    """Return the checks of records that these rewards make, by name; of what is not imported yet none is known."""
-    return {name: needs for name in names if (needs := find_reward(name).needs) is not None}
+def needs_of(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS) -> dict[str, Callable[[dict], None]]:
+    """Return the checks of records that these rewards make, by name; of what is not imported yet none is known.
+
+    Where a service scores, it makes those checks that take the reward's libraries.
+    """
+    checks = {}
+    for name in names:
+        reward = find_reward(name)
+        here = reward.client_needs if name in models.servers else None
+        if (needs := here or reward.needs) is not None:
+            checks[name] = needs
+    return checks
 
 
 def resolve_reward(name: str) -> Reward:
