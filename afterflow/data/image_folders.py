@@ -117,7 +117,9 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
         record = caption_record(line, caption, folder, location)
         picture = named_picture(folder, line[key], key, location)
         check_differs(picture, input_names(record), location)
-        beside = [name for name in (*input_names(record), record.get("mask")) if isinstance(name, str)]
+        beside = [
+            name for name in (*input_names(record), record.get("mask"), record.get("image")) if isinstance(name, str)
+        ]
         named |= {picture.resolve(), *(Path(name).resolve() for name in beside if not name.startswith("data:"))}
         entries.append(Entry(str(picture), record, picture.read_bytes))
     if not entries:

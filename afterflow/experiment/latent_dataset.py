@@ -34,6 +34,7 @@ from ..rewards.registry import DEFAULT_REWARD_MODELS, needs_of
 from ..sampling.conditioning import Conditioning, Pairs, Velocity
 from ..sampling.device_copies import to_device
 from ..system.errors import InputError
+from ..system.input_pictures import with_digests
 from .config import Run
 from .contents import reward_contents
 from .sampled_pairs import PairSampler
@@ -221,7 +222,7 @@ def cache_file(part: Sequence[CaptionedImage], model: Model, data: ImageSource, 
         __version__,
         {name: (value, reward_contents(name, models)) for name, value in data.min_reward.items()},
         repr(models) if data.min_reward else "",
-        [(p.digest, p.record if data.min_reward else "") for p in part],
+        [(p.digest, with_digests(p.record) if data.min_reward else "") for p in part],
         part[0].size,
         data.background if isinstance(data, StoredSource) else "",
     ]

@@ -12,6 +12,7 @@ import numpy as np
 from ..system.addresses import check_address, check_no_secrets
 from ..system.checks import check_at_least_one, check_finite
 from ..system.errors import AfterflowError, ConfigError
+from ..system.input_pictures import with_digests
 from ..system.names import unknown_name
 from .vlm.servers import ChatServer
 
@@ -343,12 +344,19 @@ class Judge(Protocol):
 def remember_last_batch(
     compute: Callable[[np.ndarray, Sequence[dict]], list[_T]],
 ) -> Callable[[np.ndarray, Sequence[dict]], list[_T]]:
-    """Make the decorated function remember its last batch, because several rewards ask about it one by one."""
-    last: tuple[bytes, list[dict], list[_T]] = (b"", [], [])
+    """Make the decorated function remember its last batch, because several rewards ask about it one by one.
+
+    A batch is another one where the file of a picture that a record names has changed.
+    """
+    last: tuple[bytes, list[Mapping], list[_T]] = (b"", [], [])
 
     def remembered(images: np.ndarray, records: Sequence[dict]) -> list[_T]:
         nonlocal last
-        pixels, rows, memory = images.tobytes(), list(records), last  # another thread may store another batch
+        pixels, rows, memory = (
+            images.tobytes(),
+            list(map(with_digests, records)),
+            last,
+        )  # another thread may store another batch
         if memory[:2] != (pixels, rows):
             memory = last = (pixels, rows, compute(images, rows))
         return memory[2]

@@ -4,7 +4,7 @@ Checkpoints of open_clip are read by transformers under other names, so that its
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..system.errors import ConfigError, InputError
+from ..system.input_pictures import file_version
 from ..system.pictures import find_file, read_picture
 from .base import RewardModels, Scored, Scorer, network_reward
 from .canaries import BEAUTIFUL, CAPTIONED, SIMILAR
@@ -158,10 +159,23 @@ def check_image(record: dict) -> None:
     check_reference(file)
 
 
-@cache
 def check_reference(file: str) -> None:
     """Raise InputError where a picture to be like is not there or cannot be read."""
+    _check_reference(file, reference_version(file))
+
+
+@lru_cache(maxsize=65536)
+def _check_reference(file: str, version: object) -> None:
     read_reference(file)
+
+
+def reference_version(file: str) -> tuple[str, tuple[int, int] | None]:
+    """Return the path of a picture to be like with its time and size, which change with it.
+
+    InputError where it is not there.
+    """
+    path = str(find_file(Path(), file))
+    return path, file_version(path)
 
 
 def read_reference(file: str) -> np.ndarray:
@@ -173,12 +187,17 @@ def read_reference(file: str) -> np.ndarray:
 def image_similarity(models: RewardModels) -> Scorer:
     """Score the cosine of a picture and the one that its record names under "image", by CLIP ViT-L/14."""
     clip = load_clip_vit_l(models)
-    references: dict[str, Tensor] = {}
+    references: dict[str, tuple[object, Tensor]] = {}
+
+    def embed_reference(file: str) -> Tensor:
+        version, known = reference_version(file), references.get(file)
+        if known is None or known[0] != version:
+            known = references[file] = version, clip.embed_images(read_reference(file)[None], crop_square)[0]
+        return known[1]
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-        for file in {record["image"] for record in records} - references.keys():
-            references[file] = clip.embed_images(read_reference(file)[None], crop_square)[0]
-        like = torch.stack([references[record["image"]] for record in records])
+        embedded = {file: embed_reference(file) for file in dict.fromkeys(record["image"] for record in records)}
+        like = torch.stack([embedded[record["image"]] for record in records])
         return (clip.embed_images(images, crop_square) * like).sum(1).clamp(-1, 1).numpy()  # 1 may round to 1 + 1e-7
 
     return score
