@@ -253,7 +253,7 @@ class HubImages(StoredImages):
                 raise InputError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
         encoded = rows.cast_column(self.image, datasets.Image(decode=False))
         entries, left_out = [], Counter()
-        for i, row in enumerate(without_pictures(rows.remove_columns([self.image]), self.dataset)):
+        for i, row in enumerate(map(dict, without_pictures(rows.remove_columns([self.image]), self.dataset))):
             location = f"{self.dataset}[{i}]"
             if (key := caption_key(row, self.caption)) is None:
                 left_out[NO_CAPTION] += 1

@@ -180,7 +180,7 @@ class HubPairs(StoredPairs):
         for column in images:
             encoded = encoded.cast_column(column, datasets.Image(decode=False))
         pairs, left_out = [], Counter()
-        for i, row in enumerate(without_pictures(rows.remove_columns(list(images)), self.dataset)):
+        for i, row in enumerate(map(dict, without_pictures(rows.remove_columns(list(images)), self.dataset))):
             location = f"{self.dataset}[{i}]"
             preference = 1.0 if self.label is None else label_value(row, self.label, location)
             if preference is None or preference == 0.5:

@@ -352,13 +352,10 @@ def remember_last_batch(
 
     def remembered(images: np.ndarray, records: Sequence[dict]) -> list[_T]:
         nonlocal last
-        pixels, rows, memory = (
-            images.tobytes(),
-            list(map(with_digests, records)),
-            last,
-        )  # another thread may store another batch
+        memory = last  # another thread may store another batch
+        pixels, rows = images.tobytes(), list(map(with_digests, records))
         if memory[:2] != (pixels, rows):
-            memory = last = (pixels, rows, compute(images, rows))
+            memory = last = (pixels, rows, compute(images, list(records)))
         return memory[2]
 
     return remembered

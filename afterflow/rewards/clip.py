@@ -30,6 +30,10 @@ PICKSCORE_V1 = ("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865
 HPS_V2_1 = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
 
 
+Images = np.ndarray | Sequence[np.ndarray]
+"""Images of one size in an array (B, H, W, 3), or of several sizes in a list."""
+
+
 class Clip:
     """Embeds images and texts by the two towers of a CLIP."""
 
@@ -45,8 +49,8 @@ class Clip:
         self.size, self.models = model.config.vision_config.image_size, models
 
     @torch.no_grad()
-    def embed_images(self, images: np.ndarray, prepare: Callable[[np.ndarray, int], Tensor]) -> Tensor:
-        """Embed uint8 images (B, H, W, 3) → (B, D) fp32 of length 1, on the CPU."""
+    def embed_images(self, images: Images, prepare: Callable[[Any, int], Tensor]) -> Tensor:
+        """Embed B uint8 images (H, W, 3) → (B, D) fp32 of length 1, on the CPU."""
         rows, to = self.models.batch, {"device": self.model.device, "dtype": self.model.dtype}
         parts = [prepare(images[i : i + rows], self.size).to(**to) for i in range(0, len(images), rows)]
         outputs = [embeddings(self.model.get_image_features(pixel_values=part)) for part in parts]
@@ -91,7 +95,7 @@ def unit_rows(rows: Tensor) -> Tensor:
     return functional.normalize(rows.float(), dim=-1).cpu()
 
 
-def crop_square(images: np.ndarray, size: int) -> Tensor:
+def crop_square(images: Images, size: int) -> Tensor:
     """Scale the shorter side by PIL's bicubic filter and crop the middle: (B, H, W, 3) → (B, 3, size, size)."""
     crops = []
     for image in map(Image.fromarray, images):

@@ -15,11 +15,9 @@ from torch.nn import functional
 from ..envs.geneval_rules import OBJECTS, Box
 from ..system.errors import InputError
 from .base import RewardModels
-from .detector_reward import FindObjects, MaskedObjects, detector_rewards
+from .detector_reward import MIN_DETECTION_SCORE, FindObjects, MaskedObjects, detector_rewards
 
 MASK2FORMER = ("facebook/mask2former-swin-small-coco-instance", "main")
-MIN_DETECTION_SCORE = 0.1
-"""No rule asks for a detection of a lower score."""
 OTHER_NAMES = {
     **{"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"},
     **{"remote control": "tv remote", "tv monitor": "tv", "television": "tv", "monitor": "tv", "sofa": "couch"},
