@@ -26,7 +26,7 @@ DEFAULT_CAPTION = "text"
 """Key of captions that users need not name; where it is missing, other usual names are tried."""
 DEFAULT_IMAGE = "image"
 """Column of pictures that users need not name."""
-METADATA = ("metadata.jsonl", "metadata.csv")
+LISTS = ("metadata.jsonl", "metadata.csv")
 """Names of the list of pictures in their folder; the first that exists is read."""
 SIDECARS = (".txt", ".caption")
 """Endings of the file with a picture's caption, beside it; the first that exists is read."""
@@ -85,7 +85,7 @@ def list_images(path: Path, caption: str, image: str | None = None) -> Listing:
 
 def listed_in(path: Path) -> Path | None:
     """Return the list of pictures in a folder; None where there is none."""
-    return next((file for name in METADATA if (file := path / name).is_file()), None)
+    return next((file for name in LISTS if (file := path / name).is_file()), None)
 
 
 def files_of_kind(path: Path, ending: str) -> list[Path]:

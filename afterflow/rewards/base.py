@@ -240,8 +240,8 @@ class Reward:
             message = "reward %s failed on %d images, which are scored one by one: %r"
             _log.warning(message, self.name, len(images), error)
             return concatenate_scored([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
-        asked = f"for {len(images)} images; one number for each"
-        scored = checked_answer(f"reward {self.name}", scored, len(images), asked)
+        request = f"for {len(images)} images; one number for each"
+        scored = checked_answer(f"reward {self.name}", scored, len(images), request)
         values, why = np.array(scored.values), dict(scored.why)
         for i in np.flatnonzero(~((values >= self.low) & (values <= self.high) & np.isfinite(values))).tolist():
             out_of_range = f"{values[i]:g} is outside of [{self.low:g}, {self.high:g}]"
@@ -263,32 +263,34 @@ def own_copies(records: Sequence[dict]) -> list[dict]:
     return [copies[id(record)] for record in records]
 
 
-def checked_answer(who: str, answer: "np.ndarray | Scored", count: int, asked: str) -> Scored:
+def checked_answer(who: str, answer: "np.ndarray | Scored", count: int, request: str) -> Scored:
     """Return an answer with fp64 numbers; ValueError where it, or a part of it, is not one number for each row.
 
     Args:
         who: What messages call the reward or judge.
         answer: Its answer.
         count: Number of images, or of pairs.
-        asked: What was asked of it, after the shape of an answer.
+        request: What was asked of it, after the shape of an answer.
     """
     scored = answer if isinstance(answer, Scored) else Scored(answer)
-    values = checked_numbers(who, scored.values, count, asked)
-    parts = {name: checked_numbers(f"{who}, part {name!r},", part, count, asked) for name, part in scored.parts.items()}
+    values = checked_numbers(who, scored.values, count, request)
+    parts = {
+        name: checked_numbers(f"{who}, part {name!r},", part, count, request) for name, part in scored.parts.items()
+    }
     rows = [row for row in scored.why if not (isinstance(row, int | np.integer) and 0 <= row < count)]
     if rows:
         raise ValueError(f"{who} gave a reason for row {rows[0]!r}, and its rows are 0 to {count - 1}")
     return Scored(values, parts, scored.why)
 
 
-def checked_numbers(who: str, numbers: object, count: int, asked: str) -> np.ndarray:
+def checked_numbers(who: str, numbers: object, count: int, request: str) -> np.ndarray:
     """Return numbers as (count,) fp64; ValueError where they are not one for each row."""
     try:
         values = np.array(numbers, np.float64)
     except Exception as error:  # of what is no array, as a tensor of an accelerator, each library has its own
-        raise ValueError(f"{who} answered with no numbers {asked} ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{who} answered with no numbers {request} ({type(error).__name__}: {error})") from error
     if values.shape != (count,):
-        raise ValueError(f"{who} answered with shape {values.shape} {asked}")
+        raise ValueError(f"{who} answered with shape {values.shape} {request}")
     return values
 
 

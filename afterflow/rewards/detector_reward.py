@@ -20,7 +20,7 @@ DETECTIONS = "detections"
 """The part that counts what a detector found."""
 MIN_DETECTION_SCORE = 0.1
 """Score from which detectors report an object; the process of GenEval's own detector has the same."""
-THRESHOLDS = {"geneval_threshold": 0.3, "geneval_counting_threshold": 0.9}
+DETECTION_THRESHOLDS = {"geneval_threshold": 0.3, "geneval_counting_threshold": 0.9}
 """Options of reward_models → the scores from which a detection counts, as GenEval has them."""
 GREY = 153
 """The grey #999, which GenEval puts behind an object before its colour is named."""
@@ -113,10 +113,10 @@ def to_detections(
     result: list[list[Detection]] = []
     crops: list[Crop] = []
     places: list[tuple[int, int]] = []
-    for row, (image, found, record) in enumerate(zip(images, objects, records)):
+    for row, (image, of_image, record) in enumerate(zip(images, objects, records)):
         colored = {clause["class"] for clause in record["include"] if "color" in clause}
         detections: list[Detection] = []
-        for cls, score, box, mask in found:
+        for cls, score, box, mask in of_image:
             if sum(detection.cls == cls for detection in detections) < MAX_PER_CLASS:
                 if cls in colored and score > least:
                     crops.append(crop_object(image, mask, box, cls))
@@ -189,7 +189,7 @@ def detection_thresholds(options: Mapping[str, float], mode: Mode) -> tuple[floa
     ConfigError for one that detectors, which report nothing below `MIN_DETECTION_SCORE`, cannot tell from another.
     """
     least = MIN_DETECTION_SCORE / (SOFT_FROM if mode == "partial" else 1)
-    for name, published in THRESHOLDS.items():
+    for name, published in DETECTION_THRESHOLDS.items():
         value = options.get(name, published)
         if not least <= value < 1:
             soft = f", because soft credit starts at {SOFT_FROM:g} of it" if mode == "partial" else ""
@@ -197,7 +197,7 @@ def detection_thresholds(options: Mapping[str, float], mode: Mode) -> tuple[floa
                 f"reward_models.options: {name} = {value:g}: detectors report scores of {MIN_DETECTION_SCORE:g} to 1; "
                 f"take at least {least:.3g} and less than 1{soft}"
             )
-    threshold, counting = (options.get(name, published) for name, published in THRESHOLDS.items())
+    threshold, counting = (options.get(name, published) for name, published in DETECTION_THRESHOLDS.items())
     return threshold, counting
 
 
@@ -218,7 +218,7 @@ def detector_rewards(name: str, load_detector: LoadDetector, published: tuple[st
 
     def declare(suffix: str, mode: Mode, low: float) -> Reward:
         fields = {"needs": partial(validate, classes=OBJECTS), "canary": DETECTED, "sees": DETECTIONS, "version": "2"}
-        fields |= {"weights": (name, "clipscore"), "options": tuple(THRESHOLDS)}
+        fields |= {"weights": (name, "clipscore"), "options": tuple(DETECTION_THRESHOLDS)}
         return network_reward(name + suffix, low, 1.0, **fields)(partial(load, mode))
 
     return (

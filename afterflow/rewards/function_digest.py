@@ -45,7 +45,7 @@ class Description:
         """Take what is described; its module counts as a user's own wherever it lies."""
         self.home = top_module(root)
         self.numbers: dict[int, int] = {}
-        self.kept: list[Any] = []  # an object that is gone would give its id to another one
+        self.alive: list[Any] = []  # an object that is gone would give its id to another one
         self.opaque: dict[str, None] = {}
         self.result = self.text(root)
 
@@ -74,7 +74,7 @@ class Description:
         if id(value) in self.numbers:
             return f"#{self.numbers[id(value)]}"
         self.numbers[id(value)] = len(self.numbers)
-        self.kept.append(value)
+        self.alive.append(value)
         if isinstance(value, FunctionType):
             return self.function_text(value)
         if isinstance(value, MethodType):
@@ -139,7 +139,7 @@ class Description:
 
     def object_text(self, value: Any) -> str:
         """Return an object's class and attributes; of a library's object the name of its class alone, which is said."""
-        cls, state = type(value), state_of(value)
+        cls, state = type(value), attributes_of(value)
         if self.is_own(cls.__module__):
             return f"object of {self.text(cls)} {self.text(state)}"
         if callable(value):
@@ -155,7 +155,7 @@ class Description:
         """Return a network's form and the ends of its tensors; of an own class also its source and plain attributes."""
         tensors = {name: array_text(tensor, ENDS) for name, tensor in network.state_dict().items()}
         own = self.is_own(type(network).__module__)
-        state = [(name, item) for name, item in state_of(network) if own and not name.startswith("_")]
+        state = [(name, item) for name, item in attributes_of(network) if own and not name.startswith("_")]
         return f"{self.text(type(network))} {network!r} {self.text(tensors)} {self.text(state)}"
 
 
@@ -195,7 +195,7 @@ def array_text(value: Any, ends: int | None = None) -> str | None:
     return f"{form} {hashlib.sha256(read).hexdigest()}"
 
 
-def state_of(value: Any) -> list[tuple[str, Any]]:
+def attributes_of(value: Any) -> list[tuple[str, Any]]:
     """Return the attributes of an object by name, those in slots too."""
     slots = [name for cls in type(value).__mro__ for name in np.atleast_1d(getattr(cls, "__slots__", ())).tolist()]
     inside = {

@@ -63,8 +63,8 @@ def judge_groups(
     frames = images.reshape(P * G, -1, *images.shape[-3:]).swapaxes(0, 1)
     rows = _repeat(records, G)
     answers = [judge(ImagePairs(read_only(frame), own_copies(rows), first, second, seeds.numpy())) for frame in frames]
-    asked = f"where {first.shape} pairs were shown"
-    scored = [checked_answer(f"the judge {judge}", answer, len(first), asked) for answer in answers]
+    request = f"where {first.shape} pairs were shown"
+    scored = [checked_answer(f"the judge {judge}", answer, len(first), request) for answer in answers]
     wins = np.mean([frame.values for frame in scored], 0)
     why = {pair: reason for frame in scored for pair, reason in frame.why.items()}
     answered = np.delete(wins, list(why))
