@@ -260,8 +260,9 @@ def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> List
         column = picture_column(table.schema_arrow, file, image)
         columns[column] = None
         binary = picture_columns(table.schema_arrow)
-        check_no_pictures([name for name in binary if name != column], str(file))
-        others = [name for name in table.schema_arrow.names if name not in binary]
+        others = [name for name in table.schema_arrow.names if name != column]
+        check_no_pictures([name for name in binary if name != column], others, str(file))
+        others = [name for name in others if name not in binary]
         for group in range(table.num_row_groups):
             for i, row in enumerate(table.read_row_group(group, columns=others).to_pylist()):
                 location = f"{file}: row {len(entries) + sum(left_out.values()) + 1}"
@@ -283,10 +284,13 @@ def no_captions(source: str, caption: str) -> InputError:
     return InputError(f"{source}: no row has a caption under {caption!r}; name its column with --data.caption")
 
 
-def check_no_pictures(binary: Sequence[str], source: str) -> None:
-    """Raise InputError where columns of pictures, or of bytes, are those under which a record names its pictures."""
+def check_no_pictures(binary: Sequence[str], columns: Sequence[str], source: str) -> None:
+    """Raise InputError where columns of pictures, or of bytes, are those under which a record names its pictures.
+
+    A mask is one beside an input alone.
+    """
     for key in ("input", "mask"):
-        if key in binary:
+        if key in binary and "input" in columns:
             raise InputError(
                 f"{source}: its column {key} holds pictures, which are read from files alone; save them beside a "
                 ".jsonl that names them"

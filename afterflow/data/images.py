@@ -392,7 +392,7 @@ def without_pictures(rows: "datasets.Dataset", dataset: str) -> "datasets.Datase
     InputError where they are those of input pictures.
     """
     binary = [name for name, feature in rows.features.items() if is_binary(feature)]
-    check_no_pictures(binary, dataset)
+    check_no_pictures(binary, rows.column_names, dataset)
     return rows.remove_columns(binary)
 
 

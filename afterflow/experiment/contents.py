@@ -17,7 +17,7 @@ from ..models.pipeline_files import fingerprint
 from ..rewards.base import RewardModels
 from ..rewards.functions import GIVEN, is_given
 from ..rewards.named_code import module_file
-from ..rewards.registry import find_reward
+from ..rewards.registry import find_reward, weights_read_here
 from ..rewards.vlm.judge import VLMJudge, connect
 from ..system.errors import CheckpointError, ConfigError
 from ..system.input_pictures import content_key, input_names, with_digests
@@ -132,7 +132,7 @@ def reward_contents(name: str, models: RewardModels) -> str:
     """
     reward = find_reward(name)
     parts = [reward.version]
-    for read in dict.fromkeys((name, *(() if name in models.servers else reward.weights_read))):
+    for read in dict.fromkeys((name, *weights_read_here(name, models))):
         weights = models.weights.get(read)
         if weights is not None and Path(weights).exists():
             parts.append(folder_contents(Path(weights)))

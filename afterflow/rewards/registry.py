@@ -88,6 +88,11 @@ def needs_of(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS)
     return checks
 
 
+def weights_read_here(name: str, models: RewardModels) -> tuple[str, ...]:
+    """Return the names in `models.weights` that a reward reads; none where a service scores."""
+    return () if name in models.servers else find_reward(name).weights_read
+
+
 def resolve_reward(name: str) -> Reward:
     """Return a reward that is about to be called; its module is imported where a person named it.
 

@@ -319,10 +319,16 @@ def test_a_row_keeps_what_json_holds_and_no_other_picture(tmp_path):
 @pytest.mark.parametrize("key", ["input", "mask"])
 @pytest.mark.parametrize("cell", [encoded("red", (400, 400)), {"bytes": encoded("red", (400, 400)), "path": "x.png"}])
 def test_pictures_in_the_column_of_inputs_are_refused_without_repeating_them(key, cell, tmp_path):
-    file = table_of(tmp_path, image=[encoded("blue")], text=["x"], **{key: [cell]})
+    file = table_of(tmp_path, image=[encoded("blue")], text=["x"], **({"input": ["a.png"]} | {key: [cell]}))
     with pytest.raises(InputError, match=f"its column {key} holds pictures, which are read from files alone") as error:
         used(file)
     assert len(str(error.value)) < 300
+
+
+def test_a_mask_without_an_input_is_a_column_as_others(tmp_path):
+    file = table_of(tmp_path, image=[encoded("blue")], text=["x"], mask=[encoded("red")])
+    [image], _ = used(file)
+    assert image.record == {"prompt": "x"}
 
 
 @pytest.mark.parametrize("value", [b"x" * 10_000, {"bytes": b"x" * 10_000}, ["x", b"y" * 10_000], 7])
