@@ -250,7 +250,7 @@ class Eval:
         for source, records in zip(drawn, lists):
             check_same_inputs(Path(source.path), records)
         if len(drawn) < len(sources):
-            lists.append(suite_records(self.suite, self.prompts_from, self.prompts, self.judges))
+            lists.append(suite_records(self.suite, self.prompts_from, self.prompts, self.judges, self.reward_models))
         texts = [[record["prompt"] for record in records] for records in lists]
         inputs = [[input_names(with_digests(record)) for record in records] for records in lists]
         for what, values in (("prompts", texts), ("input pictures", inputs)):
@@ -294,7 +294,7 @@ class Eval:
 
         for name in rewards:
             resolve_reward(name)
-        check_scorable(records, rewards)
+        check_scorable(records, rewards, self.reward_models)
         if self.distances:
             check_extra("--distances", ["torchmetrics"], "distances")
             rewards = tuple(dict.fromkeys((*rewards, "clipscore")))  # its CLIP is what distances see by

@@ -1,6 +1,7 @@
 """Training prompts for real models: objects in GenEval's forms, and signs with a text."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +15,18 @@ from ..envs.shapes.world import COLORS, RELATIONS
 from ..sampling.seeds import number
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
+from ..system.once import say_once
 from .prompt_lists import locate_prompts
 from .prompts import NO_CHECKS, PromptFile, RecordChecks, check_record
+
+_log = logging.getLogger(__name__)
 
 TASK_SHARES = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
 """Shares of GenEval's tasks in Flow-GRPO's training prompts (arXiv:2505.05470)."""
 COUNT_WORDS = {2: "two", 3: "three", 4: "four"}
 MAX_REPEATS = 2000
-"""Number of draws in a row without a new prompt, after which all prompts of a kind have been drawn."""
+"""Number of draws in a row without a new prompt, after which no more are looked for: new ones are rare, or there are
+none."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def split_of_prompt(prompt: str) -> str:
 
 
 def distinct_records(draw: Callable[[], dict], count: int, split: str, excluded: Container[str] = ()) -> list[dict]:
-    """Draw `count` records of a split with distinct prompts, none in `excluded`; where there are fewer, repeat them.
+    """Draw `count` records of a split with distinct prompts, none in `excluded`; where fewer are found, repeat them.
 
     Raises InputError where no prompt is left.
     """
@@ -97,7 +102,7 @@ def draw_object_record(tag: str, rng: np.random.Generator) -> dict:
     one, two = ({"class": name, "count": 1} for name in objects)
     if tag == "counting":
         count = int(rng.integers(2, 5))
-        prompt = f"{COUNT_WORDS[count]} {objects[0]}s"
+        prompt = f"{COUNT_WORDS[count]} {plural(objects[0])}"
         include = [one | {"count": count}]
         return geneval_record(tag, prompt, include) | {"exclude": [{"class": objects[0], "count": count + 1}]}
     if tag == "position":
@@ -115,6 +120,11 @@ def draw_object_record(tag: str, rng: np.random.Generator) -> dict:
 def geneval_record(tag: str, content: str, include: list[dict]) -> dict:
     """Make a record whose prompt asks for a photo of `content`."""
     return {"tag": tag, "include": include, "prompt": f"a photo of {content}"}
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a noun as GenEval writes it: "es" after an s, else "s"."""
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
 def with_article(noun: str) -> str:
@@ -149,7 +159,7 @@ class SignPrompts:
     split: Literal["train", "test"] = "train"
     """test has one of twenty prompts, and train has the others."""
     count: int = 20_000
-    """Number of prompts, all distinct."""
+    """Number of prompts; where a split has fewer distinct ones, they are repeated, which is said."""
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "count")
@@ -158,6 +168,9 @@ class SignPrompts:
         """Draw the records; InputError where a reward cannot judge one."""
         rng = np.random.default_rng(number(seed, "signs"))
         records = distinct_records(partial(draw_sign_record, rng), self.count, self.split)
+        if (distinct := len({record["prompt"] for record in records})) < self.count:
+            message = f"of {self.count} signs of the {self.split} split {distinct} are distinct, and they are repeated"
+            say_once(_log, message, message)
         for record in records:
             check_record(record, f"prompt {record['prompt']!r}", checks)
         return records

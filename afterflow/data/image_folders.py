@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..system.errors import InputError
 from ..system.input_pictures import input_names, locate_inputs
+from ..system.json_text import json_columns
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_inside, check_links
 from ..system.pictures import is_picture_file, named_picture, picture_endings
-from ..system.text_files import check_text, decode_text, parse_json, read_text, read_text_lines
-from .prompt_lists import csv_rows, prompt_column
+from ..system.text_files import check_text, decode_text, parse_json, read_json, read_text, read_text_lines
+from .prompt_lists import check_tag, csv_rows, prompt_column
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 DEFAULT_CAPTION = "text"
 """Key of captions that users need not name; where it is missing, other usual names are tried."""
+DEFAULT_IMAGE = "image"
+"""Column of pictures that users need not name."""
+LISTS = ("metadata.jsonl", "metadata.csv")
+"""Names of the list of pictures in their folder; the first that exists is read."""
 SIDECARS = (".txt", ".caption")
 """Endings of the file with a picture's caption, beside it; the first that exists is read."""
 NO_CAPTION = "without a caption"
@@ -50,26 +55,43 @@ class Listing(NamedTuple):
     """Reason → number of pictures that are left out for it."""
 
 
-def list_images(path: Path, caption: str) -> Listing:
+def list_images(path: Path, caption: str, image: str | None = None) -> Listing:
     """List the pictures of a folder or file, by the first of these that it holds.
 
     They are metadata.jsonl, metadata.csv, .parquet files, .tar files of webdataset, and .txt or .caption files beside
     pictures.  InputError where it holds none of them, or what cannot be used.
+
+    Args:
+        path: The folder or file.
+        caption: Key or column of captions.
+        image: Column of pictures of parquet files.  None: the only one, or `image`.
     """
     check_inside(path)
-    if path.is_file():
-        readers = {".parquet": list_parquet, ".tar": list_tars}
-        if path.suffix.lower() not in readers:
-            raise InputError(f"images {path}: no folder, and of files only .parquet and .tar are read")
-        return readers[path.suffix.lower()]([path], caption)
-    check_links(path)
-    for name, rows in (("metadata.jsonl", json_rows), ("metadata.csv", csv_rows)):
-        if (path / name).is_file():
-            return list_metadata(path / name, rows(path / name), caption)
-    for ending, lister in ((".parquet", list_parquet), (".tar", list_tars)):
-        if files := sorted(file for file in visible_files(path) if file.suffix.lower() == ending):
-            return lister(files, caption)
+    if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
+        raise InputError(f"images {path}: no folder, and of files only .parquet and .tar are read")
+    if not path.is_file():
+        check_links(path)
+    tables = files_of_kind(path, ".parquet") if not listed_in(path) else []
+    if tables:
+        return list_parquet(tables, caption, image)
+    if image is not None:
+        raise InputError(f"images {path}: data.image = {image} names a column, which parquet files alone have")
+    if file := listed_in(path):
+        return list_metadata(file, {".jsonl": json_rows, ".csv": csv_rows}[file.suffix](file), caption)
+    if tars := files_of_kind(path, ".tar"):
+        return list_tars(tars, caption)
     return list_sidecars(path, caption)
+
+
+def listed_in(path: Path) -> Path | None:
+    """Return the list of pictures in a folder; None where there is none."""
+    return next((file for name in LISTS if (file := path / name).is_file()), None)
+
+
+def files_of_kind(path: Path, ending: str) -> list[Path]:
+    """Return a file that has an ending, or the files below a folder that have it, in order."""
+    files = [path] if path.is_file() else visible_files(path)
+    return sorted(file for file in files if file.suffix.lower() == ending)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
@@ -95,7 +117,10 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
         record = caption_record(line, caption, folder, location)
         picture = named_picture(folder, line[key], key, location)
         check_differs(picture, input_names(record), location)
-        named.add(picture.resolve())
+        beside = [
+            name for name in (*input_names(record), record.get("mask"), record.get("image")) if isinstance(name, str)
+        ]
+        named |= {picture.resolve(), *(Path(name).resolve() for name in beside if not name.startswith("data:"))}
         entries.append(Entry(str(picture), record, picture.read_bytes))
     if not entries:
         raise InputError(f"images {folder}: {file.name} is empty; write a line for each image")
@@ -111,18 +136,27 @@ def check_differs(target: Path, inputs: Sequence[str], location: str) -> None:
 
 
 def list_sidecars(folder: Path, caption: str) -> Listing:
-    """List the pictures of a folder that have a file with their caption beside them; its lines are joined."""
+    """List the pictures of a folder that have a file with their caption beside them; its lines are joined.
+
+    A caption that is named is a key of the .json beside a picture.
+    """
     files = list(visible_files(folder))
-    texts = {file.with_suffix(file.suffix.lower()): file for file in files if file.suffix.lower() in SIDECARS}
+    kinds = SIDECARS if caption == DEFAULT_CAPTION else (".json",)
+    texts = {file.with_suffix(file.suffix.lower()): file for file in files if file.suffix.lower() in kinds}
     entries, left_out, endings = [], Counter(), Counter()
     for picture in filter(is_picture_file, files):
-        sidecar = next((texts[key] for ending in SIDECARS if (key := picture.with_suffix(ending)) in texts), None)
-        text = "" if sidecar is None else joined_lines(read_text(sidecar))
-        if sidecar is None or not text:
+        sidecar = next((texts[key] for ending in kinds if (key := picture.with_suffix(ending)) in texts), None)
+        record = None if sidecar is None else sidecar_record(sidecar, caption)
+        if sidecar is None or record is None:
             left_out[NO_CAPTION] += 1
             continue
         endings[sidecar.suffix.lower()] += 1
-        entries.append(Entry(str(picture), {"prompt": text}, picture.read_bytes))
+        entries.append(Entry(str(picture), record, picture.read_bytes))
+    if not entries and caption != DEFAULT_CAPTION:
+        raise InputError(
+            f"images {folder}: no picture has a .json beside it with {caption!r}, which data.caption names; leave it "
+            "out to read .txt and .caption files"
+        )
     if not entries:
         raise InputError(
             f"images {folder}: no metadata.jsonl in it, nor metadata.csv, .parquet or .tar files, nor a picture with a "
@@ -131,13 +165,30 @@ def list_sidecars(folder: Path, caption: str) -> Listing:
     return Listing(f"{folder}, captions from {' and '.join(endings)} files beside them", entries, left_out)
 
 
+def sidecar_record(sidecar: Path, caption: str) -> dict | None:
+    """Return the record of the file beside a picture; None where it has no caption."""
+    if sidecar.suffix.lower() == ".json":
+        return json_record(read_json(sidecar), caption, sidecar.parent, str(sidecar))
+    text = joined_lines(read_text(sidecar))
+    return {"prompt": text} if text else None
+
+
+def json_record(row: Any, caption: str, folder: Path, location: str) -> dict | None:
+    """Return the record of the .json of a picture; None where it has no caption."""
+    key = caption_key(row, caption) if isinstance(row, dict) else None
+    return None if key is None else captioned_record(row, key, folder, location)
+
+
 def joined_lines(text: str) -> str:
     """Join the lines of a caption by spaces."""
     return " ".join(filter(None, (line.strip() for line in text.split("\n"))))
 
 
 def list_tars(files: Sequence[Path], caption: str) -> Listing:
-    """List the pictures of webdataset tars: members of one name, of which .txt, .caption or .json has the caption."""
+    """List the pictures of webdataset tars: members of one name, of which .txt, .caption or .json has the caption.
+
+    A caption that is named is a key of the .json.
+    """
     entries, left_out = [], Counter()
     for file in files:
         for members in tar_samples(file).values():
@@ -151,7 +202,11 @@ def list_tars(files: Sequence[Path], caption: str) -> Listing:
                     read = partial(read_member, file, member.offset_data, member.size)
                     entries.append(Entry(f"{file}:{member.name}", record, read))
     if not entries:
-        raise InputError(f"images {files[0]}: no picture in it has a .txt, .caption or .json with its caption")
+        named = caption != DEFAULT_CAPTION
+        what = (
+            f".json with {caption!r}, which data.caption names" if named else ".txt, .caption or .json with its caption"
+        )
+        raise InputError(f"images {files[0]}: no picture in it has a {what}")
     return Listing(f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} webdataset tar", entries, left_out)
 
 
@@ -168,6 +223,8 @@ def tar_samples(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
         raise InputError(f"{file}: it is cut after {members[-1].name}; copy it again")
     for member in members:
         name = PurePosixPath(member.name)
+        if not name.name:
+            raise InputError(f"{file}: a file in it is called {member.name!r}, which is no name; write the tar again")
         if not name.name.startswith("."):
             samples.setdefault(str(name.with_suffix("")), {})[name.suffix.lower()] = member
     return samples
@@ -182,8 +239,8 @@ def tar_record(file: Path, members: Mapping[str, tarfile.TarInfo], caption: str)
     }
     row = parse_json(texts[".json"], f"{file}:{members['.json'].name}") if ".json" in texts else {}
     plain = next((joined_lines(texts[ending]) for ending in SIDECARS if ending in texts), None)
-    if plain is None and isinstance(row, dict) and (key := caption_key(row, caption)) is not None:
-        return captioned_record(row, key, file.parent, f"{file}:{members['.json'].name}")
+    if plain is None or caption != DEFAULT_CAPTION:
+        return json_record(row, caption, file.parent, f"{file}:{members['.json'].name}") if row else None
     return {"prompt": plain} if plain else None
 
 
@@ -194,14 +251,18 @@ def read_member(file: Path, offset: int, size: int) -> bytes:
         return stream.read(size)
 
 
-def list_parquet(files: Sequence[Path], caption: str) -> Listing:
+def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> Listing:
     """List the rows of parquet files, whose pictures are in a column of bytes, alone or with a path as on the hub."""
     check_extra("a parquet file of images", ["pyarrow"], "data")
-    entries, left_out = [], Counter()
+    entries, left_out, columns = [], Counter(), {}
     for file in files:
         table = open_parquet(file)
-        column = picture_column(table.schema_arrow, file)
+        column = picture_column(table.schema_arrow, file, image)
+        columns[column] = None
+        binary = picture_columns(table.schema_arrow)
         others = [name for name in table.schema_arrow.names if name != column]
+        check_no_pictures([name for name in binary if name != column], others, str(file))
+        others = [name for name in others if name not in binary]
         for group in range(table.num_row_groups):
             for i, row in enumerate(table.read_row_group(group, columns=others).to_pylist()):
                 location = f"{file}: row {len(entries) + sum(left_out.values()) + 1}"
@@ -213,10 +274,27 @@ def list_parquet(files: Sequence[Path], caption: str) -> Listing:
                 record = captioned_record(row, key, file.parent, location)
                 entries.append(Entry(location, record, read))
     if not entries:
-        raise InputError(
-            f"images {files[0]}: no row has a caption under {caption!r}; name its column with --data.caption"
-        )
-    return Listing(f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet", entries, left_out)
+        raise no_captions(f"images {files[0]}", caption)
+    origin = f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet, column {' or '.join(columns)}"
+    return Listing(origin, entries, left_out)
+
+
+def no_captions(source: str, caption: str) -> InputError:
+    """Return the error for a table of pictures of which no row has a caption."""
+    return InputError(f"{source}: no row has a caption under {caption!r}; name its column with --data.caption")
+
+
+def check_no_pictures(binary: Sequence[str], columns: Sequence[str], source: str) -> None:
+    """Raise InputError where columns of pictures, or of bytes, are those under which a record names its pictures.
+
+    A mask is one beside an input alone.
+    """
+    for key in ("input", "mask"):
+        if key in binary and "input" in columns:
+            raise InputError(
+                f"{source}: its column {key} holds pictures, which are read from files alone; save them beside a "
+                ".jsonl that names them"
+            )
 
 
 def open_parquet(file: Path) -> "ParquetFile":
@@ -230,20 +308,35 @@ def open_parquet(file: Path) -> "ParquetFile":
         raise InputError(f"{file}: no parquet file that can be read ({why})") from None
 
 
-def picture_column(schema: "pyarrow.Schema", file: Path) -> str:
-    """Return the name of the first column that can hold encoded pictures, `image` before others."""
+def picture_column(schema: "pyarrow.Schema", file: Path, image: str | None) -> str:
+    """Return the name of the column of encoded pictures: the one that is named, the only one, or `image`.
+
+    InputError where it is not there, and where several can hold pictures and none is named.
+    """
+    holds = picture_columns(schema)
+    if image is not None and image not in holds:
+        raise InputError(f"{file}: no column {image!r} holds pictures, only {', '.join(holds) or 'none does'}")
+    if not holds:
+        raise InputError(f"{file}: no column holds pictures, only {', '.join(schema.names)}")
+    if image is None and len(holds) > 1 and DEFAULT_IMAGE not in holds:
+        raise InputError(
+            f"{file}: the columns {', '.join(holds)} can all hold pictures; name the one to learn from with "
+            f"--data.image {holds[0]}"
+        )
+    return image or (DEFAULT_IMAGE if DEFAULT_IMAGE in holds else holds[0])
+
+
+def picture_columns(schema: "pyarrow.Schema") -> list[str]:
+    """Return the names of the columns that can hold encoded pictures."""
     import pyarrow.types as types
 
-    holds = [
+    return [
         field.name
         for field in schema
         if types.is_binary(field.type)
         or types.is_large_binary(field.type)
         or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
     ]
-    if not holds:
-        raise InputError(f"{file}: no column holds pictures, only {', '.join(schema.names)}")
-    return "image" if "image" in holds else holds[0]
 
 
 @lru_cache(maxsize=1)
@@ -268,9 +361,12 @@ def caption_key(row: Mapping[str, Any], caption: str) -> str | None:
 def captioned_record(row: Mapping[str, Any], key: str, folder: Path | None, location: str) -> dict:
     """Make the record of a row whose caption is under `key`, even where another key is called prompt.
 
+    Columns that JSON cannot hold, such as other pictures, are left out, so that no row keeps them in memory.
     Pictures that the caption is about are found in `folder`, as `locate_inputs` says.
     """
-    record = {k: v for k, v in row.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
+    check_tag(row, location)
+    plain = json_columns(row)
+    record = {k: v for k, v in plain.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
     return locate_inputs(record, folder, location)
 
 

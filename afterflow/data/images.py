@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,17 @@ from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from ..system.pictures import check_color, fit_picture, read_header, read_picture
 from ..system.text_files import check_text
-from .image_folders import DEFAULT_CAPTION, Entry, Listing, caption_record, list_images
+from .image_folders import (
+    DEFAULT_CAPTION,
+    NO_CAPTION,
+    Entry,
+    Listing,
+    caption_key,
+    captioned_record,
+    check_no_pictures,
+    list_images,
+    no_captions,
+)
 from .prompts import check_shapes_options
 
 if TYPE_CHECKING:
@@ -199,13 +209,15 @@ class ImageFolder(StoredImages):
 
     path: str
     """Path of the folder, or of a .parquet or a webdataset .tar."""
+    image: str | None = None
+    """Name of the column of images of parquet files.  None: the only one that holds pictures, or `image`."""
 
     def __post_init__(self) -> None:
         check_stored(self)
 
     def listing(self) -> Listing:
         """List the images of the folder."""
-        return list_images(Path(self.path), self.caption)
+        return list_images(Path(self.path), self.caption, self.image)
 
 
 @dataclass(frozen=True)
@@ -240,13 +252,18 @@ class HubImages(StoredImages):
             if column not in rows.column_names:
                 raise InputError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
         encoded = rows.cast_column(self.image, datasets.Image(decode=False))
-        entries = []
-        for i, row in enumerate(rows.remove_columns([self.image])):
+        entries, left_out = [], Counter()
+        for i, row in enumerate(map(dict, without_pictures(rows.remove_columns([self.image]), self.dataset))):
             location = f"{self.dataset}[{i}]"
-            record = caption_record(dict(row), self.caption, None, location)
+            if (key := caption_key(row, self.caption)) is None:
+                left_out[NO_CAPTION] += 1
+                continue
+            record = captioned_record(row, key, None, location)
             check_text(record["prompt"], location)
             entries.append(Entry(location, record, lambda i=i: encoded_bytes(encoded[i][self.image], self.dataset)))
-        return Listing(f"{self.dataset} of the hub", entries, {})
+        if not entries:
+            raise no_captions(self.dataset, self.caption)
+        return Listing(f"{self.dataset} of the hub, column {self.image}", entries, left_out)
 
 
 class SurveyedImage(NamedTuple):
@@ -367,6 +384,30 @@ def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "dataset
     except (OSError, ValueError, DatasetsError) as error:
         why = str(error).partition("\n")[0]
         raise InputError(f"{dataset}: split {split!r} could not be loaded; {why}") from None
+
+
+def without_pictures(rows: "datasets.Dataset", dataset: str) -> "datasets.Dataset":
+    """Return a data set without the columns that hold pictures, sounds, clips or bytes, which no record keeps.
+
+    InputError where they are those of input pictures.
+    """
+    binary = [name for name, feature in rows.features.items() if is_binary(feature)]
+    check_no_pictures(binary, rows.column_names, dataset)
+    return rows.remove_columns(binary)
+
+
+def is_binary(feature: Any) -> bool:
+    """Return whether a feature of a data set, or a part of it, holds bytes or what `datasets` decodes from bytes."""
+    if isinstance(feature, Mapping):
+        return any(map(is_binary, feature.values()))
+    if isinstance(feature, list | tuple):
+        return any(map(is_binary, feature))
+    inside = getattr(feature, "feature", None)  # of a list
+    return (
+        hasattr(feature, "decode")
+        or getattr(feature, "dtype", None) in ("binary", "large_binary")
+        or (inside is not None and is_binary(inside))
+    )
 
 
 def encoded_bytes(image: Mapping | None, dataset: str) -> bytes:

@@ -11,6 +11,7 @@ from ..system.pictures import is_picture_file
 from ..system.text_files import read_text
 from ..system.verdicts import VERDICTS_FILE
 from .image_folders import (
+    DEFAULT_CAPTION,
     NO_CAPTION,
     SIDECARS,
     Entry,
@@ -55,9 +56,12 @@ def list_pairs(path: Path, caption: str) -> PairListing:
     check_links(path.parent if path.is_file() else path)
     files = [path] if path.is_file() else [path / LIST, path / VERDICTS_FILE]
     file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        return list_folders(path)
-    return list_verdicts(file) if holds_verdicts(file) else list_lines(file, caption)
+    if file is not None and not holds_verdicts(file):
+        return list_lines(file, caption)
+    if caption != DEFAULT_CAPTION:
+        layout = "prompt.txt beside a winner and a loser" if file is None else "verdicts of people"
+        raise InputError(f"pairs {path}: data.caption = {caption} names a key, and the captions here are of {layout}")
+    return list_folders(path) if file is None else list_verdicts(file)
 
 
 def holds_verdicts(file: Path) -> bool:

@@ -17,7 +17,7 @@ from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text
-from .image_folders import Entry, Listing, caption_record
+from .image_folders import DEFAULT_CAPTION, NO_CAPTION, Entry, Listing, caption_key, captioned_record, no_captions
 from .images import (
     CaptionedImage,
     ImageSource,
@@ -31,6 +31,7 @@ from .images import (
     left_out_or_error,
     load_hub_dataset,
     survey_images,
+    without_pictures,
 )
 from .pair_folders import TIED, PairListing, list_pairs
 from .prompt_sources import Prompts
@@ -99,18 +100,21 @@ def survey_pair(
 
     InputError where a picture cannot be used, or where two shapes would be cropped differently.
     """
-    survey = survey_images(source, Listing("", entries, {}), sizes)
-    if len(survey.images) < 2:
-        return next(iter(survey.left_out))
-    winner, loser = survey.images
+    surveys = [survey_images(source, Listing("", entries[:1], {}), sizes)]
+    if surveys[0].images:  # both are brought to one shape, that of the winner
+        surveys.append(survey_images(source, Listing("", entries[1:], {}), [surveys[0].images[0].size]))
+    if surveys[-1].left_out:
+        return next(iter(surveys[-1].left_out))
+    (winner,), (loser,) = (survey.images for survey in surveys)
     if winner.digest == loser.digest:
         return SAME
     if not same_shape(winner.own_size, loser.own_size):
-        shapes = [f"{image.entry.location}: {image.own_size[1]} x {image.own_size[0]} px" for image in survey.images]
+        shapes = [f"{image.entry.location}: {image.own_size[1]} x {image.own_size[0]} px" for image in (winner, loser)]
         error = InputError(f"{shapes[0]}, and {shapes[1]}; the pictures of a pair have one shape")
         left_out_or_error(source.unreadable, winner.entry.location, error)
         return "of two shapes"
-    remarks.update({remark: n for remark, n in survey.remarks.items() if remark != "duplicates"})
+    for survey in surveys:
+        remarks.update(survey.remarks)
     return SurveyedPair(winner, loser)
 
 
@@ -167,7 +171,8 @@ class HubPairs(StoredPairs):
             rows = load_hub_dataset(self.dataset, self.split, self.revision)
         except InputError as error:
             raise InputError(f"pairs {error}") from None
-        for column in filter(None, (self.first, self.second, self.label)):
+        named = None if self.caption == DEFAULT_CAPTION else self.caption
+        for column in filter(None, (self.first, self.second, self.label, named)):
             if column not in rows.column_names:
                 raise InputError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
         images = (self.first, self.second)
@@ -175,17 +180,22 @@ class HubPairs(StoredPairs):
         for column in images:
             encoded = encoded.cast_column(column, datasets.Image(decode=False))
         pairs, left_out = [], Counter()
-        for i, row in enumerate(rows.remove_columns(list(images))):
+        for i, row in enumerate(map(dict, without_pictures(rows.remove_columns(list(images)), self.dataset))):
             location = f"{self.dataset}[{i}]"
-            preference = 1.0 if self.label is None else label_value(dict(row), self.label, location)
+            preference = 1.0 if self.label is None else label_value(row, self.label, location)
             if preference is None or preference == 0.5:
                 left_out[UNLABELLED if preference is None else TIED] += 1
                 continue
-            record = caption_record(dict(row), self.caption, None, location)
+            if (key := caption_key(row, self.caption)) is None:
+                left_out[NO_CAPTION] += 1
+                continue
+            record = captioned_record(row, key, None, location)
             check_text(record["prompt"], location)
             read = lambda i, column: encoded_bytes(encoded[i][column], self.dataset)
             entries = [Entry(f"{location}.{column}", record, partial(read, i, column)) for column in images]
             pairs.append(tuple(entries if preference > 0.5 else entries[::-1]))
+        if not pairs and left_out[NO_CAPTION]:
+            raise no_captions(self.dataset, self.caption)
         return PairListing(f"{self.dataset} of the hub", pairs, left_out)
 
 

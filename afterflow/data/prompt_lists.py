@@ -4,14 +4,15 @@ A list is read as records with their locations, so that whoever uses a record ca
 """
 
 import csv
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..system.errors import InputError
+from ..system.errors import InputError, MissingDependencyError
 from ..system.input_pictures import locate_inputs, prompt_key
-from ..system.json_text import parse_strict_json
+from ..system.json_text import json_columns, parse_strict_json
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text, parse_json, read_json, read_text, read_text_lines, texts_in
 
@@ -48,8 +49,13 @@ def check_record(record: dict, location: str, checks: RecordChecks) -> None:
     for reward, validate in checks.items():
         try:
             validate(record)
+        except MissingDependencyError:
+            raise  # no record mends it
         except ValueError as error:
             raise InputError(f"{location}: {error}; {reward} needs that of every record") from None
+        except (TypeError, LookupError, AttributeError) as error:  # a check of a user's own, of an odd record
+            what = f"its check of a record raised {type(error).__name__}: {error}"
+            raise InputError(f"{location}: it is not what {reward} reads; {what}") from error
 
 
 def locate_prompts(source: str) -> list[Located]:
@@ -80,7 +86,15 @@ def locate_prompts(source: str) -> list[Located]:
         advice = "the file is empty; write one prompt per line" if empty else "it holds no prompt; write one per line"
         raise InputError(f"prompts {source}: {advice}")
     home = path if path.is_dir() else path.parent if path.is_file() else None  # of the hub: no folder of ours
+    for location, record in located:
+        check_tag(record, location)
     return [(location, locate_inputs(record, home, location)) for location, record in located]
+
+
+def check_tag(record: Mapping[str, Any], location: str) -> None:
+    """Raise InputError for a tag that is a list or an object: it names the kind of a prompt."""
+    if isinstance(tag := record.get("tag"), list | dict):
+        raise InputError(f"{location}: its tag is {reprlib.repr(tag)}; write one text")
 
 
 def is_prompt_file(file: Path) -> bool:
@@ -156,18 +170,12 @@ def csv_rows(file: Path) -> Iterator[Located]:
 
 def read_hub_prompts(source: str) -> Iterator[Located]:
     """Read the records of `owner/name[:split]` of the hub; InputError where it cannot be loaded."""
-    from .images import load_hub_dataset
+    from .images import load_hub_dataset, without_pictures
 
     check_extra(f"prompts {source}, a data set of the hub,", ["datasets"], "data")
     dataset, _, split = source.partition(":")
     rows = load_hub_dataset(dataset, split or "train", None)
-    pictures = [name for name, feature in rows.features.items() if hasattr(feature, "decode")]  # or sounds, or clips
-    if "input" in pictures:
-        raise InputError(
-            f"{source}: its column input holds pictures, which are read from files alone; save them beside a .jsonl "
-            "that names them"
-        )
-    for n, row in enumerate(rows.remove_columns(pictures), 1):
+    for n, row in enumerate(without_pictures(rows, source), 1):
         location = f"{source}: row {n}"
         for text in texts_in(row):
             check_text(text, location)
@@ -189,8 +197,9 @@ def record_from_row(row: Mapping[str, Any], location: str) -> dict:
         columns = f"; its columns are {', '.join(row)}" if column is None else ""
         raise InputError(f"{location} has no text under one of {', '.join(PROMPT_COLUMNS)}{columns}")
     tag = next((row[names[name]] for name in TAG_COLUMNS if name in names), None)
+    check_tag({"tag": tag}, location)
     tagged = {} if tag is None else {"tag": str(tag)}
-    plain = {name: value for name, value in row.items() if isinstance(value, str | int | float | bool | list | dict)}
+    plain = {name: value for name, value in json_columns(row).items() if value is not None}
     return {**plain, "prompt": prompt.strip(), **tagged, **read_test_points(row, location)}
 
 
@@ -202,6 +211,8 @@ def read_test_points(row: Mapping[str, Any], location: str) -> dict:
     try:
         points = parse_strict_json(row[column])
         pairs = list(zip(points["Testpoints"], points["Testpoint Description"], strict=True))
+        if not all(isinstance(text, str) for pair in pairs for text in pair):
+            raise TypeError("a dimension or a description is no text")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{location}: {column} holds no test points ({error})") from None
     return {"points": [list(pair) for pair in pairs]}

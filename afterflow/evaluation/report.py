@@ -18,6 +18,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ..data.prompt_lists import check_tag
 from ..experiment.intervals import Estimate, estimate_text, estimates, without_zero
 from ..system.checks import check_at_least_one
 
@@ -99,7 +100,12 @@ TEACHERS_NOTE = "Teachers draw the prompts of their own tags; *: above the teach
 
 
 def rows_by_tag(records: Sequence[dict]) -> dict[str, np.ndarray]:
-    """Return tag → row numbers of its records, tags in the order in which they first occur."""
+    """Return tag → row numbers of its records, tags in the order in which they first occur.
+
+    InputError for a record whose tag is a list or an object, as a folder of pictures from elsewhere may hold one.
+    """
+    for record in records:
+        check_tag(record, f"prompt {record['prompt']!r}")
     tags = dict.fromkeys(record["tag"] for record in records)
     return {tag: np.array([i for i, record in enumerate(records) if record["tag"] == tag]) for tag in tags}
 

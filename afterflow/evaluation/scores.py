@@ -11,7 +11,7 @@ from ..data.prompt_lists import check_record
 from ..experiment.contents import reward_contents
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
-from ..rewards.registry import find_reward, needs_of
+from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward, needs_of
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
 from ..system.text_files import read_json
@@ -154,7 +154,10 @@ def score_matrix(name: str, rows: Sequence[ScoreRow]) -> np.ndarray:
     return np.array([[np.nan if v is None else v for v in row.get(name, nothing)] for row in rows])
 
 
-def check_scorable(records: Sequence[dict], rewards: Sequence[str]) -> None:
+def check_scorable(
+    records: Sequence[dict], rewards: Sequence[str], models: RewardModels = DEFAULT_REWARD_MODELS
+) -> None:
     """Check that the rewards can judge the records; ValueError names a prompt that one cannot judge."""
+    checks = needs_of(rewards, models)
     for record in records:
-        check_record(record, f"prompt {record['prompt']!r}", needs_of(rewards))
+        check_record(record, f"prompt {record['prompt']!r}", checks)

@@ -6,6 +6,7 @@ models.  This module imports no torch, because the command line reads the names 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from ..system.errors import ConfigError, InputError
 from ..system.input_pictures import prompt_key
 from ..train.repeated_prompts import prompts_of_rows, repeated_rows
 from .report import Comparison, Report, compare_figures, rows_by_tag
+
+if TYPE_CHECKING:
+    from ..rewards.base import RewardModels
 
 
 @dataclass(frozen=True)
@@ -103,18 +107,31 @@ class Drawing:
         check_at_least_one(self, "images", "steps", "chunk")
 
 
-def suite_records(suite: str, prompts_from: str | None, prompts: int | None, rewards: Sequence[str]) -> list[dict]:
+def suite_records(
+    suite: str,
+    prompts_from: str | None,
+    prompts: int | None,
+    rewards: Sequence[str],
+    models: "RewardModels | None" = None,
+) -> list[dict]:
     """Return the records of a suite, at most `prompts` of them and then as many of each tag.
+
+    Args:
+        suite: Name of the suite.
+        prompts_from: File of prompts.  None: the suite's own.
+        prompts: Largest number of prompts.  None: all of them.
+        rewards: Rewards that will judge them.
+        models: Where the rewards run.  None: all of them in this process.
 
     ConfigError is raised where the suite has no prompts of ours and none are named, InputError with file and line for
     a record that one of the rewards cannot judge.
     """
     from ..data.prompt_lists import read_prompts
-    from ..rewards.registry import needs_of
+    from ..rewards.registry import DEFAULT_REWARD_MODELS, needs_of
 
     generate = SUITES[suite].generate
     if prompts_from is not None:
-        records = read_prompts(prompts_from, needs_of(rewards))
+        records = read_prompts(prompts_from, needs_of(rewards, models or DEFAULT_REWARD_MODELS))
         return records if prompts is None else evenly(records, prompts)
     if generate is None:
         raise ConfigError(f"--suite {suite} needs --prompts-from: {SUITES[suite].source}")

@@ -17,7 +17,7 @@ from ..models.pipeline_files import fingerprint
 from ..rewards.base import RewardModels
 from ..rewards.functions import GIVEN, is_given
 from ..rewards.named_code import module_file
-from ..rewards.registry import find_reward
+from ..rewards.registry import find_reward, weights_read_here
 from ..rewards.vlm.judge import VLMJudge, connect
 from ..system.errors import CheckpointError, ConfigError
 from ..system.input_pictures import content_key, input_names, with_digests
@@ -126,15 +126,16 @@ def lora_contents(lora: str) -> str:
 
 
 def reward_contents(name: str, models: RewardModels) -> str:
-    """Return the version of a reward, with a digest of local weights and of a user's own function.
+    """Return the version of a reward, with a digest of the local weights that it reads and of a user's own function.
 
     Scores that are kept are those of another reward where this differs.
     """
     reward = find_reward(name)
     parts = [reward.version]
-    weights = models.weights.get(name)
-    if weights is not None and Path(weights).exists():
-        parts.append(folder_contents(Path(weights)))
+    for read in dict.fromkeys((name, *weights_read_here(name, models))):
+        weights = models.weights.get(read)
+        if weights is not None and Path(weights).exists():
+            parts.append(folder_contents(Path(weights)))
     file = Path(module_file(name.split(":")[0]))
     if ":" in name and file.is_file():
         parts.append(folder_contents(file, whole=True))

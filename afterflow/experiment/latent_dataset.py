@@ -30,10 +30,11 @@ from ..models.base import latents_file, read_cache_file, write_cache_file
 from ..models.pipeline import Model
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
-from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward
+from ..rewards.registry import DEFAULT_REWARD_MODELS, needs_of
 from ..sampling.conditioning import Conditioning, Pairs, Velocity
 from ..sampling.device_copies import to_device
 from ..system.errors import InputError
+from ..system.input_pictures import with_digests
 from .config import Run
 from .contents import reward_contents
 from .sampled_pairs import PairSampler
@@ -204,8 +205,7 @@ def reaches_rewards(
     """Return (B,) bool: which of B images reach every reward.  InputError is raised where one has no score."""
     passes = np.ones(len(images), bool)
     for name, value in min_reward.items() if len(images) else ():
-        needs = find_reward(name).needs
-        required = {} if needs is None else {f"min_reward {name}": needs}
+        required = {f"min_reward {reward}": needs for reward, needs in needs_of([name], models).items()}
         for record in records:
             check_record(record, f"the image of {record['prompt']!r}", required)
         scores = score_groups(name, images[:, None], records, models)
@@ -222,7 +222,7 @@ def cache_file(part: Sequence[CaptionedImage], model: Model, data: ImageSource, 
         __version__,
         {name: (value, reward_contents(name, models)) for name, value in data.min_reward.items()},
         repr(models) if data.min_reward else "",
-        [(p.digest, p.record if data.min_reward else "") for p in part],
+        [(p.digest, with_digests(p.record) if data.min_reward else "") for p in part],
         part[0].size,
         data.background if isinstance(data, StoredSource) else "",
     ]

@@ -11,7 +11,7 @@ from ..envs.shapes.edits import edit_suite
 from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
 from ..models.families import FAMILIES
-from ..rewards.registry import find_reward
+from ..rewards.registry import needs_of
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.votes.judge import Votes
 from ..sampling.seeds import number
@@ -24,7 +24,7 @@ from .evaluation_fit import rewards_of_data
 
 def record_checks(run: Run, names: Iterable[str]) -> dict[str, Callable]:
     """Return the checks that these rewards, and the judge, make of a record."""
-    checks = {name: reward.needs for name in names if (reward := find_reward(name)).needs is not None}
+    checks = needs_of(names, run.reward_models)
     return checks | {"the judge": validate} if isinstance(run.judge, ShapesJudge) else checks
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from ..system.addresses import check_address, check_no_secrets
 from ..system.checks import check_at_least_one, check_finite
 from ..system.errors import AfterflowError, ConfigError
+from ..system.input_pictures import with_digests
 from ..system.names import unknown_name
 from .vlm.servers import ChatServer
 
@@ -186,6 +188,8 @@ class Reward:
     needs: Callable[[dict], None] | None = None
     """Raises ValueError, in one sentence, where a record lacks what the reward reads besides the prompt.  A service
     tells its clients the sentence of an InputError."""
+    client_needs: Callable[[dict], None] | None = None
+    """The part of `needs` that is checked where a service scores, without the reward's libraries.  None: all of it."""
     side: int | None = None
     """Height and width in pixels of the only images that it judges.  None: it judges those of every size."""
     clips: bool = False
@@ -203,6 +207,17 @@ class Reward:
     """The factor of its scores: what a published normalisation multiplies by."""
     load: Callable[[RewardModels], Scorer] | None = None
     """Loads a network and returns the function that scores with it."""
+    weights: tuple[str, ...] | None = None
+    """The names in `RewardModels.weights` that `load` reads.  None: its own alone, or none without `load`."""
+    options: tuple[str, ...] = ()
+    """The names in `RewardModels.options` that `load` reads."""
+
+    @property
+    def weights_read(self) -> tuple[str, ...]:
+        """Return the names in `RewardModels.weights` that loading it reads."""
+        if self.load is None:
+            return ()
+        return (self.name,) if self.weights is None else self.weights
 
     def __hash__(self) -> int:
         return hash(self.name)  # so that it can be the key of a weight; a canary's record has no hash
@@ -210,11 +225,13 @@ class Reward:
     def __call__(self, images: np.ndarray, records: Sequence[dict]) -> Scored:
         """Score B images.  An image without a score, or with one out of range, has NaN and a reason, never a number.
 
-        Raises ValueError when the answer is not one number for each image.
+        The function sees images that it cannot write into, and records of its own.
+
+        Raises ValueError when the answer, or a part of it, is not one number for each image.
         """
         assert self.score is not None
         try:
-            scored = self.score(images, records)
+            scored = self.score(read_only(images), own_copies(records))
         except Exception as error:
             if len(images) == 1 or isinstance(error, NoAnswer):
                 reason = ErrorReason.of(error, f"{type(error).__name__}: {error}")
@@ -223,18 +240,58 @@ class Reward:
             message = "reward %s failed on %d images, which are scored one by one: %r"
             _log.warning(message, self.name, len(images), error)
             return concatenate_scored([self(images[i : i + 1], records[i : i + 1]) for i in range(len(images))])
-        scored = scored if isinstance(scored, Scored) else Scored(scored)
-        values = np.array(scored.values, np.float64)
-        if values.shape != (len(images),):
-            raise ValueError(
-                f"reward {self.name} answered with shape {values.shape} for {len(images)} images; one number for each"
-            )
-        why = dict(scored.why)
+        request = f"for {len(images)} images; one number for each"
+        scored = checked_answer(f"reward {self.name}", scored, len(images), request)
+        values, why = np.array(scored.values), dict(scored.why)
         for i in np.flatnonzero(~((values >= self.low) & (values <= self.high) & np.isfinite(values))).tolist():
             out_of_range = f"{values[i]:g} is outside of [{self.low:g}, {self.high:g}]"
             why.setdefault(i, out_of_range if math.isfinite(values[i]) else "it is not a finite number")
         values[list(why)] = np.nan
         return Scored(self.scale * values, scored.parts, why)
+
+
+def read_only(images: np.ndarray) -> np.ndarray:
+    """Return a view of images that cannot be written into: others score, judge and store the same ones."""
+    view = images.view()
+    view.flags.writeable = False
+    return view
+
+
+def own_copies(records: Sequence[dict]) -> list[dict]:
+    """Return copies of records, of which those that are one object stay one."""
+    copies = {id(record): deepcopy(record) for record in records}
+    return [copies[id(record)] for record in records]
+
+
+def checked_answer(who: str, answer: "np.ndarray | Scored", count: int, request: str) -> Scored:
+    """Return an answer with fp64 numbers; ValueError where it, or a part of it, is not one number for each row.
+
+    Args:
+        who: What messages call the reward or judge.
+        answer: Its answer.
+        count: Number of images, or of pairs.
+        request: What was asked of it, after the shape of an answer.
+    """
+    scored = answer if isinstance(answer, Scored) else Scored(answer)
+    values = checked_numbers(who, scored.values, count, request)
+    parts = {
+        name: checked_numbers(f"{who}, part {name!r},", part, count, request) for name, part in scored.parts.items()
+    }
+    rows = [row for row in scored.why if not (isinstance(row, int | np.integer) and 0 <= row < count)]
+    if rows:
+        raise ValueError(f"{who} gave a reason for row {rows[0]!r}, and its rows are 0 to {count - 1}")
+    return Scored(values, parts, scored.why)
+
+
+def checked_numbers(who: str, numbers: object, count: int, request: str) -> np.ndarray:
+    """Return numbers as (count,) fp64; ValueError where they are not one for each row."""
+    try:
+        values = np.array(numbers, np.float64)
+    except Exception as error:  # of what is no array, as a tensor of an accelerator, each library has its own
+        raise ValueError(f"{who} answered with no numbers {request} ({type(error).__name__}: {error})") from error
+    if values.shape != (count,):
+        raise ValueError(f"{who} answered with shape {values.shape} {request}")
+    return values
 
 
 def concatenate_scored(batches: Sequence[Scored]) -> Scored:
@@ -289,14 +346,18 @@ class Judge(Protocol):
 def remember_last_batch(
     compute: Callable[[np.ndarray, Sequence[dict]], list[_T]],
 ) -> Callable[[np.ndarray, Sequence[dict]], list[_T]]:
-    """Make the decorated function remember its last batch, because several rewards ask about it one by one."""
-    last: tuple[bytes, list[dict], list[_T]] = (b"", [], [])
+    """Make the decorated function remember its last batch, because several rewards ask about it one by one.
+
+    A batch is another one where the file of a picture that a record names has changed.
+    """
+    last: tuple[bytes, list[Mapping], list[_T]] = (b"", [], [])
 
     def remembered(images: np.ndarray, records: Sequence[dict]) -> list[_T]:
         nonlocal last
-        pixels, rows, memory = images.tobytes(), list(records), last  # another thread may store another batch
+        memory = last  # another thread may store another batch
+        pixels, rows = images.tobytes(), list(map(with_digests, records))
         if memory[:2] != (pixels, rows):
-            memory = last = (pixels, rows, compute(images, rows))
+            memory = last = (pixels, rows, compute(images, list(records)))
         return memory[2]
 
     return remembered

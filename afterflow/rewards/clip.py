@@ -4,7 +4,7 @@ Checkpoints of open_clip are read by transformers under other names, so that its
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..system.errors import ConfigError, InputError
+from ..system.input_pictures import file_version
 from ..system.pictures import find_file, read_picture
 from .base import RewardModels, Scored, Scorer, network_reward
 from .canaries import BEAUTIFUL, CAPTIONED, SIMILAR
@@ -27,6 +28,10 @@ CLIP_VIT_L = ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642
 CLIP_VIT_H = ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
 PICKSCORE_V1 = ("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
 HPS_V2_1 = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
+
+
+Images = np.ndarray | Sequence[np.ndarray]
+"""Images of one size in an array (B, H, W, 3), or of several sizes in a list."""
 
 
 class Clip:
@@ -44,8 +49,8 @@ class Clip:
         self.size, self.models = model.config.vision_config.image_size, models
 
     @torch.no_grad()
-    def embed_images(self, images: np.ndarray, prepare: Callable[[np.ndarray, int], Tensor]) -> Tensor:
-        """Embed uint8 images (B, H, W, 3) → (B, D) fp32 of length 1, on the CPU."""
+    def embed_images(self, images: Images, prepare: Callable[[Any, int], Tensor]) -> Tensor:
+        """Embed B uint8 images (H, W, 3) → (B, D) fp32 of length 1, on the CPU."""
         rows, to = self.models.batch, {"device": self.model.device, "dtype": self.model.dtype}
         parts = [prepare(images[i : i + rows], self.size).to(**to) for i in range(0, len(images), rows)]
         outputs = [embeddings(self.model.get_image_features(pixel_values=part)) for part in parts]
@@ -90,7 +95,7 @@ def unit_rows(rows: Tensor) -> Tensor:
     return functional.normalize(rows.float(), dim=-1).cpu()
 
 
-def crop_square(images: np.ndarray, size: int) -> Tensor:
+def crop_square(images: Images, size: int) -> Tensor:
     """Scale the shorter side by PIL's bicubic filter and crop the middle: (B, H, W, 3) → (B, 3, size, size)."""
     crops = []
     for image in map(Image.fromarray, images):
@@ -104,7 +109,7 @@ def crop_square(images: np.ndarray, size: int) -> Tensor:
 
 def pad_square(images: np.ndarray, size: int) -> Tensor:
     """Scale the longer side and pad with black, as HPSv2 does to tensors: (B, H, W, 3) → (B, 3, size, size)."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 255
     scale = size / max(x.shape[2:])
     tall, wide = (round(side * scale) for side in x.shape[2:])
     if scale != 1:
@@ -158,10 +163,23 @@ def check_image(record: dict) -> None:
     check_reference(file)
 
 
-@cache
 def check_reference(file: str) -> None:
     """Raise InputError where a picture to be like is not there or cannot be read."""
+    _check_reference(file, reference_version(file))
+
+
+@lru_cache(maxsize=65536)
+def _check_reference(file: str, version: object) -> None:
     read_reference(file)
+
+
+def reference_version(file: str) -> tuple[str, tuple[int, int] | None]:
+    """Return the path of a picture to be like with its time and size, which change with it.
+
+    InputError where it is not there.
+    """
+    path = str(find_file(Path(), file))
+    return path, file_version(path)
 
 
 def read_reference(file: str) -> np.ndarray:
@@ -169,16 +187,21 @@ def read_reference(file: str) -> np.ndarray:
     return read_picture(find_file(Path(), file), file)
 
 
-@network_reward("image_similarity", -1, 1, needs=check_image, canary=SIMILAR)
+@network_reward("image_similarity", -1, 1, needs=check_image, canary=SIMILAR, weights=("clipscore",))
 def image_similarity(models: RewardModels) -> Scorer:
     """Score the cosine of a picture and the one that its record names under "image", by CLIP ViT-L/14."""
     clip = load_clip_vit_l(models)
-    references: dict[str, Tensor] = {}
+    references: dict[str, tuple[object, Tensor]] = {}
+
+    def embed_reference(file: str) -> Tensor:
+        version, known = reference_version(file), references.get(file)
+        if known is None or known[0] != version:
+            known = references[file] = version, clip.embed_images(read_reference(file)[None], crop_square)[0]
+        return known[1]
 
     def score(images: np.ndarray, records: Sequence[dict]) -> np.ndarray:
-        for file in {record["image"] for record in records} - references.keys():
-            references[file] = clip.embed_images(read_reference(file)[None], crop_square)[0]
-        like = torch.stack([references[record["image"]] for record in records])
+        embedded = {file: embed_reference(file) for file in dict.fromkeys(record["image"] for record in records)}
+        like = torch.stack([embedded[record["image"]] for record in records])
         return (clip.embed_images(images, crop_square) * like).sum(1).clamp(-1, 1).numpy()  # 1 may round to 1 + 1e-7
 
     return score
@@ -188,7 +211,7 @@ LINEAR_LAYERS = (0, 2, 4, 6, 7)
 """The linear layers of the aesthetic predictor and of ImageReward; their other layers are dropout."""
 
 
-@network_reward("aesthetic", canary=BEAUTIFUL)
+@network_reward("aesthetic", canary=BEAUTIFUL, weights=("aesthetic", "clipscore"))
 def aesthetic(models: RewardModels) -> Scorer:
     """Score by LAION's improved aesthetic predictor, a linear map of CLIP ViT-L/14's image embedding, about 1 to 10.
 

@@ -5,15 +5,17 @@ A record holds both and never the function itself, so what it names is trained o
 
 import hashlib
 import inspect
+import logging
 import re
-import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import CodeType, FunctionType, ModuleType
-from typing import Any
 
 from ..system.errors import ConfigError
+from ..system.once import say_once
 from .base import Reward, Scorer
+from .function_digest import Description
+
+_log = logging.getLogger(__name__)
 
 GIVEN: dict[str, tuple[Reward, str]] = {}
 """Name → the function that was given last under it, as a reward, and its digest."""
@@ -35,7 +37,14 @@ def give_function(name: str, function: "Scorer | Reward") -> str:
         digest.update(repr(stated).encode())
     else:
         check_arguments(name, function)
-    digest.update(described(scorer).encode())
+    description = Description(scorer)
+    digest.update(description.result.encode())
+    if description.opaque:
+        message = (
+            f"reward {name}: of {', '.join(description.opaque)} its digest holds the class alone, so a change inside "
+            "is not noticed when a run goes on"
+        )
+        say_once(_log, message, message)
     reward = function if isinstance(function, Reward) else Reward(name, function)
     GIVEN[name] = reward, digest.hexdigest()[:32]
     return GIVEN[name][1]
@@ -89,46 +98,3 @@ def not_given(name: str) -> ConfigError:
         f"reward {name} is a Python function, of which a record holds the name and a digest alone; go on from the "
         "script or notebook that defines it, with execute(run, resume=True)"
     )
-
-
-def described(value: Any, seen: tuple[int, ...] = ()) -> str:
-    """Return a text that changes where a function's source, or a number or text that it uses, changes."""
-    if isinstance(value, partial):
-        return f"partial {described(value.func)} {described([value.args, sorted(value.keywords.items())])}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(described(item, seen) for item in value)}]"
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        return repr(value)
-    if isinstance(value, FunctionType) and id(value) not in seen:
-        return f"{source_of_function(value)} {described(used_values(value), (*seen, id(value)))}"
-    if callable(value) and type(value).__module__ != "builtins" and not isinstance(value, FunctionType | type):
-        return f"{source_of_function(type(value))} {described(sorted(getattr(value, '__dict__', {}).items()), seen)}"
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def used_values(function: FunctionType) -> list[tuple[str, Any]]:
-    """Return the values that a function has from outside, by name: defaults, closure, and its module's globals."""
-    try:
-        used = inspect.getclosurevars(function)
-    except ValueError:  # a cell is empty until the function around it has ended
-        return []
-    outside = {**used.globals, **used.nonlocals}
-    own = lambda value: not isinstance(value, FunctionType) or value.__module__ == function.__module__
-    values = [(name, outside[name]) for name in sorted(outside)]
-    values = [(name, value) for name, value in values if own(value) and not isinstance(value, ModuleType)]
-    return [("defaults", function.__defaults__), *values]
-
-
-def source_of_function(function: Any) -> str:
-    """Return the source of a function or class; its compiled code where there is no file, as in a bare interpreter."""
-    try:
-        return textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        return code_text(code) if isinstance(code, CodeType) else f"{function.__module__}.{function.__qualname__}"
-
-
-def code_text(code: CodeType) -> str:
-    """Return compiled code as a text: its instructions, names and constants."""
-    constants = [code_text(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"

@@ -12,15 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..envs.geneval_rules import Box
+from ..envs.geneval_rules import OBJECTS, Box
+from ..system.errors import InputError
 from .base import RewardModels
-from .detector_reward import FindObjects, MaskedObjects, detector_rewards
+from .detector_reward import MIN_DETECTION_SCORE, FindObjects, MaskedObjects, detector_rewards
 
 MASK2FORMER = ("facebook/mask2former-swin-small-coco-instance", "main")
-MIN_DETECTION_SCORE = 0.1
-"""No rule asks for a detection of a lower score."""
-COCO_RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
-"""COCO's names → GenEval's."""
+OTHER_NAMES = {
+    **{"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"},
+    **{"remote control": "tv remote", "tv monitor": "tv", "television": "tv", "monitor": "tv", "sofa": "couch"},
+    **{"motorbike": "motorcycle", "aeroplane": "airplane", "plane": "airplane", "doughnut": "donut", "ski": "skis"},
+    **{"hair dryer": "hair drier", "mobile phone": "cell phone", "fridge": "refrigerator", "racket": "tennis racket"},
+    **{"tennis racquet": "tennis racket", "teddy": "teddy bear", "dinner table": "dining table"},
+}
+"""Names of COCO's classes, and of VOC's where they are the same objects → GenEval's."""
 
 
 def load_mask2former(models: RewardModels, path: str, revision: str | None) -> FindObjects:
@@ -32,8 +37,7 @@ def load_mask2former(models: RewardModels, path: str, revision: str | None) -> F
     dtype = getattr(torch, models.dtype)
     model: Any = Mask2FormerForUniversalSegmentation.from_pretrained(path, dtype=dtype, **options)
     model = model.to(models.torch_device).eval().requires_grad_(False)
-    names = {int(i): str(name).replace("-", " ") for i, name in model.config.id2label.items()}
-    names = {i: COCO_RENAMED.get(name, name) for i, name in names.items()}
+    names = geneval_classes(model.config.id2label)
 
     @torch.no_grad()
     def find_objects(images: np.ndarray) -> Iterator[MaskedObjects]:
@@ -43,6 +47,34 @@ def load_mask2former(models: RewardModels, path: str, revision: str | None) -> F
             yield masked_objects(logits.float().cpu(), masks.float().cpu(), image.shape[:2], names)
 
     return find_objects
+
+
+def geneval_classes(labels: Mapping[int, str]) -> dict[int, str]:
+    """Return GenEval's class of each label of a detector, whatever list of COCO's names it has.
+
+    InputError where the labels are not COCO's 80 classes: prompts about a class without a label would always score 0.
+    """
+    classes = {letters_of(name): name for name in OBJECTS}
+    classes |= {letters_of(other): name for other, name in OTHER_NAMES.items()}
+    named = {int(i): classes.get(letters_of(str(label))) for i, label in labels.items()}
+    unknown = [str(label) for i, label in labels.items() if named[int(i)] is None]
+    missing = [name for name in OBJECTS if name not in named.values()]
+    if unknown or missing or len(named) != len(OBJECTS):
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:5])})"
+            for names, what in ((unknown, "are none of them"), (missing, "of them have no label"))
+            if names
+        ]
+        raise InputError(
+            f"its {len(named)} labels are not the {len(OBJECTS)} classes of COCO that GenEval's prompts name"
+            + "".join(f"; {part}" for part in parts)
+        )
+    return {i: name for i, name in named.items() if name is not None}
+
+
+def letters_of(name: str) -> str:
+    """Return the letters of a name in lower case: lists differ in spaces, hyphens and underscores."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def masked_objects(logits: Tensor, masks: Tensor, size: tuple[int, int], names: Mapping[int, str]) -> MaskedObjects:

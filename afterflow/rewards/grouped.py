@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import ImagePairs, Judge, RewardModels, Scored
+from .base import ImagePairs, Judge, RewardModels, checked_answer, own_copies, read_only
 from .registry import DEFAULT_REWARD_MODELS, load_reward
 
 
@@ -62,12 +62,11 @@ def judge_groups(
     seeds = torch.cat([torch.randint(2**62, (int(n),), generator=g) for g, n in zip(generators, shown.sum((1, 2)))])
     frames = images.reshape(P * G, -1, *images.shape[-3:]).swapaxes(0, 1)
     rows = _repeat(records, G)
-    answers = [judge(ImagePairs(frame, rows, first, second, seeds.numpy())) for frame in frames]
-    scored = [answer if isinstance(answer, Scored) else Scored(answer) for answer in answers]
+    answers = [judge(ImagePairs(read_only(frame), own_copies(rows), first, second, seeds.numpy())) for frame in frames]
+    request = f"where {first.shape} pairs were shown"
+    scored = [checked_answer(f"the judge {judge}", answer, len(first), request) for answer in answers]
     wins = np.mean([frame.values for frame in scored], 0)
     why = {pair: reason for frame in scored for pair, reason in frame.why.items()}
-    if wins.shape != first.shape:
-        raise ValueError(f"the judge {judge} answered with shape {wins.shape} where {first.shape} pairs were shown")
     answered = np.delete(wins, list(why))
     if not np.all((answered >= 0) & (answered <= 1)):
         raise ValueError(f"the judge {judge} answered outside of [0, 1]: {answered.min()} to {answered.max()}")

@@ -33,11 +33,16 @@ PLAIN_CANVAS_BITS = 1.0
 """Bits of colour per pixel beside the text, below which a picture is an empty canvas; a gradient has more than 2."""
 
 
+def check_quoted(record: dict) -> None:
+    """Raise InputError where the prompt asks for no text."""
+    if not "".join(map(fold_text, quoted_texts(record["prompt"]))):
+        raise InputError(f'prompt {record["prompt"]!r} has no text in "double quotes"')
+
+
 def check_quotes(record: dict) -> None:
     """Raise InputError where the prompt asks for no text, or for characters that the reader does not know."""
+    check_quoted(record)
     texts = quoted_texts(record["prompt"])
-    if not "".join(map(fold_text, texts)):
-        raise InputError(f'prompt {record["prompt"]!r} has no text in "double quotes"')
     check_extra("reward ocr", _FIELDS["libraries"], _FIELDS["extra"])
     unknown = dict.fromkeys(c for text in texts for c in fold_known(text, alphabet()) if c not in alphabet())
     if unknown:
@@ -106,6 +111,7 @@ def _sign() -> np.ndarray:
 
 _FIELDS: dict[str, Any] = {
     "needs": check_quotes,
+    "client_needs": check_quoted,
     "extra": "ocr",
     "libraries": ("rapidocr", "onnxruntime", "rapidfuzz"),
     "canary": Canary(_sign, {"prompt": 'a sign that says "Afterflow"'}, 1.0, 0.02),

@@ -27,7 +27,7 @@ def pixel_preservation(images: np.ndarray, records: Sequence[dict]) -> Scored:
     return without_masked(values, counts)
 
 
-@network_reward("clip_preservation", -1, 1, needs=check_mask, canary=MASKED)
+@network_reward("clip_preservation", -1, 1, needs=check_mask, canary=MASKED, weights=("clipscore",))
 def clip_preservation(models: RewardModels) -> Scorer:
     """Score the cosine of before and after by CLIP ViT-L/14, both with one grey where the mask is white."""
     clip = load_clip_vit_l(models)

@@ -1,7 +1,7 @@
 """Rewards by name: ours, those of installed packages, and a user's own."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -74,9 +74,23 @@ def find_reward(name: str) -> Reward:
     raise unknown_name("reward", name, [*REWARDS, *GIVEN, *points])
 
 
-def needs_of(names: Iterable[str]) -> dict[str, Callable[[dict], None]]:
-    """Return the checks of records that these rewards make, by name; of what is not imported yet none is known."""
-    return {name: needs for name in names if (needs := find_reward(name).needs) is not None}
+def needs_of(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS) -> dict[str, Callable[[dict], None]]:
+    """Return the checks of records that these rewards make, by name; of what is not imported yet none is known.
+
+    Where a service scores, it makes those checks that take the reward's libraries.
+    """
+    checks = {}
+    for name in names:
+        reward = find_reward(name)
+        here = reward.client_needs if name in models.servers else None
+        if (needs := here or reward.needs) is not None:
+            checks[name] = needs
+    return checks
+
+
+def weights_read_here(name: str, models: RewardModels) -> tuple[str, ...]:
+    """Return the names in `models.weights` that a reward reads; none where a service scores."""
+    return () if name in models.servers else find_reward(name).weights_read
 
 
 def resolve_reward(name: str) -> Reward:
@@ -113,9 +127,21 @@ def load_reward(name: str, models: RewardModels = DEFAULT_REWARD_MODELS) -> Rewa
         return reward
     try:
         return _loaded(name, models, GIVEN[name][1] if name in GIVEN else "")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        why, option = str(error).partition("\n")[0], f"--reward-models.weights {name} PATH"
-        raise ConfigError(f"reward {name} could not be loaded: {why}; {option} takes other weights") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # libraries that read weights have no common type of errors
+        raise not_loaded(reward, error) from error
+
+
+def not_loaded(reward: Reward, error: Exception) -> ConfigError:
+    """Return the error for a reward that cannot be loaded, with the option that takes other weights of it."""
+    why = str(error).partition("\n")[0]
+    if not isinstance(error, OSError | ValueError | RuntimeError) or not why:
+        why = f"{type(error).__name__}: {why}"
+    if isinstance(error, ConfigError) or not reward.weights_read:
+        return ConfigError(f"reward {reward.name} could not be loaded: {why}")
+    option = f"--reward-models.weights {reward.weights_read[0]} PATH"
+    return ConfigError(f"reward {reward.name} could not be loaded: {why}; {option} takes other weights")
 
 
 @cache
@@ -146,19 +172,41 @@ def check_rewards(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MO
     for name in models.servers:
         if name not in names:
             raise unknown_name("reward of this run (reward_models.servers)", name, names)
-    for name in models.weights:
-        # CLIP's weights are those of other rewards too, and a detector's those of its kinds: NAME, NAME_strict, ...
-        shared = name == "clipscore" or any(reward.startswith(f"{name}_") for reward in names)
-        if name not in names and not shared:
-            raise unknown_name("reward of this run (reward_models.weights)", name, names)
-    for name in models.options:
-        if not any(reward.startswith(name.rpartition("_")[0].removesuffix("_counting")) for reward in names):
-            raise ConfigError(f"reward_models.options: no reward of this run reads {name}; leave it out")
-    for name in names:
-        reward, remote = resolve_reward(name), name in models.servers
+    rewards = {name: resolve_reward(name) for name in names}
+    check_read(rewards, models)
+    for name, reward in rewards.items():
+        remote = name in models.servers
         libraries = ("httpx", "msgpack") if remote else reward.libraries
         check_extra(f"reward {name}", libraries, "serve" if remote else reward.extra)
         report_blindness(name, canary_complaint(name, models), models)
+
+
+def check_read(rewards: Mapping[str, Reward], models: RewardModels) -> None:
+    """Raise ConfigError for weights and options that no reward of a run reads here, with the name that one reads."""
+    here = [reward for name, reward in rewards.items() if name not in models.servers]
+    served = [reward for name, reward in rewards.items() if name in models.servers]
+    readable = dict.fromkeys(name for reward in here for name in reward.weights_read)
+    for name in models.weights:
+        if name in readable:
+            continue
+        if any(name in reward.weights_read for reward in served):
+            raise ConfigError(f"reward_models.weights: what reads {name} is scored by a service; name them to that")
+        if name in rewards:
+            read = " and ".join(rewards[name].weights_read)
+            raise ConfigError(
+                f"reward_models.weights: {name} has no weights of its own; "
+                + (f"it reads those of {read}, so name these" if read else "leave it out")
+            )
+        if not readable:
+            raise ConfigError(
+                f"no reward of this run (reward_models.weights) is called {name!r}, and none reads weights"
+            )
+        raise unknown_name("reward of this run (reward_models.weights)", name, readable)
+    for name in models.options:
+        if any(name in reward.options for reward in served) and not any(name in reward.options for reward in here):
+            raise ConfigError(f"reward_models.options: what reads {name} is scored by a service; name it to that")
+        if not any(name in reward.options for reward in here):
+            raise ConfigError(f"reward_models.options: no reward of this run reads {name}; leave it out")
 
 
 def check_judge_sees(judge: Judge | None, models: RewardModels) -> None:

@@ -37,7 +37,10 @@ CLIP_FPS = 16.0
 """Frames a second of Wan 2.1's clips."""
 
 
-@network_reward("video_align", clips=True, canary=MOVING)
+VIDEO_OPTIONS = ("video_align_fps", "video_align_vq", "video_align_mq", "video_align_ta")
+
+
+@network_reward("video_align", clips=True, canary=MOVING, options=VIDEO_OPTIONS)
 def video_align(models: RewardModels) -> Scorer:
     """Score VideoReward's overall rating, unbounded, about 0 for the clips of its authors; parts VQ, MQ and TA.
 

@@ -1,13 +1,14 @@
 """The pictures that prompts are about: what is to be edited, or the first frame of a clip.
 
 A record names them under `input`: one, or a list, each a file or a data: address that holds a PNG.  Under `mask` it may
-name one more in the same way.
+name one more in the same way, and under `image` the file of a picture to be like.
 """
 
 import base64
 import hashlib
 import io
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,8 @@ def input_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     value = record.get("input")
     names = () if value is None or value == "" else (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"prompt {record.get('prompt')!r}: input = {value!r}; it names a picture, or a list of them")
+        shown = reprlib.repr(value)  # it may be a whole picture
+        raise InputError(f"prompt {record.get('prompt')!r}: input = {shown}; it names a picture, or a list of them")
     return tuple(names)
 
 
@@ -46,17 +48,21 @@ def content_key(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def with_digests(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a record whose inputs and mask are named by the digests of their files, which may move or change.
+    """Return a record whose pictures are named by the digests of their files, which may move or change.
 
-    A record without inputs is returned as it is.  So are data: addresses, which are contents themselves, and names of
-    files that are not there.
+    They are its inputs with their mask, and the picture to be like.  A record without any is returned as it is.  So are
+    data: addresses, which are contents themselves, and names of files that are not there.
     """
-    if not input_names(record):
-        return record
-    value, mask = record["input"], record.get("mask")
-    digests = picture_content(value) if isinstance(value, str) else [picture_content(name) for name in value]
-    masked = {"mask": picture_content(mask)} if isinstance(mask, str) and mask else {}
-    return {**record, "input": digests, **masked}
+    digests: dict[str, Any] = {}
+    if input_names(record):
+        value = record["input"]
+        digests["input"] = (
+            picture_content(value) if isinstance(value, str) else [picture_content(name) for name in value]
+        )
+    for key in ("mask", "image") if digests else ("image",):
+        if isinstance(name := record.get(key), str) and name:
+            digests[key] = picture_content(name)
+    return {**record, **digests} if digests else record
 
 
 def picture_content(name: str) -> str:
@@ -111,22 +117,38 @@ def png_address(pixels: np.ndarray) -> str:
 
 
 def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str) -> dict[str, Any]:
-    """Return a record whose inputs and mask are whole paths of pictures in `folder`.
+    """Return a record whose inputs and mask are whole paths of pictures in `folder`, and so is its picture to be like.
 
     Without a folder, data: addresses alone are read.  InputError, with the location, where one is not there or leads
-    out of the folder.
+    out of the folder.  A picture to be like that is not in the folder keeps its name, which counts from the working
+    folder.
     """
     try:
         names = input_names(record)
     except InputError as error:
         raise InputError(f"{location}: {error}") from None
+    located = dict(record)
+    if folder is not None and isinstance(image := record.get("image"), str) and image:
+        located["image"] = path_inside(folder, image) or image
     if not names:
-        return dict(record)
+        return located
     paths, mask = [whole_path(name, "input", folder, location) for name in names], record.get("mask")
-    located = {**record, "input": paths[0] if isinstance(record["input"], str) else paths}
+    located["input"] = paths[0] if isinstance(record["input"], str) else paths
     if isinstance(mask, str) and mask:
         located["mask"] = whole_path(mask, "mask", folder, location)
     return located
+
+
+def path_inside(folder: Path, name: str) -> str | None:
+    """Return the whole path of the file in a folder that a record names; None where it has none of that name."""
+    if name.startswith("data:"):
+        return None
+    try:
+        file = named_picture(folder, name, "image", "")
+        check_inside(file)
+    except InputError:
+        return None
+    return str(file.resolve())
 
 
 def whole_path(name: str, key: str, folder: Path | None, location: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|-?(?:Infinity|NaN|[\d][\d.eE+-]*)')
@@ -38,3 +39,24 @@ def json_error(error: json.JSONDecodeError, text: str) -> str:
     """Return in one line what is wrong with a text, and where in it."""
     line = f"line {error.lineno}, " if "\n" in text else ""
     return f"not JSON ({error.msg} at {line}column {error.colno})"
+
+
+def json_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a row that JSON can hold; bytes, pictures and dates are none."""
+    return {name: value for name, value in row.items() if is_json(value)}
+
+
+def is_json(value: Any) -> bool:
+    """Return whether JSON can hold a value: texts, numbers, true, false, null, and lists and objects of them."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += [*part.values()]
+            if not all(isinstance(key, str) for key in part):
+                return False
+        elif isinstance(part, list):
+            waiting += part
+        elif part is not None and not isinstance(part, str | int | float | bool):
+            return False
+    return True

@@ -17,7 +17,7 @@ from afterflow.algorithms.base import WIN_RATE
 from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.sft import SFT
 from afterflow.cli.train import Parts
-from afterflow.data.images import ImageFolder, LeftOut, ShapesImages
+from afterflow.data.images import ImageFolder, LeftOut, ShapesImages, bucket_sizes, nearest_size
 from afterflow.data.pairs import HubPairs, PairFolder, SampledPairs, same_shape
 from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.evaluation.scores import ScoreCache
@@ -99,6 +99,38 @@ def test_a_list_and_folders_hold_winners_before_losers(listed, folders):
         assert np.abs(first.pixels().mean((1, 2)) - [[255, 0, 0], [0, 0, 255]]).max() < 3
         assert second.digest != first.digest
     assert pairs_of(PairFolder(str(listed)))[0].record == {"prompt": "all red", "tag": "colors"}
+
+
+@pytest.mark.parametrize("winner, loser", [((500, 717), (1000, 1435)), ((1000, 1435), (500, 717))])
+def test_both_pictures_of_a_pair_are_brought_to_the_winners_shape(listed, winner, loser):
+    """Rounded to a pixel, two sizes of one shape lie on both sides of the border between two buckets."""
+    picture(listed / "red.png", "red", winner)
+    picture(listed / "blue.png", "blue", loser)
+    write_lines(listed, [{"prompt": "x", "chosen": "red.png", "rejected": "blue.png"}])
+    source = PairFolder(str(listed), buckets=True, min_size=1)
+    sizes = bucket_sizes((512, 512), 16)
+    assert len({nearest_size(height / width, sizes) for width, height in (winner, loser)}) == 2
+    [pair] = source.images(0, (512, 512), 16)
+    assert pair.size == nearest_size(winner[1] / winner[0], sizes)
+    assert pair.pixels().shape == (2, *pair.size, 3)
+
+
+def test_a_loser_smaller_than_the_winners_shape_is_refused(listed):
+    picture(listed / "red.png", "red", (120, 80))
+    picture(listed / "blue.png", "blue", (36, 24))
+    write_lines(listed, [{"prompt": "x", "chosen": "red.png", "rejected": "blue.png"}])
+    with pytest.raises(ValueError, match=r"blue\.png: 36 x 24 px, smaller than the"):
+        list(PairFolder(str(listed), buckets=True).images(0, (32, 32), 8))
+
+
+def test_a_named_caption_is_refused_where_pairs_have_no_keys(folders, tmp_path):
+    with pytest.raises(ValueError, match=r"data\.caption = long names a key, .* prompt\.txt beside"):
+        pairs_of(PairFolder(str(folders), caption="long"))
+    voted = tmp_path / "voted"
+    voted.mkdir()
+    (voted / "verdicts.jsonl").write_text('{"verdict": "first"}\n')
+    with pytest.raises(ValueError, match=r"data\.caption = long names a key, .* verdicts of people"):
+        pairs_of(PairFolder(str(voted), caption="long"))
 
 
 def test_ties_and_equal_pictures_are_left_out_and_counted(listed, caplog):

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from shutil import copytree
+from types import MappingProxyType
 
 import torch
 from diffusers import (
@@ -139,8 +140,8 @@ def in_file(layers):
     return {f"layers.{n}.{name}": value.detach() for n, layer in names for name, value in layer.named_parameters()}
 
 
-def mask2former(folder):
-    """A detector of COCO's objects."""
+def mask2former(folder, renamed=MappingProxyType({})):
+    """A detector of COCO's objects, some of which its labels call by other names."""
     torch.manual_seed(0)
     stages = {"depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8], "out_features": [f"stage{i}" for i in range(1, 5)]}
     narrow = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "dim_feedforward"), 32)
@@ -151,7 +152,7 @@ def mask2former(folder):
         decoder_layers=2,
         num_attention_heads=4,
         num_queries=10,
-        id2label=dict(enumerate(OBJECTS)),
+        id2label={i: renamed.get(name, name) for i, name in enumerate(OBJECTS)},
         **narrow,
     )
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)

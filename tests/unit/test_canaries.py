@@ -88,7 +88,7 @@ def random_weights(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["clipscore", "pickscore", "hpsv2", "geneval_hf", "geneval_hf_strict"])
 def test_random_weights_are_refused_unless_the_user_goes_on(name, random_weights, caplog):
-    weights = {key: random_weights[key] for key in (name.removesuffix("_strict"), "clipscore")}
+    weights = {key: random_weights[key] for key in find_reward(name).weights_read}
     with pytest.raises(ValueError, match=f"reward {name} is blind: for 'a photo of a "):
         check_rewards([name], RewardModels(weights=weights))
     check_rewards([name], RewardModels(weights=weights, ignore_canary=(name,)))

@@ -16,11 +16,12 @@ from afterflow.data.images import ImageFolder
 from afterflow.data.prompts import PromptFile
 from afterflow.experiment import contents as module
 from afterflow.experiment.config import Run
-from afterflow.experiment.contents import check_contents, folder_contents, run_contents
+from afterflow.experiment.contents import check_contents, folder_contents, reward_contents, run_contents
 from afterflow.experiment.prompt_checks import held_out_records, prompt_records
 from afterflow.experiment.provenance import write_record
 from afterflow.models.adapters import LoRA, Teacher
-from afterflow.rewards.registry import REWARDS
+from afterflow.rewards.base import RewardModels
+from afterflow.rewards.registry import REWARDS, find_reward
 from afterflow.rewards.vlm.judge import VLMJudge
 from afterflow.system.errors import CheckpointError
 
@@ -80,6 +81,22 @@ def test_a_version_of_a_reward_and_its_weights_are_contents(made, tmp_path, monk
     before = digests(run)
     Path("weights").write_bytes(b"2")
     assert digests(run) != before
+
+
+@pytest.mark.parametrize("name", [name for name in REWARDS if find_reward(name).load is not None])
+def test_new_contents_of_all_weights_that_a_reward_reads_are_another_reward(name, tmp_path):
+    read = find_reward(name).weights_read
+    for weights in read:
+        (tmp_path / weights).mkdir()
+        (tmp_path / weights / "model.safetensors").write_bytes(b"1")
+    models = RewardModels(weights={weights: str(tmp_path / weights) for weights in (*read, "other")})
+    seen = {reward_contents(name, models)}
+    for weights in read:
+        (tmp_path / weights / "model.safetensors").write_bytes(b"2")
+        seen.add(reward_contents(name, models))
+    assert len(seen) == 1 + len(read)
+    (tmp_path / "other").write_bytes(b"1")
+    assert reward_contents(name, models) in seen
 
 
 def test_what_is_no_part_of_it_may_change(made):

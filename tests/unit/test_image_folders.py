@@ -1,17 +1,21 @@
 """Folders of images as users have them: what is found, what is left out, and what is said about both."""
 
 import csv
+import datetime
 import io
 import json
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from afterflow.data.images import ImageFolder, LeftOut, bucket_sizes, nearest_size
+from afterflow.data.images import HubImages, ImageFolder, LeftOut, bucket_sizes, nearest_size
+from afterflow.data.pairs import HubPairs
 from afterflow.data.prompts import bucket_rows
 from afterflow.system.errors import ConfigError, InputError
+from afterflow.system.input_pictures import input_names
 
 NAMES = ("blue", "green", "red")
 
@@ -213,3 +217,165 @@ def torch_long(values):
     import torch
 
     return torch.tensor(values)
+
+
+RED, BLUE = [255, 0, 0], [0, 0, 255]
+
+
+def colours_of(images):
+    return [image.pixels()[0, 0].tolist() for image in images]
+
+
+def in_json(folder, tar, **rows):
+    """Pictures with a .txt, and for those that are named a .json, beside them or in a tar."""
+    beside(".txt")(folder)
+    for name, row in rows.items():
+        (folder / f"{name}.json").write_text(json.dumps(row))
+    if tar:
+        with tarfile.open(folder / "a.tar", "w") as archive:
+            for file in sorted(folder.iterdir()):
+                if file.suffix in (".png", ".txt", ".json"):
+                    archive.add(file, f"set/{file.name}")
+                    file.unlink()
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_a_named_caption_is_read_from_the_json_and_no_text_stands_in_for_it(folder, tar):
+    in_json(folder, tar, red={"long": "a red square", "n": 1}, blue={"other": "x"})
+    assert [image.record["prompt"] for image in used(folder)[0]] == [f"all {name}" for name in NAMES]
+    images, left_out = used(folder, caption="long")
+    assert [image.record for image in images] == [{"prompt": "a red square", "n": 1}]
+    assert colours_of(images) == [RED] and left_out == ["without a caption"] * 2
+    with pytest.raises(InputError, match=r"json.* with 'short', which data\.caption names"):
+        used(folder, caption="short")
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "./"])
+def test_a_member_of_a_tar_without_a_name_is_said_with_the_file(folder, name):
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(InputError, match=r"a\.tar: a file in it is called '.*', which is no name"):
+        used(folder)
+
+
+def test_inputs_and_masks_are_named_in_a_list_too(folder):
+    Image.new("L", (40, 40)).save(folder / "mask.png")
+    Image.new("L", (40, 40)).save(folder / "nobody.png")
+    line = {"target": "red.png", "text": "x", "input": ["blue.png", "green.png"], "mask": "mask.png"}
+    (folder / "metadata.jsonl").write_text(json.dumps(line))
+    assert used(folder)[1] == ["not named in metadata.jsonl"]
+
+
+def table_of(folder, **columns):
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+STRUCT = lambda name: [{"bytes": encoded(name), "path": "x.png"}]
+TWO_COLUMNS = {
+    "before and after": {"before": [encoded("red")], "after": [encoded("blue")]},
+    "source and target": {"source": STRUCT("red"), "target": STRUCT("blue")},
+    "jpg_0 and jpg_1": {"jpg_0": [encoded("red")], "jpg_1": STRUCT("blue")},
+}
+
+
+@pytest.mark.parametrize("columns", TWO_COLUMNS.values(), ids=list(TWO_COLUMNS))
+def test_of_several_columns_of_pictures_one_must_be_named(columns, tmp_path, caplog):
+    caplog.set_level("INFO", "afterflow")
+    first, last = columns
+    file = table_of(tmp_path, **columns, text=["x"])
+    for source in (file, tmp_path):
+        with pytest.raises(InputError, match=rf"columns {first}, {last} can all hold.*--data\.image {first}"):
+            used(source)
+    with pytest.raises(InputError, match=f"no column 'photo' holds pictures, only {first}, {last}"):
+        used(file, image="photo")
+    assert colours_of(used(file, image=last)[0]) == [BLUE]
+    assert caplog.records[-1].message.endswith(f"1 parquet, column {last}")
+
+
+def test_a_column_called_image_is_taken_before_others_and_can_be_passed_over(tmp_path):
+    file = table_of(tmp_path, thumbnail=[encoded("red")], image=[encoded("blue")], text=["x"])
+    assert colours_of(used(file)[0]) == [BLUE] and colours_of(used(file, image="thumbnail")[0]) == [RED]
+
+
+@pytest.mark.parametrize("layout", ["metadata.jsonl", "metadata.csv", ".txt files", "1 webdataset tar"])
+def test_a_column_of_pictures_is_refused_where_there_are_no_columns(layout, folder):
+    LAYOUTS[layout](folder)
+    with pytest.raises(InputError, match=r"data\.image = photo names a column, which parquet files alone have"):
+        used(folder, image="photo")
+
+
+def test_a_row_keeps_what_json_holds_and_no_other_picture(tmp_path):
+    noise = bytes(1 << 16)
+    columns = {"thumbnail": [noise], "deep": [{"a": [noise]}], "day": [datetime.date(2026, 1, 1)]}
+    plain = {"n": [1], "share": [0.5], "tag": ["x"], "words": [["a", "b"]], "box": [{"x": 1}], "nothing": [None]}
+    file = table_of(tmp_path, image=[encoded("red")], text=["red"], **columns, **plain)
+    [image], _ = used(file)
+    assert image.record == {"prompt": "red"} | {name: value for name, [value] in plain.items()}
+    json.dumps(image.record)
+
+
+@pytest.mark.parametrize("key", ["input", "mask"])
+@pytest.mark.parametrize("cell", [encoded("red", (400, 400)), {"bytes": encoded("red", (400, 400)), "path": "x.png"}])
+def test_pictures_in_the_column_of_inputs_are_refused_without_repeating_them(key, cell, tmp_path):
+    file = table_of(tmp_path, image=[encoded("blue")], text=["x"], **({"input": ["a.png"]} | {key: [cell]}))
+    with pytest.raises(InputError, match=f"its column {key} holds pictures, which are read from files alone") as error:
+        used(file)
+    assert len(str(error.value)) < 300
+
+
+def test_a_mask_without_an_input_is_a_column_as_others(tmp_path):
+    file = table_of(tmp_path, image=[encoded("blue")], text=["x"], mask=[encoded("red")])
+    [image], _ = used(file)
+    assert image.record == {"prompt": "x"}
+
+
+@pytest.mark.parametrize("value", [b"x" * 10_000, {"bytes": b"x" * 10_000}, ["x", b"y" * 10_000], 7])
+def test_an_input_that_names_no_picture_is_said_in_a_short_line(value):
+    with pytest.raises(InputError, match="it names a picture, or a list of them") as error:
+        input_names({"prompt": "a", "input": value})
+    assert len(str(error.value)) < 300
+
+
+def hub(folder, text, **pictures):
+    """A folder that `datasets` reads as a data set of the hub, with pictures in a list and bytes beside them."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    sequence = getattr(datasets, "List", datasets.Sequence)
+    kinds = {"n": datasets.Value("int64"), "text": datasets.Value("string"), "code": datasets.Value("binary")}
+    kinds |= {"views": sequence(datasets.Image())} | {name: datasets.Image() for name in pictures}
+    cells = {name: [{"bytes": data, "path": None} for data in values] for name, values in pictures.items()}
+    count = len(text)
+    rows = {"n": list(range(count)), "text": text, "code": [b"x"] * count, **cells}
+    rows["views"] = [[{"bytes": encoded("red"), "path": None}] * 2] * count
+    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(folder / "train.parquet")
+    return str(folder)
+
+
+def test_a_row_of_a_data_set_without_a_caption_is_counted_and_others_keep_no_picture(tmp_path):
+    pictures = [encoded(name) for name in ("red", "blue", "green", "white")]
+    source = HubImages(hub(tmp_path, image=pictures, other=pictures, text=["a", None, " ", "d"]))
+    listing = source.listing()
+    assert [entry.record for entry in listing.entries] == [{"prompt": "a", "n": 0}, {"prompt": "d", "n": 3}]
+    assert dict(listing.left_out) == {"without a caption": 2}
+    images = [image for image in source.images(0, (32, 32)) if not isinstance(image, LeftOut)]
+    assert colours_of(images) == [RED, [255, 255, 255]]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no row has a caption under 'text'"):
+        HubImages(hub(tmp_path / "none", image=pictures, text=[None] * 4)).listing()
+
+
+def test_a_pair_of_a_data_set_without_a_caption_is_counted(tmp_path):
+    red, blue = encoded("red"), encoded("blue")
+    columns = {"one": [red] * 3, "two": [blue] * 3, "third": [blue] * 3}
+    source = partial(HubPairs, hub(tmp_path, **columns, text=["a", None, "c"]), first="one", second="two", label=None)
+    listing = source().pair_listing()
+    assert [winner.record for winner, _ in listing.pairs] == [{"prompt": "a", "n": 0}, {"prompt": "c", "n": 2}]
+    assert dict(listing.left_out) == {"without a caption": 1}
+    with pytest.raises(InputError, match="it has no column 'words'"):
+        source(caption="words").pair_listing()
+    (tmp_path / "none").mkdir()
+    empty = hub(tmp_path / "none", **columns, text=[None] * 3)
+    with pytest.raises(InputError, match="no row has a caption under 'text'"):
+        HubPairs(empty, first="one", second="two", label=None).pair_listing()

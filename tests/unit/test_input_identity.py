@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import tinies
 from afterflow.algorithms.base import Scores
 from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -39,8 +41,10 @@ from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.sampled_pairs import PairSampler
 from afterflow.models.flux2_klein import Flux2Klein
 from afterflow.models.qwen_image_edit import QwenImageEdit
-from afterflow.rewards.base import ImagePairs
+from afterflow.rewards.base import ImagePairs, RewardModels, remember_last_batch
+from afterflow.rewards.clip import check_image
 from afterflow.rewards.edited import as_drawn, check_mask, picture_size, stays
+from afterflow.rewards.registry import load_reward
 from afterflow.rewards.vlm.judge import question_keys
 from afterflow.system.errors import ConfigError, InputError
 from afterflow.system.input_pictures import png_address, with_digests
@@ -173,9 +177,63 @@ def test_what_is_kept_of_an_edit_goes_by_the_content_of_its_picture_and_not_by_i
     assert digests_of(record, tmp_path / "kept")["scores"] != before["scores"]
 
 
+def test_what_is_kept_of_a_picture_to_be_like_goes_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("AFTERFLOW_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "like.png", 1)
+    record = {"prompt": "a star", "image": str(file)}
+    kept = ("scores", "pairs", "prompts", "held-out prompts")
+    before = digests_of(record, tmp_path / "kept")
+    moved = {**record, "image": str(shutil.copy(file, tmp_path / "moved.png"))}
+    assert digests_of(moved, tmp_path / "kept") == before
+    write(file, 2)
+    after = digests_of(record, tmp_path / "kept")
+    assert all(after[name] != before[name] for name in kept)
+
+
+def test_a_picture_to_be_like_is_found_beside_its_list_or_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lists").mkdir()
+    beside, here = write(tmp_path / "lists/a.png", 1), write(tmp_path / "b.png", 2)
+    names = ["a.png", "b.png", "none.png", str(here), "../b.png", "data:image/png;base64,AA"]
+    lines = [json.dumps({"prompt": "x", "image": name}) for name in names]
+    (tmp_path / "lists/prompts.jsonl").write_text("\n".join(lines))
+    found = [record["image"] for record in PromptFile("lists/prompts.jsonl").records(0)]
+    assert found == [str(beside), *names[1:]]
+
+
+@pytest.mark.parametrize("name", ["like.png", "cafe\u0301.png"])
+def test_a_picture_to_be_like_that_was_exchanged_is_seen(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tinies.clip(tmp_path / "clip")
+    reward = load_reward("image_similarity", RewardModels(weights={"clipscore": str(folder)}))
+    noise = lambda seed: np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    record, file = {"prompt": "x", "image": name}, tmp_path / unicodedata.normalize("NFC", name)
+    for seed in (0, 1):
+        Image.fromarray(noise(seed)).save(file)
+        os.utime(file, (seed, seed))
+        check_image(record)
+        assert reward(noise(seed)[None], [record]).values[0] == pytest.approx(1, abs=1e-5)
+    file.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="not a readable image"):
+        check_image(record)
+
+
+def test_a_batch_about_a_picture_that_was_exchanged_is_another_batch(tmp_path):
+    calls = []
+    ask = remember_last_batch(lambda images, records: calls.append(1) or [len(calls)])
+    file, images = write(tmp_path / "in.png", 1), np.zeros((1, 8, 8, 3), np.uint8)
+    for record in ({"prompt": REQUEST, "input": str(file)}, {"prompt": "x", "image": str(file)}):
+        calls.clear()
+        write(file, 1)
+        assert ask(images, [record]) == ask(images, [dict(record)]) == [1]
+        write(file, 2, size=16)
+        assert ask(images, [record]) == [2]
+
+
 @pytest.mark.parametrize(
     "record",
     [
+        {"prompt": "a star", "image": "no file"},
         {"prompt": "a star", "mask": "any value", "b": 1, "a": 2},
         {"prompt": REQUEST, "input": png_address(np.zeros((8, 8, 3), np.uint8))},
         {"prompt": REQUEST, "input": ["/not/there.png"], "mask": "/nor/this.png"},

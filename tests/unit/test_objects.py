@@ -7,6 +7,7 @@ import pytest
 
 from afterflow.data.geneval_prompts import TASK_SHARES, MixedPrompts, ObjectPrompts, SignPrompts
 from afterflow.data.prompts import PromptFile
+from afterflow.envs.geneval_rules import OBJECTS as CLASSES
 from afterflow.rewards.ocr import target_texts
 from afterflow.rewards.registry import find_reward
 
@@ -34,6 +35,43 @@ def test_they_are_what_the_rules_can_judge_in_the_published_mix():
     ]
     coloured = [clause for record in records for clause in record["include"] if "color" in clause]
     assert coloured and all(clause["class"] != "person" for clause in coloured)
+
+
+PLURALS = {
+    **{"bus": "buses", "skis": "skises", "scissors": "scissorses", "wine glass": "wine glasses", "knife": "knifes"},
+    **{"baseball glove": "baseball gloves", "bench": "benchs", "person": "persons", "toothbrush": "toothbrushs"},
+}
+
+
+def test_counted_objects_are_in_genevals_plural():
+    """Its rule of create_prompts.py: es after an s, else s, which for some words is no English."""
+    records = [record for split in ("train", "test") for record in ObjectPrompts(split, count=1700).records(0)]
+    of_class = {}
+    for record in records:
+        if record["tag"] == "counting":
+            of_class.setdefault(record["include"][0]["class"], set()).add(record["prompt"].split(" ", 4)[4])
+    assert set(of_class) == set(CLASSES)
+    for name, plurals in of_class.items():
+        assert plurals == {PLURALS.get(name, f"{name}es" if name[-1] == "s" else f"{name}s")}
+
+
+def test_counting_prompts_of_a_file_are_left_out_whatever_their_plural(tmp_path):
+    prompts = [f"a photo of {word} {noun}" for word in ("two", "three", "four") for noun in PLURALS.values()]
+    file = tmp_path / "evaluation.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    for split in ("train", "test"):
+        drawn = ObjectPrompts(split, count=1700, exclude=str(file)).records(0)
+        assert not {record["prompt"] for record in drawn} & set(prompts)
+
+
+def test_signs_that_are_repeated_are_said(caplog, monkeypatch):
+    monkeypatch.setattr("afterflow.data.geneval_prompts.MAX_REPEATS", 60)
+    monkeypatch.setattr("afterflow.system.once._SAID", set())
+    records = SignPrompts("test", count=4000).records(0)
+    distinct = len({record["prompt"] for record in records})
+    assert len(records) == 4000 > distinct
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == f"of 4000 signs of the test split {distinct} are distinct, and they are repeated"
 
 
 def test_what_is_evaluated_is_never_trained_on(tmp_path):

@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,8 @@ import torch
 from afterflow.envs.shapes.prompts import suite
 from afterflow.envs.shapes.render import render_batch
 from afterflow.objectives.preferences import consistency, win_rates
+from afterflow.rewards.base import Scored, read_only
+from afterflow.rewards.clip import crop_square, pad_square
 from afterflow.rewards.grouped import all_pairs, judge_groups, score_groups
 from afterflow.rewards.registry import REWARDS
 from afterflow.rewards.shapes_judge import ShapesJudge
@@ -84,3 +88,92 @@ def test_a_reward_that_does_not_answer_once_for_each_image_is_refused(monkeypatc
     monkeypatch.setitem(REWARDS, "twice", lambda images, records: np.zeros((len(images), 2)))
     with pytest.raises(ValueError, match=r"reward twice answered with shape \(16, 2\) for 16 images"):
         score_groups("twice", group(), RECORDS)
+
+
+def overwrite(images, records):
+    images[...] = 0
+    return images.mean((1, 2, 3))
+
+
+def divide_in_place(images, records):
+    images //= 2
+    return images.mean((1, 2, 3))
+
+
+def sort_a_view(images, records):
+    images.reshape(len(images), -1)[0].sort()
+    return images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("writer", [overwrite, divide_in_place, sort_a_view])
+def test_a_reward_that_writes_into_the_images_fails_and_changes_none_for_others(writer, monkeypatch):
+    monkeypatch.setitem(REWARDS, "writer", writer)
+    monkeypatch.setitem(REWARDS, "brightness", lambda images, records: images.mean((1, 2, 3)))
+    images = group()
+    kept, before = images.copy(), score_groups("brightness", images, RECORDS).values
+    scores = score_groups("writer", images, RECORDS)
+    assert scores.values.isnan().all() and all("read-only" in failure for failure in scores.failures)
+    assert (images == kept).all() and images.flags.writeable
+    assert torch.equal(score_groups("brightness", images, RECORDS).values, before)
+
+
+def test_a_reward_or_a_judge_that_writes_into_records_changes_its_own_alone(monkeypatch):
+    def rename(images, records):
+        for record in records:
+            record.pop("tag")
+            record["include"].clear()
+            record["prompt"] = "other"
+            record |= {"tag": "x", "include": []}
+        return np.zeros(len(images))
+
+    def judge(pairs):
+        rename(pairs.images, pairs.records)
+        return np.full(len(pairs.first), 0.5)
+
+    records = deepcopy(RECORDS)
+    monkeypatch.setitem(REWARDS, "rename", rename)
+    assert not score_groups("rename", group(), records).failures
+    judge_groups(judge, group(), records, all_pairs(4, 4), [torch.Generator() for _ in range(4)])
+    assert records == RECORDS
+
+
+def test_a_judge_cannot_write_into_the_images():
+    def judge(pairs):
+        pairs.images[...] = 0
+        return np.full(len(pairs.first), 0.5)
+
+    images = group()
+    with pytest.raises(ValueError, match="read-only"):
+        judged(judge, images)
+    assert (images == group()).all()
+
+
+WRONG = {
+    "a part that is too short": lambda n: Scored(np.zeros(n), {"half": np.zeros(n - 1)}),
+    "a part of two numbers": lambda n: Scored(np.zeros(n), {"half": np.zeros((n, 2))}),
+    "a part that is one number": lambda n: Scored(np.zeros(n), {"half": 0.5}),
+    "a part of words": lambda n: Scored(np.zeros(n), {"half": ["few"] * n}),
+    "words": lambda n: ["few"] * n,
+    "objects": lambda n: [{}] * n,
+    "nothing": lambda n: None,
+    "a tensor with a gradient": lambda n: torch.zeros(n, requires_grad=True),
+    "a reason too many": lambda n: Scored(np.zeros(n), why={n: "dark"}),
+    "a reason before the first": lambda n: Scored(np.zeros(n), why={-1: "dark"}),
+    "a reason by name": lambda n: Scored(np.zeros(n), why={"first": "dark"}),
+}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=list(WRONG))
+def test_an_answer_of_another_form_is_one_sentence_that_names_who_gave_it(answer, monkeypatch):
+    monkeypatch.setitem(REWARDS, "wrong", lambda images, records: answer(len(images)))
+    with pytest.raises(ValueError, match=r"^reward wrong"):
+        score_groups("wrong", group(), RECORDS)
+    with pytest.raises(ValueError, match=r"^the judge <function"):
+        judged(lambda pairs: answer(len(pairs.first)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_preparing_images_that_cannot_be_written_into_warns_of_nothing():
+    images = read_only(np.zeros((2, 20, 40, 3), np.uint8))
+    for prepare in (crop_square, pad_square):
+        assert prepare(images, 28).shape == (2, 3, 28, 28)

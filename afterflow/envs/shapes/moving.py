@@ -65,11 +65,14 @@ def validate_moving(record: Any) -> None:
     if not isinstance(clauses, list) or not clauses:
         raise InputError("include must have at least one clause")
     for i, clause in enumerate(clauses):
-        for field, allowed in (("class", SHAPES), ("color", COLORS), ("moving", DIRECTIONS)):
+        if not isinstance(clause, dict):
+            raise InputError(f"include[{i}] must be a JSON object, not {clause!r}")
+        for field, allowed in (("class", SHAPES), ("color", COLORS), ("moving", tuple(DIRECTIONS))):
             if clause.get(field) not in allowed:
                 raise InputError(f"include[{i}].{field} must be one of {', '.join(allowed)}, not {clause.get(field)!r}")
-        if not isinstance(clause.get("count"), int) or clause["count"] < 1:
-            raise InputError(f"include[{i}].count must be a whole number of at least 1, not {clause.get('count')!r}")
+        count = clause.get("count")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InputError(f"include[{i}].count must be a whole number of at least 1, not {count!r}")
 
 
 def render_clip(record: Record, frames: int, size: int, rng: np.random.Generator) -> ImageArray:

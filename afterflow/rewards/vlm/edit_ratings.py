@@ -91,7 +91,13 @@ def edit_rating(name: str, value: Callable[[EditRating], float], with_parts: boo
 
         return score
 
-    fields = {"needs": check_edit, "canary": EDITED, "extra": "judge", "libraries": ("httpx",)}
+    fields = {
+        "needs": check_edit,
+        "canary": EDITED,
+        "extra": "judge",
+        "libraries": ("httpx",),
+        "weights": (VLM_EDIT_NAME,),
+    }
     return network_reward(name, 0, HIGHEST, scale=1 / HIGHEST, **fields)(load)
 
 

@@ -93,8 +93,13 @@ def unified_reward(chat: Chat, image: np.ndarray, prompt: str) -> float:
 def check_points(record: dict) -> None:
     """Raise InputError where the record does not say what to look for."""
     points = record.get("points")
-    if not isinstance(points, list) or not points or not all(isinstance(p, list) and len(p) == 2 for p in points):
-        raise InputError("it has no points, a list of [dimension, what the picture must show]")
+    if not isinstance(points, list) or not points or not all(map(is_point, points)):
+        raise InputError("it has no points, a list of [dimension, what the picture must show], both of them texts")
+
+
+def is_point(value: object) -> bool:
+    """Return whether a value is a dimension and what the picture must show for it, two texts."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) and part for part in value)
 
 
 @network_reward("vlm_points", 0, 1, needs=check_points, extra="judge", libraries=("httpx",), canary=POINTED)

@@ -162,7 +162,13 @@ def geometric_mean(chances: Sequence[float]) -> float:
 
 def soft_tifa(kind: str, mean: Mean, by_skill: bool) -> Reward:
     """Return the reward of one of the two means."""
-    fields = {"needs": check_questions, "canary": QUESTIONED, "extra": "judge", "libraries": ("httpx",)}
+    fields = {
+        "needs": check_questions,
+        "canary": QUESTIONED,
+        "extra": "judge",
+        "libraries": ("httpx",),
+        "weights": (NAME,),
+    }
     load = lambda models: SoftTifa(atom_asker(models), mean, by_skill)
     return network_reward(f"{NAME}_{kind}", 0, 1, **fields)(load)
 
