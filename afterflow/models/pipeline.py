@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..sampling.conditioning import Conditioning, Embedding, Velocity, concatenate_embeddings, linear_guidance
 from ..sampling.schedules import Schedule
+from ..system.atomic_files import write_text_atomically
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError
 from ..system.input_pictures import input_names, read_input
@@ -34,7 +35,7 @@ from .lora.factors import LoRAFactors
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
-from .pipeline_files import check_family, fingerprint, is_distilled, locate, read_index, reading_parts
+from .pipeline_files import check_family, copy_part, fingerprint, is_distilled, locate, read_index, reading_parts
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
 from .vae import batch_size, decode_images, encode_images
@@ -418,8 +419,18 @@ class Model(ABC):
         self.pipe.load_lora_weights(lora_state_dict(layers), adapter_name=name)
 
     def save_pipeline(self, folder: Path, network: nn.Module) -> None:
-        """Write the whole pipeline with the trained network, which is `module` or a copy of it."""
-        self.pipeline(**self.network_parts(network)).save_pretrained(folder)
+        """Write the whole pipeline with the trained network, which is `module` or a copy of it.
+
+        The other parts are files of the base: none is loaded for it, and none is rounded to the run's precision.
+        """
+        trained = self.network_parts(network)
+        for name, part in trained.items():
+            part.save_pretrained(folder / name)  # type: ignore[operator]
+        index = self.index() | {"_class_name": self.stock}
+        for name, kind in index.items():
+            if isinstance(kind, list) and kind != [None, None] and name not in trained:
+                copy_part(self.folder / name, folder / name)
+        write_text_atomically(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def meta_part(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:

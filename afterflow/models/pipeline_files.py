@@ -4,6 +4,7 @@ Nothing that a file names is imported before its name is found in PARTS.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ..system.atomic_files import make_folder
 from ..system.errors import AfterflowError, InputError
 from ..system.own_folders import check_inside
 from ..system.text_files import read_json
@@ -37,6 +39,8 @@ PARTS = {
     },
 }
 """Library → the classes that a part of a pipeline may have; a class of any other name is never imported."""
+OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb")
+"""Endings of weights in formats that diffusers reads only where there is no .safetensors file, or not at all."""
 MOST_LAYERS, LARGEST_SIZE = 1000, 10**8
 """Largest number of layers, and of anything else, in the configuration of a part."""
 
@@ -83,6 +87,16 @@ def weights_digest(path: str) -> str:
     ):
         digest.update(fingerprint(file))
     return digest.hexdigest()[:32]
+
+
+def copy_part(folder: Path, target: Path) -> None:
+    """Copy the files of a part of a pipeline, without weights in other formats where there is a .safetensors file."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    if any(file.suffix == ".safetensors" for file in files):
+        files = [file for file in files if file.suffix not in OTHER_WEIGHTS]
+    make_folder(target)
+    for file in files:
+        shutil.copyfile(file, target / file.name)  # the contents of what is a link in the hub's cache
 
 
 def read_index(folder: Path) -> dict[str, Any]:

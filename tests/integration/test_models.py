@@ -27,14 +27,15 @@ from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.families import FAMILIES as CONFIGURATIONS
 from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
-from afterflow.models.pipeline_files import pipeline_class
+from afterflow.models.pipeline import Model
+from afterflow.models.pipeline_files import copy_part, pipeline_class
 from afterflow.models.wan import Wan
 from afterflow.models.z_image import of_one_length
 from afterflow.sampling.conditioning import condition
 from afterflow.sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
 from afterflow.system.errors import ConfigError, InputError
 from small_runs import JPEG, METHODS, STEPS, frames_of, in_this_half, small_run
-from tinies import FAMILIES, built, flux2_klein
+from tinies import FAMILIES, built, flux2_klein, saved
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
 SECOND_LORA = ({}, {"weight_name": "pytorch_lora_weights_2.safetensors", "load_into_transformer_2": True})
@@ -167,6 +168,36 @@ def test_a_full_fine_tune_is_a_pipeline_of_its_own(tinies, name, tmp_path):
     ours = our_images(model, noise_for(model), 1.0)
     stock = stock_images(tmp_path / "model", tinies[name], noise_for(model), 1.0)
     assert np.abs(ours.astype(int) - stock).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["sd3", "wan_pair", "qwen_image_edit", "wan_image"])
+def test_a_full_fine_tune_keeps_the_files_of_all_other_parts(name, tmp_path, monkeypatch):
+    """None of them is loaded: a processor would ask for torchvision, and encoders for gigabytes."""
+    config = replace(saved(name), dtype="bfloat16")
+    model, base = config.load(), Path(config.path)
+    trained = attach(model, Full())
+    monkeypatch.setattr(Model, "pipeline", lambda *_, **__: pytest.fail("a part is loaded"))
+    model.save_pipeline(tmp_path / "model", model.module)
+    monkeypatch.undo()
+    files = {file.relative_to(base) for file in base.glob("*/*")}
+    others = {file for file in files if file.parts[0] not in model.network_parts(model.module)}
+    assert {file.parts[0] for file in others} >= {"vae", "text_encoder", "tokenizer", "scheduler"}
+    assert all((tmp_path / "model" / file).read_bytes() == (base / file).read_bytes() for file in others)
+    again = replace(config, path=str(tmp_path / "model"), dtype="float32").load()
+    assert all(torch.equal(trained[name], p) for name, p in again.module.named_parameters())
+
+
+def test_a_part_is_copied_without_weights_in_other_formats(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "blob").write_text("weights")
+    for name in ("config.json", "model.bin", ".hidden"):
+        (tmp_path / "part" / name).write_text(name)
+    copy_part(tmp_path / "part", tmp_path / "old")
+    assert {file.name for file in (tmp_path / "old").iterdir()} == {"config.json", "model.bin"}
+    (tmp_path / "part" / "model.safetensors").symlink_to(tmp_path / "blob")  # as in the hub's cache
+    copy_part(tmp_path / "part", tmp_path / "new")
+    copied = {file.name: file.is_symlink() for file in (tmp_path / "new").iterdir()}
+    assert copied == {"config.json": False, "model.safetensors": False}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
