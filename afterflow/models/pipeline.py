@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -38,6 +39,7 @@ from .packing import pack_latents, unpack_latents
 from .pipeline_files import check_family, copy_part, fingerprint, is_distilled, locate, read_index, reading_parts
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
+from .text_encoders import encoder_name, prompts_per_pass, remove_word_heads
 from .vae import batch_size, decode_images, encode_images
 from .wrappers import Combine, guided, in_chunks
 
@@ -146,6 +148,8 @@ class Model(ABC):
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
     encoder_key: tuple[tuple[str, ...], str]
     """Names of encoders that are left out, and what else decides how a prompt is encoded.  It keys the cache."""
+    _loaded: "list[DiffusionPipeline] | None" = None
+    """The pipeline with encoders, once there is one to keep.  None: it is not kept."""
 
     def __init__(self, config: Pretrained, device: torch.device | str) -> None:
         self.config, self.device = config, torch.device(device)
@@ -231,7 +235,7 @@ class Model(ABC):
     def cut_prompts(self, prompts: Sequence[str]) -> tuple[CutPrompts, ...]:
         """Return for each encoder that does not read all of the prompts what it cuts."""
         limits = [
-            TextLimit(tokenizer.replace("tokenizer", "text_encoder"), self.folder / tokenizer, tokens)
+            TextLimit(encoder_name(tokenizer), self.folder / tokenizer, tokens)
             for tokenizer, tokens in self.text_tokens.items()
         ]
         return cut_prompts(tuple(limits), tuple(prompts))
@@ -354,12 +358,32 @@ class Model(ABC):
         return cache_folder() / "prompts" / f"{digest.hexdigest()[:32]}.safetensors"
 
     @torch.no_grad()
-    def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
-        with reading_parts(self.config.path):
-            parts = self.network_parts(self.module)
-            pipe = self.pipeline(("vae", *self.encoder_key[0]), **parts).to(self.device)
+    def _run_encoders(self, prompts: Sequence[str]) -> Embedding:
+        pipe = self.pipeline_with_encoders()
+        batch = prompts_per_pass(pipe, self.text_tokens)
         made = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
         return concatenate_embeddings([Embedding(*(None if x is None else x.cpu() for x in part)) for part in made])
+
+    def pipeline_with_encoders(self, *without: str) -> Any:
+        """Return the stock pipeline with its text encoders, and without an autoencoder and some other parts."""
+        if self._loaded:
+            return self._loaded[0]
+        with reading_parts(self.config.path):
+            pipe = self.pipeline(("vae", *self.encoder_key[0], *without), **self.network_parts(self.module))
+            remove_word_heads(pipe, self.encoders)
+            pipe.to(self.device)
+        if self._loaded is not None:
+            self._loaded.append(pipe)
+        return pipe
+
+    @contextmanager
+    def encoders_loaded_once(self) -> Iterator[None]:
+        """Keep the text encoders, where the block needs them, from their first use in it to its end."""
+        self._loaded = []
+        try:
+            yield
+        finally:
+            self._loaded = None
 
     def stock_latents(self, cond: Conditioning, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Return the latents (B, ...) that the stock pipeline's own loop makes of noise (B, ...), by Euler's steps."""
