@@ -171,7 +171,9 @@ class Model(ABC):
             self.configure()  # again: only weights tell whether SD3's T5 says anything
         self.pipe.set_progress_bar_config(disable=True)
         self.module = self.network()
-        self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
+        self.vae = self.pipe.vae.requires_grad_(
+            False
+        ).float()  # decoders overflow in half precision
 
     @classmethod
     def reads(cls, index: Mapping[str, Any]) -> bool:
@@ -271,14 +273,16 @@ class Model(ABC):
         return getattr(diffusers, self.stock)
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
-        """Return the stock pipeline from the folder, some parts given and some left out."""
+        """Return the stock pipeline from the folder, some parts given and some left out.
+
+        The autoencoder, which computes in fp32, is read in fp32: bf16 would round what the file holds.
+        """
         index = self.index()
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
-        return self.stock_class().from_pretrained(
-            self.folder, dtype=getattr(torch, self.config.dtype), **left_out, **parts
-        )
+        dtypes = {"vae": torch.float32, "default": getattr(torch, self.config.dtype)}
+        return self.stock_class().from_pretrained(self.folder, dtype=dtypes, **left_out, **parts)
 
     def meta_pipeline(self) -> "DiffusionPipeline":
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
@@ -416,8 +420,8 @@ class Model(ABC):
 
     @property
     def image_key(self) -> str:
-        """Digest of all that decides how an image is encoded: the latents' shape, precision and autoencoder."""
-        digest = hashlib.sha256(f"{self.latent_shape} {self.config.dtype}".encode())
+        """Digest of all that decides how an image is encoded: the latents' shape and the autoencoder, which is fp32."""
+        digest = hashlib.sha256(f"{self.latent_shape} float32".encode())
         for file in sorted((self.folder / "vae").iterdir()):
             digest.update(fingerprint(file))
         return digest.hexdigest()

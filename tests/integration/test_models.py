@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from safetensors.torch import load_file
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.forward_process import learns_from_finished
@@ -235,6 +236,15 @@ def test_half_precision_draws_nearly_the_same(tinies, name):
         with torch.no_grad():
             fields.append(model.velocity(model.module)(x, t, cond).float())
     assert (fields[0] - fields[1]).norm() < 0.1 * fields[0].norm()
+
+
+@pytest.mark.parametrize("name, dtype", [("sd3", "bfloat16"), ("flux2_klein", "float16"), ("wan", "bfloat16")])
+def test_the_autoencoder_is_what_its_file_holds_in_every_precision(tinies, name, dtype):
+    exact, half = (replace(tinies[name], dtype=each).load() for each in ("float32", dtype))
+    stored = load_file(half.folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert half.module.dtype == getattr(torch, dtype)
+    assert all(torch.equal(x, stored[name]) for name, x in half.vae.state_dict().items())
+    assert half.image_key == exact.image_key
 
 
 def test_without_a_schedule_of_its_own_a_rollout_takes_the_models(tinies):
