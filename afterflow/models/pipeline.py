@@ -171,9 +171,7 @@ class Model(ABC):
             self.configure()  # again: only weights tell whether SD3's T5 says anything
         self.pipe.set_progress_bar_config(disable=True)
         self.module = self.network()
-        self.vae = self.pipe.vae.requires_grad_(
-            False
-        ).float()  # decoders overflow in half precision
+        self.vae = self.pipe.vae.requires_grad_(False).float()  # decoders overflow in half precision
 
     @classmethod
     def reads(cls, index: Mapping[str, Any]) -> bool:

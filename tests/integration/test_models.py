@@ -29,7 +29,7 @@ from afterflow.models.families import FAMILIES as CONFIGURATIONS
 from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.pipeline import Model
-from afterflow.models.pipeline_files import copy_part, pipeline_class
+from afterflow.models.pipeline_files import copy_part, download, pipeline_class
 from afterflow.models.wan import Wan
 from afterflow.models.z_image import of_one_length
 from afterflow.sampling.conditioning import condition
@@ -186,6 +186,15 @@ def test_a_full_fine_tune_keeps_the_files_of_all_other_parts(name, tmp_path, mon
     assert all((tmp_path / "model" / file).read_bytes() == (base / file).read_bytes() for file in others)
     again = replace(config, path=str(tmp_path / "model"), dtype="float32").load()
     assert all(torch.equal(trained[name], p) for name, p in again.module.named_parameters())
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_the_cache_is_asked_without_the_network(weights, monkeypatch, tmp_path):
+    """By the libraries' own option: no connection is opened."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection is opened"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError):
+        download("owner/model", None, weights, from_cache=True)
 
 
 def test_a_part_is_copied_without_weights_in_other_formats(tmp_path):
