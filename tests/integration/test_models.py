@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.forward_process import learns_from_finished
 from afterflow.algorithms.sft import SFT
+from afterflow.cli import push
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
@@ -29,7 +31,7 @@ from afterflow.models.families import FAMILIES as CONFIGURATIONS
 from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
 from afterflow.models.pipeline import Model
-from afterflow.models.pipeline_files import copy_part, download, pipeline_class
+from afterflow.models.pipeline_files import PARTS, copy_part, download, pipeline_class
 from afterflow.models.wan import Wan
 from afterflow.models.z_image import of_one_length
 from afterflow.sampling.conditioning import condition
@@ -184,6 +186,9 @@ def test_a_full_fine_tune_keeps_the_files_of_all_other_parts(name, tmp_path, mon
     others = {file for file in files if file.parts[0] not in model.network_parts(model.module)}
     assert {file.parts[0] for file in others} >= {"vae", "text_encoder", "tokenizer", "scheduler"}
     assert all((tmp_path / "model" / file).read_bytes() == (base / file).read_bytes() for file in others)
+    with push.without_paths(tmp_path / "model") as copy:
+        uploaded = {file.relative_to(copy) for file in copy.rglob("*") if file.is_file()}
+    assert uploaded == {file.relative_to(tmp_path / "model") for file in tmp_path.glob("model/**/*") if file.is_file()}
     again = replace(config, path=str(tmp_path / "model"), dtype="float32").load()
     assert all(torch.equal(trained[name], p) for name, p in again.module.named_parameters())
 
@@ -195,6 +200,19 @@ def test_the_cache_is_asked_without_the_network(weights, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(OSError):
         download("owner/model", None, weights, from_cache=True)
+
+
+def test_push_knows_every_file_that_parts_of_pipelines_write():
+    """By the names that transformers has for its files, and those that its tokenizers have."""
+    names = ("CONFIG_NAME", "GENERATION_CONFIG_NAME", "IMAGE_PROCESSOR_NAME", "VIDEO_PROCESSOR_NAME", "PROCESSOR_NAME")
+    written = {getattr(transformers.utils, name) for name in (*names, "SAFE_WEIGHTS_INDEX_NAME")}
+    written |= {transformers.utils.hub.LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE}
+    assert {"processor_config.json", "video_preprocessor_config.json"} < written <= set(push.CONFIGURATIONS)
+    tokenizers = [getattr(transformers, name) for name in PARTS["transformers"] if "Tokenizer" in name]
+    vocabularies = {file for kind in tokenizers for file in kind.vocab_files_names.values()}
+    base = transformers.tokenization_utils_base
+    vocabularies |= {getattr(base, name) for name in dir(base) if name.endswith("_FILE")}
+    assert "merges.txt" in vocabularies and vocabularies <= {*push.CONFIGURATIONS, *push.AS_THEY_ARE}
 
 
 def test_a_part_is_copied_without_weights_in_other_formats(tmp_path):
