@@ -105,6 +105,8 @@ class Model(ABC):
     """Names of the pipeline's parts that read prompts."""
     optional_encoders: tuple[str, ...] = ()
     """Those of them that a pipeline may be without, and need not name."""
+    prompts_in_chat: bool = False
+    """Whether the tokens of a prompt are counted with those of a chat before it."""
     usual_guidance: float
     """The guidance scale of its authors.  1 where the network takes another one as input, or needs none."""
     streams: tuple[str, ...]
@@ -235,7 +237,7 @@ class Model(ABC):
     def cut_prompts(self, prompts: Sequence[str]) -> tuple[CutPrompts, ...]:
         """Return for each encoder that does not read all of the prompts what it cuts."""
         limits = [
-            TextLimit(encoder_name(tokenizer), self.folder / tokenizer, tokens)
+            TextLimit(encoder_name(tokenizer), self.folder / tokenizer, tokens, self.prompts_in_chat)
             for tokenizer, tokens in self.text_tokens.items()
         ]
         return cut_prompts(tuple(limits), tuple(prompts))

@@ -382,6 +382,8 @@ def test_there_is_a_released_model_of_every_family_to_count_and_to_try():
         ("qwen_image", {"size": 40}, "multiples of 16 pixels, say 32 or 48"),
         ("wan", {"width": 40}, "width = 40"),
         ("wan", {"frames": 4}, "say 1 or 5"),
+        ("wan", {"max_sequence_length": 0}, "Wan reads 1 to 512 tokens"),
+        ("wan_pair", {"max_sequence_length": 513}, "Wan reads 1 to 512 tokens"),
     ],
 )
 def test_a_size_that_a_model_cannot_draw_is_refused(tinies, name, wrong, said):
