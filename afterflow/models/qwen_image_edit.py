@@ -114,12 +114,12 @@ class QwenImageEditModel(QwenImageModel):
         about = [tuple(rows) for rows in pictures.rows.tolist()]
         read: dict[tuple[str, tuple[int, ...]], Embedding] = {}
         # The empty text after the others, and once for all texts about the same pictures.
-        asked = [*zip(texts, about), *[("", rows) for rows in about]]
-        for text, rows in dict.fromkeys(asked):
+        pairs = [*zip(texts, about), *[("", rows) for rows in about]]
+        for text, rows in dict.fromkeys(pairs):
             encoded = self.embed(pipe, [text], [shown[row] for row in rows])
             read[text, rows] = Embedding(encoded.sequence.cpu(), mask=encoded.mask.cpu())  # type: ignore[union-attr]
         # Together, so that both have one length.
-        both = concatenate_embeddings([read[each] for each in asked])
+        both = concatenate_embeddings([read[each] for each in pairs])
         assert both.mask is not None
         return {"sequence": both.sequence, "mask": both.mask}
 

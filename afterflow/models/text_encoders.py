@@ -34,10 +34,10 @@ def prompts_per_pass(pipe: Any, text_tokens: Mapping[str, int]) -> int:
 def prompt_numbers(config: "PreTrainedConfig", tokens: int) -> int:
     """Return how many numbers an encoder holds at most for one prompt of so many tokens, without gradients."""
     text: Any = config.get_text_config()
-    kept = 1 if text.model_type in T5 else text.num_hidden_layers + 1
+    states = 1 if text.model_type in T5 else text.num_hidden_layers + 1
     feed_forward = text.d_ff if text.model_type in T5 else text.intermediate_size
     # Beside what is kept: three states and three hidden layers of a block, and the mask or bias of its attention.
-    of_token = (kept + 3) * text.hidden_size + 3 * feed_forward
+    of_token = (states + 3) * text.hidden_size + 3 * feed_forward
     return tokens * of_token + text.num_attention_heads * tokens**2
 
 
@@ -47,6 +47,6 @@ def remove_word_heads(pipe: Any, encoders: tuple[str, ...]) -> None:
     Pipelines read the states before it, and the guesses for 64 prompts of 512 tokens take 10 GB.
     """
     for name in encoders:
-        encoder = getattr(pipe, name, None)
+        encoder: Any = getattr(pipe, name, None)
         if isinstance(getattr(encoder, "lm_head", None), nn.Module):
             encoder.lm_head = nn.Identity()
