@@ -83,7 +83,8 @@ class Push:
 
 CONFIGURATIONS = (
     *("run.json", "adapter_config.json", "model_index.json", "config.json", "scheduler_config.json"),
-    *("generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("generation_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "chat_template.json"),
     *("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json"),
 )
 """Files of JSON that may name where something lies on this machine; their paths lose all parts but the last."""

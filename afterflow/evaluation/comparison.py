@@ -75,7 +75,7 @@ def judge_run(folder: Path, run: Run, recipe: str, settings: ShapesSettings) -> 
     about = {
         "suite": to_json(settings),
         "step": lines[-1]["step"],
-        "weights": [weights_digest(run.model.path), result_digest(run, folder)],
+        "weights": [weights_digest(run.model.path, run.model.revision), result_digest(run, folder)],
         "judge": find_reward("shapes_strict").version,
         "drawn with": drawing_environment(str(default_device())),
     }

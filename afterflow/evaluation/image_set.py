@@ -94,7 +94,7 @@ class ImageSet:
             return
         with locked_folder(self.folder):
             path, lora = self.source.path, self.source.lora
-            weights = weights_digest(path) + ("" if lora is None else " " + lora_digest(lora))
+            weights = weights_digest(path, settings.get("revision")) + ("" if lora is None else " " + lora_digest(lora))
             drawn_with = {"model": path, "lora": lora, **to_json(drawing), **settings, "weights": weights}
             drawn_with |= {"prompts": [record["prompt"] for record in self.records], **inputs_digest(self.records)}
             image_store.open_store(self.folder, drawn_with)

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,13 +11,12 @@ import torch
 from ..algorithms.base import explores
 from ..data.images import ImageSource, image_noun
 from ..data.prompts import prompt_rows
-from ..models.generate import distinct_prompts, encode_records
 from ..rewards.functions import check_given
 from ..rewards.grouped import all_pairs, judge_groups
 from ..rewards.registry import check_judge_sees, check_rewards, resolve_reward
 from ..sampling.conditioning import Conditioning
 from ..sampling.seeds import generator
-from ..system.errors import CheckpointError, ConfigError, InputError, TrainingStopped
+from ..system.errors import CheckpointError, ConfigError, TrainingStopped
 from ..system.folder_lock import locked_folder
 from ..system.launcher import launched_rank
 from ..system.messages import show_messages_by_default
@@ -45,6 +43,7 @@ from .monitor import RunMonitor
 from .network_counts import rollout_ratio
 from .passes import NO_ROLLOUT, Passes, setup_passes
 from .prompt_checks import check_input_pictures, held_out_records, prompt_records
+from .prompt_encoder import PromptEncoder
 from .provenance import tracker_options, write_record
 from .result import Result
 from .run_folder import RunFolder, read_record
@@ -156,8 +155,8 @@ def train_setup(
     optimization = setup.run.optimization
     recorder = GroupRecorder(setup.algorithm.requirements.weights, side)
     with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
-        source, prompts, passes, drawn = training_data(setup, records, clock, recorder)
-        held_out_prompts = encode_prompts(setup, held_out) if held_out else None
+        encode = PromptEncoder(setup, held_out, clock)
+        source, prompts, passes, drawn = training_data(setup, records, encode, recorder)
     if drawn is not None:
         check_drawn_pairs(setup, drawn, accept_changed_data)
     if isinstance(setup.run.data, ImageSource):
@@ -166,7 +165,7 @@ def train_setup(
     check_before_sampling(setup, prompts, seconds)
     if setup.first < setup.run.batches.iterations:
         _log.info(expected_words(setup, seconds, passes))
-    monitor = RunMonitor(setup, prompts, held_out_prompts, clock, side, recorder)
+    monitor = RunMonitor(setup, prompts, encode.held_out_prompts, clock, side, recorder)
     rate, skip = learning_rate_schedule(setup.run, monitor.budget), optimization.nonfinite == "skip"
     trainer = Trainer(
         setup.algorithm, setup.models, setup.weights, clock, TrainOptions(rate, optimization.max_grad_norm, skip)
@@ -229,19 +228,21 @@ def check_drawn_pairs(setup: TrainingSetup, drawn: str, accept_changed_data: boo
     folder.write_data({"drawn_pairs": drawn})
 
 
-def training_data(setup: TrainingSetup, records: Sequence[dict], clock: Clock, recorder: GroupRecorder) -> TrainingData:
+def training_data(
+    setup: TrainingSetup, records: Sequence[dict], encode: PromptEncoder, recorder: GroupRecorder
+) -> TrainingData:
     """Return what a run trains on."""
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
-        images = image_pairs(run, run.data, model, partial(encode_prompts, setup), setup.models.reference)
+        images = image_pairs(run, run.data, model, encode, setup.models.reference)
         if setup.processes.main:
             RunFolder(run.folder).write_data({"images": len(images.prompts), "left_out": images.left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}
         source = supervised(setup.algorithm, images.pairs, steps, **options)
         return TrainingData(source, images.prompts, NO_ROLLOUT, images.drawn)
     assert explores(setup.algorithm)
-    prompts = encode_prompts(setup, records)
+    prompts = encode(records)
     explorer = Explorer(
         setup.algorithm,
         setup.models,
@@ -258,25 +259,12 @@ def training_data(setup: TrainingSetup, records: Sequence[dict], clock: Clock, r
             low_noise=model.low_noise,
         ),
         setup.processes,
-        clock,
+        encode.clock,
         setup.weights.history,
     )
     passes = setup_passes(setup, prompts)
     _log.info(f"  passes    {passes.words}")
     return TrainingData(iterations(explorer, steps, passes.retained_rows), prompts, passes)
-
-
-def encode_prompts(setup: TrainingSetup, records: Sequence[dict]) -> Conditioning:
-    """Encode the prompts of records; InputError for what an encoder would cut, where the run asks for that."""
-    cuts = setup.model.cut_prompts(distinct_prompts(records))
-    if cuts and setup.run.batches.long_prompts == "stop":
-        raise InputError("; ".join(cut.sentence() for cut in cuts) + "; shorten them, or take --long-prompts cut")
-    if cuts and setup.processes.main:
-        folder = RunFolder(setup.run.folder)
-        before = folder.data().get("cut_prompts", {})
-        counts = {cut.encoder: max(cut.prompts, before.get(cut.encoder, 0)) for cut in cuts}
-        folder.write_data({"cut_prompts": before | counts})
-    return encode_records(setup.model, records)
 
 
 def check_before_sampling(setup: TrainingSetup, prompts: Conditioning, seconds_per_pass: float) -> None:

@@ -14,6 +14,7 @@ from ..models.adapters import (
     LoRA,
     Parameters,
     attach,
+    check_loras,
     trainable_parameters,
 )
 from ..models.base import blocks
@@ -66,6 +67,7 @@ class TrainingSetup:
         """
         checkpoints = check_folder(run, resume)
         processes = start_processes(run, checkpoints)
+        check_loras(run.model, run.tune, run.teachers)
         model = load_model(run, processes)
         algorithm = on_model_schedule(run.algorithm, model.schedule)
         with torch.random.fork_rng():

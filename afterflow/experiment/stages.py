@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from ..data.prompts import PromptFile, ShapesPrompts
@@ -132,12 +133,7 @@ class Samples(_StageFolder):
             rows = [i for i, record in enumerate(records) if record[self.route] in teacher.tasks]
             if not rows:
                 continue
-            model = self.model.load(default_device())
-            if teacher.lora is not None:
-                model.load_lora(teacher.lora)
-            scale = teacher.guidance(self.guidance_scale)
-            drawn = draw_images(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
-            for i, of_prompt in zip(rows, drawn):
+            for i, of_prompt in zip(rows, self.pictures(teacher, records, rows)):
                 for j, pixels in enumerate(of_prompt):
                     name = f"{i:05d}_{j}.png"
                     with writing(images / name):
@@ -145,6 +141,14 @@ class Samples(_StageFolder):
                     lines.append({"file_name": name, "caption": records[i]["prompt"], **records[i]})
         write_text_atomically(images / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
         return f"{len(lines)} pictures by {len(self.teachers)} teachers"
+
+    def pictures(self, teacher: Teacher, records: list[dict], rows: list[int]) -> np.ndarray:
+        """Draw a teacher's pictures of the records in `rows`, uint8 (P, per_prompt, H, W, 3); its model is let go."""
+        model = self.model.load(default_device())
+        if teacher.lora is not None:
+            model.load_lora(teacher.lora)
+        scale = teacher.guidance(self.guidance_scale)
+        return draw_images(model, records, self.per_prompt, self.steps, scale, self.seed, rows)
 
 
 Stage = Run | BuildParts | Merge | Samples

@@ -13,8 +13,9 @@ from ..sampling.conditioning import Velocity
 from ..system.errors import ConfigError
 from ..system.names import unknown_name
 from .experts import networks_of
+from .lora.files import StoredLoRA, check_lora_fits, read_lora
 from .lora.trained import adapted_layers, restore_training
-from .pipeline import Model
+from .pipeline import Model, Pretrained
 from .wrappers import identity
 
 Wrapped = tuple[Velocity, Callable[[], AbstractContextManager[None]]]
@@ -113,14 +114,36 @@ def start_from(model: Model, tune: LoRA, source: str) -> None:
     """Attach a LoRA and train it on.  ConfigError where `tune` has another rank, alpha or layers."""
     from peft.functional import set_adapter
 
-    if tune.targets:
-        raise ConfigError(f"tune.targets: the layers are those of {source}; leave targets out")
     lora = model.load_lora(source)
-    if (lora.rank, lora.alpha) != (tune.rank, tune.alpha):
-        its = f"rank {lora.rank} and alpha {lora.alpha:g}"
-        raise ConfigError(f"LoRA {source} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
+    check_start(tune, lora)
     restore_training(model.module, lora, "default")
     set_adapter(model.module, "default")
+
+
+def check_start(tune: LoRA, start: StoredLoRA) -> None:
+    """Raise ConfigError where `tune` has another rank, alpha or layers than the LoRA that it starts from."""
+    source = start.source
+    if tune.targets:
+        raise ConfigError(f"tune.targets: the layers are those of {source}; leave targets out")
+    if (start.rank, start.alpha) != (tune.rank, tune.alpha):
+        its = f"rank {start.rank} and alpha {start.alpha:g}"
+        raise ConfigError(f"LoRA {source} has {its}, not {tune.rank} and {tune.alpha}; set tune.rank and tune.alpha")
+
+
+def check_loras(config: Pretrained, tune: LoRA | Full, teachers: Sequence["Teacher"]) -> None:
+    """Read the LoRAs that a run starts from and learns from, and see that they fit, before weights are fetched.
+
+    InputError for one that cannot be read or is of another architecture; ConfigError as of `check_start`.
+    """
+    start = tune.start if isinstance(tune, LoRA) else None
+    sources = dict.fromkeys([start, *(teacher.lora for teacher in teachers)])
+    loras = {source: read_lora(source, type(config).__name__) for source in sources if source is not None}
+    if isinstance(tune, LoRA) and start is not None:
+        check_start(tune, loras[start])
+    if loras:
+        network = config.load("meta").module
+        for lora in loras.values():
+            check_lora_fits(lora, network)
 
 
 def before_training(model: Model, tune: LoRA | Full, shard: ShardNetwork = identity) -> Wrapped:

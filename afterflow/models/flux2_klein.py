@@ -50,6 +50,7 @@ class Flux2KleinModel(Model):
 
     stock = "Flux2KleinPipeline"
     encoders = ("text_encoder", "tokenizer")
+    prompts_in_chat = True
     vae_encode, vae_decode = staticmethod(encode_patches), staticmethod(decode_patches)
     streams = ("x_embedder", "context_embedder")
     usual_guidance = 4.0

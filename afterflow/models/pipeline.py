@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..sampling.conditioning import Conditioning, Embedding, Velocity, concatenate_embeddings, linear_guidance
 from ..sampling.schedules import Schedule
+from ..system.atomic_files import write_text_atomically
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError
 from ..system.input_pictures import input_names, read_input
@@ -34,9 +36,10 @@ from .lora.factors import LoRAFactors
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
 from .packing import pack_latents, unpack_latents
-from .pipeline_files import check_family, fingerprint, is_distilled, locate, read_index, reading_parts
+from .pipeline_files import check_family, copy_part, fingerprint, is_distilled, locate, read_index, reading_parts
 from .prompt_lengths import CutPrompts, TextLimit, cut_prompts
 from .quantize import QuantizeName, check_quantizes, quantize
+from .text_encoders import encoder_name, prompts_per_pass, remove_word_heads
 from .vae import batch_size, decode_images, encode_images
 from .wrappers import Combine, guided, in_chunks
 
@@ -102,6 +105,8 @@ class Model(ABC):
     """Names of the pipeline's parts that read prompts."""
     optional_encoders: tuple[str, ...] = ()
     """Those of them that a pipeline may be without, and need not name."""
+    prompts_in_chat: bool = False
+    """Whether the tokens of a prompt are counted with those of a chat before it."""
     usual_guidance: float
     """The guidance scale of its authors.  1 where the network takes another one as input, or needs none."""
     streams: tuple[str, ...]
@@ -145,6 +150,8 @@ class Model(ABC):
     """Number and width of the vectors of an encoded prompt, and the width of the pooled one if there is one."""
     encoder_key: tuple[tuple[str, ...], str]
     """Names of encoders that are left out, and what else decides how a prompt is encoded.  It keys the cache."""
+    _loaded: "list[DiffusionPipeline] | None" = None
+    """The pipeline with encoders, once there is one to keep.  None: it is not kept."""
 
     def __init__(self, config: Pretrained, device: torch.device | str) -> None:
         self.config, self.device = config, torch.device(device)
@@ -230,7 +237,7 @@ class Model(ABC):
     def cut_prompts(self, prompts: Sequence[str]) -> tuple[CutPrompts, ...]:
         """Return for each encoder that does not read all of the prompts what it cuts."""
         limits = [
-            TextLimit(tokenizer.replace("tokenizer", "text_encoder"), self.folder / tokenizer, tokens)
+            TextLimit(encoder_name(tokenizer), self.folder / tokenizer, tokens, self.prompts_in_chat)
             for tokenizer, tokens in self.text_tokens.items()
         ]
         return cut_prompts(tuple(limits), tuple(prompts))
@@ -266,14 +273,16 @@ class Model(ABC):
         return getattr(diffusers, self.stock)
 
     def pipeline(self, without: Sequence[str] = (), **parts: nn.Module) -> "DiffusionPipeline":
-        """Return the stock pipeline from the folder, some parts given and some left out."""
+        """Return the stock pipeline from the folder, some parts given and some left out.
+
+        The autoencoder, which computes in fp32, is read in fp32: bf16 would round what the file holds.
+        """
         index = self.index()
         # diffusers insists that parts which the folder does not have are named.
         absent = [name for name, kind in index.items() if kind == [None, None]]
         left_out = dict.fromkeys([*without, *absent])
-        return self.stock_class().from_pretrained(
-            self.folder, dtype=getattr(torch, self.config.dtype), **left_out, **parts
-        )
+        dtypes = {"vae": torch.float32, "default": getattr(torch, self.config.dtype)}
+        return self.stock_class().from_pretrained(self.folder, dtype=dtypes, **left_out, **parts)
 
     def meta_pipeline(self) -> "DiffusionPipeline":
         """Return the stock pipeline without encoders and without weights, on the device `meta`."""
@@ -353,12 +362,32 @@ class Model(ABC):
         return cache_folder() / "prompts" / f"{digest.hexdigest()[:32]}.safetensors"
 
     @torch.no_grad()
-    def _run_encoders(self, prompts: Sequence[str], batch: int = 64) -> Embedding:
-        with reading_parts(self.config.path):
-            parts = self.network_parts(self.module)
-            pipe = self.pipeline(("vae", *self.encoder_key[0]), **parts).to(self.device)
+    def _run_encoders(self, prompts: Sequence[str]) -> Embedding:
+        pipe = self.pipeline_with_encoders()
+        batch = prompts_per_pass(pipe, self.text_tokens)
         made = [self.embed(pipe, list(prompts[i : i + batch])) for i in range(0, len(prompts), batch)]
         return concatenate_embeddings([Embedding(*(None if x is None else x.cpu() for x in part)) for part in made])
+
+    def pipeline_with_encoders(self, *without: str) -> Any:
+        """Return the stock pipeline with its text encoders, and without an autoencoder and some other parts."""
+        if self._loaded:
+            return self._loaded[0]
+        with reading_parts(self.config.path):
+            pipe = self.pipeline(("vae", *self.encoder_key[0], *without), **self.network_parts(self.module))
+            remove_word_heads(pipe, self.encoders)
+            pipe.to(self.device)
+        if self._loaded is not None:
+            self._loaded.append(pipe)
+        return pipe
+
+    @contextmanager
+    def encoders_loaded_once(self) -> Iterator[None]:
+        """Keep the text encoders, where the block needs them, from their first use in it to its end."""
+        self._loaded = []
+        try:
+            yield
+        finally:
+            self._loaded = None
 
     def stock_latents(self, cond: Conditioning, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Return the latents (B, ...) that the stock pipeline's own loop makes of noise (B, ...), by Euler's steps."""
@@ -391,8 +420,8 @@ class Model(ABC):
 
     @property
     def image_key(self) -> str:
-        """Digest of all that decides how an image is encoded: the latents' shape, precision and autoencoder."""
-        digest = hashlib.sha256(f"{self.latent_shape} {self.config.dtype}".encode())
+        """Digest of all that decides how an image is encoded: the latents' shape and the autoencoder, which is fp32."""
+        digest = hashlib.sha256(f"{self.latent_shape} float32".encode())
         for file in sorted((self.folder / "vae").iterdir()):
             digest.update(fingerprint(file))
         return digest.hexdigest()
@@ -418,8 +447,18 @@ class Model(ABC):
         self.pipe.load_lora_weights(lora_state_dict(layers), adapter_name=name)
 
     def save_pipeline(self, folder: Path, network: nn.Module) -> None:
-        """Write the whole pipeline with the trained network, which is `module` or a copy of it."""
-        self.pipeline(**self.network_parts(network)).save_pretrained(folder)
+        """Write the whole pipeline with the trained network, which is `module` or a copy of it.
+
+        The other parts are files of the base: none is loaded for it, and none is rounded to the run's precision.
+        """
+        trained = self.network_parts(network)
+        for name, part in trained.items():
+            part.save_pretrained(folder / name)  # type: ignore[operator]
+        index = self.index() | {"_class_name": self.stock}
+        for name, kind in index.items():
+            if isinstance(kind, list) and kind != [None, None] and name not in trained:
+                copy_part(self.folder / name, folder / name)
+        write_text_atomically(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def meta_part(kind: type, folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -4,6 +4,8 @@ Nothing that a file names is imported before its name is found in PARTS.
 """
 
 import hashlib
+import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ..system.atomic_files import make_folder
 from ..system.errors import AfterflowError, InputError
+from ..system.once import say_once
 from ..system.own_folders import check_inside
 from ..system.text_files import read_json
+
+_log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
 TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
@@ -37,6 +43,8 @@ PARTS = {
     },
 }
 """Library → the classes that a part of a pipeline may have; a class of any other name is never imported."""
+OTHER_WEIGHTS = (".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb")
+"""Endings of weights in formats that diffusers reads only where there is no .safetensors file, or not at all."""
 MOST_LAYERS, LARGEST_SIZE = 1000, 10**8
 """Largest number of layers, and of anything else, in the configuration of a part."""
 
@@ -48,15 +56,8 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
     """
     folder = SHIPPED.get(path, Path(path))
     if not folder.is_dir():
-        if len(Path(path).parts) != 2 or path.startswith(".") or Path(path).anchor:
-            raise InputError(f"model {path!r}: no such folder, and a hub id reads owner/name")
-        try:
-            folder = Path(download(path, revision, weights))
-        except OSError as error:
-            raise InputError(
-                f"model {path!r} is not on this machine and could not be fetched from the hub; check the id, the "
-                "network and, for a gated model, your token"
-            ) from error
+        check_hub_id(path)
+        folder = fetch(path, revision, weights)
     check_inside(folder)
     if not (folder / "model_index.json").is_file():
         raise InputError(f"model {path!r}: {folder} holds no model_index.json, so it is not a diffusers pipeline")
@@ -64,25 +65,92 @@ def locate(path: str, revision: str | None, weights: bool = True) -> Path:
     return folder
 
 
-def download(path: str, revision: str | None, weights: bool) -> str:
-    """Download a pipeline from the hub, or its configurations alone, and return its folder."""
+def check_hub_id(path: str) -> None:
+    """Raise InputError for a path that is no folder and cannot be the id of a pipeline on the hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if Path(path).is_file():
+        raise InputError(
+            f"model {path!r} is a single file; a model is a folder as diffusers saves it, with model_index.json in it, "
+            "or an id of the hub: name one of them, or write the folder by from_single_file and save_pretrained of the "
+            "pipeline's class in diffusers"
+        )
+    no_id = InputError(f"model {path!r}: no such folder, and a hub id reads owner/name")
+    if len(Path(path).parts) != 2 or path.startswith(".") or Path(path).anchor:
+        raise no_id
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        raise no_id from None
+
+
+def fetch(path: str, revision: str | None, weights: bool) -> Path:
+    """Return the folder of a pipeline of the hub, from this machine's cache where the hub cannot be reached.
+
+    InputError where it is in neither, or where the hub has no such pipeline for this user.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Which library asks the hub depends on versions; the errors of that library are the bases of this one.
+    unreachable = HfHubHTTPError.__bases__
+    try:
+        return Path(download(path, revision, weights))
+    except unreachable as error:  # type: ignore[misc]
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        folder = None if isinstance(error, HfHubHTTPError) else cached(path, revision, weights, unreachable)
+        if folder is None:
+            raise InputError(
+                f"model {path!r} is not on this machine and could not be fetched from the hub ({why}); check the id, "
+                "the network and, for a gated model, your token"
+            ) from error
+    say_once(_log, f"hub {path}", f"model {path!r} is taken from this machine's cache; the hub is out of reach ({why})")
+    return folder
+
+
+def cached(path: str, revision: str | None, weights: bool, absent: tuple[type[Exception], ...]) -> Path | None:
+    """Return the folder of a pipeline in this machine's cache; None where one of the errors `absent` says it is not."""
+    try:
+        return Path(download(path, revision, weights, from_cache=True))
+    except absent:
+        return None
+
+
+def download(path: str, revision: str | None, weights: bool, from_cache: bool = False) -> str:
+    """Download a pipeline from the hub, or its configurations alone, and return its folder.
+
+    from_cache: Whether only the files that were downloaded before are looked for.
+    """
     if weights:
         from diffusers import DiffusionPipeline
 
-        return str(DiffusionPipeline.download(path, revision=revision))
+        return str(DiffusionPipeline.download(path, revision=revision, local_files_only=from_cache))
     from huggingface_hub import snapshot_download
 
-    return snapshot_download(path, allow_patterns=["*.json", "*.txt"], revision=revision)
+    patterns = ["*.json", "*.txt"]
+    return snapshot_download(path, allow_patterns=patterns, revision=revision, local_files_only=from_cache)
 
 
-def weights_digest(path: str) -> str:
-    """Digest of the transformers' and the autoencoder's weights, 32 hexadecimal digits."""
-    folder, digest = locate(path, None), hashlib.sha256()
-    for file in sorted(
-        file for part in ("transformer", "transformer_2", "vae") for file in folder.glob(f"{part}/*.safetensors")
-    ):
+def weights_digest(path: str, revision: str | None = None) -> str:
+    """Digest of the transformers' and the autoencoder's weights, 32 hexadecimal digits.
+
+    Of a part without .safetensors files those in .bin count, which diffusers then reads.
+    """
+    folder, digest = locate(path, revision), hashlib.sha256()
+    parts = [folder / name for name in ("transformer", "transformer_2", "vae")]
+    for file in sorted(file for part in parts for file in [*part.glob("*.safetensors")] or part.glob("*.bin")):
         digest.update(fingerprint(file))
     return digest.hexdigest()[:32]
+
+
+def copy_part(folder: Path, target: Path) -> None:
+    """Copy the files of a part of a pipeline, without weights in other formats where there is a .safetensors file."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    if any(file.suffix == ".safetensors" for file in files):
+        files = [file for file in files if file.suffix not in OTHER_WEIGHTS]
+    make_folder(target)
+    for file in files:
+        shutil.copyfile(file, target / file.name)  # the contents of what is a link in the hub's cache
 
 
 def read_index(folder: Path) -> dict[str, Any]:

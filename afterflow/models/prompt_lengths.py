@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..system.text_files import read_json
 
 EXAMPLE = 160
 """Largest number of characters of an example."""
+MOST_HEAD = 32
+"""Largest number of tokens that a chat has before its prompt."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class TextLimit:
     """Folder of its tokenizer."""
     tokens: int
     """Number of tokens that it reads, those that mark start and end among them."""
+    in_chat: bool = False
+    """Whether a prompt is a message in a chat, whose beginning counts among the tokens."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +64,30 @@ def cut_prompts(limits: tuple[TextLimit, ...], texts: tuple[str, ...]) -> tuple[
 
 def cut_by(limit: TextLimit, texts: Sequence[str]) -> CutPrompts | None:
     """Return what one encoder cuts of the texts; None where it reads all of each."""
-    candidates = [text for text in texts if may_be_longer(text, limit.tokens)]
+    candidates = [text for text in texts if may_be_longer(text, limit.tokens - (MOST_HEAD if limit.in_chat else 0))]
     if not candidates:
         return None
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(limit.tokenizer)
     tokenizer.model_max_length = int(1e9)  # else it would warn of each text
-    longer = [text for text in candidates if len(tokenizer(text)["input_ids"]) > limit.tokens]
+    head = chat_head(tokenizer) if limit.in_chat else ""
+    longer = [text for text in candidates if len(tokenizer(head + text)["input_ids"]) > limit.tokens]
     if not longer:
         return None
-    read = tokenizer(longer[0], truncation=True, max_length=limit.tokens, return_offsets_mapping=True)["offset_mapping"]
-    example = longer[0][: max(end for _, end in read)]
+    options = {"truncation": True, "max_length": limit.tokens, "return_offsets_mapping": True}
+    read = tokenizer(head + longer[0], **options)["offset_mapping"]
+    example = (head + longer[0])[len(head) : max(end for _, end in read)]
     if len(example) > EXAMPLE:
         example = f"{example[: EXAMPLE // 2]} … {example[-EXAMPLE // 2 :]}"
-    return CutPrompts(limit.encoder, limit.tokens, len(longer), len(texts), f"{example}…")
+    tokens = limit.tokens - (len(tokenizer(head)["input_ids"]) if head else 0)
+    return CutPrompts(limit.encoder, tokens, len(longer), len(texts), f"{example}…")
+
+
+def chat_head(tokenizer: Any) -> str:
+    """Return what a tokenizer's chat has before the text of a user's only message."""
+    mark = "the prompt"
+    return tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False).partition(mark)[0]
 
 
 def may_be_longer(text: str, tokens: int) -> bool:

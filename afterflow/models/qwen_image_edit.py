@@ -108,17 +108,18 @@ class QwenImageEditModel(QwenImageModel):
     @torch.no_grad()
     def read_with_pictures(self, texts: Sequence[str], pictures: InputPictures) -> dict[str, Tensor]:
         """Encode U texts, and U empty ones after them, by the language model, which sees their pictures."""
-        with reading_parts(self.config.path):
-            pipe: Any = self.pipeline(("vae", "processor"), transformer=self.module).to(self.device)
+        pipe = self.pipeline_with_encoders("processor")
         pipe.processor = self.reader()
         shown = [Image.fromarray(views[0]) for views in pictures.views]
-        parts: list[list[Embedding]] = [[], []]
-        for text, rows in zip(texts, pictures.rows.tolist()):
-            for part, prompt in zip(parts, (text, "")):
-                encoded = self.embed(pipe, [prompt], [shown[row] for row in rows])
-                part.append(Embedding(encoded.sequence.cpu(), mask=encoded.mask.cpu()))  # type: ignore[union-attr]
+        about = [tuple(rows) for rows in pictures.rows.tolist()]
+        read: dict[tuple[str, tuple[int, ...]], Embedding] = {}
+        # The empty text after the others, and once for all texts about the same pictures.
+        pairs = [*zip(texts, about), *[("", rows) for rows in about]]
+        for text, rows in dict.fromkeys(pairs):
+            encoded = self.embed(pipe, [text], [shown[row] for row in rows])
+            read[text, rows] = Embedding(encoded.sequence.cpu(), mask=encoded.mask.cpu())  # type: ignore[union-attr]
         # Together, so that both have one length.
-        both = concatenate_embeddings([*parts[0], *parts[1]])
+        both = concatenate_embeddings([read[each] for each in pairs])
         assert both.mask is not None
         return {"sequence": both.sequence, "mask": both.mask}
 

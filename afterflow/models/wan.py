@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import LinearShift, Schedule, SD3Grid
 from ..system.errors import ConfigError, InputError
-from .packing import check_divides
+from .packing import check_divides, check_text_tokens
 from .pipeline import Model, Pretrained
 from .vae import decode_clips, encode_clips
 
@@ -65,8 +65,9 @@ class WanModel(Model):
             )
         check_latent_statistics(config.path, self.pipe.vae.config)
         self.schedule = wan_schedule(self.pipe.scheduler)
-        self.encoder_key = (), f"T5 {config.max_sequence_length}"
-        self.text_shape = config.max_sequence_length, net.text_dim, None
+        tokens = check_text_tokens(config.max_sequence_length, 512, "Wan")
+        self.encoder_key = (), f"T5 {tokens}"
+        self.text_shape = tokens, net.text_dim, None
         self.scale_factor, time = self.pipe.vae_scale_factor_spatial, self.pipe.vae_scale_factor_temporal
         _, tall, wide = net.patch_size
         self.pixel_unit = self.scale_factor * max(tall, wide)

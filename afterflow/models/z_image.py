@@ -55,6 +55,7 @@ class ZImageModel(Model):
 
     stock = "ZImagePipeline"
     encoders = ("text_encoder", "tokenizer")
+    prompts_in_chat = True
     streams = ()  # tokens that only fill up are in fp32, and so is what they are put into
     end_layers = (
         *("all_x_embedder.2-1", "cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2"),

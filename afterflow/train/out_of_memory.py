@@ -9,6 +9,10 @@ from ..system.errors import TrainingStopped
 from .clock import Clock
 
 REMEDIES = {
+    "encoding of prompts": (
+        "take --model.dtype bfloat16, keep the base in fewer bits with --model.quantize, or lower "
+        "--model.max-sequence-length; text encoders lie beside the network while they encode"
+    ),
     "rollout": "lower --chunk, set --offload, or keep the base in fewer bits with --model.quantize",
     "decode": "lower --batch, or the images of a prompt (--algorithm.group)",
     "reward": "lower --reward-models.batch, or score elsewhere: --reward-models.device or --reward-models.servers",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,24 @@ def test_a_stage_knows_the_prompts_that_it_was_made_from(tmp_path):
         before = inputs(stage)
         prompts.write_text("a ring\n")
         assert str(prompts) in before and inputs(stage)[str(prompts)] != before[str(prompts)]
+
+
+def test_a_teachers_model_is_let_go_before_the_next_is_loaded(monkeypatch, pipeline, tmp_path):
+    loaded, alive, load = [], [], SD3.load
+
+    def counted(self, device="cpu"):
+        alive.append(sum(network() is not None for network in loaded))
+        model = load(self, device)
+        loaded.append(weakref.ref(model.module))
+        return model
+
+    monkeypatch.setattr(SD3, "load", counted)
+    teachers = tuple(Teacher(tag, save_lora(pipeline, tmp_path / tag, 1), (tag,)) for tag in ("colors", "counting"))
+    loaded.clear()
+    alive.clear()
+    data = ShapesPrompts(count=2, tags=("colors", "counting"))
+    Samples(MODEL, teachers, data, "samples", per_prompt=1, steps=1)()
+    assert alive == [0, 0] and len(metadata("samples")) == 2
 
 
 def test_a_later_stage_that_cannot_be_run_is_refused_before_the_first_is():

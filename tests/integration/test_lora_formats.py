@@ -16,7 +16,7 @@ from diffusers.loaders.lora_conversion_utils import (
     _convert_non_diffusers_qwen_lora_to_diffusers,
     _convert_non_diffusers_z_image_lora_to_diffusers,
 )
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -411,6 +411,28 @@ def test_ranks_and_alphas_may_differ_from_layer_to_layer(tinies, tmp_path, rslor
     again = tinies["sd3"].load()
     again.load_lora(tmp_path)
     assert_equal_deltas(trained_deltas(again), trained_deltas(theirs))
+
+
+@pytest.mark.parametrize("outer", ["transformer", "module", "pipe.dit"])
+def test_a_pattern_gives_a_layer_by_its_whole_name_in_peft(tinies, tmp_path, outer):
+    """A network that is trained as a part of another module has that part's name in peft, and before its tensors."""
+    model, whole = tinies["sd3"].load(), torch.nn.Module()
+    *above, last = outer.split(".")
+    part = whole
+    for name in above:
+        part.add_module(name, torch.nn.Module())
+        part = part.get_submodule(name)
+    part.add_module(last, model.module)
+    patterns = {f"{outer}.transformer_blocks.0.attn.to_k": 7, f"^{outer}.transformer_blocks.1.attn.to_q": 3, "to_v": 5}
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k", "to_v"], alpha_pattern=patterns)
+    adapted, draws = get_peft_model(whole, config), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=draws))
+    adapted.save_pretrained(tmp_path)
+    read = {layer: factors.delta for layer, factors in read_lora(tmp_path).layers.items()}
+    assert_equal_deltas(read, trained_deltas(model))
 
 
 def test_scale_and_shift_of_sd3_s_last_block_stand_in_the_other_order():

@@ -12,12 +12,15 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from safetensors.torch import load_file
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.forward_process import learns_from_finished
 from afterflow.algorithms.sft import SFT
+from afterflow.cli import push
 from afterflow.data.images import ShapesImages
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.experiment.config import Run
@@ -27,14 +30,15 @@ from afterflow.models.adapters import Full, LoRA, attach
 from afterflow.models.families import FAMILIES as CONFIGURATIONS
 from afterflow.models.families import pretrained, usual_guidance
 from afterflow.models.generate import decode_groups, encode_records, solve_ode
-from afterflow.models.pipeline_files import pipeline_class
+from afterflow.models.pipeline import Model
+from afterflow.models.pipeline_files import PARTS, copy_part, download, pipeline_class
 from afterflow.models.wan import Wan
 from afterflow.models.z_image import of_one_length
 from afterflow.sampling.conditioning import condition
 from afterflow.sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
 from afterflow.system.errors import ConfigError, InputError
 from small_runs import JPEG, METHODS, STEPS, frames_of, in_this_half, small_run
-from tinies import FAMILIES, built, flux2_klein
+from tinies import FAMILIES, built, flux2_klein, saved
 
 PROMPTS = ["a picture of a red heart and a blue circle", "a sign"]
 SECOND_LORA = ({}, {"weight_name": "pytorch_lora_weights_2.safetensors", "load_into_transformer_2": True})
@@ -169,6 +173,61 @@ def test_a_full_fine_tune_is_a_pipeline_of_its_own(tinies, name, tmp_path):
     assert np.abs(ours.astype(int) - stock).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["sd3", "wan_pair", "qwen_image_edit", "wan_image"])
+def test_a_full_fine_tune_keeps_the_files_of_all_other_parts(name, tmp_path, monkeypatch):
+    """None of them is loaded: a processor would ask for torchvision, and encoders for gigabytes."""
+    config = replace(saved(name), dtype="bfloat16")
+    model, base = config.load(), Path(config.path)
+    trained = attach(model, Full())
+    monkeypatch.setattr(Model, "pipeline", lambda *_, **__: pytest.fail("a part is loaded"))
+    model.save_pipeline(tmp_path / "model", model.module)
+    monkeypatch.undo()
+    files = {file.relative_to(base) for file in base.glob("*/*")}
+    others = {file for file in files if file.parts[0] not in model.network_parts(model.module)}
+    assert {file.parts[0] for file in others} >= {"vae", "text_encoder", "tokenizer", "scheduler"}
+    assert all((tmp_path / "model" / file).read_bytes() == (base / file).read_bytes() for file in others)
+    with push.without_paths(tmp_path / "model") as copy:
+        uploaded = {file.relative_to(copy) for file in copy.rglob("*") if file.is_file()}
+    assert uploaded == {file.relative_to(tmp_path / "model") for file in tmp_path.glob("model/**/*") if file.is_file()}
+    again = replace(config, path=str(tmp_path / "model"), dtype="float32").load()
+    assert all(torch.equal(trained[name], p) for name, p in again.module.named_parameters())
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_the_cache_is_asked_without_the_network(weights, monkeypatch, tmp_path):
+    """By the libraries' own option: no connection is opened."""
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection is opened"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError):
+        download("owner/model", None, weights, from_cache=True)
+
+
+def test_push_knows_every_file_that_parts_of_pipelines_write():
+    """By the names that transformers has for its files, and those that its tokenizers have."""
+    names = ("CONFIG_NAME", "GENERATION_CONFIG_NAME", "IMAGE_PROCESSOR_NAME", "VIDEO_PROCESSOR_NAME", "PROCESSOR_NAME")
+    written = {getattr(transformers.utils, name) for name in (*names, "SAFE_WEIGHTS_INDEX_NAME")}
+    written |= {transformers.utils.hub.LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE}
+    assert {"processor_config.json", "video_preprocessor_config.json"} < written <= set(push.CONFIGURATIONS)
+    tokenizers = [getattr(transformers, name) for name in PARTS["transformers"] if "Tokenizer" in name]
+    vocabularies = {file for kind in tokenizers for file in kind.vocab_files_names.values()}
+    base = transformers.tokenization_utils_base
+    vocabularies |= {getattr(base, name) for name in dir(base) if name.endswith("_FILE")}
+    assert "merges.txt" in vocabularies and vocabularies <= {*push.CONFIGURATIONS, *push.AS_THEY_ARE}
+
+
+def test_a_part_is_copied_without_weights_in_other_formats(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "blob").write_text("weights")
+    for name in ("config.json", "model.bin", ".hidden"):
+        (tmp_path / "part" / name).write_text(name)
+    copy_part(tmp_path / "part", tmp_path / "old")
+    assert {file.name for file in (tmp_path / "old").iterdir()} == {"config.json", "model.bin"}
+    (tmp_path / "part" / "model.safetensors").symlink_to(tmp_path / "blob")  # as in the hub's cache
+    copy_part(tmp_path / "part", tmp_path / "new")
+    copied = {file.name: file.is_symlink() for file in (tmp_path / "new").iterdir()}
+    assert copied == {"config.json": False, "model.safetensors": False}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_picture_is_decoded_alike_however_many_are_decoded_with_it(tinies, name, monkeypatch):
     """Or two processes, which decode fewer at once, would score other pictures than one does."""
@@ -204,6 +263,15 @@ def test_half_precision_draws_nearly_the_same(tinies, name):
         with torch.no_grad():
             fields.append(model.velocity(model.module)(x, t, cond).float())
     assert (fields[0] - fields[1]).norm() < 0.1 * fields[0].norm()
+
+
+@pytest.mark.parametrize("name, dtype", [("sd3", "bfloat16"), ("flux2_klein", "float16"), ("wan", "bfloat16")])
+def test_the_autoencoder_is_what_its_file_holds_in_every_precision(tinies, name, dtype):
+    exact, half = (replace(tinies[name], dtype=each).load() for each in ("float32", dtype))
+    stored = load_file(half.folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert half.module.dtype == getattr(torch, dtype)
+    assert all(torch.equal(x, stored[name]) for name, x in half.vae.state_dict().items())
+    assert half.image_key == exact.image_key
 
 
 def test_without_a_schedule_of_its_own_a_rollout_takes_the_models(tinies):
@@ -314,6 +382,8 @@ def test_there_is_a_released_model_of_every_family_to_count_and_to_try():
         ("qwen_image", {"size": 40}, "multiples of 16 pixels, say 32 or 48"),
         ("wan", {"width": 40}, "width = 40"),
         ("wan", {"frames": 4}, "say 1 or 5"),
+        ("wan", {"max_sequence_length": 0}, "Wan reads 1 to 512 tokens"),
+        ("wan_pair", {"max_sequence_length": 513}, "Wan reads 1 to 512 tokens"),
     ],
 )
 def test_a_size_that_a_model_cannot_draw_is_refused(tinies, name, wrong, said):

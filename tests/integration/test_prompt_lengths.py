@@ -41,6 +41,19 @@ def test_a_prompt_counts_as_cut_just_where_its_last_word_changes_nothing(family,
     assert fates == {True, False}
 
 
+@pytest.mark.parametrize("family", ["flux2_klein", "z_image"])
+def test_a_chat_before_a_prompt_counts_where_the_pipeline_counts_it(family, tinies):
+    """A token of these tiny language models is a letter.  What a chat has after the prompt is cut first."""
+    model = replace(tinies[family], max_sequence_length=20).load()
+    ends = [["r" * length + end for end in "bg"] for length in range(2, 20)]
+    encoded = model.encode([text for pair in ends for text in pair]).sequence
+    distances = (encoded[::2] - encoded[1::2]).abs().amax((1, 2))
+    cuts = [model.cut_prompts(pair) for pair in ends]
+    assert [bool(cut) for cut in cuts] == (distances < 1e-5).tolist() and not cuts[0]
+    [last] = cuts[-1]
+    assert last.prompts == 2 and last.example == "r" * last.tokens + "…" and 5 < last.tokens < 20
+
+
 def test_every_encoder_of_every_family_is_asked(tinies):
     readers = {
         "sd3": 2,

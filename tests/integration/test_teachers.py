@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from adapters import load, save_lora
 from afterflow.algorithms.flow_grpo import FlowGRPO
@@ -17,8 +18,10 @@ from afterflow.models.adapters import Full, LoRA, Teacher, attach, before_traini
 from afterflow.models.sd3 import SD3
 from afterflow.models.wrappers import in_context
 from afterflow.sampling.conditioning import condition
+from afterflow.system.errors import ConfigError, InputError
 
 SMALL = LoRA(rank=4, alpha=8)
+TAGS = ("colors", "counting", "position")
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +116,31 @@ def generalist(pipeline, tmp_path):
         teachers=teachers,
         name="short",
     ).with_options(iterations=4, batch=3, chunk=16, learning_rate=3e-3, inference_steps=2, sample_every=0, save_every=2)
+
+
+@pytest.mark.parametrize("teaches", [False, True], ids=["start", "teacher"])
+def test_a_lora_that_does_not_serve_is_refused_before_weights_are_loaded(generalist, tmp_path, monkeypatch, teaches):
+    """A start or a teacher that is absent, no plain LoRA, or of another architecture; and a start of another rank."""
+    monkeypatch.setattr("afterflow.experiment.setup.load_model", lambda *_: pytest.fail("weights are loaded"))
+    Path("damaged.safetensors").write_bytes(b"no header")
+    good = load_file(tmp_path / "a" / "pytorch_lora_weights.safetensors")
+    wide = {name: torch.cat([x, x], 1) if "lora_A" in name else x for name, x in good.items()}
+    save_file(wide, "wide.safetensors")
+    faults = {
+        "absent": "no pytorch_lora_weights.safetensors there",
+        "damaged.safetensors": "no whole .safetensors file",
+        "wide.safetensors": "is of another architecture",
+    }
+    for source, said in faults.items():
+        start, teachers = (None, (Teacher("bad", source, TAGS),)) if teaches else (source, generalist.teachers)
+        run = replace(generalist, tune=LoRA(4, 4, start=start), teachers=teachers)
+        with pytest.raises(InputError, match=said):
+            execute(run, "refused")
+    if not teaches:
+        with pytest.raises(ConfigError, match=r"has rank 4 and alpha 8, not 4 and 9; set tune\.rank"):
+            execute(replace(generalist, tune=LoRA(4, 9, start=str(tmp_path / "a"))), "refused")
+        with pytest.raises(ConfigError, match="leave targets out"):
+            execute(replace(generalist, tune=LoRA(4, 8, ("to_q",), str(tmp_path / "a"))), "refused")
 
 
 def metrics(folder):

@@ -28,8 +28,9 @@ from afterflow.data.verdict_pairs import read_verdicts
 from afterflow.evaluation.image_store import add_images
 from afterflow.experiment.config import Run
 from afterflow.experiment.doctor import check_judge
-from afterflow.experiment.execute import encode_prompts, execute
+from afterflow.experiment.execute import execute
 from afterflow.experiment.prompt_checks import prompt_records
+from afterflow.experiment.prompt_encoder import encode_prompts
 from afterflow.experiment.serialization import from_json, to_json
 from afterflow.experiment.setup import TrainingSetup
 from afterflow.models.adapters import LoRA

@@ -169,7 +169,7 @@ def read_file(file: Path, source: str, family: str | None, expert: str | None = 
     positions, family = layer_positions(by_name, family or about.get("family"), source)
     layers: dict[str, LoRAFactors] = {}
     for name, parts in by_name.items():
-        factors = scaled(name, parts, config)
+        factors = scaled(parts, config)
         check_factors(factors, positions[name], f"LoRA {source}: {name}")
         split = split_layer(factors, positions[name])
         twice = split.keys() & layers.keys()

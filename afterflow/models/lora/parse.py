@@ -19,6 +19,8 @@ PREFIX = re.compile(
     r"|lora_(?:unet|transformer)_+|lycoris_)*"
 )
 """What programs write before the name of a layer."""
+PEFT = "base_model.model."
+"""What peft writes before the name that a layer has in the network it was given."""
 TEXT_ENCODER = re.compile(r"(?:lora_te\d?_|te\d?[._]|text_encoders?(?:_\d)?\.|text_model\.|clip_[lg]\.|t5xxl\.)")
 KINDS = {
     r"dora_scale|lora_magnitude_vector": "DoRA",
@@ -46,6 +48,8 @@ class LayerTensors(NamedTuple):
     """Factor next to the output, (out, r)."""
     alpha: float | None
     """Its alpha, where the file has one for it."""
+    name: str
+    """Its name in the network that the program gave to peft, which a pattern of peft's configuration may give whole."""
 
 
 def layer_tensors(tensors: Mapping[str, Tensor], source: str) -> dict[str, LayerTensors]:
@@ -55,17 +59,20 @@ def layer_tensors(tensors: Mapping[str, Tensor], source: str) -> dict[str, Layer
     """
     check_plain(tensors, source)
     by_layer: dict[str, dict[str, Tensor]] = {}
+    names: dict[str, str] = {}
     for key, tensor in tensors.items():
         factor = FACTOR.search(key)
         layer = key[: factor.start()] if factor else key.removesuffix(".alpha")
         role = {"down": "A", "up": "B"}.get(factor["factor"], factor["factor"]) if factor else "alpha"
-        parts = by_layer.setdefault(PREFIX.sub("", layer, count=1), {})
+        bare = PREFIX.sub("", layer, count=1)
+        names[bare] = layer.removeprefix(PEFT) if layer.startswith(PEFT) else bare
+        parts = by_layer.setdefault(bare, {})
         if role in parts:
             raise InputError(f"LoRA {source}: {key} is there twice, by two names; it is two LoRAs, so split the file")
         parts[role] = tensor
     if not by_layer:
         raise InputError(f"LoRA {source}: it has no tensors; take another file")
-    return {layer: whole_layer(layer, parts, source) for layer, parts in by_layer.items()}
+    return {layer: whole_layer(layer, names[layer], parts, source) for layer, parts in by_layer.items()}
 
 
 def check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -102,7 +109,7 @@ def examples(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
 
 
-def whole_layer(layer: str, parts: Mapping[str, Tensor], source: str) -> LayerTensors:
+def whole_layer(layer: str, name: str, parts: Mapping[str, Tensor], source: str) -> LayerTensors:
     """Return the tensors of a layer.  InputError where one is missing, or where they do not fit together."""
     if not {"A", "B"} <= parts.keys():
         raise InputError(f"LoRA {source}: {layer} has only one of its two factors, or none; the file is damaged")
@@ -117,7 +124,7 @@ def whole_layer(layer: str, parts: Mapping[str, Tensor], source: str) -> LayerTe
         raise InputError(f"LoRA {source}: the factors of {layer} have ranks {len(A)} and {B.shape[1]}; it is damaged")
     if alpha is not None and (alpha.is_complex() or alpha.numel() != 1 or not math.isfinite(alpha.item())):
         raise InputError(f"LoRA {source}: the alpha of {layer} is not one finite number; the file is damaged")
-    return LayerTensors(A, B, None if alpha is None else alpha.item())
+    return LayerTensors(A, B, None if alpha is None else alpha.item(), name)
 
 
 def check_factors(factors: LoRAFactors, positions: Mapping[str, OriginalLayer], layer: str) -> None:
@@ -129,7 +136,7 @@ def check_factors(factors: LoRAFactors, positions: Mapping[str, OriginalLayer], 
         raise InputError(f"{layer} has {len(factors.B)} rows for {widths} layers of one width; the file is damaged")
 
 
-def scaled(layer: str, tensors: LayerTensors, config: Mapping[str, Any]) -> LoRAFactors:
+def scaled(tensors: LayerTensors, config: Mapping[str, Any]) -> LoRAFactors:
     """Return the fp32 factors of a layer with its scale in B.
 
     The scale is alpha / rank, by the layer's own alpha or else by the configuration of peft; without both it is 1,
@@ -142,7 +149,7 @@ def scaled(layer: str, tensors: LayerTensors, config: Mapping[str, Any]) -> LoRA
         scale = tensors.alpha / rank
     elif "lora_alpha" in config:
         patterns = config.get("alpha_pattern") or {}
-        alpha = patterns.get(get_pattern_key(patterns.keys(), layer), config["lora_alpha"])
+        alpha = patterns.get(get_pattern_key(patterns.keys(), tensors.name), config["lora_alpha"])
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     else:
         scale = 1.0
