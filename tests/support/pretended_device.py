@@ -317,6 +317,9 @@ class Backend(_DummyBackendModule):
     def set_rng_state(self, state: Tensor, device: Any = NAME) -> None:
         self.generator.set_state(state)
 
+    def synchronize(self, device: Any = NAME) -> None:
+        """Do nothing: nothing is queued here."""
+
     @contextmanager
     def device(self, device: Any) -> Iterator[None]:
         yield
