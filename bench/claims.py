@@ -567,8 +567,8 @@ CLAIMS = {
         Claim("V-GRPO is ahead of DiffusionNFT", better(METHODS, "shapes_v_grpo", "shapes_nft")),
         Claim("FlowAWR is ahead of DiffusionNFT", better(METHODS, "shapes_flow_awr", "shapes_nft")),
         Claim(
-            "Others: with a reward of text alone DiffusionNFT loses quality, and more than Flow-GRPO (here: fidelity of "
-            "the signs, by a reward that is near its ceiling from the start)",
+            "Others: with a reward of text alone DiffusionNFT loses quality, and more than Flow-GRPO (here: fidelity "
+            "of the signs, by a reward that is near its ceiling from the start)",
             hacked_on_text,
             waits=True,
         ),

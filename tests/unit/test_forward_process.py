@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from afterflow.algorithms.awm import AWM
-from afterflow.algorithms.base import Comparisons, Models, Reference, Scores
+from afterflow.algorithms.base import WIN_RATE, Comparisons, Models, Reference, Scores
 from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.dgpo import DGPO
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_awr import FlowAWR
 from afterflow.algorithms.flow_grpo import FlowGRPO
-from afterflow.algorithms.forward_process import learns_from_finished
+from afterflow.algorithms.forward_process import OLD, learns_from_finished, ratio_loss
 from afterflow.algorithms.lag import Lag
 from afterflow.algorithms.online_dpo import OnlineDPO
 from afterflow.algorithms.v_grpo import VGRPO
@@ -284,6 +284,47 @@ def test_rollouts_are_of_the_ode_or_of_the_sde_in_all_steps_but_the_last():
     sde = replace(METHODS["nft"], eta=0.7, solver="euler").plan(0, generator(0))
     assert [eta for eta in ode.eta if eta] == [] and [eta > 0 for eta in sde.eta] == [True] * 9 + [False]
     assert ode.second_order == tuple(range(1, 10)) and sde.second_order == ()
+
+
+def test_a_method_that_compares_with_other_prompts_waits_for_the_batch_and_one_of_pairs_does_not():
+    assert (
+        DiffusionNFT(NEAR).requirements.whole_batch
+        and DiffusionNFT(NEAR, blend=Blend(again=True)).requirements.whole_batch
+    )
+    assert not DGPO(NEAR).requirements.whole_batch and not OnlineDPO(NEAR).requirements.whole_batch
+    assert DGPO(NEAR, normalize=Normalize(centre="batch")).requirements.whole_batch
+
+
+@pytest.mark.parametrize("trust", [0.0, 0.3])
+def test_v_grpo_asks_for_the_old_policy_where_images_stay_near_to_its_own(trust):
+    algorithm = VGRPO(NEAR, trust=trust)
+    assert algorithm.uses_old == bool(trust) and list(algorithm.requirements.lagged) == [OLD] * bool(trust)
+
+
+def test_ratios_are_logged_by_their_mean_and_their_largest():
+    before = torch.tensor([0.0, 0.0, 0.0])
+    rows = replace(some_rows(1.0, count=3), before=before)
+    _, metrics = ratio_loss(torch.tensor([0.0, 0.1, -0.1]).double(), rows, torch.ones(3), 0.5)
+    ratios = torch.tensor([0.0, 0.1, -0.1]).exp()
+    assert metrics["ratio_max"].item() == pytest.approx(ratios.max().item())
+    assert metrics["ratio_mean"].item() == pytest.approx(ratios.mean().item())
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(beta=0.0), "beta = 0.0: it must be positive"),
+        (
+            dict(weights={WIN_RATE: 1.0}, group=4, compare=Comparisons(opponents=6)),
+            "compare.opponents = 6: an even number",
+        ),
+        (dict(max_advantage=3.0), "max_advantage = 3.0: OnlineDPO has no use"),
+        (dict(blend=Blend("z_sum")), "blend: a pair is of the best and the worst"),
+    ],
+)
+def test_options_that_pairs_cannot_have_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        OnlineDPO(**{"weights": NEAR, **options})
 
 
 @pytest.mark.parametrize("name", METHODS)
