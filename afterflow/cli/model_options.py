@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from ..system.errors import InputError
 from .output import print_progress
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ class ModelOptions:
         folder = next((folder for folder in folders if folder is not None), None)
         if folder is None:
             return self
-        trained = folder.run().model
+        try:
+            trained = folder.run().model
+        except InputError as error:  # such as the record of a newer version, whose LoRA can be drawn all the same
+            print_progress(f"how {folder.path} was trained is not known ({error}); set --size and the like yourself")
+            return self
         if type(trained) not in {type(pretrained(path, "float32", {}, inputs)) for inputs in (False, True)}:
             return self
         options = {name: getattr(trained, name, None) for name, value in vars(self).items() if value is None}

@@ -472,6 +472,11 @@ def test_a_model_is_drawn_as_its_lora_was_trained(pipeline, tmp_path, capsys):
     assert drawn.config(pipeline, False) == trained
     assert "was trained: size 64, dtype bfloat16, max_sequence_length 0, revision v2" in capsys.readouterr().err
     assert ModelOptions(size=32).as_trained(pipeline, (str(lora),)).size == 32
+    newer = {"type": "SD3", "path": pipeline, "unheard_of": 1}
+    write_run(tmp_path / "runs" / "newer", model=newer)
+    shutil.copytree(lora, tmp_path / "runs" / "newer" / "lora")
+    assert ModelOptions().as_trained(pipeline, (str(tmp_path / "runs/newer/lora"),)) == ModelOptions()
+    assert "newer was trained is not known" in capsys.readouterr().err
     other = tmp_path / "other"
     shutil.copytree(pipeline, other)
     assert ModelOptions().as_trained(str(other), (str(lora),)).revision is None
