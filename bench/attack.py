@@ -8,7 +8,6 @@ exit code is 1 where one was not as designed.  They take about half an hour on t
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import make_parser
+
+from afterflow.system.ended import signal_name
 
 Result = dict
 HERE = Path(__file__).parent
@@ -55,7 +56,7 @@ def attack(name: str, file: Path, options: list[str]) -> bool:
         new = Path(folder, file.name)
         code = subprocess.run([sys.executable, HERE / f"{name}.py", "--json", new, *options]).returncode
         if not new.is_file():
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+            how = f"by {signal_name(-code)}" if code < 0 else f"with exit code {code}"
             print(f"{name}: NOT AS DESIGNED: it ended {how} and left no result", flush=True)
             return False
         shutil.copyfile(new, file)

@@ -321,7 +321,7 @@ def hacked_on_text() -> Finding:
         f"{name}: fidelity {spread(change(name, 'shapes_fidelity'))}, letters {spread(change(name, 'shapes_partial'))}"
         for name in ends
     )
-    verdict = "held" if max(nft) < min(flow) else "not held" if min(nft) >= max(flow) else "undecided"
+    verdict = "held" if max(nft) < min(0.0, *flow) else "not held" if min(nft) >= max(flow) else "undecided"
     return Finding(measured, verdict, result["command"])
 
 
@@ -570,7 +570,6 @@ CLAIMS = {
             "Others: with a reward of text alone DiffusionNFT loses quality, and more than Flow-GRPO (here: fidelity "
             "of the signs, by a reward that is near its ceiling from the start)",
             hacked_on_text,
-            waits=True,
         ),
     ],
     "Flow-OPD (arXiv:2605.08063)": [

@@ -2,13 +2,14 @@
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from afterflow.experiment.provenance import git_commit, hardware
+from afterflow.system.atomic_files import write_text_atomically
+from afterflow.system.ended import signal_name
 
 
 def make_parser(doc: str | None, stores: bool = True) -> argparse.ArgumentParser:
@@ -36,7 +37,7 @@ def write_json(result: dict, file: str, indent: int | None = None, show: bool = 
     """Write a result to a file, unless it is called -, and print it."""
     text = json.dumps(result, indent=indent)
     if file != "-":
-        Path(file).write_text(text + "\n")
+        write_text_atomically(Path(file), text + "\n")
     if show:
         print(text)
 
@@ -46,14 +47,6 @@ def failure(code: int, lines: list[str]) -> str:
     last = next((line.strip() for line in reversed(lines) if line.strip()), None)
     end = f"ended by {signal_name(-code)} (exit status {code})" if code < 0 else f"exit status {code}"
     return end if last is None else f"{end}; its last line: {last}"
-
-
-def signal_name(number: int) -> str:
-    """Return the name of a signal, or its number where the system has no name for it."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def seconds_of(call: Callable[[], object]) -> float:

@@ -17,10 +17,10 @@ from harness import make_parser, provenance, write_json
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.intervals import estimates
-from afterflow.experiment.run_folder import RunFolder, rewards_of
+from afterflow.experiment.run_folder import REPEATED, RunFolder, rewards_of
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
-from afterflow.train.repeated_prompts import REPEATED, prompts_of_rows
+from afterflow.train.repeated_prompts import prompts_of_rows
 
 METHODS = ("moving_dance_grpo", "moving_branch_grpo")
 STAGES = ("rollout", "decode", "reward", "credit", "update")

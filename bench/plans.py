@@ -17,8 +17,8 @@ from harness import make_parser, provenance, write_json
 from PIL import Image
 from released import FLUX_DEV, SD35_MEDIUM, WAN_1_3B, write_configurations
 
+from afterflow.experiment.cards import PEAK
 from afterflow.experiment.cost_estimate import estimate_cost
-from afterflow.experiment.doctor import PEAK
 from afterflow.recipes import RECIPES
 
 SHARE = 0.4

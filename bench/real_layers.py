@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from harness import make_parser, provenance, read_json, write_json
-from real_size import materialise, precise, prompts
+from real_size import materialise, precise, prompts, replayed
 from released import RELEASED, Released, released
 
 from afterflow.algorithms.base import Models
@@ -73,21 +73,18 @@ def measure(name: str) -> dict:
     cond = prompts(model, 2, torch.device("cpu"), RELEASED[name].edits)
     loaded = time.perf_counter()
     velocity = precise(model.velocity(model.module), torch.device("cpu"), torch.bfloat16)
-    models, clock, ratios = Models(in_chunks(velocity, CHUNK)), Clock(), []
+    models, clock = Models(in_chunks(velocity, CHUNK)), Clock()
     options = ExploreOptions(0, model.latent_shape, CHUNK, low_noise=model.low_noise)
     iteration = trial_iteration(ALGORITHM, models, cond, options, clock)
-    for rows in iteration.updates[0][0]:
-        loss, metrics = ALGORITHM.loss(models, iteration.rows[rows])
-        loss.backward()
-        ratios.append((float(metrics["ratio_mean"]), float(metrics["ratio_max"])))
+    ratios = replayed(ALGORITHM, models, iteration)
     gradients = [parameter.grad for parameter in parameters.values()]
     without = [n for n, p in parameters.items() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
     return {
         "parameters": sum(parameter.numel() for parameter in model.module.parameters()),
         "adapted_tensors": len(gradients),
         "without_gradient": without,
-        "ratio_mean": max(mean for mean, _ in ratios),
-        "ratio_max": max(largest for _, largest in ratios),
+        "ratio_mean": ratios[:, 0].max().item(),
+        "ratio_max": ratios[:, 1].max().item(),
         "latent_shape": list(model.latent_shape),
         "seconds_to_make": round(loaded - start, 1),
         "seconds_of_iteration": round(time.perf_counter() - loaded, 1),

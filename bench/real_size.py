@@ -31,9 +31,10 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.windows import SlidingWindow
 from afterflow.data.prompts import ShapesPrompts
+from afterflow.experiment.cards import peak_flops
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import trial_iteration
-from afterflow.experiment.doctor import padded_rows, peak_flops
+from afterflow.experiment.doctor import padded_rows
 from afterflow.experiment.network_counts import NetworkCounts, count_network
 from afterflow.experiment.setup import compile_blocks
 from afterflow.models.adapters import Full, LoRA, attach
@@ -45,7 +46,7 @@ from afterflow.models.wrappers import in_chunks, in_context
 from afterflow.sampling.conditioning import Conditioning, Embedding, Velocity, condition
 from afterflow.sampling.seeds import generator
 from afterflow.train.clock import Clock
-from afterflow.train.explore import ExploreOptions
+from afterflow.train.explore import ExploreOptions, Iteration
 
 REWARD = {"reward": 1.0}
 METHODS = {
@@ -64,11 +65,6 @@ def config_of(arch: str, size: int | None, folder: Path) -> SD3:
     if not (folder / "model_index.json").is_file():
         write_configurations(SD35_MEDIUM, folder)
     return SD3(str(folder), dtype="bfloat16", size=size)
-
-
-def outline(arch: str, size: int | None, folder: Path) -> Model:
-    """The model without weights."""
-    return config_of(arch, size, folder).load("meta")
 
 
 def materialise(model: Model, device: torch.device, allocate: Callable[[nn.Module], object] | None = None) -> None:
@@ -122,15 +118,11 @@ def trained_once(
     """Return the seconds of a rollout and of its update, the update's rows, and how far ratios are from 1."""
     models = Models(in_chunks(precise(model.velocity(model.module), model.device, dtype), chunk))
     model.module.zero_grad()  # of an iteration that has failed
-    clock, metrics = Clock(), []
+    clock = Clock()
     iteration = trial_iteration(algorithm, models, cond, ExploreOptions(0, model.latent_shape, chunk), clock)
     with clock("update"):
-        for rows in iteration.updates[0][0]:
-            loss, measured = algorithm.loss(models, iteration.rows[rows])
-            loss.backward()
-            metrics.append([float(measured[name]) for name in ("ratio_mean", "ratio_max")])
+        ratios = replayed(algorithm, models, iteration)
     model.module.zero_grad()
-    ratios = torch.tensor(metrics, dtype=torch.float64)  # whose largest is NaN where any is
     return {
         "rollout": clock.seconds["rollout"],
         "update": clock.seconds["update"],
@@ -138,6 +130,16 @@ def trained_once(
         "ratio_max": ratios[:, 1].max().item(),
         "ratio_deviation": (ratios - 1).abs().max().item(),
     }
+
+
+def replayed(algorithm: OnPolicy, models: Models, iteration: Iteration) -> torch.Tensor:
+    """Carry out the backward passes of an update; return mean and largest ratio of each, (n, 2), NaN where one is."""
+    metrics = []
+    for rows in iteration.updates[0][0]:
+        loss, measured = algorithm.loss(models, iteration.rows[rows])
+        loss.backward()
+        metrics.append([float(measured[name]) for name in ("ratio_mean", "ratio_max")])
+    return torch.tensor(metrics, dtype=torch.float64)
 
 
 def timed(algorithm: OnPolicy, model: Model, cond: Conditioning, chunk: int, warm_up: bool = True) -> dict[str, float]:

@@ -19,7 +19,7 @@ from statistics import median
 
 import numpy as np
 from harness import make_parser, write_json
-from real_size import outline
+from real_size import config_of
 
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.experiment.network_counts import count_passes
@@ -67,7 +67,7 @@ def counted(mfu: float, peak: float, reward: float) -> Stages:
     """Flow-GRPO of 24 images and 10 steps at 512 px under guidance, on SD3.5 Medium."""
     algorithm, rows = FlowGRPO({"reward": 1.0}), 16
     with tempfile.TemporaryDirectory() as folder:
-        model = outline("sd35_medium", 512, Path(folder))
+        model = config_of("sd35_medium", 512, Path(folder)).load("meta")
         parameters = attach(model, LoRA())
         _, forward, backward = count_passes(model, rows)
     forward, backward = (flops / rows / (mfu * peak) for flops in (forward, backward))

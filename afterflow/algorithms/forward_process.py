@@ -99,8 +99,7 @@ class ForwardProcess(OnPolicy[NoisedImages]):
         require(self.blend.how != "separate", "blend.how = separate: an image has one advantage here; take z_sum")
         require(self.max_advantage > 0, f"max_advantage = {self.max_advantage}: it must be positive")
         require(self.kl >= 0, f"kl = {self.kl}: a weight, so 0 or more")
-        reference = self.requirements.reference
-        if not self.uses_old and (reference is None or reference.model != "average"):
+        if not self.uses_old and "average" not in self.averages:
             self.check_unused("lag")
 
     @property

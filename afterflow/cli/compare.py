@@ -85,11 +85,9 @@ class Compare:
             if chain.stages[:-1]:
                 execute_chain(Chain(name, chain.stages[:-1]))
         folders = train_all(runs, self.budget_seconds, self.seeds, self.name)
-        limit = "" if self.budget_seconds is None else f" --budget-seconds {self.budget_seconds:g}"
-        command = (
-            f"afterflow compare {' '.join(self.recipes)}{limit} --seeds {self.seeds} --name {self.name} "
-            f"--prompts {self.prompts} --images {self.images}"
-        )
+        limit = [] if self.budget_seconds is None else ["--budget-seconds", f"{self.budget_seconds:g}"]
+        counts = ["--seeds", self.seeds, "--name", self.name, "--prompts", self.prompts, "--images", self.images]
+        command = shlex.join(["afterflow", "compare", *self.recipes, *limit, *map(str, counts)])
         title = ", ".join(self.recipes)
         write_comparison(folders, settings, Path("runs") / self.name, title, command)
 

@@ -21,7 +21,7 @@ from ..system.input_pictures import input_names, with_digests
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from ..system.own_folders import check_own_file, holds_object, is_own_picture
-from .model_options import ModelOptions, check_guidance, check_sources, trained_guidance
+from .model_options import ModelOptions, check_sources, trained_guidance
 from .output import check_png, print_progress, result_console, save_image, write_text
 from .parsing import parse_options
 
@@ -157,14 +157,14 @@ class Eval:
         """Draw prompts of the shapes world in memory, judge the images by its verifier, and lay them out for --grid."""
         from ..evaluation.shapes_suite import beside_teachers, compare_pictures, strict_of_teachers
         from ..experiment.image_grid import first_images
+        from ..models.families import check_guidance
 
         (tuned, base), teachers = self.sources(), teachers_by_tag(self.teachers)
-        check_sources([tuned.path, base and base.path], [self.lora, self.lora_against, *teachers.values()])
-        for path in filter(None, (tuned.path, base and base.path)):
-            self.source.check_prompts(path, [{"prompt": "all of shapes"}])
+        loras = [self.lora, self.lora_against, *teachers.values()]
+        check_sources([tuned.path, base and base.path], loras, self.source.revision)
         scale = 1.0 if self.guidance is None else self.guidance
         for path in filter(None, (tuned.path, base and base.path)):
-            check_guidance(path, scale)
+            check_guidance(self.source.check_prompts(path, [{"prompt": "all of shapes"}]), scale)
         settings = ShapesSettings(
             self.split, self.prompts or 350, self.images, self.steps or 20, scale, self.seed, self.draws
         )
@@ -212,8 +212,9 @@ class Eval:
         if not all(images.source.is_drawn for images in both):
             load = partial(self.source.load, inputs=any(map(input_names, tuned.records)))
             drawing = Drawing(self.images, self.steps or 40, self.scale(tuned, base), self.seed, self.chunk or 16)
+            options = to_json(replace(self.source, dtype=self.source.dtype or "float32"))
             for images in both:
-                images.draw(drawing, load, to_json(self.source), print_progress)
+                images.draw(drawing, load, options, print_progress)
         for sentence in drawing_differences(tuned.folder, base.folder) if base is not None else ():
             print_progress(sentence)
         scores = [score_images(images, rewards, self.reward_models, print_progress, parts) for images in both]
@@ -278,7 +279,8 @@ class Eval:
                 if not all_drawn and settings.get(name, value) != value:
                     was = settings[name]
                     raise ConfigError(f"{source.path} was drawn with {name} = {was}; say --{name} {was}")
-        unused = self.changed(DRAWING_OPTIONS) if all_drawn else []
+        of_model = [f"--{name.replace('_', '-')}" for name, value in vars(self.source).items() if value is not None]
+        unused = self.changed(DRAWING_OPTIONS) + of_model if all_drawn else []
         if unused:
             raise ConfigError(f"nothing is drawn here, so {', '.join(unused)} would change nothing; leave it out")
         if self.reference is not None and not holds_images(Path(self.reference)):
@@ -299,7 +301,7 @@ class Eval:
             check_extra("--distances", ["torchmetrics"], "distances")
             rewards = tuple(dict.fromkeys((*rewards, "clipscore")))  # its CLIP is what distances see by
         to_draw = [source.path for source in sources if not source.is_drawn]
-        check_sources(to_draw, [self.lora, self.lora_against])
+        check_sources(to_draw, [self.lora, self.lora_against], self.source.revision)
         of_clips = [name for name in rewards if find_reward(name).clips]
         sides = {name: side for name in rewards if (side := find_reward(name).side) is not None}
         for path in to_draw:
@@ -319,7 +321,7 @@ class Eval:
     def scale(self, tuned: "ImageSet", base: "ImageSet | None") -> float:
         """Return the guidance scale: as given, of the drawn images, of a LoRA's training, or usual for the family."""
         from ..evaluation.image_store import drawn_with
-        from ..models.families import usual_guidance
+        from ..models.families import check_guidance, usual_guidance
 
         sources = [tuned.source] if base is None else [tuned.source, base.source]
         scales = [self.guidance]
@@ -328,11 +330,12 @@ class Eval:
         scale = next((scale for scale in scales if scale is not None), None)
         if scale is None:
             path = next(source.path for source in sources if not source.is_drawn)
-            scale = usual_guidance(path)
+            scale = usual_guidance(path, self.source.revision)
         print_progress(f"guidance scale {scale:g}")
+        inputs = any(map(input_names, tuned.records))
         for source in sources:
             if not source.is_drawn:
-                check_guidance(source.path, scale)
+                check_guidance(self.source.config(source.path, inputs), scale)
         return scale
 
 

@@ -1,6 +1,6 @@
 """The pipeline and the LoRA that a command uses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -8,6 +8,7 @@ from ..system.errors import InputError
 from .output import print_progress
 
 if TYPE_CHECKING:
+    from ..experiment.run_folder import RunFolder
     from ..models.pipeline import Model, Pretrained
 
 
@@ -45,12 +46,9 @@ class ModelOptions:
 
         A record of another family than that of the pipeline at `path` says nothing.
         """
-        from ..experiment.run_folder import folder_of_lora
         from ..models.families import pretrained
-        from ..models.lora.files import lora_file
 
-        folders = (folder_of_lora(lora_file(lora)) for lora in loras if lora is not None)
-        folder = next((folder for folder in folders if folder is not None), None)
+        folder = next(recorded_folders(loras), None)
         if folder is None:
             return self
         try:
@@ -58,7 +56,8 @@ class ModelOptions:
         except InputError as error:  # such as the record of a newer version, whose LoRA can be drawn all the same
             print_progress(f"how {folder.path} was trained is not known ({error}); set --size and the like yourself")
             return self
-        if type(trained) not in {type(pretrained(path, "float32", {}, inputs)) for inputs in (False, True)}:
+        at = {"revision": self.revision}
+        if type(trained) not in {type(pretrained(path, "float32", at, inputs)) for inputs in (False, True)}:
             return self
         options = {name: getattr(trained, name, None) for name, value in vars(self).items() if value is None}
         foreign = () if trained.path == path else ("revision",)
@@ -104,25 +103,22 @@ class ModelOptions:
         return model
 
 
-def check_guidance(path: str, scale: float) -> None:
-    """Raise ConfigError for guidance of a distilled pipeline, before weights are fetched."""
-    from ..models.families import FAMILIES, pretrained
-    from ..models.pipeline_files import locate
-
-    FAMILIES[type(pretrained(path, "float32", {}))].check_guidance(locate(path, None, weights=False), scale)
-
-
 def trained_guidance(loras: Sequence[str | None]) -> float | None:
     """Return the guidance scale that the first LoRA with a record was trained with; None where none has one."""
-    from ..experiment.run_folder import folder_of_lora
-    from ..models.lora.files import lora_file
-
-    folders = [folder_of_lora(lora_file(lora)) for lora in loras if lora is not None]
-    scales = (folder.guidance_scale() for folder in folders if folder is not None)
+    scales = (folder.guidance_scale() for folder in recorded_folders(loras))
     return next((scale for scale in scales if scale is not None), None)
 
 
-def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) -> None:
+def recorded_folders(loras: Sequence[str | None]) -> "Iterator[RunFolder]":
+    """Yield the folders with the records of these LoRAs, of those that have one."""
+    from ..experiment.run_folder import folder_of_lora
+    from ..models.lora.files import lora_file
+
+    folders = (folder_of_lora(lora_file(lora)) for lora in loras if lora is not None)
+    yield from (folder for folder in folders if folder is not None)
+
+
+def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None], revision: str | None) -> None:
     """Raise ValueError for a pipeline or a LoRA that does not exist, before any is used or weights are fetched."""
     from ..models.lora.files import lora_file
     from ..models.pipeline_files import locate
@@ -130,4 +126,4 @@ def check_sources(pipelines: Sequence[str | None], loras: Sequence[str | None]) 
     for lora in filter(None, loras):
         lora_file(lora)
     for pipeline in filter(None, pipelines):
-        locate(pipeline, None, weights=False)
+        locate(pipeline, revision, weights=False)

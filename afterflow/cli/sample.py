@@ -13,7 +13,7 @@ from ..system.errors import ConfigError
 from ..system.input_pictures import read_input
 from ..system.own_folders import check_own_file, is_own_picture
 from ..system.text_files import check_text
-from .model_options import ModelOptions, check_guidance, check_sources, trained_guidance
+from .model_options import ModelOptions, check_sources, trained_guidance
 from .output import check_png, print_progress
 from .parsing import parse_options
 
@@ -59,31 +59,31 @@ class Sample:
             check_own_file(file, is_own_picture)
 
     def __call__(self) -> None:
-        check_sources([self.model], [self.lora])
+        check_sources([self.model], [self.lora], self.source.revision)
         from ..experiment.image_grid import save_groups
+        from ..models.families import check_guidance
         from ..models.generate import draw_images
 
         for name in self.input:
             read_input(name)  # what cannot be read is said before weights are loaded
         records = [{"prompt": prompt, "input": list(self.input)} for prompt in self.prompts]
         source = self.source.as_trained(self.model, (self.lora,))
-        source.check_prompts(self.model, records)
-        scale = self.scale()
+        config, scale = source.check_prompts(self.model, records), self.scale(source.revision)
+        check_guidance(config, scale)
         model = source.load(self.model, self.lora, inputs=bool(self.input))
         images = draw_images(model, records, self.images, self.steps, scale, self.seed)
         make_folder(Path(self.out).parent)
         save_groups(Path(self.out), records, images, 1)
         print(self.out)
 
-    def scale(self) -> float:
+    def scale(self, revision: str | None) -> float:
         """Return the guidance scale: as given, of the LoRA's training, or usual for the family."""
         from ..models.families import usual_guidance
         from ..models.pipeline_files import SHIPPED
 
         scale = trained_guidance((self.lora,)) if self.guidance is None else self.guidance
         if scale is None:
-            scale = 1.0 if self.model in SHIPPED else usual_guidance(self.model)
+            scale = 1.0 if self.model in SHIPPED else usual_guidance(self.model, revision)
         if self.guidance is None and scale != 1:
             print_progress(f"guidance scale {scale:g}")
-        check_guidance(self.model, scale)
         return scale

@@ -270,7 +270,7 @@ def people_of(run: "Run") -> "Votes":
 
 def option_names(words: Sequence[str]) -> set[str]:
     """Return the options of a run that are typed, without what stands after a dot or an equals sign."""
-    names = {word[2:].split("=")[0].split(".")[0].replace("-", "_") for word in words if word.startswith("--")}
+    names = {name.split(".")[0].replace("-", "_") for name in typed_names(words)}
     return names | {"held_out"} if "held_out_prompts" in names else names
 
 

@@ -71,12 +71,13 @@ def list_images(path: Path, caption: str, image: str | None = None) -> Listing:
         raise InputError(f"images {path}: no folder, and of files only .parquet and .tar are read")
     if not path.is_file():
         check_links(path)
-    tables = files_of_kind(path, ".parquet") if not listed_in(path) else []
+    file = listed_in(path)
+    tables = [] if file else files_of_kind(path, ".parquet")
     if tables:
         return list_parquet(tables, caption, image)
     if image is not None:
         raise InputError(f"images {path}: data.image = {image} names a column, which parquet files alone have")
-    if file := listed_in(path):
+    if file:
         return list_metadata(file, {".jsonl": json_rows, ".csv": csv_rows}[file.suffix](file), caption)
     if tars := files_of_kind(path, ".tar"):
         return list_tars(tars, caption)
@@ -168,15 +169,9 @@ def list_sidecars(folder: Path, caption: str) -> Listing:
 def sidecar_record(sidecar: Path, caption: str) -> dict | None:
     """Return the record of the file beside a picture; None where it has no caption."""
     if sidecar.suffix.lower() == ".json":
-        return json_record(read_json(sidecar), caption, sidecar.parent, str(sidecar))
+        return record_of_row(read_json(sidecar), caption, sidecar.parent, str(sidecar))
     text = joined_lines(read_text(sidecar))
     return {"prompt": text} if text else None
-
-
-def json_record(row: Any, caption: str, folder: Path, location: str) -> dict | None:
-    """Return the record of the .json of a picture; None where it has no caption."""
-    key = caption_key(row, caption) if isinstance(row, dict) else None
-    return None if key is None else captioned_record(row, key, folder, location)
 
 
 def joined_lines(text: str) -> str:
@@ -240,7 +235,7 @@ def tar_record(file: Path, members: Mapping[str, tarfile.TarInfo], caption: str)
     row = parse_json(texts[".json"], f"{file}:{members['.json'].name}") if ".json" in texts else {}
     plain = next((joined_lines(texts[ending]) for ending in SIDECARS if ending in texts), None)
     if plain is None or caption != DEFAULT_CAPTION:
-        return json_record(row, caption, file.parent, f"{file}:{members['.json'].name}") if row else None
+        return record_of_row(row, caption, file.parent, f"{file}:{members['.json'].name}") if row else None
     return {"prompt": plain} if plain else None
 
 
@@ -257,22 +252,21 @@ def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> List
     entries, left_out, columns = [], Counter(), {}
     for file in files:
         table = open_parquet(file)
-        column = picture_column(table.schema_arrow, file, image)
+        names, binary = table.schema_arrow.names, picture_columns(table.schema_arrow)
+        column = picture_column(binary, names, file, image)
         columns[column] = None
-        binary = picture_columns(table.schema_arrow)
-        others = [name for name in table.schema_arrow.names if name != column]
-        check_no_pictures([name for name in binary if name != column], others, str(file))
-        others = [name for name in others if name not in binary]
+        others = [name for name in names if name not in binary]
+        besides = [name for name in binary if name != column]
+        check_no_pictures(besides, [*others, *besides], str(file))
         for group in range(table.num_row_groups):
             for i, row in enumerate(table.read_row_group(group, columns=others).to_pylist()):
                 location = f"{file}: row {len(entries) + sum(left_out.values()) + 1}"
-                if (key := caption_key(row, caption)) is None:
+                record = record_of_row(row, caption, file.parent, location)
+                if record is None:
                     left_out[NO_CAPTION] += 1
                     continue
-                check_text(row[key], location)
-                read = partial(read_cell, file, column, group, i)
-                record = captioned_record(row, key, file.parent, location)
-                entries.append(Entry(location, record, read))
+                check_text(record["prompt"], location)
+                entries.append(Entry(location, record, partial(read_cell, file, column, group, i)))
     if not entries:
         raise no_captions(f"images {files[0]}", caption)
     origin = f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet, column {' or '.join(columns)}"
@@ -308,16 +302,21 @@ def open_parquet(file: Path) -> "ParquetFile":
         raise InputError(f"{file}: no parquet file that can be read ({why})") from None
 
 
-def picture_column(schema: "pyarrow.Schema", file: Path, image: str | None) -> str:
+def picture_column(holds: Sequence[str], names: Sequence[str], file: Path, image: str | None) -> str:
     """Return the name of the column of encoded pictures: the one that is named, the only one, or `image`.
 
     InputError where it is not there, and where several can hold pictures and none is named.
+
+    Args:
+        holds: Names of the columns that can hold pictures.
+        names: Names of all columns.
+        file: The file, for messages.
+        image: The name that the user gave, if any.
     """
-    holds = picture_columns(schema)
     if image is not None and image not in holds:
         raise InputError(f"{file}: no column {image!r} holds pictures, only {', '.join(holds) or 'none does'}")
     if not holds:
-        raise InputError(f"{file}: no column holds pictures, only {', '.join(schema.names)}")
+        raise InputError(f"{file}: no column holds pictures, only {', '.join(names)}")
     if image is None and len(holds) > 1 and DEFAULT_IMAGE not in holds:
         raise InputError(
             f"{file}: the columns {', '.join(holds)} can all hold pictures; name the one to learn from with "
@@ -358,12 +357,15 @@ def caption_key(row: Mapping[str, Any], caption: str) -> str | None:
     return key if isinstance(text, str) and text.strip() else None
 
 
-def captioned_record(row: Mapping[str, Any], key: str, folder: Path | None, location: str) -> dict:
-    """Make the record of a row whose caption is under `key`, even where another key is called prompt.
+def record_of_row(row: Any, caption: str, folder: Path | None, location: str) -> dict | None:
+    """Make the record of a row, whose caption is its prompt, even where another key is called prompt.
 
-    Columns that JSON cannot hold, such as other pictures, are left out, so that no row keeps them in memory.
-    Pictures that the caption is about are found in `folder`, as `locate_inputs` says.
+    None where it has no caption.  Columns that JSON cannot hold, such as other pictures, are left out, so that no row
+    keeps them in memory.  Pictures that the caption is about are found in `folder`, as `locate_inputs` says.
     """
+    key = caption_key(row, caption) if isinstance(row, dict) else None
+    if key is None:
+        return None
     check_tag(row, location)
     plain = json_columns(row)
     record = {k: v for k, v in plain.items() if k not in ("file_name", "target", key)} | {"prompt": row[key]}
@@ -372,7 +374,7 @@ def captioned_record(row: Mapping[str, Any], key: str, folder: Path | None, loca
 
 def caption_record(row: Mapping[str, Any], caption: str, folder: Path | None, location: str) -> dict:
     """Make the record of a row; InputError where it has no caption."""
-    key = caption_key(row, caption)
-    if key is None:
+    record = record_of_row(row, caption, folder, location)
+    if record is None:
         raise InputError(f"{location}: no caption under {caption!r}; write one, or set --data.caption to another key")
-    return captioned_record(row, key, folder, location)
+    return record

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,21 +22,17 @@ from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from ..system.pictures import check_color, fit_picture, read_header, read_picture
 from ..system.text_files import check_text
+from .hub_datasets import check_columns, encoded_bytes, load_hub_dataset, named_caption, without_pictures
 from .image_folders import (
     DEFAULT_CAPTION,
     NO_CAPTION,
     Entry,
     Listing,
-    caption_key,
-    captioned_record,
-    check_no_pictures,
     list_images,
     no_captions,
+    record_of_row,
 )
 from .prompts import check_shapes_options
-
-if TYPE_CHECKING:
-    import datasets
 
 _log = logging.getLogger(__name__)
 
@@ -248,17 +244,15 @@ class HubImages(StoredImages):
             rows = load_hub_dataset(self.dataset, self.split, self.revision)
         except InputError as error:
             raise InputError(f"images {error}") from None
-        for column in (self.image, *([] if self.caption == DEFAULT_CAPTION else [self.caption])):
-            if column not in rows.column_names:
-                raise InputError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
+        check_columns(rows, self.dataset, self.image, named_caption(self.caption))
         encoded = rows.cast_column(self.image, datasets.Image(decode=False))
         entries, left_out = [], Counter()
         for i, row in enumerate(map(dict, without_pictures(rows.remove_columns([self.image]), self.dataset))):
             location = f"{self.dataset}[{i}]"
-            if (key := caption_key(row, self.caption)) is None:
+            record = record_of_row(row, self.caption, None, location)
+            if record is None:
                 left_out[NO_CAPTION] += 1
                 continue
-            record = captioned_record(row, key, None, location)
             check_text(record["prompt"], location)
             entries.append(Entry(location, record, lambda i=i: encoded_bytes(encoded[i][self.image], self.dataset)))
         if not entries:
@@ -370,63 +364,6 @@ def check_images(path: str, files: tuple[str, ...] = (".parquet", ".tar")) -> No
         raise InputError(f"images {path}: no such file")
     if not Path(path).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
         raise InputError(f"images {path}: no such folder, and an id of the hub reads owner/name")
-
-
-def load_hub_dataset(dataset: str, split: str, revision: str | None) -> "datasets.Dataset":
-    """Load a split of a data set of the hub, or of a folder; InputError where it cannot be loaded."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    if not Path(dataset).is_dir() and len(Path(dataset).parts) != 2:
-        raise InputError(f"{dataset}: no such folder, and an id of the hub reads owner/name")
-    try:
-        return datasets.load_dataset(dataset, split=split, revision=revision)
-    except (OSError, ValueError, DatasetsError) as error:
-        why = str(error).partition("\n")[0]
-        raise InputError(f"{dataset}: split {split!r} could not be loaded; {why}") from None
-
-
-def without_pictures(rows: "datasets.Dataset", dataset: str) -> "datasets.Dataset":
-    """Return a data set without the columns that hold pictures, sounds, clips or bytes, which no record keeps.
-
-    InputError where they are those of input pictures.
-    """
-    binary = [name for name, feature in rows.features.items() if is_binary(feature)]
-    check_no_pictures(binary, rows.column_names, dataset)
-    return rows.remove_columns(binary)
-
-
-def is_binary(feature: Any) -> bool:
-    """Return whether a feature of a data set, or a part of it, holds bytes or what `datasets` decodes from bytes."""
-    if isinstance(feature, Mapping):
-        return any(map(is_binary, feature.values()))
-    if isinstance(feature, list | tuple):
-        return any(map(is_binary, feature))
-    inside = getattr(feature, "feature", None)  # of a list
-    return (
-        hasattr(feature, "decode")
-        or getattr(feature, "dtype", None) in ("binary", "large_binary")
-        or (inside is not None and is_binary(inside))
-    )
-
-
-def encoded_bytes(image: Mapping | None, dataset: str) -> bytes:
-    """Return the encoded bytes of an image that `datasets` has not decoded; empty where there is none.
-
-    InputError for a path that leads out of the data set's folder and of the cache of `datasets`.
-    """
-    if image is None or (image["bytes"] is None and not Path(str(image["path"])).is_file()):
-        return b""
-    if image["bytes"] is not None:
-        return image["bytes"]
-    from datasets.config import HF_DATASETS_CACHE
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    file = Path(image["path"]).resolve()
-    folders = [HF_DATASETS_CACHE, HF_HUB_CACHE, *([dataset] if Path(dataset).is_dir() else [])]
-    if not any(file.is_relative_to(Path(folder).resolve()) for folder in folders):
-        raise InputError(f"{dataset}: the path {image['path']!r} of an image leads out of the data set")
-    return file.read_bytes()
 
 
 def num_empty_tokens(maximum: int, step: int, seed: int) -> int:

@@ -17,7 +17,8 @@ from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text
-from .image_folders import DEFAULT_CAPTION, NO_CAPTION, Entry, Listing, caption_key, captioned_record, no_captions
+from .hub_datasets import check_columns, encoded_bytes, load_hub_dataset, named_caption, without_pictures
+from .image_folders import NO_CAPTION, Entry, Listing, no_captions, record_of_row
 from .images import (
     CaptionedImage,
     ImageSource,
@@ -27,11 +28,8 @@ from .images import (
     bucket_sizes,
     check_images,
     check_stored,
-    encoded_bytes,
     left_out_or_error,
-    load_hub_dataset,
     survey_images,
-    without_pictures,
 )
 from .pair_folders import TIED, PairListing, list_pairs
 from .prompt_sources import Prompts
@@ -171,10 +169,7 @@ class HubPairs(StoredPairs):
             rows = load_hub_dataset(self.dataset, self.split, self.revision)
         except InputError as error:
             raise InputError(f"pairs {error}") from None
-        named = None if self.caption == DEFAULT_CAPTION else self.caption
-        for column in filter(None, (self.first, self.second, self.label, named)):
-            if column not in rows.column_names:
-                raise InputError(f"{self.dataset}: it has no column {column!r}, only {', '.join(rows.column_names)}")
+        check_columns(rows, self.dataset, self.first, self.second, self.label, named_caption(self.caption))
         images = (self.first, self.second)
         encoded = rows.select_columns(list(images))
         for column in images:
@@ -186,10 +181,10 @@ class HubPairs(StoredPairs):
             if preference is None or preference == 0.5:
                 left_out[UNLABELLED if preference is None else TIED] += 1
                 continue
-            if (key := caption_key(row, self.caption)) is None:
+            record = record_of_row(row, self.caption, None, location)
+            if record is None:
                 left_out[NO_CAPTION] += 1
                 continue
-            record = captioned_record(row, key, None, location)
             check_text(record["prompt"], location)
             read = lambda i, column: encoded_bytes(encoded[i][column], self.dataset)
             entries = [Entry(f"{location}.{column}", record, partial(read, i, column)) for column in images]

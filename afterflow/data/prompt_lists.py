@@ -170,7 +170,7 @@ def csv_rows(file: Path) -> Iterator[Located]:
 
 def read_hub_prompts(source: str) -> Iterator[Located]:
     """Read the records of `owner/name[:split]` of the hub; InputError where it cannot be loaded."""
-    from .images import load_hub_dataset, without_pictures
+    from .hub_datasets import load_hub_dataset, without_pictures
 
     check_extra(f"prompts {source}, a data set of the hub,", ["datasets"], "data")
     dataset, _, split = source.partition(":")

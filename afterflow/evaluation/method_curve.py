@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..experiment.intervals import Estimate, estimates
-from ..experiment.run_folder import RunFolder, rewards_of
+from ..experiment.run_folder import REPEATED, RunFolder, rewards_of
 from ..experiment.serialization import to_json
-from ..train.repeated_prompts import REPEATED, prompts_of_rows
+from ..train.repeated_prompts import prompts_of_rows
 
 Line = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def method_curve(runs: Sequence[tuple[RunFolder, Sequence[Line]]], draws: int, s
         draws: Number of bootstrap resamples.
         seed: Seed of the resamples.
     """
-    points = shared_measurements([lines_of_now(folder, lines) for folder, lines in runs])
+    points = shared_measurements([folder.since_change(lines) for folder, lines in runs])
     if not points:
         return []
     scores = prompt_scores([folder for folder, _ in runs], points)
@@ -48,12 +48,6 @@ def method_curve(runs: Sequence[tuple[RunFolder, Sequence[Line]]], draws: int, s
         }
         for i, lines in enumerate(points)
     ]
-
-
-def lines_of_now(folder: RunFolder, lines: Sequence[Line]) -> list[Line]:
-    """Return the lines since which a run's held-out prompts are those that it has now."""
-    since = folder.unchanged_since("held-out prompts")
-    return [line for line in lines if line["step"] >= since]
 
 
 def shared_measurements(runs: Sequence[Sequence[Line]]) -> list[list[Line]]:

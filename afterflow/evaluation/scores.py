@@ -11,7 +11,7 @@ from ..data.prompt_lists import check_record
 from ..experiment.contents import reward_contents
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
-from ..rewards.registry import DEFAULT_REWARD_MODELS, find_reward, needs_of
+from ..rewards.registry import find_reward, needs_of
 from ..system.atomic_files import write_text_atomically
 from ..system.errors import InputError
 from ..system.text_files import read_json
@@ -31,12 +31,16 @@ class ScoreCache:
     def __init__(self, folder: Path, models: RewardModels) -> None:
         self.file, self.models = folder / "scores.json", models
         self.rows: dict[str, dict[str, ScoreRow]] = {}
+        self.keys: dict[str, str] = {}
+        """Reward → the name of its rows, with its contents as they were when this began."""
         if self.file.is_file():
             self.rows = read_json(self.file)
 
     def rows_of(self, reward: str) -> dict[str, ScoreRow]:
         """Return digest → row of a reward, of its present version, code and models."""
-        return self.rows.setdefault(f"{reward} {reward_contents(reward, self.models)} {self.models!r}", {})
+        if reward not in self.keys:
+            self.keys[reward] = f"{reward} {reward_contents(reward, self.models)} {self.models!r}"
+        return self.rows.setdefault(self.keys[reward], {})
 
     def get(self, reward: str, digests: Sequence[str]) -> list[ScoreRow]:
         """Return the rows with these digests; KeyError where one is not there."""
@@ -73,8 +77,8 @@ def score_images(
         parts: Whether the parts of a score are returned as well, as reward/part.
     """
     cache = ScoreCache(images.folder, models)
-    digests = content_digests(images)
     check_as_many(images.folder)
+    digests = content_digests(images)
     # Some prompts at a time, so that a detector looks at an image once for all its rewards.
     for first in range(0, len(digests), SCORED_TOGETHER):
         for reward in rewards:
@@ -154,9 +158,7 @@ def score_matrix(name: str, rows: Sequence[ScoreRow]) -> np.ndarray:
     return np.array([[np.nan if v is None else v for v in row.get(name, nothing)] for row in rows])
 
 
-def check_scorable(
-    records: Sequence[dict], rewards: Sequence[str], models: RewardModels = DEFAULT_REWARD_MODELS
-) -> None:
+def check_scorable(records: Sequence[dict], rewards: Sequence[str], models: RewardModels) -> None:
     """Check that the rewards can judge the records; ValueError names a prompt that one cannot judge."""
     checks = needs_of(rewards, models)
     for record in records:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.images import HubImages, ImageFolder, load_hub_dataset
+from ..data.hub_datasets import load_hub_dataset
+from ..data.images import HubImages, ImageFolder
 from ..data.pairs import HubPairs, PairFolder
 from ..models.adapters import LoRA
 from ..models.lora.files import lora_files

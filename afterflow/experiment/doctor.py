@@ -16,7 +16,7 @@ import torch
 from rich.markup import escape
 from torch import Tensor
 
-from ..algorithms.base import Algorithm, OnPolicy, explores
+from ..algorithms.base import Algorithm, explores
 from ..models.adapters import LoRA
 from ..models.generate import encode_records, solve_ode
 from ..rewards.grouped import all_pairs, judge_groups, score_groups
@@ -33,31 +33,13 @@ from ..train.clock import Clock
 from ..train.cpu_threads import cpu_threads
 from ..train.explore import ExploreOptions, Iteration, supervised
 from ..train.gradients import gradients
+from .cards import peak_flops, reset_peak_memory
 from .config import Run
 from .cost_estimate import estimate_cost, trial_iteration
 from .network_counts import network_counts, rollout_ratio, rollout_rows, rows_of_pass
 from .prompt_checks import caption_records, number_of_inputs, prompt_records
 from .setup import TrainingSetup, fp32_streams
 
-PEAK = {
-    "NVIDIA B200": 2250e12,
-    "NVIDIA GH200 480GB": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H200 NVL": 835e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-}
-"""Whole name of a card as CUDA gives it → FLOP/s of its dense bf16 matrix products, as its maker states them.
-
-Cards of another name have another peak, although a name may begin alike: a slice of a card, or a notebook's.
-"""
 ANYTHING = [{"prompt": "a photo of a red cube on a wooden table"}, {"prompt": "a dog"}]
 """Prompts, where images bring theirs."""
 TRIAL_STEPS = 4
@@ -86,7 +68,7 @@ def examine(run: Run) -> Iterator[Finding]:
     small = run.with_options(
         name=f"doctor_{uuid4().hex}",
         tracker="none",
-        batch=1 if getattr(run.algorithm, "group", 2) > 1 else 2,  # an image is compared with another one
+        batch=trial_prompts(run.algorithm),
         grad_partitions=1,
         shard="none",
         fp32_streams=fp32_streams(run),
@@ -263,12 +245,12 @@ def small_iteration(setup: TrainingSetup, cond: Conditioning, clock: Clock) -> I
     return trial_iteration(algorithm, setup.models, some, options, clock, setup.weights.history)
 
 
-def trial_prompts(algorithm: OnPolicy) -> int:
+def trial_prompts(algorithm: Algorithm) -> int:
     """Return the number of prompts of a small iteration.
 
     A method that draws one image of a prompt compares it with those of others, and so has two.
     """
-    return 1 if algorithm.plan(0, generator(0, "plan")).widths[-1] > 1 else 2
+    return 1 if getattr(algorithm, "group", 2) > 1 else 2
 
 
 def padded_rows(plan: Plan, prompts: int, chunk: int) -> int:
@@ -339,16 +321,11 @@ def rollout_mfu(run: Run, row_seconds: float, device: torch.device) -> Finding:
     """
     peak = peak_flops(device)
     if peak is None:
-        detail = f"unknown: there is no peak of {torch.cuda.get_device_name(device)} in afterflow/experiment/doctor.py"
+        detail = f"unknown: there is no peak of {torch.cuda.get_device_name(device)} in afterflow/experiment/cards.py"
     else:
         flops = network_counts(run).forward / run.batches.chunk * rollout_ratio(run)
         detail = f"{flops / row_seconds / peak:.0%} of {peak / 1e12:.0f} TFLOP/s"
     return Finding("MFU of the rollout", None, detail)
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Return the FLOP/s of dense bf16 matrix products of a card, as its maker states them; None where unknown."""
-    return PEAK.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 @torch.no_grad()
@@ -430,13 +407,6 @@ def check_judge(setup: TrainingSetup, cond: Conditioning) -> Finding:
     return Finding(
         "the judge", None, f"{one:.2f} and {other:.2f} in the two orders; without a favourite they add up to 1"
     )
-
-
-def reset_peak_memory() -> None:
-    """Count the peak of a GPU's memory anew: a process may examine several recipes."""
-    if torch.cuda.is_available():
-        torch.cuda.init()  # else there is no counter yet
-        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory(setup: TrainingSetup) -> Finding:

@@ -80,11 +80,12 @@ def data_words(setup: TrainingSetup, records: Sequence[dict]) -> str:
 def held_out_words(setup: TrainingSetup, records: Sequence[dict], held_out: Sequence[dict]) -> str:
     """Return what is measured on which held-out prompts, and what chooses best/; or that nothing is."""
     run = setup.run
-    share, trained = run.evaluation.held_out_share, {content_key(record) for record in records}
+    share = run.evaluation.held_out_share
     if not held_out:
         why = f" (a share of {share:g} of so few prompts is less than one)" if share else ""
         return f"none{why}: nothing is evaluated and there is no best/; --held-out-prompts FILE names some"
     origin = "of the run's own" if share else f"of {type(run.evaluation.held_out).__name__}"
+    trained = {content_key(record) for record in records}
     seen = sum(content_key(record) in trained for record in held_out)
     overlap = f", {seen} of which are trained on as well" if seen else ", none of which is trained on"
     rewards = ", ".join([f"{name} (not trained)" if name in run.hidden else name for name in run.watched])

@@ -19,10 +19,10 @@ from ..system.errors import CheckpointError
 from ..system.input_pictures import content_key
 from ..system.side_outputs import SideOutputs
 from ..train.distributed import Processes
-from ..train.repeated_prompts import REPEATED, repeated_rows
+from ..train.repeated_prompts import repeated_rows
 from ..train.reward_hacking import reward_hacking_signs
 from .metrics_file import metrics_file
-from .run_folder import RunFolder, rewards_of
+from .run_folder import REPEATED, RunFolder, rewards_of
 from .setup import TrainingSetup
 from .shown_pictures import HeldOutPictures
 from .tracker_pictures import HeldOutMeasurement

@@ -67,7 +67,10 @@ def digest_of_path(path: Path) -> str | None:
     content = hashlib.sha256()
     for file in files:
         name = file.name if file == path else file.relative_to(path).as_posix()
-        content.update(name.encode() + file.read_bytes())
+        content.update(name.encode())
+        with file.open("rb") as stream:  # weights are large
+            while block := stream.read(2**20):
+                content.update(block)
     return content.hexdigest()
 
 

@@ -91,6 +91,8 @@ def fitted_variants(run: Run) -> Iterator[MemoryFit]:
 
 def missing_bits(run: Run) -> str:
     """Return how frozen weights could be stored in fewer bits, where a library for that is missing."""
+    if not isinstance(run.tune, LoRA):
+        return ""
     try:
         replace(run.model, quantize=run.model.quantize or "nf4")
     except MissingDependencyError as error:

@@ -18,10 +18,10 @@ from ..models.pipeline_files import SHIPPED
 from ..models.wan import Wan
 from ..system.atomic_files import write_text_atomically, writing
 from ..system.escapes import code_span, markdown_text, python_text
-from ..train.repeated_prompts import REPEATED, prompts_of_rows
+from ..train.repeated_prompts import prompts_of_rows
 from .config import Run
 from .intervals import Estimate, estimate_text, estimates
-from .run_folder import RunFolder, rewards_of
+from .run_folder import REPEATED, RunFolder, rewards_of
 
 CARD_RESAMPLES = 2000
 """Number of bootstrap resamples."""

@@ -133,10 +133,13 @@ def without_share(records: list[dict], share: float) -> tuple[list[dict], list[d
     A prompt is a text about its pictures.  Both alone decide which come first, so that seeds, and lists that grow or
     move, hold out the same ones.
     """
-    by_prompt = {content_key(record): record for record in records}
+    if not share:
+        return records, []
+    keys = [content_key(record) for record in records]
+    by_prompt = dict(zip(keys, records))
     count = min(round(share * len(by_prompt)), len(by_prompt) - 1)
     held_out = set(sorted(by_prompt, key=lambda key: number("held out", *key))[:count])
-    return [record for record in records if content_key(record) not in held_out], [
+    return [record for key, record in zip(keys, records) if key not in held_out], [
         by_prompt[key] for key in sorted(held_out)
     ]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from ..system.atomic_files import write_text_atomically
 from ..system.checks import LARGEST
@@ -16,7 +16,6 @@ from ..system.errors import InputError
 from ..system.own_folders import check_links, check_own, check_own_file, holds_object
 from ..system.text_files import read_json, read_text
 from ..train.budget import Budget
-from ..train.repeated_prompts import REPEATED
 
 if TYPE_CHECKING:
     from .config import Distribution, Run
@@ -24,8 +23,11 @@ if TYPE_CHECKING:
 
 RESULTS = ("lora", "model")
 """Folders that a run that has ended leaves: a LoRA, or a pipeline."""
+L = TypeVar("L", bound=Mapping[str, Any])
 WRITTEN = ("metrics.jsonl", "held_out.jsonl", "data.json", "best.json")
 """Files that a run writes after its record, so that without one they are somebody else's."""
+REPEATED = "repeated_prompts"
+"""Name in a line of held_out.jsonl of the rows that repeat a prompt."""
 PICTURE_SETS = ("samples", "held_out", "groups")
 """Sets of stored pictures: of the prompts that the sampler shows, of held-out prompts, and of groups of training."""
 BASE_STEP = -1
@@ -144,8 +146,12 @@ class RunFolder:
 
     def measurements_of_now(self) -> list[dict[str, Any]]:
         """Return the measurements on the held-out prompts that the run has now, oldest first."""
+        return self.since_change(self.held_out())
+
+    def since_change(self, lines: Sequence[L]) -> list[L]:
+        """Return those lines of iterations in which the run's held-out prompts were those that it has now."""
         since = self.unchanged_since("held-out prompts")
-        return [line for line in self.held_out() if line["step"] >= since]
+        return [line for line in lines if line["step"] >= since]
 
     def unchanged_since(self, content: str) -> int:
         """Return the iteration since which a content of the run, such as its held-out prompts, is what it is now."""

@@ -70,6 +70,7 @@ class PairSampler:
         What is left out is reason → number of prompts.  The digest says which images the pairs are.  InputError is
         raised where no prompt has a best and a worst image.
         """
+        self.model.check_guidance(self.model.folder, self.scale)
         records, left_out = prompt_records(self.run), Counter()
         cond = encode(records)
         parts, chosen, which = [], [], []
@@ -111,7 +112,6 @@ class PairSampler:
             self.data.per_prompt,
             torch.empty(len(rows), 1, *self.model.latent_shape, device=cond.device),
         )
-        self.model.check_guidance(self.model.folder, self.scale)
         field = in_chunks(self.model.guide(self.reference, self.scale), self.run.batches.chunk)
         images = solve_ode(field, cond.on_device(), noise, self.model.schedule.times(self.data.steps))
         best, worst, reason = self.judge(images, rows, records)

@@ -18,10 +18,9 @@ from ..models.adapters import (
     trainable_parameters,
 )
 from ..models.base import blocks
-from ..models.families import FAMILIES
+from ..models.families import check_guidance
 from ..models.fp32_streams import keep_streams_in_fp32
 from ..models.pipeline import Model
-from ..models.pipeline_files import locate
 from ..sampling.seeds import number
 from ..system.atomic_files import apply_umask, make_folder, write_text_atomically, writing
 from ..system.errors import CheckpointError, ConfigError, TrainingStopped
@@ -231,9 +230,7 @@ def check_same_checkpoints(run: Run, processes: Processes, names: list[str]) -> 
 def load_model(run: Run, processes: Processes) -> Model:
     """Return the run's model on this process's device, with checkpointing and compilation as asked."""
     accelerator = processes.accelerator
-    config = run.model
-    family = FAMILIES[type(config)]
-    family.check_guidance(locate(config.path, config.revision, weights=False), run.batches.guidance_scale)
+    check_guidance(run.model, run.batches.guidance_scale)
     with accelerator.local_main_process_first():  # what the first downloads or makes, others find
         model = run.model.load(accelerator.device)
     if run.optimization.gradient_checkpointing:

@@ -40,7 +40,7 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any], inputs: bool =
 
     Raises InputError where no family draws with it, ConfigError where the family has no such option.
     """
-    index = read_index(locate(path, None, weights=False))
+    index = read_index(locate(path, options.get("revision"), weights=False))
     kinds = [kind for kind, model in FAMILIES.items() if inputs and model.also_reads(index)]
     kinds += [kind for kind, model in FAMILIES.items() if model.reads(index)]
     kind = next(iter(kinds), None)
@@ -53,7 +53,12 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any], inputs: bool =
     return replace(kind(path), dtype=dtype, **options)
 
 
-def usual_guidance(path: str) -> float:
+def usual_guidance(path: str, revision: str | None = None) -> float:
     """Return the guidance scale of the authors of the pipeline at `path`.  InputError where no family draws with it."""
-    kind = FAMILIES[type(pretrained(path, "float32", {}))]
-    return kind.guidance_of(locate(path, None, weights=False))
+    config = pretrained(path, "float32", {"revision": revision})
+    return FAMILIES[type(config)].guidance_of(locate(path, revision, weights=False))
+
+
+def check_guidance(config: Pretrained, scale: float) -> None:
+    """Raise ConfigError for guidance of a distilled pipeline; no weights are fetched."""
+    FAMILIES[type(config)].check_guidance(locate(config.path, config.revision, weights=False), scale)

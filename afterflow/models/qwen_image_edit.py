@@ -109,7 +109,8 @@ class QwenImageEditModel(QwenImageModel):
     def read_with_pictures(self, texts: Sequence[str], pictures: InputPictures) -> dict[str, Tensor]:
         """Encode U texts, and U empty ones after them, by the language model, which sees their pictures."""
         pipe = self.pipeline_with_encoders("processor")
-        pipe.processor = self.reader()
+        if pipe.processor is None:  # the pipeline of a run serves several lists of prompts
+            pipe.processor = self.reader()
         shown = [Image.fromarray(views[0]) for views in pictures.views]
         about = [tuple(rows) for rows in pictures.rows.tolist()]
         read: dict[tuple[str, tuple[int, ...]], Embedding] = {}

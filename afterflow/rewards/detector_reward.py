@@ -189,15 +189,15 @@ def detection_thresholds(options: Mapping[str, float], mode: Mode) -> tuple[floa
     ConfigError for one that detectors, which report nothing below `MIN_DETECTION_SCORE`, cannot tell from another.
     """
     least = MIN_DETECTION_SCORE / (SOFT_FROM if mode == "partial" else 1)
-    for name, published in DETECTION_THRESHOLDS.items():
-        value = options.get(name, published)
+    values = {name: options.get(name, published) for name, published in DETECTION_THRESHOLDS.items()}
+    for name, value in values.items():
         if not least <= value < 1:
             soft = f", because soft credit starts at {SOFT_FROM:g} of it" if mode == "partial" else ""
             raise ConfigError(
                 f"reward_models.options: {name} = {value:g}: detectors report scores of {MIN_DETECTION_SCORE:g} to 1; "
                 f"take at least {least:.3g} and less than 1{soft}"
             )
-    threshold, counting = (options.get(name, published) for name, published in DETECTION_THRESHOLDS.items())
+    threshold, counting = values.values()
     return threshold, counting
 
 

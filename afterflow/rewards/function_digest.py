@@ -18,7 +18,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from logging import Logger
 from pathlib import Path, PurePath
 from threading import Lock, RLock
@@ -179,8 +179,10 @@ def array_text(value: Any, ends: int | None = None) -> str | None:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        flat = value.detach().to_dense().cpu().contiguous().reshape(-1)
-        form, data = f"{value.dtype} {tuple(value.shape)}", flat.view(torch.uint8).numpy().tobytes()
+        flat = value.detach().to_dense().contiguous().reshape(-1).view(torch.uint8)
+        if ends is not None and len(flat) > 2 * ends:  # before anything leaves its device
+            flat = torch.cat([flat[:ends], flat[-ends:]])
+        form, data = f"{value.dtype} {tuple(value.shape)}", flat.cpu().numpy().tobytes()
     elif isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
         form = f"{array.dtype} {array.shape}"
@@ -246,8 +248,13 @@ def is_library(module: str) -> bool:
     if top in sys.stdlib_module_names or top in ("builtins", "afterflow"):
         return True
     file = getattr(sys.modules.get(module) or sys.modules.get(top), "__file__", None)
-    installed = {sysconfig.get_path(kind) for kind in ("purelib", "platlib", "stdlib")}
-    return file is not None and any(Path(file).is_relative_to(folder) for folder in installed if folder)
+    return file is not None and any(Path(file).is_relative_to(folder) for folder in installed_folders())
+
+
+@cache
+def installed_folders() -> frozenset[str]:
+    """Return the folders of Python's own modules and of installed packages."""
+    return frozenset(filter(None, map(sysconfig.get_path, ("purelib", "platlib", "stdlib"))))
 
 
 def name_of(value: Any) -> str:

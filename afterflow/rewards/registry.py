@@ -203,10 +203,11 @@ def check_read(rewards: Mapping[str, Reward], models: RewardModels) -> None:
             )
         raise unknown_name("reward of this run (reward_models.weights)", name, readable)
     for name in models.options:
-        if any(name in reward.options for reward in served) and not any(name in reward.options for reward in here):
+        if any(name in reward.options for reward in here):
+            continue
+        if any(name in reward.options for reward in served):
             raise ConfigError(f"reward_models.options: what reads {name} is scored by a service; name it to that")
-        if not any(name in reward.options for reward in here):
-            raise ConfigError(f"reward_models.options: no reward of this run reads {name}; leave it out")
+        raise ConfigError(f"reward_models.options: no reward of this run reads {name}; leave it out")
 
 
 def check_judge_sees(judge: Judge | None, models: RewardModels) -> None:

@@ -23,8 +23,11 @@ class Ended(KeyboardInterrupt):
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal, as SIGHUP."""
-    return signal.Signals(number).name
+    """Return the name of a signal, as SIGHUP, or its number where the system has no name for it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @contextmanager

@@ -7,11 +7,12 @@ name one more in the same way, and under `image` the file of a picture to be lik
 import base64
 import hashlib
 import io
-import os
 import reprlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,13 @@ def file_version(name: str) -> tuple[int, int] | None:
 
     None for a data: address, and for a file that is not there.
     """
-    if name.startswith("data:") or not os.path.isfile(name):  # which a text that is no name is not, either
+    if name.startswith("data:"):
         return None
-    state = Path(name).stat()
-    return state.st_mtime_ns, state.st_size
+    try:
+        state = Path(name).stat()
+    except (OSError, ValueError):  # which a text that is no name raises, too
+        return None
+    return (state.st_mtime_ns, state.st_size) if S_ISREG(state.st_mode) else None
 
 
 @lru_cache(maxsize=65536)
@@ -128,8 +132,9 @@ def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str)
     except InputError as error:
         raise InputError(f"{location}: {error}") from None
     located = dict(record)
-    if folder is not None and isinstance(image := record.get("image"), str) and image:
-        located["image"] = path_inside(folder, image) or image
+    if isinstance(image := record.get("image"), str) and image:
+        with suppress(InputError):  # else its name counts from the working folder
+            located["image"] = whole_path(image, "image", folder, location)
     if not names:
         return located
     paths, mask = [whole_path(name, "input", folder, location) for name in names], record.get("mask")
@@ -137,18 +142,6 @@ def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str)
     if isinstance(mask, str) and mask:
         located["mask"] = whole_path(mask, "mask", folder, location)
     return located
-
-
-def path_inside(folder: Path, name: str) -> str | None:
-    """Return the whole path of the file in a folder that a record names; None where it has none of that name."""
-    if name.startswith("data:"):
-        return None
-    try:
-        file = named_picture(folder, name, "image", "")
-        check_inside(file)
-    except InputError:
-        return None
-    return str(file.resolve())
 
 
 def whole_path(name: str, key: str, folder: Path | None, location: str) -> str:

@@ -4,9 +4,6 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-REPEATED = "repeated_prompts"
-"""The name in a line of held_out.jsonl of the rows that repeat a prompt."""
-
 
 def repeated_rows(prompts: Sequence[Hashable]) -> dict[str, int]:
     """Return row → first row of its prompt, of the rows that repeat a prompt; rows are text, as JSON has keys."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..experiment.run_folder import are_repeated_rows, rewards_of
-from ..train.repeated_prompts import REPEATED, mean_and_error, prompts_of_rows
+from ..experiment.run_folder import REPEATED, are_repeated_rows, rewards_of
+from ..train.repeated_prompts import mean_and_error, prompts_of_rows
 from .growing_file import GrowingFile, is_number
 
 MOST_POINTS = 600

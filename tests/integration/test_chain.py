@@ -142,6 +142,9 @@ def test_a_stage_knows_all_that_it_was_made_from_wherever_it_is_named(tmp_path):
         (Samples(SD3("runs/before/model"), (Teacher("base", None),), ShapesPrompts()), named, "runs/before/model"),
         (replace(run, model=SD3("runs/before/model")), named, "runs/before/model"),
         (replace(run, model=SD3(whole_path)), named, whole_path),
+        (replace(run, data=PromptFile(str(prompts))), prompts, str(prompts)),
+        (run.with_options(held_out=PromptFile(str(prompts)), eval_every=1), prompts, str(prompts)),
+        (Samples(run.model, (Teacher("base", None),), PromptFile(str(prompts))), prompts, str(prompts)),
         (replace(run, data=mixed), prompts, str(prompts)),
         (replace(run, data=ObjectPrompts(exclude=str(prompts))), prompts, str(prompts)),
         (replace(run, data=pairs, algorithm=DPO()), prompts, str(prompts)),
@@ -160,20 +163,6 @@ def test_files_that_trade_places_are_others():
     before = digest_of_path(Path("runs/model"))
     Path("runs/model/a").rename("c"), Path("runs/model/b").rename("runs/model/a"), Path("c").rename("runs/model/b")
     assert digest_of_path(Path("runs/model")) != before
-
-
-def test_a_stage_knows_the_prompts_that_it_was_made_from(tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    run = next(stage for stage in whole().stages if isinstance(stage, Run))
-    for stage in (
-        replace(run, data=PromptFile(str(prompts))),
-        run.with_options(held_out=PromptFile(str(prompts)), eval_every=1),
-        Samples(run.model, (Teacher("base", None),), PromptFile(str(prompts))),
-    ):
-        prompts.write_text("a star\n")
-        before = inputs(stage)
-        prompts.write_text("a ring\n")
-        assert str(prompts) in before and inputs(stage)[str(prompts)] != before[str(prompts)]
 
 
 def test_a_teachers_model_is_let_go_before_the_next_is_loaded(monkeypatch, pipeline, tmp_path):

@@ -258,7 +258,7 @@ def test_rewards_to_curate_by_must_exist(pipeline):
 
 
 def test_bytes_of_a_data_set_are_read_where_they_are(tmp_path):
-    from afterflow.data.images import encoded_bytes
+    from afterflow.data.hub_datasets import encoded_bytes
 
     buffer = io.BytesIO()
     picture("red").save(buffer, "PNG")

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from afterflow.algorithms.base import explores
 from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.crd import CRD
 from afterflow.algorithms.ddpo import DDPO
@@ -125,7 +124,7 @@ def in_shards(accelerator, folder, algorithm, score=score, how="full", updates=1
     optimizer, ema = optimize(model), Ema(named(model), 0.9)
     chunked = lambda network: in_chunks(network, 64, processes.all_max if sharded else int)
     velocity, lagged = chunked(model), {}
-    for name, lag in (algorithm.requirements.lagged if explores(algorithm) else {}).items():
+    for name, lag in algorithm.requirements.lagged.items():
         network = MLP().requires_grad_(False)
         if sharded:
             shard_network(network, (), "full", torch.device("cpu"), processes.count)

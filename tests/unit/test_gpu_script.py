@@ -27,7 +27,7 @@ from afterflow.algorithms.branch_grpo import BranchGRPO
 from afterflow.algorithms.diffusion_nft import DiffusionNFT
 from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.data.prompts import ShapesPrompts
-from afterflow.experiment import doctor
+from afterflow.experiment import cards, doctor
 from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import trial_iteration
 from afterflow.models.sd3 import SD3
@@ -52,8 +52,15 @@ def gpu(monkeypatch):
 
     yield gpu
     for name in set(sys.modules) - before:
-        if str(ROOT / "bench") in str(getattr(sys.modules[name], "__file__", "")):
+        # By where it came from: `script` gives gpu.py another __file__.
+        if str(ROOT / "bench") in str(getattr(getattr(sys.modules[name], "__spec__", None), "origin", "")):
             del sys.modules[name]
+
+
+@pytest.fixture
+def gpu_parts(gpu):
+    """bench/gpu_parts.py, which gpu.py imports."""
+    return sys.modules["gpu_parts"]
 
 
 @pytest.fixture
@@ -71,12 +78,12 @@ def test_all_parts_end_within_nine_minutes(gpu):
     assert sum(part.seconds for part in gpu.PARTS.values()) <= gpu.TOTAL_SECONDS < 9 * 60
 
 
-def test_the_parts_have_every_method_precision_and_kernel(gpu):
+def test_the_parts_have_every_method_precision_and_kernel(gpu, gpu_parts):
     cases = {name: [case for case, _ in gpu.PARTS[name].cases(False)] for name in ("doctor", "ratios", "memory")}
     assert len(cases["ratios"]) == len(set(cases["ratios"])) == 12
     assert {case.split(", ")[1] for case in cases["doctor"]} == {"no", "bf16"}
     assert {case.split(", ")[1] for case in cases["memory"]} == {"checkpointing", "plain"}
-    assert len(gpu.short_methods()) == 5
+    assert len(gpu_parts.short_methods()) == 5
     assert {name for name in gpu.PARTS if "speed" in name} == {
         "speed",
         "speed, checkpointing",
@@ -222,9 +229,11 @@ def test_a_file_that_holds_no_results_is_not_written_over(gpu, parts, tmp_path, 
     assert (tmp_path / "rehearsal.json").read_text() == text and parts == []
 
 
-def test_what_a_part_leaves_goes_to_the_next_and_none_takes_the_least_of_the_others(gpu, parts, monkeypatch, tmp_path):
+def test_what_a_part_leaves_goes_to_the_next_and_none_takes_the_least_of_the_others(
+    gpu, gpu_parts, parts, monkeypatch, tmp_path
+):
     least = {"doctor": 30, "ratios": 20, "waits": 10}
-    monkeypatch.setattr(gpu, "PARTS", {name: gpu.Part(seconds, None, "") for name, seconds in least.items()})
+    monkeypatch.setattr(gpu, "PARTS", {name: gpu_parts.Part(seconds, None, "") for name, seconds in least.items()})
     monkeypatch.setattr(gpu, "TOTAL_SECONDS", 70)
     monkeypatch.setattr(gpu.time, "monotonic", iter([0, 0, 5, 50]).__next__)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB/HBM3")
@@ -247,7 +256,7 @@ def test_parts_find_what_those_before_them_counted_and_compiled(gpu, script, tmp
     assert there == {"doctor": [0, 0], "ratios": [1, 1]}
 
 
-def test_every_case_has_a_peak_of_its_own(gpu, monkeypatch, capsys):
+def test_every_case_has_a_peak_of_its_own(gpu, gpu_parts, monkeypatch, capsys):
     events, gib = [], 2**30
     for name, value in {"is_available": True, "max_memory_allocated": 3 * gib}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
@@ -259,7 +268,7 @@ def test_every_case_has_a_peak_of_its_own(gpu, monkeypatch, capsys):
         raise torch.OutOfMemoryError("too much\nby far")
 
     cases = [("a", lambda: events.append("a") or {"x": 1}), ("b", fails)]
-    monkeypatch.setattr(gpu, "PARTS", {"speed": gpu.Part(1, lambda rehearsal: iter(cases), "")})
+    monkeypatch.setattr(gpu, "PARTS", {"speed": gpu_parts.Part(1, lambda rehearsal: iter(cases), "")})
     print("a library says", end="")
     gpu.carry_out("speed", False)
     measured = gpu.outcome(0, capsys.readouterr().out.splitlines(), 1)["cases"]
@@ -270,12 +279,12 @@ def test_every_case_has_a_peak_of_its_own(gpu, monkeypatch, capsys):
     assert events == ["init", "reset_peak_memory_stats", "a", "init", "reset_peak_memory_stats", "b"]
 
 
-def test_what_torch_warns_of_is_noted_at_the_line_of_afterflow(gpu, monkeypatch):
+def test_what_torch_warns_of_is_noted_at_the_line_of_afterflow(gpu_parts, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     waiting = in_context(warnings.warn, nullcontext)  # like an operation of torch, it has no frame of its own
-    with recording() as events, gpu.waits_noted():
+    with recording() as events, gpu_parts.waits_noted():
         waiting(WAIT, UserWarning, 1)
         waiting(WAIT, UserWarning, 1)
         waiting("something else", UserWarning, 1)
@@ -315,8 +324,8 @@ NAMES = {
 @pytest.mark.parametrize("name, peak", NAMES.items())
 def test_only_a_card_of_a_known_name_has_a_peak(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert doctor.peak_flops(torch.device("cuda")) == peak
-    assert doctor.peak_flops(torch.device("cpu")) is None
+    assert cards.peak_flops(torch.device("cuda")) == peak
+    assert cards.peak_flops(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("method, flops", [(FlowGRPO, 96 / 4), (DiffusionNFT, 96 / 4 * 2)])
@@ -370,7 +379,7 @@ def small_model():
     return make
 
 
-def test_a_replay_is_that_of_training_with_gradients_and_a_precision_of_each_pass(gpu, small_model, monkeypatch):
+def test_a_replay_is_that_of_training_with_gradients_and_a_precision_of_each_pass(gpu_parts, small_model, monkeypatch):
     loss, outside = FlowGRPO.loss, []
 
     def noted(*arguments):
@@ -379,7 +388,7 @@ def test_a_replay_is_that_of_training_with_gradients_and_a_precision_of_each_pas
 
     monkeypatch.setattr(FlowGRPO, "loss", noted)
     model = small_model()
-    assert gpu.ratio(model, SDPBackend.MATH) == {"largest_deviation": 0.0}
+    assert gpu_parts.ratio(model, SDPBackend.MATH) == {"largest_deviation": 0.0}
     # Four steps of eight states, of which three are replayed, in passes of four.
     assert model.seen == [(False, True)] * 8 + [(True, True)] * 6 and outside == [(True, False)] * 6
     assert model.module.weight.grad is None
@@ -391,12 +400,12 @@ def test_no_precision_encloses_a_rollout_and_its_update():
 
 
 @pytest.mark.parametrize("deviation", [1e-3, -1e-3, float("nan")])
-def test_a_kernel_that_gradients_change_fails(gpu, small_model, deviation):
-    assert "a ratio is off by" in gpu.ratio(small_model(deviation), SDPBackend.MATH)["failed"]
+def test_a_kernel_that_gradients_change_fails(gpu_parts, small_model, deviation):
+    assert "a ratio is off by" in gpu_parts.ratio(small_model(deviation), SDPBackend.MATH)["failed"]
 
 
 @pytest.fixture
-def speeds(gpu, small_model, monkeypatch):
+def speeds(gpu_parts, small_model, monkeypatch):
     """The cases of a part of speeds, where a row takes a second forwards and three in an update."""
     import real_size
 
@@ -414,11 +423,11 @@ def speeds(gpu, small_model, monkeypatch):
     monkeypatch.setattr(real_size, "peak_flops", lambda device: 2e9)
     monkeypatch.setattr(real_size, "prepared", lambda options, folder, count: (small_model(), counted))
     monkeypatch.setattr(real_size, "ready", lambda options, model: real_size.prompts(model, 1, model.device))
-    monkeypatch.setattr(gpu, "pipeline_folder", Path)
+    monkeypatch.setattr(gpu_parts, "pipeline_folder", Path)
 
     def of(chunk, compiled=False):
-        monkeypatch.setattr(gpu, "chunk_of", lambda checkpointing: chunk)
-        return {name: call() for name, call in gpu.speeds(False, compiled)(False)}
+        monkeypatch.setattr(gpu_parts, "chunk_of", lambda checkpointing: chunk)
+        return {name: call() for name, call in gpu_parts.speeds(False, compiled)(False)}
 
     return of
 
@@ -467,10 +476,10 @@ def test_what_checkpointing_computes_again_is_no_work_of_the_network(gpu, monkey
 
 
 @pytest.mark.parametrize("gib, rows", [(8, 1), (24, 4), (80, 8)])
-def test_a_pass_has_as_many_rows_as_fit_and_eight_images_fill_it(gpu, monkeypatch, gib, rows):
+def test_a_pass_has_as_many_rows_as_fit_and_eight_images_fill_it(gpu_parts, monkeypatch, gib, rows):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=gib * 2**30))
-    assert gpu.chunk_of(False) == rows
+    assert gpu_parts.chunk_of(False) == rows
 
 
 @pytest.fixture
@@ -495,14 +504,14 @@ def test_a_training_that_fails_leaves_the_next_ones_where_they_were(gpu, failing
     assert {case["failed"] for case in cases.values()} == {"RuntimeError: CUDA error"}
 
 
-def test_what_a_run_does_around_its_iterations_is_not_counted(gpu, monkeypatch):
+def test_what_a_run_does_around_its_iterations_is_not_counted(gpu_parts, monkeypatch):
     around, each = {"cudaMalloc": 3, "cudaMemcpyAsync": 40}, {"cudaMemcpyAsync": 5, "Memcpy DtoH": 1}
     calls = lambda iterations: {k: around.get(k, 0) + iterations * each.get(k, 0) for k in {*around, *each}}
-    monkeypatch.setattr(gpu, "profiled_calls", calls)
-    assert gpu.profiled() == {"calls": {"cudaMemcpyAsync": 10, "Memcpy DtoH": 2}}
+    monkeypatch.setattr(gpu_parts, "profiled_calls", calls)
+    assert gpu_parts.profiled() == {"calls": {"cudaMemcpyAsync": 10, "Memcpy DtoH": 2}}
 
 
-def test_no_profiled_run_finds_what_another_encoded(gpu, monkeypatch):
+def test_no_profiled_run_finds_what_another_encoded(gpu_parts, monkeypatch):
     seen = []
 
     def trained(method, family, folder, iterations):
@@ -510,9 +519,9 @@ def test_no_profiled_run_finds_what_another_encoded(gpu, monkeypatch):
         seen[-1][1].mkdir()  # fails where there is one
 
     monkeypatch.setitem(sys.modules, "pretended_runs", SimpleNamespace(trained=trained))
-    monkeypatch.setattr(gpu, "chdir", nullcontext)
+    monkeypatch.setattr(gpu_parts, "chdir", nullcontext)
     before = os.environ.get("AFTERFLOW_CACHE")
-    assert gpu.profiled() == {"calls": {}}
+    assert gpu_parts.profiled() == {"calls": {}}
     assert [iterations for iterations, _ in seen] == [1, 3] and os.environ.get("AFTERFLOW_CACHE") == before
     assert not any(cache.exists() for _, cache in seen)
 

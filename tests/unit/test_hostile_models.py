@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from afterflow.data.hub_datasets import encoded_bytes
 from afterflow.data.image_folders import list_images
-from afterflow.data.images import encoded_bytes
 from afterflow.models.families import pretrained
 from afterflow.models.lora.factors import LoRAFactors
 from afterflow.models.lora.files import NAMES, read_lora, write_lora

@@ -8,11 +8,11 @@ import pytest
 from afterflow.evaluation.method_curve import method_curve
 from afterflow.evaluation.suites import suite_report
 from afterflow.experiment.intervals import estimates
-from afterflow.experiment.run_folder import RunFolder, are_repeated_rows
+from afterflow.experiment.run_folder import REPEATED, RunFolder, are_repeated_rows
 from afterflow.system.errors import InputError
-from afterflow.train.repeated_prompts import REPEATED, mean_and_error, prompts_of_rows, repeated_rows
+from afterflow.train.repeated_prompts import mean_and_error, prompts_of_rows, repeated_rows
 from afterflow.train.reward_hacking import paired_change, reward_hacking_signs
-from tests.support.run_folders import run_of
+from run_folders import run_of
 
 TWICE = {str(20 + row): row for row in range(20)}
 """Rows 20 to 39 repeat rows 0 to 19."""
@@ -85,8 +85,7 @@ def test_a_curve_counts_repeated_prompts_once(tmp_path):
         values = [np.tile(of, repeats).tolist() for of in (before, now)]
         lines = [{"eval/x": float(np.mean(of))} for of in values]
         folder = run_of(tmp_path / name, lines, [{"x": of} | repeated for of in values])
-        read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return method_curve([(RunFolder(folder), read)], 300, 0)[-1]["changes"]["x"]
+        return method_curve([(RunFolder(folder), RunFolder(folder).metrics())], 300, 0)[-1]["changes"]["x"]
 
     assert curve("twice", 2, {REPEATED: TWICE}) == pytest.approx(curve("once", 1, {}))
 
@@ -96,8 +95,7 @@ def test_a_curve_begins_anew_where_the_held_out_prompts_changed(tmp_path):
     lines = [{"eval/x": 0.0}, {"eval/x": 1.0}, {"eval/x": 1.5}]
     measurements = [{"x": [0.0, 0.0]}, {"x": [1.0, 1.0]}, {"x": [1.5, 1.5]}]
     folder = run_of(tmp_path / "a", lines, measurements, contents={"held-out prompts": "a"}, resumed=resumed)
-    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    points = method_curve([(RunFolder(folder), read)], 100, 0)
+    points = method_curve([(RunFolder(folder), RunFolder(folder).metrics())], 100, 0)
     assert [point["steps"] for point in points] == [[1], [2]]
     assert points[-1]["changes"]["x"]["value"] == 0.5, "of the same prompts"
 

@@ -20,7 +20,7 @@ from .factors import LoRAFactors, pad_rank
 from .kohya import split_layer, to_kohya
 from .layer_names import BLOCKS
 from .pair_files import PAIR_FAMILIES, SECOND, by_expert, check_expert, check_network_count, noise_files, sorted_pair
-from .parse import check_alpha, check_config, check_factors, check_tensors, layer_positions, layer_tensors, scaled
+from .parse import PEFT, check_alpha, check_config, check_factors, check_tensors, layer_positions, layer_tensors, scaled
 
 NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """Names of the file in a LoRA's folder: diffusers' and peft's."""
@@ -207,7 +207,7 @@ def peft_config(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     if file.name == NAMES[1] and beside.is_file():
         return read_about(read_text(beside), beside.name, source)
     alphas = any(key.endswith(".alpha") for key in tensors)
-    if any(key.startswith("base_model.model.") for key in tensors) and not alphas:
+    if any(key.startswith(PEFT) for key in tensors) and not alphas:
         raise InputError(f"LoRA {source}: peft's adapter_config.json is not beside it, and with it its alpha")
     return {}
 

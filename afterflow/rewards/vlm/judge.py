@@ -11,7 +11,7 @@ import numpy as np
 
 from ...system.checks import check_positive
 from ...system.errors import ConfigError
-from ...system.input_pictures import input_names, picture_content
+from ...system.input_pictures import content_key
 from ...system.optional_dependencies import check_extra
 from ...system.pictures import picture_digest
 from ..base import ImagePairs, Scored, check_address
@@ -31,8 +31,8 @@ CLEAR = 0.01
 INJECTION = re.compile(r"(image|picture)\s*(1|2|one|two|a|b)\b|\bbetter\b|\bprefer|\bchoose\b|\bscore\b|\bvote\b", re.I)
 """Words that a picture should not say to its judge."""
 
-Question = tuple[str, tuple[str, ...], str, str]
-"""A prompt, the names of its input pictures, and the digests of the images shown first and second."""
+Question = tuple[tuple[str, ...], str, str]
+"""A prompt with the contents of its input pictures, and the digests of the images shown first and second."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def verdict_memory(judge: VLMJudge) -> dict[Question, float]:
 def question_keys(pairs: ImagePairs) -> list[Question]:
     """Return what each pair asks, by the content of its images and of those that its prompt is about."""
     digests = [picture_digest(image) for image in pairs.images]
-    tasks = [(record["prompt"], tuple(map(picture_content, input_names(record)))) for record in pairs.records]
-    return [(*tasks[i], digests[i], digests[j]) for i, j in zip(pairs.first, pairs.second)]
+    tasks = [content_key(record) for record in pairs.records]
+    return [(tasks[i], digests[i], digests[j]) for i, j in zip(pairs.first, pairs.second)]
 
 
 def remember(memory: dict[Question, float], answers: Mapping[Question, float | Unanswered]) -> None:
