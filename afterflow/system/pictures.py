@@ -71,13 +71,13 @@ def read_picture(
     """
     stream, formats = io.BytesIO(source) if isinstance(source, bytes) else source, formats or readable_formats()
     try:
-        with (
-            warnings.catch_warnings(record=True, action="always") as caught,
-            Image.open(stream, formats=formats) as image,
-        ):
-            if max_pixels is not None and image.width * image.height > max_pixels:
-                raise Image.DecompressionBombError
-            pixels = shown_pixels(image, name, background)
+        with warnings.catch_warnings(record=True, action="ignore") as caught:
+            # Warnings of others are raised here too: of files that are collected, and of other threads.
+            warnings.filterwarnings("always", category=UserWarning, module=r"PIL\.")
+            with Image.open(stream, formats=formats) as image:
+                if max_pixels is not None and image.width * image.height > max_pixels:
+                    raise Image.DecompressionBombError
+                pixels = shown_pixels(image, name, background)
     except InputError:
         raise
     except Exception as error:  # Pillow's readers of formats raise errors without a common type
@@ -85,8 +85,7 @@ def read_picture(
             raise InputError(f"{name}: an image has at most {max_pixels} pixels here") from None
         raise unreadable(name, error, formats) from None
     for warning in caught:
-        if not issubclass(warning.category, Image.DecompressionBombWarning | DeprecationWarning):
-            say_once(_log, str(warning.message), f"{name}: {warning.message}")
+        say_once(_log, str(warning.message), f"{name}: {warning.message}")
     return pixels
 
 

@@ -3,6 +3,7 @@
 import io
 import struct
 import unicodedata
+import warnings
 import zlib
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from afterflow.evaluation.image_store import read_prompt
 from afterflow.rewards.clip import check_reference
 from afterflow.rewards.png import decode_png
-from afterflow.system import once
+from afterflow.system import once, pictures
 from afterflow.system.errors import InputError
 from afterflow.system.pictures import find_file, is_picture_file, read_header, read_picture
 
@@ -225,6 +226,22 @@ def test_a_folder_of_samples_is_read_whatever_lies_in_it(tmp_path):
     (clip / "0000.png").unlink()
     with pytest.raises(InputError, match="00000: it has no pictures in samples"):
         read_prompt(samples.parent)
+
+
+@pytest.mark.parametrize("category", [ResourceWarning, UserWarning, DeprecationWarning])
+def test_of_warnings_pillow_alone_warns_of_a_picture(category, caplog, monkeypatch):
+    def shown_pixels(*arguments, shown=pictures.shown_pixels):
+        warnings.warn("of another file, which was collected meanwhile", category, stacklevel=2)
+        return shown(*arguments)
+
+    monkeypatch.setattr(pictures, "shown_pixels", shown_pixels)
+    monkeypatch.setattr(once, "_SAID", set())
+    without_frames = PngImagePlugin.PngInfo()
+    without_frames.add(b"acTL", struct.pack(">II", 0, 0))
+    read_picture(encoded(Image.new("RGB", (8, 8)), pnginfo=without_frames), "broken.png")
+    assert [record.message for record in caplog.records] == [
+        "broken.png: Invalid APNG, will use default PNG image if possible"
+    ]
 
 
 def test_names_are_found_in_any_form_or_the_nearest_is_told(tmp_path):
