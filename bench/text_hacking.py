@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from counted import SUITE, shortened, trained_and_judged
 from harness import provenance
-from methods import SUITE, TIMES, shortened, trained_and_judged
+from methods import TRAININGS
 
 from afterflow.data.prompts import ShapesPrompts
 from afterflow.evaluation.comparison import beside_base, judged_from_json, pooled
@@ -65,7 +66,7 @@ def run_of(name: str, seed: int) -> Run:
     run = RECIPES[recipe]()
     assert isinstance(run, Run)
     algorithm = replace(run.algorithm, weights={"shapes_partial": 1.0}, **options)  # type: ignore[call-arg]
-    iterations = json.loads(TIMES.read_text())["iterations"][recipe]
+    iterations = json.loads(TRAININGS.times.read_text())["iterations"][recipe]
     return replace(run, algorithm=algorithm).with_options(
         data=ShapesPrompts("ood", tags=("text",)),
         held_out=ShapesPrompts("ood", count=60, tags=("text",)),
