@@ -1,18 +1,23 @@
-"""The papers' ablations, small: each varies one thing of one method, under the same budget of training time.
+"""The papers' ablations, small: each varies one thing of one method, under the same seconds of training.
 
-    python bench/ablations.py --budget-seconds 300 --seeds 1
-    python bench/ablations.py splits fusion --budget-seconds 300 --seeds 3
+    python bench/ablations.py time                 # on a quiet machine
+    python bench/ablations.py train
+    python bench/ablations.py report
 
-Writes bench/results/ablations/NAME.json for each; runs and pages are kept in runs/ablations, where a variant that
-several ablations share is trained once.  It goes on where it was interrupted.
+How seconds are counted stands in counted.py, and when a pair has been compared often enough in sequential.py: `train`
+goes on with the pairs of PAIRS that are not decided, until all are or the seeds of the last look are there.  It may be
+interrupted and does nothing twice.  A run that several ablations share is trained once.  `report` writes
+bench/results/ablations/NAME.json for each.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
-from harness import provenance
+import numpy as np
+import torch
+from counted import SUITE, CountedTrainings, parse_work, suite_records
+from sequential import LOOKS, UNDECIDED, decide
 
 from afterflow.algorithms.base import Comparisons
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -20,12 +25,11 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
-from afterflow.evaluation.comparison import comparison, judge_run
-from afterflow.evaluation.html_page import write_page
-from afterflow.evaluation.report import ShapesSettings
+from afterflow.evaluation.comparison import judged_from_json
+from afterflow.evaluation.report import averaged_tags, rows_by_tag
+from afterflow.evaluation.shapes_suite import by_prompt, prompts_of_suite
 from afterflow.experiment.config import Run
-from afterflow.experiment.run_folder import read_run
-from afterflow.experiment.train_subprocess import train_all
+from afterflow.experiment.serialization import to_json
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.recipes import RECIPES
 from afterflow.rewards.shapes_judge import ShapesJudge
@@ -60,32 +64,26 @@ ABLATIONS = {
     | {"independent": branch(split_noise=None)},
     "splits": {
         "dense": branch(splits=(0, 1, 3, 4)),
-        "mixed": branch(splits=(0, 2, 4, 6)),
         "sparse": branch(splits=(0, 2, 5, 7)),
     },
     "fusion": {"uniform": branch(path_weight=0.0), "path_weighted": branch(path_weight=1.0)},
     "children": {
         "K_2": branch(children=2, splits=(0, 1, 3, 4)),
-        "K_3": branch(children=3, splits=(0, 1, 3)),
         "K_4": branch(children=4, splits=(0, 1)),
     },
     "pruning": {
         "none": branch(),
         "width": branch(prune=Pruning("parent_top1")),
-        "depth": branch(prune=Pruning(depth=2)),
     },
     "flash": {
         "mix": varied("shapes_mix_grpo"),
         "flash": varied("shapes_mix_grpo_flash"),
-        "flash_star": varied("shapes_mix_grpo_flash_star"),
     },
     "training_steps": {f"T_{steps}": flow(steps=steps) for steps in (5, 10, 40)},
-    "group_size": {f"G_{group}": flow(group=group) for group in (4, 16, 32)},
+    "group_size": {f"G_{group}": flow(group=group) for group in (4, 16)},
     "kernel": {name: varied("shapes_flow_grpo_cps", kernel=name) for name in ("flow_sde", "cps")},
-    "kl": {f"beta_{beta:g}": flow(beta=beta) for beta in (0.0, 0.01, 0.1)},
     "margins": {
         # So soft that a win rate is the score itself, centred: what scores do whose margins are small beside noise.
-        "score": pref(ShapesJudge(softness=100.0)),
         "score_small_noise": pref(ShapesJudge(softness=100.0, noise=0.02)),
         "forced_choice_small_noise": pref(ShapesJudge(noise=0.02)),
         "win_rate_small_noise": pref(ShapesJudge(noise=0.02, margin=0.1)),
@@ -95,47 +93,105 @@ ABLATIONS = {
         "biased_one_order": pref(ShapesJudge(bias=0.3), compare=Comparisons(both_orders=False)),
     },
 }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*ABLATIONS, []], help="all of them without a name")
-    parser.add_argument("--budget-seconds", type=float, default=300)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--prompts", type=int, default=280)
-    parser.add_argument("--images", type=int, default=4)
-    options = parser.parse_args()
-    no_progress_bars()
-    settings = ShapesSettings(prompts=options.prompts, images=options.images)
-    summary = {}
-    for name in options.names or ABLATIONS:
-        command = (
-            f"python bench/ablations.py {name} --budget-seconds {options.budget_seconds:g} --seeds {options.seeds}"
-        )
-        data = one(name, options, settings) | {"command": command}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(data) + "\n")
-        write_page(Path("runs/ablations") / name, data, f"Ablation: {name}", command)
-        summary[name] = {m["name"]: m["report"]["overall"]["strict"] for m in data["methods"]}
-    print(json.dumps(summary))
-
-
-def one(name: str, options: argparse.Namespace, settings: ShapesSettings) -> dict:
-    """Train and judge the variants of one ablation."""
-    variants = ABLATIONS[name]
-    runs = {trained_as(run): run for run in variants.values()}
-    folders = train_all(runs, options.budget_seconds, options.seeds, "ablations")
-    judged = [
-        judge_run(folder, read_run(folder)[0], variant, settings)
-        for folder, variant in zip(folders, list(variants) * options.seeds, strict=True)
-    ]
-    return comparison(judged, settings) | provenance()
+PAIRS = (
+    *(("training_steps", "T_10", other) for other in ("T_40", "T_5")),
+    ("group_size", "G_16", "G_4"),
+    ("kernel", "cps", "flow_sde"),
+    ("flash", "flash", "mix"),
+    ("pruning", "width", "none"),
+    *(("split_noise", "lambda_4", other) for other in ("lambda_1", "lambda_2", "lambda_8", "independent")),
+    ("splits", "dense", "sparse"),
+    ("fusion", "path_weighted", "uniform"),
+    ("children", "K_4", "K_2"),
+    *(("margins", "win_rate_small_noise", other) for other in ("score_small_noise", "forced_choice_small_noise")),
+    ("judge", "biased_both_orders", "biased_one_order"),
+)
+"""Ablation, and the two variants of it that a claim compares."""
 
 
 def trained_as(run: Run) -> str:
-    """The first variant of all ablations that is this run."""
-    named = ((f"{name}/{key}", variant) for name, of_name in ABLATIONS.items() for key, variant in of_name.items())
+    """The first variant of all ablations that is this run, as name of its training."""
+    named = ((f"{name}_{key}", variant) for name, of_name in ABLATIONS.items() for key, variant in of_name.items())
     return next(path for path, variant in named if variant == run)
+
+
+TRAINED = {trained_as(run): run for variants in ABLATIONS.values() for run in variants.values()}
+
+
+def run_of(name: str, iterations: int, seed: int) -> Run:
+    """A variant with as many iterations, in fp32 so that it is the same on every CPU."""
+    options = {"iterations": iterations, "seed": seed, "name": f"ablations/{name}_{seed}", "sample_every": 0}
+    return TRAINED[name].with_options(**options, keep_checkpoints=1, mixed_precision="no")
+
+
+TRAININGS = CountedTrainings(__file__, RESULTS / "trainings", 150, run_of)
+
+
+class Suite:
+    """The suite's prompts, and what stored trainings score on each."""
+
+    def __init__(self) -> None:
+        self.records = suite_records()
+        self.prompts = prompts_of_suite(self.records)
+        rows = rows_by_tag(self.prompts)
+        self.strata = [rows[tag] for tag in averaged_tags(SUITE.split, rows)]
+
+    def figures(self, name: str, figure: str = "strict") -> np.ndarray:
+        """Figures (S, P) of the stored seeds of a training, by seed and prompt."""
+        judged = [judged_from_json(one["judged"]) for one in TRAININGS.results(name)]
+        rows = [by_prompt({"": one.figures[figure]}, self.records, self.prompts)[""] for one in judged]
+        return np.stack(rows) if rows else np.zeros((0, len(self.prompts)))
+
+    def decided(self, ablation: str, first: str, second: str) -> dict:
+        """What the stored seeds decide of two variants: the verdict, the seeds it took, and the interval."""
+        variants = ABLATIONS[ablation]
+        figures = [self.figures(trained_as(variants[name])) for name in (first, second)]
+        verdict, seeds, apart = decide(*figures, self.strata)
+        return {"first": first, "second": second, "verdict": verdict, "seeds": seeds, "strict": to_json(apart)}
+
+
+def train_until_decided(jobs: int) -> None:
+    """Train seeds of every pair until it is decided, or the seeds of the last look are there."""
+    suite, before = Suite(), 0
+    for seeds in sorted(LOOKS):
+        open_pairs = [pair for pair in PAIRS if before == 0 or suite.decided(*pair)["verdict"] == UNDECIDED]
+        names = dict.fromkeys(trained_as(ABLATIONS[name][key]) for name, *keys in open_pairs for key in keys)
+        TRAININGS.train([(name, seed) for seed in range(seeds) for name in names], jobs)
+        before = seeds
+
+
+def write_reports() -> None:
+    """Write the file of each ablation whose pairs have had their first look, and print what is decided."""
+    suite = Suite()
+    for ablation, variants in ABLATIONS.items():
+        pairs = [suite.decided(*pair) for pair in PAIRS if pair[0] == ablation]
+        if not all(pair["seeds"] for pair in pairs):
+            continue
+        trained = {key: trained_as(run) for key, run in variants.items()}
+        result = {
+            "methods": [TRAININGS.pooled_entry(name, TRAININGS.results(name), key) for key, name in trained.items()],
+            "pairs": pairs,
+            "budget_seconds": TRAININGS.budget,
+            "suite": to_json(SUITE),
+            "command": " && ".join(f"python bench/ablations.py {work}" for work in ("time", "train", "report")),
+        }
+        (RESULTS / f"{ablation}.json").write_text(json.dumps(result) + "\n")
+        for pair in pairs:
+            print(ablation, *pair.values())
+
+
+def main() -> None:
+    options = parse_work(__doc__, list(TRAINED))
+    torch.set_num_threads(1)
+    no_progress_bars()
+    if options.work == "time":
+        TRAININGS.time(options.names or list(TRAINED), options.rounds)
+    elif options.work == "train":
+        train_until_decided(options.jobs)
+    elif options.work == "one":
+        TRAININGS.train_one(options.names[0], options.seeds[0])
+    else:
+        write_reports()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ What has been stored is not repeated.
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -53,7 +52,7 @@ class CountedTrainings:
         return self.folder / "times.json"
 
     def time(self, names: Sequence[str], rounds: int) -> None:
-        """Store the seconds of an iteration of each training: the median over rounds of the second of two."""
+        """Store the seconds of an iteration of each training: the least over rounds of the second of two."""
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(rounds):
             for name in names:
@@ -66,7 +65,7 @@ class CountedTrainings:
                 print(name, [round(value, 2) for value in seconds[name]], flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         times = read_json(str(self.times)).get("seconds", {})
-        times |= {name: round(statistics.median(values), 3) for name, values in seconds.items()}
+        times |= {name: round(min(values), 3) for name, values in seconds.items()}
         iterations = {name: round(self.budget / value) for name, value in times.items()}
         self.times.write_text(json.dumps({"seconds": times, "iterations": iterations, **provenance()}, indent=1) + "\n")
 
