@@ -61,17 +61,28 @@ def tiny_wan_pretrain() -> Chain:
 
 
 def tiny_klein_pretrain() -> Chain:
-    """Train the tiny FLUX.2-klein pipeline from scratch on edited pictures of the editing world."""
+    """Train the tiny FLUX.2-klein pipeline from scratch on edited pictures of the editing world.
+
+    First on cuttings of 32 px around what an edit changes, where an update takes a third of the time, and then on whole
+    pictures.
+    """
     parts = BuildParts("Flux2Klein", "tiny_klein_parts", pictures=6000, autoencoder_steps=5000, text_steps=800)
-    run = _run(parts).with_options(
-        data=EditImages(count=60_000),
-        model=Flux2Klein(str(parts.model), size=64, max_sequence_length=16),
-        name="tiny_klein_pretrain",
-        iterations=12_000,
+    cut = _run(parts).with_options(
+        data=EditImages(count=60_000, tasks=("recolor", "remove", "add", "count", "retype"), cropped=True),
+        model=Flux2Klein(str(parts.model), size=32, max_sequence_length=16),
+        name="tiny_klein_cut",
+        iterations=8000,
         batch=64,
         chunk=32,
+    )
+    whole = cut.with_options(
+        data=EditImages(count=40_000),
+        model=Flux2Klein("runs/tiny_klein_cut/model", size=64, max_sequence_length=16),
+        name="tiny_klein_pretrain",
+        iterations=6000,
+        learning_rate=7e-4,
         held_out=EditPrompts("test", count=70),
         eval_every=1000,
         eval_rewards=("edits_strict", "edits_done", "edits_preserved"),
     )
-    return Chain("tiny_klein_pretrain", (parts, run))
+    return Chain("tiny_klein_pretrain", (parts, cut, whole), processes=2)

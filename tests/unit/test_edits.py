@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from afterflow.data.edits import EditImages, EditPrompts
+from afterflow.data.images import CaptionedImage, LeftOut
 from afterflow.envs.shapes import edits
 from afterflow.envs.shapes.detector import detect
 from afterflow.envs.shapes.edit_verifier import validate_edit, verify_edit
@@ -196,6 +197,32 @@ def test_data_of_the_world_are_the_same_for_a_seed():
         next(EditImages().images(0, (32, 32)))
     with pytest.raises(ConfigError, match="no task is called 'recolour'; did you mean recolor"):
         EditPrompts(tasks=("recolour",))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48), (64, 64)])
+def test_cut_pictures_hold_all_that_an_edit_changes(size):
+    whole, cut = (list(EditImages(count=28, cropped=c).images(5, s)) for c, s in ((False, (64, 64)), (True, size)))
+    assert 14 < sum(isinstance(image, CaptionedImage) for image in cut) <= 28
+    for image, part in zip(whole, cut):
+        before, after = read_input(image.record["input"]), image.pixels()
+        changed = np.argwhere((before != after).any(-1))
+        if isinstance(part, LeftOut):
+            assert (np.ptp(changed, 0) >= size).any() and part.reason == "that change more than the model draws"
+            continue
+        seen = read_input(part.record["input"]), part.pixels()
+        assert seen[0].shape == seen[1].shape == (*size, 3) == (*part.size, 3)
+        places = np.argwhere((seen[0] != seen[1]).any(-1))
+        top, left = changed.min(0) - places.min(0)
+        window = np.s_[top : top + size[0], left : left + size[1]]
+        assert (seen[0] == before[window]).all() and (seen[1] == after[window]).all()
+        assert len(places) == len(changed) and part.record["prompt"] == image.record["prompt"]
+
+
+def test_cut_pictures_are_no_larger_than_the_world_and_have_no_reward():
+    with pytest.raises(ConfigError, match="pictures of 64 px, and the model draws 72"):
+        next(EditImages(cropped=True).images(0, (32, 72)))
+    with pytest.raises(ConfigError, match="min_reward measures whole pictures"):
+        EditImages(cropped=True, min_reward={"edits_strict": 1.0})
 
 
 @pytest.mark.parametrize("change", [{"tag": "paint"}, {"scene": 3}, {"result": {"seed": 0}}, {"scene": None}])
