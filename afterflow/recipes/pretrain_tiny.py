@@ -68,18 +68,18 @@ def tiny_klein_pretrain() -> Chain:
     """
     parts = BuildParts("Flux2Klein", "tiny_klein_parts", pictures=6000, autoencoder_steps=5000, text_steps=800)
     cut = _run(parts).with_options(
-        data=EditImages(count=60_000, tasks=("recolor", "remove", "add", "count", "retype"), cropped=True),
+        data=EditImages(count=40_000, tasks=("recolor", "remove", "add", "count", "retype"), cropped=True),
         model=Flux2Klein(str(parts.model), size=32, max_sequence_length=16),
         name="tiny_klein_cut",
-        iterations=8000,
+        iterations=5000,
         batch=64,
         chunk=32,
     )
     whole = cut.with_options(
-        data=EditImages(count=40_000),
+        data=EditImages(count=24_000),
         model=Flux2Klein("runs/tiny_klein_cut/model", size=64, max_sequence_length=16),
         name="tiny_klein_pretrain",
-        iterations=6000,
+        iterations=5000,
         learning_rate=7e-4,
         held_out=EditPrompts("test", count=70),
         eval_every=1000,
