@@ -1,7 +1,6 @@
 """The seesaw: all ways cost the same, a report leaves out what is not there, and claims say what its numbers say."""
 
 import json
-import runpy
 from collections import Counter
 from pathlib import Path
 
@@ -152,18 +151,19 @@ def test_the_page_says_who_is_ahead(report):
 @pytest.fixture
 def claims(monkeypatch):
     """Rows of the page on tasks in conflict, by their first words, as they are where a report is stored."""
-    module = runpy.run_path(str(BENCH / "claims.py"))
-    space = module["page"].__globals__
+    monkeypatch.syspath_prepend(str(BENCH))
+    import claim_findings
+    import claims
 
     def rows(made):
         def stored(name):
             if name == "seesaw.json" and made is not None:
                 return made
-            raise module["Missing"](name)
+            raise claims.Missing(name)
 
-        monkeypatch.setitem(space, "stored", stored)
-        found = [claim for claim in module["CLAIMS"]["Flow-OPD (arXiv:2605.08063)"] if claim.waits]
-        lines = [line for line in module["section"]("Flow-OPD", found) if line.startswith("| ")][1:]
+        monkeypatch.setattr(claim_findings, "stored", stored)
+        found = [claim for claim in claims.CLAIMS["Flow-OPD (arXiv:2605.08063)"] if claim.waits]
+        lines = [line for line in claims.section("Flow-OPD", found) if line.startswith("| ")][1:]
         return {line.split(" | ")[0].strip("| "): line.split(" | ")[2] for line in lines}
 
     return rows
