@@ -10,14 +10,15 @@ interrupted and does nothing twice.  A run that several ablations share is train
 bench/results/ablations/NAME.json for each.
 """
 
-import json
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from counted import SUITE, CountedTrainings, parse_work, suite_records
+from counted import SUITE, CountedTrainings, figures_of
 from sequential import LOOKS, UNDECIDED, decide
+from trainings import store, strata_of
 
 from afterflow.algorithms.base import Comparisons
 from afterflow.algorithms.branch_grpo import BranchGRPO
@@ -25,9 +26,6 @@ from afterflow.algorithms.flow_grpo import FlowGRPO
 from afterflow.algorithms.mix_grpo import MixGRPO
 from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.pruning import Pruning
-from afterflow.evaluation.comparison import judged_from_json
-from afterflow.evaluation.report import averaged_tags, rows_by_tag
-from afterflow.evaluation.shapes_suite import by_prompt, prompts_of_suite
 from afterflow.experiment.config import Run
 from afterflow.experiment.serialization import to_json
 from afterflow.models.pipeline import no_progress_bars
@@ -131,16 +129,11 @@ class Suite:
     """The suite's prompts, and what stored trainings score on each."""
 
     def __init__(self) -> None:
-        self.records = suite_records()
-        self.prompts = prompts_of_suite(self.records)
-        rows = rows_by_tag(self.prompts)
-        self.strata = [rows[tag] for tag in averaged_tags(SUITE.split, rows)]
+        self.records, self.prompts, self.strata = strata_of(SUITE)
 
-    def figures(self, name: str, figure: str = "strict") -> np.ndarray:
-        """Figures (S, P) of the stored seeds of a training, by seed and prompt."""
-        judged = [judged_from_json(one["judged"]) for one in TRAININGS.results(name)]
-        rows = [by_prompt({"": one.figures[figure]}, self.records, self.prompts)[""] for one in judged]
-        return np.stack(rows) if rows else np.zeros((0, len(self.prompts)))
+    def figures(self, name: str) -> np.ndarray:
+        """Strict (S, P) of the stored seeds of a training, by seed and prompt."""
+        return figures_of(TRAININGS.results(name), self.records, self.prompts, "strict")
 
     def decided(self, ablation: str, first: str, second: str) -> dict:
         """What the stored seeds decide of two variants: the verdict, the seeds it took, and the interval."""
@@ -175,21 +168,31 @@ def write_reports() -> None:
             "suite": to_json(SUITE),
             "command": " && ".join(f"python bench/ablations.py {work}" for work in ("time", "train", "report")),
         }
-        (RESULTS / f"{ablation}.json").write_text(json.dumps(result) + "\n")
+        store(RESULTS / f"{ablation}.json", result)
         for pair in pairs:
             print(ablation, *pair.values())
 
 
 def main() -> None:
-    options = parse_work(__doc__, list(TRAINED))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    works = parser.add_subparsers(dest="work", required=True)
+    works.add_parser("time").add_argument("--rounds", type=int, default=3)
+    works.add_parser("train").add_argument(
+        "--jobs", type=int, default=2, help="trainings at a time, each on one thread"
+    )
+    works.add_parser("report")
+    one = works.add_parser("one", help="one training, as train starts it")
+    one.add_argument("name", choices=list(TRAINED))
+    one.add_argument("--seeds", type=int, nargs=1, required=True)
+    options = parser.parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
     if options.work == "time":
-        TRAININGS.time(options.names or list(TRAINED), options.rounds)
+        TRAININGS.time(list(TRAINED), options.rounds)
     elif options.work == "train":
         train_until_decided(options.jobs)
     elif options.work == "one":
-        TRAININGS.train_one(options.names[0], options.seeds[0])
+        TRAININGS.train_one(options.name, options.seeds[0])
     else:
         write_reports()
 

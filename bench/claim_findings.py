@@ -14,6 +14,8 @@ from math import hypot
 from pathlib import Path
 from typing import NamedTuple
 
+from sequential import MARGIN
+
 RESULTS = Path(__file__).parent / "results"
 METHODS = "methods.json"
 SOAR_SECONDS, SOAR_IMAGES = "soar_seconds/comparison.json", "soar_images/comparison.json"
@@ -121,7 +123,7 @@ def alike(result: str, first: str, second: str, margin: float) -> Callable[[], F
     def find() -> Finding:
         if (pair := decided_pair(result, first, second)) is not None:
             low, high = pair["strict"]["low"], pair["strict"]["high"]
-            verdict = "held" if low > -margin else "not held" if high < -margin else "undecided"
+            verdict = "held" if low > -MARGIN else "not held" if high < -MARGIN else "undecided"
             return Finding(apart_text(pair), verdict, stored(result)["command"])
         a, b = (gain(method(result, name)["report"]) for name in (first, second))
         low, high = (a.value - b.value + sign * 1.96 * hypot(a.error, b.error) for sign in (-1, 1))

@@ -58,7 +58,7 @@ untrained model, with its 95 % interval. The [glossary](glossary.md) defines the
 missing, the two gains are taken as independent, and their intervals are for other prompts alone.
 
 Variants of one method are compared after 3 seeds of each and, where that decides nothing, after 6, with intervals of
-98 % and 97 %. So both looks together are wrong in one case of twenty (`bench/sequential.py`). {power}
+98 % and 97 %. So both looks together are wrong in at most one case of twenty (`bench/sequential.py`). {power}
 
 What others reached on real models is on the page of [published results](frontier.md).
 
@@ -66,9 +66,9 @@ What others reached on real models is on the page of [published results](frontie
 |---|---|
 | held, not held | of two gains: the 95 % interval of their difference is on one side of 0 |
 | undecided | of two gains: it is on both sides |
-| not held, they are alike | of variants of a method: it is within .05 on both sides |
+| not held, they are alike | of variants of a method: it is on both sides of 0, and within .05 |
 | held | of a time or of a number of evaluations: it is at most a twentieth above the published one |
-| held | of "costs little", "costs nothing" and "no consistent gain": the interval of the difference is above −.03 |
+| held | of "costs little", "costs nothing" and "no consistent gain": the interval is above −.03, by the rule −.05 |
 | held | of smoothness: the interval of the difference is above −.05 |
 | held | of figures without an interval: every seed is on the claim's side |
 | held | of "costs the time of its passes": within a tenth |
@@ -93,7 +93,7 @@ CONDITIONS = {
     "moving.py": "450 seconds of a core, one seed, clips of 9 frames of 32 px",
     "diversity.py": "1040 images of the base model, no training",
     "teaching_cost.py": "64 images, one thread, a LoRA of the tiny pipeline",
-    "generalist.py": "six tasks that do not compete, a LoRA of rank 32, seeds as many as figures are told",
+    "generalist.py": "six tasks that do not compete, a LoRA of rank 32, one seed for each figure that is told",
     "first_stage.py": "all weights, 300 updates after 10 % and 30 % of pretraining, three seeds",
     "seesaw.py": "composition against style, a LoRA of rank 2 unless told, 240 counted seconds in all, three seeds",
     "--name soar_images": "400 updates on pictures that the verifier passed, three seeds",
@@ -265,12 +265,12 @@ def page() -> str:
 
 
 def power() -> str:
-    """Return how small a difference so many seeds tell."""
+    """Return how narrow the interval of a difference is with 6 seeds."""
     result = stored("power.json")
-    of = lambda apart: next(n[1] for name, n in result["decided_by_3_6_12_seeds"].items() if f"for_{apart}_" in name)
+    of = lambda half: next(n[1] for name, n in result["within_with_3_6_12_seeds"].items() if f"for_{half}_" in name)
     return (
-        f"Of {len(result['pairs'])} pairs of methods,\n6 seeds of each tell a difference of .05 in {of(0.05)}, and one "
-        f"of .03 in {of(0.03)} (`bench/power.py`)."
+        f"With 6 seeds\nof each, {of(0.05)} of {len(result['pairs'])} pairs of methods have a 95 % interval within "
+        f"±.05, and {of(0.03)} one within ±.03\n(`bench/power.py`)."
     )
 
 

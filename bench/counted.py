@@ -18,17 +18,16 @@ from pathlib import Path
 
 import numpy as np
 from harness import provenance, read_json
+from trainings import is_stored, results_of, store, train_to_end
 
 from afterflow.evaluation.comparison import Finished, beside_base, curve, judge_run, judged_from_json, judged_to_json
 from afterflow.evaluation.comparison import pooled as pool_seeds
 from afterflow.evaluation.report import ShapesSettings
-from afterflow.evaluation.shapes_suite import Judged, suite_prompts
+from afterflow.evaluation.shapes_suite import Judged, by_prompt
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
 from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.serialization import to_json
-from afterflow.experiment.train_subprocess import check_same, has_ended
-from afterflow.recipes import RECIPES
 
 SUITE = ShapesSettings(prompts=280, images=4)
 
@@ -63,11 +62,10 @@ class CountedTrainings:
                 shutil.rmtree(run.folder)
                 seconds[name].append(lines[1]["seconds_trained"] - lines[0]["seconds_trained"])
                 print(name, [round(value, 2) for value in seconds[name]], flush=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
         times = read_json(str(self.times)).get("seconds", {})
         times |= {name: round(min(values), 3) for name, values in seconds.items()}
         iterations = {name: round(self.budget / value) for name, value in times.items()}
-        self.times.write_text(json.dumps({"seconds": times, "iterations": iterations, **provenance()}, indent=1) + "\n")
+        store(self.times, {"seconds": times, "iterations": iterations, **provenance()})
 
     def result_file(self, name: str, seed: int) -> Path:
         """The file of one result."""
@@ -75,8 +73,7 @@ class CountedTrainings:
 
     def results(self, name: str) -> list[dict]:
         """Return the stored results of a training, by seed."""
-        stored = [json.loads(file.read_text()) for file in self.folder.glob(f"{name}_[0-9]*.json")]
-        return sorted((one for one in stored if one["name"] == name), key=lambda one: one["seed"])
+        return results_of(self.folder, name)
 
     def counted_run(self, name: str, seed: int) -> Run:
         """The run with the iterations of the budget."""
@@ -84,10 +81,7 @@ class CountedTrainings:
 
     def is_stored(self, name: str, seed: int) -> bool:
         """Whether the result is there.  SystemExit where it is that of another recipe, or of other iterations."""
-        stored, run = read_json(str(self.result_file(name, seed))), self.counted_run(name, seed)
-        if stored and stored["config"] != to_json(run):
-            raise SystemExit(f"{self.result_file(name, seed)} is of other settings; delete it")
-        return bool(stored)
+        return is_stored(self.result_file(name, seed), {"config": to_json(self.counted_run(name, seed))})
 
     def train(self, pairs: Sequence[tuple[str, int]], jobs: int) -> None:
         """Train each name with a seed that has no result yet, in a process of its own."""
@@ -117,7 +111,7 @@ class CountedTrainings:
             "judged": shortened(finished.judged),
             **provenance(f"python bench/{Path(self.script).name} train --seeds {seed}"),
         }
-        self.result_file(name, seed).write_text(json.dumps(result) + "\n")
+        store(self.result_file(name, seed), result)
 
     def pooled_entry(self, name: str, stored: list[dict], title: str | None = None) -> dict:
         """One method: the report over its seeds, and each seed's own gain."""
@@ -134,21 +128,21 @@ class CountedTrainings:
 
 def trained_and_judged(run: Run, recipe: str, name: str) -> Finished:
     """Train a run, or go on with it, and judge its pictures of the suite; `name` names it in reports."""
-    check_same(run)
-    if not has_ended(run.folder, run):
-        execute(run, recipe, resume=bool(RunFolder(run.folder).checkpoints()))
+    train_to_end(run, recipe)
     return judge_run(run.folder, run, name, SUITE)
+
+
+def figures_of(results: Sequence[dict], records: Sequence[dict], prompts: Sequence[dict], name: str) -> np.ndarray:
+    """Return a figure (S, P) of S stored results on P different prompts, of the records of the suite."""
+    judged = [judged_from_json(result["judged"]) for result in results]
+    rows = [by_prompt({"": one.figures[name]}, records, prompts)[""] for one in judged]
+    return np.stack(rows) if rows else np.zeros((0, len(prompts)))
 
 
 def shortened(judged: Judged) -> dict:
     """Return the figures of every prompt with five decimals, which sums do not see; which image passed is left out."""
     figures = {name: np.round(values, 5) for name, values in judged.figures.items()}
     return judged_to_json(replace(judged, figures=figures, strict=np.zeros(0, bool)))
-
-
-def suite_records() -> list[dict]:
-    """Return the records of the suite's prompts."""
-    return suite_prompts(SUITE, RECIPES["demo"]().model.load().drawn_size)
 
 
 def parse_work(doc: str | None, names: Sequence[str]) -> argparse.Namespace:

@@ -8,21 +8,31 @@ The tiny pipeline's transformer is trained from random weights by its own recipe
 tenth and three tenths of the recipe's updates.  From each, SFT, SFT on as many states as SOAR has, and SOAR learn from
 the same pictures, which are rendered, with all weights.  All are drawn in few and in many steps.
 
-What SOAR is said to mend is measured directly.  A picture is put on the line to its noise at time t0; from there the
-model's own steps lead to t.  There it predicts the picture, and so it does on the line itself at t.  The exposure bias
-is by how much the first prediction is further from the picture than the second: the ratio of their squared errors.
+What SOAR is said to mend is measured in two ways, without guidance.
+
+    error  A picture is put on the line to its noise at time START.  From there the model's own steps lead to t.  The
+           squared error of the picture that it predicts there is compared with that on the line itself at t.  Even an
+           exact velocity has a larger error on its own path, which leads to one of the pictures that the state may
+           become.  So the shipped pipeline, which is trained to its end, is measured as a reference.
+    noise  The model's own steps lead from pure noise to t, where it predicts the noise (the measure of
+           arXiv:2308.15321), and so it does on the line.  The mean squares of both predictions are equal for an exact
+           velocity, whatever the picture is.
 """
 
 import argparse
-import json
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-from harness import provenance, read_json
+from harness import provenance
 from safetensors.torch import load_file
+from torch import Tensor
+from trainings import SIDES, is_stored, store, train_to_end
 
 from afterflow.algorithms.base import Supervised
 from afterflow.algorithms.sft import SFT
@@ -32,18 +42,14 @@ from afterflow.envs.shapes.world import TAGS
 from afterflow.evaluation.report import ShapesSettings
 from afterflow.evaluation.shapes_suite import by_prompt, prompts_of_suite, suite_pictures, suite_prompts, verdicts
 from afterflow.experiment.config import Run
-from afterflow.experiment.execute import execute
-from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.serialization import to_json
-from afterflow.experiment.train_subprocess import check_same, has_ended
 from afterflow.models.adapters import Full
 from afterflow.models.generate import encode_records
 from afterflow.models.pipeline import Model, no_progress_bars
-from afterflow.models.pipeline_files import TINY
+from afterflow.models.pipeline_files import TINY, weights_digest
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
-from afterflow.sampling.flow import interpolate, predict_x0
-from afterflow.system.atomic_files import write_text_atomically
+from afterflow.sampling.flow import interpolate, predict_noise, predict_x0
 from afterflow.train.ema import copy_values
 
 RESULTS = Path(__file__).parent / "results" / "first_stage"
@@ -60,11 +66,12 @@ METHODS: dict[str, Supervised] = {
 ITERATIONS = 300
 SUITE = ShapesSettings(prompts=280, images=2, guidance=GUIDANCE)
 DRAWN_STEPS = (5, 20)
-SIDES = (32, 32)
 PATHS, PATH_STEPS = 512, 20
-"""Pictures on which the exposure bias is measured, and the steps of a whole path, of which each takes a part."""
-STARTS = (0.95, 0.85, 0.7)
-"""Times at which paths leave the line."""
+"""Pictures on which the exposure bias is measured, and the steps of a whole path."""
+START, LAST = 0.7, 0.35
+"""Time at which paths leave the line, and the last one at which they are looked at."""
+REFERENCE = "shipped"
+"""Name of the pipeline that was trained to its end, beside those of SHARES."""
 
 
 def pretraining() -> Run:
@@ -72,7 +79,7 @@ def pretraining() -> Run:
     run = RECIPES["tiny_sd3_pretrain"]().stages[-1]  # type: ignore[union-attr]
     assert isinstance(run, Run)
     options = {"lr_schedule": "constant", "iterations": max(SHARES.values()), "sample_every": 0}
-    saved = {"save_every": min(SHARES.values()), "keep_checkpoints": 3}
+    saved = {"save_every": min(SHARES.values()), "keep_checkpoints": 20}
     return replace(run, model=SD3(str(RUNS / "start"))).with_options(name="first_stage/pretrain", **options, **saved)
 
 
@@ -81,7 +88,15 @@ def write_start(folder: Path) -> None:
     pipe = StableDiffusion3Pipeline.from_pretrained(TINY, torch_dtype=torch.float32)
     torch.manual_seed(0)
     pipe.transformer = SD3Transformer2DModel.from_config(pipe.transformer.config)
-    pipe.save_pretrained(folder)
+    write_whole(pipe, folder)
+
+
+def write_whole(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
+    """Write a pipeline under another name first, so that a folder of this name is whole."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial)
+    partial.rename(folder)
 
 
 def take_checkpoint(updates: int, folder: Path) -> None:
@@ -89,14 +104,14 @@ def take_checkpoint(updates: int, folder: Path) -> None:
     pipe = StableDiffusion3Pipeline.from_pretrained(RUNS / "start", torch_dtype=torch.float32)
     values = load_file(pretraining().folder / "checkpoints" / f"step_{updates - 1:06d}" / "ema.safetensors")
     copy_values(dict(pipe.transformer.named_parameters()), values)
-    pipe.save_pretrained(folder)
+    write_whole(pipe, folder)
 
 
 def pretrain() -> None:
     """Train from random weights, and write the pipelines of SHARES."""
     if not (RUNS / "start").is_dir():
         write_start(RUNS / "start")
-    run_to_its_end(pretraining())
+    train_to_end(pretraining(), "first_stage")
     for share, updates in SHARES.items():
         if not (RUNS / share).is_dir():
             take_checkpoint(updates, RUNS / share)
@@ -113,44 +128,48 @@ def continuation(share: str, method: str, seed: int) -> Run:
     return run.with_options(data=data, learning_rate=3e-4, mixed_precision="no", **options, **quiet)
 
 
-def run_to_its_end(run: Run) -> None:
-    """Train a run, or go on with it."""
-    check_same(run)
-    if not has_ended(run.folder, run):
-        execute(run, "first_stage", resume=bool(RunFolder(run.folder).checkpoints()))
-
-
-def result_file(share: str, method: str, seed: int = 0) -> Path:
-    return RESULTS / f"{share}_{method}_{seed}.json"
-
-
 def train(seeds: list[int]) -> None:
     """Train and measure what has no result yet."""
+    measure_base(REFERENCE, "tiny")
     for share in SHARES:
-        if not result_file(share, "base").is_file():
-            store(share, "base", 0, RUNS / share, {})
+        measure_base(share, str(RUNS / share))
     for seed in seeds:
         for share in SHARES:
             for method in METHODS:
-                run = continuation(share, method, seed)
-                stored = read_json(str(result_file(share, method, seed)))
-                if stored and stored["config"] != to_json(run):
-                    raise SystemExit(f"{result_file(share, method, seed)} is of other settings; delete it")
-                if not stored:
-                    run_to_its_end(run)
-                    seconds = RunFolder(run.folder).metrics()[-1]["seconds_trained"]
-                    store(share, method, seed, run.folder / "model", {"config": to_json(run), "seconds": seconds})
+                run, file = continuation(share, method, seed), RESULTS / f"{share}_{method}_{seed}.json"
+                settings = MEASURED | {"config": to_json(run), "start": weights_digest(str(RUNS / share))}
+                if not is_stored(file, settings):
+                    seconds = train_to_end(run, "first_stage")
+                    figures = measure(SD3(str(run.folder / "model")).load())
+                    result = {"share": share, "method": method, "seed": seed, "seconds": seconds}
+                    store(file, result | settings | figures | made())
+                    print(file.stem, "is stored", flush=True)
 
 
-def store(share: str, method: str, seed: int, folder: Path, about: dict) -> None:
-    """Measure a pipeline, and store its figures prompt by prompt."""
-    model = SD3(str(folder)).load()
-    measured = {"drawn": {str(steps): drawn(model, steps) for steps in DRAWN_STEPS}, "bias": exposure_bias(model)}
-    result = {"share": share, "method": method, "seed": seed, **about, **measured, "suite": to_json(SUITE)}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    made = provenance("python bench/first_stage.py pretrain && python bench/first_stage.py train --seeds 0 1 2")
-    write_text_atomically(result_file(share, method, seed), json.dumps(result | made) + "\n")
-    print(share, method, seed, "is stored", flush=True)
+def measure_base(share: str, path: str) -> None:
+    """Measure a pipeline that nothing has continued, unless that is stored."""
+    file, settings = RESULTS / f"{share}_base_0.json", MEASURED | {"start": weights_digest(path)}
+    if not is_stored(file, settings):
+        result = {"share": share, "method": "base", "seed": 0}
+        store(file, result | settings | measure(SD3(path).load()) | made())
+
+
+def made() -> dict:
+    work = "python bench/first_stage.py"
+    return provenance(f"{work} pretrain && {work} train --seeds 0 1 2 && {work} report")
+
+
+MEASURED = {
+    "suite": to_json(SUITE),
+    "drawn_steps": list(DRAWN_STEPS),
+    "paths": [PATHS, PATH_STEPS, START, LAST],
+}
+"""How pipelines are measured, as results hold it."""
+
+
+def measure(model: Model) -> dict:
+    """Figures of a pipeline prompt by prompt, in each number of steps, and its exposure bias."""
+    return {"drawn": {str(steps): drawn(model, steps) for steps in DRAWN_STEPS}, "bias": bias_of_model(model)}
 
 
 def drawn(model: Model, steps: int) -> dict[str, list[float]]:
@@ -162,30 +181,51 @@ def drawn(model: Model, steps: int) -> dict[str, list[float]]:
     return {name: np.round(values, 4).tolist() for name, values in figures.items()}
 
 
-@torch.no_grad()
-def exposure_bias(model: Model) -> list[dict[str, float]]:
-    """Squared errors of predicted pictures on the line and on the model's own path, by start and end of the path.
-
-    The pictures are rendered from prompts that were held out, and the steps are those of the sampler's grid.
-    """
+def bias_of_model(model: Model) -> list[dict[str, float]]:
+    """The exposure bias of a model on rendered pictures whose prompts were held out, in steps of its sampler's grid."""
     images = list(ShapesImages(PATHS, "test", tags=TAGS[1:]).images(7, SIDES))
     x0 = model.encode_images(np.stack([image.pixels() for image in images]))
     cond = encode_records(model, [image.record for image in images])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(7))
-    velocity = model.guided_velocity(1.0, len(x0))
-    grid = [float(time) for time in model.schedule.times(PATH_STEPS)]
-    found = []
-    for wanted in STARTS:
-        first = min(range(len(grid)), key=lambda i: abs(grid[i] - wanted))
-        own = interpolate(x0, noise, torch.full((len(x0),), grid[first]))
-        for now, then in zip(grid[first:-2], grid[first + 1 : -1]):
-            t, s = (torch.full((len(x0),), time) for time in (now, then))
-            own = own + (then - now) * velocity(own, t, cond)
-            errors = [
-                float((predict_x0(x, velocity(x, s, cond), s) - x0).square().mean())
-                for x in (interpolate(x0, noise, s), own)
-            ]
-            found.append({"start": grid[first], "time": then, "line": errors[0], "own": errors[1]})
+    field = model.guided_velocity(1.0, len(x0))
+    return exposure_bias(lambda x, t: field(x, t, cond), x0, noise, model.schedule.times(PATH_STEPS).tolist())
+
+
+@torch.no_grad()
+def exposure_bias(
+    velocity: Callable[[Tensor, Tensor], Tensor], x0: Tensor, noise: Tensor, grid: Sequence[float]
+) -> list[dict[str, float]]:
+    """Return what a velocity predicts on its own path beside what it predicts on the line, at the times of a grid.
+
+    At each time down to LAST: `line_noise` and `own_noise`, mean squares of predicted noise, and, from START on, `line`
+    and `own`, squared errors of the predicted picture.
+
+    Args:
+        velocity: Function (x, t) → the velocity (B, ...).
+        x0: Pictures (B, ...).
+        noise: Noise of the same shape.
+        grid: Falling times, from 1 on.
+    """
+    at = lambda time: torch.full((len(x0),), time)
+    first = min(grid, key=lambda time: abs(time - START))
+    free, from_line, found = noise, noise, []
+    for now, then in itertools.pairwise(grid):
+        if then < LAST - 1e-6:
+            break
+        free = free + (then - now) * velocity(free, at(now))
+        line = interpolate(x0, noise, at(then))
+        v_line = velocity(line, at(then))
+        squares = {
+            "line_noise": predict_noise(line, v_line, at(then)).square(),
+            "own_noise": predict_noise(free, velocity(free, at(then)), at(then)).square(),
+        }
+        if now <= first:
+            from_line = from_line + (then - now) * velocity(from_line, at(now))
+            own = predict_x0(from_line, velocity(from_line, at(then)), at(then))
+            squares |= {"line": (predict_x0(line, v_line, at(then)) - x0).square(), "own": (own - x0).square()}
+        elif then == first:
+            from_line = line
+        found.append({"time": then} | {name: float(values.mean()) for name, values in squares.items()})
     return found
 
 

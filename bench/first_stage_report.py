@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from first_stage import DRAWN_STEPS, RESULTS, SHARES, SIDES, STARTS, SUITE
+from first_stage import DRAWN_STEPS, MEASURED, REFERENCE, RESULTS, SHARES, SUITE
 from matplotlib.figure import Figure
+from trainings import replace_part, results_of, strata_of
 
 from afterflow.evaluation.differences import difference, gain_over_base, seed_noise
-from afterflow.evaluation.report import averaged_tags, rows_by_tag
-from afterflow.evaluation.shapes_suite import prompts_of_suite, suite_prompts
 from afterflow.experiment.intervals import Estimate, estimate_text
 from afterflow.experiment.serialization import to_json
 
@@ -26,12 +25,10 @@ NAMES = {
     "base": "pretraining alone",
     "sft": "SFT",
     "sft_matched": "SFT on three times the states",
-    "soar": "SOAR, two points",
-    "soar_paper": "SOAR as published",
+    "soar": "SOAR, two points, λ = .5",
+    "soar_paper": "SOAR, six points, λ = 1",
 }
 COLORS = {"base": "#5b6470", "sft": "#0b57b0", "sft_matched": "#7fb0e0", "soar": "#b3560a", "soar_paper": "#e0a060"}
-SHOWN_START = STARTS[-1]
-"""Start of the paths of which the table tells the bias: from later times the picture is not yet decided."""
 
 
 def write_report() -> None:
@@ -39,20 +36,16 @@ def write_report() -> None:
     report = make_report()
     RESULT.write_text(json.dumps(report) + "\n")
     draw(report)
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(before + BEGIN + table(report) + END + rest.split(END)[1], encoding="utf-8")
+    replace_part(PAGE, BEGIN, END, table(report))
     print(table(report))
 
 
 def make_report() -> dict[str, Any]:
-    """Gains over pretraining alone, differences of the methods and the exposure bias, as JSON."""
-    prompts = prompts_of_suite(suite_prompts(SUITE, SIDES))
-    rows = rows_by_tag(prompts)
-    strata = [rows[tag] for tag in averaged_tags(SUITE.split, rows)]
+    """Gains over pretraining alone, differences of SOAR from both kinds of SFT, and the exposure bias, as JSON."""
+    strata = strata_of(SUITE)[2]
     entries, differences = [], []
-    for share in SHARES:
-        stored = {name: results_of(share, name) for name in NAMES}
-        stored = {name: results for name, results in stored.items() if results}
+    for share in (*SHARES, REFERENCE):
+        stored = {name: results for name in NAMES if (results := results_of(RESULTS, f"{share}_{name}"))}
         every = {name: {steps: figures(results, steps) for steps in DRAWN_STEPS} for name, results in stored.items()}
         for name, results in stored.items():
             entries.append(
@@ -62,19 +55,15 @@ def make_report() -> dict[str, Any]:
                 | {"seconds": [one["seconds"] for one in results if "seconds" in one]}
             )
         differences += [
-            {"share": share, "first": "soar", "second": name}
-            | {f"strict_{steps}": apart(every["soar"][steps], every[name][steps], strata) for steps in DRAWN_STEPS}
-            for name in ("sft", "sft_matched")
-            if {"soar", name} <= every.keys()
+            {"share": share, "first": first, "second": second}
+            | {f"strict_{steps}": apart(every[first][steps], every[second][steps], strata) for steps in DRAWN_STEPS}
+            for first in ("soar", "soar_paper")
+            for second in ("sft", "sft_matched")
+            if {first, second} <= every.keys()
         ]
-    command = " && ".join(
-        f"python bench/first_stage.py {work}" for work in ("pretrain", "train --seeds 0 1 2", "report")
-    )
-    return {"suite": to_json(SUITE), "methods": entries, "differences": differences, "command": command}
-
-
-def results_of(share: str, name: str) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{share}_{name}_[0-9].json"))]
+    work = "python bench/first_stage.py"
+    command = f"{work} pretrain && {work} train --seeds 0 1 2 && {work} report"
+    return {"measured": MEASURED, "methods": entries, "differences": differences, "command": command}
 
 
 def figures(results: Sequence[dict[str, Any]], steps: int) -> np.ndarray:
@@ -96,54 +85,60 @@ def apart(first: np.ndarray, second: np.ndarray, strata: Sequence[np.ndarray]) -
 
 
 def mean_bias(results: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The errors along the paths, averaged over seeds."""
+    """The exposure bias at each time, averaged over seeds."""
     return [
-        {key: float(np.mean([one[key] for one in ones])) for key in ("start", "time", "line", "own")}
-        for ones in zip(*(result["bias"] for result in results))
+        {key: float(np.mean([one[key] for one in ones])) for key in ones[0]}
+        for ones in zip(*(result["bias"] for result in results), strict=True)
     ]
-
-
-def path_from(bias: Sequence[Mapping[str, float]], start: float) -> list[Mapping[str, float]]:
-    """The points of the path whose start is nearest."""
-    nearest = min({point["start"] for point in bias}, key=lambda time: abs(time - start))
-    return [point for point in bias if point["start"] == nearest]
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The table of the page, with the plot above it."""
-    few, many = DRAWN_STEPS
+    (few, many), last = DRAWN_STEPS, report["methods"][0]["bias"][-1]["time"]
     head = (
         f"![Exposure bias](curves/{PLOT.name})\n\n"
-        f"| pretraining | then | strict, {few} steps | strict, {many} steps | error on the line | on its own path | "
-        "ratio |\n|---|---|---|---|---|---|---|\n"
+        f"| pretraining | then | strict, {few} steps | strict, {many} steps | "
+        f"error at t = {last:.2f}, own path / line | predicted noise, own path / line |\n|---|---|---|---|---|---|\n"
     )
     return head + "".join(rows_of(report)) + "\n"
 
 
 def rows_of(report: Mapping[str, Any]) -> Iterator[str]:
     for entry in report["methods"]:
-        last = path_from(entry["bias"], SHOWN_START)[-1]
-        cells = [f"{entry['share']} %", NAMES[entry["name"]]]
+        last = entry["bias"][-1]
+        cells = ["to its end" if entry["share"] == REFERENCE else f"{entry['share']} %", NAMES[entry["name"]]]
         for steps in DRAWN_STEPS:
-            found = entry[f"gain_{steps}"]
-            cells.append(f"{entry[f'strict_{steps}']:.3f}" if found is None else estimate_text(Estimate(**found), "+"))
-        cells += [f"{last['line']:.4f}", f"{last['own']:.4f}", f"{last['own'] / last['line']:.2f}"]
+            gained = entry[f"gain_{steps}"]
+            level = f"{entry[f'strict_{steps}']:.3f}"
+            cells.append(level if gained is None else estimate_text(Estimate(**gained), "+"))
+        cells += [f"{last['own'] / last['line']:.2f}", f"{last['own_noise'] / last['line_noise']:.3f}"]
         yield f"| {' | '.join(cells)} |\n"
 
 
+RATIOS = {
+    "error of the picture, own path / line": ("own", "line"),
+    "predicted noise, own path / line": ("own_noise", "line_noise"),
+}
+"""Axis of the plot → the two figures whose ratio it shows."""
+
+
 def draw(report: Mapping[str, Any]) -> None:
-    """Draw the ratio of both errors along the path, for each share of pretraining."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for axis, share in zip(figure.subplots(1, len(SHARES), sharey=True), SHARES):
-        for entry in (entry for entry in report["methods"] if entry["share"] == share):
-            path = path_from(entry["bias"], SHOWN_START)
-            ratios = [point["own"] / point["line"] for point in path]
-            axis.plot(
-                [point["time"] for point in path], ratios, color=COLORS[entry["name"]], label=NAMES[entry["name"]]
-            )
-        axis.axhline(1, color="#d8d8dc", zorder=0)
-        axis.invert_xaxis()
-        axis.set(title=f"after {share} % of pretraining", xlabel="time t, from noise to picture")
-    figure.axes[0].set_ylabel("error on its own path / on the line")
-    figure.axes[0].legend(fontsize=7, frameon=False)
+    """Draw both ratios along the path, for each share of pretraining, beside those of the reference."""
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.subplots(len(RATIOS), len(SHARES), sharex=True, sharey="row", squeeze=False)
+    for row, (label, (own, line)) in zip(axes, RATIOS.items()):
+        for axis, share in zip(row, SHARES):
+            for entry in (entry for entry in report["methods"] if entry["share"] in (share, REFERENCE)):
+                points = [point for point in entry["bias"] if own in point]
+                style = {"color": "black", "linestyle": ":", "label": "trained to its end"}
+                if entry["share"] != REFERENCE:
+                    style = {"color": COLORS[entry["name"]], "label": NAMES[entry["name"]]}
+                axis.plot([point["time"] for point in points], [point[own] / point[line] for point in points], **style)
+        row[0].set_ylabel(label)
+    for axis, share in zip(axes[0], SHARES):
+        axis.set_title(f"after {share} % of pretraining")
+    for axis in axes[-1]:
+        axis.set_xlabel("time t, from noise to picture")
+    axes[0][0].invert_xaxis()  # shared by all
+    axes[0][0].legend(fontsize=7, frameon=False)
     figure.savefig(PLOT, dpi=100)

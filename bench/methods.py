@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from counted import SUITE, CountedTrainings, parse_work, suite_records
+from counted import SUITE, CountedTrainings, parse_work
+from trainings import strata_of
 
 from afterflow.evaluation.comparison import judged_from_json
 from afterflow.evaluation.differences import differences_of_methods
@@ -81,7 +82,7 @@ def report_methods() -> None:
     result = {
         "budget_seconds": TRAININGS.budget,
         "methods": methods,
-        "differences": differences_of_methods(judged, suite_records(), SUITE.split),
+        "differences": differences_of_methods(judged, strata_of(SUITE)[0], SUITE.split),
         "suite": to_json(SUITE),
         "command": " && ".join(f"python bench/methods.py {work}" for work in ("time", "train --seeds 0 1 2", "report")),
     }

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from seesaw import METHODS, RESULTS, SIDES, STUDENT, SUITE, TEACHER, TOTAL, WIDE, total_seconds
+from trainings import replace_part, results_of
 
 from afterflow.evaluation.conclusion import lead
 from afterflow.evaluation.differences import PROMPTS_ALONE, SeedNoise, crossed_interval, difference, seed_noise
@@ -46,15 +47,13 @@ def write_report() -> None:
     report = make_report()
     RESULT.write_text(json.dumps(report) + "\n")
     draw(report)
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    PAGE.write_text(before + block(report) + rest.split(END)[1], encoding="utf-8")
+    replace_part(PAGE, BEGIN, END, block(report))
     print(block(report))
 
 
 def block(report: Mapping[str, Any]) -> str:
     """The part of the page that is made of the numbers."""
-    return BEGIN + table(report) + "\n" + findings(report) + END
+    return table(report) + "\n" + findings(report)
 
 
 def make_report() -> dict[str, Any]:
@@ -62,7 +61,7 @@ def make_report() -> dict[str, Any]:
     prompts = prompts_of_suite(suite_prompts(SUITE, SIDES))
     rows = rows_by_tag(prompts)
     strata = {task: [rows[tag] for tag in tags] for task, tags in SEESAW_TASKS.items()}
-    stored = {name: results_of(name) for name in METHODS}
+    stored = {name: results_of(RESULTS, name) for name in METHODS}
     raw = {name: stacked([one["figures"] for one in results]) for name, results in stored.items() if results}
     base = stacked([json.loads((RESULTS / "base.json").read_text())["figures"]])
     every = {name: by_task(figures) for name, figures in raw.items()}
@@ -88,10 +87,6 @@ def make_report() -> dict[str, Any]:
         "differences": list(differences(every, strata)),
         "command": "python bench/seesaw.py train --seeds 0 1 2 && python bench/seesaw.py report",
     }
-
-
-def results_of(name: str) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{name}_[0-9].json"))]
 
 
 def stacked(figures: Sequence[Mapping[str, Sequence[float]]]) -> Figures:

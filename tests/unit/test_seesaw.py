@@ -38,7 +38,7 @@ def report(seesaw, monkeypatch, tmp_path):
             "fidelity": np.ones(len(prompts)),
         }
         figures = {figure: values.tolist() for figure, values in figures.items()}
-        (tmp_path / f"{name}.json").write_text(json.dumps({"figures": figures, "hardware": {}}))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"figures": figures, "seed": seed, "hardware": {}}))
 
     def make(**methods):
         write("base", (0.0, 0.0))
@@ -131,8 +131,9 @@ def test_the_page_holds_what_is_stored(seesaw):
     import seesaw_report
 
     page, result = seesaw_report.PAGE.read_text("utf-8"), seesaw_report.RESULT
-    nothing = f"{seesaw_report.BEGIN}The runs are not complete, so nothing is reported yet.\n{seesaw_report.END}"
-    assert (seesaw_report.block(json.loads(result.read_text())) if result.is_file() else nothing) in page
+    nothing = "The runs are not complete, so nothing is reported yet.\n"
+    part = seesaw_report.block(json.loads(result.read_text())) if result.is_file() else nothing
+    assert seesaw_report.BEGIN + part + seesaw_report.END in page
 
 
 def test_the_page_says_who_is_ahead(report):
