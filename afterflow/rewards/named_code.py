@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from ..system.errors import ConfigError
@@ -75,8 +76,8 @@ def check_code_name(name: str) -> None:
 def import_named(name: str) -> Any:
     """Import the module of `module:function` and return what it names.
 
-    ConfigError is raised where nobody gave the name here, which says the file that would run, and where there is no
-    such module or function.
+    ConfigError is raised where nobody gave the name here, which says the file that would run, where there is no such
+    module or function, and where the module cannot be run, which says the line.
     """
     check_code_name(name)
     module, _, attribute = name.partition(":")
@@ -89,15 +90,29 @@ def import_named(name: str) -> Any:
     folder = os.getcwd()
     if NAMED.get(name, ANY in NAMED) and folder not in sys.path:  # a console script's path does not have it
         sys.path.append(folder)
+    reads = "it reads module:function, of a module that Python finds from this folder"
     try:
-        reward_function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"reward {name}: {error}; it reads module:function, of a module that Python finds from this folder"
-        ) from error
+        imported = import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"reward {name}: {error}; {reads}") from error
+    except Exception as error:  # a person's code may raise anything when it is run
+        file, line, words = where_it_failed(error)
+        raise ConfigError(f"reward {name}: {file}, line {line}: {words}; mend it there") from error
+    if not hasattr(imported, attribute):
+        raise ConfigError(f"reward {name}: module {module!r} has no attribute {attribute!r}; {reads}")
+    reward_function = getattr(imported, attribute)
     if not callable(reward_function):
         raise ConfigError(f"reward {name} is no function of (images, records)")
     return reward_function
+
+
+def where_it_failed(error: Exception) -> tuple[str, int | None, str]:
+    """Return the file and the line at which code could not be read or run, and why, in one line."""
+    words = f"{type(error).__name__}: {error}".partition("\n")[0]
+    if isinstance(error, SyntaxError) and error.filename:
+        return error.filename, error.lineno, f"{type(error).__name__}: {error.msg}"
+    last = extract_tb(error.__traceback__)[-1]
+    return last.filename, last.lineno, words
 
 
 def module_file(module: str) -> str:

@@ -1,6 +1,8 @@
 """Reading a record runs nothing: what it names is imported where a person names it, and nowhere else."""
 
+import importlib
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -139,3 +141,22 @@ def test_the_file_of_a_module_is_found_without_its_packages(stranger):
     module = stranger.partition(":")[0]
     assert module_file(module) == str(Path(module.replace(".", "/") + ".py").resolve())
     assert not Path("mark").exists() and module_file("no.such.module") == "module no.such.module"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def f(images, records)\n    return 1\n", r"stranger\.py, line 1: SyntaxError: "),
+        ("\tx = 1\n", r"stranger\.py, line 1: IndentationError: "),
+        ("import numpy\n\nWEIGHTS = open('absent.npy')\n", r"stranger\.py, line 3: FileNotFoundError: "),
+        ("x = 1\nx.absent\n", r"stranger\.py, line 2: AttributeError: "),
+        ("import absent_module\n", r"No module named 'absent_module'; it reads module:function"),
+        ("def g(images, records):\n    return 1\n", r"has no attribute 'f'; it reads module:function"),
+    ],
+)
+def test_code_that_cannot_be_run_is_told_with_its_line(code, words, capsys):
+    Path("stranger.py").write_text(code)
+    importlib.invalidate_caches()
+    assert main(["train", "shapes_flow_grpo", "--algorithm.weights", "stranger:f", "1", "--iterations", "1"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said) and "Traceback" not in said
