@@ -33,7 +33,7 @@ from afterflow.recipes import RECIPES
 from afterflow.rewards.shapes_judge import ShapesJudge
 
 RESULTS = Path(__file__).parent / "results" / "ablations"
-IMAGES = 256
+IMAGES = 128
 """Of an iteration, the same for every variant as nearly as whole groups allow."""
 
 
@@ -122,7 +122,7 @@ def run_of(name: str, iterations: int, seed: int) -> Run:
     return TRAINED[name].with_options(**options, keep_checkpoints=1, mixed_precision="no")
 
 
-TRAININGS = CountedTrainings(__file__, RESULTS / "trainings", 150, run_of)
+TRAININGS = CountedTrainings(__file__, RESULTS / "trainings", 300, run_of)
 
 
 class Suite:

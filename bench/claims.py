@@ -86,7 +86,7 @@ class Claim:
 CONDITIONS = {
     "learning_curve.py": "270 iterations of 256 images, half an hour of a core, three seeds",
     "--budget-seconds 240 --seeds 1": "240 seconds of a core, one seed, 256 images an iteration",
-    "ablations.py": "150 counted seconds of a core, 256 images an iteration, fp32",
+    "ablations.py": "300 counted seconds of a core, 128 images an iteration, fp32",
     "methods.py": "420 counted seconds of a core, three seeds, 128 or 256 images an iteration, fp32",
     "text_hacking.py": "420 counted seconds of a core, three seeds, letters right as the only reward",
     "iteration_time.py": "T = 20, 256 images an iteration, one thread, no text encoder, pictures of 32 px",
