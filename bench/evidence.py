@@ -111,6 +111,12 @@ def curve_results() -> Iterator[tuple[str, Evidence]]:
                     yield from ((f"shapes_teacher_{task}", of_chain) for task in TASKS)
         elif "seeds" in data and data["run"]["name"] == file.stem:
             yield file.stem, dated(entry, file.stem, data["run"])
+        elif file.name == "editing.json":
+            yield from (
+                (method["name"], dated(entry, method["name"], config_of(file, method))) for method in data["methods"]
+            )
+        elif file.name == "tiny_klein.json":
+            yield "tiny_klein_pretrain", entry
         elif file.name == "moving.json":
             yield from ((name, entry) for name in data["methods"])
         elif file.name == "demo.json":

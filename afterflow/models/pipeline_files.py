@@ -23,8 +23,8 @@ from ..system.text_files import read_json
 _log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent / "assets"
-TINY, TINY_WAN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan"
-SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN}
+TINY, TINY_WAN, TINY_KLEIN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan", ASSETS / "tiny_klein"
+SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN, "tiny_klein": TINY_KLEIN}
 """Names that a model's path may have instead of a folder."""
 PARTS = {
     "diffusers": {

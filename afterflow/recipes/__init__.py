@@ -11,6 +11,7 @@ from ..experiment.config import Run
 from ..experiment.stages import Chain
 from . import (
     editing,
+    editing_shapes,
     generalist,
     klein_z_image,
     moving,
@@ -42,6 +43,7 @@ RECIPE_MODULES = (
     generalist,
     seesaw,
     moving,
+    editing_shapes,
     pretrain_tiny,
     papers,
     papers_forward,
