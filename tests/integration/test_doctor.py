@@ -104,9 +104,9 @@ def test_a_mask_that_rounding_reaches_is_found(run, options, passed):
     "options, passed",
     [
         ({"updates": 2}, True),
-        ({"updates": 2, "mixed_precision": "bf16", "fp32_streams": False, "clip": 1e-6}, False),
-        ({"updates": 2, "mixed_precision": "bf16", "clip": 1e-6}, True),  # streams are fp32
-        ({"updates": 1, "mixed_precision": "bf16", "clip": 1e-6}, None),  # ratios are 1
+        ({"updates": 2, "mixed_precision": "bf16", "fp32_streams": False, "clip": 3e-6}, False),
+        ({"updates": 2, "mixed_precision": "bf16", "clip": 3e-6}, True),  # streams are fp32
+        ({"updates": 1, "mixed_precision": "bf16", "clip": 3e-6}, None),  # ratios are 1
         ({"updates": 2, "mixed_precision": "bf16", "clip": 0.5}, True),
     ],
 )

@@ -81,7 +81,12 @@ class MLP(nn.Module):
         )
 
     def forward(self, x, t, cond):
-        return self.net(torch.cat([x.float(), t[:, None], cond.embedding().sequence[:, 0]], 1))
+        *hidden, last = self.net
+        h = torch.cat([x.float(), t[:, None], cond.embedding().sequence[:, 0]], 1)
+        for layer in hidden:
+            h = layer(h)
+        # Row by row: products as narrow as this round by where a row stands in them, with AVX-512.
+        return (h[:, None] * last.weight).sum(-1) + last.bias
 
 
 def score(leaves, records, generator=None, clock=None):
