@@ -25,6 +25,8 @@ MARGIN = 0.05
 """Variants whose difference is smaller are called alike.  It is what 6 seeds tell of most pairs (power.py)."""
 DIFFERENT_PROMPTS = (8, 6, 5, 20, 24, 40, 40)
 """Number of different prompts of each tag in the suite of 280."""
+PROMPT_SD, IMAGE_SD = 0.1, 0.085
+"""Standard deviations of what is made up, of one prompt: those that power.py finds for most pairs."""
 AHEAD, BEHIND, ALIKE, UNDECIDED = "ahead", "behind", "alike", "undecided"
 
 
@@ -80,7 +82,8 @@ def simulate(true: float, seed_sd: float, prompt_sd: float, pairs: int, rng: np.
     for _ in range(pairs):
         shared = rng.normal(0, prompt_sd, prompts)
         figures = [
-            offset + rng.normal(0, seed_sd, (most, 1)) + rng.normal(0, 0.25, (most, prompts)) for offset in (true, 0.0)
+            offset + rng.normal(0, seed_sd, (most, 1)) + rng.normal(0, IMAGE_SD, (most, prompts))
+            for offset in (true, 0.0)
         ]
         found[decide(figures[0] + shared, figures[1], strata)[0]] += 1
     return found
@@ -95,7 +98,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for seed_sd in (0.01, 0.02, 0.03):
         for true in (0.0, 0.015, 0.03, 0.06, 0.1):
-            found = simulate(true, seed_sd, 0.15, options.pairs, rng)
+            found = simulate(true, seed_sd, PROMPT_SD, options.pairs, rng)
             shares = (f"{found[name] / options.pairs:.3f}" for name in (AHEAD, BEHIND, ALIKE, UNDECIDED))
             print(f"| {true:g} | {seed_sd:g} | {' | '.join(shares)} |")
 

@@ -50,7 +50,7 @@ def test_the_side_of_an_interval_decides(sequential, low, high, verdict):
 
 
 def test_of_equal_methods_one_in_twenty_is_called_different(sequential):
-    found = sequential.simulate(0.0, 0.02, 0.15, 200, np.random.default_rng(2))
+    found = sequential.simulate(0.0, 0.02, sequential.PROMPT_SD, 200, np.random.default_rng(2))
     # Two standard deviations of a count of 200 with a chance of .05 are six.
     assert found["ahead"] + found["behind"] <= 16
-    assert sequential.simulate(0.1, 0.02, 0.15, 100, np.random.default_rng(3))["ahead"] > 90
+    assert sequential.simulate(0.1, 0.02, sequential.PROMPT_SD, 100, np.random.default_rng(3))["ahead"] > 90
