@@ -138,8 +138,9 @@ def best(result: str, name: str) -> Callable[[], Finding]:
 
     def find() -> Finding:
         if pairs := [pair for pair in stored(result).get("pairs", ()) if pair["first"] == name]:
-            found = {pair["verdict"] for pair in pairs}
-            verdict = "held" if found == {"ahead"} else "undecided" if found == {"undecided", "ahead"} else "not held"
+            verdicts = {pair["verdict"] for pair in pairs}
+            open_still = "undecided" in verdicts and verdicts <= {"undecided", "ahead"}
+            verdict = "held" if verdicts == {"ahead"} else "undecided" if open_still else "not held"
             return Finding("; ".join(map(apart_text, pairs)), verdict, stored(result)["command"])
         gains = {entry["name"]: gain(entry["report"]) for entry in stored(result)["methods"]}
         verdicts = {beyond(gains[name], other) for key, other in gains.items() if key != name}

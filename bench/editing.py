@@ -3,8 +3,8 @@
     python bench/editing.py train --seeds 0 1 2    # goes on where it was stopped
     python bench/editing.py report                 # bench/results/editing.json and a table
 
-Each recipe is trained as it stands, and edits the same held-out pictures as the base model does.  Requests are scored
-one by one: done, all else preserved, and strict, which is both.  Results of a training lie in
+Each recipe is trained as it stands, but in fp32, and edits the same held-out pictures as the base model does.  Requests
+are scored one by one: done, all else preserved, and strict, which is both.  Results of a training lie in
 bench/results/editing/RECIPE_SEED.json.
 """
 
@@ -79,13 +79,16 @@ def write_report() -> None:
         "command": f"{COMMAND} && python bench/editing.py report",
     }
     store(RESULTS.parent / "editing.json", result)
-    print("base", {name: estimate_text(Estimate(**value)) for name, value in result["base"].items()})
+    print("| recipe | seed |", " | ".join(VERDICTS), "|\n|---|---|---|---|---|")
+    print("| base | |", cells(result["base"], ""), "|")
     for entry in methods:
-        print(entry["name"], {name: estimate_text(Estimate(**entry["gains"][name]), "+") for name in VERDICTS})
+        print("|", entry["name"], "| all |", cells(entry["gains"], "+"), "|")
         for one in entry["runs"]:
-            print(
-                "  seed", one["seed"], {name: estimate_text(Estimate(**one["gains"][name]), "+") for name in VERDICTS}
-            )
+            print("|", entry["name"], "|", one["seed"], "|", cells(one["gains"], "+"), "|")
+
+
+def cells(figures: dict[str, dict], sign: str) -> str:
+    return " | ".join(estimate_text(Estimate(**figures[name]), sign) for name in VERDICTS)
 
 
 def entry_of(recipe: str, base: dict[str, np.ndarray]) -> dict | None:

@@ -208,7 +208,7 @@ def exposure_bias(
     """
     at = lambda time: torch.full((len(x0),), time)
     first = min(grid, key=lambda time: abs(time - START))
-    free, from_line, found = noise, noise, []
+    free, from_line, points = noise, noise, []
     for now, then in itertools.pairwise(grid):
         if then < LAST - 1e-6:
             break
@@ -225,8 +225,8 @@ def exposure_bias(
             squares |= {"line": (predict_x0(line, v_line, at(then)) - x0).square(), "own": (own - x0).square()}
         elif then == first:
             from_line = line
-        found.append({"time": then} | {name: float(values.mean()) for name, values in squares.items()})
-    return found
+        points.append({"time": then} | {name: float(values.mean()) for name, values in squares.items()})
+    return points
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 Reads bench/results/first_stage and nothing else; a method without a result is left out.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from first_stage import DRAWN_STEPS, MEASURED, REFERENCE, RESULTS, SHARES, SUITE
 from matplotlib.figure import Figure
-from trainings import replace_part, results_of, strata_of
+from trainings import replace_part, results_of, store, strata_of
 
 from afterflow.evaluation.differences import difference, gain_over_base, seed_noise
 from afterflow.experiment.intervals import Estimate, estimate_text
@@ -34,7 +33,7 @@ COLORS = {"base": "#5b6470", "sft": "#0b57b0", "sft_matched": "#7fb0e0", "soar":
 def write_report() -> None:
     """Write bench/results/first_stage.json, the plot and the table of the page; print the table."""
     report = make_report()
-    RESULT.write_text(json.dumps(report) + "\n")
+    store(RESULT, report)
     draw(report)
     replace_part(PAGE, BEGIN, END, table(report))
     print(table(report))

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import provenance, read_json
+from trainings import SIDES, store
 
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.forward_process import ForwardProcess
@@ -39,7 +40,6 @@ from afterflow.models.pipeline import Model, no_progress_bars
 from afterflow.models.sd3 import SD3
 from afterflow.recipes import RECIPES
 from afterflow.recipes.seesaw import RANK, SEESAW_TASKS
-from afterflow.system.atomic_files import write_text_atomically
 
 RESULTS = Path(__file__).parent / "results" / "seesaw"
 TOTAL, TEACHER, STUDENT = 240, 90, 60
@@ -49,7 +49,6 @@ WIDE = 32
 WIDE_RATES = {"DiffusionNFT": 7e-4, "FlowOPD": 2e-3}
 """Learning rates at that rank, by algorithm: those of afterflow/recipes, less for a task alone."""
 SUITE = ShapesSettings(prompts=252, images=4)
-SIDES = (32, 32)
 MODEL = SD3("tiny")
 
 
@@ -218,7 +217,7 @@ def total_seconds(name: str) -> int:
 def train_methods(names: list[str], seeds: list[int]) -> None:
     """Train and judge what has no result yet, one after another."""
     if not result_file("base").is_file():
-        store("base", {"figures": judge(MODEL.load(default_device()))})
+        store_figures("base", {"figures": judge(MODEL.load(default_device()))})
     for seed in seeds:
         for name in names:
             stages = tuple(stage_of(part, seed) for part in (*METHODS[name].after, name))
@@ -233,7 +232,7 @@ def train_methods(names: list[str], seeds: list[int]) -> None:
                 "stages": [to_json(stage) for stage in stages],
                 "figures": judge(model),
             }
-            store(f"{name}_{seed}", result)
+            store_figures(f"{name}_{seed}", result)
             print(name, seed, "is stored", flush=True)
 
 
@@ -252,10 +251,9 @@ def result_file(name: str) -> Path:
     return RESULTS / f"{name}.json"
 
 
-def store(name: str, result: dict) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def store_figures(name: str, result: dict) -> None:
     made = provenance("python bench/seesaw.py train --seeds 0 1 2")
-    write_text_atomically(result_file(name), json.dumps(result | {"suite": to_json(SUITE)} | made) + "\n")
+    store(result_file(name), result | {"suite": to_json(SUITE)} | made)
 
 
 def judge(model: Model) -> dict[str, list[float]]:

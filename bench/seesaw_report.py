@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from seesaw import METHODS, RESULTS, SIDES, STUDENT, SUITE, TEACHER, TOTAL, WIDE, total_seconds
-from trainings import replace_part, results_of
+from trainings import replace_part, results_of, store
 
 from afterflow.evaluation.conclusion import lead
 from afterflow.evaluation.differences import PROMPTS_ALONE, SeedNoise, crossed_interval, difference, seed_noise
@@ -45,7 +45,7 @@ Figures = dict[str, NDArray[np.floating]]
 def write_report() -> None:
     """Write bench/results/seesaw.json, the plot and the table of the page; print the table."""
     report = make_report()
-    RESULT.write_text(json.dumps(report) + "\n")
+    store(RESULT, report)
     draw(report)
     replace_part(PAGE, BEGIN, END, block(report))
     print(block(report))

@@ -55,15 +55,15 @@ def decide(
         strata: Row numbers of the prompts of each tag.
         looks: Number of seeds → the chance of an error.  Looks for which seeds are missing are not taken.
     """
-    found, seeds, apart = UNDECIDED, 0, None
+    decision, seeds, apart = UNDECIDED, 0, None
     for count, alpha in sorted(looks.items()):
         if min(len(first), len(second)) < count:
             break
         seeds, apart = count, look(first[:count], second[:count], strata, alpha)
-        found = verdict(apart)
-        if found != UNDECIDED:
+        decision = verdict(apart)
+        if decision != UNDECIDED:
             break
-    return found, seeds, apart
+    return decision, seeds, apart
 
 
 def simulate(true: float, seed_sd: float, prompt_sd: float, pairs: int, rng: np.random.Generator) -> Counter[str]:
@@ -78,15 +78,15 @@ def simulate(true: float, seed_sd: float, prompt_sd: float, pairs: int, rng: np.
     """
     prompts, most = sum(DIFFERENT_PROMPTS), max(LOOKS)
     strata = np.split(np.arange(prompts), np.cumsum(DIFFERENT_PROMPTS)[:-1])
-    found: Counter[str] = Counter()
+    decisions: Counter[str] = Counter()
     for _ in range(pairs):
         shared = rng.normal(0, prompt_sd, prompts)
         figures = [
             offset + rng.normal(0, seed_sd, (most, 1)) + rng.normal(0, IMAGE_SD, (most, prompts))
             for offset in (true, 0.0)
         ]
-        found[decide(figures[0] + shared, figures[1], strata)[0]] += 1
-    return found
+        decisions[decide(figures[0] + shared, figures[1], strata)[0]] += 1
+    return decisions
 
 
 def main() -> None:
@@ -98,8 +98,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for seed_sd in (0.01, 0.02, 0.03):
         for true in (0.0, 0.015, 0.03, 0.06, 0.1):
-            found = simulate(true, seed_sd, PROMPT_SD, options.pairs, rng)
-            shares = (f"{found[name] / options.pairs:.3f}" for name in (AHEAD, BEHIND, ALIKE, UNDECIDED))
+            decisions = simulate(true, seed_sd, PROMPT_SD, options.pairs, rng)
+            shares = (f"{decisions[name] / options.pairs:.3f}" for name in (AHEAD, BEHIND, ALIKE, UNDECIDED))
             print(f"| {true:g} | {seed_sd:g} | {' | '.join(shares)} |")
 
 

@@ -12,10 +12,10 @@ import torch
 from diffusers import Flux2KleinPipeline
 from harness import make_parser, provenance, write_json
 from PIL import Image
+from trainings import verdicts_by_tag
 
 from afterflow.envs.shapes.edit_verifier import verify_edit
 from afterflow.envs.shapes.edits import EDIT_TASKS, SIZE, edit_suite
-from afterflow.experiment.intervals import estimates
 from afterflow.models.flux2_klein import Flux2Klein
 from afterflow.models.generate import draw_images
 from afterflow.models.pipeline import no_progress_bars
@@ -30,13 +30,8 @@ def figures(records: list[dict], pictures: np.ndarray) -> dict:
     """Every verdict by task, and over all with 95 % intervals, requests resampled within tasks."""
     verdicts = [[verify_edit(record, picture) for picture in of_one] for record, of_one in zip(records, pictures)]
     columns = np.array([[np.mean([getattr(v, name) for v in row]) for name in VERDICTS] for row in verdicts])
-    strata = [np.array([i for i, r in enumerate(records) if r["tag"] == task]) for task in EDIT_TASKS]
-    overall = estimates(columns, strata, 2000, np.random.default_rng(0))
-    by_task = {
-        task: dict(zip(VERDICTS, columns[rows].mean(0).round(3).tolist())) for task, rows in zip(EDIT_TASKS, strata)
-    }
-    rounded = {name: [round(x, 3) for x in (e.value, e.low, e.high)] for name, e in zip(VERDICTS, overall)}
-    return {"overall": rounded, "tasks": by_task}
+    overall, by_tag = verdicts_by_tag(columns, records, EDIT_TASKS, VERDICTS)
+    return {"overall": overall, "tasks": by_tag}
 
 
 def stock_pictures(folder: str, records: list[dict], per_request: int, guidance: float) -> np.ndarray:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from diffusers import WanPipeline
 from harness import make_parser, provenance, write_json
+from trainings import verdicts_by_tag
 
 from afterflow.envs.shapes.motion import verify_clip
 from afterflow.envs.shapes.moving import MOVING_TAGS, moving_suite
-from afterflow.experiment.intervals import estimates
 from afterflow.models.generate import draw_images
 from afterflow.models.pipeline import no_progress_bars
 from afterflow.models.pipeline_files import TINY_WAN
@@ -28,13 +28,8 @@ def figures(records: list[dict], clips: np.ndarray) -> dict:
     """Every verdict by tag, and over all with 95 % intervals, prompts resampled within tags."""
     verdicts = [[verify_clip(record, clip) for clip in of_prompt] for record, of_prompt in zip(records, clips)]
     columns = np.array([[np.mean([v[name] for v in row]) for name in VERDICTS] for row in verdicts])
-    strata = [np.array([i for i, r in enumerate(records) if r["tag"] == tag]) for tag in MOVING_TAGS]
-    overall = estimates(columns, strata, 2000, np.random.default_rng(0))
-    by_tag = {
-        tag: dict(zip(VERDICTS, columns[rows].mean(0).round(3).tolist())) for tag, rows in zip(MOVING_TAGS, strata)
-    }
-    rounded = {name: [round(x, 3) for x in (e.value, e.low, e.high)] for name, e in zip(VERDICTS, overall)}
-    return {"overall": rounded, "tags": by_tag}
+    overall, by_tag = verdicts_by_tag(columns, records, MOVING_TAGS, VERDICTS)
+    return {"overall": overall, "tags": by_tag}
 
 
 def stock_clips(folder: str, records: list[dict], per_prompt: int, guidance: float) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""What benches of trainings share: train to the end, store a result once, and find the results of a name."""
+"""What benches of trainings share: train to the end, store a result once, find the results of a name, pool verdicts."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from afterflow.evaluation.report import ShapesSettings, averaged_tags, rows_by_t
 from afterflow.evaluation.shapes_suite import prompts_of_suite, suite_prompts
 from afterflow.experiment.config import Run
 from afterflow.experiment.execute import execute
+from afterflow.experiment.intervals import estimates
 from afterflow.experiment.run_folder import RunFolder
 from afterflow.experiment.train_subprocess import check_ended, check_same, has_ended
 from afterflow.system.atomic_files import make_folder, write_text_atomically
@@ -56,6 +57,17 @@ def strata_of(suite: ShapesSettings) -> tuple[list[dict], list[dict], list[np.nd
     prompts = prompts_of_suite(records)
     rows = rows_by_tag(prompts)
     return records, prompts, [rows[tag] for tag in averaged_tags(suite.split, rows)]
+
+
+def verdicts_by_tag(
+    columns: np.ndarray, records: Sequence[Mapping[str, Any]], tags: Sequence[str], names: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Return verdicts (P, V) over all with 95 % intervals, prompts resampled within tags, and their means by tag."""
+    strata = [np.array([i for i, record in enumerate(records) if record["tag"] == tag]) for tag in tags]
+    overall = estimates(columns, strata, 2000, np.random.default_rng(0))
+    rounded = {name: [round(x, 3) for x in (e.value, e.low, e.high)] for name, e in zip(names, overall)}
+    by_tag = {tag: dict(zip(names, columns[rows].mean(0).round(3).tolist())) for tag, rows in zip(tags, strata)}
+    return rounded, by_tag
 
 
 def replace_part(page: Path, begin: str, end: str, part: str) -> None:
