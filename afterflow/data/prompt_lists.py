@@ -4,6 +4,7 @@ A list is read as records with their locations, so that whoever uses a record ca
 """
 
 import csv
+import logging
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 from ..system.errors import InputError, MissingDependencyError
 from ..system.input_pictures import locate_inputs, prompt_key
 from ..system.json_text import json_columns, parse_strict_json
+from ..system.once import say_once
 from ..system.optional_dependencies import check_extra
 from ..system.text_files import check_text, parse_json, read_json, read_text, read_text_lines, texts_in
+
+_log = logging.getLogger(__name__)
 
 PROMPT_COLUMNS = ("prompt", "prompts", "prompt_en", "caption", "text")
 """Names of the column of prompts, in lower case; the first that exists is read."""
@@ -35,12 +39,21 @@ NO_CHECKS: RecordChecks = MappingProxyType({})
 def read_prompts(source: str, checks: RecordChecks = NO_CHECKS) -> list[dict]:
     """Read records with a prompt and a tag, each prompt about its pictures once.
 
-    InputError as of `locate_prompts` and `check_record`.
+    Of records with one prompt that differ in something else the last is kept, which is said.  InputError as of
+    `locate_prompts` and `check_record`.
     """
-    by_prompt = {}
+    by_prompt: dict[tuple, dict] = {}
+    replaced: list[str] = []
     for location, record in locate_prompts(source):
         check_record(record, location, checks)
-        by_prompt[prompt_key(record)] = {"tag": DEFAULT_TAG} | record
+        key, record = prompt_key(record), {"tag": DEFAULT_TAG} | record
+        if by_prompt.setdefault(key, record) != record:
+            replaced.append(location)
+            by_prompt[key] = record
+    if replaced:
+        several = f" (and so of {len(replaced) - 1} more)" if replaced[1:] else ""
+        message = "its prompt stood there before with something else beside it; the last one is kept"
+        say_once(_log, source, f"{replaced[0]}: {message}{several}")
     return list(by_prompt.values())
 
 

@@ -52,10 +52,10 @@ def packed_geometry(pipe: Any, config: Any, factor: int) -> tuple[tuple[int, int
     return (pipe.transformer.config.in_channels // 4, H, W), packed_schedule(pipe.scheduler, H * W // 4)
 
 
-def check_text_tokens(count: int, limit: int, model: str) -> int:
-    """Return the number of tokens that a text encoder reads.  ConfigError unless it is from 1 to `limit`."""
-    if not 1 <= count <= limit:
-        raise ConfigError(f"max_sequence_length = {count}: {model} reads 1 to {limit} tokens")
+def check_text_tokens(count: int, limit: int, model: str, least: int = 1) -> int:
+    """Return the number of tokens that a text encoder reads.  ConfigError unless it is from `least` to `limit`."""
+    if not least <= count <= limit:
+        raise ConfigError(f"max_sequence_length = {count}: {model} reads {least} to {limit} tokens")
     return count
 
 

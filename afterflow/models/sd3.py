@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.schedules import SD3Grid
 from ..system.errors import ConfigError
-from .packing import latent_sides
+from .packing import check_text_tokens, latent_sides
 from .pipeline import Model, Pretrained
 from .prompt_lengths import clip_tokens
 
@@ -58,7 +58,8 @@ class SD3Model(Model):
         """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
         config, net = self.config, self.pipe.transformer.config
         default = 256 if t5_speaks(self.folder) else 0
-        self.t5_tokens = default if config.max_sequence_length is None else config.max_sequence_length
+        asked = default if config.max_sequence_length is None else config.max_sequence_length
+        self.t5_tokens = check_text_tokens(asked, 512, "T5 of Stable Diffusion 3", least=0)
         left_out = () if self.t5_tokens else THIRD_ENCODER
         self.encoder_key = left_out, f"T5 {self.t5_tokens}"
         tokens = clip_tokens(self.folder) + self.t5_tokens

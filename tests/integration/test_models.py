@@ -380,18 +380,23 @@ def test_there_is_a_released_model_of_every_family_to_count_and_to_try():
         ("flux", {"size": 30}, "multiples of 4 pixels, say 28 or 32"),
         ("flux", {"width": 30}, "width = 30: this model draws multiples of 4 pixels"),
         ("flux2_klein", {"size": 30}, "multiples of 4 pixels, say 28 or 32"),
-        ("flux2_klein", {"max_sequence_length": 513}, "FLUX.2-klein reads 1 to 512 tokens"),
         ("z_image", {"width": 30}, "width = 30: this model draws multiples of 4 pixels"),
         ("qwen_image", {"size": 40}, "multiples of 16 pixels, say 32 or 48"),
         ("wan", {"width": 40}, "width = 40"),
         ("wan", {"frames": 4}, "say 1 or 5"),
         ("wan", {"max_sequence_length": 0}, "Wan reads 1 to 512 tokens"),
-        ("wan_pair", {"max_sequence_length": 513}, "Wan reads 1 to 512 tokens"),
     ],
 )
 def test_a_size_that_a_model_cannot_draw_is_refused(tinies, name, wrong, said):
     with pytest.raises(ValueError, match=said):
         replace(tinies[name], **wrong).load()
+
+
+def test_no_family_reads_more_tokens_than_its_pipeline_takes(tinies):
+    for config in tinies.values():
+        if hasattr(config, "max_sequence_length"):
+            with pytest.raises(ValueError, match=r"max_sequence_length = 1025: .* reads . to [0-9]+ tokens"):
+                replace(config, max_sequence_length=1025).load()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -51,6 +51,16 @@ def test_lists_are_read_as_their_authors_publish_them():
     assert record["points"] == [["Style", "an etching"], ["Attribute - Color", "a red heart"]]
 
 
+def test_a_prompt_that_stands_there_again_with_other_facts_is_told(caplog):
+    table = "prompt,tag\na heart,Colors\na ring,Colors\na heart,Colors\n"
+    read_prompts(written("same.csv", table))
+    assert not caplog.records
+    [heart, _] = read_prompts(written("other.csv", table + "a heart,Count\na heart,Signs\n"))
+    assert heart["tag"] == "Signs"
+    [record] = caplog.records
+    assert record.message.startswith("other.csv:5: its prompt stood there before") and "of 1 more" in record.message
+
+
 @pytest.mark.parametrize(
     "name, text, said",
     [
