@@ -9,7 +9,7 @@ from .flux import Flux, FluxModel
 from .flux2_klein import Flux2Klein, Flux2KleinModel
 from .flux_kontext import FluxKontext, FluxKontextModel
 from .pipeline import Model, Pretrained
-from .pipeline_files import locate, read_index
+from .pipeline_files import SHIPPED_OPTIONS, locate, read_index
 from .qwen_image import QwenImage, QwenImageModel
 from .qwen_image_edit import QwenImageEdit, QwenImageEditModel
 from .sd3 import SD3, SD3Model
@@ -36,6 +36,8 @@ FAMILIES: dict[type[Pretrained], type[Model]] = {
 def pretrained(path: str, dtype: str, options: Mapping[str, Any], inputs: bool = False) -> Pretrained:
     """Return the configuration of the pipeline at `path`, of whatever family it is, with some options set.
 
+    A pipeline that is shipped draws in the size that it was trained at where the options do not say otherwise.
+
     inputs: Whether prompts have input pictures.  The pipeline of Wan 2.2 TI2V-5B is then `WanImage`, else `Wan`.
 
     Raises InputError where no family draws with it, ConfigError where the family has no such option.
@@ -50,7 +52,7 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any], inputs: bool =
     for name in options:
         if name not in {field.name for field in fields(kind)}:
             raise ConfigError(f"--{name.replace('_', '-')}: {kind.__name__} has no such option; leave it out")
-    return replace(kind(path), dtype=dtype, **options)
+    return replace(kind(path), dtype=dtype, **{**SHIPPED_OPTIONS.get(path, {}), **options})
 
 
 def usual_guidance(path: str, revision: str | None = None) -> float:

@@ -34,6 +34,8 @@ from afterflow.models.pipeline import Model
 from afterflow.models.pipeline_files import PARTS, copy_part, download, pipeline_class
 from afterflow.models.wan import Wan
 from afterflow.models.z_image import of_one_length
+from afterflow.recipes.editing_shapes import TINY_KLEIN
+from afterflow.recipes.moving import TINY_WAN
 from afterflow.sampling.conditioning import condition
 from afterflow.sampling.schedules import DynamicShift, Flux2Shift, LinearShift, SD3Grid
 from afterflow.system.errors import ConfigError, InputError
@@ -361,6 +363,13 @@ def test_a_pipeline_is_recognised_by_its_index(tinies):
         assert type(pretrained(config.path, "float32", {})) is type(config)
     with pytest.raises(ValueError, match="Wan has no such option"):
         pretrained(tinies["wan"].path, "float32", {"size": 64})
+
+
+def test_a_shipped_pipeline_draws_in_the_size_that_it_was_trained_at():
+    for model in (TINY_WAN, TINY_KLEIN):
+        assert pretrained(model.path, "float32", {}) == model
+        longer = pretrained(model.path, "float32", {"max_sequence_length": 20, "revision": None})
+        assert longer == replace(model, max_sequence_length=20)
 
 
 def test_there_is_a_released_model_of_every_family_to_count_and_to_try():
