@@ -84,7 +84,8 @@ class Eval:
     """Number of ODE steps; None: 20 of shapes, 40 of the others."""
     guidance: float | None = None
     """Scale of classifier-free guidance; 1 is without guidance.  None: 1 of shapes.  For the others it is the scale
-    that the LoRA was trained with, or the usual one of the family (1 of FLUX.1-dev, whose scale is an input)."""
+    that the LoRA was trained with, or the usual one of the family (1 of FLUX.1-dev, whose scale is an input, and of a
+    pipeline that comes with afterflow)."""
     seed: int = 0
     """Seed of the starting noise, and of the prompts of shapes, so that two models can be compared by picture."""
     chunk: int | None = None

@@ -66,6 +66,8 @@ class Sample:
 
         for name in self.input:
             read_input(name)  # what cannot be read is said before weights are loaded
+            if Path(name).resolve() == Path(self.out).resolve():
+                raise ConfigError(f"--out {self.out}: it is the input, which would be replaced; name another file")
         records = [{"prompt": prompt, "input": list(self.input)} for prompt in self.prompts]
         source = self.source.as_trained(self.model, (self.lora,))
         config, scale = source.check_prompts(self.model, records), self.scale(source.revision)
@@ -79,11 +81,10 @@ class Sample:
     def scale(self, revision: str | None) -> float:
         """Return the guidance scale: as given, of the LoRA's training, or usual for the family."""
         from ..models.families import usual_guidance
-        from ..models.pipeline_files import SHIPPED
 
         scale = trained_guidance((self.lora,)) if self.guidance is None else self.guidance
         if scale is None:
-            scale = 1.0 if self.model in SHIPPED else usual_guidance(self.model, revision)
+            scale = usual_guidance(self.model, revision)
         if self.guidance is None and scale != 1:
             print_progress(f"guidance scale {scale:g}")
         return scale

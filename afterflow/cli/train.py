@@ -344,13 +344,15 @@ class Parts:
         from ..data.prompts import PromptFile
         from ..models.adapters import Full, LoRA
         from ..models.families import pretrained
+        from ..models.pipeline_files import SHIPPED_OPTIONS
         from ..rewards.shapes_judge import ShapesJudge
         from ..rewards.vlm.judge import VLMJudge
 
         if self.base is not None:
             model = pretrained(self.base, "float32", {})
             same = type(model) is type(run.model)
-            run = replace(run, model=replace(run.model, path=self.base) if same else model)
+            named = {"path": self.base, **SHIPPED_OPTIONS.get(self.base, {})}
+            run = replace(run, model=replace(run.model, **named) if same else model)
         if self.prompts is not None:
             prompts, drawn = PromptFile(self.prompts), isinstance(run.data, SampledPairs)
             run = replace(run, data=replace(run.data, prompts=prompts) if drawn else prompts)

@@ -115,6 +115,7 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
         key = "target" if isinstance(line, dict) and "file_name" not in line else "file_name"
         if not isinstance(line, dict) or not isinstance(line.get(key), str):
             raise InputError(f'{location}: a line needs a "file_name" that is a text, or a "target" beside an "input"')
+        check_one_target(line, location)
         record = caption_record(line, caption, folder, location)
         picture = named_picture(folder, line[key], key, location)
         check_differs(picture, input_names(record), location)
@@ -129,11 +130,33 @@ def list_metadata(file: Path, rows: Iterable[tuple[str, Any]], caption: str) -> 
     return Listing(str(file), entries, {f"not named in {file.name}": others})
 
 
-def check_differs(target: Path, inputs: Sequence[str], location: str) -> None:
-    """Raise InputError for an input picture that is the same as the picture to be made of it."""
+def check_one_target(line: Mapping[str, Any], location: str) -> None:
+    """Raise InputError for a line that names the picture to learn from twice; a target may be a label, too."""
+    target = line.get("target")
+    names_picture = isinstance(target, str) and Path(target).suffix.lower() in picture_endings()
+    if "file_name" in line and names_picture:
+        raise InputError(f'{location}: "file_name" and "target" both name the picture to learn from; leave one out')
+
+
+def check_differs(target: Path | bytes, inputs: Sequence[str], location: str) -> None:
+    """Raise InputError for an input picture that is the same as the picture to be made of it, a file or its content."""
     for name in inputs:
-        if not name.startswith("data:") and filecmp.cmp(target, name, shallow=False):
-            raise InputError(f"{location}: the input {name} is the same picture as {target}; correct one of them")
+        if name.startswith("data:"):
+            continue
+        same = name_has(name, target) if isinstance(target, bytes) else filecmp.cmp(target, name, shallow=False)
+        if same:
+            raise InputError(f"{location}: the input {name} is the same picture as its target; correct one of them")
+
+
+def check_entry(entry: Entry) -> None:
+    """Raise InputError for a picture within another file that is its own input."""
+    if names := input_names(entry.record):
+        check_differs(entry.read(), names, entry.location)
+
+
+def name_has(name: str, content: bytes) -> bool:
+    """Return whether a file has this content."""
+    return Path(name).stat().st_size == len(content) and Path(name).read_bytes() == content
 
 
 def list_sidecars(folder: Path, caption: str) -> Listing:
@@ -151,6 +174,7 @@ def list_sidecars(folder: Path, caption: str) -> Listing:
         if sidecar is None or record is None:
             left_out[NO_CAPTION] += 1
             continue
+        check_differs(picture, input_names(record), str(sidecar))
         endings[sidecar.suffix.lower()] += 1
         entries.append(Entry(str(picture), record, picture.read_bytes))
     if not entries and caption != DEFAULT_CAPTION:
@@ -196,6 +220,7 @@ def list_tars(files: Sequence[Path], caption: str) -> Listing:
                 else:
                     read = partial(read_member, file, member.offset_data, member.size)
                     entries.append(Entry(f"{file}:{member.name}", record, read))
+                    check_entry(entries[-1])
     if not entries:
         named = caption != DEFAULT_CAPTION
         what = (
@@ -267,6 +292,7 @@ def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> List
                     continue
                 check_text(record["prompt"], location)
                 entries.append(Entry(location, record, partial(read_cell, file, column, group, i)))
+                check_entry(entries[-1])
     if not entries:
         raise no_captions(f"images {files[0]}", caption)
     origin = f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet, column {' or '.join(columns)}"

@@ -3,7 +3,8 @@
     00000/metadata.jsonl, 00000/samples/0000.png, 0001.png, ..., 00001/metadata.jsonl, ...
 
 GenEval's own scripts read such a folder, and we read theirs.  A clip is a folder of its frames, samples/0000/0000.png.
-A prompt's metadata is written last, so a prompt that has it is complete.
+A prompt's metadata is written last, so a prompt that has it is complete.  Pictures that a prompt is about are copied
+beside it, as 00000/input/0.png, and named from there: a folder may move, and no other file is read for it.
 """
 
 import hashlib
@@ -15,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..system.atomic_files import make_folder, write_text_atomically, writing
+from ..system.atomic_files import make_folder, write_bytes, write_text_atomically, writing
 from ..system.errors import InputError
 from ..system.folder_lock import LOCK
-from ..system.input_pictures import with_digests
+from ..system.input_pictures import input_names, locate_inputs, with_digests
 from ..system.own_folders import check_links
 from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
@@ -48,7 +49,7 @@ def open_store(folder: Path, settings: dict) -> None:
     if folder.is_dir():
         check_links(folder)
     file, settings = folder / SETTINGS, json.loads(json.dumps(settings))
-    if before := drawn_with(folder):
+    if (before := drawn_with(folder)) and prompt_folders(folder):
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if changed:
             listed = ", ".join(f"{name} = {in_short(before.get(name))}" for name in changed)
@@ -56,7 +57,8 @@ def open_store(folder: Path, settings: dict) -> None:
         return
     if holds_images(folder):
         raise InputError(f"{folder} holds pictures that afterflow did not draw; take another --out")
-    others = [path.name for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
+    ours = (LOCK, SETTINGS) if before else (LOCK,)  # no picture was drawn by those settings
+    others = [path.name for path in folder.iterdir() if path.name not in ours] if folder.is_dir() else []
     if others:
         raise InputError(f"{folder} holds {others[0]} and no {SETTINGS} of afterflow's; take another --out")
     make_folder(folder)
@@ -84,11 +86,46 @@ def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> No
             with writing(file):
                 Image.fromarray(frame).save(part, format="PNG")
                 os.replace(part, file)
-    write_text_atomically(samples.parent / "metadata.jsonl", json.dumps(record) + "\n")
+    write_record(samples.parent, record)
+
+
+def write_record(prompt_dir: Path, record: dict) -> None:
+    """Write a prompt's record, and copies of the pictures that it is about; what is there already is left alone."""
+    stored, copies = with_copies(record)
+    for name, source in copies.items():
+        copy, content = prompt_dir / name, Path(source).read_bytes()
+        if not copy.is_file() or copy.read_bytes() != content:
+            make_folder(copy.parent)
+            write_bytes(copy, content)
+    file, text = prompt_dir / "metadata.jsonl", json.dumps(stored) + "\n"
+    if not file.is_file() or read_text(file) != text:
+        write_text_atomically(file, text)
+
+
+def with_copies(record: dict) -> tuple[dict, dict[str, str]]:
+    """Return a record that names copies of the pictures it is about, and what each copy is of, by its name."""
+    copies: dict[str, str] = {}
+
+    def name_of_copy(source: str, stem: str) -> str:
+        if source.startswith("data:"):
+            return source
+        copies[name := f"input/{stem}{Path(source).suffix}"] = source
+        return name
+
+    names = [name_of_copy(source, str(i)) for i, source in enumerate(input_names(record))]
+    if not names:
+        return record, copies
+    stored = {**record, "input": names[0] if isinstance(record["input"], str) else names}
+    if isinstance(mask := record.get("mask"), str) and mask:
+        stored["mask"] = name_of_copy(mask, "mask")
+    return stored, copies
 
 
 def read_records(folder: Path) -> list[dict]:
-    """Read the record of every prompt, in order; raise InputError where one cannot be read."""
+    """Read the record of every prompt, in order, with whole paths of the pictures that it is about.
+
+    InputError where one cannot be read, and where such a picture is not in the prompt's folder.
+    """
     records = []
     check_links(folder)
     for prompt_dir in prompt_folders(folder):
@@ -97,16 +134,15 @@ def read_records(folder: Path) -> list[dict]:
         record = parse_json(lines[0][1], lines[0][0]) if lines else None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise InputError(f"{file}: it holds no record with a prompt that is a text")
-        records.append({"tag": "all"} | record)
+        records.append({"tag": "all"} | locate_inputs(record, prompt_dir, str(file)))
     return records
 
 
 def update_records(folder: Path, records: Sequence[dict]) -> None:
     """Write the records that have changed since their images were drawn; their prompts are the same."""
     for i, record in enumerate(records):
-        file = prompt_folder(folder, i) / "metadata.jsonl"
-        if file.is_file() and read_text(file) != json.dumps(record) + "\n":
-            write_text_atomically(file, json.dumps(record) + "\n")
+        if (prompt_folder(folder, i) / "metadata.jsonl").is_file():
+            write_record(prompt_folder(folder, i), record)
 
 
 def sample_files(prompt_dir: Path) -> list[list[Path]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..system.checks import check_at_least_one
 from ..system.errors import ConfigError, InputError
-from ..system.input_pictures import prompt_key
+from ..system.input_pictures import content_key
 from ..train.repeated_prompts import prompts_of_rows, repeated_rows
 from .report import Comparison, Report, compare_figures, rows_by_tag
 
@@ -135,7 +135,8 @@ def suite_records(
         return records if prompts is None else evenly(records, prompts)
     if generate is None:
         raise ConfigError(f"--suite {suite} needs --prompts-from: {SUITES[suite].source}")
-    return generate(prompts or 300)[:prompts]
+    records = generate(prompts or 300)
+    return records if prompts is None else evenly(records, prompts)
 
 
 def evenly(records: Sequence[dict], count: int) -> list[dict]:
@@ -171,7 +172,7 @@ def suite_report(
         draws: Number of bootstrap resamples.
     """
     rows, both = rows_by_tag(records), [tuned] if base is None else [tuned, base]
-    prompts = prompts_of_rows(len(records), repeated_rows([prompt_key(record) for record in records]))
+    prompts = prompts_of_rows(len(records), repeated_rows([content_key(record) for record in records]))
     overall, tags = {}, {tag: {} for tag in rows}
     for name in tuned:
         means = [mean_of_scored(scores[name]) for scores in both]

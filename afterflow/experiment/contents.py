@@ -21,7 +21,7 @@ from ..rewards.named_code import module_file
 from ..rewards.registry import find_reward, weights_read_here
 from ..rewards.vlm.judge import VLMJudge, connect
 from ..system.errors import CheckpointError, ConfigError
-from ..system.input_pictures import content_key, input_names, with_digests
+from ..system.input_pictures import input_names, with_digests
 from .config import Run
 from .prompt_checks import caption_records
 
@@ -41,9 +41,8 @@ def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], mo
             contents[name] = digest(json.dumps([with_digests(prompt) for prompt in prompts], sort_keys=True))
     if isinstance(run.data, ImageFolder | PairFolder):
         contents["pictures"] = folder_contents(Path(run.data.path), whole=True)
-        if Path(run.data.path).is_file() and any(map(input_names, edits := caption_records(run.data))):
-            # They lie beside the file.
-            contents["input pictures"] = digest(json.dumps([content_key(record) for record in edits]))
+        if Path(run.data.path).is_file():
+            contents |= pictures_beside(run.data)
     if isinstance(run.data, HubImages | HubPairs):
         contents["pictures"] = hub_contents(run.data)
     if isinstance(run.tune, LoRA) and run.tune.start is not None:
@@ -57,6 +56,18 @@ def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], mo
     if isinstance(run.judge, VLMJudge):
         contents["judge"] = served_model(run.judge)
     return contents
+
+
+def pictures_beside(data: ImageFolder | PairFolder) -> dict[str, str]:
+    """Return digests of the pictures that a list names and that lie beside it, by what they are there for."""
+    found = {}
+    edits = [record for record in caption_records(data) if input_names(record)]
+    if edits:
+        found["input pictures"] = digest(json.dumps([with_digests(record) for record in edits], sort_keys=True))
+    if isinstance(data, PairFolder):
+        pairs = data.pair_listing().pairs
+        found["pictures of pairs"] = digest(json.dumps([[digest(one.read()) for one in pair] for pair in pairs]))
+    return found
 
 
 def check_contents(folder: Path, begun: Mapping[str, Any], now: Mapping[str, str], accept: bool) -> list[str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from ..rewards.edited import as_drawn
 from ..rewards.grouped import GroupScores, score_groups
 from ..rewards.registry import REWARDS, find_reward
-from ..system.atomic_files import make_folder, replacing, write_text_atomically, writing
+from ..system.atomic_files import make_folder, write_bytes, write_text_atomically, writing
 from ..system.input_pictures import input_names, with_digests
 from ..system.text_files import read_json
 from .config import Run
@@ -103,12 +103,6 @@ def same_prompts(one: Any, other: Mapping[str, Any]) -> bool:
     """Return whether two sets are of the same prompts, about the same pictures wherever these lie."""
     names = ("per_prompt", "digest") if isinstance(one, dict) and "digest" in one else ("per_prompt", "records")
     return isinstance(one, dict) and all(one.get(name) == other.get(name) for name in names)
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.  OutputError where the disk does not take it."""
-    with replacing(file) as partial:
-        partial.write_bytes(content)
 
 
 def encode_picture(pixels: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..data.edits import EditImages, EditPrompts
 from ..data.images import HubImages, ImageSource, StoredImages, StoredSource
 from ..data.pairs import HubPairs, SampledPairs, StoredPairs
+from ..data.prompt_lists import check_record
 from ..data.prompts import check_tag_schedule
 from ..envs.shapes.edits import edit_suite
 from ..envs.shapes.prompts import validate
@@ -74,6 +75,9 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
         raise InputError("judge = Votes: its page does not show what an edit began with; take another judge")
     if inputs and isinstance(run.data, StoredSource):
         check_like_targets(run.data)
+    required = needs_of(list(run.data.min_reward), run.reward_models) if isinstance(run.data, StoredSource) else {}
+    for record in caption_records(run.data) if required else ():
+        check_record(record, f"the image of {record['prompt']!r}", required)
     for name in dict.fromkeys(name for record in records for name in input_names(record)):
         check_readable(name)
     return inputs

@@ -9,7 +9,7 @@ from .flux import Flux, FluxModel
 from .flux2_klein import Flux2Klein, Flux2KleinModel
 from .flux_kontext import FluxKontext, FluxKontextModel
 from .pipeline import Model, Pretrained
-from .pipeline_files import SHIPPED_OPTIONS, locate, read_index
+from .pipeline_files import SHIPPED, SHIPPED_OPTIONS, locate, read_index
 from .qwen_image import QwenImage, QwenImageModel
 from .qwen_image_edit import QwenImageEdit, QwenImageEditModel
 from .sd3 import SD3, SD3Model
@@ -56,7 +56,12 @@ def pretrained(path: str, dtype: str, options: Mapping[str, Any], inputs: bool =
 
 
 def usual_guidance(path: str, revision: str | None = None) -> float:
-    """Return the guidance scale of the authors of the pipeline at `path`.  InputError where no family draws with it."""
+    """Return the guidance scale of the authors of the pipeline at `path`, which is 1 for those that are shipped.
+
+    InputError where no family draws with it.
+    """
+    if path in SHIPPED:
+        return 1.0
     config = pretrained(path, "float32", {"revision": revision})
     return FAMILIES[type(config)].guidance_of(locate(path, revision, weights=False))
 

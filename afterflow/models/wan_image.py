@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..sampling.conditioning import Conditioning, Embedding, Velocity
 from ..sampling.flow import expand
-from ..system.errors import InputError
+from ..system.errors import ConfigError, InputError
 from .wan import Wan, WanModel
 
 
@@ -49,6 +49,10 @@ class WanImageModel(WanModel):
                 "images; only Wan 2.2 TI2V-5B is known, whose model_index.json says expand_timesteps"
             )
         super().configure()
+        if self.latent_shape[1] == 1:
+            raise ConfigError(
+                f"frames = {self.config.frames}: the first frame is given; take more, so that some are drawn"
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

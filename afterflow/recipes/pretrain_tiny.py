@@ -64,11 +64,12 @@ def tiny_klein_pretrain() -> Chain:
     """Train the tiny FLUX.2-klein pipeline from scratch on edited pictures of the editing world.
 
     First on cuttings of 32 px around what an edit changes, where an update takes a third of the time, and then on whole
-    pictures.
+    pictures.  Both are repeated with other edits, and cuttings of 40 px.
     """
     parts = BuildParts("Flux2Klein", "tiny_klein_parts", pictures=6000, autoencoder_steps=5000, text_steps=800)
+    tasks = ("recolor", "remove", "add", "count", "retype")
     cut = _run(parts).with_options(
-        data=EditImages(count=40_000, tasks=("recolor", "remove", "add", "count", "retype"), cropped=True),
+        data=EditImages(count=40_000, tasks=tasks, cropped=True),
         model=Flux2Klein(str(parts.model), size=32, max_sequence_length=16),
         name="tiny_klein_cut",
         iterations=5000,
@@ -78,11 +79,23 @@ def tiny_klein_pretrain() -> Chain:
     whole = cut.with_options(
         data=EditImages(count=24_000),
         model=Flux2Klein("runs/tiny_klein_cut/model", size=64, max_sequence_length=16),
-        name="tiny_klein_pretrain",
-        iterations=5000,
+        name="tiny_klein_whole",
         learning_rate=7e-4,
         held_out=EditPrompts("test", count=70),
         eval_every=1000,
         eval_rewards=("edits_strict", "edits_done", "edits_preserved"),
     )
-    return Chain("tiny_klein_pretrain", (parts, cut, whole), processes=2)
+    cut_again = cut.with_options(
+        data=EditImages(count=36_000, tasks=tasks, cropped=True),
+        model=Flux2Klein("runs/tiny_klein_whole/model", size=40, max_sequence_length=16),
+        name="tiny_klein_cut_again",
+        seed=1,
+    )
+    last = whole.with_options(
+        model=Flux2Klein("runs/tiny_klein_cut_again/model", size=64, max_sequence_length=16),
+        name="tiny_klein_pretrain",
+        seed=1,
+        iterations=3500,
+        eval_every=700,
+    )
+    return Chain("tiny_klein_pretrain", (parts, cut, whole, cut_again, last), processes=2)

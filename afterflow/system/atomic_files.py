@@ -47,6 +47,12 @@ def replacing(file: Path) -> Iterator[Path]:
             raise
 
 
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.  OutputError where the disk does not take it."""
+    with replacing(file) as partial:
+        partial.write_bytes(content)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise OutputError, which says what and why, where a disk stops the block from writing `path`.

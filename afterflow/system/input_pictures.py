@@ -109,8 +109,10 @@ def check_readable(name: str) -> None:
     """Raise InputError for an input picture that is none, by the header of its file, or by all of a data: address."""
     if name.startswith("data:"):
         read_input(name)
-    else:
-        read_header(Path(name), name)
+        return
+    header = read_header(Path(name), name)
+    if header.height * header.width > MOST_PIXELS:
+        raise InputError(f"{name}: an image has at most {MOST_PIXELS} pixels here")
 
 
 def png_address(pixels: np.ndarray) -> str:

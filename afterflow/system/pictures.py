@@ -69,8 +69,9 @@ def read_picture(
         formats: Pillow's names of the formats that are read; None: all of FORMATS.
         max_pixels: Largest number of pixels, which a file says before it is decoded; None: Pillow's own limit.
     """
-    stream, formats = io.BytesIO(source) if isinstance(source, bytes) else source, formats or readable_formats()
+    formats = formats or readable_formats()
     try:
+        stream = as_stream(source, name)
         with warnings.catch_warnings(record=True, action="ignore") as caught:
             # Warnings of others are raised here too: of files that are collected, and of other threads.
             warnings.filterwarnings("always", category=UserWarning, module=r"PIL\.")
@@ -113,16 +114,28 @@ class Header(NamedTuple):
 
 
 def read_header(source: Path | bytes, name: str) -> Header:
-    """Read the header of a picture; InputError, with the name, where there is none."""
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
+    """Read the header of a picture; InputError, with the name, where there is none, or pixels have no meaning."""
     try:
+        stream = as_stream(source, name)
         with warnings.catch_warnings(action="ignore"), Image.open(stream, formats=readable_formats()) as image:
             tags = tiff_tags(image)  # Pillow turns the size of a TIFF when it opens one, or when it loads it
             width, height = (tags[256], tags[257]) if tags else image.size
+            check_numbers(image, name)
             sides = (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
             return Header(str(image.format), *sides)
+    except InputError:
+        raise
     except Exception as error:  # as above; read_picture passes warnings on
         raise unreadable(name, error, readable_formats()) from None
+
+
+def as_stream(source: Path | bytes, name: str) -> Path | io.BytesIO:
+    """Return what Pillow opens; InputError for a path that is no file of data, such as a pipe, which may never end."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if source.exists() and not source.is_file():
+        raise InputError(f"{name}: not a readable image (it is no file)")
+    return source
 
 
 def unreadable(name: str, error: Exception, formats: Sequence[str]) -> InputError:

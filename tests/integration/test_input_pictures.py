@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -14,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_edit
 from huggingface_hub import ModelCard
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from transformers import AutoTokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -24,6 +27,7 @@ from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
 from afterflow.cli.train import Parts
 from afterflow.cli.vote import stored_pictures
+from afterflow.data.image_folders import list_images
 from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.pairs import HubPairs, PairFolder
 from afterflow.data.prompts import PromptFile
@@ -41,10 +45,12 @@ from afterflow.models.qwen_image_edit import resized
 from afterflow.models.wan import Wan
 from afterflow.models.wan_image import WanImage, WanImageModel
 from afterflow.models.wrappers import guided
+from afterflow.recipes import RECIPES
 from afterflow.rewards.votes.judge import Votes
 from afterflow.sampling.schedules import SD3Grid
-from afterflow.system.errors import InputError
+from afterflow.system.errors import ConfigError, InputError
 from afterflow.system.input_pictures import check_inputs, input_names, locate_inputs, png_address, read_input
+from afterflow.system.own_folders import MAKER
 from afterflow.system.pictures import fit_picture, picture_digest
 from tinies import built
 
@@ -357,8 +363,69 @@ def test_a_target_that_is_its_input_is_refused(klein, tmp_path):
     folder = edits(tmp_path / "edits")
     (folder / "out_1.png").write_bytes((folder / "in_1_0.png").read_bytes())
     run = Run(SFT(), ImageFolder(str(folder)), klein, name="same").with_options(batch=2, chunk=4)
-    with pytest.raises(InputError, match=r"metadata.jsonl:2: the input .*in_1_0.png is the same picture as .*out_1"):
+    with pytest.raises(InputError, match=r"metadata.jsonl:2: the input .*in_1_0.png is the same picture as its target"):
         execute(run, "same")
+
+
+@pytest.mark.parametrize("kind", ["json", "tar", "parquet"])
+def test_a_target_that_is_its_input_is_refused_in_every_layout(tmp_path, kind):
+    Image.fromarray(picture(0)).save(tmp_path / "in.png")
+    record, content = {"caption": "make it red", "input": "in.png"}, (tmp_path / "in.png").read_bytes()
+    if kind == "json":
+        shutil.copy(tmp_path / "in.png", tmp_path / "out.png")
+        (tmp_path / "out.json").write_text(json.dumps(record))
+    elif kind == "tar":
+        with tarfile.open(tmp_path / "data.tar", "w") as tar:
+            for name, data in (("out.png", content), ("out.json", json.dumps(record).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        table = {"image": [content], **{name: [value] for name, value in record.items()}}
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(table), tmp_path / "data.parquet")
+    with pytest.raises(InputError, match=r"the input .*in.png is the same picture as its target"):
+        list_images(tmp_path, "caption")
+
+
+def test_a_line_names_the_picture_to_learn_from_once(tmp_path):
+    for i, name in enumerate(("a", "b")):
+        Image.fromarray(picture(i)).save(tmp_path / f"{name}.png")
+    for beside in ({}, {"input": "a.png"}):
+        line = {"file_name": "a.png", "target": "b.png", "text": "make it blue"} | beside
+        (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+        with pytest.raises(InputError, match=r'metadata.jsonl:1: "file_name" and "target" both name'):
+            list_images(tmp_path, "text")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "target": "cat", "text": "a cat"}))
+    assert len(list_images(tmp_path, "text").entries) == 1, "a label"
+
+
+def test_wan_from_a_picture_draws_at_least_one_frame_more(tmp_path):
+    config = built("wan_image", tmp_path / "pipeline")
+    with pytest.raises(ConfigError, match="frames = 1: the first frame is given"):
+        replace(config, frames=1).load("meta")
+
+
+def test_a_lowest_reward_that_cannot_be_given_is_told_before_weights_are_read(klein, tmp_path, monkeypatch):
+    folder = edits(tmp_path / "edits")
+    data = ImageFolder(str(folder), min_reward={"pixel_preservation": 0.5})
+    run = Run(SFT(), data, klein, name="masks").with_options(batch=2, chunk=4)
+    monkeypatch.setattr(Flux2Klein, "load", lambda self, device="cpu": pytest.fail("weights are read"))
+    with pytest.raises(InputError, match="mask"):
+        execute(run, "masks")
+
+
+def test_a_picture_is_not_replaced_by_its_edit(tmp_path, capsys):
+    drawn = PngInfo()
+    drawn.add_text("Software", MAKER)
+    Image.fromarray(picture(0)).save("grid.png", pnginfo=drawn)
+    assert main(["sample", "tiny_klein", "make it red", "--input", "./grid.png"]) == 2
+    assert "--out grid.png: it is the input" in capsys.readouterr().err
+
+
+def test_a_shipped_base_keeps_its_size_in_a_recipe_of_its_family():
+    base = Parts(base="tiny_klein").put_into(RECIPES["klein_edit_nft"]()).model
+    assert (base.size, base.max_sequence_length) == (64, 16)
 
 
 def test_a_text_model_refuses_a_folder_of_edits_before_weights_are_read(tinies, tmp_path):
@@ -454,6 +521,11 @@ def test_a_data_set_names_no_file_of_this_machine(tmp_path, monkeypatch, source,
         ("flux_kontext", ["sample", "owner/model", "red", "--input", *["in.png"] * 2], "KontextPipeline takes 1"),
         ("flux2_klein", ["sample", "owner/model", "red", "--size", "30"], "draws multiples of"),
         ("qwen_image_edit", ["eval", "owner/model"], "has no input picture, and QwenImageEditPlus"),
+        (
+            "flux2_klein",
+            ["eval", "owner/model", "--suite", "drawbench", "--prompts-from", "cut.jsonl", "--rewards", *JPEG],
+            "not a readable image",
+        ),
         ("flux", [*EDITS], "FluxPipeline draws from text alone"),
         ("flux2_klein", [*EDITS, "--size", "32"], "judges 64 x 64 px, and owner/model draws 32 x 32"),
     ],
@@ -465,6 +537,8 @@ def test_sample_and_eval_refuse_before_weights_are_fetched(tinies, tmp_path, mon
 
     monkeypatch.setattr("afterflow.models.pipeline_files.download", download)
     Image.fromarray(picture(0)).save("in.png")
+    Path("cut.png").write_bytes(b"no picture")
+    Path("cut.jsonl").write_text(json.dumps({"prompt": "make it red", "input": "cut.png"}))
     assert main(words) == 2
     assert said in capsys.readouterr().err
 

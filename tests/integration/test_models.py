@@ -367,7 +367,7 @@ def test_a_pipeline_is_recognised_by_its_index(tinies):
 
 def test_a_shipped_pipeline_draws_in_the_size_that_it_was_trained_at():
     for model in (TINY_WAN, TINY_KLEIN):
-        assert pretrained(model.path, "float32", {}) == model
+        assert pretrained(model.path, "float32", {}) == model and usual_guidance(model.path) == 1.0
         longer = pretrained(model.path, "float32", {"max_sequence_length": 20, "revision": None})
         assert longer == replace(model, max_sequence_length=20)
 

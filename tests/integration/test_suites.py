@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from afterflow.evaluation import image_store as gallery
 from afterflow.evaluation.clip_distances import Features, between
 from afterflow.evaluation.image_set import ImageSet, PictureSource
 from afterflow.evaluation.scores import score_images
-from afterflow.evaluation.suites import SUITES, evenly, suite_report
+from afterflow.evaluation.suites import SUITES, evenly, suite_records, suite_report
 from afterflow.experiment.serialization import to_json
 from afterflow.recipes import RECIPES
 from afterflow.rewards.base import RewardModels, reward
@@ -83,6 +84,15 @@ def test_fewer_prompts_are_shared_among_the_tags():
     assert [r["prompt"] for r in evenly(records, 5)] == ["a0", "a1", "a2", "b0", "b1"]
 
 
+@pytest.mark.parametrize("suite, tags", [("edits", 7), ("video", None)])
+def test_fewer_prompts_of_ours_are_of_every_tag(suite, tags):
+    tags = tags or len({record["tag"] for record in suite_records(suite, None, None, ())})
+    for count in (tags, tags + 3, 5 * tags + 1):
+        records = suite_records(suite, None, count, ())
+        of_tag = Counter(record["tag"] for record in records)
+        assert len(records) == count and len(of_tag) == tags and max(of_tag.values()) - min(of_tag.values()) <= 1
+
+
 # The folder
 
 
@@ -118,6 +128,7 @@ def test_a_folder_of_others_is_read_and_not_written_into():
 def test_a_folder_that_was_drawn_of_other_prompts_is_not_listed_prompt_by_prompt():
     prompts = [f"prompt {i}" for i in range(300)]
     gallery.open_store(Path("drawn"), {"prompts": prompts})
+    gallery.add_images(Path("drawn"), 0, {"prompt": prompts[0]}, np.zeros((1, 4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r"drawn with prompts = 300 such as 'prompt 0'; delete it") as raised:
         gallery.open_store(Path("drawn"), {"prompts": prompts[1:]})
     assert len(str(raised.value)) < 150

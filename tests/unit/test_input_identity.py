@@ -24,7 +24,7 @@ from afterflow.data.images import ImageFolder
 from afterflow.data.pairs import PairFolder, SampledPairs
 from afterflow.data.prompts import PromptFile
 from afterflow.evaluation.image_set import check_same_inputs, inputs_digest
-from afterflow.evaluation.image_store import add_images, content_digest, open_store
+from afterflow.evaluation.image_store import add_images, content_digest, open_store, read_records
 from afterflow.experiment.config import Run
 from afterflow.experiment.contents import run_contents
 from afterflow.experiment.cost_estimate import prompt_bytes
@@ -47,7 +47,8 @@ from afterflow.rewards.edited import as_drawn, check_mask, picture_size, stays
 from afterflow.rewards.registry import load_reward
 from afterflow.rewards.vlm.judge import question_keys
 from afterflow.system.errors import ConfigError, InputError
-from afterflow.system.input_pictures import png_address, with_digests
+from afterflow.system.input_pictures import check_readable, png_address, read_input, with_digests
+from afterflow.system.pictures import read_picture
 from afterflow.train.reward_history import RewardHistory
 from afterflow.view.picture_sets import PictureSet
 
@@ -250,6 +251,9 @@ def test_a_folder_of_edits_is_not_gone_on_with_about_other_pictures(tmp_path):
     folder = tmp_path / "evals"
     settings = {"prompts": [REQUEST], **inputs_digest(records)}
     open_store(folder, settings)
+    open_store(folder, settings | {"steps": 2})  # nothing was drawn yet
+    open_store(folder, settings)
+    add_images(folder, 0, records[0], np.zeros((1, 8, 8, 3), np.uint8))
     open_store(folder, settings)
     check_same_inputs(folder, records)
     write(file, 2)
@@ -260,6 +264,53 @@ def test_a_folder_of_edits_is_not_gone_on_with_about_other_pictures(tmp_path):
     file.unlink()
     check_same_inputs(folder, records)  # rewards that need it say so
     assert inputs_digest([{"prompt": "a star"}]) == {}
+
+
+def test_a_folder_of_edits_has_copies_of_what_they_are_about_and_may_move(tmp_path):
+    file, mask = write(tmp_path / "in.PNG", 1), write(tmp_path / "mask.png", 0)
+    address = png_address(np.zeros((8, 8, 3), np.uint8))
+    records = [
+        {"prompt": REQUEST, "tag": "all", "input": str(file), "mask": str(mask)},
+        {"prompt": REQUEST, "tag": "all", "input": [str(file), address]},
+        {"prompt": REQUEST, "tag": "all"},
+    ]
+    for i, record in enumerate(records):
+        add_images(tmp_path / "drawn", i, record, np.zeros((1, 8, 8, 3), np.uint8))
+    before = [content_digest(tmp_path / "drawn" / f"{i:05}", record) for i, record in enumerate(records)]
+    (tmp_path / "drawn").rename(tmp_path / "moved")
+    for name in (file, mask):
+        name.unlink()
+    read = read_records(tmp_path / "moved")
+    assert read[0]["input"] == str(tmp_path / "moved/00000/input/0.PNG") and read_input(read[0]["mask"]).max() == 0
+    assert read[1]["input"] == [str(tmp_path / "moved/00001/input/0.PNG"), address] and read[2] == records[2]
+    assert [content_digest(tmp_path / "moved" / f"{i:05}", record) for i, record in enumerate(read)] == before
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "{folder}/secret.png", "gone.png"])
+def test_a_folder_from_elsewhere_names_no_picture_outside_of_a_prompts_own(tmp_path, name):
+    write(tmp_path / "secret.png", 1)
+    add_images(tmp_path / "theirs", 0, {"prompt": REQUEST}, np.zeros((1, 8, 8, 3), np.uint8))
+    record = {"prompt": REQUEST, "input": name.format(folder=tmp_path)}
+    (tmp_path / "theirs/00000/metadata.jsonl").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"metadata\.jsonl: .*(leads out of|is not there)"):
+        read_records(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("read", [read_input, check_readable, lambda name: read_picture(Path(name), name)])
+def test_what_is_no_file_of_data_is_not_waited_for(tmp_path, read):
+    os.mkfifo(pipe := tmp_path / "pipe.png")
+    for name in (str(pipe), "/dev/zero", str(tmp_path)):
+        with pytest.raises(InputError, match=r"not a readable image \(it is no file\)"):
+            read(name)
+
+
+def test_what_no_viewer_shows_alike_is_told_by_its_header(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(InputError, match="its pixels are floating-point numbers"):
+        check_readable(str(tmp_path / "float.tiff"))
+    Image.new("1", (2**14, 2**12 + 1)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match="at most 67108864 pixels"):
+        check_readable(str(tmp_path / "large.png"))
 
 
 def test_two_folders_of_edits_are_compared_where_they_are_about_the_same_pictures(tmp_path):
@@ -284,6 +335,9 @@ def test_pictures_beside_a_file_of_images_are_contents(tmp_path):
     write(tmp_path / "in.png", 9)
     after = run_contents(run, [], [], tmp_path / "model")  # type: ignore[arg-type]
     assert [name for name in before if before[name] != after[name]] == ["input pictures"]
+    write(tmp_path / "worst.png", 8)
+    last = run_contents(run, [], [], tmp_path / "model")  # type: ignore[arg-type]
+    assert [name for name in after if after[name] != last[name]] == ["pictures of pairs"]
     folder = SimpleNamespace(**vars(run) | {"data": ImageFolder(path=str(tmp_path))})
     assert "input pictures" not in run_contents(folder, [], [], tmp_path / "model")  # type: ignore[arg-type]
 
