@@ -86,10 +86,10 @@ def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> No
             with writing(file):
                 Image.fromarray(frame).save(part, format="PNG")
                 os.replace(part, file)
-    write_record(samples.parent, record)
+    write_prompt(samples.parent, record)
 
 
-def write_record(prompt_dir: Path, record: dict) -> None:
+def write_prompt(prompt_dir: Path, record: dict) -> None:
     """Write a prompt's record, and copies of the pictures that it is about; what is there already is left alone."""
     stored, copies = with_copies(record)
     for name, source in copies.items():
@@ -142,7 +142,7 @@ def update_records(folder: Path, records: Sequence[dict]) -> None:
     """Write the records that have changed since their images were drawn; their prompts are the same."""
     for i, record in enumerate(records):
         if (prompt_folder(folder, i) / "metadata.jsonl").is_file():
-            write_record(prompt_folder(folder, i), record)
+            write_prompt(prompt_folder(folder, i), record)
 
 
 def sample_files(prompt_dir: Path) -> list[list[Path]]:

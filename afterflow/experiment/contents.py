@@ -60,14 +60,14 @@ def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], mo
 
 def pictures_beside(data: ImageFolder | PairFolder) -> dict[str, str]:
     """Return digests of the pictures that a list names and that lie beside it, by what they are there for."""
-    found = {}
+    contents = {}
     edits = [record for record in caption_records(data) if input_names(record)]
     if edits:
-        found["input pictures"] = digest(json.dumps([with_digests(record) for record in edits], sort_keys=True))
+        contents["input pictures"] = digest(json.dumps([with_digests(record) for record in edits], sort_keys=True))
     if isinstance(data, PairFolder):
         pairs = data.pair_listing().pairs
-        found["pictures of pairs"] = digest(json.dumps([[digest(one.read()) for one in pair] for pair in pairs]))
-    return found
+        contents["pictures of pairs"] = digest(json.dumps([[digest(one.read()) for one in pair] for pair in pairs]))
+    return contents
 
 
 def check_contents(folder: Path, begun: Mapping[str, Any], now: Mapping[str, str], accept: bool) -> list[str]:

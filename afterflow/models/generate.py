@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import final
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from ..sampling.conditioning import Conditioning, Velocity, condition
 from ..sampling.kernels import flow_sde
 from ..sampling.rollout import chain, prompt_noise, sample
 from ..sampling.seeds import generator
+from ..system.errors import InputError
 from ..system.input_pictures import check_inputs, prompt_key, read_input
 from ..system.once import say_once
 from ..system.pictures import picture_digest
@@ -20,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 CHUNK = 64
 """Largest number of images of one forward pass."""
+MOST_DECODED = 2**30
+"""Memory that decoded input pictures may take, but for the last of them, until all are encoded."""
 
 
 def starting_noise(cond: Conditioning, per_prompt: int, shape: Sequence[int], seed: int) -> Tensor:
@@ -106,18 +110,51 @@ def read_inputs(model: Model, inputs: Sequence[Sequence[str]]) -> InputPictures 
     if not inputs or not inputs[0]:
         return None
     names = {name: i for i, name in enumerate(dict.fromkeys(name for of_text in inputs for name in of_text))}
-    views, digests, fitted = [], [], 0
+    views, fitted = SeenPictures(model), 0
     for name in names:  # of which none is kept in its own size
         pixels = read_input(name)
         taken = model.fit_input(pixels)
-        views.append(model.views(taken))
-        digests.append(picture_digest(taken))
+        views.add(name, taken)
         fitted += taken.shape != pixels.shape
     if fitted:
         height, width = model.drawn_size
         sentence = f"{fitted} of {len(names)} input pictures are cropped or scaled to draw {width} x {height} px"
         say_once(_log, sentence, sentence)
-    return InputPictures(views, digests, torch.tensor([[names[name] for name in of_text] for of_text in inputs]))
+    return InputPictures(views, views.digests, torch.tensor([[names[name] for name in of_text] for of_text in inputs]))
+
+
+@final
+class SeenPictures(Sequence[tuple[np.ndarray, ...]]):
+    """Input pictures in the sizes in which a model sees them: the first are kept, others are read again when asked for.
+
+    InputError where one that is read again has changed.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.names: list[str] = []
+        self.digests: list[str] = []
+        self.first: list[tuple[np.ndarray, ...]] = []
+        self.room = MOST_DECODED
+
+    def add(self, name: str, taken: np.ndarray) -> None:
+        """Add a picture as the model takes it, uint8 (H, W, 3)."""
+        self.names.append(name)
+        self.digests.append(picture_digest(taken))
+        if self.room > 0:
+            self.first.append(self.model.views(taken))
+            self.room -= sum(view.nbytes for view in self.first[-1])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:  # type: ignore[override]
+        if index < len(self.first):
+            return self.first[index]
+        taken = self.model.fit_input(read_input(self.names[index]))
+        if picture_digest(taken) != self.digests[index]:
+            raise InputError(f"{self.names[index][:200]}: the picture changed while it was encoded; start again")
+        return self.model.views(taken)
 
 
 def distinct_prompts(records: Sequence[dict]) -> list[str]:

@@ -327,9 +327,10 @@ class Model(ABC):
         file = latents_file([self.image_key, self.input_shape, __version__, pictures.digest])
         stored = read_cache_file(file)
         if stored is None:
-            seen = [views[-1] for views in pictures.views]
-            batch = batch_size(seen[0].shape[0] * seen[0].shape[1])
-            parts = [self.encode_images(np.stack(seen[i : i + batch])).cpu() for i in range(0, len(seen), batch)]
+            count, seen = len(pictures.views), pictures.views[0][-1]
+            batch = batch_size(seen.shape[0] * seen.shape[1])
+            batches = [range(i, min(i + batch, count)) for i in range(0, count, batch)]
+            parts = [self.encode_images(np.stack([pictures.views[i][-1] for i in rows])).cpu() for rows in batches]
             stored = {"latents": torch.cat(parts)}
             write_cache_file(file, stored)
         return stored["latents"][pictures.rows]

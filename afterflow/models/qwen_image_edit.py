@@ -111,13 +111,13 @@ class QwenImageEditModel(QwenImageModel):
         pipe = self.pipeline_with_encoders("processor")
         if pipe.processor is None:  # the pipeline of a run serves several lists of prompts
             pipe.processor = self.reader()
-        shown = [Image.fromarray(views[0]) for views in pictures.views]
         about = [tuple(rows) for rows in pictures.rows.tolist()]
         read: dict[tuple[str, tuple[int, ...]], Embedding] = {}
         # The empty text after the others, and once for all texts about the same pictures.
         pairs = [*zip(texts, about), *[("", rows) for rows in about]]
         for text, rows in dict.fromkeys(pairs):
-            encoded = self.embed(pipe, [text], [shown[row] for row in rows])
+            shown = [Image.fromarray(pictures.views[row][0]) for row in rows]
+            encoded = self.embed(pipe, [text], shown)
             read[text, rows] = Embedding(encoded.sequence.cpu(), mask=encoded.mask.cpu())  # type: ignore[union-attr]
         # Together, so that both have one length.
         both = concatenate_embeddings([read[each] for each in pairs])

@@ -58,8 +58,8 @@ class SD3Model(Model):
         """Set shapes, schedule and encoder key by the options and the pipeline's own configuration."""
         config, net = self.config, self.pipe.transformer.config
         default = 256 if t5_speaks(self.folder) else 0
-        asked = default if config.max_sequence_length is None else config.max_sequence_length
-        self.t5_tokens = check_text_tokens(asked, 512, "T5 of Stable Diffusion 3", least=0)
+        tokens = default if config.max_sequence_length is None else config.max_sequence_length
+        self.t5_tokens = check_text_tokens(tokens, 512, "T5 of Stable Diffusion 3", least=0)
         left_out = () if self.t5_tokens else THIRD_ENCODER
         self.encoder_key = left_out, f"T5 {self.t5_tokens}"
         tokens = clip_tokens(self.folder) + self.t5_tokens

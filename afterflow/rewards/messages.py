@@ -15,6 +15,8 @@ MAX_VALUES = 100_000
 """Largest number of values in a message: numbers, texts, keys, lists and maps."""
 MAX_DEPTH = 32
 """Deepest nesting of lists and maps in a message."""
+MAX_RECORD = 2**16
+"""Largest number of characters of all texts in a record."""
 VALUE_BYTES = 200
 """Memory that a value takes at most, besides its text or bytes: that of a map of one entry."""
 
@@ -33,6 +35,17 @@ _SIZED = {
     **{0xDB: ("text", 4), 0xDC: ("list", 2), 0xDD: ("list", 4), 0xDE: ("map", 2), 0xDF: ("map", 4)},
 }
 """Type byte of msgpack → the kind of value, and the bytes of its length."""
+
+
+def length_of_texts(value: Any, row: int = 0) -> int:
+    """Return the number of characters of all texts in a record; raise InputError where it holds bytes."""
+    if isinstance(value, memoryview):
+        raise InputError(f"records[{row}] holds bytes, and records are as JSON has them")
+    if isinstance(value, dict):
+        return sum(len(name) + length_of_texts(each, row) for name, each in value.items())
+    if isinstance(value, list):
+        return sum(length_of_texts(each, row) for each in value)
+    return len(value) if isinstance(value, str) else 0
 
 
 class TooLarge(InputError):

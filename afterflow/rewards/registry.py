@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 
 import numpy as np
 
-from ..system.errors import ConfigError
+from ..system.errors import ConfigError, InputError
 from ..system.names import unknown_name
 from ..system.optional_dependencies import check_extra
 from . import (
@@ -28,6 +28,7 @@ from . import (
 )
 from .base import Judge, OrderCanary, Reward, RewardModels, Scorer
 from .functions import GIVEN, is_given, not_given
+from .messages import MAX_RECORD, length_of_texts
 from .named_code import check_code_name, import_named
 from .vlm import edit_ratings, soft_tifa
 from .vlm import rewards as vlm
@@ -83,9 +84,22 @@ def needs_of(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS)
     for name in names:
         reward = find_reward(name)
         here = reward.client_needs if name in models.servers else None
-        if (needs := here or reward.needs) is not None:
+        needs = here or reward.needs
+        if name in models.servers:
+            checks[name] = partial(check_served, needs)
+        elif needs is not None:
             checks[name] = needs
     return checks
+
+
+def check_served(needs: Callable[[dict], None] | None, record: dict) -> None:
+    """Raise InputError for a record that a service would refuse, by its length or by what its reward needs."""
+    if (length := length_of_texts(record)) > MAX_RECORD:
+        raise InputError(
+            f"it has {length} characters, and a service takes {MAX_RECORD}; save a picture that it holds as a file"
+        )
+    if needs is not None:
+        needs(record)
 
 
 def weights_read_here(name: str, models: RewardModels) -> tuple[str, ...]:

@@ -592,6 +592,14 @@ def test_input_pictures_are_kept_as_they_are_seen_and_encoded_in_batches(tmp_pat
     assert all(held(seen) == seen.nbytes for views in read.views for seen in views), "none of them is a view of all"
     parts = [*(picture_digest(model.fit_input(pixels)) for pixels in large), str(read.rows.tolist())]
     assert read.digest == hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    monkeypatch.setattr("afterflow.models.generate.MOST_DECODED", 1)
+    few = read_inputs(model, inputs)
+    assert len(few.views.first) == 1 and few.digest == read.digest
+    for index, views in enumerate(read.views):
+        assert all(np.array_equal(seen, again) for seen, again in zip(views, few.views[index], strict=True))
+    few.views.names[2] = inputs[0][0]
+    with pytest.raises(InputError, match="the picture changed while it was encoded"):
+        few.views[2]
     counts, encode = [], type(model).encode_images
     monkeypatch.setattr("afterflow.models.pipeline.batch_size", lambda pixels: 2)
     monkeypatch.setattr(

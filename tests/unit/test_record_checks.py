@@ -129,6 +129,13 @@ def test_a_client_of_a_service_needs_no_library_of_the_reward(name, monkeypatch)
             needs_of([name])[name](record)
 
 
+def test_a_record_that_a_service_would_refuse_is_told_by_its_client():
+    record = known_record("ocr") | {"input": "data:image/png;base64," + "A" * 2**16}
+    needs_of(["ocr"])["ocr"](record)
+    with pytest.raises(InputError, match=r"characters, and a service takes 65536; save a picture that it holds"):
+        needs_of(["ocr"], RewardModels(servers={"ocr": "http://127.0.0.1:1"}))["ocr"](record)
+
+
 def test_prompts_of_a_run_are_checked_by_the_client_where_a_service_scores(tmp_path, monkeypatch):
     monkeypatch.setattr("afterflow.system.optional_dependencies.find_spec", lambda library: None)
     (tmp_path / "signs.txt").write_text('a sign that says "Open"\n')

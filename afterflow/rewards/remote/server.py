@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from ...system.errors import ConfigError, InputError
 from ..base import Reward
 from ..http import check_key
-from ..messages import VALUE_BYTES, count_values
+from ..messages import MAX_RECORD, VALUE_BYTES, count_values, length_of_texts
 from .activity import Activity, bound_logs
 from .batches import BatchQueue, RewardFailed
 from .gate import Gate, content_type
@@ -30,8 +30,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 DEFAULT_LIMITS = ServiceLimits()
-MAX_RECORD = 2**16
-"""Characters of the texts in a record."""
 PARSERS = 2
 """Number of requests that are parsed at a time."""
 
@@ -229,17 +227,6 @@ def parse_request(
             raise InputError(f"records[{row}] has more than {MAX_RECORD} characters")
         check_needs(queues[name].reward, record, row)
     return queues[name], images, records
-
-
-def length_of_texts(value: Any, row: int) -> int:
-    """Return the number of characters of all texts in a record; raise InputError where it holds bytes."""
-    if isinstance(value, memoryview):
-        raise InputError(f"records[{row}] holds bytes, and records are as JSON has them")
-    if isinstance(value, dict):
-        return sum(len(name) + length_of_texts(each, row) for name, each in value.items())
-    if isinstance(value, list):
-        return sum(length_of_texts(each, row) for each in value)
-    return len(value) if isinstance(value, str) else 0
 
 
 def check_needs(reward: Reward, record: dict, row: int) -> None:
