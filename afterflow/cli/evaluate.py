@@ -292,6 +292,7 @@ class Eval:
     ) -> None:
         """Raise ValueError for libraries, weights or rewards that this evaluation could not use, before it starts."""
         from ..evaluation.scores import check_scorable
+        from ..experiment.prompt_checks import check_drawn_size
         from ..models.wan import Wan
         from ..rewards.registry import check_rewards, find_reward, resolve_reward
 
@@ -304,19 +305,13 @@ class Eval:
         to_draw = [source.path for source in sources if not source.is_drawn]
         check_sources(to_draw, [self.lora, self.lora_against], self.source.revision)
         of_clips = [name for name in rewards if find_reward(name).clips]
-        sides = {name: side for name in rewards if (side := find_reward(name).side) is not None}
         for path in to_draw:
             config = self.source.check_prompts(path, records)
             if of_clips and not isinstance(config, Wan):
                 raise ConfigError(
                     f"{of_clips[0]} judges clips, and {path} draws images; take a Wan, or name other --rewards"
                 )
-            height, width = config.load("meta").drawn_size if sides else (0, 0)
-            for name, side in sides.items():
-                if (height, width) != (side, side):
-                    raise ConfigError(
-                        f"{name} judges {side} x {side} px, and {path} draws {width} x {height}; add --size {side}"
-                    )
+            check_drawn_size(config, rewards, "--size")
         check_rewards(rewards, self.reward_models)
 
     def scale(self, tuned: "ImageSet", base: "ImageSet | None") -> float:

@@ -132,7 +132,9 @@ def fitted(run: "Run", gigabytes: float | None) -> "Run":
 def print_plan(run: "Run") -> None:
     """Print the memory and the work that a run will take."""
     from ..experiment.cost_estimate import cost_table, estimate_cost
+    from ..experiment.prompt_checks import check_drawn_size
 
+    check_drawn_size(run.model, run.rewards, "--model.size", run.data)
     result_console().print(cost_table(run, estimate_cost(run)))
 
 

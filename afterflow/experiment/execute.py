@@ -42,7 +42,7 @@ from .model_card import write_card
 from .monitor import RunMonitor
 from .network_counts import rollout_ratio
 from .passes import NO_ROLLOUT, Passes, setup_passes
-from .prompt_checks import check_input_pictures, held_out_records, prompt_records
+from .prompt_checks import check_drawn_size, check_input_pictures, held_out_records, prompt_records
 from .prompt_encoder import PromptEncoder
 from .provenance import tracker_options, write_record
 from .result import Result
@@ -80,6 +80,7 @@ def execute(run: Run, recipe: str | None = None, resume: bool = False, accept_ch
         resolve_rewards(run)
         records, held_out = prompt_records(run), held_out_records(run)
         inputs = check_input_pictures(run, [*records, *held_out])
+        check_drawn_size(run.model, run.rewards, "--model.size", run.data)
         select_device()
         check_rewards(run.rewards, run.reward_models)
         setup = TrainingSetup.build(run, resume)

@@ -8,11 +8,12 @@ from ..data.images import HubImages, ImageSource, StoredImages, StoredSource
 from ..data.pairs import HubPairs, SampledPairs, StoredPairs
 from ..data.prompt_lists import check_record
 from ..data.prompts import check_tag_schedule
-from ..envs.shapes.edits import edit_suite
+from ..envs.shapes.edits import SIZE, edit_suite
 from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
 from ..models.families import FAMILIES
-from ..rewards.registry import needs_of
+from ..models.pipeline import Pretrained
+from ..rewards.registry import find_reward, needs_of
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.votes.judge import Votes
 from ..sampling.seeds import number
@@ -81,6 +82,25 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
     for name in dict.fromkeys(name for record in records for name in input_names(record)):
         check_readable(name)
     return inputs
+
+
+def check_drawn_size(config: Pretrained, rewards: Iterable[str], option: str, data: object = None) -> None:
+    """Raise ConfigError where a model draws in another size than a reward judges; no weights are fetched.
+
+    Args:
+        config: The model.
+        rewards: Names of the rewards.
+        option: The option that sets the model's size.
+        data: What is learnt from; whole edits of the editing world have one size.
+    """
+    sides = {f"{name} judges": side for name in rewards if (side := find_reward(name).side) is not None}
+    if isinstance(data, EditImages) and not data.cropped:
+        sides["EditImages has"] = SIZE
+    height, width = config.load("meta").drawn_size if sides else (0, 0)
+    for what, side in sides.items():
+        if (height, width) != (side, side):
+            draws = f"{config.path} draws {width} x {height}"
+            raise ConfigError(f"{what} {side} x {side} px, and {draws}; add {option} {side}")
 
 
 def check_like_targets(data: StoredSource) -> None:

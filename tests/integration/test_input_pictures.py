@@ -27,6 +27,7 @@ from afterflow.algorithms.sft import SFT
 from afterflow.cli.main import main
 from afterflow.cli.train import Parts
 from afterflow.cli.vote import stored_pictures
+from afterflow.data.edits import EditImages, EditPrompts
 from afterflow.data.image_folders import list_images
 from afterflow.data.images import HubImages, ImageFolder
 from afterflow.data.pairs import HubPairs, PairFolder
@@ -46,6 +47,7 @@ from afterflow.models.wan import Wan
 from afterflow.models.wan_image import WanImage, WanImageModel
 from afterflow.models.wrappers import guided
 from afterflow.recipes import RECIPES
+from afterflow.recipes.editing_shapes import TINY_KLEIN
 from afterflow.rewards.votes.judge import Votes
 from afterflow.sampling.schedules import SD3Grid
 from afterflow.system.errors import ConfigError, InputError
@@ -58,6 +60,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 STEPS = 3
 EDITS = ("eval", "owner/model", "--suite", "edits", "--prompts", "7")
 JPEG = {"jpeg_compressibility": 1.0}
+EDITING = FlowGRPO({"edits_strict": 1.0}, steps=3, group=2)
 
 
 def picture(seed, size=64):
@@ -413,6 +416,19 @@ def test_a_lowest_reward_that_cannot_be_given_is_told_before_weights_are_read(kl
     monkeypatch.setattr(Flux2Klein, "load", lambda self, device="cpu": pytest.fail("weights are read"))
     with pytest.raises(InputError, match="mask"):
         execute(run, "masks")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"data": EditImages(count=70), "algorithm": SFT()}, {"data": EditPrompts(), "algorithm": EDITING}]
+)
+def test_the_editing_world_is_drawn_in_its_size_which_is_told_before_weights_are_read(monkeypatch, changed):
+    run = replace(Run(SFT(), EditImages(), TINY_KLEIN, name="size"), **changed)
+    run = run.with_options(model=replace(TINY_KLEIN, size=32), batch=2, chunk=4)
+    load = Flux2Klein.load
+    read = lambda self, device="cpu": load(self, "meta") if device == "meta" else pytest.fail("weights are read")
+    monkeypatch.setattr(Flux2Klein, "load", read)
+    with pytest.raises(ConfigError, match=r"64 x 64 px, and tiny_klein draws 32 x 32; add --model\.size 64"):
+        execute(run, "size")
 
 
 def test_a_picture_is_not_replaced_by_its_edit(tmp_path, capsys):
