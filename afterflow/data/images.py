@@ -19,6 +19,7 @@ from ..envs.shapes.world import TAGS, world_size
 from ..sampling.seeds import number
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError, InputError
+from ..system.input_pictures import input_names, input_size
 from ..system.optional_dependencies import check_extra
 from ..system.pictures import check_color, fit_picture, read_header, read_picture
 from ..system.text_files import check_text
@@ -318,8 +319,13 @@ def survey_images(source: StoredSource, listing: Listing, sizes: Sequence[tuple[
         shape = header.height / header.width * width / height
         survey.remarks["cropped by more than half"] += min(shape, 1 / shape) < 0.5
         survey.remarks["duplicates"] += digest in digests
+        own = header.height, header.width
+        inputs = input_names(entry.record)
+        survey.remarks["of another shape than their input"] += any(
+            not same_shape(own, input_size(name)) for name in inputs[:1]
+        )
         digests.add(digest)
-        survey.images.append(SurveyedImage(entry, digest, size, (header.height, header.width)))
+        survey.images.append(SurveyedImage(entry, digest, size, own))
     if small and source.min_size is None:
         raise InputError(
             f"{small[0]} px that the model draws, as are {len(small)} of {len(listing.entries)} images; leave small "
@@ -330,6 +336,12 @@ def survey_images(source: StoredSource, listing: Listing, sizes: Sequence[tuple[
         survey.remarks[f"{size[1]} x {size[0]} px"] = count
     survey.remarks = +survey.remarks
     return survey
+
+
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether two sizes (H, W) differ in scale alone, to a pixel."""
+    scale = math.sqrt(one[0] * one[1] / (other[0] * other[1]))
+    return all(abs(a - scale * b) <= max(1.0, scale) for a, b in zip(one, other))
 
 
 def bucket_sizes(size: tuple[int, int], unit: int) -> list[tuple[int, int]]:

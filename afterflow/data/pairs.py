@@ -29,6 +29,7 @@ from .images import (
     check_images,
     check_stored,
     left_out_or_error,
+    same_shape,
     survey_images,
 )
 from .pair_folders import TIED, PairListing, list_pairs
@@ -114,12 +115,6 @@ def survey_pair(
     for survey in surveys:
         remarks.update(survey.remarks)
     return SurveyedPair(winner, loser)
-
-
-def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Return whether two sizes (H, W) differ in scale alone, to a pixel."""
-    scale = math.sqrt(one[0] * one[1] / (other[0] * other[1]))
-    return all(abs(a - scale * b) <= max(1.0, scale) for a, b in zip(one, other))
 
 
 @dataclass(frozen=True)

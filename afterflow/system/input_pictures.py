@@ -96,13 +96,24 @@ def read_input(name: str) -> np.ndarray:
     """Read an input picture as uint8 (H, W, 3); InputError where it cannot be read."""
     if not name.startswith("data:"):
         return read_picture(Path(name), name, max_pixels=MOST_PIXELS)
+    return read_picture(address_content(name), f"{name[:40]}…", formats=("PNG",), max_pixels=MOST_PIXELS)
+
+
+def address_content(name: str) -> bytes:
+    """Return the file that a data: address holds; InputError where it is no PNG's."""
     if not name.startswith(PNG_ADDRESS):
         raise InputError(f"input {name[:40]}…: of data addresses only {PNG_ADDRESS} is read")
     try:
-        data = base64.b64decode(name.removeprefix(PNG_ADDRESS), validate=True)
+        return base64.b64decode(name.removeprefix(PNG_ADDRESS), validate=True)
     except ValueError as error:
         raise InputError(f"input {name[:40]}…: not base64 ({error})") from None
-    return read_picture(data, f"{name[:40]}…", formats=("PNG",), max_pixels=MOST_PIXELS)
+
+
+def input_size(name: str) -> tuple[int, int]:
+    """Return height and width of an input picture, by its header; InputError where it has none."""
+    held = name.startswith("data:")
+    header = read_header(address_content(name) if held else Path(name), f"{name[:40]}…" if held else name)
+    return header.height, header.width
 
 
 def check_readable(name: str) -> None:

@@ -17,8 +17,8 @@ from afterflow.algorithms.base import WIN_RATE
 from afterflow.algorithms.dpo import DPO
 from afterflow.algorithms.sft import SFT
 from afterflow.cli.train import Parts
-from afterflow.data.images import ImageFolder, LeftOut, ShapesImages, bucket_sizes, nearest_size
-from afterflow.data.pairs import HubPairs, PairFolder, SampledPairs, same_shape
+from afterflow.data.images import ImageFolder, LeftOut, ShapesImages, bucket_sizes, nearest_size, same_shape
+from afterflow.data.pairs import HubPairs, PairFolder, SampledPairs
 from afterflow.data.prompts import PromptFile, ShapesPrompts
 from afterflow.evaluation.scores import ScoreCache
 from afterflow.experiment.config import Run

@@ -120,6 +120,18 @@ def used(source, **options):
     return [image for image in images if not isinstance(image, LeftOut)], left_out
 
 
+def test_targets_of_another_shape_than_their_input_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "afterflow")
+    lines = []
+    for i, (before, after) in enumerate((((64, 64), (96, 96)), ((96, 64), (64, 64)), ((64, 96), (96, 64)))):
+        (tmp_path / f"in{i}.png").write_bytes(encoded("red", before))
+        (tmp_path / f"out{i}.png").write_bytes(encoded("lime", after))
+        lines.append({"input": f"in{i}.png", "target": f"out{i}.png", "text": "make it green"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    images, _ = used(tmp_path)
+    assert len(images) == 3 and "of another shape than their input: 2" in caplog.records[-1].message
+
+
 def test_what_is_left_out_or_remarkable_is_counted(folder, caplog):
     caplog.set_level("INFO", "afterflow")
     beside(".txt")(folder)
