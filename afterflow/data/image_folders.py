@@ -148,12 +148,6 @@ def check_differs(target: Path | bytes, inputs: Sequence[str], location: str) ->
             raise InputError(f"{location}: the input {name} is the same picture as its target; correct one of them")
 
 
-def check_entry(entry: Entry) -> None:
-    """Raise InputError for a picture within another file that is its own input."""
-    if names := input_names(entry.record):
-        check_differs(entry.read(), names, entry.location)
-
-
 def name_has(name: str, content: bytes) -> bool:
     """Return whether a file has this content."""
     return Path(name).stat().st_size == len(content) and Path(name).read_bytes() == content
@@ -220,7 +214,6 @@ def list_tars(files: Sequence[Path], caption: str) -> Listing:
                 else:
                     read = partial(read_member, file, member.offset_data, member.size)
                     entries.append(Entry(f"{file}:{member.name}", record, read))
-                    check_entry(entries[-1])
     if not entries:
         named = caption != DEFAULT_CAPTION
         what = (
@@ -292,7 +285,6 @@ def list_parquet(files: Sequence[Path], caption: str, image: str | None) -> List
                     continue
                 check_text(record["prompt"], location)
                 entries.append(Entry(location, record, partial(read_cell, file, column, group, i)))
-                check_entry(entries[-1])
     if not entries:
         raise no_captions(f"images {files[0]}", caption)
     origin = f"{files[0].parent if len(files) > 1 else files[0]}, {len(files)} parquet, column {' or '.join(columns)}"

@@ -29,6 +29,7 @@ from .image_folders import (
     NO_CAPTION,
     Entry,
     Listing,
+    check_differs,
     list_images,
     no_captions,
     record_of_row,
@@ -321,6 +322,7 @@ def survey_images(source: StoredSource, listing: Listing, sizes: Sequence[tuple[
         survey.remarks["duplicates"] += digest in digests
         own = header.height, header.width
         inputs = input_names(entry.record)
+        check_differs(data, inputs, entry.location)
         survey.remarks["of another shape than their input"] += any(
             not same_shape(own, input_size(name)) for name in inputs[:1]
         )

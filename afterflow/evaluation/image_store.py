@@ -4,14 +4,15 @@
 
 GenEval's own scripts read such a folder, and we read theirs.  A clip is a folder of its frames, samples/0000/0000.png.
 A prompt's metadata is written last, so a prompt that has it is complete.  Pictures that a prompt is about are copied
-beside it, as 00000/input/0.png, and named from there: a folder may move, and no other file is read for it.
+beside it, as 00000/input/0.png, and named from there, as is a picture that its images are to be like.  So a folder may
+move, and no file outside of it is read for it.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image
@@ -19,7 +20,7 @@ from PIL import Image
 from ..system.atomic_files import make_folder, write_bytes, write_text_atomically, writing
 from ..system.errors import InputError
 from ..system.folder_lock import LOCK
-from ..system.input_pictures import input_names, locate_inputs, with_digests
+from ..system.input_pictures import file_version, input_names, whole_path, with_digests
 from ..system.own_folders import check_links
 from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
@@ -49,17 +50,17 @@ def open_store(folder: Path, settings: dict) -> None:
     if folder.is_dir():
         check_links(folder)
     file, settings = folder / SETTINGS, json.loads(json.dumps(settings))
-    if (before := drawn_with(folder)) and prompt_folders(folder):
+    before = drawn_with(folder)
+    if before and any((prompt_dir / "samples").is_dir() for prompt_dir in prompt_folders(folder)):
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if changed:
             listed = ", ".join(f"{name} = {in_short(before.get(name))}" for name in changed)
             raise InputError(f"{folder} holds pictures drawn with {listed}; delete it, or have them drawn elsewhere")
         return
-    if holds_images(folder):
+    if not before and holds_images(folder):
         raise InputError(f"{folder} holds pictures that afterflow did not draw; take another --out")
-    ours = (LOCK, SETTINGS) if before else (LOCK,)  # no picture was drawn by those settings
-    others = [path.name for path in folder.iterdir() if path.name not in ours] if folder.is_dir() else []
-    if others:
+    others = [path.name for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
+    if others and not before:
         raise InputError(f"{folder} holds {others[0]} and no {SETTINGS} of afterflow's; take another --out")
     make_folder(folder)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
@@ -86,45 +87,42 @@ def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> No
             with writing(file):
                 Image.fromarray(frame).save(part, format="PNG")
                 os.replace(part, file)
-    write_prompt(samples.parent, record)
+    copy_pictures(folder, index, record)
+    write_text_atomically(samples.parent / "metadata.jsonl", json.dumps(with_copies(record)[0]) + "\n")
 
 
-def write_prompt(prompt_dir: Path, record: dict) -> None:
-    """Write a prompt's record, and copies of the pictures that it is about; what is there already is left alone."""
-    stored, copies = with_copies(record)
-    for name, source in copies.items():
-        copy, content = prompt_dir / name, Path(source).read_bytes()
+def copy_pictures(folder: Path, index: int, record: dict) -> None:
+    """Copy the pictures that a prompt is about beside it, where they are not there yet."""
+    for name, source in with_copies(record)[1].items():
+        copy, content = prompt_folder(folder, index) / name, Path(source).read_bytes()
         if not copy.is_file() or copy.read_bytes() != content:
             make_folder(copy.parent)
             write_bytes(copy, content)
-    file, text = prompt_dir / "metadata.jsonl", json.dumps(stored) + "\n"
-    if not file.is_file() or read_text(file) != text:
-        write_text_atomically(file, text)
 
 
 def with_copies(record: dict) -> tuple[dict, dict[str, str]]:
     """Return a record that names copies of the pictures it is about, and what each copy is of, by its name."""
-    copies: dict[str, str] = {}
+    stored, copies = dict(record), {}
 
     def name_of_copy(source: str, stem: str) -> str:
-        if source.startswith("data:"):
+        if file_version(source) is None:  # a data: address, or not there
             return source
         copies[name := f"input/{stem}{Path(source).suffix}"] = source
         return name
 
-    names = [name_of_copy(source, str(i)) for i, source in enumerate(input_names(record))]
-    if not names:
-        return record, copies
-    stored = {**record, "input": names[0] if isinstance(record["input"], str) else names}
-    if isinstance(mask := record.get("mask"), str) and mask:
-        stored["mask"] = name_of_copy(mask, "mask")
+    if names := [name_of_copy(source, str(i)) for i, source in enumerate(input_names(record))]:
+        stored["input"] = names[0] if isinstance(record["input"], str) else names
+    for key in ("mask", "image") if names else ("image",):
+        if isinstance(source := record.get(key), str) and source:
+            stored[key] = name_of_copy(source, key)
     return stored, copies
 
 
 def read_records(folder: Path) -> list[dict]:
     """Read the record of every prompt, in order, with whole paths of the pictures that it is about.
 
-    InputError where one cannot be read, and where such a picture is not in the prompt's folder.
+    A picture that is not in the prompt's folder gets the path that it would have there, and is not there for whoever
+    needs it.  InputError where a record cannot be read.
     """
     records = []
     check_links(folder)
@@ -134,15 +132,37 @@ def read_records(folder: Path) -> list[dict]:
         record = parse_json(lines[0][1], lines[0][0]) if lines else None
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise InputError(f"{file}: it holds no record with a prompt that is a text")
-        records.append({"tag": "all"} | locate_inputs(record, prompt_dir, str(file)))
+        records.append({"tag": "all"} | within(record, prompt_dir))
     return records
 
 
+def within(record: dict, prompt_dir: Path) -> dict:
+    """Return a record whose pictures have whole paths within a prompt's folder, wherever it says that they lie."""
+
+    def located(name: str) -> str:
+        if name.startswith("data:"):
+            return name
+        try:
+            return whole_path(name, "input", prompt_dir, "")
+        except InputError:
+            return str(prompt_dir.resolve() / "input" / PurePath(name).name)
+
+    inside = dict(record)
+    if names := [located(name) for name in input_names(record)]:
+        inside["input"] = names[0] if isinstance(record["input"], str) else names
+    for key in ("mask", "image") if names else ("image",):
+        if isinstance(name := record.get(key), str) and name:
+            inside[key] = located(name)
+    return inside
+
+
 def update_records(folder: Path, records: Sequence[dict]) -> None:
-    """Write the records that have changed since their images were drawn; their prompts are the same."""
+    """Copy what prompts are about, and write the records that have changed since their images were drawn."""
     for i, record in enumerate(records):
-        if (prompt_folder(folder, i) / "metadata.jsonl").is_file():
-            write_prompt(prompt_folder(folder, i), record)
+        copy_pictures(folder, i, record)
+        file, text = prompt_folder(folder, i) / "metadata.jsonl", json.dumps(with_copies(record)[0]) + "\n"
+        if file.is_file() and read_text(file) != text:
+            write_text_atomically(file, text)
 
 
 def sample_files(prompt_dir: Path) -> list[list[Path]]:

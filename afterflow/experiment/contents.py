@@ -63,7 +63,7 @@ def pictures_beside(data: ImageFolder | PairFolder) -> dict[str, str]:
     contents = {}
     edits = [record for record in caption_records(data) if input_names(record)]
     if edits:
-        contents["input pictures"] = digest(json.dumps([with_digests(record) for record in edits], sort_keys=True))
+        contents["records of edits"] = digest(json.dumps([with_digests(record) for record in edits], sort_keys=True))
     if isinstance(data, PairFolder):
         pairs = data.pair_listing().pairs
         contents["pictures of pairs"] = digest(json.dumps([[digest(one.read()) for one in pair] for pair in pairs]))

@@ -76,9 +76,11 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
         raise InputError("judge = Votes: its page does not show what an edit began with; take another judge")
     if inputs and isinstance(run.data, StoredSource):
         check_like_targets(run.data)
-    required = needs_of(list(run.data.min_reward), run.reward_models) if isinstance(run.data, StoredSource) else {}
-    for record in caption_records(run.data) if required else ():
-        check_record(record, f"the image of {record['prompt']!r}", required)
+    if isinstance(run.data, StoredSource) and run.data.min_size is None and run.data.unreadable == "stop":
+        needs = needs_of(list(run.data.min_reward), run.reward_models)  # of all images, because none is left out
+        required = {f"min_reward {name}": check for name, check in needs.items()}
+        for record in caption_records(run.data) if required else ():
+            check_record(record, f"the image of {record['prompt']!r}", required)
     for name in dict.fromkeys(name for record in records for name in input_names(record)):
         check_readable(name)
     return inputs

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 CHUNK = 64
 """Largest number of images of one forward pass."""
 MOST_DECODED = 2**30
-"""Memory that decoded input pictures may take, but for the last of them, until all are encoded."""
+"""Bytes of decoded input pictures that are kept until all are encoded.  The last may go beyond."""
 
 
 def starting_noise(cond: Conditioning, per_prompt: int, shape: Sequence[int], seed: int) -> Tensor:

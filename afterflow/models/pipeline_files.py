@@ -27,10 +27,11 @@ TINY, TINY_WAN, TINY_KLEIN = ASSETS / "tiny_sd3", ASSETS / "tiny_wan", ASSETS / 
 SHIPPED = {"tiny": TINY, "tiny_wan": TINY_WAN, "tiny_klein": TINY_KLEIN}
 """Names that a model's path may have instead of a folder."""
 SHIPPED_OPTIONS: dict[str, dict[str, Any]] = {
+    "tiny": {"size": None, "width": None, "max_sequence_length": None},
     "tiny_wan": {"height": 32, "width": 32, "frames": 9, "max_sequence_length": 16},
-    "tiny_klein": {"size": 64, "max_sequence_length": 16},
+    "tiny_klein": {"size": 64, "width": None, "max_sequence_length": 16},
 }
-"""What these pipelines were trained to draw, where it is not what their family usually does."""
+"""What these pipelines were trained to draw.  None: what their own files say."""
 PARTS = {
     "diffusers": {
         *("SD3Transformer2DModel", "FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"),

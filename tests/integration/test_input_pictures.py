@@ -37,6 +37,7 @@ from afterflow.experiment.config import Run
 from afterflow.experiment.cost_estimate import estimate_cost
 from afterflow.experiment.doctor import ANYTHING, trial_records
 from afterflow.experiment.execute import execute
+from afterflow.experiment.prompt_checks import check_input_pictures
 from afterflow.models.families import FAMILIES, pretrained
 from afterflow.models.flux2_klein import Flux2Klein
 from afterflow.models.generate import decode_groups, encode_records, read_inputs, solve_ode
@@ -388,7 +389,7 @@ def test_a_target_that_is_its_input_is_refused_in_every_layout(tmp_path, kind):
         table = {"image": [content], **{name: [value] for name, value in record.items()}}
         pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(table), tmp_path / "data.parquet")
     with pytest.raises(InputError, match=r"the input .*in.png is the same picture as its target"):
-        list_images(tmp_path, "caption")
+        list(ImageFolder(str(tmp_path), caption="caption").images(0, (64, 64)))
 
 
 def test_a_line_names_the_picture_to_learn_from_once(tmp_path):
@@ -413,8 +414,9 @@ def test_a_lowest_reward_that_cannot_be_given_is_told_before_weights_are_read(kl
     folder = edits(tmp_path / "edits")
     data = ImageFolder(str(folder), min_reward={"pixel_preservation": 0.5})
     run = Run(SFT(), data, klein, name="masks").with_options(batch=2, chunk=4)
+    check_input_pictures(replace(run, data=replace(data, min_size=8)), [])  # some may be left out
     monkeypatch.setattr(Flux2Klein, "load", lambda self, device="cpu": pytest.fail("weights are read"))
-    with pytest.raises(InputError, match="mask"):
+    with pytest.raises(InputError, match=r"mask.*; min_reward pixel_preservation needs that"):
         execute(run, "masks")
 
 
@@ -440,8 +442,9 @@ def test_a_picture_is_not_replaced_by_its_edit(tmp_path, capsys):
 
 
 def test_a_shipped_base_keeps_its_size_in_a_recipe_of_its_family():
-    base = Parts(base="tiny_klein").put_into(RECIPES["klein_edit_nft"]()).model
-    assert (base.size, base.max_sequence_length) == (64, 16)
+    for name, recipe in (("tiny_klein", "klein_edit_nft"), ("tiny", "sd35_soar"), ("tiny_wan", "wan_branch_grpo")):
+        base = Parts(base=name).put_into(RECIPES[recipe]()).model
+        assert replace(base, dtype="float32") == pretrained(name, "float32", {})
 
 
 def test_a_text_model_refuses_a_folder_of_edits_before_weights_are_read(tinies, tmp_path):

@@ -24,7 +24,14 @@ from afterflow.data.images import ImageFolder
 from afterflow.data.pairs import PairFolder, SampledPairs
 from afterflow.data.prompts import PromptFile
 from afterflow.evaluation.image_set import check_same_inputs, inputs_digest
-from afterflow.evaluation.image_store import add_images, content_digest, open_store, read_records
+from afterflow.evaluation.image_store import (
+    add_images,
+    content_digest,
+    holds_images,
+    open_store,
+    read_records,
+    update_records,
+)
 from afterflow.experiment.config import Run
 from afterflow.experiment.contents import run_contents
 from afterflow.experiment.cost_estimate import prompt_bytes
@@ -255,6 +262,11 @@ def test_a_folder_of_edits_is_not_gone_on_with_about_other_pictures(tmp_path):
     open_store(folder, settings)
     add_images(folder, 0, records[0], np.zeros((1, 8, 8, 3), np.uint8))
     open_store(folder, settings)
+    shutil.rmtree(folder / "00000")
+    (folder / "scores.json").write_text("{}")
+    open_store(folder, settings | {"steps": 2})  # its pictures were deleted, to be drawn again
+    open_store(folder, settings)
+    add_images(folder, 0, records[0], np.zeros((1, 8, 8, 3), np.uint8))
     check_same_inputs(folder, records)
     write(file, 2)
     with pytest.raises(InputError, match="drawn with inputs = "):
@@ -286,16 +298,38 @@ def test_a_folder_of_edits_has_copies_of_what_they_are_about_and_may_move(tmp_pa
     assert [content_digest(tmp_path / "moved" / f"{i:05}", record) for i, record in enumerate(read)] == before
 
 
-@pytest.mark.parametrize("name", ["../../secret.png", "{folder}/secret.png", "gone.png"])
-def test_a_folder_from_elsewhere_names_no_picture_outside_of_a_prompts_own(tmp_path, name):
+@pytest.mark.parametrize("key", ["input", "mask", "image"])
+@pytest.mark.parametrize("name", ["../../secret.png", "{folder}/secret.png", "gone.png", "a cat on a mat", "x" * 300])
+def test_a_folder_from_elsewhere_names_no_picture_outside_of_a_prompts_own(tmp_path, monkeypatch, name, key):
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "secret.png", 1)
     add_images(tmp_path / "theirs", 0, {"prompt": REQUEST}, np.zeros((1, 8, 8, 3), np.uint8))
-    record = {"prompt": REQUEST, "input": name.format(folder=tmp_path)}
+    record = {"prompt": REQUEST, "input": "data:", key: name.format(folder=tmp_path)}
     (tmp_path / "theirs/00000/metadata.jsonl").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"metadata\.jsonl: .*(leads out of|is not there)"):
-        read_records(tmp_path / "theirs")
+    [read] = read_records(tmp_path / "theirs")
+    assert Path(read[key]).is_relative_to(tmp_path / "theirs/00000") and with_digests(read)[key] == read[key]
+    with pytest.raises(InputError, match="not a readable image"):
+        check_readable(read[key])
 
 
+def test_copies_and_records_follow_what_prompts_are_about(tmp_path):
+    file, mask = write(tmp_path / "in.png", 1), write(tmp_path / "mask.png", 0)
+    record = {"prompt": REQUEST, "tag": "all", "input": str(file), "mask": str(mask), "image": str(file)}
+    folder = tmp_path / "drawn"
+    update_records(folder, [record])
+    assert sorted(path.name for path in folder.rglob("*.png")) == ["0.png", "image.png", "mask.png"]
+    assert not holds_images(folder), "no record before there are pictures"
+    add_images(folder, 0, record, np.zeros((1, 8, 8, 3), np.uint8))
+    write(mask, 255)
+    (folder / "00000/input/0.png").write_bytes(b"damaged")
+    (folder / "00000/metadata.jsonl").write_text(json.dumps(record))  # as an earlier version wrote it
+    update_records(folder, [record])
+    [read] = read_records(folder)
+    assert read_input(read["mask"]).min() == 255 and read_input(read["input"]).max() == 1
+    assert with_digests(read) == with_digests(record) and str(tmp_path / "mask.png") not in read.values()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name here")
 @pytest.mark.parametrize("read", [read_input, check_readable, lambda name: read_picture(Path(name), name)])
 def test_what_is_no_file_of_data_is_not_waited_for(tmp_path, read):
     os.mkfifo(pipe := tmp_path / "pipe.png")
@@ -334,12 +368,12 @@ def test_pictures_beside_a_file_of_images_are_contents(tmp_path):
     before = run_contents(run, [], [], tmp_path / "model")  # type: ignore[arg-type]
     write(tmp_path / "in.png", 9)
     after = run_contents(run, [], [], tmp_path / "model")  # type: ignore[arg-type]
-    assert [name for name in before if before[name] != after[name]] == ["input pictures"]
+    assert [name for name in before if before[name] != after[name]] == ["records of edits"]
     write(tmp_path / "worst.png", 8)
     last = run_contents(run, [], [], tmp_path / "model")  # type: ignore[arg-type]
     assert [name for name in after if after[name] != last[name]] == ["pictures of pairs"]
     folder = SimpleNamespace(**vars(run) | {"data": ImageFolder(path=str(tmp_path))})
-    assert "input pictures" not in run_contents(folder, [], [], tmp_path / "model")  # type: ignore[arg-type]
+    assert "records of edits" not in run_contents(folder, [], [], tmp_path / "model")  # type: ignore[arg-type]
 
 
 def test_stored_pictures_of_a_run_are_begun_anew_where_an_input_changed(tmp_path):
