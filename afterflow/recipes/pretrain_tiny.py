@@ -1,7 +1,6 @@
 """Where the shipped pipelines come from: parts are built, and then a transformer is trained from random weights."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from ..algorithms.sft import SFT
 from ..data.clips import MovingClips, MovingPrompts
@@ -64,45 +63,26 @@ def tiny_wan_pretrain() -> Chain:
 def tiny_klein_pretrain() -> Chain:
     """Train the tiny FLUX.2-klein pipeline from scratch on edited pictures of the editing world.
 
-    Cuttings of 32 px around what an edit changes come first, because an update takes a third of the time, and then
-    whole pictures.  After these the network recolours and removes, and draws blots for new objects.  Cuttings of 40 px
-    did not mend that.  So pictures of the still world follow, which show many shapes, and then whole edits again.
+    First on cuttings of 32 px around what an edit changes, where an update takes a third of the time, and then on whole
+    pictures.
     """
     parts = BuildParts("Flux2Klein", "tiny_klein_parts", pictures=6000, autoencoder_steps=5000, text_steps=800)
-    cuttings = EditImages(count=40_000, tasks=("recolor", "remove", "add", "count", "retype"), cropped=True)
     cut = _run(parts).with_options(
-        data=cuttings, model=_klein(parts.model, 32), name="tiny_klein_cut", iterations=5000, batch=64, chunk=32
+        data=EditImages(count=40_000, tasks=("recolor", "remove", "add", "count", "retype"), cropped=True),
+        model=Flux2Klein(str(parts.model), size=32, max_sequence_length=16),
+        name="tiny_klein_cut",
+        iterations=5000,
+        batch=64,
+        chunk=32,
     )
     whole = cut.with_options(
         data=EditImages(count=24_000),
-        model=_klein(cut.folder / "model", 64),
-        name="tiny_klein_whole",
+        model=Flux2Klein("runs/tiny_klein_cut/model", size=64, max_sequence_length=16),
+        name="tiny_klein_pretrain",
+        iterations=5000,
         learning_rate=7e-4,
         held_out=EditPrompts("test", count=70),
         eval_every=1000,
         eval_rewards=("edits_strict", "edits_done", "edits_preserved"),
     )
-    cut_again = cut.with_options(
-        data=replace(cuttings, count=36_000), model=_klein(whole.folder / "model", 40), name="tiny_klein_larger", seed=1
-    )
-    draw = cut_again.with_options(
-        algorithm=SFT(dropout=0.1, shift=3.0),
-        data=ShapesImages(count=60_000),
-        model=_klein(cut_again.folder / "model", 32),
-        name="tiny_klein_draw",
-        iterations=9000,
-    )
-    last = whole.with_options(
-        model=_klein(draw.folder / "model", 64),
-        name="tiny_klein_pretrain",
-        seed=1,
-        learning_rate=1e-3,
-        iterations=2500,
-        eval_every=500,
-    )
-    return Chain("tiny_klein_pretrain", (parts, cut, whole, cut_again, draw, last), processes=2)
-
-
-def _klein(folder: Path, size: int) -> Flux2Klein:
-    """The tiny FLUX.2-klein in a folder, to draw pictures of a size."""
-    return Flux2Klein(folder.as_posix(), size=size, max_sequence_length=16)
+    return Chain("tiny_klein_pretrain", (parts, cut, whole), processes=2)
