@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import provenance, read_json
-from trainings import is_stored, results_of, store, train_to_end
+from trainings import is_stored, results_of, store, train_to_end, work_parser
 
 from afterflow.evaluation.comparison import Finished, beside_base, curve, judge_run, judged_from_json, judged_to_json
 from afterflow.evaluation.comparison import pooled as pool_seeds
@@ -147,10 +147,7 @@ def shortened(judged: Judged) -> dict:
 
 def parse_work(doc: str | None, names: Sequence[str]) -> argparse.Namespace:
     """Return the options of a benchmark of counted trainings: what is to be done, with which of them."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=("time", "train", "one", "report"))
-    parser.add_argument("names", nargs="*", choices=[*names, []], help="all of them without a name")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = work_parser(doc, ("time", "train", "one", "report"), names)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each on one thread")
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
     return parser.parse_args()

@@ -8,15 +8,14 @@ are scored one by one: done, all else preserved, and strict, which is both.  Res
 bench/results/editing/RECIPE_SEED.json.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from harness import provenance, read_json
-from trainings import is_stored, results_of, store, train_to_end
+from tiny_klein import verdicts_of
+from trainings import is_stored, results_of, store, train_to_end, work_parser
 
-from afterflow.envs.shapes.edit_verifier import verify_edit
 from afterflow.envs.shapes.edits import EDIT_TASKS, edit_suite
 from afterflow.evaluation.comparison import tuned_model
 from afterflow.evaluation.differences import gain_over_base
@@ -65,8 +64,7 @@ def judge(model: Model) -> dict[str, list[float]]:
     """Verdicts on every held-out request, averaged over its pictures."""
     records = edit_suite("test", PER_TASK, 0)
     pictures = draw_images(model, records, PICTURES, STEPS, 1.0, 0)
-    scores = [[verify_edit(record, picture) for picture in of_one] for record, of_one in zip(records, pictures)]
-    return {name: [float(np.mean([getattr(s, name) for s in row])) for row in scores] for name in VERDICTS}
+    return dict(zip(VERDICTS, verdicts_of(records, pictures, VERDICTS).T.tolist()))
 
 
 def write_report() -> None:
@@ -113,11 +111,7 @@ def of_requests(values: np.ndarray) -> Estimate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=("train", "report"))
-    parser.add_argument("names", nargs="*", choices=[*METHODS, []], help="both without a name")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
+    options = work_parser(__doc__, ("train", "report"), list(METHODS)).parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
     if options.work == "train":

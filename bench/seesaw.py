@@ -13,7 +13,6 @@ The seconds of an iteration are counted: its forward and backward passes, at wha
 and for each image what methods.py has measured of shapes_nft beside its passes (decoding, rewards, the rest).
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import provenance, read_json
-from trainings import SIDES, store
+from trainings import SIDES, store, work_parser
 
 from afterflow.algorithms.flow_opd import FlowOPD
 from afterflow.algorithms.forward_process import ForwardProcess
@@ -269,11 +268,7 @@ def judge(model: Model) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=("train", "report"))
-    parser.add_argument("names", nargs="*", choices=[*METHODS, []], help="all methods without a name")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
+    options = work_parser(__doc__, ("train", "report"), list(METHODS)).parse_args()
     torch.set_num_threads(1)
     no_progress_bars()
     if options.work == "train":

@@ -6,6 +6,7 @@ Both edit the same pictures, and what is asked of them was never asked in traini
 """
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,10 +27,15 @@ VERDICTS = ("strict", "done", "preserved", "partial")
 TOKENS, STEPS = 16, 20
 
 
+def verdicts_of(records: list[dict], pictures: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Verdicts (P, V) of these names on P requests, averaged over their pictures (P, K, 64, 64, 3)."""
+    verdicts = [[verify_edit(record, picture) for picture in of_one] for record, of_one in zip(records, pictures)]
+    return np.array([[np.mean([getattr(v, name) for v in row]) for name in names] for row in verdicts])
+
+
 def figures(records: list[dict], pictures: np.ndarray) -> dict:
     """Every verdict by task, and over all with 95 % intervals, requests resampled within tasks."""
-    verdicts = [[verify_edit(record, picture) for picture in of_one] for record, of_one in zip(records, pictures)]
-    columns = np.array([[np.mean([getattr(v, name) for v in row]) for name in VERDICTS] for row in verdicts])
+    columns = verdicts_of(records, pictures, VERDICTS)
     overall, by_tag = verdicts_by_tag(columns, records, EDIT_TASKS, VERDICTS)
     return {"overall": overall, "tasks": by_tag}
 

@@ -1,5 +1,6 @@
 """What benches of trainings share: train to the end, store a result once, find the results of a name, pool verdicts."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,15 @@ from afterflow.system.atomic_files import make_folder, write_text_atomically
 
 SIDES = (32, 32)
 """Height and width of the shapes world's pictures."""
+
+
+def work_parser(doc: str | None, works: Sequence[str], names: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser of what a bench is to do, with which of its trainings, and from which seeds."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=works)
+    parser.add_argument("names", nargs="*", choices=[*names, []], help="all of them without a name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser
 
 
 def train_to_end(run: Run, recipe: str) -> float:

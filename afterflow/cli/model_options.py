@@ -81,13 +81,12 @@ class ModelOptions:
         InputError where its family has no use for their input pictures, or needs some, and where one cannot be read.
         """
         from ..models.families import FAMILIES
-        from ..system.input_pictures import check_inputs, check_readable, input_names
+        from ..system.input_pictures import check_all_readable, check_inputs, input_names
 
         config = self.config(path, any(map(input_names, records)))
         family = FAMILIES[type(config)]
         check_inputs(records, family.takes_pictures, family.stock, family.most_pictures)
-        for name in dict.fromkeys(name for record in records for name in input_names(record)):
-            check_readable(name)
+        check_all_readable(records)
         return config
 
     def load(self, path: str, lora: str | None, inputs: bool = False) -> "Model":

@@ -323,9 +323,8 @@ def survey_images(source: StoredSource, listing: Listing, sizes: Sequence[tuple[
         own = header.height, header.width
         inputs = input_names(entry.record)
         check_differs(data, inputs, entry.location)
-        survey.remarks["of another shape than their input"] += any(
-            not same_shape(own, input_size(name)) for name in inputs[:1]
-        )
+        for first in inputs[:1]:
+            survey.remarks["of another shape than their input"] += not same_shape(own, input_size(first))
         digests.add(digest)
         survey.images.append(SurveyedImage(entry, digest, size, own))
     if small and source.min_size is None:

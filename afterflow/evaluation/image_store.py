@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from ..system.atomic_files import make_folder, write_bytes, write_text_atomically, writing
 from ..system.errors import InputError
 from ..system.folder_lock import LOCK
-from ..system.input_pictures import file_version, input_names, whole_path, with_digests
+from ..system.input_pictures import file_version, rename_pictures, whole_path, with_digests
 from ..system.own_folders import check_links
 from ..system.pictures import is_picture_file, read_header, read_picture
 from ..system.text_files import parse_json, read_json, read_text, read_text_lines
@@ -50,17 +51,16 @@ def open_store(folder: Path, settings: dict) -> None:
     if folder.is_dir():
         check_links(folder)
     file, settings = folder / SETTINGS, json.loads(json.dumps(settings))
-    before = drawn_with(folder)
-    if before and any((prompt_dir / "samples").is_dir() for prompt_dir in prompt_folders(folder)):
+    if before := drawn_with(folder):
         changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
-        if changed:
+        if changed and any((prompt_dir / "samples").is_dir() for prompt_dir in prompt_folders(folder)):
             listed = ", ".join(f"{name} = {in_short(before.get(name))}" for name in changed)
             raise InputError(f"{folder} holds pictures drawn with {listed}; delete it, or have them drawn elsewhere")
-        return
-    if not before and holds_images(folder):
+        if not changed:
+            return
+    elif holds_images(folder):
         raise InputError(f"{folder} holds pictures that afterflow did not draw; take another --out")
-    others = [path.name for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
-    if others and not before:
+    elif others := [path.name for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []:
         raise InputError(f"{folder} holds {others[0]} and no {SETTINGS} of afterflow's; take another --out")
     make_folder(folder)
     write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
@@ -77,7 +77,7 @@ def missing_prompts(folder: Path, prompts: int) -> list[int]:
 
 
 def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> None:
-    """Write the images (K, H, W, 3), or clips (K, F, H, W, 3), of one prompt."""
+    """Write the images (K, H, W, 3), or clips (K, F, H, W, 3), of a prompt whose inputs `update_records` has copied."""
     samples = prompt_folder(folder, index) / "samples"
     for k, image in enumerate(images):
         clip = [(samples / f"{k:04}" / f"{f:04}.png", frame) for f, frame in enumerate(image)]
@@ -87,35 +87,21 @@ def add_images(folder: Path, index: int, record: dict, images: np.ndarray) -> No
             with writing(file):
                 Image.fromarray(frame).save(part, format="PNG")
                 os.replace(part, file)
-    copy_pictures(folder, index, record)
     write_text_atomically(samples.parent / "metadata.jsonl", json.dumps(with_copies(record)[0]) + "\n")
-
-
-def copy_pictures(folder: Path, index: int, record: dict) -> None:
-    """Copy the pictures that a prompt is about beside it, where they are not there yet."""
-    for name, source in with_copies(record)[1].items():
-        copy, content = prompt_folder(folder, index) / name, Path(source).read_bytes()
-        if not copy.is_file() or copy.read_bytes() != content:
-            make_folder(copy.parent)
-            write_bytes(copy, content)
 
 
 def with_copies(record: dict) -> tuple[dict, dict[str, str]]:
     """Return a record that names copies of the pictures it is about, and what each copy is of, by its name."""
-    stored, copies = dict(record), {}
+    copies, places = {}, count()
 
-    def name_of_copy(source: str, stem: str) -> str:
+    def name_of_copy(key: str, source: str) -> str:
+        stem = next(places) if key == "input" else key
         if file_version(source) is None:  # a data: address, or not there
             return source
         copies[name := f"input/{stem}{Path(source).suffix}"] = source
         return name
 
-    if names := [name_of_copy(source, str(i)) for i, source in enumerate(input_names(record))]:
-        stored["input"] = names[0] if isinstance(record["input"], str) else names
-    for key in ("mask", "image") if names else ("image",):
-        if isinstance(source := record.get(key), str) and source:
-            stored[key] = name_of_copy(source, key)
-    return stored, copies
+    return rename_pictures(record, name_of_copy), copies
 
 
 def read_records(folder: Path) -> list[dict]:
@@ -139,28 +125,25 @@ def read_records(folder: Path) -> list[dict]:
 def within(record: dict, prompt_dir: Path) -> dict:
     """Return a record whose pictures have whole paths within a prompt's folder, wherever it says that they lie."""
 
-    def located(name: str) -> str:
-        if name.startswith("data:"):
-            return name
+    def located(key: str, name: str) -> str:
         try:
-            return whole_path(name, "input", prompt_dir, "")
+            return whole_path(name, key, prompt_dir, "")
         except InputError:
             return str(prompt_dir.resolve() / "input" / PurePath(name).name)
 
-    inside = dict(record)
-    if names := [located(name) for name in input_names(record)]:
-        inside["input"] = names[0] if isinstance(record["input"], str) else names
-    for key in ("mask", "image") if names else ("image",):
-        if isinstance(name := record.get(key), str) and name:
-            inside[key] = located(name)
-    return inside
+    return rename_pictures(record, located)
 
 
 def update_records(folder: Path, records: Sequence[dict]) -> None:
     """Copy what prompts are about, and write the records that have changed since their images were drawn."""
     for i, record in enumerate(records):
-        copy_pictures(folder, i, record)
-        file, text = prompt_folder(folder, i) / "metadata.jsonl", json.dumps(with_copies(record)[0]) + "\n"
+        prompt_dir, (stored, copies) = prompt_folder(folder, i), with_copies(record)
+        for name, source in copies.items():
+            copy, content = prompt_dir / name, Path(source).read_bytes()
+            if not copy.is_file() or copy.read_bytes() != content:
+                make_folder(copy.parent)
+                write_bytes(copy, content)
+        file, text = prompt_dir / "metadata.jsonl", json.dumps(stored) + "\n"
         if file.is_file() and read_text(file) != text:
             write_text_atomically(file, text)
 

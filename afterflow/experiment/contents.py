@@ -61,11 +61,11 @@ def run_contents(run: Run, records: Sequence[dict], held_out: Sequence[dict], mo
 def pictures_beside(data: ImageFolder | PairFolder) -> dict[str, str]:
     """Return digests of the pictures that a list names and that lie beside it, by what they are there for."""
     contents = {}
-    edits = [record for record in caption_records(data) if input_names(record)]
-    if edits:
+    pairs = data.pair_listing().pairs if isinstance(data, PairFolder) else ()
+    captions = [winner.record for winner, _ in pairs] or caption_records(data)
+    if edits := [record for record in captions if input_names(record)]:
         contents["records of edits"] = digest(json.dumps([with_digests(record) for record in edits], sort_keys=True))
-    if isinstance(data, PairFolder):
-        pairs = data.pair_listing().pairs
+    if pairs:
         contents["pictures of pairs"] = digest(json.dumps([[digest(one.read()) for one in pair] for pair in pairs]))
     return contents
 

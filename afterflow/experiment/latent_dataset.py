@@ -25,18 +25,19 @@ from ..data.images import (
     num_empty_tokens,
 )
 from ..data.pairs import SampledPairs
-from ..data.prompts import batch_rows, bucket_rows, check_record
+from ..data.prompts import batch_rows, bucket_rows
 from ..models.base import latents_file, read_cache_file, write_cache_file
 from ..models.pipeline import Model
 from ..rewards.base import RewardModels
 from ..rewards.grouped import score_groups
-from ..rewards.registry import DEFAULT_REWARD_MODELS, needs_of
+from ..rewards.registry import DEFAULT_REWARD_MODELS
 from ..sampling.conditioning import Conditioning, Pairs, Velocity
 from ..sampling.device_copies import to_device
 from ..system.errors import InputError
 from ..system.input_pictures import with_digests
 from .config import Run
 from .contents import reward_contents
+from .prompt_checks import check_min_reward
 from .sampled_pairs import PairSampler
 
 _log = logging.getLogger(__name__)
@@ -205,9 +206,7 @@ def reaches_rewards(
     """Return (B,) bool: which of B images reach every reward.  InputError is raised where one has no score."""
     passes = np.ones(len(images), bool)
     for name, value in min_reward.items() if len(images) else ():
-        required = {f"min_reward {reward}": needs for reward, needs in needs_of([name], models).items()}
-        for record in records:
-            check_record(record, f"the image of {record['prompt']!r}", required)
+        check_min_reward([name], records, models)
         scores = score_groups(name, images[:, None], records, models)
         if scores.failures:
             raise InputError(f"min_reward: {name} has no score for the image of {scores.failures[0]}")

@@ -13,12 +13,13 @@ from ..envs.shapes.prompts import validate
 from ..models.adapters import Teacher
 from ..models.families import FAMILIES
 from ..models.pipeline import Pretrained
+from ..rewards.base import RewardModels
 from ..rewards.registry import find_reward, needs_of
 from ..rewards.shapes_judge import ShapesJudge
 from ..rewards.votes.judge import Votes
 from ..sampling.seeds import number
 from ..system.errors import ConfigError, InputError
-from ..system.input_pictures import check_inputs, check_readable, content_key, input_names, prompt_key
+from ..system.input_pictures import check_all_readable, check_inputs, content_key, input_names, prompt_key
 from ..system.pictures import WHITE, check_color
 from .config import Run
 from .evaluation_fit import rewards_of_data
@@ -70,20 +71,24 @@ def check_input_pictures(run: Run, records: Sequence[dict]) -> int:
     would not see them.  ConfigError where targets would be brought to another shape or background than they are.
     """
     family = FAMILIES[type(run.model)]
-    records = [*records, *caption_records(run.data)]
+    captions = caption_records(run.data)
+    records = [*records, *captions]
     inputs = check_inputs(records, family.takes_pictures, family.stock, family.most_pictures)
     if inputs and isinstance(run.judge, Votes):
         raise InputError("judge = Votes: its page does not show what an edit began with; take another judge")
     if inputs and isinstance(run.data, StoredSource):
         check_like_targets(run.data)
     if isinstance(run.data, StoredSource) and run.data.min_size is None and run.data.unreadable == "stop":
-        needs = needs_of(list(run.data.min_reward), run.reward_models)  # of all images, because none is left out
-        required = {f"min_reward {name}": check for name, check in needs.items()}
-        for record in caption_records(run.data) if required else ():
-            check_record(record, f"the image of {record['prompt']!r}", required)
-    for name in dict.fromkeys(name for record in records for name in input_names(record)):
-        check_readable(name)
+        check_min_reward(run.data.min_reward, captions, run.reward_models)  # of all images, because none is left out
+    check_all_readable(records)
     return inputs
+
+
+def check_min_reward(names: Iterable[str], records: Sequence[dict], models: RewardModels) -> None:
+    """Raise InputError where a reward that chooses images could not judge the record of one."""
+    required = {f"min_reward {name}": needs for name, needs in needs_of(names, models).items()}
+    for record in records if required else ():
+        check_record(record, f"the image of {record['prompt']!r}", required)
 
 
 def check_drawn_size(config: Pretrained, rewards: Iterable[str], option: str, data: object = None) -> None:

@@ -10,12 +10,13 @@ from ..algorithms.flow_grpo import FlowGRPO
 from ..data.edits import EditPrompts
 from ..experiment.config import Run
 from ..models.flux2_klein import Flux2Klein
+from ..models.pipeline_files import SHIPPED_OPTIONS
 from .shapes import shapes_flow_grpo
 from .shapes_forward import EARLY, STEPS
 from .shapes_methods import SHAPES_STEPS
 
 EDITS_WEIGHTS = {"edits_strict": 0.5, "edits_partial": 0.5}
-TINY_KLEIN = Flux2Klein("tiny_klein", size=64, max_sequence_length=16)
+TINY_KLEIN = Flux2Klein("tiny_klein", **SHIPPED_OPTIONS["tiny_klein"])
 
 
 def _run(algorithm: OnPolicy, name: str, **options: object) -> Run:

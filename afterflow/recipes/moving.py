@@ -11,12 +11,13 @@ from ..algorithms.flow_grpo import FlowGRPO
 from ..data.clips import MovingPrompts
 from ..experiment.config import Run
 from ..models.adapters import LoRA
+from ..models.pipeline_files import SHIPPED_OPTIONS
 from ..models.wan import Wan
 from .shapes import shapes_flow_grpo
 from .shapes_methods import SHAPES_STEPS
 
 MOVING_WEIGHTS = {"moving_strict": 0.5, "moving_partial": 0.5}
-TINY_WAN = Wan("tiny_wan", height=32, width=32, frames=9, max_sequence_length=16)
+TINY_WAN = Wan("tiny_wan", **SHIPPED_OPTIONS["tiny_wan"])
 
 
 def _run(algorithm: OnPolicy, name: str) -> Run:

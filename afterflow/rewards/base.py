@@ -350,7 +350,7 @@ def remember_last_batch(
 
     A batch is another one where the file of a picture that a record names has changed.
     """
-    last: tuple[bytes, list[Mapping], list[_T]] = (b"", [], [])
+    last: tuple[bytes, list[dict], list[_T]] = (b"", [], [])
 
     def remembered(images: np.ndarray, records: Sequence[dict]) -> list[_T]:
         nonlocal last

@@ -83,12 +83,10 @@ def needs_of(names: Iterable[str], models: RewardModels = DEFAULT_REWARD_MODELS)
     checks = {}
     for name in names:
         reward = find_reward(name)
-        here = reward.client_needs if name in models.servers else None
-        needs = here or reward.needs
         if name in models.servers:
-            checks[name] = partial(check_served, needs)
-        elif needs is not None:
-            checks[name] = needs
+            checks[name] = partial(check_served, reward.client_needs or reward.needs)
+        elif reward.needs is not None:
+            checks[name] = reward.needs
     return checks
 
 

@@ -8,8 +8,7 @@ import base64
 import hashlib
 import io
 import reprlib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
@@ -48,22 +47,26 @@ def content_key(record: Mapping[str, Any]) -> tuple[str, ...]:
     return record["prompt"], *map(picture_content, input_names(record))
 
 
-def with_digests(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_digests(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record whose pictures are named by the digests of their files, which may move or change.
 
-    They are its inputs with their mask, and the picture to be like.  A record without any is returned as it is.  So are
-    data: addresses, which are contents themselves, and names of files that are not there.
+    data: addresses, which are contents themselves, and names of files that are not there stay as they are.
     """
-    digests: dict[str, Any] = {}
-    if input_names(record):
-        value = record["input"]
-        digests["input"] = (
-            picture_content(value) if isinstance(value, str) else [picture_content(name) for name in value]
-        )
-    for key in ("mask", "image") if digests else ("image",):
+    return rename_pictures(record, lambda key, name: picture_content(name))
+
+
+def rename_pictures(record: Mapping[str, Any], rename: Callable[[str, str], str]) -> dict[str, Any]:
+    """Return a record whose pictures have other names: its inputs in order, then their mask, and the one to be like.
+
+    rename: Function of the key under which a picture is named, and its name, to its other name.
+    """
+    renamed = dict(record)
+    if names := [rename("input", name) for name in input_names(record)]:
+        renamed["input"] = names[0] if isinstance(record["input"], str) else names
+    for key in ("mask", "image") if names else ("image",):
         if isinstance(name := record.get(key), str) and name:
-            digests[key] = picture_content(name)
-    return {**record, **digests} if digests else record
+            renamed[key] = rename(key, name)
+    return renamed
 
 
 def picture_content(name: str) -> str:
@@ -94,25 +97,29 @@ def _file_digest(name: str, version: tuple[int, int]) -> str:
 
 def read_input(name: str) -> np.ndarray:
     """Read an input picture as uint8 (H, W, 3); InputError where it cannot be read."""
+    source, shown = picture_source(name)
+    formats = ("PNG",) if isinstance(source, bytes) else None
+    return read_picture(source, shown, formats=formats, max_pixels=MOST_PIXELS)
+
+
+def picture_source(name: str) -> tuple[Path | bytes, str]:
+    """Return the file of an input, or what its data: address holds, and what messages call it.
+
+    InputError for an address that holds no PNG.
+    """
     if not name.startswith("data:"):
-        return read_picture(Path(name), name, max_pixels=MOST_PIXELS)
-    return read_picture(address_content(name), f"{name[:40]}…", formats=("PNG",), max_pixels=MOST_PIXELS)
-
-
-def address_content(name: str) -> bytes:
-    """Return the file that a data: address holds; InputError where it is no PNG's."""
+        return Path(name), name
     if not name.startswith(PNG_ADDRESS):
         raise InputError(f"input {name[:40]}…: of data addresses only {PNG_ADDRESS} is read")
     try:
-        return base64.b64decode(name.removeprefix(PNG_ADDRESS), validate=True)
+        return base64.b64decode(name.removeprefix(PNG_ADDRESS), validate=True), f"{name[:40]}…"
     except ValueError as error:
         raise InputError(f"input {name[:40]}…: not base64 ({error})") from None
 
 
 def input_size(name: str) -> tuple[int, int]:
     """Return height and width of an input picture, by its header; InputError where it has none."""
-    held = name.startswith("data:")
-    header = read_header(address_content(name) if held else Path(name), f"{name[:40]}…" if held else name)
+    header = read_header(*picture_source(name))
     return header.height, header.width
 
 
@@ -121,9 +128,15 @@ def check_readable(name: str) -> None:
     if name.startswith("data:"):
         read_input(name)
         return
-    header = read_header(Path(name), name)
-    if header.height * header.width > MOST_PIXELS:
+    height, width = input_size(name)
+    if height * width > MOST_PIXELS:
         raise InputError(f"{name}: an image has at most {MOST_PIXELS} pixels here")
+
+
+def check_all_readable(records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError where an input picture of a record is none, as `check_readable` tells."""
+    for name in dict.fromkeys(name for record in records for name in input_names(record)):
+        check_readable(name)
 
 
 def png_address(pixels: np.ndarray) -> str:
@@ -141,20 +154,19 @@ def locate_inputs(record: Mapping[str, Any], folder: Path | None, location: str)
     folder.
     """
     try:
-        names = input_names(record)
+        input_names(record)
     except InputError as error:
         raise InputError(f"{location}: {error}") from None
-    located = dict(record)
-    if isinstance(image := record.get("image"), str) and image:
-        with suppress(InputError):  # else its name counts from the working folder
-            located["image"] = whole_path(image, "image", folder, location)
-    if not names:
-        return located
-    paths, mask = [whole_path(name, "input", folder, location) for name in names], record.get("mask")
-    located["input"] = paths[0] if isinstance(record["input"], str) else paths
-    if isinstance(mask, str) and mask:
-        located["mask"] = whole_path(mask, "mask", folder, location)
-    return located
+
+    def located(key: str, name: str) -> str:
+        try:
+            return whole_path(name, key, folder, location)
+        except InputError:
+            if key != "image":
+                raise
+            return name  # which counts from the working folder
+
+    return rename_pictures(record, located)
 
 
 def whole_path(name: str, key: str, folder: Path | None, location: str) -> str:

@@ -260,12 +260,14 @@ def test_a_folder_of_edits_is_not_gone_on_with_about_other_pictures(tmp_path):
     open_store(folder, settings)
     open_store(folder, settings | {"steps": 2})  # nothing was drawn yet
     open_store(folder, settings)
+    update_records(folder, records)
     add_images(folder, 0, records[0], np.zeros((1, 8, 8, 3), np.uint8))
     open_store(folder, settings)
     shutil.rmtree(folder / "00000")
     (folder / "scores.json").write_text("{}")
     open_store(folder, settings | {"steps": 2})  # its pictures were deleted, to be drawn again
     open_store(folder, settings)
+    update_records(folder, records)
     add_images(folder, 0, records[0], np.zeros((1, 8, 8, 3), np.uint8))
     check_same_inputs(folder, records)
     write(file, 2)
@@ -286,6 +288,7 @@ def test_a_folder_of_edits_has_copies_of_what_they_are_about_and_may_move(tmp_pa
         {"prompt": REQUEST, "tag": "all", "input": [str(file), address]},
         {"prompt": REQUEST, "tag": "all"},
     ]
+    update_records(tmp_path / "drawn", records)
     for i, record in enumerate(records):
         add_images(tmp_path / "drawn", i, record, np.zeros((1, 8, 8, 3), np.uint8))
     before = [content_digest(tmp_path / "drawn" / f"{i:05}", record) for i, record in enumerate(records)]
@@ -350,6 +353,7 @@ def test_what_no_viewer_shows_alike_is_told_by_its_header(tmp_path):
 def test_two_folders_of_edits_are_compared_where_they_are_about_the_same_pictures(tmp_path):
     for name, grey in (("one", 1), ("other", 2), ("again", 1)):
         record = {"prompt": REQUEST, "input": str(write(tmp_path / f"{name}.png", grey))}
+        update_records(tmp_path / name, [record])
         add_images(tmp_path / name, 0, record, np.zeros((4, 8, 8, 3), np.uint8))
     compare = lambda name: Eval(str(tmp_path / "one"), against=str(tmp_path / name), suite="drawbench").image_sets()
     with pytest.raises(ConfigError, match="not the pictures of the same input pictures in the same order"):
