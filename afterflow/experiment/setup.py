@@ -17,7 +17,7 @@ from ..models.adapters import (
     check_loras,
     trainable_parameters,
 )
-from ..models.base import blocks
+from ..models.base import blocks, warn_of_slow_bf16
 from ..models.families import check_guidance
 from ..models.fp32_streams import keep_streams_in_fp32
 from ..models.pipeline import Model
@@ -196,6 +196,8 @@ def start_processes(run: Run, checkpoints: Sequence[Path]) -> Processes:
     )
     if run.optimization.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("mixed_precision = fp16 does nothing on a CPU; take bf16 or no")
+    if run.optimization.mixed_precision == "bf16" and accelerator.is_main_process:
+        warn_of_slow_bf16(accelerator.device, "mixed_precision = bf16", "no")
     processes = Processes(accelerator, run.distribution.shard != "none", run.distribution.grad_partitions)
     check_processes(run, processes)
     check_same_checkpoints(run, processes, [checkpoint.name for checkpoint in checkpoints])

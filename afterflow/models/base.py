@@ -28,6 +28,18 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def has_fast_bf16() -> bool:
+    """Whether this machine's CPU has instructions for bf16, without which it takes ten times as long as fp32."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def warn_of_slow_bf16(device: torch.device, option: str, instead: str) -> None:
+    """Say once that bf16 is slow where an option asks a CPU for it that has no instructions for it."""
+    if device.type == "cpu" and not has_fast_bf16():
+        message = f"{option}: this CPU has no instructions for bf16, which takes it about ten times as long as fp32"
+        say_once(_log, option, f"{message}; take {instead}")
+
+
 def cache_folder() -> Path:
     """Return the folder of encoded prompts and images, and of counts: AFTERFLOW_CACHE, or ~/.cache/afterflow.
 

@@ -31,7 +31,7 @@ from ..system.errors import ConfigError
 from ..system.input_pictures import input_names, read_input
 from ..system.once import say_each_once
 from ..system.pictures import fit_picture
-from .base import cache_folder, latents_file, read_cache_file, write_cache_file
+from .base import cache_folder, latents_file, read_cache_file, warn_of_slow_bf16, write_cache_file
 from .lora.factors import LoRAFactors
 from .lora.files import StoredLoRA, check_lora_fits, lora_state_dict, read_lora, write_lora
 from .lora.trained import trained_factors
@@ -162,6 +162,8 @@ class Model(ABC):
         with reading_parts(config.path):
             self.pipe = self.meta_pipeline()
             self.configure()  # what cannot be drawn is refused before weights are fetched
+        if config.dtype == "bfloat16":
+            warn_of_slow_bf16(self.device, "dtype = bfloat16", "float32")
         if self.device.type != "meta":
             self.folder = locate(config.path, config.revision)
             with reading_parts(config.path):

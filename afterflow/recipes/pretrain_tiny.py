@@ -13,6 +13,7 @@ from ..models.adapters import Full
 from ..models.flux2_klein import Flux2Klein
 from ..models.sd3 import SD3
 from .moving import TINY_WAN
+from .shapes import FASTEST_PRECISION
 
 
 def _run(parts: BuildParts) -> Run:
@@ -30,7 +31,7 @@ def _run(parts: BuildParts) -> Run:
             warmup=200,
             weight_decay=0.01,
             ema_decay=0.999,
-            mixed_precision="bf16",
+            mixed_precision=FASTEST_PRECISION,
         ),
         logging=Logging(sample_every=1000),
         checkpoints=Checkpoints(save_every=500),

@@ -13,6 +13,7 @@ from ..experiment.config import Batches, Distribution, Evaluation, Logging, Opti
 from ..experiment.stages import Chain, Samples
 from ..models.adapters import LoRA, Teacher
 from ..models.sd3 import SD3
+from .shapes import FASTEST_PRECISION
 
 GUIDANCE = 2.5
 """Guidance scale of the shipped pipeline.  The shift of times is its sampler's, 3."""
@@ -27,7 +28,7 @@ def shapes_sft() -> Run:
         LoRA(),
         name="shapes_sft",
         batches=Batches(iterations=200, batch=64, guidance_scale=GUIDANCE),
-        optimization=Optimization(learning_rate=3e-4, mixed_precision="bf16"),
+        optimization=Optimization(learning_rate=3e-4, mixed_precision=FASTEST_PRECISION),
         evaluation=Evaluation(
             held_out=ShapesPrompts("test", count=60, tags=TAGS[1:]),
             eval_every=50,
