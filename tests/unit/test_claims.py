@@ -26,3 +26,10 @@ def test_every_row_has_a_verdict_its_conditions_and_a_command(claims):
     for says, measured, verdict, under, command in rows:
         assert says and measured and under and command.startswith("`")
         assert verdict.partition(",")[0] in ("held", "not held", "undecided")
+
+
+def test_the_page_opens_with_five_findings_that_have_figures(claims):
+    opening = claims.page().split("\nOur experiments", 1)[0]
+    findings = [line for line in opening.splitlines() if line[:1].isdecimal()]
+    assert len(findings) == 5
+    assert all(line.count("**") == 2 and ("three seeds" in line or "all 9 runs" in line) for line in findings)
