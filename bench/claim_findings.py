@@ -19,7 +19,7 @@ from sequential import MARGIN
 RESULTS = Path(__file__).parent / "results"
 METHODS = "methods.json"
 SOAR_SECONDS, SOAR_IMAGES = "soar_seconds/comparison.json", "soar_images/comparison.json"
-FAMILY, LONG = "family/comparison.json", "dance_mix_branch/comparison.json"
+FAMILY = "family/comparison.json"
 SEESAW = "seesaw.json"
 
 

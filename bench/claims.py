@@ -12,7 +12,6 @@ from pathlib import Path
 from claim_advice import advice
 from claim_findings import (
     FAMILY,
-    LONG,
     METHODS,
     SOAR_IMAGES,
     SOAR_SECONDS,
@@ -104,7 +103,6 @@ CONDITIONS = {
     "--name soar_images": "400 updates on pictures that the verifier passed, three seeds",
     "--budget-seconds 180": "180 seconds of a core on pictures that the verifier passed, three seeds",
     "--name family": "420 seconds of a core, two at a time, three seeds",
-    "--name dance_mix_branch": "1200 seconds of a core, one seed",
 }
 """What a command names → the conditions of what it measured."""
 CONFLICT = {
@@ -132,7 +130,7 @@ CLAIMS = {
         Claim("10 training steps learn faster than 40", better("ablations/training_steps.json", "T_10", "T_40")),
         Claim("5 steps are no consistent gain over 10", alike("ablations/training_steps.json", "T_10", "T_5", 0.03)),
         Claim("Small groups are worse (they become unstable)", better("ablations/group_size.json", "G_16", "G_4")),
-        Claim("DDPO on flows is slower", better(FAMILY, "shapes_flow_grpo_full", "shapes_ddpo")),
+        Claim("DDPO on flows is slower", better(METHODS, "shapes_flow_grpo_full", "shapes_ddpo")),
     ],
     "CPS (arXiv:2509.05952) and GRPO-Guard (arXiv:2510.22319)": [
         Claim("CPS learns faster than the SDE", better("ablations/kernel.json", "cps", "flow_sde")),
@@ -144,7 +142,7 @@ CLAIMS = {
     "MixGRPO (arXiv:2507.21802)": [
         Claim(
             "Better than DanceGRPO (HPSv2.1 .369 against .356), in equal time",
-            better(LONG, "shapes_mix_grpo", "shapes_dance_grpo"),
+            better(METHODS, "shapes_mix_grpo", "shapes_dance_grpo"),
         ),
         Claim("An image costs 25 and 4 evaluations at T = 25 (here T = 20: 20 and 4)", counted("mix_grpo", 20, 4)),
         Claim(
@@ -159,7 +157,7 @@ CLAIMS = {
     "BranchGRPO (arXiv:2509.06040)": [
         Claim(
             "Better than DanceGRPO (HPSv2.1 .363 to .369 against .360), in equal time",
-            better(LONG, "shapes_branch_grpo", "shapes_dance_grpo"),
+            better(METHODS, "shapes_branch_grpo", "shapes_dance_grpo"),
         ),
         Claim("An image costs 13.68 evaluations in rollout and update", counted("branch_grpo", 13.68, 13.68)),
         Claim(
