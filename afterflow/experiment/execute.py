@@ -155,9 +155,8 @@ def train_setup(
     """
     optimization = setup.run.optimization
     recorder = GroupRecorder(setup.algorithm.requirements.weights, side)
-    with setup.processes.accelerator.local_main_process_first():  # what the first has encoded, others find in the cache
-        encode = PromptEncoder(setup, held_out, clock)
-        source, prompts, passes, drawn = training_data(setup, records, encode, recorder)
+    encode = PromptEncoder(setup, held_out, clock)
+    source, prompts, passes, drawn = training_data(setup, records, encode, recorder)
     if drawn is not None:
         check_drawn_pairs(setup, drawn, accept_changed_data)
     if isinstance(setup.run.data, ImageSource):
@@ -236,7 +235,7 @@ def training_data(
     run, model, batches = setup.run, setup.model, setup.run.batches
     steps = range(setup.first, batches.iterations)
     if isinstance(run.data, ImageSource):
-        images = image_pairs(run, run.data, model, encode, setup.models.reference)
+        images = image_pairs(run, run.data, model, encode, setup.models.reference, setup.processes)
         if setup.processes.main:
             RunFolder(run.folder).write_data({"images": len(images.prompts), "left_out": images.left_out})
         options = {"seed": run.seed, "chunk": batches.chunk, "processes": setup.processes}

@@ -1,6 +1,7 @@
 """Images with captions become latents and embeddings before training starts: selected by reward, and encoded once."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ from ..sampling.conditioning import Conditioning, Pairs, Velocity
 from ..sampling.device_copies import to_device
 from ..system.errors import InputError
 from ..system.input_pictures import with_digests
+from ..train.distributed import ALONE, Processes
 from .config import Run
 from .contents import reward_contents
 from .prompt_checks import check_min_reward
@@ -44,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 SHARD = 256
 """Number of pictures in one file of the cache."""
+Shard = list[CaptionedImage]
+"""Pictures of one shape that are encoded together."""
 
 
 class Bucket(NamedTuple):
@@ -73,6 +77,7 @@ def image_pairs(
     model: Model,
     encode: Callable[[Sequence[dict]], Conditioning],
     reference: Velocity | None = None,
+    processes: Processes = ALONE,
 ) -> LearntImages:
     """Return each iteration's batch of latents with prompts, all encoded beforehand.
 
@@ -82,15 +87,16 @@ def image_pairs(
         model: The model whose autoencoder encodes them.
         encode: Encodes the prompts of records.
         reference: The model before training, which draws what its user does not bring.
+        processes: The processes of the run, which share the pictures that are there.
     """
     drawn = None
     if isinstance(data, SampledPairs):
         assert reference is not None
-        latents, records, left_out, drawn = PairSampler(run, data, model, reference).gather(encode)
+        latents, records, left_out, drawn = PairSampler(run, data, model, reference).gather(encode, processes)
         buckets = [Bucket(latents, records)]
     else:
         assert isinstance(data, ListedImages)
-        buckets, left_out = gather_buckets(data, model, run.seed, run.reward_models)
+        buckets, left_out = gather_buckets(data, model, run.seed, run.reward_models, processes)
     cond = encode([record for bucket in buckets for record in bucket.records])
     max_empty = data.empty_tokens if isinstance(data, ShapesImages) else 0
     sizes = torch.tensor([len(bucket.records) for bucket in buckets])
@@ -111,18 +117,29 @@ def image_pairs(
 
 
 def gather_buckets(
-    data: ListedImages, model: Model, seed: int, models: RewardModels = DEFAULT_REWARD_MODELS
+    data: ListedImages,
+    model: Model,
+    seed: int,
+    models: RewardModels = DEFAULT_REWARD_MODELS,
+    processes: Processes = ALONE,
 ) -> tuple[list[Bucket], Counter[str]]:
     """Return the images to learn from, shape by shape, and reason → number of those left out.
 
     InputError is raised when none is left.
+
+    Args:
+        data: The images.
+        model: The model whose autoencoder encodes them.
+        seed: Seed of what is drawn or rendered for the run.
+        models: Where rewards that are networks run.
+        processes: Each encodes its share of the images, and all get all of them.
     """
     parts: dict[tuple[int, int], list[tuple[Tensor, list[dict]]]] = {}
     left_out: Counter[str] = Counter()
     low, surveyed = "below min_reward", 0
     used = used_images(data.images(seed, model.drawn_size, model.pixel_unit), left_out)
-    for part in split_shards(used):
-        z, chosen, unread = encode_shard(part, model, data, models)
+    encode = lambda part: encode_shard(part, model, data, models)
+    for part, (z, chosen, unread) in encode_in_shares(split_shards(used), encode, processes):
         parts.setdefault(part[0].size, []).append((z, [part[i].record for i in chosen]))
         surveyed += len(part)
         left_out[UNREADABLE] += unread
@@ -160,6 +177,33 @@ def split_shards(pictures: Iterator[CaptionedImage]) -> Iterator[list[CaptionedI
     for _, of_size in groupby(pictures, key=lambda picture: picture.size):
         while part := list(islice(of_size, SHARD)):
             yield part
+
+
+def encode_in_shares(
+    shards: Iterator[Shard], encode: Callable[[Shard], tuple[Tensor, list[int], int]], processes: Processes
+) -> Iterator[tuple[Shard, tuple[Tensor, list[int], int]]]:
+    """Yield each shard with what `encode` makes of it; every process encodes one of as many shards as there are.
+
+    Where it fails on one process, all stop.
+    """
+    while turn := list(islice(shards, processes.count)):
+        own = torch.empty(0)
+
+        def encode_own(turn: list[Shard] = turn) -> tuple[torch.Size, list[int], int] | None:
+            nonlocal own
+            if processes.rank >= len(turn):
+                return None
+            own, chosen, unread = encode(turn[processes.rank])
+            return own.shape, chosen, unread
+
+        made = processes.run_on_all(encode_own)[: len(turn)]
+        if processes.count == 1:
+            yield turn[0], (own, *made[0][1:])
+            continue
+        sizes = [math.prod(shape) for shape, *_ in made]
+        latents = processes.all_gather_rows(own.flatten(), sum(sizes)).split(sizes)
+        for shard, z, (shape, *others) in zip(turn, latents, made):
+            yield shard, (z.reshape(shape), *others)
 
 
 def encode_shard(

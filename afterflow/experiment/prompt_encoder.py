@@ -26,7 +26,8 @@ class PromptEncoder:
 
     def __call__(self, records: Sequence[dict]) -> Conditioning:
         """Encode the prompts of records.  InputError as of `encode_prompts`."""
-        with self.clock.within("encoding of prompts"), self.setup.model.encoders_loaded_once():
+        first = self.setup.processes.main_first()  # what the first has encoded, others find in the cache
+        with first, self.clock.within("encoding of prompts"), self.setup.model.encoders_loaded_once():
             prompts = encode_prompts(self.setup, records)
             # In a call of their own: in one batch with others they would round otherwise, and be cached with them.
             if self.held_out and self.held_out_prompts is None:

@@ -27,6 +27,7 @@ from ..sampling.seeds import generator
 from ..system.errors import InputError
 from ..system.input_pictures import with_digests
 from ..train.clock import Clock
+from ..train.distributed import ALONE, Processes
 from .config import Run
 from .contents import digest, lora_contents, pipeline_contents, reward_contents
 from .prompt_checks import prompt_records
@@ -64,23 +65,27 @@ class PairSampler:
         rewards = dict.fromkeys([*self.data.weights, *self.data.min_reward], 1.0)
         return Requirements(rewards, comparisons=Comparisons() if WIN_RATE in self.data.weights else None)
 
-    def gather(self, encode: Callable[[Sequence[dict]], Conditioning]) -> tuple[Tensor, list[dict], Counter[str], str]:
+    def gather(
+        self, encode: Callable[[Sequence[dict]], Conditioning], processes: Processes = ALONE
+    ) -> tuple[Tensor, list[dict], Counter[str], str]:
         """Return latents (N, 2, ...) of winners and losers, their prompts' records, what is left out, and a digest.
 
-        What is left out is reason → number of prompts.  The digest says which images the pairs are.  InputError is
+        The first process of a machine draws, and others find its images in the cache.  What is left out is reason →
+        number of prompts.  The digest says which images the pairs are.  InputError is
         raised where no prompt has a best and a worst image.
         """
         self.model.check_guidance(self.model.folder, self.scale)
         records, left_out = prompt_records(self.run), Counter()
         cond = encode(records)
         parts, chosen, which = [], [], []
-        for rows in torch.arange(len(records)).split(max(1, IMAGES // self.data.per_prompt)):
-            latents, members, reasons = self.part(cond[rows], rows, [records[i] for i in rows.tolist()])
-            parts.append(latents)
-            prompts = rows[members[:, 0]].tolist()
-            chosen += [records[i] for i in prompts]
-            which += [[i, *pair] for i, pair in zip(prompts, members[:, 1:].tolist())]
-            left_out += reasons
+        with processes.main_first():
+            for rows in torch.arange(len(records)).split(max(1, IMAGES // self.data.per_prompt)):
+                latents, members, reasons = self.part(cond[rows], rows, [records[i] for i in rows.tolist()])
+                parts.append(latents)
+                prompts = rows[members[:, 0]].tolist()
+                chosen += [records[i] for i in prompts]
+                which += [[i, *pair] for i, pair in zip(prompts, members[:, 1:].tolist())]
+                left_out += reasons
         words = f"{len(chosen)} of {len(records)} prompts have a best and a worst image"
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         _log.info(words + (f"; left out: {reasons}" if left_out else ""))

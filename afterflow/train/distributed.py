@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -44,6 +45,12 @@ class Processes:
         """The accelerator of a run that trains."""
         assert self._accelerator is not None
         return self._accelerator
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the first process of every machine be through with the context before the others begin it."""
+        with self.accelerator.local_main_process_first() if self.count > 1 else nullcontext():
+            yield
 
     def partition_rows(self, total: int) -> list[Tensor]:
         """Return one (n,) long tensor for each local partition: which of `total` rows belong to it, in order."""
@@ -154,6 +161,10 @@ class Processes:
         for grad in grads:
             grad.mul_(scale)
         return norm
+
+
+ALONE = Processes()
+"""One process, which trains nothing."""
 
 
 def parameter_buckets(parameters: Iterable[nn.Parameter], max_size: int) -> Iterator[list[nn.Parameter]]:

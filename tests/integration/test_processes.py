@@ -51,6 +51,14 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(found):
     assert first["a loss that is not finite"].startswith("TrainingStopped: step 0: ")
 
 
+def test_processes_encode_a_share_of_the_images_each_and_get_all(found):
+    _, alone, (first, second) = found
+    assert first["encoded"]["all"] == second["encoded"]["all"] == alone["encoded"]["all"]
+    assert (first["encoded"]["mine"], second["encoded"]["mine"]) == ([0, 2, 4], [1, 3])
+    assert second["encoded, one fails"] == "InputError: 3 cannot be read"
+    assert first["encoded, one fails"] == "TrainingStopped: process 1: 3 cannot be read"
+
+
 @pytest.mark.parametrize(
     "case",
     [

@@ -21,9 +21,10 @@ from afterflow.algorithms.pref_grpo import PrefGRPO
 from afterflow.algorithms.sft import SFT
 from afterflow.algorithms.soar import SOAR
 from afterflow.algorithms.v_grpo import VGRPO
+from afterflow.experiment.latent_dataset import encode_in_shares
 from afterflow.models.wrappers import in_chunks
 from afterflow.sampling.schedules import LinearShift
-from afterflow.system.errors import TrainingStopped
+from afterflow.system.errors import InputError, TrainingStopped
 from afterflow.train.checkpoint import WeightState, save_checkpoint
 from afterflow.train.distributed import Processes, make_accelerator
 from afterflow.train.ema import Ema
@@ -151,6 +152,24 @@ def whole_mlp(model):
     return gather_network(model)
 
 
+def encoded(accelerator, fails=None):
+    """What processes get of five shards of two shapes, the last without a picture, and which this one encoded."""
+    mine = []
+
+    def encode(shard):
+        if shard == fails:
+            raise InputError(f"{shard} cannot be read")
+        mine.append(shard)
+        shape = (shard % 4, 2, 3 + shard % 2)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(shard)), list(range(shape[0])), shard
+
+    try:
+        made = list(encode_in_shares(iter(range(5)), encode, Processes(accelerator)))
+    except (InputError, TrainingStopped) as error:
+        return f"{type(error).__name__}: {error}"
+    return {"mine": mine, "all": [(shard, z.tolist(), *z.shape, *others) for shard, (z, *others) in made]}
+
+
 def main(folder):
     torch.set_num_threads(1)
     accelerator = make_accelerator("no")
@@ -167,6 +186,7 @@ def main(folder):
         accelerator, folder / "v_grpo", ALGORITHMS["v_grpo"], ties, updates=2
     )
     found["shards of SFT"] = in_shards(accelerator, folder / "sft", ALGORITHMS["sft"])
+    found["encoded"], found["encoded, one fails"] = encoded(accelerator), encoded(accelerator, fails=3)
     (folder / f"{accelerator.process_index}_of_{accelerator.num_processes}.json").write_text(json.dumps(found))
 
 
