@@ -1,9 +1,10 @@
 """The five findings that docs/claims.md opens with: each a piece of advice, with figures of at least three seeds."""
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import NamedTuple
 
-from claim_findings import METHODS, averages, gain, lead, method, over_seeds, spread, stored
+from claim_findings import METHODS, averages, changes_of_signs, gain, lead, method, over_seeds, spread, stored
 
 
 class Advice(NamedTuple):
@@ -29,19 +30,17 @@ def constant_rate_collapses() -> str:
 
 
 def narrow_rewards_are_hacked() -> str:
-    runs, name = stored("text_hacking.json")["runs"], "eval/shapes_fidelity"
-    changes = lambda method: spread([run["signs"][-1][name] - run["signs"][0][name] for run in runs[method].values()])
-    nft, flow = f"DiffusionNFT changed fidelity by {changes('DiffusionNFT')}", f"Flow-GRPO by {changes('Flow-GRPO')}"
-    return f"With letters as the only reward, which was near its ceiling, {nft} in three seeds, and {flow}"
+    nft, flow = (spread(changes_of_signs(name, "shapes_fidelity")) for name in ("DiffusionNFT", "Flow-GRPO"))
+    fell = f"DiffusionNFT changed fidelity by {nft} in three seeds, and Flow-GRPO by {flow}"
+    return f"With letters as the only reward, which was near its ceiling, {fell}"
 
 
 def kl_is_cheap() -> str:
-    mean = lambda values: sum(values) / len(values)
     measured = []
     for name in ("", "_no_kl"):
         gains, fidelity, _ = over_seeds(f"shapes_flow_grpo{name}.json")
         measured.append(
-            f"gained {mean([one.value for one in gains]):+.3f} and changed fidelity by {mean(fidelity):+.3f}"
+            f"gained {fmean(one.value for one in gains):+.3f} and changed fidelity by {fmean(fidelity):+.3f}"
         )
     return f"Flow-GRPO with a KL {measured[0]}. Without one it {measured[1]}, three seeds each"
 

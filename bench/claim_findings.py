@@ -299,16 +299,18 @@ def seesaw() -> Finding:
     return Finding(measured, verdict, stored("generalist.json")["command"])
 
 
+def changes_of_signs(name: str, figure: str) -> list[float]:
+    """By how much a figure of signs changed while a method was trained on letters alone, seed by seed."""
+    runs = [run["signs"] for run in stored("text_hacking.json")["runs"][name].values()]
+    return [signs[-1][f"eval/{figure}"] - signs[0][f"eval/{figure}"] for signs in runs]
+
+
 def hacked_on_text() -> Finding:
-    result = stored("text_hacking.json")
-    ends = {
-        name: [(run["signs"][0], run["signs"][-1]) for run in seeds.values()] for name, seeds in result["runs"].items()
-    }
-    change = lambda name, figure: [last[f"eval/{figure}"] - first[f"eval/{figure}"] for first, last in ends[name]]
+    result, change = stored("text_hacking.json"), changes_of_signs
     nft, flow = (change(name, "shapes_fidelity") for name in ("DiffusionNFT", "Flow-GRPO"))
     measured = "; ".join(
         f"{name}: fidelity {spread(change(name, 'shapes_fidelity'))}, letters {spread(change(name, 'shapes_partial'))}"
-        for name in ends
+        for name in result["runs"]
     )
     verdict = "held" if max(nft) < min(0.0, *flow) else "not held" if min(nft) >= max(flow) else "undecided"
     return Finding(measured, verdict, result["command"])

@@ -197,9 +197,6 @@ def encode_in_shares(
             return own.shape, chosen, unread
 
         made = processes.run_on_all(encode_own)[: len(turn)]
-        if processes.count == 1:
-            yield turn[0], (own, *made[0][1:])
-            continue
         sizes = [math.prod(shape) for shape, *_ in made]
         latents = processes.all_gather_rows(own.flatten(), sum(sizes)).split(sizes)
         for shard, z, (shape, *others) in zip(turn, latents, made):

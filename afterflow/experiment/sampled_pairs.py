@@ -70,8 +70,8 @@ class PairSampler:
     ) -> tuple[Tensor, list[dict], Counter[str], str]:
         """Return latents (N, 2, ...) of winners and losers, their prompts' records, what is left out, and a digest.
 
-        The first process of a machine draws, and others find its images in the cache.  What is left out is reason →
-        number of prompts.  The digest says which images the pairs are.  InputError is
+        The first process of a machine draws before the others, which find its images in the cache if there is one.
+        What is left out is reason → number of prompts.  The digest says which images the pairs are.  InputError is
         raised where no prompt has a best and a worst image.
         """
         self.model.check_guidance(self.model.folder, self.scale)

@@ -231,10 +231,9 @@ def check_same_checkpoints(run: Run, processes: Processes, names: list[str]) -> 
 
 def load_model(run: Run, processes: Processes) -> Model:
     """Return the run's model on this process's device, with checkpointing and compilation as asked."""
-    accelerator = processes.accelerator
     check_guidance(run.model, run.batches.guidance_scale)
-    with accelerator.local_main_process_first():  # what the first downloads or makes, others find
-        model = run.model.load(accelerator.device)
+    with processes.main_first():  # what the first downloads or makes, others find
+        model = run.model.load(processes.accelerator.device)
     if run.optimization.gradient_checkpointing:
         model.module.enable_gradient_checkpointing()  # type: ignore[operator]
     if fp32_streams(run):

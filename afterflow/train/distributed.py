@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -46,11 +46,9 @@ class Processes:
         assert self._accelerator is not None
         return self._accelerator
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Let the first process of every machine be through with the context before the others begin it."""
-        with self.accelerator.local_main_process_first() if self.count > 1 else nullcontext():
-            yield
+    def main_first(self) -> AbstractContextManager[None]:
+        """Return a context that the first process of every machine is through with before the others begin it."""
+        return self.accelerator.local_main_process_first() if self.count > 1 else nullcontext()
 
     def partition_rows(self, total: int) -> list[Tensor]:
         """Return one (n,) long tensor for each local partition: which of `total` rows belong to it, in order."""
