@@ -87,7 +87,7 @@ def better(
         b = gain(method(of_second or result, second)["report"], figure)
         commands = dict.fromkeys(stored(name)["command"] for name in (result, of_second or result))
         apart = None if of_second else lead(result, first, second, figure)
-        verdict = beyond(a, b) if apart is None else above_zero(apart)
+        verdict = beyond(a, b) if apart is None else beyond_or_alike(apart)
         measured = f"{first} {a}, {second} {b}" + ("" if apart is None else f": ahead by {apart}")
         return Finding(measured, verdict, ", then ".join(commands))
 
@@ -115,6 +115,13 @@ def lead(result: str, first: str, second: str, figure: str) -> Estimate | None:
 
 def above_zero(apart: Estimate) -> str:
     return "held" if apart.low > 0 else "not held" if apart.high < 0 else "undecided"
+
+
+def beyond_or_alike(apart: Estimate) -> str:
+    """Whether the difference is above 0, where an interval within the margin says that there is none to speak of."""
+    verdict = above_zero(apart)
+    near = -MARGIN < apart.low and apart.high < MARGIN
+    return "not held, they are alike" if verdict == "undecided" and near else verdict
 
 
 def alike(result: str, first: str, second: str, margin: float) -> Callable[[], Finding]:

@@ -70,7 +70,7 @@ What others reached on real models is on the page of [published results](frontie
 |---|---|
 | held, not held | of two gains: the 95 % interval of their difference is on one side of 0 |
 | undecided | of two gains: it is on both sides |
-| not held, they are alike | of variants of a method: it is on both sides of 0, and within .05 |
+| not held, they are alike | of two gains over several seeds: it is on both sides of 0, and within .05 |
 | held | of a time or of a number of evaluations: it is at most a twentieth above the published one |
 | held | of "costs little", "costs nothing" and "no consistent gain": the interval is above −.03, by the rule −.05 |
 | held | of smoothness: the interval of the difference is above −.05 |
