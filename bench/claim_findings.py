@@ -120,7 +120,7 @@ def above_zero(apart: Estimate) -> str:
 def beyond_or_alike(apart: Estimate) -> str:
     """Whether the difference is above 0, where an interval within the margin says that there is none to speak of."""
     verdict = above_zero(apart)
-    near = -MARGIN < apart.low and apart.high < MARGIN
+    near = apart.low > -MARGIN and apart.high < MARGIN
     return "not held, they are alike" if verdict == "undecided" and near else verdict
 
 

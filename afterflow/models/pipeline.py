@@ -28,6 +28,7 @@ from ..sampling.schedules import Schedule
 from ..system.atomic_files import write_text_atomically
 from ..system.checks import check_at_least_one, check_not_negative
 from ..system.errors import ConfigError
+from ..system.freed_memory import keep_freed_memory
 from ..system.input_pictures import input_names, read_input
 from ..system.once import say_each_once
 from ..system.pictures import fit_picture
@@ -164,6 +165,8 @@ class Model(ABC):
             self.configure()  # what cannot be drawn is refused before weights are fetched
         if config.dtype == "bfloat16":
             warn_of_slow_bf16(self.device, "dtype = bfloat16", "float32")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.device.type != "meta":
             self.folder = locate(config.path, config.revision)
             with reading_parts(config.path):

@@ -5,8 +5,8 @@ python -m afterflow.models.tiny_parts.ship runs/tiny_wan_pretrain/model afterflo
 python -m afterflow.models.tiny_parts.ship runs/tiny_klein_pretrain/model afterflow/models/assets/tiny_klein
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -61,4 +61,8 @@ def ship(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    ship(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="model/ of a pretraining run")
+    parser.add_argument("target", type=Path, help="the folder to write")
+    options = parser.parse_args()
+    ship(options.source, options.target)

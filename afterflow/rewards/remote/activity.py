@@ -1,12 +1,11 @@
 """What a reward service has done, in one line a minute, and a log whose size nobody outside decides."""
 
 import asyncio
-import ctypes
 import logging
-import sys
 import time
 from collections import Counter
 
+from ...system.freed_memory import trim_memory
 from .limits import MemoryBudget
 
 _log = logging.getLogger(__name__)
@@ -15,8 +14,6 @@ MINUTE = 60.0
 """Seconds between two lines of what was done."""
 TRIM_SECONDS, TRIM_BYTES = 1.0, 4 * 2**20
 """How often free memory is given back, and how much of it requests must have freed."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Options of glibc's mallopt."""
 MAX_RECORDS = 100
 """Messages of a logger in a minute."""
 MAX_CHARACTERS = 2000
@@ -51,25 +48,6 @@ class Activity:
                 start = time.monotonic()
                 if line := self.line():
                     _log.info("in the last minute: %s", line)
-
-
-def glibc() -> ctypes.CDLL | None:
-    """Return the C library where it is glibc, which keeps freed memory for itself; None elsewhere."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return library if hasattr(library, "malloc_trim") else None
-
-
-def return_large_blocks() -> None:
-    """Let blocks of a megabyte go back to the system when they are freed; for a process that does nothing else."""
-    if library := glibc():
-        for option, value in ((M_MMAP_THRESHOLD, 2**20), (M_TRIM_THRESHOLD, 2**21), (M_ARENA_MAX, 2)):
-            library.mallopt(option, value)
-
-
-def trim_memory() -> None:
-    """Give free memory between used blocks back to the system."""
-    if library := glibc():
-        library.malloc_trim(0)
 
 
 class BoundedLog(logging.Filter):

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ...system.ended import TERMINATIONS, handlers
 from ...system.errors import ConfigError
-from .activity import return_large_blocks
+from ...system.freed_memory import return_large_blocks
 from .limits import ServiceLimits
 
 _log = logging.getLogger(__name__)
