@@ -31,7 +31,7 @@ from documents import (
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PARTS = [TUTORIAL / f"{name}.md" for name in ("first_run", "own_reward", "own_pictures", "one_card", "one_student")]
-PARTS.append(TUTORIAL / "reading_a_run.md")
+PARTS += [TUTORIAL / "reading_a_run.md", TUTORIAL / "edits.md"]
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
