@@ -120,7 +120,7 @@ def wait_for(computed: Tensor) -> None:
 
 
 def pass_seconds(setup: TrainingSetup, prompts: Conditioning) -> float:
-    """Return the seconds of one forward pass of a chunk, on the slowest process: the shortest of three where it is short.
+    """Return the seconds of one forward pass of a chunk, on the slowest process: of short ones the shortest of three.
 
     Whatever else the machine does can stretch a pass to many times its length.
     """
