@@ -1,4 +1,4 @@
-"""What an iteration on a CPU takes where freed memory is kept, over what it takes where it goes back to the system.
+"""What a short training on a CPU takes where it keeps freed memory, over what it takes where glibc gives it back.
 
     python bench/freed_memory.py --json bench/results/freed_memory.json
 
@@ -6,12 +6,10 @@ Each recipe trains a few iterations in processes of their own, in turns: as it s
 glibc decides for itself.  Seconds are of the processor, of a whole command: other programs may share the machine.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from statistics import median
 
 from harness import make_parser, provenance, write_json
@@ -29,8 +27,8 @@ def main() -> None:
     rounds: dict[str, list[dict[str, dict[str, float]]]] = {recipe: [] for recipe in RECIPES}
     for _ in range(options.rounds):
         for recipe in RECIPES:
-            kept, returned = measured(recipe, options.iterations, {}), measured(recipe, options.iterations, BY_ITSELF)
-            rounds[recipe].append({"kept": kept, "returned": returned})
+            as_it_stands, by_itself = (measured(recipe, options.iterations, extra) for extra in ({}, BY_ITSELF))
+            rounds[recipe].append({"as it stands": as_it_stands, "by itself": by_itself})
     recipes = {recipe: ratios(turns) | {"rounds": turns} for recipe, turns in rounds.items()}
     write_json(provenance() | {"iterations": options.iterations, "recipes": recipes}, options.json, indent=1)
 
@@ -51,26 +49,19 @@ def measured(recipe: str, iterations: int, variables: dict[str, str]) -> dict[st
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} failed with exit status {process.returncode}")
-        lines = (Path(home) / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
     return {
         "cpu": usage.ru_utime + usage.ru_stime,
         "system": usage.ru_stime,
         "pages": usage.ru_minflt,
         "peak_gib": usage.ru_maxrss / 2**20,
-        "iteration": median(iteration_seconds(json.loads(line)) for line in lines),
     }
 
 
-def iteration_seconds(metrics: dict) -> float:
-    """Return the seconds of the stages of an iteration."""
-    return sum(value for name, value in metrics.items() if name.startswith("seconds/"))
-
-
 def ratios(turns: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Of every measure the median over the turns of kept over returned."""
+    """Of every measure the median over the turns of what it is as afterflow stands over what it is otherwise."""
     return {
-        name: round(median(turn["kept"][name] / turn["returned"][name] for turn in turns), 3)
-        for name in turns[0]["kept"]
+        name: round(median(turn["as it stands"][name] / turn["by itself"][name] for turn in turns), 3)
+        for name in turns[0]["as it stands"]
     }
 
 
